@@ -1,0 +1,85 @@
+"""Puts the adapter that a method asks for onto a base model, checking first that it fits."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from trifed.adapters.tri_matrix import TriLoraConfig
+from trifed.errors import ModelError
+from trifed.settings import AdapterKind, AdapterSettings
+
+
+def attach(base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, seed: int) -> PeftModel:
+    """Wrap `base` with a fresh adapter; all clients that share `seed` start from the same A.
+
+    Raises:
+        ModelError: target modules match nothing, or the rank is larger than a layer.
+    """
+    targets = resolve_targets(base, settings)
+    _check_rank(base, targets, settings.rank)
+    common = {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": targets,
+    }
+    config: LoraConfig
+    if kind == "lora":
+        config = LoraConfig(**common)
+    else:
+        config = TriLoraConfig(**common, train="all" if kind == "tri-matrix" else "core")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 for a property that was renamed there; the user can do nothing about it.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        torch.manual_seed(seed)
+        return get_peft_model(base, config)
+
+
+def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[str]:
+    """The endings of module names that get an adapter, checked against the model."""
+    linear = _linear_layers(base)
+    endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    wanted = settings.target_modules
+    if wanted == "all-linear":
+        return endings
+    if wanted == "auto":
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(base.config.model_type)
+        if known is None:
+            raise ModelError(
+                f"adapter.target_modules: 'auto' knows no layers for a model of type "
+                f"'{base.config.model_type}'; name some of {', '.join(endings)}, or use 'all-linear'"
+            )
+        return list(known)
+    for ending in wanted:
+        if not any(name == ending or name.endswith("." + ending) for name in linear):
+            raise ModelError(
+                f"adapter.target_modules: '{ending}' matches no linear layer of this "
+                f"'{base.config.model_type}' model; these would match: {', '.join(endings)}"
+            )
+    return list(wanted)
+
+
+def _linear_layers(base: nn.Module) -> dict[str, tuple[int, int]]:
+    """Names and weight shapes of the layers that can carry an adapter."""
+    return {
+        name: tuple(module.weight.shape)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+
+
+def _check_rank(base: nn.Module, targets: list[str], rank: int) -> None:
+    for name, shape in _linear_layers(base).items():
+        matched = any(name == ending or name.endswith("." + ending) for ending in targets)
+        if matched and rank > min(shape):
+            raise ModelError(
+                f"adapter.rank: {rank} is larger than layer '{name}' of shape {shape} allows; "
+                f"use a rank of at most {min(shape)}"
+            )

@@ -1,0 +1,111 @@
+"""Configuration of the tri-matrix adapter, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from peft import LoraConfig
+
+from trifed.errors import AdapterError
+
+PEFT_TYPE: Final = "TRILORA"
+"""What `adapter_config.json` says under `peft_type`; plain PEFT refuses the folder because of it."""
+
+TRAIN_MODES: Final = ("all", "core")
+
+# Each of these changes what B·C·A means or adds tensors beside A, B and C. Cores of clients that differ
+# in them could not be compared or averaged, and the export to plain LoRA would no longer be exact.
+_UNSUPPORTED: Final = (
+    "use_rslora",
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "target_parameters",
+    "layer_replication",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "kasa_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "loftq_config",
+    "megatron_config",
+    "alora_invocation_tokens",
+)
+
+
+@dataclass
+class TriLoraConfig(LoraConfig):  # type: ignore[misc]
+    r"""A LoRA with a core between its two factors: $y = W_0 x + s\,B C A x$.
+
+    Sources: CE-LoRA, arXiv 2503.23869 (`train="all"`); LoRA-XS, arXiv 2405.17604 (`train="core"`).
+
+    Fields are those of `peft.LoraConfig`, and one more.
+
+    `train`:
+
+    - `"all"`: A, C and B train. Start: A Kaiming-uniform as in PEFT, C = I, B = 0; $s = \alpha/r$.
+    - `"core"`: C alone trains, between public frames taken from the SVD of the frozen weight, $A =
+      V_r^\top$ and $B = U_r \Sigma_r$. Start: C = 0; $s = 1$, whatever `lora_alpha` and `alpha_pattern`
+      say.
+
+    In both modes the adapted model equals the base model before the first step.
+
+    Raises `AdapterError` at construction, all reasons in one message, for an unknown `train`, a rank
+    below 1, a scale that is not positive, an `init_lora_weights` other than True, a trained bias, and
+    LoRA variants.
+    """
+
+    train: Literal["all", "core"] = field(
+        default="all",
+        metadata={"help": "'all' trains A, C and B; 'core' trains C between frozen frames from the SVD of W0"},
+    )
+
+    def __post_init__(self) -> None:
+        # First, because PEFT asks for optional packages or warns about some of the settings refused here.
+        self.check()
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+
+    def check(self) -> None:
+        """Raise `AdapterError` if any setting has no meaning in this form."""
+        problems = [*self._start_problems(), *self._rank_problems()]
+        problems += [f"{name} is not supported: leave it unset" for name in _UNSUPPORTED if getattr(self, name)]
+        if self.bias != "none":
+            problems.append(f"bias is {self.bias!r}: only 'none' is supported, the frozen weights stay frozen")
+        if problems:
+            raise AdapterError("TriLoraConfig: " + "; ".join(problems))
+
+    def _start_problems(self) -> list[str]:
+        problems = []
+        if self.train not in TRAIN_MODES:
+            problems.append(f"train is {self.train!r}: expected 'all' or 'core'")
+        if self.init_lora_weights is not True:
+            problems.append(
+                f"init_lora_weights is {self.init_lora_weights!r}: only True is supported. train='all' then "
+                "starts from A Kaiming-uniform, C = I, B = 0; train='core' from SVD frames and C = 0. Other "
+                "starts leave B = 0 (a core that trains alone would never move) or change step 0"
+            )
+        return problems
+
+    def _rank_problems(self) -> list[str]:
+        problems = []
+        for name, rank in _with_pattern("r", self.r, "rank_pattern", self.rank_pattern):
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                problems.append(f"{name} is {rank!r}: expected a whole number of at least 1")
+        for name, alpha in _with_pattern("lora_alpha", self.lora_alpha, "alpha_pattern", self.alpha_pattern):
+            if not alpha > 0:
+                problems.append(f"{name} is {alpha!r}: expected a positive number, otherwise nothing can learn")
+        return problems
+
+
+def _with_pattern(
+    name: str, value: Any, pattern_name: str, pattern: Mapping[str, Any] | None
+) -> list[tuple[str, Any]]:
+    return [(name, value), *((f"{pattern_name}[{key!r}]", v) for key, v in (pattern or {}).items())]

@@ -1,0 +1,94 @@
+"""From a tri-matrix adapter to a plain LoRA adapter, exactly: C is folded into B."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from trifed.adapters.config import TriLoraConfig
+from trifed.adapters.tri_matrix import adapted_layers
+from trifed.errors import AdapterError
+
+# For these tasks PEFT expects the head in the adapter file, whatever the configuration says.
+_TASKS_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+def to_plain_lora(
+    model: PeftModel, adapter_name: str = "default", *, include_modules_to_save: bool = True
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Return the plain LoRA that computes the same function as a tri-matrix adapter.
+
+    The new B is B·C, shape (d_out, r); A, shape (r, d_in), and the rank stay. For `train="core"` the new
+    `lora_alpha` is r, so that the scale is 1 there too. Tensors are copies on the CPU under the names that
+    `save_pretrained` uses. Without `include_modules_to_save` the head is left out (vLLM refuses adapters
+    with one), and so is the task type, where PEFT would ask for a head because of it.
+
+    Raises `AdapterError` if the model has no tri-matrix adapter of this name.
+    """
+    config = model.peft_config.get(adapter_name)
+    if not isinstance(config, TriLoraConfig):
+        names = [name for name, other in model.peft_config.items() if isinstance(other, TriLoraConfig)]
+        raise AdapterError(f"no tri-matrix adapter {adapter_name!r}: the model has {names}")
+    # save_embedding_layers="auto" may ask a model hub for the size of the base's vocabulary.
+    saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    tensors = {k: v for k, v in saved.items() if include_modules_to_save or ".lora_" in k}
+    for name, layer in adapted_layers(model, adapter_name):
+        # 1, unless someone rescaled the layer after it was made (PEFT's set_scale): the configuration
+        # cannot tell.
+        rescaled = layer.scaling[adapter_name] / (layer.lora_alpha[adapter_name] / layer.r[adapter_name])
+        b, c = tensors[f"{name}.lora_B.weight"], tensors.pop(f"{name}.lora_C.weight")
+        work = torch.promote_types(b.dtype, torch.float32)
+        tensors[f"{name}.lora_B.weight"] = (b.to(work) @ c.to(work) * rescaled).to(b.dtype)
+    plain = _plain_config(config, include_modules_to_save)
+    return plain, {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+
+
+def _plain_config(config: TriLoraConfig, include_modules_to_save: bool) -> LoraConfig:
+    values = config.to_dict()
+    del values["train"], values["peft_type"]
+    values["inference_mode"] = True
+    if config.train == "core":
+        # The same patterns for rank and alpha: PEFT then takes both from the same entry, and alpha / r is
+        # 1.
+        values |= {"lora_alpha": config.r, "alpha_pattern": dict(config.rank_pattern)}
+    if not include_modules_to_save:
+        values["modules_to_save"] = None
+        if config.task_type in _TASKS_WITH_HEAD:
+            values["task_type"] = None
+    return LoraConfig(**values)
+
+
+def export_plain_lora(
+    model: PeftModel,
+    folder: str | Path,
+    adapter_name: str = "default",
+    include_modules_to_save: bool = True,
+) -> Path:
+    """Write a plain LoRA folder that PEFT, vLLM and converters read without this package; returns its path.
+
+    The folder gets `adapter_config.json` and `adapter_model.safetensors`. It appears whole or not at all:
+    the files are written next to it and renamed.
+
+    Raises `AdapterError` if `folder` exists and is not an empty folder, and as `to_plain_lora` does.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise AdapterError(f"{target} exists and is not an empty folder: choose another, or remove it first")
+    config, tensors = to_plain_lora(model, adapter_name, include_modules_to_save=include_modules_to_save)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.partial"
+    partial.mkdir()
+    try:
+        save_file(tensors, str(partial / "adapter_model.safetensors"), metadata={"format": "pt"})
+        config.save_pretrained(str(partial))
+        if target.exists():
+            target.rmdir()  # empty, see above; and a rename onto a folder fails on some systems
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target

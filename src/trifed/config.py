@@ -1,0 +1,192 @@
+"""One validated model of a run, from TOML and flags, and back. Every mistake is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trifed.data import DataSettings
+from trifed.errors import ConfigError
+from trifed.methods import METHODS, Options
+from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
+
+
+class MethodSettings(BaseModel):
+    """A method's name and, beside it, that method's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "ce-lora"
+
+    def options(self) -> Options:
+        """The options, validated by the method itself."""
+        return METHODS[self.name].options(**(self.model_extra or {}))
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="its folder under runs/")
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(20, ge=1)
+    participation: float = Field(1.0, gt=0, le=1, description="share of the clients drawn each round")
+    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
+    controls: bool = Field(True, description="linear probe and class means beside the result")
+    baselines: list[str] = Field([], description="methods also run on the same split")
+    model: ModelSettings = ModelSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    data: DataSettings
+    method: MethodSettings = MethodSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_by_name(cls, values: Any) -> Any:
+        """`method = "local"` is short for `[method] name = "local"`."""
+        if isinstance(values, dict) and isinstance(values.get("method"), str):
+            return {**values, "method": {"name": values["method"]}}
+        return values
+
+    def with_method(self, name: str) -> RunConfig:
+        """The same run by another method alone, with that method's default options."""
+        return self.model_copy(update={"method": MethodSettings(name=name), "baselines": [], "controls": False})
+
+    def run_id(self) -> str:
+        """Twelve hex digits that change with anything that changes the numbers."""
+        return hashlib.sha256(
+            self.model_dump_json(exclude={"name", "baselines", "controls"}).encode()
+        ).hexdigest()[:12]
+
+
+def make_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """Validate a nested dictionary.
+
+    Raises:
+        ConfigError: with every mistake, each by its dotted name.
+    """
+    problems: list[str] = []
+    config = None
+    try:
+        config = RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        problems += [_explain(item, RunConfig) for item in error.errors()]
+    problems += _method_problems(values.get("method", "ce-lora"))
+    if config is not None:
+        problems += _baseline_problems(config)
+    if config is None or problems:
+        raise ConfigError(problems, source)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The raw values of a TOML file.
+
+    Raises:
+        ConfigError: no such file, not UTF-8, or not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            ["there is no such file; `trifed run --help` shows one to start from"], str(path)
+        ) from error
+    except IsADirectoryError as error:
+        raise ConfigError(
+            ["this is a folder; to go on with a run: trifed run --resume FOLDER"], str(path)
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid TOML: {error}"], str(path)) from error
+
+
+def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with flags laid over them; a flag's name is dotted: `training.learning_rate`."""
+    result = {name: dict(item) if isinstance(item, dict) else item for name, item in values.items()}
+    for name, value in dotted.items():
+        head, _, rest = name.partition(".")
+        if not rest:
+            result[head] = value
+            continue
+        inner = result.get(head, {})
+        if head == "method" and isinstance(inner, str):
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError([f"{head}: expected a table, got {inner!r}"], "configuration")
+        if head == "method" and rest == "name" and inner.get("name", "ce-lora") != value:
+            inner = {}  # another method's options would only be refused
+        result[head] = overlay(inner, {rest: value})
+    return result
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved configuration; `trifed run` takes it back."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _method_problems(method: Any) -> Iterator[str]:
+    settings = {"name": method} if isinstance(method, str) else method
+    name = settings.get("name", "ce-lora") if isinstance(settings, dict) else None
+    if not isinstance(name, str):
+        return
+    if name not in METHODS:
+        yield _unknown_method("method.name", name)
+        return
+    try:
+        METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
+    except ValidationError as error:
+        for item in error.errors():
+            yield "method." + _explain(item, METHODS[name].options)
+
+
+def _baseline_problems(config: RunConfig) -> Iterator[str]:
+    for name in config.baselines:
+        if name not in METHODS:
+            yield _unknown_method("baselines", name)
+        elif name == config.method.name:
+            yield f"baselines: '{name}' is the run's own method; name another one"
+
+
+def _unknown_method(place: str, name: str) -> str:
+    return f"{place}: got '{name}', expected one of {', '.join(METHODS)}{_nearest(name, METHODS)}"
+
+
+def _explain(item: Any, root: type[BaseModel]) -> str:
+    """One sentence for one mistake: its dotted name, what was got, what was expected."""
+    parts = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal", "list["))]
+    place = ".".join(parts) or "configuration"
+    if item["type"] == "extra_forbidden":
+        model = _model_at(root, parts[:-1])
+        known = list(model.model_fields) if model else []
+        return f"{place}: unknown setting{_nearest(parts[-1], known)}; known here: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{place}: missing, and it has no default"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{place}: {message}"
+    return f"{place}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _model_at(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """The settings class that a dotted name leads to."""
+    model: type[BaseModel] | None = root
+    for part in path:
+        annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
+        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return model
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""

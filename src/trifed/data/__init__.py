@@ -1,0 +1,38 @@
+"""From a user's table to clients.
+
+::
+
+    settings    which source, which columns, how it is split
+    readers     one file -> raw columns            sources   all of data.source -> one checked Table
+    columns     raw cells -> texts, labels         partition rows -> clients (flwr-datasets' partitioners)
+    holdout     a client's rows -> train, valid, test
+    clients     all of it: make_clients -> FederatedData
+    summary     what each client holds             demo      the corpus that is shipped
+"""
+
+from trifed.data.clients import ClientData, Examples, FederatedData, content_hash, make_clients
+from trifed.data.demo import demo_corpus_path
+from trifed.data.partition import assign_clients
+from trifed.data.settings import ClientSettings, DataSettings
+from trifed.data.sources import Table, read_table, read_test
+from trifed.data.summary import SplitRow, render_split, render_split_text, split_table, split_to_json
+
+__all__ = [
+    "ClientData",
+    "ClientSettings",
+    "DataSettings",
+    "Examples",
+    "FederatedData",
+    "SplitRow",
+    "Table",
+    "assign_clients",
+    "content_hash",
+    "demo_corpus_path",
+    "make_clients",
+    "read_table",
+    "read_test",
+    "render_split",
+    "render_split_text",
+    "split_table",
+    "split_to_json",
+]

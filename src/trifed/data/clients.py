@@ -1,0 +1,251 @@
+"""From a table to clients: each draws its examples once, and only then cuts them into three parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trifed.data.holdout import split_rows
+from trifed.data.partition import assign_clients
+from trifed.data.settings import DataSettings
+from trifed.data.sources import Table, read_table, read_test
+from trifed.errors import DataError
+
+SAMPLE_STREAM = 102
+CAP_STREAM = 103
+HOLDOUT_STREAM = 104
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts, perhaps their second texts, and labels: (n,) each; a label is an index into `label_names`."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What one client holds. Every label of `valid` and `test` also occurs in `train`."""
+
+    name: str
+    train: Examples
+    valid: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """All clients, the label names their indices point to, and what was changed on the way (`notes`)."""
+
+    clients: list[ClientData]
+    label_names: list[str]
+    global_test: Examples | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def make_clients(settings: DataSettings, seed: int) -> FederatedData:
+    """Read the table, deal it to clients and split each client's examples.
+
+    The same settings, files and `seed` (not negative) give the same result. Raises DataError for whatever
+    `read_table` and `assign_clients` refuse, for clients with too few examples or one label only, and for
+    labels of the global test set that no client trains on.
+    """
+    notes: list[str] = []
+    table, test = read_table(settings), read_test(settings)
+    if settings.drop_duplicates:
+        table = _without_duplicates(table, notes)
+    if test is not None:
+        test = _without_known_rows(test, table, settings, notes)
+    table = _sampled(table, settings.max_examples, seed, notes)
+    labels, label_names = index_labels(table.labels)
+    ids, names = assign_clients(labels, table.groups, settings.clients, seed, table.group_names)
+    rows = [_capped(np.flatnonzero(ids == i), settings, seed, i) for i in range(len(names))]
+    rows = _usable(rows, names, labels, settings, notes)
+    clients = [
+        _client(table, labels, rows[i], names[i], settings, np.random.default_rng([seed, HOLDOUT_STREAM, i]))
+        for i in range(len(names))
+    ]
+    _check_held_out(clients, settings, notes)
+    global_test = None if test is None else _global_test(test, clients, label_names)
+    return FederatedData(clients, label_names, global_test, notes)
+
+
+def index_labels(labels: list[str] | list[int]) -> tuple[NDArray[np.int64], list[str]]:
+    """Return each label's index, (n,), and the names in order: texts by alphabet, integers by value."""
+    unique: set[Any] = set(labels)
+    known = {label: i for i, label in enumerate(sorted(unique))}
+    return np.array([known[label] for label in labels], dtype=np.int64), [str(label) for label in known]
+
+
+def content_hash(data: FederatedData) -> str:
+    """Return a SHA-256 over every client's name, texts and labels in each split: the identity of a split."""
+    digest = hashlib.sha256()
+
+    def add(values: Sequence[str]) -> None:
+        digest.update(len(values).to_bytes(8, "big"))
+        for value in values:
+            raw = value.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "big") + raw)
+
+    add(data.label_names)
+    add([client.name for client in data.clients])
+    for examples in _all_examples(data):
+        add(examples.texts)
+        add(["no pairs"] if examples.pairs is None else ["pairs", *examples.pairs])
+        digest.update(examples.labels.astype(">i8").tobytes())
+    return digest.hexdigest()
+
+
+def _all_examples(data: FederatedData) -> Iterator[Examples]:
+    for client in data.clients:
+        yield from (client.train, client.valid, client.test)
+    if data.global_test is not None:
+        yield data.global_test
+
+
+def _keys(table: Table) -> list[tuple[str, str]]:
+    return list(zip(table.texts, table.pairs or [""] * len(table), strict=True))
+
+
+def _without_duplicates(table: Table, notes: list[str]) -> Table:
+    first: dict[tuple[str, str], int] = {}
+    contradicted = 0
+    for row, key in enumerate(_keys(table)):
+        contradicted += table.labels[first.setdefault(key, row)] != table.labels[row]
+    dropped = len(table) - len(first)
+    if not dropped:
+        return table
+    other = f" ({contradicted} of them had another label than the row kept)" if contradicted else ""
+    notes.append(f"dropped {dropped} duplicate row{'s' * (dropped > 1)}{other}")
+    return table.take(np.array(list(first.values()), dtype=np.int64))
+
+
+def _without_known_rows(test: Table, table: Table, settings: DataSettings, notes: list[str]) -> Table:
+    known = set(_keys(table))
+    new = np.array([row for row, key in enumerate(_keys(test)) if key not in known], dtype=np.int64)
+    shared = len(test) - len(new)
+    if not shared:
+        return test
+    if not settings.drop_duplicates:
+        notes.append(f"{shared} rows of the global test set also occur in the table (drop_duplicates is off)")
+        return test
+    if not len(new):
+        raise DataError(
+            f"data.test = {settings.test!r}: all {shared} rows also occur in data.source; expected unseen "
+            "examples. "
+            "Name a separate test set or leave data.test out."
+        )
+    notes.append(f"dropped {shared} row{'s' * (shared > 1)} of the global test set that also occur in the table")
+    return test.take(new)
+
+
+def _sampled(table: Table, limit: int | None, seed: int, notes: list[str]) -> Table:
+    if limit is None or limit >= len(table):
+        return table
+    notes.append(f"kept {limit} of {len(table)} rows, drawn at random (data.max_examples)")
+    rng = np.random.default_rng([seed, SAMPLE_STREAM])
+    return table.take(np.sort(rng.choice(len(table), limit, replace=False)).astype(np.int64))
+
+
+def _capped(rows: NDArray[np.int64], settings: DataSettings, seed: int, client: int) -> NDArray[np.int64]:
+    limit = settings.clients.max_examples
+    if limit is None or limit >= len(rows):
+        return rows
+    rng = np.random.default_rng([seed, CAP_STREAM, client])
+    return np.sort(rng.choice(rows, limit, replace=False))
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _usable(
+    rows: list[NDArray[np.int64]],
+    names: Sequence[str],
+    labels: NDArray[np.int64],
+    settings: DataSettings,
+    notes: list[str],
+) -> list[NDArray[np.int64]]:
+    """Refuse clients too small or with one label; where allowed, keep them (too small ones empty)."""
+    least = max(1, settings.clients.min_examples)
+    small = [i for i, mine in enumerate(rows) if len(mine) < least]
+    single = [i for i, mine in enumerate(rows) if i not in small and len(np.unique(labels[mine])) == 1]
+    problems = []
+    counts = _named([f"{names[i]} ({len(rows[i])})" for i in small])
+    if small and not settings.allow_empty_clients:
+        problems.append(
+            f"clients with fewer than {least} examples: {counts}. Lower clients.min_examples, use fewer "
+            "clients, or "
+            "set data.allow_empty_clients = true to keep them without data."
+        )
+    if single and not settings.allow_single_class:
+        problems.append(
+            f"clients with one label only: {_named([names[i] for i in single])}. Choose a milder split (a "
+            "larger "
+            "clients.alpha or clients.labels_per_client), or set data.allow_single_class = true."
+        )
+    if problems:
+        raise DataError("\n".join(problems))
+    if small:
+        notes.append(f"kept without data, for having fewer than {least} examples: {counts}")
+    return [mine[:0] if i in small else mine for i, mine in enumerate(rows)]
+
+
+def _client(
+    table: Table,
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    name: str,
+    settings: DataSettings,
+    rng: np.random.Generator,
+) -> ClientData:
+    parts = split_rows(labels[rows], settings.valid_fraction, settings.test_fraction, rng)
+    train, valid, test = (_examples(table.take(rows[part]), labels[rows[part]]) for part in parts)
+    return ClientData(name, train, valid, test)
+
+
+def _examples(table: Table, labels: NDArray[np.int64]) -> Examples:
+    return Examples(table.texts, table.pairs, labels)
+
+
+def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes: list[str]) -> None:
+    """Refuse clients that train but have nothing to test on; note those without a validation example."""
+    untested = [client.name for client in clients if len(client.train) and not len(client.test)]
+    if untested and settings.test_fraction > 0:
+        raise DataError(
+            f"nothing can be held out to test on for {_named(untested)}: no label occurs there twice, and "
+            "one example "
+            "of each stays in training. Use fewer clients or more examples, or set data.test_fraction = 0 "
+            "and name a "
+            "data.test."
+        )
+    unchecked = [client.name for client in clients if len(client.train) and not len(client.valid)]
+    if unchecked and settings.valid_fraction > 0:
+        notes.append(f"no example to spare for validation: {_named(unchecked)}")
+
+
+def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequence[str]) -> Examples:
+    trained = {label_names[label] for client in clients for label in np.unique(client.train.labels)}
+    wanted = Counter(str(label) for label in test.labels)
+    unknown = sorted(set(wanted) - trained)
+    if unknown:
+        raise DataError(
+            f"labels of the global test set that are in no client's training data: {_named(unknown)} "
+            f"({sum(wanted[label] for label in unknown)} of {len(test)} rows). Correct the labels, remove "
+            "those rows, "
+            "or keep more training examples (data.max_examples, clients.max_examples)."
+        )
+    known = {name: i for i, name in enumerate(label_names)}
+    labels = np.array([known[str(label)] for label in test.labels], dtype=np.int64)
+    return _examples(test, labels)

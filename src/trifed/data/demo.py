@@ -1,0 +1,19 @@
+"""The small corpus that comes with the package: support requests of several sites."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from trifed.errors import DataError
+
+
+def demo_corpus_path() -> Path:
+    """Return the path of the shipped corpus, JSON lines with the keys text, label and site.
+
+    Raises DataError where the installation lacks it.
+    """
+    path = Path(str(resources.files("trifed.data").joinpath("demo", "support.jsonl")))
+    if not path.is_file():
+        raise DataError(f"{path}: the demo corpus is missing from this installation. Install trifed again.")
+    return path

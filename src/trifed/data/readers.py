@@ -1,0 +1,203 @@
+"""One reader a file format: a file in, the wanted columns out, and every broken line named.
+
+Files are read directly, without a cache: nothing is left behind outside this process.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trifed.errors import DataError
+
+ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """The wanted columns of one file, as they stand in it.
+
+    `columns`: name -> cells, each of length n; `rows`: (n,) 1-based positions, data rows in CSV (the header
+    is not counted) and Parquet, lines in JSON; `class_names`: the names behind integer labels, where the
+    file has them; `untyped`: every cell is a string because the format knows nothing else (CSV).
+    """
+
+    where: str
+    columns: Mapping[str, Sequence[Any]]
+    rows: Sequence[int]
+    unit: str = "row"
+    class_names: tuple[str, ...] | None = None
+    untyped: bool = False
+
+
+def read_file(path: Path, wanted: Mapping[str, str], label: str) -> RawTable:
+    """Read the columns of one CSV, JSON-lines or Parquet file.
+
+    `wanted` maps a setting's dotted name to the column it names; `label` is the label column. Raises
+    DataError for a missing file, an unknown ending, a missing column, and whatever in the file cannot be
+    read.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file (expected a table; looked in {Path.cwd()}). Check data.source.")
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise DataError(
+            f"{path}: unknown ending {path.suffix or '(none)'!r}; expected one of {', '.join(ENDINGS)}. "
+            "Convert the file or rename it."
+        )
+    if ending == ".csv":
+        return _read_csv(path, wanted)
+    if ending == ".parquet":
+        return _read_parquet(path, wanted, label)
+    return _read_json_lines(path, wanted)
+
+
+def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) -> None:
+    """Raise DataError for the first wanted column that `have` lacks, with the nearest name there is."""
+    for setting, column in wanted.items():
+        if column in have:
+            continue
+        near = difflib.get_close_matches(column.lower(), [name.lower() for name in have], n=1, cutoff=0.6)
+        meant = next((name for name in have if near and name.lower() == near[0]), None)
+        guess = f" Did you mean {meant!r}?" if meant else ""
+        if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
+            guess = " The file looks separated by something other than commas; save it with commas."
+        raise DataError(
+            f"{where}: no column {column!r}; the columns are "
+            f"{', '.join(map(repr, have)) or '(none)'}.{guess} "
+            f"Set {setting} to the right one."
+        )
+
+
+def _decode(path: Path) -> str:
+    """Return the file's text, without a byte order mark; DataError where it is not UTF-8."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}: not UTF-8 at byte {error.start} (line {line}, byte value 0x{raw[error.start]:02x}); "
+            "expected UTF-8 text. Save the file again as UTF-8."
+        ) from error
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_csv(path: Path, wanted: Mapping[str, str]) -> RawTable:
+    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
+    try:
+        with _cells_of_any_length():
+            header = next(reader, [])
+            _check_header(path, header, wanted)
+            records = list(_csv_records(path, reader, len(header)))
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: not well-formed CSV ({error}). Check the quotes around that line."
+        ) from error
+    columns = {column: [record[header.index(column)] for record in records] for column in wanted.values()}
+    return RawTable(str(path), columns, range(1, len(records) + 1), untyped=True)
+
+
+def _check_header(path: Path, header: Sequence[str], wanted: Mapping[str, str]) -> None:
+    if not header:
+        raise DataError(f"{path}: the file is empty; expected a header line and one row an example.")
+    check_columns(str(path), header, wanted)
+    twice = sorted({name for name in header if header.count(name) > 1} & set(wanted.values()))
+    if twice:
+        raise DataError(f"{path}: the column {twice[0]!r} is in the header twice. Rename one of the two.")
+
+
+def _csv_records(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
+    row = 0
+    for record in reader:
+        if not record:
+            continue
+        row += 1
+        if len(record) != width:
+            raise DataError(
+                f"{path}, row {row}: got {len(record)} cells, expected {width} as in the header. "
+                "Put quotes around a text that holds a comma."
+            )
+        yield record
+
+
+def _read_json_lines(path: Path, wanted: Mapping[str, str]) -> RawTable:
+    records: list[dict[str, Any]] = []
+    rows: list[int] = []
+    for number, line in enumerate(io.StringIO(_decode(path)), start=1):
+        if not line.strip():
+            continue
+        records.append(_json_object(path, number, line))
+        rows.append(number)
+    if records:
+        check_columns(str(path), list(dict.fromkeys(key for record in records for key in record)), wanted)
+    columns = {column: [record.get(column) for record in records] for column in wanted.values()}
+    return RawTable(str(path), columns, rows, unit="line")
+
+
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise DataError(
+            f"{path}:{number}: malformed JSON ({reason}) in {line.strip()[:60]!r}; "
+            "expected one JSON object a line (JSON lines, not one array over several lines)."
+        ) from error
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path}:{number}: got a JSON {type(value).__name__}, expected one object a line "
+            '(JSON lines), such as {"text": "...", "label": "..."}.'
+        )
+    return value
+
+
+def _read_parquet(path: Path, wanted: Mapping[str, str], label: str) -> RawTable:
+    try:
+        schema = pq.read_schema(path)
+        check_columns(str(path), schema.names, wanted)
+        table = pq.ParquetFile(path).read(columns=list(dict.fromkeys(wanted.values())))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}). Write it again.") from error
+    return from_arrow(str(path), table, wanted, _class_names(schema.metadata, label))
+
+
+def from_arrow(
+    where: str, table: pa.Table, wanted: Mapping[str, str], class_names: tuple[str, ...] | None
+) -> RawTable:
+    """Turn an Arrow table into plain Python cells; DataError for a missing column."""
+    check_columns(where, table.column_names, wanted)
+    columns = {column: table.column(column).to_pylist() for column in wanted.values()}
+    return RawTable(where, columns, range(1, table.num_rows + 1), class_names=class_names)
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
+    """Return the ClassLabel names that `datasets` keeps in a Parquet file's schema, if there are any."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        feature = features[label]
+        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):
+        return None

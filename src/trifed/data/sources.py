@@ -1,0 +1,223 @@
+"""Find what `data.source` names and read it as one checked table.
+
+A name that exists here is a file or a folder; a list names files; anything else that looks like a hub name
+is asked of the hub, through the usual cache of `datasets` (HF_HOME), so that a second run needs no network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trifed.data import columns
+from trifed.data.readers import ENDINGS, RawTable, from_arrow, read_file
+from trifed.data.settings import DataSettings
+from trifed.errors import DataError
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_FILE_LIKE = re.compile(r"\.[A-Za-z]{2,8}$")
+_HELD_OUT = {"test", "validation", "valid", "val", "dev"}
+_NOT_DATA = re.compile(r"^[._]|^(readme|licen[cs]e)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a source.
+
+    `texts`, `pairs`, `labels`, `groups`, `locations`: (n,) each. `groups` names each row's client (the cell
+    of the client column, or the file's stem) and `group_names` all clients there are, even those without a
+    row. `locations` holds each row's file and its 1-based row (the line, in JSON lines).
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[str] | list[int]
+    groups: list[str] | None
+    group_names: list[str] | None
+    locations: list[tuple[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: NDArray[np.int64]) -> Table:
+        """Return the table of the given rows, (m,); the client names stay, even those that lose all rows."""
+
+        def pick(values: Sequence[Any]) -> list[Any]:
+            return [values[row] for row in rows]
+
+        return Table(
+            pick(self.texts),
+            None if self.pairs is None else pick(self.pairs),
+            pick(self.labels),
+            None if self.groups is None else pick(self.groups),
+            self.group_names,
+            pick(self.locations),
+        )
+
+
+def read_table(settings: DataSettings) -> Table:
+    """Read and check the table that `settings.source` names.
+
+    Raises DataError for a source that cannot be found or reached, a file that cannot be read, a missing
+    column, and rows without a usable text, label or client; each message names the file and the row.
+    """
+    wanted = _wanted(settings)
+    by_column = settings.clients.split == "column" and settings.clients.column is not None
+    if by_column:
+        wanted["data.clients.column"] = str(settings.clients.column)
+    by_file = settings.clients.split == "files"
+    if isinstance(settings.source, list):
+        files = [Path(name).expanduser() for name in settings.source]
+        raw = [read_file(file, wanted, settings.label) for file in files]
+    else:
+        files, raw = _read_source(settings.source, wanted, settings)
+    if by_file:
+        _check_one_file_a_client(files, settings)
+    _check_not_empty(raw, allowed=by_file and settings.allow_empty_clients)
+    groups: list[str] | None = None
+    group_names: list[str] | None = None
+    if by_file:
+        groups = [file.stem for file, table in zip(files, raw, strict=True) for _ in table.rows]
+        group_names = [file.stem for file in files]
+    elif by_column:
+        column = str(settings.clients.column)
+        groups = columns.read_groups(columns.cells(raw, column), column)
+        group_names = sorted(set(groups))
+    return _table(raw, settings, groups, group_names)
+
+
+def read_test(settings: DataSettings) -> Table | None:
+    """Read the separate test set that `settings.test` names, or return None; raises as `read_table` does."""
+    if settings.test is None:
+        return None
+    _, raw = _read_source(settings.test, _wanted(settings), settings, setting="data.test")
+    _check_not_empty(raw, allowed=False)
+    return _table(raw, settings, None, None)
+
+
+def _wanted(settings: DataSettings) -> dict[str, str]:
+    wanted = {"data.text": settings.text, "data.label": settings.label}
+    if settings.text_pair is not None:
+        wanted["data.text_pair"] = settings.text_pair
+    return wanted
+
+
+def _table(
+    raw: Sequence[RawTable], settings: DataSettings, groups: list[str] | None, group_names: list[str] | None
+) -> Table:
+    pair = settings.text_pair
+    return Table(
+        texts=columns.read_texts(columns.cells(raw, settings.text), settings.text),
+        pairs=None if pair is None else columns.read_texts(columns.cells(raw, pair), pair),
+        labels=columns.read_labels(columns.cells(raw, settings.label), settings.label),
+        groups=groups,
+        group_names=group_names,
+        locations=[(table.where, row) for table in raw for row in table.rows],
+    )
+
+
+def _check_not_empty(raw: Sequence[RawTable], *, allowed: bool) -> None:
+    empty = [table.where for table in raw if not table.rows]
+    if len(empty) == len(raw) or (empty and not allowed):
+        raise DataError(
+            f"{empty[0]}: no rows; expected at least one example. Add rows or leave the file out"
+            ' (with clients.split = "files", allow_empty_clients = true keeps its client).'
+        )
+
+
+def _check_one_file_a_client(files: Sequence[Path], settings: DataSettings) -> None:
+    if len(files) < 2:
+        raise DataError(
+            f'clients.split = "files" needs one file a client, got data.source = {settings.source!r}; '
+            "name a list of files or a folder of them, or choose another split."
+        )
+    stems: dict[str, Path] = {}
+    for file in files:
+        if file.stem in stems:
+            raise DataError(
+                f"two files for one client name {file.stem!r}: {stems[file.stem]} and {file}. "
+                "The file's name without its ending names the client; rename one of them."
+            )
+        stems[file.stem] = file
+
+
+def _read_source(
+    source: str, wanted: Mapping[str, str], settings: DataSettings, setting: str = "data.source"
+) -> tuple[list[Path], list[RawTable]]:
+    """Return the files a source consists of (none for saved and hub data) and their raw tables."""
+    path = Path(source).expanduser()
+    split = "test" if setting == "data.test" else settings.hub_split
+    if path.is_dir():
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            return [], [_read_saved(path, split, wanted, settings)]
+        files = _files_of(path)
+        return files, [read_file(file, wanted, settings.label) for file in files]
+    if path.exists():
+        return [path], [read_file(path, wanted, settings.label)]
+    if not _HUB_NAME.fullmatch(source) or _FILE_LIKE.search(source):
+        raise DataError(
+            f"{setting} = {source!r}: no such file or folder (looked in {Path.cwd()}). "
+            "Correct the path, or give the name of a data set on the hub."
+        )
+    return [], [_read_hub(source, split, wanted, settings, setting)]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not _NOT_DATA.match(file.name))
+    if not files:
+        raise DataError(f"{folder}: the folder holds no data files; expected some of {', '.join(ENDINGS)}.")
+    stems = {file.stem.lower() for file in files}
+    if "train" in stems and stems & _HELD_OUT:
+        raise DataError(
+            f"{folder}: the folder holds the splits of one data set "
+            f"({', '.join(file.name for file in files)}), expected parts of one table. "
+            "Name the training file as data.source, and the test file as data.test."
+        )
+    return files
+
+
+def _read_saved(path: Path, split: str, wanted: Mapping[str, str], settings: DataSettings) -> RawTable:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a readable `save_to_disk` folder ({error}). Save it again.") from error
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise DataError(
+                f"{path}: no split {split!r}; the splits are {', '.join(map(repr, saved))}. "
+                "Set data.hub_split to one of them (data.test always reads the split 'test')."
+            )
+        saved = saved[split]
+    return _from_dataset(str(path), saved, wanted, settings.label)
+
+
+def _read_hub(name: str, split: str, wanted: Mapping[str, str], settings: DataSettings, setting: str) -> RawTable:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, settings.hub_subset, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{setting} = {name!r}: no file or folder of that name here ({Path.cwd()}), and it could not be "
+            f"loaded from the hub ({type(error).__name__}: {reason}). Without a network, name a local file; "
+            f"with one, check the name, hub_subset = {settings.hub_subset!r} and the split {split!r}."
+        ) from error
+    return _from_dataset(f"{name} ({split})", loaded, wanted, settings.label)
+
+
+def _from_dataset(where: str, dataset: Any, wanted: Mapping[str, str], label: str) -> RawTable:
+    import datasets
+
+    feature = dataset.features.get(label)
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return from_arrow(where, dataset.with_format("arrow")[:], wanted, names)

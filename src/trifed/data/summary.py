@@ -1,0 +1,136 @@
+"""What each client holds, as rows, as JSON, as a table for the terminal and as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from trifed.data.clients import ClientData, FederatedData, content_hash
+
+MOST_COLUMNS = 8
+"""With more labels than this, a client's labels are summed up in one cell instead of a column each."""
+
+_BAR_WIDTH = 12
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """One client: its sizes, and how often each label occurs in its train part, (n_labels,)."""
+
+    client: str
+    train: int
+    valid: int
+    test: int
+    counts: tuple[int, ...]
+
+
+def split_table(data: FederatedData) -> list[SplitRow]:
+    """Return one row a client, in their order."""
+    return [_row(client, len(data.label_names)) for client in data.clients]
+
+
+def _row(client: ClientData, n_labels: int) -> SplitRow:
+    counts = np.bincount(client.train.labels, minlength=n_labels)
+    return SplitRow(
+        client.name,
+        len(client.train),
+        len(client.valid),
+        len(client.test),
+        tuple(int(count) for count in counts),
+    )
+
+
+def split_to_json(data: FederatedData) -> dict[str, Any]:
+    """Return the split as plain values: each client's sizes and label counts, notes, content hash."""
+    return {
+        "content_hash": content_hash(data),
+        "label_names": list(data.label_names),
+        "clients": [
+            {
+                "name": row.client,
+                "train": row.train,
+                "valid": row.valid,
+                "test": row.test,
+                "train_labels": _present(row.counts, data.label_names),
+            }
+            for row in split_table(data)
+        ],
+        "global_test": None if data.global_test is None else len(data.global_test),
+        "notes": list(data.notes),
+    }
+
+
+def _present(counts: Sequence[int], label_names: Sequence[str]) -> dict[str, int]:
+    return {name: count for name, count in zip(label_names, counts, strict=True) if count}
+
+
+def render_split(data: FederatedData) -> RichTable:
+    """Return the split as a table for the terminal."""
+    header, rows = _cells(data, bar="█")
+    table = RichTable(title=Text(_title(data)), caption=Text("\n".join(data.notes)) if data.notes else None)
+    for i, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if _is_number(rows, i) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def render_split_text(data: FederatedData) -> str:
+    """Return the split as aligned plain text, notes below it."""
+    header, rows = _cells(data, bar="#")
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    right = [_is_number(rows, i) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in [header, *rows]
+    ]
+    return "\n".join([_title(data), "", *lines, *(["", *data.notes] if data.notes else [])])
+
+
+def _title(data: FederatedData) -> str:
+    total = sum(row.train + row.valid + row.test for row in split_table(data))
+    test = "" if data.global_test is None else f", {len(data.global_test)} in the global test set"
+    return f"{len(data.clients)} clients, {len(data.label_names)} labels, {total} examples{test}"
+
+
+def _cells(data: FederatedData, bar: str) -> tuple[list[str], list[list[str]]]:
+    """Return the header and one row of cells a client; the bar shows train against the largest client's."""
+    rows = split_table(data)
+    most = max((row.train for row in rows), default=0)
+    few = len(data.label_names) <= MOST_COLUMNS
+    header = [
+        "client",
+        "train",
+        "valid",
+        "test",
+        *(data.label_names if few else ["labels", "most frequent"]),
+        "",
+    ]
+    body = []
+    for row in rows:
+        middle = (
+            list(map(str, row.counts))
+            if few
+            else [str(sum(count > 0 for count in row.counts)), _top(row.counts, data.label_names)]
+        )
+        length = -(-_BAR_WIDTH * row.train // most) if most else 0
+        body.append([row.client, str(row.train), str(row.valid), str(row.test), *middle, bar * length])
+    return header, body
+
+
+def _top(counts: Sequence[int], label_names: Sequence[str], k: int = 3) -> str:
+    total = sum(counts)
+    order = sorted((i for i, count in enumerate(counts) if count), key=lambda i: (-counts[i], i))[:k]
+    return ", ".join(f"{label_names[i]} {100 * counts[i] / total:.0f}%" for i in order)
+
+
+def _is_number(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return all(row[column].isdigit() for row in rows)

@@ -1,0 +1,1 @@
+"""Engines: what drives the rounds. The simulator runs all clients in this process."""

@@ -1,0 +1,56 @@
+"""What can go wrong, as one tree.
+
+::
+
+    TrifedError                 everything a user can cause and mend; the command line prints it and exits with 2
+    ├── ConfigError             one or several mistakes in a configuration, all reported at once
+    ├── DataError               a file, a column, a label or a split that cannot be used
+    ├── ModelError              a base model or its target modules that cannot be used
+    ├── AdapterError            an adapter folder or adapter configuration that cannot be used
+    ├── RunError                a run folder that exists, is missing, or does not fit
+    └── MessageError            an upload or a download that must not be accepted
+
+Every message says where, what was got, what was expected, and the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TrifedError(Exception):
+    """Base of every error that the person at the keyboard can mend."""
+
+
+class ConfigError(TrifedError):
+    """All mistakes found in one configuration.
+
+    `problems` holds one sentence each, starting with the dotted name of the setting.
+    """
+
+    def __init__(self, problems: Sequence[str], source: str = "configuration") -> None:
+        self.problems = list(problems)
+        self.source = source
+        count = len(self.problems)
+        head = f"{source}: {count} mistake{'s' if count != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class DataError(TrifedError):
+    """Training data that cannot be used as asked."""
+
+
+class ModelError(TrifedError):
+    """A base model that cannot be used as asked."""
+
+
+class AdapterError(TrifedError):
+    """An adapter folder, or an adapter configuration, that cannot be used."""
+
+
+class RunError(TrifedError):
+    """A run folder that cannot be used as asked."""
+
+
+class MessageError(TrifedError):
+    """A message between client and server that must not be accepted."""

@@ -1,0 +1,75 @@
+"""What a client does in a round: take a download, train, make an upload. The same on every engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trifed.federation.workbench import Workbench
+from trifed.methods.interface import SummarySeeds, Vector
+from trifed.settings import TrainingSettings
+from trifed.tasks.text_classification import EncodedText
+from trifed.training import Moments, Scores, evaluate, seeded, steps_a_round, train_locally
+
+TRAINING, SUMMARY, SAMPLING, PROJECTION = 1, 2, 3, 4
+"""Purposes of seeded generators: the same run seed never drives two of them alike."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """One site and its tokenised data. `index`: its place among the run's clients."""
+
+    index: int
+    name: str
+    train: EncodedText
+    valid: EncodedText
+    test: EncodedText
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What a client keeps from round to round: its tensors, AdamW's moments, optimiser steps so far."""
+
+    tensors: dict[str, Tensor]
+    moments: Moments
+    steps: int
+
+
+def train_round(
+    bench: Workbench,
+    client: Client,
+    state: ClientState,
+    download: Vector | None,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    round_number: int,
+    rounds: int,
+) -> tuple[ClientState, float]:
+    """Take the download, train for one round. Returns the new state and the mean training loss in nats."""
+    tensors = state.tensors if download is None else bench.receive(state.tensors, download)
+    bench.load(tensors)
+    trained = train_locally(
+        bench.model,
+        client.train,
+        settings,
+        rng=seeded(seed, TRAINING, round_number, client.index),
+        steps_before=state.steps,
+        steps_in_all=rounds * steps_a_round(len(client.train), settings),
+        moments=state.moments,
+    )
+    moments = trained.moments if settings.optimizer_state == "keep" else {}
+    return ClientState(bench.take(), moments, state.steps + trained.steps), trained.loss
+
+
+def score(bench: Workbench, tensors: dict[str, Tensor], data: EncodedText, settings: TrainingSettings) -> Scores:
+    """Loss and accuracy of a client's tensors on some data."""
+    bench.load(tensors)
+    return evaluate(bench.model, data, settings)
+
+
+def summary_seeds(seed: int, client: int) -> SummarySeeds:
+    """Seeds of the one-time data summary."""
+    public, own = seeded(seed, PROJECTION), seeded(seed, SUMMARY, client)
+    return SummarySeeds(int(public.integers(2**31)), int(own.integers(2**31)))

@@ -1,0 +1,109 @@
+"""A client's model on disk: a PEFT adapter folder with the head beside it, and the way back to a classifier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trifed.adapters import load_adapter
+from trifed.adapters.config import PEFT_TYPE
+from trifed.data import Examples
+from trifed.errors import RunError
+from trifed.federation.workbench import Workbench
+from trifed.tasks.base_model import load_encoder
+from trifed.tasks.text_classification import TextClassifier, encode
+from trifed.training import length_order
+
+
+def save_client(
+    folder: Path, bench: Workbench, tensors: dict[str, Tensor], label_names: Sequence[str], source: str
+) -> None:
+    """Write adapter_config.json, adapter_model.safetensors, head.safetensors and classifier.json.
+
+    The adapter is that of the encoder alone: `PeftModel.from_pretrained(AutoModel.from_pretrained(...), folder)`
+    takes it, for a plain LoRA method without this package.
+    """
+    bench.load(tensors)
+    encoder = bench.encoder
+    encoder.peft_config["default"].base_model_name_or_path = source
+    # "auto" would ask a hub whether the embeddings were resized.
+    encoder.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is a form with nothing filled in
+    head = {name: tensor.detach().cpu().contiguous() for name, tensor in bench.model.head.state_dict().items()}
+    save_file(head, folder / "head.safetensors")
+    facts = {
+        "base_model": source,
+        "base_fingerprint": bench.fingerprint,
+        "labels": list(label_names),
+        "pooling": bench.model.pooling,
+        "max_length": bench.max_length,
+    }
+    (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """One client's model, ready to use. `labels`: names in the order of the probabilities' columns."""
+
+    model: TextClassifier
+    tokenizer: PreTrainedTokenizerBase
+    labels: list[str]
+    max_length: int
+
+    @torch.no_grad()
+    def probabilities(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Class probabilities, (n, n_labels); rows sum to one."""
+        examples = Examples(list(texts), list(pairs) if pairs else None, np.zeros(len(texts), np.int64))
+        data = encode(self.tokenizer, examples, self.max_length)
+        result = np.zeros((len(texts), len(self.labels)), np.float32)
+        self.model.eval()
+        device = self.model.head.weight.device
+        for rows in length_order(data, batch_size):
+            result[rows] = self.model(data.batch(rows, device)).softmax(-1).cpu().numpy()
+        return result
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str]:
+        """The most probable label of each text."""
+        return [self.labels[column] for column in self.probabilities(texts, pairs).argmax(1)]
+
+
+def load_client(folder: str | Path, base: str | None = None) -> Classifier:
+    """A client's classifier from `runs/NAME/clients/CLIENT`.
+
+    `base`: where the base model lies now, if not where it lay in the run.
+
+    Raises:
+        RunError: the folder holds no client, or the base model is another one.
+        ModelError: the base model cannot be loaded.
+        AdapterError: the adapter's files are not whole.
+    """
+    folder = Path(folder)
+    if not (folder / "classifier.json").is_file():
+        raise RunError(
+            f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
+        )
+    facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    loaded = load_encoder(base or facts["base_model"])
+    if loaded.fingerprint != facts["base_fingerprint"]:
+        raise RunError(
+            f"{folder}: the base model at '{loaded.source}' has other weights than the one this client was "
+            f"trained on; name the right one with base=..."
+        )
+    kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+    load = load_adapter if kind == PEFT_TYPE else PeftModel.from_pretrained
+    encoder = load(loaded.model, str(folder))
+    model = TextClassifier(encoder, loaded.model.config.hidden_size, len(facts["labels"]), facts["pooling"])
+    model.head.load_state_dict(load_file(folder / "head.safetensors"))
+    return Classifier(model, loaded.tokenizer, facts["labels"], facts["max_length"])

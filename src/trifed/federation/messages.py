@@ -1,0 +1,124 @@
+"""What crosses the wire, as bytes, and the check at the border.
+
+A message is one safetensors file: for an exchange of parameters a single packed float32 array `values` in the
+order of the run's layout, for the one-time summary the summary's arrays. Its header says which run, base model,
+round and client it belongs to. Names and shapes are not sent: both sides derive them from the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from trifed.errors import MessageError
+from trifed.methods.interface import Layout, Vector
+from trifed.similarity import Summary
+
+ENVELOPE = "(envelope)"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Whom a message concerns. `base`: the first 16 hex digits of the base model's fingerprint."""
+
+    kind: str
+    run: str
+    base: str
+    round: int
+    client: int
+    examples: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} of client {self.client}, round {self.round}"
+
+
+def encode(header: Header, arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    """Header and arrays as one safetensors payload."""
+    metadata = {name: str(value) for name, value in asdict(header).items()}
+    return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
+
+
+def decode(payload: bytes, expected: Header) -> tuple[Header, dict[str, NDArray[np.generic]]]:
+    """The arrays of a payload whose header is the expected one, all values finite.
+
+    `examples` is the one field of the header that is taken from the message rather than expected.
+
+    Raises:
+        MessageError: not a safetensors payload, another run, base, round, client or kind, NaN or infinity.
+    """
+    try:
+        arrays = load(payload)
+        found = _read_header(payload)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise MessageError(
+            f"{expected}: the payload is not a readable message ({error}); it is refused"
+        ) from error
+    for name in ("kind", "run", "base", "round", "client"):
+        got, want = getattr(found, name), getattr(expected, name)
+        if got != want:
+            raise MessageError(f"{expected}: its {name} is {got!r}, expected {want!r}; it is refused")
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise MessageError(f"{expected}: '{name}' holds NaN or infinite values; it is refused")
+    return found, arrays
+
+
+def _read_header(payload: bytes) -> Header:
+    # safetensors reads metadata from files only; the layout of its first bytes is fixed by its format.
+    size = int.from_bytes(payload[:8], "little")
+    fields = json.loads(payload[8 : 8 + size])["__metadata__"]
+    numbers = {name: int(fields[name]) for name in ("round", "client", "examples")}
+    return Header(kind=fields["kind"], run=fields["run"], base=fields["base"], **numbers)
+
+
+def encode_values(header: Header, values: Vector) -> bytes:
+    """A packed exchange of parameters, (n_values,) float32."""
+    return encode(header, {"values": values.astype(np.float32, copy=False)})
+
+
+def decode_values(payload: bytes, expected: Header, layout: Layout) -> tuple[Header, Vector]:
+    """The inverse of `encode_values`, with header, dtype and length checked.
+
+    Raises:
+        MessageError: see `decode`; or the wrong number or type of values.
+    """
+    header, arrays = decode(payload, expected)
+    size = sum(int(np.prod(shape)) for _, shape in layout)
+    values = arrays.get("values")
+    if set(arrays) != {"values"} or values is None or values.dtype != np.float32 or values.shape != (size,):
+        found = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
+        raise MessageError(f"{expected}: got {found}, expected one float32 array 'values' of {size} values")
+    if header.examples < 0:
+        raise MessageError(f"{expected}: {header.examples} examples; expected a number of at least 0")
+    return header, values.astype(np.float32, copy=False)
+
+
+def encode_summary(header: Header, summary: Summary) -> bytes:
+    """The one-time data summary."""
+    return encode(header, summary.to_arrays())
+
+
+def decode_summary(payload: bytes, expected: Header) -> Summary:
+    """The inverse of `encode_summary`, checked.
+
+    Raises:
+        MessageError: see `decode`; or arrays that make no summary.
+    """
+    _, arrays = decode(payload, expected)
+    return Summary.from_arrays(arrays)
+
+
+def manifest(payload: bytes, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of a payload by tensor name, the rest under '(envelope)'; they add up to len(payload)."""
+    return {**sizes, ENVELOPE: len(payload) - sum(sizes.values())}
+
+
+def layout_sizes(layout: Layout) -> dict[str, int]:
+    """Bytes of each tensor in an exchange of float32 values."""
+    return {name: 4 * int(np.prod(shape)) for name, shape in layout}

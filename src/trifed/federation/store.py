@@ -1,0 +1,178 @@
+"""A run's folder: what is in it, and how it survives being broken off.
+
+::
+
+    runs/NAME/
+        config.toml            resolved configuration; `trifed run` takes it
+        environment.json       versions, hardware, base model, fingerprints
+        split.json             clients x labels
+        events.jsonl           one event a line: round, client, loss, accuracy, bytes by tensor name
+        checkpoint.safetensors end of the last whole round: every client's tensors and moments, the server's state
+        matrices/              similarity and weights, one safetensors file an evaluated round
+        clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
+        predictions.json       each client's predicted labels on its test data
+        summary.json           the result, complete only when `finished` is true
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trifed.errors import RunError
+from trifed.federation.client import ClientState
+from trifed.methods.interface import State
+
+Event = dict[str, Any]
+
+
+class RunFolder:
+    """Reads and writes one run's folder. Every file but the event log is replaced atomically."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """Nothing may be where a new run is to be kept.
+
+        Raises:
+            RunError: something is already there.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"{path}: a run of this name exists; give another --name, continue it with "
+                f"`trifed run --resume {path}`, or remove the folder"
+            )
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """A new folder.
+
+        Raises:
+            RunError: something is already there.
+        """
+        cls.refuse_existing(path)
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run's folder.
+
+        Raises:
+            RunError: the folder holds no run.
+        """
+        if not (path / "config.toml").is_file():
+            raise RunError(f"{path}: no run here (it has no config.toml); give the folder of a run, as runs/NAME")
+        return cls(path)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one file, whole or not at all."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.tmp")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(target)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one JSON file; NaN becomes null."""
+        self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read one JSON file."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write one safetensors file, whole or not at all."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.tmp")
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, scratch, dict(metadata))
+        scratch.replace(target)
+
+    # -- events
+
+    def append(self, event: Event) -> None:
+        """Add one event to the log."""
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(event), allow_nan=False) + "\n")
+
+    def events(self) -> list[Event]:
+        """All events so far."""
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    # -- checkpoint
+
+    def save_checkpoint(self, round_number: int, clients: list[ClientState], server: State, identity: str) -> None:
+        """All that the next round needs. `identity` pins what it may be continued with."""
+        tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
+        for index, state in enumerate(clients):
+            tensors |= {f"client/{index}/tensors/{name}": t for name, t in state.tensors.items()}
+            tensors |= {f"client/{index}/moments/{name}": t.cpu() for name, t in state.moments.items()}
+        events = self.path / "events.jsonl"
+        facts = {
+            "round": round_number,
+            "steps": [state.steps for state in clients],
+            "events_bytes": events.stat().st_size if events.is_file() else 0,
+            "identity": identity,
+        }
+        self.write_tensors("checkpoint.safetensors", tensors, {"trifed": json.dumps(facts)})
+
+    def load_checkpoint(self, identity: str) -> tuple[int, list[ClientState], State] | None:
+        """The last whole round, with the event log cut back to it; None where no round was finished.
+
+        Raises:
+            RunError: the file is damaged, or belongs to other data or another base model.
+        """
+        path = self.path / "checkpoint.safetensors"
+        if not path.is_file():
+            (self.path / "events.jsonl").unlink(missing_ok=True)
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["trifed"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: damaged ({error}); start the run anew under another --name") from error
+        if facts["identity"] != identity:
+            raise RunError(
+                f"{self.path}: the data or the base model changed since this run was broken off, so it cannot "
+                f"reach the same numbers; put them back, or start a new run under another --name"
+            )
+        with (self.path / "events.jsonl").open("r+b") as file_events:
+            file_events.truncate(facts["events_bytes"])
+        server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
+        return facts["round"], [_client(tensors, i, steps) for i, steps in enumerate(facts["steps"])], server
+
+
+def _client(tensors: Mapping[str, Tensor], index: int, steps: int) -> ClientState:
+    def part(kind: str) -> dict[str, Tensor]:
+        prefix = f"client/{index}/{kind}/"
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    return ClientState(part("tensors"), part("moments"), steps)
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready: NumPy numbers become Python's, NaN and infinities None."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

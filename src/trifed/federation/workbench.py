@@ -1,0 +1,116 @@
+"""One frozen base for all clients of a process; a client's tensors are swapped in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trifed.adapters.attach import attach
+from trifed.data import Examples
+from trifed.methods.interface import Layout, Method, Vector, is_factor, is_head, pack, unpack
+from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
+from trifed.tasks.base_model import LoadedBase
+from trifed.tasks.text_classification import EncodedText, TextClassifier, encode
+from trifed.training import choose_device, embed
+
+_PREFIX = "encoder.base_model.model."
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A model whose trainable tensors belong to whichever client is loaded.
+
+    `parameters`: what the method trains, by name; `start`: its common start, equal for all clients that share
+    the run's seed; `layout`: what travels; `lora_bytes`: float32 bytes of A, B and head together, which is what
+    `fedavg-lora` sends on this model.
+    """
+
+    model: TextClassifier
+    encoder: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    parameters: dict[str, torch.nn.Parameter]
+    start: dict[str, Tensor]
+    layout: Layout
+    lora_bytes: int
+    fingerprint: str
+    max_length: int
+
+    @property
+    def start_values(self) -> Vector:
+        """The common start of what travels, packed: (n_values,)."""
+        return self.pack(self.start)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make the model that of the client whose tensors these are."""
+        with torch.no_grad():
+            for name, param in self.parameters.items():
+                param.copy_(tensors[name])
+
+    def take(self) -> dict[str, Tensor]:
+        """Copies of what the loaded client has now, on the CPU."""
+        return {name: param.detach().to("cpu", copy=True) for name, param in self.parameters.items()}
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Vector:
+        """What of a client's tensors travels, (n_values,)."""
+        return pack({name: tensors[name].numpy() for name, _ in self.layout}, self.layout)
+
+    def receive(self, tensors: Mapping[str, Tensor], values: Vector) -> dict[str, Tensor]:
+        """A client's tensors after a download: what travels is replaced, the rest stays."""
+        arrived = {name: torch.tensor(array) for name, array in unpack(values, self.layout).items()}
+        return {**tensors, **arrived}
+
+    def encode(self, examples: Examples) -> EncodedText:
+        """Tokenise once."""
+        return encode(self.tokenizer, examples, self.max_length)
+
+    def base_features(self, data: EncodedText, settings: TrainingSettings) -> NDArray[np.float32]:
+        """Pooled features of the frozen base, adapter switched off: (n, hidden)."""
+        with self.encoder.disable_adapter():
+            return embed(self.model, data, settings)
+
+
+def build_workbench(
+    base: LoadedBase,
+    method: Method,
+    n_labels: int,
+    seed: int,
+    settings: tuple[ModelSettings, AdapterSettings, TrainingSettings],
+) -> Workbench:
+    """Adapter and head onto the base, from a seed that all clients share.
+
+    Raises:
+        ModelError: the adapter does not fit the model.
+    """
+    model_settings, adapter_settings, training_settings = settings
+    encoder = attach(base.model, method.adapter, adapter_settings, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        model = TextClassifier(encoder, base.model.config.hidden_size, n_labels, model_settings.pooling)
+    model.to(choose_device(training_settings))
+    everything = {_plain_name(name): param for name, param in model.named_parameters()}
+    for name, param in everything.items():
+        param.requires_grad_(method.trains(name))
+    trained = {name: param for name, param in everything.items() if method.trains(name)}
+    return Workbench(
+        model=model,
+        encoder=encoder,
+        tokenizer=base.tokenizer,
+        parameters=trained,
+        start={name: param.detach().to("cpu", copy=True) for name, param in trained.items()},
+        layout=tuple((name, tuple(param.shape)) for name, param in trained.items() if method.sends(name)),
+        lora_bytes=sum(4 * p.numel() for name, p in everything.items() if is_factor(name) or is_head(name)),
+        fingerprint=base.fingerprint,
+        max_length=model_settings.max_length,
+    )
+
+
+def _plain_name(name: str) -> str:
+    """`encoder.base_model.model.X.lora_A.default.weight` → `X.lora_A.weight`; `head.weight` stays."""
+    return name.removeprefix(_PREFIX).replace(".default.", ".")

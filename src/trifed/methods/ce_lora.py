@@ -1,0 +1,135 @@
+"""CE-LoRA: only the small cores travel, and each client gets its own average of them.
+
+Li, Liu, Huang, Zhang, Yuan, Hong, "Communication-Efficient and Personalized Federated Foundation Model
+Fine-Tuning via Tri-Matrix Adaptation", arXiv 2503.23869, IEEE Transactions on Multimedia 2026.
+
+Trains A, C, B and the head. Sends C, and once, before round 1, a summary of the data. A, B and the head stay
+with the client. The server mixes the cores for each client, C̄_i = Σ_j w_ij C_j, with w from the similarity of
+data and of models, S = λ S_data + (1 − λ) S_model. What the paper leaves open is decided here and is an option:
+λ, the softmax with a temperature, the explicit self-weight, the decay for absent clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from trifed.methods.interface import (
+    Features,
+    Labels,
+    Method,
+    Options,
+    Setting,
+    State,
+    SummarySeeds,
+    Upload,
+    Vector,
+    is_core,
+    is_factor,
+    is_head,
+)
+from trifed.similarity import (
+    Summary,
+    combine,
+    cosine,
+    denoise,
+    linear_cka,
+    mix,
+    mixing_weights,
+    pairwise_distances,
+    project,
+    similarity_from_distances,
+    summarise,
+)
+
+SUMMARY_DIM = 64
+"""Dimensions that a client's features are projected to before they are summarised."""
+
+
+class CeLoraOptions(Options):
+    """How the server mixes; see the module for what is published and what is ours."""
+
+    data_share: float = Field(0.5, ge=0, le=1, description="λ: the share of data similarity in S")
+    self_weight: float = Field(0.5, ge=0, le=1, description="w_ii, chosen apart from S_ii")
+    temperature: float = Field(0.1, gt=0, description="of the softmax over the other clients")
+    model_similarity: Literal["cosine", "cka", "cka-biased"] = Field(
+        "cosine", description="measured on the change of the cores since the common start"
+    )
+    match_labels: bool = Field(False, description="forbid transport between different labels")
+    memory: float = Field(5.0, gt=0, description="rounds after which an absent client counts 1/e")
+
+
+def _summarise(options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> Summary:
+    chosen = cast(CeLoraOptions, options)
+    projected = project(features, dim=SUMMARY_DIM, seed=seeds.projection)
+    return summarise(projected, labels, seed=seeds.own, match_labels=chosen.match_labels)
+
+
+def _start(options: Options, setting: Setting) -> State:
+    chosen = cast(CeLoraOptions, options)
+    summaries = [setting.summaries[client] for client in range(setting.clients)]
+    distances = pairwise_distances(summaries, match_labels=chosen.match_labels)
+    floors = np.array([summary.self_distance for summary in summaries])
+    return {
+        "cores": np.tile(setting.start, (setting.clients, 1)),
+        "last_round": np.full(setting.clients, -1, np.int64),
+        "similarity_data": similarity_from_distances(denoise(distances, floors)),
+    }
+
+
+def _model_similarity(measure: str, setting: Setting, cores: NDArray[np.generic]) -> NDArray[np.float64]:
+    """S_model (n_clients, n_clients) from the change of all cores, (n_clients, n_layers, r, r)."""
+    rank = setting.layout[0][1][0]
+    change = (cores.astype(np.float64) - setting.start).reshape(setting.clients, -1, rank, rank)
+    if measure == "cosine":
+        return cosine(change)
+    return linear_cka(change, debiased=measure == "cka")
+
+
+def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+    chosen = cast(CeLoraOptions, options)
+    cores, last_round = state["cores"].copy(), state["last_round"].astype(np.int64)
+    for upload in uploads:
+        cores[upload.client] = upload.values
+        last_round[upload.client] = upload.round
+    age = last_round.max() - last_round
+    decay = np.where(last_round >= 0, np.exp(-age / chosen.memory), 0.0)
+    s_model = _model_similarity(chosen.model_similarity, setting, cores)
+    s_data = state["similarity_data"].astype(np.float64)
+    weights = mixing_weights(
+        combine(s_data, s_model, data_share=chosen.data_share),
+        self_weight=chosen.self_weight,
+        temperature=chosen.temperature,
+        decay=decay,
+    )
+    return {
+        "cores": cores,
+        "last_round": last_round,
+        "similarity_data": s_data,
+        "similarity_model": s_model,
+        "weights": weights,
+        "mixed": mix(weights, cores).astype(np.float32),
+    }
+
+
+def _download(state: State, client: int) -> Vector | None:
+    return state["mixed"][client].astype(np.float32) if "mixed" in state else None
+
+
+METHOD = Method(
+    name="ce-lora",
+    citation="Li et al., CE-LoRA, IEEE Transactions on Multimedia 2026, arXiv 2503.23869",
+    adapter="tri-matrix",
+    trains=lambda name: is_core(name) or is_factor(name) or is_head(name),
+    sends=is_core,
+    scored="trained",
+    options=CeLoraOptions,
+    start=_start,
+    aggregate=_aggregate,
+    download=_download,
+    summarise=_summarise,
+)

@@ -1,0 +1,38 @@
+"""Training alone: every client fine-tunes a plain LoRA adapter and a head on its own data, and sends nothing.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv 2106.09685).
+
+Trains A, B and the head. Sends nothing. Averages nothing. It is what every exchange has to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trifed.methods.interface import Method, Options, Setting, State, Upload, Vector, is_factor, is_head
+
+
+def _start(options: Options, setting: Setting) -> State:
+    return {}
+
+
+def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+    return state
+
+
+def _download(state: State, client: int) -> Vector | None:
+    return None
+
+
+METHOD = Method(
+    name="local",
+    citation="Hu et al., LoRA, ICLR 2022, arXiv 2106.09685",
+    adapter="lora",
+    trains=lambda name: is_factor(name) or is_head(name),
+    sends=lambda name: False,
+    scored="trained",
+    options=Options,
+    start=_start,
+    aggregate=_aggregate,
+    download=_download,
+)

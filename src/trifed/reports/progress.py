@@ -1,0 +1,150 @@
+"""What a person sees while a run is under way: a live bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trifed.data import render_split, render_split_text
+from trifed.federation.store import Event
+from trifed.reports.tables import percent, size
+
+
+class Watch:
+    """Listens to a run's events and keeps the numbers a display shows. `rounds`: of the configuration."""
+
+    def __init__(self, rounds: int, console: Console) -> None:
+        self.rounds, self.console = rounds, console
+        self.method, self.clients = "", 1
+        self._shown_split = False
+        self._restart(0)
+
+    def _restart(self, done: int) -> None:
+        self.round, self.first, self.client, self.sent = done, done, "", 0
+        self.losses: list[float] = []
+        self.accuracies: list[float] = []
+        self.worst: float | None = None
+        self.mean: float | None = None
+        self.began = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        handler = getattr(self, "_on_" + event["event"].replace("-", "_"), None)
+        for way in ("up", "down"):
+            self.sent += sum((event.get(way) or {}).values())
+        if handler is not None:
+            handler(event)
+
+    def _on_split(self, event: Event) -> None:
+        if not self._shown_split:
+            live = self.console.is_terminal
+            self.console.print(
+                render_split(event["data"]) if live else render_split_text(event["data"]), markup=live
+            )
+            self._shown_split = True
+
+    def _on_loading(self, event: Event) -> None:
+        if not self._shown_split or event["what"] != "data":
+            self.say(f"reading {event['what']}")
+
+    def _on_started(self, event: Event) -> None:
+        self.method, self.clients = event["method"], len(event["clients"])
+        self._restart(0)
+        self.say(f"{self.method}: {self.clients} clients, {self.rounds} rounds")
+
+    def _on_resumed(self, event: Event) -> None:
+        self._restart(event["round"])
+        self.say(f"going on after round {event['round']}")
+
+    def _on_trained(self, event: Event) -> None:
+        if event["round"] != self.round:
+            self.round, self.losses = event["round"], []
+        self.client = event["client"]
+        self.losses.append(event["loss"])
+
+    def _on_scores(self, event: Event) -> None:
+        accuracy = event["test"]["accuracy"]
+        if event["round"] and np.isfinite(accuracy):
+            self.accuracies.append(accuracy)
+        if len(self.accuracies) >= self.clients:
+            self.mean, self.worst = float(np.mean(self.accuracies)), min(self.accuracies)
+            self.accuracies = []
+            self.show_round()
+
+    def _on_closing(self, event: Event) -> None:
+        self.say("measuring the controls, writing the clients' adapters")
+
+    def state(self) -> str:
+        """Round, loss, accuracy and bytes so far, in one line."""
+        loss = f"{np.mean(self.losses):.3f}" if self.losses else "-"
+        return (
+            f"{self.method}  round {self.round}/{self.rounds}  loss {loss}  accuracy {percent(self.mean)} "
+            f"(worst {percent(self.worst)})  sent {size(self.sent)}"
+        )
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def show_round(self) -> None:
+        """A round was scored."""
+        spent = time.monotonic() - self.began
+        done = max(1, self.round - self.first)
+        left = spent / done * (self.rounds - self.round)
+        self.say(f"{self.state()}  left {int(left // 60)}:{int(left % 60):02d}")
+
+    def close(self) -> None:
+        """The run ended, one way or another."""
+
+
+class LiveWatch(Watch):
+    """The same in a terminal: one bar that moves with every client."""
+
+    def __init__(self, rounds: int, console: Console) -> None:
+        super().__init__(rounds, console)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.task: Any = None
+
+    def _on_started(self, event: Event) -> None:
+        super()._on_started(event)
+        self._open(0)
+
+    def _on_resumed(self, event: Event) -> None:
+        super()._on_resumed(event)
+        self._open(event["round"])
+
+    def _open(self, done: int) -> None:
+        self.progress.start()
+        self.task = self.progress.add_task("starting", total=self.rounds, completed=done)
+
+    def _on_trained(self, event: Event) -> None:
+        super()._on_trained(event)
+        share = len(self.losses) / max(1, self.clients)
+        self.progress.update(
+            self.task, completed=self.round - 1 + share, description=f"{self.state()}  {self.client}"
+        )
+
+    def show_round(self) -> None:
+        """The bar says it."""
+        self.progress.update(self.task, completed=self.round, description=self.state())
+
+    def _on_finished(self, event: Event) -> None:
+        self.close()
+        self.say(self.state())
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+        self.progress.stop()

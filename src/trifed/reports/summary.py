@@ -1,0 +1,118 @@
+"""The result of a run as one dictionary, computed from its event log alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trifed.federation.messages import ENVELOPE
+from trifed.federation.store import Event
+
+Json = dict[str, Any]
+
+
+def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
+    """Mean, worst, best over the clients that have test data, and the mean weighted by their test examples."""
+    known = [(a, n) for a, n in zip(accuracies, examples, strict=True) if a is not None and np.isfinite(a)]
+    if not known:
+        return {"mean": None, "worst": None, "best": None, "weighted_mean": None}
+    values, weights = np.array([a for a, _ in known]), np.array([n for _, n in known])
+    return {
+        "mean": float(values.mean()),
+        "worst": float(values.min()),
+        "best": float(values.max()),
+        "weighted_mean": float((values * weights).sum() / weights.sum()),
+    }
+
+
+def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> Json:
+    """Clients, accuracy over rounds, and all bytes.
+
+    `scored`: "trained" or "received", the model that counts. `lora_bytes`: what `fedavg-lora` would send in one
+    message on this model, without its envelope.
+    """
+    started = next((e for e in events if e["event"] == "started"), None)
+    names = list(started["clients"]) if started else []
+    return {
+        "clients": [_client(events, name, scored) for name in names],
+        "accuracy": _latest(events, scored),
+        "accuracy_trained": _latest(events, "trained"),
+        "accuracy_received": _latest(events, "received"),
+        "curve": _curve(events, scored),
+        "bytes": _bytes(events, lora_bytes),
+        "seconds": float(sum(e.get("seconds", 0.0) for e in events if e["event"] == "trained")),
+        "finished": any(e["event"] == "finished" for e in events),
+    }
+
+
+def _scores(events: Sequence[Event], stage: str) -> list[Event]:
+    return [e for e in events if e["event"] == "scores" and e["stage"] == stage]
+
+
+def _latest(events: Sequence[Event], stage: str) -> Json | None:
+    found = _scores(events, stage)
+    if not found:
+        return None
+    last = [e["test"] for e in found if e["round"] == found[-1]["round"]]
+    return {"round": found[-1]["round"], **_spread(last)}
+
+
+def _spread(parts: Sequence[Json]) -> Json:
+    return spread([p["accuracy"] for p in parts], [p["examples"] for p in parts])
+
+
+def _curve(events: Sequence[Event], scored: str) -> list[Json]:
+    points = []
+    found = [e for e in events if e["event"] == "scores" and e["stage"] in (scored, "start")]
+    for number in sorted({e["round"] for e in found}):
+        here = [e for e in found if e["round"] == number]
+        losses = [e["loss"] for e in events if e["event"] == "trained" and e["round"] == number]
+        known = [loss for loss in losses if loss is not None and np.isfinite(loss)]
+        valid = _spread([e["valid"] for e in here])
+        points.append(
+            {
+                "round": number,
+                **_spread([e["test"] for e in here]),
+                "valid_mean": valid["mean"],
+                "training_loss": float(np.mean(known)) if known else None,
+            }
+        )
+    return points
+
+
+def _client(events: Sequence[Event], name: str, scored: str) -> Json:
+    mine = [e for e in events if e.get("client") == name]
+    before = next((e for e in mine if e["event"] == "scores" and e["stage"] == "start"), None)
+    now = next((e for e in reversed(mine) if e["event"] == "scores" and e["stage"] == scored), before)
+    return {
+        "name": name,
+        "before": before and before["test"],
+        "now": now and now["test"],
+        "valid": now and now["valid"],
+        "rounds": sum(e["event"] == "trained" for e in mine),
+        "bytes_up": sum(sum(e.get("up", {}).values()) for e in mine),
+        "bytes_down": sum(sum(e.get("down", {}).values()) for e in mine),
+    }
+
+
+def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
+    up = sum(sum(e.get("up", {}).values()) for e in events)
+    down = sum(sum(e.get("down", {}).values()) for e in events)
+    summaries = sum(sum(e["up"].values()) for e in events if e["event"] == "summary")
+    trainings = sum(e["event"] == "trained" for e in events)
+    exchanges = [e[way] for e in events if e["event"] == "trained" for way in ("up", "down") if e[way]]
+    envelope = max((message[ENVELOPE] for message in exchanges), default=0)
+    # Up once a training, down once a training: what plain federated LoRA needs for the same participation.
+    rival = 2 * trainings * (lora_bytes + envelope)
+    total = up + down
+    return {
+        "up": up,
+        "down": down,
+        "total": total,
+        "summaries": summaries,
+        "per_upload": exchanges[0] and sum(exchanges[0].values()) if exchanges else 0,
+        "fedavg_lora_would_send": rival,
+        "times_fewer": rival / total if total else None,
+    }

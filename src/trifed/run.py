@@ -1,0 +1,244 @@
+"""From a configuration to a finished run: data, base, rounds, controls, exports, result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trifed.config import RunConfig, make_config, read_toml, to_toml
+from trifed.controls import ClientFeatures, run_controls
+from trifed.data import Examples, FederatedData, make_clients, split_to_json
+from trifed.engines.simulator import Listener, Simulation
+from trifed.errors import RunError
+from trifed.federation.client import Client, score, summary_seeds
+from trifed.federation.exports import Classifier, load_client, save_client
+from trifed.federation.store import Event, RunFolder
+from trifed.federation.workbench import Workbench, build_workbench
+from trifed.methods import METHODS
+from trifed.reports.summary import spread, summarise_events
+from trifed.tasks.base_model import LoadedBase, load_encoder
+from trifed.training import choose_device, choose_precision
+
+PACKAGES = (
+    "trifed",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "flwr-datasets",
+    "numpy",
+    "scikit-learn",
+    "POT",
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. `summary` and `split` are what summary.json and split.json hold."""
+
+    path: Path
+    summary: dict[str, Any]
+    split: dict[str, Any]
+    baselines: dict[str, RunResult]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """`mean`, `worst`, `best` and `weighted_mean` test accuracy over the clients."""
+        return {name: self.summary["accuracy"][name] for name in ("mean", "worst", "best", "weighted_mean")}
+
+    def client(self, name: str) -> Classifier:
+        """One client's model, ready to predict.
+
+        Raises:
+            RunError: there is no such client.
+        """
+        return load_client(self.path / "clients" / name)
+
+
+def quiet(event: Event) -> None:
+    """A listener that says nothing."""
+
+
+def run(config: RunConfig, folder: str | Path | None = None, listener: Listener = quiet) -> RunResult:
+    """Carry out one run, and its baselines on the same split, in a new folder (`runs/NAME` unless given).
+
+    Raises:
+        TrifedError: whatever the user can mend; nothing is written then.
+    """
+    path = Path(folder) if folder is not None else Path("runs") / config.name
+    RunFolder.refuse_existing(path)
+    _carry_out(config, listener, lambda: _new_folder(path, config))
+    return _with_baselines(config, path, listener)
+
+
+def resume(folder: str | Path, listener: Listener = quiet) -> RunResult:
+    """Continue a run that was broken off, to the numbers that an unbroken run reaches.
+
+    Raises:
+        RunError: no run there, or its data or base model changed.
+    """
+    opened = RunFolder.open(Path(folder))
+    config = make_config(read_toml(opened.path / "config.toml"), str(opened.path / "config.toml"))
+    if not (opened.path / "summary.json").is_file():
+        _carry_out(config, listener, lambda: opened)
+    return _with_baselines(config, opened.path, listener)
+
+
+def _with_baselines(config: RunConfig, path: Path, listener: Listener) -> RunResult:
+    """The baselines that are not there yet, each a run of its own under `baselines/`."""
+    for name in config.baselines:
+        inner = path / "baselines" / name
+        if (inner / "config.toml").is_file():
+            resume(inner, listener)
+        else:
+            run(config.with_method(name), inner, listener)
+    return load_result(path)
+
+
+def load_result(folder: str | Path) -> RunResult:
+    """A run's result from its folder.
+
+    Raises:
+        RunError: there is none, or the run is not finished.
+    """
+    opened = RunFolder.open(Path(folder))
+    if not (opened.path / "summary.json").is_file():
+        raise RunError(f"{folder}: this run is not finished; `trifed run --resume {folder}` continues it")
+    names = read_toml(opened.path / "config.toml").get("baselines", [])
+    baselines = {name: load_result(opened.path / "baselines" / name) for name in names}
+    return RunResult(opened.path, opened.read_json("summary.json"), opened.read_json("split.json"), baselines)
+
+
+def _new_folder(path: Path, config: RunConfig) -> RunFolder:
+    folder = RunFolder.create(path)
+    folder.write_text("config.toml", to_toml(config))
+    return folder
+
+
+def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], RunFolder]) -> None:
+    began = time.perf_counter()
+    listener({"event": "loading", "what": "data"})
+    data = make_clients(config.data, config.seed)
+    listener({"event": "split", "data": data})
+    listener({"event": "loading", "what": f"model {config.model.name}"})
+    base = load_encoder(config.model.name)
+    method = METHODS[config.method.name]
+    settings = (config.model, config.adapter, config.training)
+    bench = build_workbench(base, method, len(data.label_names), config.seed, settings)
+    clients = _tokenise(data, bench)
+    folder = make_folder()
+    folder.write_json("environment.json", environment(config, base, bench))
+    cut = sum(part.cut for c in clients for part in (c.train, c.valid, c.test))
+    folder.write_json("split.json", {**split_to_json(data), "examples_cut_to_max_length": cut})
+    simulation = Simulation(config, data, clients, bench, folder, listener)
+    simulation.run()
+    listener({"event": "closing"})
+    summary = _close(simulation, base)
+    summary["seconds_total"] = round(time.perf_counter() - began, 1)
+    folder.write_json("summary.json", summary)
+
+
+def _tokenise(data: FederatedData, bench: Workbench) -> list[Client]:
+    return [
+        Client(i, c.name, bench.encode(c.train), bench.encode(c.valid), bench.encode(c.test))
+        for i, c in enumerate(data.clients)
+    ]
+
+
+def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
+    """Controls, the clients' folders, their predictions, and the summary."""
+    config, data, bench, folder = simulation.config, simulation.data, simulation.bench, simulation.folder
+    names, tests = [c.name for c in simulation.clients], [c.test.labels for c in simulation.clients]
+    predictions = {}
+    for client in simulation.clients:
+        tensors = simulation.final_tensors(client.index)
+        predictions[client.name] = score(bench, tensors, client.test, config.training).predictions
+        save_client(folder.path / "clients" / client.name, bench, tensors, data.label_names, base.source)
+    summary = {
+        "name": config.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        **summarise_events(folder.events(), simulation.method.scored, bench.lora_bytes),
+        "controls": {},
+    }
+    controls = _controls(simulation) if config.controls else {}
+    for control, predicted in controls.items():
+        right = [float((p == t).mean()) if len(t) else None for p, t in zip(predicted, tests, strict=True)]
+        spreads = spread(right, [len(t) for t in tests])
+        summary["controls"][control] = {**spreads, "clients": dict(zip(names, right, strict=True))}
+    if data.global_test is not None:
+        summary["global_test"] = _global_test(simulation, data.global_test)
+    folder.write_json(
+        "predictions.json",
+        {
+            "labels": dict(zip(names, tests, strict=True)),
+            "model": predictions,
+            "controls": {control: dict(zip(names, p, strict=True)) for control, p in controls.items()},
+        },
+    )
+    return summary
+
+
+def _controls(simulation: Simulation) -> dict[str, list[np.ndarray[Any, np.dtype[np.int64]]]]:
+    bench, config = simulation.bench, simulation.config
+    parts = [
+        ClientFeatures(
+            *((bench.base_features(part, config.training), part.labels) for part in (c.train, c.valid, c.test))
+        )
+        for c in simulation.clients
+    ]
+    return run_controls(parts, summary_seeds(config.seed, 0).projection)
+
+
+def _global_test(simulation: Simulation, examples: Examples) -> dict[str, Any]:
+    """Each client's model on the separate test set; one global model is scored once."""
+    encoded = simulation.bench.encode(examples)
+    known: dict[bytes, float] = {}
+    right = []
+    for client in simulation.clients:
+        tensors = simulation.final_tensors(client.index)
+        key = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
+        if key not in known:
+            known[key] = score(simulation.bench, tensors, encoded, simulation.config.training).accuracy
+        right.append(known[key])
+    spreads = spread(right, [len(encoded)] * len(right))
+    return {**spreads, "examples": len(encoded), "models": len(known)}
+
+
+def environment(config: RunConfig, base: LoadedBase, bench: Workbench) -> dict[str, Any]:
+    """Versions, hardware and identities that belong to a result."""
+    device = choose_device(config.training)
+    return {
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(choose_precision(config.training, device)).removeprefix("torch."),
+        "base_model": config.model.name,
+        "base_fingerprint": base.fingerprint,
+        "run_id": config.run_id(),
+        "trained_values": sum(p.numel() for p in bench.parameters.values()),
+        "sent_values": sum(int(np.prod(shape)) for _, shape in bench.layout),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

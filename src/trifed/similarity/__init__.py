@@ -1,0 +1,38 @@
+"""Which clients are alike, and how much of each goes into whose average: pure functions on arrays.
+
+- Data: `project` → `summarise` (at the client) → `pairwise_distances` → `denoise` →
+  `similarity_from_distances`.
+- Models: `linear_cka` or `cosine` of the change of the cores.
+- Both: `combine` → `mixing_weights` → `mix`.
+"""
+
+from trifed.similarity.checks import SimilarityError
+from trifed.similarity.kernel_alignment import cosine, linear_cka
+from trifed.similarity.mixtures import noise_floor, project, summarise
+from trifed.similarity.summary import Summary
+from trifed.similarity.transport import (
+    component_distances,
+    denoise,
+    pairwise_distances,
+    similarity_from_distances,
+    summary_distance,
+)
+from trifed.similarity.weights import combine, mix, mixing_weights
+
+__all__ = [
+    "SimilarityError",
+    "Summary",
+    "combine",
+    "component_distances",
+    "cosine",
+    "denoise",
+    "linear_cka",
+    "mix",
+    "mixing_weights",
+    "noise_floor",
+    "pairwise_distances",
+    "project",
+    "similarity_from_distances",
+    "summarise",
+    "summary_distance",
+]

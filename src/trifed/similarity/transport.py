@@ -1,0 +1,232 @@
+"""Distances between clients' data by optimal transport over Gaussian mixtures, and similarities of them.
+
+Three levels, each the cost of the next:
+
+- component to component: $W_2²$ between diagonal Gaussians, $‖μ-μ'‖² + ‖σ-σ'‖²$;
+- class to class: $MW_2²$, exact transport between the components of two mixtures (Delon & Desolneux 2020, 'A
+  Wasserstein-type distance in the space of Gaussian Mixture Models', SIAM J. Imaging Sciences 13(2));
+- client to client: transport between classes, with class frequencies as marginals (the idea of OTDD:
+  Alvarez-Melis & Fusi 2020, 'Geometric Dataset Distances via Optimal Transport').
+
+CE-LoRA (arXiv 2503.23869) weighs clients by such a distance. All distances are squared, in squared feature
+units; their square roots are metrics on summaries (with labels free).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import ot
+
+from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, require_square
+from trifed.similarity.small_transport import small_transport
+from trifed.similarity.summary import MERGED, Summary
+
+MISMATCH_COST = 4.0
+"""Cost of moving mass between different labels where that is forbidden: the squared diameter of the unit
+ball, which no distance between clipped features exceeds."""
+
+
+def component_distances(
+    means: npt.ArrayLike, variances: npt.ArrayLike, other_means: npt.ArrayLike, other_variances: npt.ArrayLike
+) -> Floats:
+    """Squared 2-Wasserstein distances between diagonal Gaussians, all pairs by one matrix product.
+
+    - `means`, `variances`: $μ$, $σ²$, shape (m, dim); `other_means`, `other_variances`: (p, dim).
+
+    Returns (m, p): $‖φ-φ'‖²$ with $φ = [μ, σ]$, σ the standard deviations; never below 0.
+    Raises `SimilarityError` for shapes that do not fit, NaN or infinity, negative variances.
+    """
+    left = _phi(means, variances)
+    right = _phi(other_means, other_variances)
+    if left.shape[1] != right.shape[1]:
+        raise SimilarityError(
+            f"components: got dimensions {left.shape[1] // 2} and {right.shape[1] // 2}, expected equal ones"
+        )
+    return _squared_distances(left, right)
+
+
+def summary_distance(first: Summary, second: Summary, match_labels: bool = False) -> float:
+    """The distance between two summaries (see `pairwise_distances`); NaN if one of them has no components."""
+    return float(pairwise_distances([first, second], match_labels)[0, 1])
+
+
+def pairwise_distances(summaries: Sequence[Summary], match_labels: bool = False) -> Floats:
+    """Distances between N clients' data, $D$, shape (N, N): symmetric, zero diagonal, squared feature units.
+
+    Classes weigh in by their share of the examples that have components. Labels are matched by transport:
+    class 3 of one client may well be class 5 of another. With `match_labels`, mass moved between classes
+    that differ costs `MISMATCH_COST` instead of their distance: it is moved only as far as the class
+    frequencies differ, and a client with quite other labels is that far away. The merged component (label
+    -1) counts as any of the classes that went into it.
+
+    A client without components has unknown distances: NaN in its row and column, off the diagonal.
+
+    Cost: components of one client against those of all later ones at a time, so memory is (components of a
+    client) × (components of all). Raises `SimilarityError` for no summaries or mixed dimensions.
+    """
+    if not summaries:
+        raise SimilarityError("summaries: got none, expected at least one")
+    known = [index for index, summary in enumerate(summaries) if len(summary.labels)]
+    distances = np.full((len(summaries), len(summaries)), np.nan)
+    np.fill_diagonal(distances, 0.0)
+    mixtures = _mixtures([summaries[index] for index in known])
+    for position, (i, mixture) in enumerate(zip(known, mixtures, strict=True)):
+        later = mixtures[position + 1 :]
+        if not later:
+            break
+        strip = _class_distances(mixture, later)
+        ends = np.cumsum([len(other.weights) for other in later])[:-1]
+        blocks = np.split(strip, ends, axis=1)
+        for j, other, cost in zip(known[position + 1 :], later, blocks, strict=True):
+            if match_labels:
+                cost = np.where(mixture.members @ other.members.T > 0, cost, MISMATCH_COST)
+            distances[i, j] = distances[j, i] = _transport(mixture.weights, other.weights, cost)
+    return distances
+
+
+def denoise(distances: npt.ArrayLike, self_distances: npt.ArrayLike) -> Floats:
+    """Distances less their noise floor: $D'_{ij} = max(0, D_{ij} - ½(D_{ii} + D_{jj}))$.
+
+    - `distances`: $D$, (N, N); NaN stays NaN. `self_distances`: $D_{ii}$, (N,), from each summary.
+
+    Returns (N, N), zero diagonal. Raises `SimilarityError` for shapes that do not fit or a negative number.
+    """
+    d, noise = _distance_matrix(distances), as_floats("self_distances", self_distances, 1)
+    if noise.shape != d.shape[:1] or (noise < 0).any():
+        raise SimilarityError(f"self_distances: got shape {noise.shape}, expected {d.shape[:1]}, all at least 0")
+    less: Floats = np.maximum(0.0, d - 0.5 * (noise[:, None] + noise[None, :]))
+    np.fill_diagonal(less, 0.0)
+    return less
+
+
+def similarity_from_distances(distances: npt.ArrayLike) -> Floats:
+    """$S_{data} = exp(-D'/τ)$, τ the median of the positive off-diagonal $D'$ (none positive: S = 1).
+
+    - `distances`: $D'$, (N, N), from `denoise`; NaN where unknown.
+
+    Returns (N, N) in [0, 1], symmetric, diagonal 1, never NaN: an unknown similarity is the mean of all
+    known ones off the diagonal (1 if none is known), so a client with too few examples is average to
+    everybody, and everybody equally near to it. Raises `SimilarityError` for a wrong shape, infinity or a
+    negative distance.
+    """
+    d = _distance_matrix(distances)
+    off = ~np.eye(len(d), dtype=bool)
+    known = off & ~np.isnan(d)
+    positive = d[known & (d > 0)]
+    similarity = np.ones_like(d)
+    if positive.size:
+        with np.errstate(over="ignore"):  # a far client over a tiny τ: exp(-inf) = 0 is the answer
+            similarity[known] = np.exp(-d[known] / np.median(positive))
+    if known.any():
+        similarity[off & ~known] = similarity[known].mean()
+    return similarity
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """A summary ready for transport: g classes, m components.
+
+    `phi`: (m, 2·dim). `weights`: (g,), class frequencies. `parts`: per class its components' rows in `phi`.
+    `shares`: per class the components' weights within it. `members`: (g, v), 1 where a label belongs to the
+    class.
+    """
+
+    phi: Floats
+    weights: Floats
+    parts: list[Ints]
+    shares: list[Floats]
+    members: Floats
+
+
+def _mixtures(summaries: Sequence[Summary]) -> list[_Mixture]:
+    """The summaries (each with components) over one vocabulary of v labels."""
+    widths = {summary.means.shape[1] for summary in summaries}
+    if len(widths) > 1:
+        raise SimilarityError(
+            f"summaries: got dimensions {sorted(widths)}, expected one projection for all clients"
+        )
+    seen = [np.concatenate([s.class_labels, s.labels[s.labels != MERGED]]) for s in summaries]
+    vocabulary = np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.int64)
+    return [_mixture(summary, vocabulary) for summary in summaries]
+
+
+def _mixture(summary: Summary, vocabulary: Ints) -> _Mixture:
+    """One summary's components by class."""
+    classes = np.unique(summary.labels)
+    parts = [np.flatnonzero(summary.labels == label) for label in classes]
+    sizes = np.array([summary.counts[part].sum() for part in parts], dtype=np.float64)
+    merged = np.setdiff1d(summary.class_labels, classes)
+    members = [np.isin(vocabulary, merged if label == MERGED else label) for label in classes]
+    return _Mixture(
+        phi=_phi(summary.means, summary.variances),
+        weights=sizes / sizes.sum(),
+        parts=parts,
+        shares=[summary.counts[part] / size for part, size in zip(parts, sizes, strict=True)],
+        members=np.array(members, dtype=np.float64),
+    )
+
+
+def _class_distances(mixture: _Mixture, later: Sequence[_Mixture]) -> Floats:
+    """$MW_2²$ between the g classes of one client and the h classes of several: (g, h).
+
+    Classes of equally many components are solved together.
+    """
+    components = _squared_distances(mixture.phi, np.concatenate([other.phi for other in later]))
+    starts = np.cumsum([0, *(len(other.phi) for other in later)])
+    parts = [part + start for other, start in zip(later, starts[:-1], strict=True) for part in other.parts]
+    shares = [share for other in later for share in other.shares]
+    result = np.empty((len(mixture.parts), len(parts)))
+    for rows, row_parts, row_shares in _by_size(mixture.parts, mixture.shares):
+        for columns, column_parts, column_shares in _by_size(parts, shares):
+            cost = components[row_parts[:, None, :, None], column_parts[None, :, None, :]]
+            result[np.ix_(rows, columns)] = small_transport(row_shares, column_shares, cost)
+    return result
+
+
+def _by_size(parts: Sequence[Ints], shares: Sequence[Floats]) -> list[tuple[Ints, Ints, Floats]]:
+    """Classes grouped by their number k of components: indices (g,), components (g, k), shares (g, k)."""
+    groups = []
+    for k in sorted({len(part) for part in parts}):
+        chosen = [index for index, part in enumerate(parts) if len(part) == k]
+        components = np.array([parts[index] for index in chosen])
+        groups.append((np.array(chosen), components, np.array([shares[index] for index in chosen])))
+    return groups
+
+
+def _transport(weights: Floats, other: Floats, cost: Floats) -> float:
+    """The exact transport cost between marginals (g,) and (h,) under `cost` (g, h)."""
+    if min(cost.shape) == 1:
+        return float(weights @ cost @ other)
+    return float(ot.emd2(weights, other, np.ascontiguousarray(cost), numItermax=10_000_000))
+
+
+def _phi(means: npt.ArrayLike, variances: npt.ArrayLike) -> Floats:
+    """$φ = [μ, σ]$, (m, 2·dim)."""
+    mu, var = as_floats("means", means, 2), as_floats("variances", variances, 2)
+    if mu.shape != var.shape or (var < 0).any():
+        raise SimilarityError(f"variances: got shape {var.shape}, expected {mu.shape}, all at least 0")
+    return np.concatenate([mu, np.sqrt(var)], axis=1)
+
+
+def _squared_distances(left: Floats, right: Floats) -> Floats:
+    """Squared Euclidean distances (m, p) between rows, by one product; centred first against cancellation."""
+    centre = left.mean(axis=0)
+    a, b = left - centre, right - centre
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2.0 * (a @ b.T)
+    distances: Floats = np.maximum(squares, 0.0)
+    return distances
+
+
+def _distance_matrix(distances: npt.ArrayLike) -> Floats:
+    """Distances (N, N), each at least 0 or NaN."""
+    d = np.asarray(distances, dtype=np.float64)
+    require_square("distances", d)
+    if np.isinf(d).any() or (d < 0).any():
+        raise SimilarityError(
+            "distances: holds infinity or a negative number; expected at least 0, or NaN if unknown"
+        )
+    return d

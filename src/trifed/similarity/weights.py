@@ -1,0 +1,85 @@
+"""From similarities to the personalised average, $C̄_i = Σ_j w_{ij} C_j$ with W row-stochastic.
+
+Source: CE-LoRA, arXiv 2503.23869. The softmax, the explicit self-weight and the decay are choices made here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from trifed.similarity.checks import Floats, SimilarityError, as_floats, as_square, require_between
+
+
+def combine(s_data: npt.ArrayLike, s_model: npt.ArrayLike, data_share: float = 0.5) -> Floats:
+    """$S = λ·S_{data} + (1-λ)·S_{model}$.
+
+    - `s_data`, `s_model`: (N, N). `data_share`: λ in [0, 1].
+
+    Returns (N, N). Raises `SimilarityError` for shapes that differ, NaN or infinity, or λ outside [0, 1].
+    """
+    data, model = as_square("s_data", s_data), as_square("s_model", s_model)
+    if data.shape != model.shape:
+        raise SimilarityError(f"s_model: got shape {model.shape}, expected that of s_data, {data.shape}")
+    require_between("data_share", data_share, 0.0, 1.0)
+    return data_share * data + (1.0 - data_share) * model
+
+
+def mixing_weights(
+    similarity: npt.ArrayLike, *, self_weight: float, temperature: float, decay: npt.ArrayLike | None = None
+) -> Floats:
+    """The weights $w_{ij}$ of client j's core in client i's average.
+
+    - `similarity`: $S$, (N, N); its diagonal is not used.
+    - `self_weight`: $w_{ii}$, in [0, 1].
+    - `temperature`: > 0; small: only the most similar clients count; large: all others count alike.
+    - `decay`: (N,) in [0, 1], how much each client's core still counts (age of its upload); None: all 1. It
+      acts on a client's part in the averages of others, not on its own self-weight.
+
+    Returns W, (N, N), rows summing to 1: $w_{ij} ∝ decay_j · exp(S_{ij}/temperature)$ for j ≠ i, scaled to
+    1 - self_weight. Where nobody else counts (N = 1, or all others decayed to 0) the self-weight is 1.
+
+    Raises `SimilarityError` for a wrong shape, NaN or infinity, or a number out of its range.
+    """
+    s = as_square("similarity", similarity)
+    n = len(s)
+    require_between("self_weight", self_weight, 0.0, 1.0)
+    if not 0.0 < temperature < np.inf:
+        raise SimilarityError(f"temperature: got {temperature}, expected a finite number over 0")
+    share = np.ones(n) if decay is None else as_floats("decay", decay, 1)
+    if share.shape != (n,) or (share < 0).any() or (share > 1).any():
+        raise SimilarityError(f"decay: got {share.shape}, expected ({n},) with numbers from 0 to 1")
+    counted = ~np.eye(n, dtype=bool) & (share > 0)[None, :]
+    alone = ~counted.any(axis=1)
+    scores = _scores(s, share, counted, temperature)
+    others = np.where(counted, np.exp(scores), 0.0)
+    total = np.where(alone, 1.0, others.sum(axis=1))
+    weights: Floats = others / total[:, None] * (1.0 - self_weight)
+    np.fill_diagonal(weights, np.where(alone, 1.0, self_weight))
+    return weights
+
+
+def _scores(s: Floats, share: Floats, counted: npt.NDArray[np.bool_], temperature: float) -> Floats:
+    """$S_{ij}/temperature + log decay_j$ less each row's largest, (N, N); -inf where nothing counts."""
+    top = np.where(counted, s, -np.inf).max(axis=1, keepdims=True)
+    gap = np.where(counted, s - np.where(np.isfinite(top), top, 0.0), 0.0)
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, weight 0, is the answer
+        scores = np.where(counted, gap / temperature + np.log(np.where(share > 0, share, 1.0)), -np.inf)
+    best = scores.max(axis=1, keepdims=True)
+    less: Floats = scores - np.where(np.isfinite(best), best, 0.0)
+    return less
+
+
+def mix(weights: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.floating]:
+    """$C̄_i = Σ_j w_{ij} C_j$ for flattened cores.
+
+    - `weights`: W, (N, N). `values`: (N, P), one row a client.
+
+    Returns (N, P), computed in float64 and given in the dtype of `values` (float64 if that is no float).
+    Raises `SimilarityError` for shapes that do not fit, NaN or infinity.
+    """
+    w, v = as_square("weights", weights), as_floats("values", values, 2)
+    if len(v) != len(w):
+        raise SimilarityError(f"values: got {len(v)} rows, expected {len(w)}, one a client")
+    dtype = np.asarray(values).dtype
+    return (w @ v).astype(dtype if dtype.kind == "f" else np.float64)

@@ -1,0 +1,206 @@
+"""Local training and evaluation of whatever model stands on the bench. Knows no method and no client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trifed.settings import TrainingSettings
+from trifed.tasks.text_classification import EncodedText, TextClassifier
+
+BUCKET = 16
+"""Batches whose examples are sorted by length together: less padding, and the order stays random enough."""
+
+Moments = dict[str, Tensor]
+"""AdamW's state, flat: `step/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stretch of local training reports. `loss`: mean over its steps, nats; `steps`: optimiser steps."""
+
+    loss: float
+    steps: int
+    moments: Moments
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`loss`: mean cross-entropy, nats; `accuracy` in [0, 1]; both NaN without examples. `predictions`: (n,)."""
+
+    loss: float
+    accuracy: float
+    examples: int
+    predictions: NDArray[np.int64]
+
+
+def seeded(*parts: int) -> np.random.Generator:
+    """A generator of its own for every (run seed, purpose, round, client, …)."""
+    return np.random.default_rng(np.random.SeedSequence(parts))
+
+
+def choose_device(settings: TrainingSettings) -> torch.device:
+    """The device asked for; 'auto' is CUDA where there is one."""
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:
+    """bfloat16 or float32 for autocast; 'auto' takes bfloat16 where the hardware multiplies it."""
+    if settings.precision != "auto":
+        return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16() else torch.float32
+
+
+def _has_bf16() -> bool:
+    # oneDNN also emulates bfloat16 on processors without it, which is slower than float32.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Mixed precision for a forward pass; does nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def training_batches(
+    lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """One epoch: every row once, in random order, neighbours in length together, batches shuffled."""
+    order = rng.permutation(len(lengths))
+    span = batch_size * BUCKET
+    batches = []
+    for first in range(0, len(order), span):
+        bucket = order[first : first + span]
+        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+        batches += [bucket[start : start + batch_size] for start in range(0, len(bucket), batch_size)]
+    return [batches[place] for place in rng.permutation(len(batches))]
+
+
+def steps_a_round(examples: int, settings: TrainingSettings) -> int:
+    """Optimiser steps that a client with that many training examples takes in one round."""
+    if settings.steps is not None:
+        return settings.steps if examples else 0
+    return settings.epochs * math.ceil(examples / settings.batch_size)
+
+
+def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
+    """Rate at optimiser step `step` (from 0) of a client's `total` steps in the whole run."""
+    warm = math.ceil(settings.warmup * total)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * (total - step) / max(1, total - warm)
+
+
+def train_locally(
+    model: TextClassifier,
+    data: EncodedText,
+    settings: TrainingSettings,
+    *,
+    rng: np.random.Generator,
+    steps_before: int,
+    steps_in_all: int,
+    moments: Moments | None,
+) -> Trained:
+    """Train the parameters that require a gradient, in place, for one round.
+
+    `steps_before` and `steps_in_all` place the round in the run's learning rate schedule. `moments` of an
+    earlier round are taken up; None starts AdamW afresh.
+    """
+    device, precision = (
+        next(model.parameters()).device,
+        choose_precision(settings, next(model.parameters()).device),
+    )
+    named = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    optimizer = torch.optim.AdamW(
+        named.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
+    )
+    if moments:
+        _restore_moments(optimizer, named, moments)
+    losses: list[Tensor] = []
+    wanted = steps_a_round(len(data), settings)
+    model.train()
+    # Dropout draws from torch's global generator: fork it, so that a round neither sees nor moves it.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(rng.integers(2**62)))
+        for step, rows in zip(range(wanted), _endless_batches(data, settings, rng), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(steps_before + step, steps_in_all, settings)
+            with autocast(device, precision):
+                loss = model.loss(data.batch(rows, device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(named.values(), settings.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+    mean = float(torch.stack(losses).mean()) if losses else math.nan
+    return Trained(mean, wanted, _copy_moments(optimizer, named))
+
+
+def _endless_batches(
+    data: EncodedText, settings: TrainingSettings, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    while len(data):
+        yield from training_batches(data.lengths, settings.batch_size, rng)
+
+
+def _copy_moments(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter]) -> Moments:
+    return {
+        f"{kind}/{name}": tensor.detach().clone()
+        for name, param in named.items()
+        for kind, tensor in optimizer.state[param].items()
+    }
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter], moments: Moments) -> None:
+    for key, tensor in moments.items():
+        kind, name = key.split("/", 1)
+        optimizer.state[named[name]][kind] = tensor.clone()
+
+
+@torch.no_grad()
+def evaluate(model: TextClassifier, data: EncodedText, settings: TrainingSettings) -> Scores:
+    """Loss and accuracy of the model as it stands, without dropout, in order of length to save padding."""
+    if not len(data):
+        return Scores(math.nan, math.nan, 0, np.zeros(0, np.int64))
+    device = next(model.parameters()).device
+    precision = choose_precision(settings, device)
+    predictions = np.zeros(len(data), np.int64)
+    total = 0.0
+    model.eval()
+    for rows in length_order(data, settings.eval_batch_size):
+        with autocast(device, precision):
+            loss, predicted = model.score(data.batch(rows, device))
+        total += float(loss)
+        predictions[rows] = predicted.cpu().numpy()
+    return Scores(total / len(data), float((predictions == data.labels).mean()), len(data), predictions)
+
+
+@torch.no_grad()
+def embed(model: TextClassifier, data: EncodedText, settings: TrainingSettings) -> NDArray[np.float32]:
+    """Pooled features of the model as it stands, (n, hidden), float32."""
+    device = next(model.parameters()).device
+    precision = choose_precision(settings, device)
+    features = np.zeros((len(data), model.head.in_features), np.float32)
+    model.eval()
+    for rows in length_order(data, settings.eval_batch_size):
+        with autocast(device, precision):
+            features[rows] = model.features(data.batch(rows, device)).cpu().numpy()
+    return features
+
+
+def length_order(data: EncodedText, batch_size: int) -> list[NDArray[np.int64]]:
+    """All rows once, in batches of like length."""
+    order = np.argsort(data.lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
