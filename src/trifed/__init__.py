@@ -1,18 +1,48 @@
 """Federated fine-tuning of foundation models when the wire is thin and the sites differ.
 
-from trifed import make_config, run
-result = run(make_config({"data": {"source": "tickets.csv"}, "model": {"name": "demo"}}))
-result.accuracy, result.client("client-00").predict(["where is my parcel?"])
+    from trifed import make_config, run
+    result = run(make_config({"data": {"source": "tickets.csv"}, "model": {"name": "demo"}}))
+    result.accuracy, result.client("client-00").predict(["where is my parcel?"])
+
+The names are imported when they are first used, so that the command line's help need not wait for torch.
 """
 
-from trifed.adapters import TriLoraConfig, export_plain_lora
-from trifed.config import RunConfig, make_config
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from trifed.errors import TrifedError
-from trifed.federation.exports import load_client
-from trifed.run import RunResult, load_result, resume, run
 from trifed.version import __version__
 
+if TYPE_CHECKING:
+    from trifed.adapters import TriLoraConfig, export_plain_lora
+    from trifed.config import RunConfig, make_config
+    from trifed.federation.exports import Classifier, load_client
+    from trifed.runner import RunResult, load_result, resume, run
+
+_HOMES = {
+    "Classifier": "trifed.federation.exports",
+    "RunConfig": "trifed.config",
+    "RunResult": "trifed.runner",
+    "TriLoraConfig": "trifed.adapters",
+    "export_plain_lora": "trifed.adapters",
+    "load_client": "trifed.federation.exports",
+    "load_result": "trifed.runner",
+    "make_config": "trifed.config",
+    "resume": "trifed.runner",
+    "run": "trifed.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trifed' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
 __all__ = [
+    "Classifier",
     "RunConfig",
     "RunResult",
     "TriLoraConfig",

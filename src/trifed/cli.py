@@ -167,7 +167,7 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     from trifed.reports.plots import plot_result
     from trifed.reports.progress import LiveWatch, Watch
     from trifed.reports.tables import render_result
-    from trifed.run import resume, run
+    from trifed.runner import resume, run
 
     console = Console()
     rounds = config.rounds if config else _rounds_of(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -269,6 +270,25 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, train, loss, ra
     for name, parameter in model.named_parameters():
         if name in kept:
             torch.testing.assert_close(parameter.grad, kept[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_is_independent(family, train, logits, randomise):
+    model = family.adapted(train=train)
+    copied = copy.deepcopy(model)
+    randomise(model)
+    assert torch.equal(logits(copied), logits(family.base()))
+    assert trainable(copied) == trainable(model)
+    randomise(copied)
+    assert torch.equal(logits(copied), logits(model))
+
+
+def test_autocast_runs_the_adapter_in_bf16_too(family, train, logits, randomise):
+    model = randomise(family.adapted(train=train))
+    expected = logits(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(
+            logits(model).float(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max())
+        )
 
 
 def test_weighted_mixtures_are_refused(bert):

@@ -60,9 +60,7 @@ def test_iid_sizes_differ_by_at_most_one() -> None:
 def test_a_small_alpha_makes_clients_differ_more() -> None:
     def mean_spread(alpha: float) -> float:
         settings = ClientSettings(count=5, alpha=alpha, min_examples=5)
-        return float(
-            np.mean([spread(LABELS, assign_clients(LABELS, None, settings, s)[0], 5) for s in range(5)])
-        )
+        return float(np.mean([spread(LABELS, assign_clients(LABELS, None, settings, s)[0], 5) for s in range(5)]))
 
     assert mean_spread(0.1) > mean_spread(1.0) + 0.1 > mean_spread(100.0) + 0.2
 
@@ -124,9 +122,7 @@ def test_client_names_can_be_file_names() -> None:
         ({"split": "sizes", "sizes": [1, 1, 1]}, 2, ["2 examples", "3 clients"]),
     ],
 )
-def test_splits_that_cannot_be_made_say_what_to_change(
-    values: dict[str, Any], n: int, words: list[str]
-) -> None:
+def test_splits_that_cannot_be_made_say_what_to_change(values: dict[str, Any], n: int, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         assign_clients(LABELS[:n], None, ClientSettings(**values), 0)
     for word in words:

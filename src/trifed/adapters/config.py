@@ -51,9 +51,9 @@ class TriLoraConfig(LoraConfig):  # type: ignore[misc]
     `train`:
 
     - `"all"`: A, C and B train. Start: A Kaiming-uniform as in PEFT, C = I, B = 0; $s = \alpha/r$.
-    - `"core"`: C alone trains, between public frames taken from the SVD of the frozen weight, $A =
-      V_r^\top$ and $B = U_r \Sigma_r$. Start: C = 0; $s = 1$, whatever `lora_alpha` and `alpha_pattern`
-      say.
+    - `"core"`: C alone trains, between public frames taken from the SVD of the frozen weight,
+      $A = V_r^\top$ and $B = U_r \Sigma_r$. Start: C = 0; $s = 1$, whatever `lora_alpha` and
+      `alpha_pattern` say.
 
     In both modes the adapted model equals the base model before the first step.
 

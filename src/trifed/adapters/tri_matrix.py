@@ -1,8 +1,7 @@
 r"""Tri-matrix LoRA as a PEFT method of its own: $y = W_0 x + s\,B C A x$.
 
 Importing this module registers the PEFT type `TRILORA`, and `get_peft_model`, `PeftModel.from_pretrained`
-and
-`save_pretrained` then work with it. Sources: CE-LoRA, arXiv 2503.23869; LoRA-XS, arXiv 2405.17604.
+and `save_pretrained` then work with it. Sources: CE-LoRA, arXiv 2503.23869; LoRA-XS, arXiv 2405.17604.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ class TriLoraModel(LoraModel):  # type: ignore[misc]
         config.check()  # again: the fields may have been changed since construction
 
     def _prepare_model(self, peft_config: TriLoraConfig, model: nn.Module) -> None:
-        # PEFT replaces one layer after the other, so a refusal on the way would leave the base half
-        # adapted.
+        # PEFT replaces one layer after the other: a refusal on the way would leave the base half adapted.
         super()._prepare_model(peft_config, model)
         problems = []
         for name, layer in self._targets(peft_config, model):
@@ -71,8 +69,7 @@ class TriLoraModel(LoraModel):  # type: ignore[misc]
         self, lora_config: TriLoraConfig, adapter_name: str, target: nn.Module, *args: Any, **kwargs: Any
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        # PEFT finds this out itself, but warns; GPT-2 users should not have to know how Conv1D stores its
-        # weight.
+        # PEFT finds this out itself, but warns; nobody should have to know how Conv1D stores its weight.
         lora_config.fan_in_fan_out = isinstance(base, Conv1D)
         super()._create_and_replace(lora_config, adapter_name, target, *args, **kwargs)
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from trifed.reports.tables import CONTROLS, size
-from trifed.run import RunResult
+from trifed.runner import RunResult
 
 COLOURS = ("#0b6e4f", "#d1495b", "#30638e", "#edae49", "#6a4c93")
 GREY = "#8a8a8a"

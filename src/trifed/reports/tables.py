@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trifed.run import RunResult
+from trifed.runner import RunResult
 
 CONTROLS = {
     "probe-alone": "linear probe, alone",

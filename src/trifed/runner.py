@@ -21,10 +21,10 @@ from trifed.engines.simulator import Listener, Simulation
 from trifed.errors import RunError
 from trifed.federation.client import Client, score, summary_seeds
 from trifed.federation.exports import Classifier, load_client, save_client
+from trifed.federation.results import spread, summarise_events
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
-from trifed.reports.summary import spread, summarise_events
 from trifed.tasks.base_model import LoadedBase, load_encoder
 from trifed.training import choose_device, choose_precision
 
