@@ -30,7 +30,7 @@ METHODS = ("local", "fedavg-lora", "ce-lora")
 GRID = (1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1)
 TUNING_SEED, TUNING_ROUNDS, TUNED_ON = 100, 15, "banking77-dirichlet-0.5"
-ROUNDS, EVERY = 24, 3
+ROUNDS, EVERY = 16, 2
 CLIENT_EXAMPLES = 280
 RESAMPLES = 4000
 
