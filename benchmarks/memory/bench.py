@@ -2,8 +2,8 @@
 
     python benchmarks/memory/bench.py [--rounds 2]
 
-The same 1,700 examples, split evenly; one base model is shared, so only tensors and optimiser states of the clients
-add up. Each run is a process of its own and reports its own peak resident set, as the operating system counts it.
+The same 1,700 examples, split evenly; one base model is shared, so only tensors and optimiser states of the
+clients add up. Each run is a process of its own and reports its own peak resident set, as the system counts it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,14 +72,15 @@ class Simulation:
         else:
             done, self.states, self.server = checkpoint
             first = done + 1
-            self._tell(event="resumed", round=done)
+            sent = sum(total_bytes(e.get(way, {})) for e in self.folder.events() for way in ("up", "down"))
+            self._tell(**self._facts("resumed"), round=done, sent=sent)
         for number in range(first, self.config.rounds + 1):
             self._round(number)
             self.folder.save_checkpoint(number, self.states, self.server, self.identity)
         self._finish()
 
     def _begin(self) -> None:
-        self._tell(event="started", method=self.method.name, clients=[c.name for c in self.clients])
+        self._tell(**self._facts("started"))
         self.states = [ClientState(dict(self.bench.start), {}, 0) for _ in self.clients]
         self._score(0, "start", [self.bench.start] * len(self.clients))
         make = self.method.summarise
@@ -188,6 +188,10 @@ class Simulation:
         """The tensors that a client would use from now on: those that are scored."""
         return self._tensors(client, self.method.scored)
 
+    def _facts(self, event: str) -> Event:
+        names = [client.name for client in self.clients]
+        return {"event": event, "method": self.method.name, "scored": self.method.scored, "clients": names}
+
     def _score(self, number: int, stage: str, models: list[dict[str, Tensor]]) -> None:
         for client, tensors in zip(self.clients, models, strict=True):
             event: Event = {"event": "scores", "round": number, "stage": stage, "client": client.name}
@@ -207,4 +211,4 @@ def facts(scores: Scores) -> dict[str, float]:
 
 def total_bytes(up_or_down: dict[str, int]) -> int:
     """Bytes of one message, envelope included."""
-    return int(np.sum(list(up_or_down.values()), dtype=np.int64))
+    return sum(up_or_down.values())

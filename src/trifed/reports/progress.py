@@ -19,14 +19,14 @@ class Watch:
 
     def __init__(self, rounds: int, console: Console) -> None:
         self.rounds, self.console = rounds, console
-        self.method, self.clients = "", 1
+        self.method, self.scored, self.clients = "", "", 1
         self._shown_split = False
         self._restart(0)
 
     def _restart(self, done: int) -> None:
         self.round, self.first, self.client, self.sent = done, done, "", 0
         self.losses: list[float] = []
-        self.accuracies: list[float] = []
+        self.accuracies: list[float | None] = []
         self.worst: float | None = None
         self.mean: float | None = None
         self.began = time.monotonic()
@@ -52,13 +52,17 @@ class Watch:
             self.say(f"reading {event['what']}")
 
     def _on_started(self, event: Event) -> None:
-        self.method, self.clients = event["method"], len(event["clients"])
-        self._restart(0)
+        self._begin(event, 0)
         self.say(f"{self.method}: {self.clients} clients, {self.rounds} rounds")
 
     def _on_resumed(self, event: Event) -> None:
-        self._restart(event["round"])
-        self.say(f"going on after round {event['round']}")
+        self._begin(event, event["round"])
+        self.sent = event["sent"]
+        self.say(f"{self.method}: going on after round {event['round']} of {self.rounds}")
+
+    def _begin(self, event: Event, done: int) -> None:
+        self.method, self.scored, self.clients = event["method"], event["scored"], len(event["clients"])
+        self._restart(done)
 
     def _on_trained(self, event: Event) -> None:
         if event["round"] != self.round:
@@ -67,11 +71,12 @@ class Watch:
         self.losses.append(event["loss"])
 
     def _on_scores(self, event: Event) -> None:
-        accuracy = event["test"]["accuracy"]
-        if event["round"] and np.isfinite(accuracy):
-            self.accuracies.append(accuracy)
-        if len(self.accuracies) >= self.clients:
-            self.mean, self.worst = float(np.mean(self.accuracies)), min(self.accuracies)
+        if event["stage"] != self.scored or not event["round"]:
+            return
+        self.accuracies.append(event["test"]["accuracy"])
+        if len(self.accuracies) == self.clients:
+            known = [accuracy for accuracy in self.accuracies if accuracy is not None and np.isfinite(accuracy)]
+            self.mean, self.worst = (float(np.mean(known)), min(known)) if known else (None, None)
             self.accuracies = []
             self.show_round()
 
@@ -88,7 +93,7 @@ class Watch:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def show_round(self) -> None:
         """A round was scored."""
