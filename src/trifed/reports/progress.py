@@ -41,10 +41,10 @@ class Watch:
 
     def _on_split(self, event: Event) -> None:
         if not self._shown_split:
-            live = self.console.is_terminal
-            self.console.print(
-                render_split(event["data"]) if live else render_split_text(event["data"]), markup=live
-            )
+            if self.console.is_terminal:
+                self.console.print(render_split(event["data"]))
+            else:
+                self.say(render_split_text(event["data"]))
             self._shown_split = True
 
     def _on_loading(self, event: Event) -> None:
