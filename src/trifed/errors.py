@@ -8,6 +8,7 @@
     ├── ModelError              a base model or its target modules that cannot be used
     ├── AdapterError            an adapter folder or adapter configuration that cannot be used
     ├── RunError                a run folder that exists, is missing, or does not fit
+    ├── SimilarityError         arrays that no similarity can be computed from (in trifed.similarity)
     └── MessageError            an upload or a download that must not be accepted
 
 Every message says where, what was got, what was expected, and the way out.

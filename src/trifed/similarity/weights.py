@@ -73,13 +73,14 @@ def _scores(s: Floats, share: Floats, counted: npt.NDArray[np.bool_], temperatur
 def mix(weights: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.floating]:
     """$C̄_i = Σ_j w_{ij} C_j$ for flattened cores.
 
-    - `weights`: W, (N, N). `values`: (N, P), one row a client.
+    - `weights`: W, (M, N), one row an average; M = N for a personalised mix, M = 1 for one global average.
+    - `values`: (N, P), one row a client.
 
-    Returns (N, P), computed in float64 and given in the dtype of `values` (float64 if that is no float).
+    Returns (M, P), computed in float64 and given in the dtype of `values` (float64 if that is no float).
     Raises `SimilarityError` for shapes that do not fit, NaN or infinity.
     """
-    w, v = as_square("weights", weights), as_floats("values", values, 2)
-    if len(v) != len(w):
-        raise SimilarityError(f"values: got {len(v)} rows, expected {len(w)}, one a client")
+    w, v = as_floats("weights", weights, 2), as_floats("values", values, 2)
+    if len(v) != w.shape[1]:
+        raise SimilarityError(f"values: got {len(v)} rows, expected {w.shape[1]}, one a client")
     dtype = np.asarray(values).dtype
     return (w @ v).astype(dtype if dtype.kind == "f" else np.float64)
