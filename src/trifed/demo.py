@@ -16,6 +16,7 @@ def demo_config(rounds: int) -> RunConfig:
         {
             "name": "demo",
             "rounds": rounds,
+            "evaluate_every": 2,
             "baselines": ["fedavg-lora", "local"],
             "model": {"name": "demo", "max_length": 64},
             "data": {

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trifed.methods.interface import Method, Options, Setting, State, Upload, Vector, is_factor, is_head
+from trifed.similarity import mix
 
 
 def _start(options: Options, setting: Setting) -> State:
@@ -26,7 +27,7 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
         return state
     examples = np.array([upload.examples for upload in uploads], np.float64)
     share = examples / examples.sum()
-    mean = share @ np.stack([upload.values for upload in uploads]).astype(np.float64)
+    mean = mix(share[None, :], np.stack([upload.values for upload in uploads]))[0]
     row = np.zeros(setting.clients)
     row[[upload.client for upload in uploads]] = share
     return {"mean": mean.astype(np.float32), "weights": np.tile(row, (setting.clients, 1))}
