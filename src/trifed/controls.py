@@ -74,7 +74,7 @@ def class_means(clients: Sequence[ClientFeatures], projection_seed: int) -> list
     """Nearest of all clients' class means in 64 projected dimensions: predicted labels a client."""
     features, labels = _together([c.train for c in clients])
     if not len(labels):
-        return [np.zeros(0, np.int64) for _ in clients]
+        return [np.zeros(len(client.test[0]), np.int64) for client in clients]
     projected = project(features, dim=64, seed=projection_seed)
     known = np.unique(labels)
     means = np.stack([projected[labels == label].mean(0) for label in known])

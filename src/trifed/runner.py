@@ -126,6 +126,7 @@ def _new_folder(path: Path, config: RunConfig) -> RunFolder:
 
 def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], RunFolder]) -> None:
     began = time.perf_counter()
+    choose_device(config.training)  # a device that is not there should not wait for data and model
     listener({"event": "loading", "what": "data"})
     data = make_clients(config.data, config.seed)
     listener({"event": "split", "data": data})
@@ -136,9 +137,10 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     bench = build_workbench(base, method, len(data.label_names), config.seed, settings)
     clients = _tokenise(data, bench)
     folder = make_folder()
-    folder.write_json("environment.json", environment(config, base, bench))
-    cut = sum(part.cut for c in clients for part in (c.train, c.valid, c.test))
-    folder.write_json("split.json", {**split_to_json(data), "examples_cut_to_max_length": cut})
+    if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused
+        folder.write_json("environment.json", environment(config, base, bench))
+        cut = sum(part.cut for c in clients for part in (c.train, c.valid, c.test))
+        folder.write_json("split.json", {**split_to_json(data), "examples_cut_to_max_length": cut})
     simulation = Simulation(config, data, clients, bench, folder, listener)
     simulation.run()
     listener({"event": "closing"})

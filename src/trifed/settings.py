@@ -19,7 +19,9 @@ class _Settings(BaseModel):
 class ModelSettings(_Settings):
     """The frozen base model."""
 
-    name: str = Field("demo", description="a folder, a hub name, or 'demo' for all-MiniLM-L6-v2 of the demo extra")
+    name: str = Field(
+        "demo", min_length=1, description="a folder, a hub name, or 'demo' for all-MiniLM-L6-v2 of the demo extra"
+    )
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")
     pooling: Pooling = Field(
         "mean", description="what the head reads: mean over the mask, first token, or a trained pooler"
@@ -30,7 +32,7 @@ class AdapterSettings(_Settings):
     """The adapter that every client trains."""
 
     rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
         "auto", description="endings of module names; 'auto' is what PEFT knows for the architecture"
@@ -44,13 +46,17 @@ class TrainingSettings(_Settings):
     steps: int | None = Field(None, ge=1, description="optimiser steps a round, instead of epochs")
     batch_size: int = Field(32, ge=1)
     eval_batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    learning_rate: float = Field(2e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
+    clip_norm: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="largest norm of a step's gradient; 0 sets no limit"
+    )
     schedule: Literal["constant", "linear"] = Field("constant", description="over the whole run")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run's steps with a rising rate")
     optimizer_state: Literal["keep", "reset"] = Field("keep", description="AdamW moments between rounds")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16 autocast; 'auto' where the hardware has it"
     )
-    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:1'")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="'auto', 'cpu', 'cuda' or 'cuda:1'"
+    )

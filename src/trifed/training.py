@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trifed.errors import RunError
 from trifed.settings import TrainingSettings
 from trifed.tasks.text_classification import EncodedText, TextClassifier
 
@@ -46,9 +47,20 @@ def seeded(*parts: int) -> np.random.Generator:
 
 
 def choose_device(settings: TrainingSettings) -> torch.device:
-    """The device asked for; 'auto' is CUDA where there is one."""
+    """The device asked for; 'auto' is CUDA where there is one.
+
+    Raises:
+        RunError: this machine has no such device.
+    """
     if settings.device != "auto":
-        return torch.device(settings.device)
+        device = torch.device(settings.device)
+        count = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise RunError(
+                f"training.device: got '{settings.device}', but PyTorch sees {count} CUDA devices here; "
+                f"expected 'cpu' or 'auto'{', or cuda:0' if count else ''}"
+            )
+        return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -139,7 +151,7 @@ def train_locally(
             with autocast(device, precision):
                 loss = model.loss(data.batch(rows, device))
             loss.backward()  # type: ignore[no-untyped-call]
-            if settings.clip_norm is not None:
+            if settings.clip_norm:
                 nn.utils.clip_grad_norm_(named.values(), settings.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

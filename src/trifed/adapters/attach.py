@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -11,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from trifed.adapters.loading import without_renaming_warning
 from trifed.adapters.tri_matrix import TriLoraConfig
 from trifed.errors import ModelError
 from trifed.settings import AdapterKind, AdapterSettings
@@ -35,9 +34,7 @@ def attach(base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, 
         config = LoraConfig(**common)
     else:
         config = TriLoraConfig(**common, train="all" if kind == "tri-matrix" else "core")
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5 for a property that was renamed there; the user can do nothing about it.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    with torch.random.fork_rng(devices=[]), without_renaming_warning():
         torch.manual_seed(seed)
         return get_peft_model(base, config)
 
@@ -57,6 +54,8 @@ def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[st
                 f"'{base.config.model_type}'; name some of {', '.join(endings)}, or use 'all-linear'"
             )
         return list(known)
+    if not wanted:
+        raise ModelError(f"adapter.target_modules: got an empty list; name some of {', '.join(endings)}")
     for ending in wanted:
         if not any(name == ending or name.endswith("." + ending) for name in linear):
             raise ModelError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
@@ -12,6 +15,14 @@ from torch import nn
 from trifed.adapters import tri_matrix  # noqa: F401  (registers the PEFT type)
 from trifed.adapters.config import PEFT_TYPE
 from trifed.errors import AdapterError
+
+
+@contextmanager
+def without_renaming_warning() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5 for a property that was renamed there; the user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def load_adapter(
@@ -37,7 +48,8 @@ def load_adapter(
     if found != PEFT_TYPE:
         raise AdapterError(f"{source} holds an adapter of type {found!r}: expected {PEFT_TYPE!r}")
     try:
-        return PeftModel.from_pretrained(base, str(source), adapter_name=adapter_name, is_trainable=trainable)
+        with without_renaming_warning():
+            return PeftModel.from_pretrained(base, str(source), adapter_name=adapter_name, is_trainable=trainable)
     except KeyError as error:  # how PEFT says that a module of modules_to_save is not in the file
         raise AdapterError(f"{source}: adapter_model.safetensors lacks {error}") from error
     except SafetensorError as error:

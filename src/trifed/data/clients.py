@@ -185,7 +185,7 @@ def _usable(
     counts = _named([f"{names[i]} ({len(rows[i])})" for i in small])
     if small and not settings.allow_empty_clients:
         problems.append(
-            f"clients with fewer than {least} examples: {counts}. Lower clients.min_examples, use fewer "
+            f"clients with fewer than {least} examples: {counts}. Lower data.clients.min_examples, use fewer "
             "clients, or "
             "set data.allow_empty_clients = true to keep them without data."
         )
@@ -193,7 +193,7 @@ def _usable(
         problems.append(
             f"clients with one label only: {_named([names[i] for i in single])}. Choose a milder split (a "
             "larger "
-            "clients.alpha or clients.labels_per_client), or set data.allow_single_class = true."
+            "data.clients.alpha or data.clients.labels_per_client), or set data.allow_single_class = true."
         )
     if problems:
         raise DataError("\n".join(problems))
@@ -244,7 +244,7 @@ def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequen
             f"labels of the global test set that are in no client's training data: {_named(unknown)} "
             f"({sum(wanted[label] for label in unknown)} of {len(test)} rows). Correct the labels, remove "
             "those rows, "
-            "or keep more training examples (data.max_examples, clients.max_examples)."
+            "or keep more training examples (data.max_examples, data.clients.max_examples)."
         )
     known = {name: i for i, name in enumerate(label_names)}
     labels = np.array([known[str(label)] for label in test.labels], dtype=np.int64)

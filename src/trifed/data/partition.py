@@ -36,7 +36,7 @@ def assign_clients(
     n = len(labels)
     if settings.split in ("column", "files"):
         if groups is None:
-            raise DataError(f'clients.split = "{settings.split}" needs the client of each row, got none.')
+            raise DataError(f'data.clients.split = "{settings.split}" needs the client of each row, got none.')
         ordered = _sorted_names(set(groups) | set(group_names or ()))
         index = {name: i for i, name in enumerate(ordered)}
         parts = partitioners.natural(np.array([index[group] for group in groups], dtype=np.int64), len(ordered))
@@ -63,9 +63,9 @@ def _drawn(labels: NDArray[np.int64], settings: ClientSettings, seed: int) -> li
         parts = partitioners.dirichlet(order, labels, settings.count, settings.alpha, settings.min_examples, seeds)
         if parts is None:
             raise DataError(
-                f'clients.split = "dirichlet": no draw with alpha = {settings.alpha:g} gave each of the '
+                f'data.clients.split = "dirichlet": no draw with alpha = {settings.alpha:g} gave each of the '
                 f"{settings.count} clients {settings.min_examples} of {len(labels)} examples. "
-                "Raise clients.alpha, or lower clients.min_examples or clients.count."
+                "Raise data.clients.alpha, or lower data.clients.min_examples or data.clients.count."
             )
         return parts
     return _pathological(order, labels, settings, seeds[0])
@@ -79,24 +79,24 @@ def _pathological(
     n_labels, each, count = len(np.unique(labels)), settings.labels_per_client, settings.count
     if each > n_labels:
         raise DataError(
-            f"clients.labels_per_client = {each}, but the table has {n_labels} labels; set it to at most "
+            f"data.clients.labels_per_client = {each}, but the table has {n_labels} labels; set it to at most "
             f"{n_labels}."
         )
     if each * count < n_labels:
         raise DataError(
-            f'clients.split = "pathological": {count} clients with {each} labels each cannot hold the '
-            f"{n_labels} labels of the table. Raise clients.labels_per_client to at least "
+            f'data.clients.split = "pathological": {count} clients with {each} labels each cannot hold the '
+            f"{n_labels} labels of the table. Raise data.clients.labels_per_client to at least "
             f"{-(-n_labels // count)}, "
-            f"or clients.count to at least {-(-n_labels // each)}."
+            f"or data.clients.count to at least {-(-n_labels // each)}."
         )
     try:
         return partitioners.pathological(order, labels, count, each, seed)
     except ValueError as error:
         rarest = int(np.unique(labels, return_counts=True)[1].min())
         raise DataError(
-            'clients.split = "pathological": a label has fewer examples than clients to share them (the '
+            'data.clients.split = "pathological": a label has fewer examples than clients to share them (the '
             "rarest "
-            f"has {rarest}). Lower clients.count or clients.labels_per_client, or add examples."
+            f"has {rarest}). Lower data.clients.count or data.clients.labels_per_client, or add examples."
         ) from error
 
 
@@ -105,7 +105,7 @@ def _check_enough_rows(n: int, count: int, settings: ClientSettings) -> None:
     if n < count * max(1, least):
         raise DataError(
             f"{n} examples are too few for {count} clients with at least {max(1, least)} each. "
-            "Lower the number of clients or clients.min_examples, or bring more examples."
+            "Lower the number of clients or data.clients.min_examples, or bring more examples."
         )
 
 

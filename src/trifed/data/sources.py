@@ -128,14 +128,14 @@ def _check_not_empty(raw: Sequence[RawTable], *, allowed: bool) -> None:
     if len(empty) == len(raw) or (empty and not allowed):
         raise DataError(
             f"{empty[0]}: no rows; expected at least one example. Add rows or leave the file out"
-            ' (with clients.split = "files", allow_empty_clients = true keeps its client).'
+            ' (with data.clients.split = "files", allow_empty_clients = true keeps its client).'
         )
 
 
 def _check_one_file_a_client(files: Sequence[Path], settings: DataSettings) -> None:
     if len(files) < 2:
         raise DataError(
-            f'clients.split = "files" needs one file a client, got data.source = {settings.source!r}; '
+            f'data.clients.split = "files" needs one file a client, got data.source = {settings.source!r}; '
             "name a list of files or a folder of them, or choose another split."
         )
     stems: dict[str, Path] = {}

@@ -6,19 +6,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trifed.adapters import load_adapter
 from trifed.adapters.config import PEFT_TYPE
+from trifed.adapters.loading import without_renaming_warning
 from trifed.data import Examples
-from trifed.errors import RunError
+from trifed.errors import AdapterError, RunError
 from trifed.federation.workbench import Workbench
 from trifed.tasks.base_model import load_encoder
 from trifed.tasks.text_classification import TextClassifier, encode
@@ -94,16 +97,36 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
         raise RunError(
             f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
         )
-    facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    try:
+        facts, kind, head = _read_client(folder)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise AdapterError(f"{folder}: a file is damaged ({error}); {_COPY_AGAIN}") from error
     loaded = load_encoder(base or facts["base_model"])
     if loaded.fingerprint != facts["base_fingerprint"]:
         raise RunError(
             f"{folder}: the base model at '{loaded.source}' has other weights than the one this client was "
             f"trained on; name the right one with base=..."
         )
-    kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
     load = load_adapter if kind == PEFT_TYPE else PeftModel.from_pretrained
-    encoder = load(loaded.model, str(folder))
-    model = TextClassifier(encoder, loaded.model.config.hidden_size, len(facts["labels"]), facts["pooling"])
-    model.head.load_state_dict(load_file(folder / "head.safetensors"))
+    try:
+        with without_renaming_warning():
+            encoder = load(loaded.model, str(folder))
+        model = TextClassifier(encoder, loaded.model.config.hidden_size, len(facts["labels"]), facts["pooling"])
+        model.head.load_state_dict(head)
+    except (SafetensorError, RuntimeError) as error:
+        raise AdapterError(f"{folder}: its files do not fit together ({error}); {_COPY_AGAIN}") from error
     return Classifier(model, loaded.tokenizer, facts["labels"], facts["max_length"])
+
+
+_COPY_AGAIN = "copy the whole folder from the run again"
+
+
+def _read_client(folder: Path) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
+    """classifier.json, the adapter's PEFT type, and the head's tensors."""
+    for name in ("adapter_config.json", "adapter_model.safetensors", "head.safetensors"):
+        if not (folder / name).is_file():
+            raise AdapterError(f"{folder} has no {name}; {_COPY_AGAIN}")
+    facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    wanted = ("base_model", "base_fingerprint", "labels", "pooling", "max_length")
+    return {name: facts[name] for name in wanted}, adapter["peft_type"], load_file(folder / "head.safetensors")

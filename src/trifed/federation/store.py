@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,15 @@ class RunFolder:
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
-        """Nothing may be where a new run is to be kept.
+        """Nothing may be where a new run is to be kept, and it must be possible to write there.
 
         Raises:
-            RunError: something is already there.
+            RunError: something is already there, or nothing can be written there.
         """
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            kind = "not writable" if parent.is_dir() else "not a folder"
+            raise RunError(f"{path}: the run cannot be kept there, {parent} is {kind}; give another --runs")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(
                 f"{path}: a run of this name exists; give another --name, continue it with "
@@ -96,7 +101,9 @@ class RunFolder:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}.tmp")
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, scratch, dict(metadata))
+        # Copies, because safetensors refuses tensors that share memory, as clients do that never trained.
+        copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+        save_file(copies, scratch, dict(metadata))
         scratch.replace(target)
 
     # -- events
@@ -130,6 +137,10 @@ class RunFolder:
         }
         self.write_tensors("checkpoint.safetensors", tensors, {"trifed": json.dumps(facts)})
 
+    def has_checkpoint(self) -> bool:
+        """Was a whole round finished?"""
+        return (self.path / "checkpoint.safetensors").is_file()
+
     def load_checkpoint(self, identity: str) -> tuple[int, list[ClientState], State] | None:
         """The last whole round, with the event log cut back to it; None where no round was finished.
 
@@ -151,7 +162,13 @@ class RunFolder:
                 f"{self.path}: the data or the base model changed since this run was broken off, so it cannot "
                 f"reach the same numbers; put them back, or start a new run under another --name"
             )
-        with (self.path / "events.jsonl").open("r+b") as file_events:
+        events = self.path / "events.jsonl"
+        if not events.is_file() or events.stat().st_size < facts["events_bytes"]:
+            raise RunError(
+                f"{events}: shorter than when this run was broken off, so its bytes and accuracies are lost; "
+                f"put the whole file back, or start a new run under another --name"
+            )
+        with events.open("r+b") as file_events:
             file_events.truncate(facts["events_bytes"])
         server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
         return facts["round"], [_client(tensors, i, steps) for i, steps in enumerate(facts["steps"])], server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trifed.adapters.attach import attach
 from trifed.data import Examples
+from trifed.errors import ModelError
 from trifed.methods.interface import Layout, Method, Vector, is_factor, is_head, pack, unpack
 from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks.base_model import LoadedBase
@@ -67,8 +69,35 @@ class Workbench:
         return {**tensors, **arrived}
 
     def encode(self, examples: Examples) -> EncodedText:
-        """Tokenise once."""
-        return encode(self.tokenizer, examples, self.max_length)
+        """Tokenise once.
+
+        Raises:
+            ModelError: the model has too few positions or words for what the tokenizer made.
+        """
+        encoded = encode(self.tokenizer, examples, self.max_length)
+        longest = int(encoded.lengths.max(initial=0))
+        if longest > self.positions:
+            raise ModelError(
+                f"model.max_length: got {self.max_length}, and a text has {longest} tokens, but this model reads "
+                f"at most {self.positions}; set model.max_length to {self.positions} or less"
+            )
+        words = self.encoder.get_input_embeddings().num_embeddings
+        largest = max((max(ids) for ids in encoded.ids), default=0)
+        if largest >= words:
+            raise ModelError(
+                f"model.name: its tokenizer gives the token {largest}, but the model knows {words} tokens; "
+                f"put the tokenizer files that belong to the weights beside them"
+            )
+        return encoded
+
+    @property
+    def positions(self) -> int:
+        """The most tokens the model can read at once."""
+        for name, module in self.encoder.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+                # RoBERTa and its kin count positions from the one after the padding's.
+                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        return sys.maxsize
 
     def base_features(self, data: EncodedText, settings: TrainingSettings) -> NDArray[np.float32]:
         """Pooled features of the frozen base, adapter switched off: (n, hidden)."""

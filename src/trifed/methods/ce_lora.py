@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from trifed import similarity as sim
 from trifed.methods.interface import (
     Features,
     Labels,
@@ -32,19 +33,7 @@ from trifed.methods.interface import (
     is_factor,
     is_head,
 )
-from trifed.similarity import (
-    Summary,
-    combine,
-    cosine,
-    denoise,
-    linear_cka,
-    mix,
-    mixing_weights,
-    pairwise_distances,
-    project,
-    similarity_from_distances,
-    summarise,
-)
+from trifed.settings import AdapterSettings
 
 SUMMARY_DIM = 64
 """Dimensions that a client's features are projected to before they are summarised."""
@@ -56,28 +45,33 @@ class CeLoraOptions(Options):
     data_share: float = Field(0.5, ge=0, le=1, description="λ: the share of data similarity in S")
     self_weight: float = Field(0.5, ge=0, le=1, description="w_ii, chosen apart from S_ii")
     temperature: float = Field(0.1, gt=0, description="of the softmax over the other clients")
-    model_similarity: Literal["cosine", "cka", "cka-biased"] = Field(
-        "cosine", description="measured on the change of the cores since the common start"
-    )
+    model_similarity: Literal["cosine", "cka", "cka-biased"] = Field("cosine", description="of the cores' change")
     match_labels: bool = Field(False, description="forbid transport between different labels")
     memory: float = Field(5.0, gt=0, description="rounds after which an absent client counts 1/e")
 
+    def problems(self, adapter: AdapterSettings) -> list[str]:
+        """The debiased estimator divides by r − 3."""
+        if self.model_similarity != "cka" or adapter.rank >= 4:
+            return []
+        return [
+            f"method.model_similarity: 'cka' needs adapter.rank of at least 4, got {adapter.rank}; use 'cosine'"
+        ]
 
-def _summarise(options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> Summary:
+
+def _summarise(options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> sim.Summary:
     chosen = cast(CeLoraOptions, options)
-    projected = project(features, dim=SUMMARY_DIM, seed=seeds.projection)
-    return summarise(projected, labels, seed=seeds.own, match_labels=chosen.match_labels)
+    projected = sim.project(features, dim=SUMMARY_DIM, seed=seeds.projection)
+    return sim.summarise(projected, labels, seed=seeds.own, match_labels=chosen.match_labels)
 
 
 def _start(options: Options, setting: Setting) -> State:
-    chosen = cast(CeLoraOptions, options)
     summaries = [setting.summaries[client] for client in range(setting.clients)]
-    distances = pairwise_distances(summaries, match_labels=chosen.match_labels)
+    distances = sim.pairwise_distances(summaries, match_labels=cast(CeLoraOptions, options).match_labels)
     floors = np.array([summary.self_distance for summary in summaries])
     return {
         "cores": np.tile(setting.start, (setting.clients, 1)),
         "last_round": np.full(setting.clients, -1, np.int64),
-        "similarity_data": similarity_from_distances(denoise(distances, floors)),
+        "similarity_data": sim.similarity_from_distances(sim.denoise(distances, floors)),
     }
 
 
@@ -85,34 +79,33 @@ def _model_similarity(measure: str, setting: Setting, cores: NDArray[np.generic]
     """S_model (n_clients, n_clients) from the change of all cores, (n_clients, n_layers, r, r)."""
     rank = setting.layout[0][1][0]
     change = (cores.astype(np.float64) - setting.start).reshape(setting.clients, -1, rank, rank)
-    if measure == "cosine":
-        return cosine(change)
-    return linear_cka(change, debiased=measure == "cka")
+    return sim.cosine(change) if measure == "cosine" else sim.linear_cka(change, debiased=measure == "cka")
 
 
 def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+    """C̄ = W C, (n_clients, n_values); a client absent for a rounds counts exp(−a / memory), one never seen 0."""
     chosen = cast(CeLoraOptions, options)
     cores, last_round = state["cores"].copy(), state["last_round"].astype(np.int64)
     for upload in uploads:
-        cores[upload.client] = upload.values
-        last_round[upload.client] = upload.round
+        cores[upload.client], last_round[upload.client] = upload.values, upload.round
     age = last_round.max() - last_round
     decay = np.where(last_round >= 0, np.exp(-age / chosen.memory), 0.0)
-    s_model = _model_similarity(chosen.model_similarity, setting, cores)
     s_data = state["similarity_data"].astype(np.float64)
-    weights = mixing_weights(
-        combine(s_data, s_model, data_share=chosen.data_share),
-        self_weight=chosen.self_weight,
-        temperature=chosen.temperature,
-        decay=decay,
+    s_model = _model_similarity(chosen.model_similarity, setting, cores)
+    both = sim.combine(s_data, s_model, data_share=chosen.data_share)
+    own, none = (
+        sim.mixing_weights(both, self_weight=share, temperature=chosen.temperature, decay=decay)
+        for share in (chosen.self_weight, 0.0)
     )
+    # A core that never trained says nothing: a newcomer gets the others' alone, by similarity of data.
+    weights = np.where((last_round >= 0)[:, None], own, none)
     return {
         "cores": cores,
         "last_round": last_round,
         "similarity_data": s_data,
         "similarity_model": s_model,
         "weights": weights,
-        "mixed": mix(weights, cores).astype(np.float32),
+        "mixed": sim.mix(weights, cores).astype(np.float32),
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from trifed.settings import AdapterKind
+from trifed.settings import AdapterKind, AdapterSettings
 from trifed.similarity import Summary
 
 Vector = NDArray[np.float32]
@@ -38,6 +38,10 @@ class Options(BaseModel):
     """Settings of one method; each method subclasses it with its own fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def problems(self, adapter: AdapterSettings) -> list[str]:
+        """What does not go together with the run's adapter, one sentence each."""
+        return []
 
 
 Summarise = Callable[[Options, Features, Labels, SummarySeeds], Summary]

