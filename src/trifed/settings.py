@@ -44,9 +44,9 @@ class TrainingSettings(_Settings):
 
     epochs: int = Field(1, ge=1, description="passes over a client's training data a round")
     steps: int | None = Field(None, ge=1, description="optimiser steps a round, instead of epochs")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(16, ge=1)
     eval_batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(2e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     clip_norm: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="largest norm of a step's gradient; 0 sets no limit"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -62,9 +61,13 @@ def load_encoder(name: str) -> LoadedBase:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model, loading = AutoModel.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                source,
+                dtype=torch.float32,
+                use_safetensors=True,  # pickled weights can run code
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
             f"whole weights and tokenizer files lie beside config.json, or fetch the model again"
