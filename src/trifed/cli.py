@@ -172,8 +172,7 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     from trifed.runner import resume, run
 
     console = Console()
-    rounds = config.rounds if config else _rounds_of(path)
-    watch = (LiveWatch if console.is_terminal else Watch)(rounds, console)
+    watch = (LiveWatch if console.is_terminal else Watch)(config or _config_of(path), console)
     try:
         result = run(config, path, watch) if config else resume(path, watch)
         watch.close()
@@ -191,11 +190,11 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
         watch.close()
 
 
-def _rounds_of(path: Path) -> int:
+def _config_of(path: Path) -> RunConfig:
     from trifed.federation.store import RunFolder
 
     RunFolder.open(path)
-    return make_config(read_toml(path / "config.toml"), str(path / "config.toml")).rounds
+    return make_config(read_toml(path / "config.toml"), str(path / "config.toml"))
 
 
 def _storage_trouble(error: OSError, path: Path) -> str:
@@ -224,6 +223,8 @@ def main() -> None:
     except TrifedError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(MISTAKE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

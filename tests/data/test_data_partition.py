@@ -114,7 +114,7 @@ def test_client_names_can_be_file_names() -> None:
     [
         ({"split": "iid", "count": 11}, 10, ["10 examples", "11 clients"]),
         ({"count": 10, "min_examples": 20}, 100, ["100 examples", "at least 20"]),
-        ({"count": 10, "alpha": 0.01}, 120, ["alpha = 0.01", "Raise clients.alpha"]),
+        ({"count": 10, "alpha": 0.01}, 120, ["alpha = 0.01", "Raise data.clients.alpha"]),
         ({"split": "pathological", "labels_per_client": 7}, 600, ["labels_per_client = 7", "6 labels"]),
         ({"split": "pathological", "count": 2}, 600, ["at least 3", "clients.count"]),
         ({"split": "pathological", "count": 10, "labels_per_client": 5}, 12, ["rarest has 2"]),

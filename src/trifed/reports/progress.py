@@ -10,16 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from trifed.config import RunConfig
 from trifed.data import render_split, render_split_text
 from trifed.federation.store import Event
 from trifed.reports.tables import percent, size
 
 
 class Watch:
-    """Listens to a run's events and keeps the numbers a display shows. `rounds`: of the configuration."""
+    """Listens to a run's events and keeps the numbers a display shows."""
 
-    def __init__(self, rounds: int, console: Console) -> None:
-        self.rounds, self.console = rounds, console
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.rounds, self.console = config.rounds, console
+        self.methods = [config.method.name, *config.baselines]
         self.method, self.scored, self.clients = "", "", 1
         self._shown_split = False
         self._restart(0)
@@ -54,12 +56,18 @@ class Watch:
 
     def _on_started(self, event: Event) -> None:
         self._begin(event, 0)
-        self.say(f"{self.method}: {self.clients} clients, {self.rounds} rounds")
+        self.say(f"{self._place()}: {self.clients} clients, {self.rounds} rounds")
 
     def _on_resumed(self, event: Event) -> None:
         self._begin(event, event["round"])
         self.sent = event["sent"]
-        self.say(f"{self.method}: going on after round {event['round']} of {self.rounds}")
+        self.say(f"{self._place()}: going on after round {event['round']} of {self.rounds}")
+
+    def _place(self) -> str:
+        """The method, and which of how many."""
+        if len(self.methods) == 1:
+            return self.method
+        return f"{self.method} ({self.methods.index(self.method) + 1} of {len(self.methods)})"
 
     def _begin(self, event: Event, done: int) -> None:
         self.method, self.scored, self.clients = event["method"], event["scored"], len(event["clients"])
@@ -117,8 +125,8 @@ class Watch:
 class LiveWatch(Watch):
     """The same in a terminal: one bar that moves with every client."""
 
-    def __init__(self, rounds: int, console: Console) -> None:
-        super().__init__(rounds, console)
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        super().__init__(config, console)
         self.progress = Progress(
             # Fixed widths first: what follows then moves nothing, and a narrow terminal cuts the client's name.
             BarColumn(bar_width=None, table_column=Column(width=16)),

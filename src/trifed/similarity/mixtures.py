@@ -15,8 +15,6 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, require_at_least
 from trifed.similarity.summary import MERGED, Summary
@@ -169,6 +167,9 @@ def _fit(x: Floats, k: int, seed: int) -> list[Floats]:
     No convergence, or fewer than k distinct examples: scikit-learn says both by `ConvergenceWarning`, and
     here it is an answer (try fewer).
     """
+    from sklearn.exceptions import ConvergenceWarning  # late, as POT is elsewhere: for a quick --help
+    from sklearn.mixture import GaussianMixture
+
     mixture = GaussianMixture(k, covariance_type="diag", reg_covar=REG_COVAR, max_iter=MAX_ITER, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)

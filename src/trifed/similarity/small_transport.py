@@ -13,7 +13,6 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
-import ot
 
 from trifed.similarity.checks import Floats, Ints
 
@@ -43,6 +42,8 @@ def small_transport(left: Floats, right: Floats, cost: Floats) -> Floats:
 
 def _each(left: Floats, right: Floats, cost: Floats) -> Floats:
     """The same, one solver call a problem."""
+    import ot  # late, for it imports torch, which a command line that only shows its help need not wait for
+
     result = np.empty(cost.shape[:2])
     for i, j in np.ndindex(*result.shape):
         result[i, j] = ot.emd2(left[i], right[j], np.ascontiguousarray(cost[i, j]))

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import ot
 
 from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, require_square
 from trifed.similarity.small_transport import small_transport
@@ -199,6 +198,8 @@ def _by_size(parts: Sequence[Ints], shares: Sequence[Floats]) -> list[tuple[Ints
 
 def _transport(weights: Floats, other: Floats, cost: Floats) -> float:
     """The exact transport cost between marginals (g,) and (h,) under `cost` (g, h)."""
+    import ot  # late, for it imports torch, which a command line that only shows its help need not wait for
+
     if min(cost.shape) == 1:
         return float(weights @ cost @ other)
     return float(ot.emd2(weights, other, np.ascontiguousarray(cost), numItermax=10_000_000))
