@@ -12,6 +12,7 @@ import torch
 
 from trifed import cli
 from trifed.config import make_config
+from trifed.reports.settings import render_settings
 from trifed.runner import run
 from trifed.version import __version__
 
@@ -97,3 +98,12 @@ def test_without_anything_to_do_the_help_is_shown(capsys, monkeypatch, command):
     said = call(capsys, monkeypatch, *command)
     assert said.code == 2
     assert "Usage: trifed" in said.out + said.err
+
+
+def test_settings_lists_every_setting_with_its_meaning():
+    table = render_settings()
+    names, _, meanings = ([str(cell) for cell in column.cells] for column in table.columns)
+    assert all(meanings)
+    for name in ("rounds", "data.clients.alpha", "training.learning_rate", "method.name", "method.self_weight"):
+        assert name in names
+    assert len(names) == len(set(names))

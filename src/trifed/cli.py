@@ -153,6 +153,17 @@ def demo_command(
     _carry_out(config.model_copy(update={"name": path.name}), path)
 
 
+@app.command("settings")
+def settings_command() -> None:
+    """All settings with their defaults and meanings.
+
+    [bold]Example[/bold]: trifed settings, then trifed run my.toml --set training.epochs=2
+    """
+    from trifed.reports.settings import render_settings
+
+    Console().print(render_settings())
+
+
 def _parse_setting(item: str) -> tuple[str, Any]:
     key, sign, value = item.partition("=")
     if not sign or not key:
@@ -219,7 +230,7 @@ def main() -> None:
     """Entry point: errors that a user can mend end with one message and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        app(prog_name="trifed")
     except TrifedError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(MISTAKE)

@@ -41,8 +41,8 @@ class RunConfig(BaseModel):
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="its folder under runs/"
     )
-    seed: int = Field(0, ge=0, lt=2**63)
-    rounds: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same numbers")
+    rounds: int = Field(20, ge=1, description="of training and exchange")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients drawn each round")
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
     controls: bool = Field(True, description="linear probe and class means beside the result")

@@ -31,9 +31,9 @@ class ModelSettings(_Settings):
 class AdapterSettings(_Settings):
     """The adapter that every client trains."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, description="r: a core has r x r numbers")
     alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="before A, while training")
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
         "auto", description="endings of module names; 'auto' is what PEFT knows for the architecture"
     )
@@ -44,10 +44,10 @@ class TrainingSettings(_Settings):
 
     epochs: int = Field(1, ge=1, description="passes over a client's training data a round")
     steps: int | None = Field(None, ge=1, description="optimiser steps a round, instead of epochs")
-    batch_size: int = Field(16, ge=1)
-    eval_batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
+    batch_size: int = Field(16, ge=1, description="examples an optimiser step")
+    eval_batch_size: int = Field(128, ge=1, description="changes no number, only memory and time")
+    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="of AdamW")
     clip_norm: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="largest norm of a step's gradient; 0 sets no limit"
     )

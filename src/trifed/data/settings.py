@@ -22,14 +22,14 @@ class ClientSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    split: Split = "dirichlet"
-    count: int = Field(default=10, ge=1)
-    alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False)
-    labels_per_client: int = Field(default=2, ge=1)
-    column: str | None = None
-    sizes: list[float] | None = None
-    min_examples: int = Field(default=10, ge=0)
-    max_examples: int | None = Field(default=None, ge=1)
+    split: Split = Field("dirichlet", description="how rows are dealt out")
+    count: int = Field(default=10, ge=1, description="how many clients")
+    alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False, description="dirichlet; small is unlike")
+    labels_per_client: int = Field(default=2, ge=1, description="pathological")
+    column: str | None = Field(None, description="column; each of its values is a client")
+    sizes: list[float] | None = Field(None, description="sizes; relative, one a client")
+    min_examples: int = Field(default=10, ge=0, description="fewer are refused, or left without data")
+    max_examples: int | None = Field(default=None, ge=1, description="more are drawn from at random")
 
     @model_validator(mode="after")
     def _split_has_what_it_needs(self) -> Self:
@@ -92,19 +92,19 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str | list[str]
-    hub_split: str = "train"
-    hub_subset: str | None = None
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
-    test: str | None = None
-    valid_fraction: float = Field(default=0.15, ge=0, lt=1)
-    test_fraction: float = Field(default=0.25, ge=0, lt=1)
-    max_examples: int | None = Field(default=None, ge=1)
-    drop_duplicates: bool = True
-    allow_single_class: bool = False
-    allow_empty_clients: bool = False
+    source: str | list[str] = Field(description="file, files, folder or hub name")
+    hub_split: str = Field("train", description="split of a hub name or saved data set")
+    hub_subset: str | None = Field(None, description="configuration of a hub name")
+    text: str = Field("text", description="column of the text")
+    text_pair: str | None = Field(None, description="column of a second text")
+    label: str = Field("label", description="column of the label, text or whole number")
+    test: str | None = Field(None, description="a separate test set for everybody")
+    valid_fraction: float = Field(default=0.15, ge=0, lt=1, description="of each client's examples")
+    test_fraction: float = Field(default=0.25, ge=0, lt=1, description="of each client's examples")
+    max_examples: int | None = Field(default=None, ge=1, description="of the whole table, drawn at random")
+    drop_duplicates: bool = Field(True, description="exact ones; also test rows that are in the table")
+    allow_single_class: bool = Field(False, description="clients with one label train all the same")
+    allow_empty_clients: bool = Field(False, description="clients below min_examples stay, without data")
     clients: ClientSettings = ClientSettings()
 
     @field_validator("source")

@@ -1,0 +1,39 @@
+"""All settings of a run with their defaults and meanings, read from the configuration's own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.table import Table
+
+from trifed.config import MethodSettings, RunConfig
+from trifed.methods import METHODS
+
+
+def render_settings() -> Table:
+    """One row a setting: dotted name, default, meaning; each method's own options at the end."""
+    table = Table(title="Settings, for TOML and --set", title_justify="left", show_lines=False)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("default", overflow="fold", max_width=18)
+    table.add_column("meaning")
+    for row in _rows(RunConfig, ""):
+        table.add_row(*row)
+    for method in METHODS.values():
+        for name, default, meaning in _rows(method.options, "method."):
+            table.add_row(name, default, f"{method.name}: {meaning}")
+    return table
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if inner is MethodSettings:
+                yield "method.name", MethodSettings().name, f"one of {', '.join(METHODS)}"
+            else:
+                yield from _rows(inner, f"{prefix}{name}.")
+            continue
+        default = "needed" if field.default is PydanticUndefined else str(field.default)
+        yield prefix + name, "-" if default == "None" else default, field.description or ""
