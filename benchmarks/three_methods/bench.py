@@ -130,9 +130,7 @@ def tune(setting: str, data: Path, work: Path, parallel: int, rounds: int) -> di
         }
         carry_out(list(jobs.values()), parallel)
         found = {
-            method: {
-                str(rate): summary(jobs[method, rate][0])["curve"][-1]["valid_mean"] for rate in rates[method]
-            }
+            method: {str(rate): valid_after(rounds, jobs[method, rate][0]) for rate in rates[method]}
             for method in METHODS
         }
         at_the_end = [method for method in METHODS if best_rate(found[method]) == rates[method][-1]]
