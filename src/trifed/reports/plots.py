@@ -48,9 +48,10 @@ def _curves(axes: Axes, runs: list[RunResult]) -> None:
 
 def _clients(axes: Axes, runs: list[RunResult]) -> None:
     names = [client["name"] for client in runs[0].summary["clients"]]
-    for colour, run in zip(COLOURS, runs, strict=False):
+    for place, (colour, run) in enumerate(zip(COLOURS, runs, strict=False)):
+        shift = 0.18 * (place - (len(runs) - 1) / 2)  # side by side, so that equal results do not hide each other
         found = [c["now"]["accuracy"] if c["now"] else None for c in run.summary["clients"]]
-        dots = [(100 * a, row) for row, a in enumerate(found) if a is not None]
+        dots = [(100 * a, row + shift) for row, a in enumerate(found) if a is not None]
         axes.scatter([x for x, _ in dots], [y for _, y in dots], color=colour, s=36, label=run.summary["method"])
     if len(names) <= 25:
         axes.set_yticks(range(len(names)), names, fontsize=8)
@@ -68,5 +69,5 @@ def _bytes(axes: Axes, runs: list[RunResult]) -> None:
     axes.set_yticks(range(len(sent)), [name for name, _ in sent])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(1, 60 * max(1, *(count for _, count in sent), 1))
+    axes.set_xlim(1, 300 * max(1, *(count for _, count in sent), 1))
     axes.set(xlabel="bytes, up and down", title="Sent in all")
