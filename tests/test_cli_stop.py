@@ -61,7 +61,7 @@ def test_ctrl_c_stops_cleanly_and_resume_reaches_the_same_numbers(
     runs = tmp_path / "my runs"
     folder = runs / "toy"
     child = in_a_terminal(120, str(toml), "--runs", str(runs))
-    child.expect(f"ce-lora 3/{ROUNDS}")
+    child.expect(rf"ce-lora (?:[3-9]|\d\d)/{ROUNDS}")  # the display may skip a round that was quick
     child.sendintr()
     child.expect(pexpect.EOF)
     child.close()
@@ -72,7 +72,7 @@ def test_ctrl_c_stops_cleanly_and_resume_reaches_the_same_numbers(
     assert not (folder / "summary.json").exists()
     said = call(capsys, monkeypatch, "run", "--resume", folder)
     assert said.code == 0
-    done = int(re.findall(r"ce-lora: going on after round (\d+)", said.out)[0])
+    done = int(re.findall(r"ce-lora \(1 of 2\): going on after round (\d+)", said.out)[0])
     assert 2 <= done < ROUNDS
     first = next(line for line in said.out.splitlines() if line.startswith("ce-lora  round "))
     assert first.startswith(f"ce-lora  round {done + 1}/{ROUNDS}")
@@ -110,7 +110,7 @@ def test_a_run_killed_in_its_baseline_reaches_the_same_numbers(
         file.write('{"event": "tra')  # what a kill in the middle of a line leaves
     said = call(capsys, monkeypatch, "run", "--resume", folder)
     assert said.code == 0
-    assert "local: going on after round" in said.out
+    assert "local (2 of 2): going on after round" in said.out
     assert numbers(folder) == numbers(unbroken)
 
 
