@@ -16,7 +16,7 @@ import tomli_w
 from test_cli_help import call, finished_run
 from trifed.config import read_toml
 
-ROUNDS = 12
+ROUNDS = 24
 COMMAND = [sys.executable, "-m", "trifed.cli", "run"]
 PATIENCE = 120
 """Seconds; only a machine that is very busy needs more than a few of them."""
