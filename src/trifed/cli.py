@@ -132,7 +132,7 @@ def run_command(
 
 @app.command("demo")
 def demo_command(
-    rounds: Annotated[int, Flag(help="Rounds for each of the three methods.")] = 6,
+    rounds: Annotated[int, Flag(help="Rounds for each of the three methods.")] = 5,
     runs: Annotated[Path, Flag(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
     """Ten sites, one small pre-trained model, three methods side by side; a few minutes on two cores.
