@@ -31,10 +31,17 @@ def plot_result(result: RunResult, target: Path) -> None:
 
 
 def _curves(axes: Axes, runs: list[RunResult]) -> None:
-    for colour, run in zip(COLOURS, runs, strict=False):
+    for place, (colour, run) in enumerate(zip(COLOURS, runs, strict=False)):
         points = [p for p in run.summary["curve"] if p["mean"] is not None]
         rounds = [p["round"] for p in points]
-        axes.plot(rounds, [100 * p["mean"] for p in points], color=colour, label=run.summary["method"], lw=2)
+        axes.plot(
+            rounds,
+            [100 * p["mean"] for p in points],
+            color=colour,
+            label=run.summary["method"],
+            lw=2,
+            zorder=9 - place,
+        )
         low, high = ([100 * p[end] for p in points] for end in ("worst", "best"))
         axes.fill_between(rounds, low, high, color=colour, alpha=0.08, lw=0)
     for style, (name, spread) in zip(
