@@ -18,7 +18,7 @@ from trifed.config import read_toml
 
 ROUNDS = 24
 COMMAND = [sys.executable, "-m", "trifed.cli", "run"]
-PATIENCE = 120
+PATIENCE = 300
 """Seconds; only a machine that is very busy needs more than a few of them."""
 
 

@@ -62,10 +62,29 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def compact(result: dict[str, Any]) -> str:
+    """One row a setting: means, and how many times fewer bytes."""
+    names = ("local", "fedavg-lora", "ce-lora")
+    lines = [
+        "| setting | `local` | `fedavg-lora` | `ce-lora` | `ce-lora` less `local` (95 %) "
+        "| bytes | *probe alone* | *majority* |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, setting in result["settings"].items():
+        means = " | ".join(f"{100 * setting['methods'][method]['mean']:.1f}" for method in names)
+        gap = setting["differences"]["ce-lora minus local"]
+        low, high = (100 * bound for bound in gap["interval"])
+        controls = " | ".join(f"{100 * setting['controls'][c]['mean']:.1f}" for c in ("probe-alone", "majority"))
+        times = setting["fedavg_lora_bytes_over_ce_lora_bytes"]
+        difference = f"{100 * gap['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append(f"| {name} | {means} | {difference} | {times:.0f}× fewer | {controls} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     result = json.loads((HERE / "results.json").read_text())
     draw(result, HERE / "curves.png")
-    print(table(result))
+    print(table(result), compact(result), sep="\n\n")
 
 
 if __name__ == "__main__":
