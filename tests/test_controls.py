@@ -93,3 +93,11 @@ def test_the_majority_is_each_clients_own():
     mostly = ClientFeatures(points(0, 10, (1, 2, 1, 1)), NOTHING, points(1, 5))
     found = run_controls([mostly, client(10, labels=(2,))], 0)["majority"]
     assert found[0].tolist() == [1] * 5 and found[1].tolist() == [2] * 12
+
+
+def test_many_labels_with_few_examples_each_are_no_reason_to_warn():
+    features = np.eye(30)
+    labels = np.arange(30) // 2 * 2  # 15 labels twice; then 20 labels over 30 rows, more than half as many
+    labels[:10] = np.arange(10)
+    predicted = linear_probe((features, labels), (features, labels), features)
+    np.testing.assert_array_equal(predicted, labels)

@@ -10,6 +10,7 @@ Three controls on frozen pooled features, and one that looks at nothing:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,10 +52,13 @@ def linear_probe(train: tuple[Features, Labels], valid: tuple[Features, Labels],
     if not len(test) or len(np.unique(labels)) < 2:
         return _majority(labels, len(test))
     scaler = StandardScaler().fit(features)
-    fitted = [
-        LogisticRegression(C=strength, max_iter=5000).fit(scaler.transform(features), labels)
-        for strength in STRENGTHS
-    ]
+    with warnings.catch_warnings():
+        # Few examples of many labels: scikit-learn asks whether the labels are a quantity. They are not.
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
+        fitted = [
+            LogisticRegression(C=strength, max_iter=5000).fit(scaler.transform(features), labels)
+            for strength in STRENGTHS
+        ]
     if len(valid[0]):
         best = max(fitted, key=lambda model: model.score(scaler.transform(valid[0]), valid[1]))
     else:
