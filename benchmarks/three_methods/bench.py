@@ -34,7 +34,7 @@ SEEDS = (0, 1)
 TUNING_SEED = 100
 TUNING = {"sst2-dirichlet-0.5": 4, "banking77-dirichlet-0.5": 15}
 """Where the rates are chosen, and after how many rounds: sentiment settles at once, 77 intents do not."""
-ROUNDS, EVERY = 16, 4
+ROUNDS, EVERY = 40, 4
 CLIENT_EXAMPLES, TUNING_EXAMPLES = 200, 280
 RESAMPLES = 4000
 
