@@ -23,6 +23,7 @@ LAYERS = [
     {"engines"},
     {"runner"},
     {"reports"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 """From the bottom to the top. A part may import itself and the layers below its own, nothing beside or above."""

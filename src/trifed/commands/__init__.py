@@ -1,0 +1,1 @@
+"""Commands beside `run`, one file each: `register(app)` adds it to the command line. They read flags and show results."""
