@@ -48,6 +48,7 @@ def without_dropout(model: nn.Module) -> None:
 def train(bench, data, setting, *, rng=0, before=0, in_all=100, moments=None):
     return train_locally(
         bench.model,
+        bench.parameters,
         data,
         setting,
         rng=seeded(rng),

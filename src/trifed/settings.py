@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Pooling = Literal["mean", "cls", "pooler"]
 
-AdapterKind = Literal["lora", "tri-matrix", "public-frames"]
-"""Plain LoRA; B·C·A with all three trained; B·C·A in public frames from the SVD of W0, where only C trains."""
+AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
+"""Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
+own, where only C trains; no adapter, the base model itself."""
 
 
 class _Settings(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trifed.errors import RunError
+from trifed.methods.interface import Proximal
 from trifed.settings import TrainingSettings
 from trifed.tasks.text_classification import EncodedText, TextClassifier
 
@@ -29,6 +30,32 @@ class Trained:
     loss: float
     steps: int
     moments: Moments
+
+
+class Pull:
+    """The proximal term of one round: a gradient towards anchors, which start at the parameters as they are.
+
+    `anchors`: by name, and where they are after the round.
+    """
+
+    def __init__(self, term: Proximal, params: Mapping[str, nn.Parameter]) -> None:
+        self.term = term
+        self.params = list(params.values())
+        self.anchors = {name: param.detach().clone() for name, param in params.items()}
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """∇ ½ λ ‖θ − anchor‖² = λ (θ − anchor)."""
+        for param, anchor in zip(self.params, self.anchors.values(), strict=True):
+            if param.grad is not None:
+                param.grad.add_(param - anchor, alpha=self.term.strength)
+
+    @torch.no_grad()
+    def move(self, step: int, wanted: int) -> None:
+        """After optimiser step `step` of `wanted`, from 1: anchor ← anchor + share · (θ − anchor)."""
+        if self.term.moves and (step % self.term.every == 0 or step == wanted):
+            for param, anchor in zip(self.params, self.anchors.values(), strict=True):
+                anchor.add_(param - anchor, alpha=self.term.share)
 
 
 @dataclass(frozen=True)
@@ -116,6 +143,7 @@ def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
 
 def train_locally(
     model: TextClassifier,
+    named: Mapping[str, nn.Parameter],
     data: EncodedText,
     settings: TrainingSettings,
     *,
@@ -123,17 +151,17 @@ def train_locally(
     steps_before: int,
     steps_in_all: int,
     moments: Moments | None,
+    pull: Pull | None = None,
 ) -> Trained:
-    """Train the parameters that require a gradient, in place, for one round.
+    """Train the model's parameters `named`, in place, for one round.
 
     `steps_before` and `steps_in_all` place the round in the run's learning rate schedule. `moments` of an
-    earlier round are taken up; None starts AdamW afresh.
+    earlier round are taken up; None starts AdamW afresh. `pull` adds a proximal term.
     """
     device, precision = (
         next(model.parameters()).device,
         choose_precision(settings, next(model.parameters()).device),
     )
-    named = {name: param for name, param in model.named_parameters() if param.requires_grad}
     optimizer = torch.optim.AdamW(
         named.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
     )
@@ -151,9 +179,13 @@ def train_locally(
             with autocast(device, precision):
                 loss = model.loss(data.batch(rows, device))
             loss.backward()  # type: ignore[no-untyped-call]
+            if pull:
+                pull.add_gradient()
             if settings.clip_norm:
                 nn.utils.clip_grad_norm_(named.values(), settings.clip_norm)
             optimizer.step()
+            if pull:
+                pull.move(step + 1, wanted)
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss.detach())
     mean = float(torch.stack(losses).mean()) if losses else math.nan
@@ -167,7 +199,7 @@ def _endless_batches(
         yield from training_batches(data.lengths, settings.batch_size, rng)
 
 
-def _copy_moments(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter]) -> Moments:
+def _copy_moments(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> Moments:
     return {
         f"{kind}/{name}": tensor.detach().clone()
         for name, param in named.items()
@@ -175,10 +207,36 @@ def _copy_moments(optimizer: torch.optim.Optimizer, named: dict[str, nn.Paramete
     }
 
 
-def _restore_moments(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter], moments: Moments) -> None:
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], moments: Moments
+) -> None:
     for key, tensor in moments.items():
         kind, name = key.split("/", 1)
         optimizer.state[named[name]][kind] = tensor.clone()
+
+
+def mean_gradient(
+    model: TextClassifier, weights: Mapping[str, nn.Parameter], data: EncodedText, settings: TrainingSettings
+) -> dict[str, NDArray[np.float32]]:
+    """The gradient of the mean training loss with respect to `weights`, frozen or not, without dropout."""
+    device = next(model.parameters()).device
+    precision = choose_precision(settings, device)
+    total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    asking = {name: weight.requires_grad for name, weight in weights.items()}
+    model.eval()
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for rows in length_order(data, settings.batch_size):
+            with autocast(device, precision):
+                loss = model.loss(data.batch(rows, device))
+            parts = torch.autograd.grad(loss, list(weights.values()))
+            for name, part in zip(total, parts, strict=True):
+                total[name].add_(part, alpha=len(rows) / len(data))
+    finally:
+        for name, weight in weights.items():
+            weight.requires_grad_(asking[name])
+    return {name: values.cpu().numpy() for name, values in total.items()}
 
 
 @torch.no_grad()

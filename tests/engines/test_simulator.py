@@ -14,7 +14,8 @@ from trifed import make_config, run
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.store import RunFolder
 
-METHODS = ["ce-lora", "fedavg-lora", "local"]
+METHODS = ["ce-lora", "fedavg-lora", "local", "fed-sb", "fedavg-full", "pfedme-lora"]
+"""Every kind of adapter, of state, and of what is sent."""
 CORES = 2 * 2 * 4 * 4
 """Numbers in the cores of 2 blocks, query and value, rank 4."""
 

@@ -29,7 +29,9 @@ def test_the_start_is_that_of_the_seed(method, make_bench):
         assert torch.equal(tensor, second.start[name])
     assert not torch.equal(first.start["head.weight"], other.start["head.weight"])
     factors = [name for name in first.start if ".lora_A." in name]
-    assert factors and not any(torch.equal(first.start[name], other.start[name]) for name in factors)
+    assert not any(torch.equal(first.start[name], other.start[name]) for name in factors)
+    if METHODS[method].adapter in ("lora", "tri-matrix"):
+        assert len(factors) == (0 if method == "ffa-lora" else 4)
 
 
 def test_building_does_not_move_torchs_generator(make_bench):
@@ -39,10 +41,13 @@ def test_building_does_not_move_torchs_generator(make_bench):
 
 
 def test_all_methods_start_from_the_same_head_and_factors(make_bench):
-    benches = [make_bench(method) for method in ("ce-lora", "fedavg-lora", "local")]
-    for name in benches[1].start:
-        for bench in benches:
-            assert torch.equal(bench.start[name], benches[1].start[name]), name
+    reference = make_bench("ce-lora").start
+    for method in METHODS.values():
+        bench = make_bench(method.name)
+        assert torch.equal(bench.start["head.weight"], reference["head.weight"]), method.name
+        if method.adapter in ("lora", "tri-matrix"):
+            for name, tensor in [*bench.start.items(), *bench.frozen.items()]:
+                assert torch.equal(tensor, reference[name]), (method.name, name)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -55,7 +60,7 @@ def test_the_adapter_changes_nothing_at_the_start(method, make_bench, toy_values
     np.testing.assert_array_equal(adapted, bench.base_features(data, chosen))
 
 
-@pytest.mark.parametrize("method", ["ce-lora", "fedavg-lora", "local"])
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"fedavg-full"}))
 def test_training_moves_what_trains_and_leaves_the_base_bit_for_bit(method, make_bench, toy_values):
     bench = make_bench(method)
     frozen = {
@@ -68,7 +73,8 @@ def test_training_moves_what_trains_and_leaves_the_base_bit_for_bit(method, make
     chosen = settings(toy_values, steps=3)
     for number in (1, 2):
         download = bench.start_values if bench.layout and number == 2 else None
-        state, _ = train_round(bench, client, state, download, chosen, seed=0, round_number=number, rounds=2)
+        done = train_round(bench, client, state, download, chosen, seed=0, round_number=number, rounds=2)
+        state = done.state
     assert state.steps == 6
     score(bench, state.tensors, data, chosen)
     now = dict([*bench.model.named_parameters(), *bench.model.named_buffers()])
@@ -97,7 +103,54 @@ def test_a_download_replaces_what_travels_and_nothing_else(make_bench):
     assert (bench.pack(received) >= 0).all()
 
 
-@pytest.mark.parametrize("method", ["ce-lora", "fedavg-lora", "local"])
+def test_without_an_adapter_everything_trains_but_the_pooler_that_nothing_reads(make_bench, toy_values):
+    bench = make_bench("fedavg-full")
+    before = {name: param.detach().clone() for name, param in bench.model.named_parameters()}
+    data = bench.encode(EXAMPLES)
+    client, state = Client(0, "one", data, data, data), ClientState(dict(bench.start), {}, 0)
+    chosen = settings(toy_values, steps=3)
+    train_round(bench, client, state, None, chosen, seed=0, round_number=1, rounds=1)
+    still = [name for name, param in bench.model.named_parameters() if torch.equal(param, before[name])]
+    assert still and all(".pooler." in name for name in still)
+    assert {"embeddings.word_embeddings.weight", "embeddings.LayerNorm.weight", "head.bias"} <= set(bench.start)
+    # The features of controls and summaries are those of the base as it came, whatever is loaded.
+    np.testing.assert_array_equal(
+        bench.base_features(data, chosen), make_bench("local").base_features(data, chosen)
+    )
+
+
+def test_the_first_gradient_is_that_of_the_mean_loss(make_bench, toy_values):
+    bench = make_bench("fed-sb")
+    data, chosen = bench.encode(EXAMPLES), settings(toy_values, batch_size=3)
+    found = bench.first_gradient(data, chosen)
+    assert len(found) == 4 and all(values.shape == (32, 32) for values in found.values())
+    assert not any(weight.requires_grad for weight in bench.adapted.values())
+    # In one entry against the difference quotient of the mean loss over all rows.
+    layer = next(iter(found))
+    weight, step = bench.adapted[layer], 1e-2
+    place = np.unravel_index(np.abs(found[layer]).argmax(), found[layer].shape)
+    losses = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight[place] += sign * step
+            losses.append(float(bench.model.loss(data.batch(np.arange(len(data)), torch.device("cpu")))))
+            weight[place] -= sign * step
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(float(found[layer][place]), rel=2e-2)
+
+
+def test_frames_that_were_agreed_on_replace_the_adapters_own(make_bench):
+    bench = make_bench("fed-sb")
+    names = [*bench.frozen, *(name for name in bench.start if ".lora_C." in name)]
+    shapes = {name: tuple({**bench.frozen, **bench.parameters}[name].shape) for name in names}
+    rng = np.random.default_rng(0)
+    frames = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    bench.fix_frames(frames)
+    bench.load(bench.start)
+    for name, values in frames.items():
+        assert np.array_equal({**bench.frozen, **bench.parameters}[name].detach().numpy(), values), name
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_what_plain_lora_would_send_is_counted_alike_for_every_method(method, make_bench):
     # 2 blocks x query and value, A (4, 32) and B (32, 4), and a head (3, 32) with its bias; 4 bytes each.
     assert make_bench(method).lora_bytes == 4 * (2 * 2 * 2 * 4 * 32 + 3 * 32 + 3)

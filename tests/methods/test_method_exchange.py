@@ -14,19 +14,46 @@ import pytest
 
 import trifed
 from trifed.methods import METHODS
-from trifed.methods.interface import Method, Setting, pack, unpack
+from trifed.methods.interface import Method, Setting
+from trifed.methods.packing import pack, unpack
 
 LAYERS = [f"encoder.layer.{i}.attention.self.{part}" for i in range(2) for part in ("query", "value")]
 FACTORS = {f"{layer}.lora_{factor}.weight" for layer in LAYERS for factor in "AB"}
 CORES = {f"{layer}.lora_C.weight" for layer in LAYERS}
 HEAD = {"head.weight", "head.bias"}
 
+A, B = ({name for name in FACTORS if f".lora_{factor}." in name} for factor in "AB")
+BLOCK = {
+    f"{part}.{kind}"
+    for part in (
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+    )
+    for kind in ("weight", "bias")
+}  # fmt: skip
+WHOLE = {f"encoder.layer.{i}.{name}" for i in range(2) for name in BLOCK} | {
+    "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight",
+    "embeddings.token_type_embeddings.weight", "embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias",
+}  # fmt: skip
+
 EXCHANGE = {
     "ce-lora": (FACTORS | CORES | HEAD, CORES),
+    "fed-sb": (CORES | HEAD, CORES | HEAD),
+    "fed-xs": (CORES | HEAD, CORES | HEAD),
+    "fedavg-full": (WHOLE | HEAD, WHOLE | HEAD),
     "fedavg-lora": (FACTORS | HEAD, FACTORS | HEAD),
+    "fedavg-tri": (FACTORS | CORES | HEAD, CORES),
+    "fedprox-lora": (FACTORS | HEAD, FACTORS | HEAD),
+    "fedsa-lora": (FACTORS | HEAD, A),
+    "ffa-lora": (B | HEAD, B | HEAD),
     "local": (FACTORS | HEAD, set()),
+    "pfedme-lora": (FACTORS | HEAD, FACTORS | HEAD),
 }
 """Method: what trains, what is sent, on a BERT of two blocks."""
+
+
+def test_every_method_has_its_row():
+    assert set(EXCHANGE) == set(METHODS)
 
 
 @pytest.mark.parametrize("name", sorted(EXCHANGE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -15,14 +17,20 @@ from trifed.errors import ModelError
 from trifed.settings import AdapterKind, AdapterSettings
 
 
-def attach(base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, seed: int) -> PeftModel:
+def attach(
+    base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, seed: int
+) -> PeftModel | PreTrainedModel:
     """Wrap `base` with a fresh adapter; all clients that share `seed` start from the same A.
+
+    The kind "none" gives the base back as it is.
 
     Raises:
         ModelError: target modules match nothing, or the rank is larger than a layer.
     """
     targets = resolve_targets(base, settings)
     _check_rank(base, targets, settings.rank)
+    if kind == "none":
+        return base
     common = {
         "r": settings.rank,
         "lora_alpha": settings.alpha,
@@ -37,6 +45,12 @@ def attach(base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, 
     with torch.random.fork_rng(devices=[]), without_renaming_warning():
         torch.manual_seed(seed)
         return get_peft_model(base, config)
+
+
+def factor_values(base: PreTrainedModel, settings: AdapterSettings) -> int:
+    """How many numbers A and B of all adapted layers have together: Σ r (d_in + d_out)."""
+    targets = resolve_targets(base, settings)
+    return sum(settings.rank * sum(shape) for _, shape in _matched(base, targets))
 
 
 def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[str]:
@@ -74,10 +88,16 @@ def _linear_layers(base: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-def _check_rank(base: nn.Module, targets: list[str], rank: int) -> None:
+def _matched(base: nn.Module, targets: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names and weight shapes of the layers that get an adapter."""
     for name, shape in _linear_layers(base).items():
-        matched = any(name == ending or name.endswith("." + ending) for ending in targets)
-        if matched and rank > min(shape):
+        if any(name == ending or name.endswith("." + ending) for ending in targets):
+            yield name, shape
+
+
+def _check_rank(base: nn.Module, targets: list[str], rank: int) -> None:
+    for name, shape in _matched(base, targets):
+        if rank > min(shape):
             raise ModelError(
                 f"adapter.rank: {rank} is larger than layer '{name}' of shape {shape} allows; "
                 f"use a rank of at most {min(shape)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,11 +35,13 @@ from trifed.federation.messages import (
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench
 from trifed.methods import METHODS, Setting, State, Upload
-from trifed.methods.interface import Summarise, Vector
+from trifed.methods.interface import Frames, Gradient, Summarise
+from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.similarity import Summary
 from trifed.training import Scores, seeded
 
 Listener = Callable[[Event], None]
+FRAMES = "frames.safetensors"
 MATRICES = ("similarity_data", "similarity_model", "weights")
 
 
@@ -72,21 +74,45 @@ class Simulation:
         else:
             done, self.states, self.server = checkpoint
             first = done + 1
+            if self.method.frames:
+                self.bench.fix_frames(self.folder.read_arrays(FRAMES))
             sent = sum(total_bytes(e.get(way, {})) for e in self.folder.events() for way in ("up", "down"))
             self._tell(**self._facts("resumed"), round=done, sent=sent)
         for number in range(first, self.config.rounds + 1):
             self._round(number)
-            self.folder.save_checkpoint(number, self.states, self.server, self.identity)
+            self.folder.save_checkpoint(number, self._kept(), self.server, self.identity)
         self._finish()
 
     def _begin(self) -> None:
         self._tell(**self._facts("started"))
+        if self.method.frames:
+            self._agree_on_frames(self.method.frames)
         self.states = [ClientState(dict(self.bench.start), {}, 0) for _ in self.clients]
         self._score(0, "start", [self.bench.start] * len(self.clients))
         make = self.method.summarise
         summaries = {c.index: self._summary(c, make) for c in self.clients} if make else {}
         if self.bench.layout:
             self.server = self.method.start(self.options, self._setting(summaries))
+
+    def _agree_on_frames(self, make: Frames) -> None:
+        """Every client's first gradient goes up, and the frames that the method makes of them come down."""
+        shapes = tuple((name, tuple(weight.shape)) for name, weight in self.bench.adapted.items())
+        gradients = []
+        for client in self.clients:
+            if not len(client.train):
+                continue
+            layers = self.bench.first_gradient(client.train, self.config.training)
+            header = self._header("gradient", 0, client.index, len(client.train))
+            layers, up = _through_the_wire(header, layers, shapes)
+            gradients.append(Gradient(client.index, len(client.train), layers))
+            self._tell(event="opening", client=client.name, up=up)
+        frames = make(self.options, gradients, self.config.adapter.rank)
+        shapes = tuple((name, values.shape) for name, values in frames.items())
+        for client in self.clients:
+            frames, down = _through_the_wire(self._header("frames", 0, client.index), frames, shapes)
+            self._tell(event="opening", client=client.name, down=down)
+        self.folder.write_tensors(FRAMES, {name: torch.from_numpy(v) for name, v in frames.items()}, {})
+        self.bench.fix_frames(frames)
 
     def _summary(self, client: Client, make: Summarise) -> Summary:
         features = self.bench.base_features(client.train, self.config.training)
@@ -103,7 +129,7 @@ class Simulation:
         for client in self._participants(number):
             began = time.perf_counter()
             download, down = self._deliver(number, client.index)
-            state, loss = train_round(
+            done = train_round(
                 self.bench,
                 client,
                 self.states[client.index],
@@ -112,14 +138,15 @@ class Simulation:
                 seed=self.config.seed,
                 round_number=number,
                 rounds=self.config.rounds,
+                proximal=self.method.proximal(self.options) if self.method.proximal else None,
             )
-            steps = state.steps - self.states[client.index].steps
-            self.states[client.index] = state
-            upload, up = self._upload(number, client)
+            steps = done.state.steps - self.states[client.index].steps
+            self.states[client.index] = done.state
+            upload, up = self._upload(number, client, done.sends)
             uploads += [upload] if upload else []
             seconds = round(time.perf_counter() - began, 4)
             self._tell(
-                event="trained", round=number, client=client.name, loss=loss, steps=steps, seconds=seconds,
+                event="trained", round=number, client=client.name, loss=done.loss, steps=steps, seconds=seconds,
                 up=up, down=down,
             )  # fmt: skip
         if uploads:
@@ -141,7 +168,7 @@ class Simulation:
         for client in self.clients:
             values, down = self._deliver(self.config.rounds + 1, client.index)
             if values is not None:
-                self._tell(event="delivered", client=client.name, down=down)
+                self._tell(event="delivered", round=self.config.rounds + 1, client=client.name, down=down)
         self._tell(event="finished", round=self.config.rounds)
 
     # -- its parts
@@ -167,17 +194,31 @@ class Simulation:
         sizes = layout_sizes(self.bench.layout)
         return decode_values(payload, header, self.bench.layout)[1], manifest(payload, sizes)
 
-    def _upload(self, number: int, client: Client) -> tuple[Upload | None, dict[str, int]]:
+    def _upload(
+        self, number: int, client: Client, tensors: dict[str, Tensor]
+    ) -> tuple[Upload | None, dict[str, int]]:
         if not self.bench.layout:
             return None, {}
         header = self._header("upload", number, client.index, len(client.train))
-        payload = encode_values(header, self.bench.pack(self.states[client.index].tensors))
+        payload = encode_values(header, self.bench.pack(tensors))
         found, values = decode_values(payload, header, self.bench.layout)
         sizes = layout_sizes(self.bench.layout)
         return Upload(client.index, number, found.examples, values), manifest(payload, sizes)
 
     def _header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
         return Header(kind, self.config.run_id(), self.bench.fingerprint[:16], number, client, examples)
+
+    def _kept(self) -> list[ClientState]:
+        """What clients have to keep: not what the next download replaces, which may be the whole model."""
+        if self.method.scored == "trained" or any(
+            self.method.download(self.server, client.index) is None for client in self.clients
+        ):
+            return self.states
+        travels = {name for name, _ in self.bench.layout}
+        return [
+            replace(state, tensors={name: t for name, t in state.tensors.items() if name not in travels})
+            for state in self.states
+        ]
 
     def _tensors(self, client: int, stage: str) -> dict[str, Tensor]:
         tensors = self.states[client].tensors
@@ -202,6 +243,12 @@ class Simulation:
     def _tell(self, **event: object) -> None:
         self.folder.append(event)
         self.listener(event)
+
+
+def _through_the_wire(header: Header, tensors: Tensors, layout: Layout) -> tuple[Tensors, dict[str, int]]:
+    """Tensors of one message after encoding and decoding, and its bytes by tensor."""
+    payload = encode_values(header, pack(tensors, layout))
+    return unpack(decode_values(payload, header, layout)[1], layout), manifest(payload, layout_sizes(layout))
 
 
 def facts(scores: Scores) -> dict[str, float]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trifed.federation.workbench import Workbench
-from trifed.methods.interface import SummarySeeds, Vector
+from trifed.methods.interface import Proximal, SummarySeeds
+from trifed.methods.packing import Vector
 from trifed.settings import TrainingSettings
 from trifed.tasks.text_classification import EncodedText
-from trifed.training import Moments, Scores, evaluate, seeded, steps_a_round, train_locally
+from trifed.training import Moments, Pull, Scores, evaluate, seeded, steps_a_round, train_locally
 
 TRAINING, SUMMARY, SAMPLING, PROJECTION = 1, 2, 3, 4
 """Purposes of seeded generators: the same run seed never drives two of them alike."""
@@ -36,6 +37,15 @@ class ClientState:
     steps: int
 
 
+@dataclass(frozen=True)
+class Round:
+    """What a client's round leaves: its state, the mean training loss in nats, and the tensors to send from."""
+
+    state: ClientState
+    loss: float
+    sends: dict[str, Tensor]
+
+
 def train_round(
     bench: Workbench,
     client: Client,
@@ -46,21 +56,27 @@ def train_round(
     seed: int,
     round_number: int,
     rounds: int,
-) -> tuple[ClientState, float]:
-    """Take the download, train for one round. Returns the new state and the mean training loss in nats."""
+    proximal: Proximal | None = None,
+) -> Round:
+    """Take the download and train for one round."""
     tensors = state.tensors if download is None else bench.receive(state.tensors, download)
     bench.load(tensors)
+    pull = Pull(proximal, {name: bench.parameters[name] for name, _ in bench.layout}) if proximal else None
     trained = train_locally(
         bench.model,
+        bench.parameters,
         client.train,
         settings,
         rng=seeded(seed, TRAINING, round_number, client.index),
         steps_before=state.steps,
         steps_in_all=rounds * steps_a_round(len(client.train), settings),
         moments=state.moments,
+        pull=pull,
     )
     moments = trained.moments if settings.optimizer_state == "keep" else {}
-    return ClientState(bench.take(), moments, state.steps + trained.steps), trained.loss
+    after = ClientState(bench.take(), moments, state.steps + trained.steps)
+    anchors = {name: tensor.cpu() for name, tensor in pull.anchors.items()} if pull and pull.term.moves else {}
+    return Round(after, trained.loss, {**after.tensors, **anchors})
 
 
 def score(bench: Workbench, tensors: dict[str, Tensor], data: EncodedText, settings: TrainingSettings) -> Scores:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from trifed.adapters import load_adapter
@@ -23,7 +23,7 @@ from trifed.adapters.loading import without_renaming_warning
 from trifed.data import Examples
 from trifed.errors import AdapterError, RunError
 from trifed.federation.workbench import Workbench
-from trifed.tasks.base_model import load_encoder
+from trifed.tasks.base_model import LoadedBase, load_encoder, without_transformers_talk
 from trifed.tasks.text_classification import TextClassifier, encode
 from trifed.training import length_order
 
@@ -34,13 +34,19 @@ def save_client(
     """Write adapter_config.json, adapter_model.safetensors, head.safetensors and classifier.json.
 
     The adapter is that of the encoder alone: `PeftModel.from_pretrained(AutoModel.from_pretrained(...), folder)`
-    takes it, for a plain LoRA method without this package.
+    takes it, for a plain LoRA method without this package. Without an adapter, config.json, model.safetensors and
+    the tokenizer's files take its place: the folder is a model of its own.
     """
     bench.load(tensors)
     encoder = bench.encoder
-    encoder.peft_config["default"].base_model_name_or_path = source
-    # "auto" would ask a hub whether the embeddings were resized.
-    encoder.save_pretrained(str(folder), save_embedding_layers=False)
+    if isinstance(encoder, PeftModel):
+        encoder.peft_config["default"].base_model_name_or_path = source
+        # "auto" would ask a hub whether the embeddings were resized.
+        encoder.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        with without_transformers_talk():
+            encoder.save_pretrained(str(folder))
+        bench.tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is a form with nothing filled in
     head = {name: tensor.detach().cpu().contiguous() for name, tensor in bench.model.head.state_dict().items()}
     save_file(head, folder / "head.safetensors")
@@ -101,6 +107,9 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
         facts, kind, head = _read_client(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{folder}: a file is damaged ({error}); {_COPY_AGAIN}") from error
+    if kind == WHOLE_MODEL:
+        loaded = load_encoder(str(folder))
+        return _classifier(loaded.model, loaded, facts, head)
     loaded = load_encoder(base or facts["base_model"])
     if loaded.fingerprint != facts["base_fingerprint"]:
         raise RunError(
@@ -110,23 +119,33 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
     load = load_adapter if kind == PEFT_TYPE else PeftModel.from_pretrained
     try:
         with without_renaming_warning():
-            encoder = load(loaded.model, str(folder))
-        model = TextClassifier(encoder, loaded.model.config.hidden_size, len(facts["labels"]), facts["pooling"])
-        model.head.load_state_dict(head)
+            return _classifier(load(loaded.model, str(folder)), loaded, facts, head)
     except (SafetensorError, RuntimeError) as error:
         raise AdapterError(f"{folder}: its files do not fit together ({error}); {_COPY_AGAIN}") from error
+
+
+def _classifier(
+    encoder: nn.Module, loaded: LoadedBase, facts: dict[str, Any], head: dict[str, Tensor]
+) -> Classifier:
+    model = TextClassifier(encoder, loaded.model.config.hidden_size, len(facts["labels"]), facts["pooling"])
+    model.head.load_state_dict(head)
     return Classifier(model, loaded.tokenizer, facts["labels"], facts["max_length"])
 
 
+WHOLE_MODEL = "whole model"
 _COPY_AGAIN = "copy the whole folder from the run again"
 
 
 def _read_client(folder: Path) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
-    """classifier.json, the adapter's PEFT type, and the head's tensors."""
-    for name in ("adapter_config.json", "adapter_model.safetensors", "head.safetensors"):
+    """classifier.json, the adapter's PEFT type or `WHOLE_MODEL`, and the head's tensors."""
+    whole = (folder / "config.json").is_file()
+    model = ("model.safetensors",) if whole else ("adapter_config.json", "adapter_model.safetensors")
+    for name in (*model, "head.safetensors"):
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} has no {name}; {_COPY_AGAIN}")
     facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-    adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    kind = WHOLE_MODEL
+    if not whole:
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
     wanted = ("base_model", "base_fingerprint", "labels", "pooling", "max_length")
-    return {name: facts[name] for name in wanted}, adapter["peft_type"], load_file(folder / "head.safetensors")
+    return {name: facts[name] for name in wanted}, kind, load_file(folder / "head.safetensors")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from trifed.errors import MessageError
-from trifed.methods.interface import Layout, Vector
+from trifed.methods.packing import Layout, Vector
 from trifed.similarity import Summary
 
 ENVELOPE = "(envelope)"

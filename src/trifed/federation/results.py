@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,23 @@ def _spread(parts: Sequence[Json]) -> Json:
     return spread([p["accuracy"] for p in parts], [p["examples"] for p in parts])
 
 
+def _bytes_by_round(events: Sequence[Event], scored: str) -> Callable[[int], int]:
+    """All bytes up to the moment at which a round's model stood with the clients.
+
+    A model that is received after a round came with the downloads that are logged with the next.
+    """
+    later = 1 if scored == "received" else 0
+    sent = [
+        (e.get("round", 0), sum(e.get("up", {}).values()), sum(e.get("down", {}).values()))
+        for e in events
+        if "up" in e or "down" in e
+    ]
+    return lambda number: sum((n <= number) * up + (n <= number + later) * down for n, up, down in sent)
+
+
 def _curve(events: Sequence[Event], scored: str) -> list[Json]:
     points = []
+    sent = _bytes_by_round(events, scored)
     found = [e for e in events if e["event"] == "scores" and e["stage"] in (scored, "start")]
     for number in sorted({e["round"] for e in found}):
         here = [e for e in found if e["round"] == number]
@@ -77,6 +92,7 @@ def _curve(events: Sequence[Event], scored: str) -> list[Json]:
                 **_spread([e["test"] for e in here]),
                 "valid_mean": valid["mean"],
                 "training_loss": float(np.mean(known)) if known else None,
+                "bytes": sent(number) if number else 0,
             }
         )
     return points
@@ -101,6 +117,7 @@ def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
     up = sum(sum(e.get("up", {}).values()) for e in events)
     down = sum(sum(e.get("down", {}).values()) for e in events)
     summaries = sum(sum(e["up"].values()) for e in events if e["event"] == "summary")
+    openings = [e for e in events if e["event"] == "opening"]
     trainings = sum(e["event"] == "trained" for e in events)
     exchanges = [e[way] for e in events if e["event"] == "trained" for way in ("up", "down") if e[way]]
     envelope = max((message[ENVELOPE] for message in exchanges), default=0)
@@ -112,6 +129,8 @@ def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
         "down": down,
         "total": total,
         "summaries": summaries,
+        "opening_up": sum(sum(e.get("up", {}).values()) for e in openings),
+        "opening_down": sum(sum(e.get("down", {}).values()) for e in openings),
         "per_upload": exchanges[0] and sum(exchanges[0].values()) if exchanges else 0,
         "fedavg_lora_would_send": rival,
         "times_fewer": rival / total if total else None,

@@ -8,6 +8,7 @@
         split.json             clients x labels
         events.jsonl           one event a line: round, client, loss, accuracy, bytes by tensor name
         checkpoint.safetensors end of the last whole round: every client's tensors and moments, the server's state
+        frames.safetensors     A, B and the start of C, where a method agrees on them before round 1
         matrices/              similarity and weights, one safetensors file an evaluated round
         clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
         predictions.json       each client's predicted labels on its test data
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trifed.errors import RunError
@@ -101,10 +102,12 @@ class RunFolder:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}.tmp")
-        # Copies, because safetensors refuses tensors that share memory, as clients do that never trained.
-        copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-        save_file(copies, scratch, dict(metadata))
+        save_file(_apart(tensors), scratch, dict(metadata))
         scratch.replace(target)
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
+        """Read one safetensors file."""
+        return {key: tensor.numpy() for key, tensor in load_file(self.path / name).items()}
 
     # -- events
 
@@ -172,6 +175,18 @@ class RunFolder:
             file_events.truncate(facts["events_bytes"])
         server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
         return facts["round"], [_client(tensors, i, steps) for i, steps in enumerate(facts["steps"])], server
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, which safetensors refuses: clients that never trained share their start."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        known = place in seen or not tensor.is_contiguous()
+        result[name] = tensor.clone(memory_format=torch.contiguous_format) if known else tensor
+        seen.add(place)
+    return result
 
 
 def _client(tensors: Mapping[str, Tensor], index: int, steps: int) -> ClientState:

@@ -11,33 +11,38 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trifed.adapters.attach import attach
+from trifed.adapters.attach import attach, factor_values
 from trifed.data import Examples
 from trifed.errors import ModelError
-from trifed.methods.interface import Layout, Method, Vector, is_factor, is_head, pack, unpack
+from trifed.methods.interface import Method, is_core, is_factor
+from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks.base_model import LoadedBase
 from trifed.tasks.text_classification import EncodedText, TextClassifier, encode
-from trifed.training import choose_device, embed
+from trifed.training import choose_device, embed, mean_gradient
 
-_PREFIX = "encoder.base_model.model."
+_ENCODER, _WRAPPER = "encoder.", "base_model.model."
+_BASE = ".base_layer.weight"
 
 
 @dataclass(frozen=True)
 class Workbench:
     """A model whose trainable tensors belong to whichever client is loaded.
 
-    `parameters`: what the method trains, by name; `start`: its common start, equal for all clients that share
-    the run's seed; `layout`: what travels; `lora_bytes`: float32 bytes of A, B and head together, which is what
-    `fedavg-lora` sends on this model.
+    `parameters`: what the method trains, by name; `frozen`: the adapter's tensors that it does not; `adapted`: the
+    base model's weights behind the adapter, by layer; `start`: the common start of what trains, equal for all
+    clients that share the run's seed; `layout`: what travels; `lora_bytes`: float32 bytes of A, B and head
+    together, which is what `fedavg-lora` sends on this model.
     """
 
     model: TextClassifier
-    encoder: PeftModel
+    encoder: PeftModel | PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     parameters: dict[str, torch.nn.Parameter]
+    frozen: dict[str, torch.nn.Parameter]
+    adapted: dict[str, torch.nn.Parameter]
     start: dict[str, Tensor]
     layout: Layout
     lora_bytes: int
@@ -100,9 +105,29 @@ class Workbench:
         return sys.maxsize
 
     def base_features(self, data: EncodedText, settings: TrainingSettings) -> NDArray[np.float32]:
-        """Pooled features of the frozen base, adapter switched off: (n, hidden)."""
-        with self.encoder.disable_adapter():
-            return embed(self.model, data, settings)
+        """Pooled features of the base as it was pre-trained: (n, hidden)."""
+        if isinstance(self.encoder, PeftModel):
+            with self.encoder.disable_adapter():
+                return embed(self.model, data, settings)
+        self.load(self.start)
+        return embed(self.model, data, settings)
+
+    def first_gradient(self, data: EncodedText, settings: TrainingSettings) -> Tensors:
+        """The mean gradient of the adapted layers' weights at the common start: layer → (d_out, d_in)."""
+        self.load(self.start)
+        return mean_gradient(self.model, self.adapted, data, settings)
+
+    def fix_frames(self, frames: Tensors) -> None:
+        """Put frames that were agreed on in the place of the adapter's own, for good: `LAYER.lora_A.weight`, ….
+
+        The start of what trains follows.
+        """
+        with torch.no_grad():
+            for name, values in frames.items():
+                param = self.parameters[name] if name in self.parameters else self.frozen[name]
+                param.copy_(torch.from_numpy(values))
+                if name in self.start:
+                    self.start[name].copy_(torch.from_numpy(values))
 
 
 def build_workbench(
@@ -118,12 +143,15 @@ def build_workbench(
         ModelError: the adapter does not fit the model.
     """
     model_settings, adapter_settings, training_settings = settings
+    rival = factor_values(base.model, adapter_settings)
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         model = TextClassifier(encoder, base.model.config.hidden_size, n_labels, model_settings.pooling)
     model.to(choose_device(training_settings))
-    everything = {_plain_name(name): param for name, param in model.named_parameters()}
+    everything = {plain_name(name): param for name, param in model.named_parameters()}
+    if model_settings.pooling != "pooler":  # nothing reads it, so it can neither train nor travel
+        everything = {name: param for name, param in everything.items() if not name.startswith("pooler.")}
     for name, param in everything.items():
         param.requires_grad_(method.trains(name))
     trained = {name: param for name, param in everything.items() if method.trains(name)}
@@ -132,14 +160,16 @@ def build_workbench(
         encoder=encoder,
         tokenizer=base.tokenizer,
         parameters=trained,
+        frozen={n: p for n, p in everything.items() if n not in trained and (is_factor(n) or is_core(n))},
+        adapted={n.removesuffix(_BASE): p for n, p in everything.items() if n.endswith(_BASE)},
         start={name: param.detach().to("cpu", copy=True) for name, param in trained.items()},
         layout=tuple((name, tuple(param.shape)) for name, param in trained.items() if method.sends(name)),
-        lora_bytes=sum(4 * p.numel() for name, p in everything.items() if is_factor(name) or is_head(name)),
+        lora_bytes=4 * (rival + sum(p.numel() for p in model.head.parameters())),
         fingerprint=base.fingerprint,
         max_length=model_settings.max_length,
     )
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """`encoder.base_model.model.X.lora_A.default.weight` → `X.lora_A.weight`; `head.weight` stays."""
-    return name.removeprefix(_PREFIX).replace(".default.", ".")
+    return name.removeprefix(_ENCODER).removeprefix(_WRAPPER).replace(".default.", ".")

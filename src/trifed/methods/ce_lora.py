@@ -28,11 +28,11 @@ from trifed.methods.interface import (
     State,
     SummarySeeds,
     Upload,
-    Vector,
     is_core,
     is_factor,
     is_head,
 )
+from trifed.methods.packing import Vector
 from trifed.settings import AdapterSettings
 
 SUMMARY_DIM = 64

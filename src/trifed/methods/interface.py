@@ -1,8 +1,8 @@
-"""What a federated method is: data, and three small pure functions.
+"""What a federated method is: data, and a few small pure functions.
 
-The server of a method keeps a `State`, a flat dictionary of NumPy arrays, so that every method can be written
-to a checkpoint and read back without knowing it. Arrays that a person may want to look at carry agreed names:
-`weights` (n_clients, n_clients), `similarity_data` and `similarity_model` of the same shape.
+The server of a method keeps a `State`, a flat dictionary of NumPy arrays, so that checkpoints need not know it.
+Those that a person may want to look at carry agreed names: `weights`, `similarity_data` and `similarity_model`,
+all (n_clients, n_clients).
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.settings import AdapterKind, AdapterSettings
 from trifed.similarity import Summary
 
-Vector = NDArray[np.float32]
-Tensors = dict[str, NDArray[np.float32]]
 State = dict[str, NDArray[np.generic]]
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Layout = tuple[tuple[str, tuple[int, ...]], ...]
-"""Names and shapes of the tensors that travel, in the order in which they are packed."""
 
 
 class SummarySeeds(NamedTuple):
@@ -45,6 +42,40 @@ class Options(BaseModel):
 
 
 Summarise = Callable[[Options, Features, Labels, SummarySeeds], Summary]
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """A pull towards an anchor in local training: loss + ½ `strength` · ‖θ − anchor‖² over what travels.
+
+    The anchor is what the client received. It stays (FedProx), or takes `share` of the way to θ every `every`
+    steps and at the end of the round, and is then what is sent in place of θ (pFedMe).
+    """
+
+    strength: float
+    share: float = 0.0
+    every: int = 1
+
+    @property
+    def moves(self) -> bool:
+        """Is the anchor what is sent?"""
+        return self.share > 0
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """One client's mean gradient of the frozen weights of the adapted layers, before round 1.
+
+    `layers`: name of the layer → the shape of its weight, float32.
+    """
+
+    client: int
+    examples: int
+    layers: Tensors
+
+
+Frames = Callable[[Options, Sequence[Gradient], int], Tensors]
+"""Options, gradients, rank → `LAYER.lora_A.weight`, `….lora_B.weight` and `….lora_C.weight` of every layer."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +110,15 @@ class Method:
     training examples; None where the method has no use for one.
 
     `trains` and `sends` are predicates on parameter names: `….lora_A.weight`, `….lora_B.weight`,
-    `….lora_C.weight`, `head.weight`, `head.bias`. What trains and is not sent stays with the client from round
-    to round. `download` returns None as long as there is nothing to send to that client.
+    `….lora_C.weight`, `head.weight`, `head.bias`; without an adapter, the base model's own names.
+    What trains and is not sent stays with the client from round to round. `download` returns None as long as there
+    is nothing to send to that client.
 
     `scored` says which model a client would use, hence which one is measured: the one it has just trained
     ("trained"), or the one it receives after aggregation ("received").
+
+    `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
+    start of C, from the clients' first gradients, before round 1.
     """
 
     name: str
@@ -97,6 +132,8 @@ class Method:
     aggregate: Callable[[Options, Setting, State, Sequence[Upload]], State]
     download: Callable[[State, int], Vector | None]
     summarise: Summarise | None = None
+    proximal: Callable[[Options], Proximal] | None = None
+    frames: Frames | None = None
 
 
 def is_core(name: str) -> bool:
@@ -112,21 +149,3 @@ def is_factor(name: str) -> bool:
 def is_head(name: str) -> bool:
     """Does this parameter belong to the task head?"""
     return name.startswith("head.")
-
-
-def pack(tensors: Mapping[str, NDArray[np.float32]], layout: Layout) -> Vector:
-    """All tensors of `layout`, flattened one after the other: (n_values,) float32."""
-    if not layout:
-        return np.zeros(0, np.float32)
-    return np.concatenate([np.asarray(tensors[name], np.float32).ravel() for name, _ in layout])
-
-
-def unpack(values: Vector, layout: Layout) -> Tensors:
-    """The inverse of `pack`."""
-    tensors: Tensors = {}
-    offset = 0
-    for name, shape in layout:
-        size = int(np.prod(shape))
-        tensors[name] = values[offset : offset + size].reshape(shape)
-        offset += size
-    return tensors

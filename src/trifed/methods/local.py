@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trifed.methods.interface import Method, Options, Setting, State, Upload, Vector, is_factor, is_head
-
-
-def _start(options: Options, setting: Setting) -> State:
-    return {}
+from trifed.methods.averaging import start_empty
+from trifed.methods.interface import Method, Options, Setting, State, Upload, is_factor, is_head
+from trifed.methods.packing import Vector
 
 
 def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
@@ -32,7 +30,7 @@ METHOD = Method(
     sends=lambda name: False,
     scored="trained",
     options=Options,
-    start=_start,
+    start=start_empty,
     aggregate=_aggregate,
     download=_download,
 )

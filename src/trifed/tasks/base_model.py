@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -51,30 +52,14 @@ def load_encoder(name: str) -> LoadedBase:
             f"model.name: '{name}' is a '{config.model_type}' model, not an encoder; text classification needs "
             f"one such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa"
         )
-    # The progress bar over a few small files tells nobody anything.
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # _check_whole says what matters of the loading report
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        # Seeded, because a checkpoint may lack a pooler, which is then drawn: the same one for everybody.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model, loading = AutoModel.from_pretrained(
-                source,
-                dtype=torch.float32,
-                use_safetensors=True,  # pickled weights can run code
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+        with without_transformers_talk():  # _check_whole says what matters of the loading report
+            tokenizer, model, loading = _load(source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
             f"whole weights and tokenizer files lie beside config.json, or fetch the model again"
         ) from error
-    finally:
-        transformers_logging.enable_progress_bar()
-        transformers_logging.set_verbosity(verbosity)
     _check_whole(name, loading)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(
@@ -84,6 +69,35 @@ def load_encoder(name: str) -> LoadedBase:
         raise ModelError(f"model.name: the tokenizer of '{name}' has no pad token; set one in its folder")
     model.requires_grad_(False)
     return LoadedBase(model, tokenizer, source, fingerprint(model))
+
+
+def _load(source: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, dict[str, Any]]:
+    """Tokenizer, model, and the report on which of the model's tensors the file had."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    # Seeded, because a checkpoint may lack a pooler, which is then drawn: the same one for everybody.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, loading = AutoModel.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,  # pickled weights can run code
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    return tokenizer, model, loading
+
+
+@contextmanager
+def without_transformers_talk() -> Iterator[None]:
+    """No progress bar over a few small files, and no report that only a developer understands."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -1,0 +1,26 @@
+"""Federated averaging of the whole model: no adapter, everything trains and everything travels.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
+(arXiv 1602.05629); as "FedFT" in Zhang et al., FedPETuning (arXiv 2212.10025).
+
+Trains every weight of the base model, embeddings and LayerNorms included, and the head. Sends all of it. The
+server averages by example count and sends the one average back. What accuracy costs when bytes do not count.
+"""
+
+from __future__ import annotations
+
+from trifed.methods.averaging import average_by_examples, download_mean, start_empty
+from trifed.methods.interface import Method, Options
+
+METHOD = Method(
+    name="fedavg-full",
+    citation="McMahan et al., FedAvg, AISTATS 2017, arXiv 1602.05629",
+    adapter="none",
+    trains=lambda name: True,
+    sends=lambda name: True,
+    scored="received",
+    options=Options,
+    start=start_empty,
+    aggregate=average_by_examples,
+    download=download_mean,
+)

@@ -1,0 +1,25 @@
+"""The ablation of CE-LoRA without personalisation: the same cores, averaged evenly for everybody.
+
+After Li et al., CE-LoRA (arXiv 2503.23869), whose tables compare with it.
+
+Trains A, C, B and the head. Sends C. The server sends everybody the plain mean of the round's cores; A, B and the
+head stay with the client. LayerNorms stay frozen.
+"""
+
+from __future__ import annotations
+
+from trifed.methods.averaging import average_evenly, download_mean, start_empty
+from trifed.methods.interface import Method, Options, is_core, is_factor, is_head
+
+METHOD = Method(
+    name="fedavg-tri",
+    citation="Li et al., CE-LoRA without personalisation, arXiv 2503.23869",
+    adapter="tri-matrix",
+    trains=lambda name: is_core(name) or is_factor(name) or is_head(name),
+    sends=is_core,
+    scored="trained",
+    options=Options,
+    start=start_empty,
+    aggregate=average_evenly,
+    download=download_mean,
+)

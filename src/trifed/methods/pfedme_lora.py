@@ -1,0 +1,65 @@
+"""pFedMe on plain LoRA: a personal model near a common one, by Moreau envelopes.
+
+T. Dinh, Tran, Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020 (arXiv 2006.08848).
+
+Trains A, B and the head of a personal θ on loss + λ/2 ‖θ − w‖², where w starts at what was received. Every
+`inner_steps` steps w takes a share ηλ of the way to θ. Sends w; θ is the client's model. The server takes a share
+β of the way from its w to the clients' mean by example count and sends w to everybody. LayerNorms stay frozen.
+
+Ours: AdamW for the inner problem, each inner step on a new batch, so that every method takes the same number of
+steps on the same batches; ηλ is one option, `share`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from pydantic import Field
+
+from trifed.methods.averaging import average_by_examples, download_mean
+from trifed.methods.interface import Method, Options, Proximal, Setting, State, Upload, is_factor, is_head
+
+
+class PFedMeOptions(Options):
+    """The envelope and the two steps."""
+
+    strength: float = Field(0.1, gt=0, allow_inf_nan=False, description="λ: how near θ stays to w")
+    inner_steps: int = Field(1, ge=1, description="K: optimiser steps on θ between two steps of w")
+    share: float = Field(0.5, gt=0, le=1, description="ηλ: the share of the way to θ that w takes")
+    beta: float = Field(1.0, gt=0, le=1, description="β: the share of the way to the mean that the server takes")
+
+
+def _start(options: Options, setting: Setting) -> State:
+    return {"common": setting.start}
+
+
+def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+    """w ← (1 − β) w + β Σ_j n_j w_j / Σ n, shape (n_values,)."""
+    if not uploads:
+        return state
+    beta, before = cast(PFedMeOptions, options).beta, state["common"].astype(np.float64)
+    averaged = average_by_examples(options, setting, state, uploads)
+    common = (1 - beta) * before + beta * averaged["mean"].astype(np.float64)
+    return {**averaged, "mean": common.astype(np.float32), "common": common.astype(np.float32)}
+
+
+def _proximal(options: Options) -> Proximal:
+    chosen = cast(PFedMeOptions, options)
+    return Proximal(strength=chosen.strength, share=chosen.share, every=chosen.inner_steps)
+
+
+METHOD = Method(
+    name="pfedme-lora",
+    citation="T. Dinh et al., pFedMe, NeurIPS 2020, arXiv 2006.08848",
+    adapter="lora",
+    trains=lambda name: is_factor(name) or is_head(name),
+    sends=lambda name: is_factor(name) or is_head(name),
+    scored="trained",
+    options=PFedMeOptions,
+    start=_start,
+    aggregate=_aggregate,
+    download=download_mean,
+    proximal=_proximal,
+)

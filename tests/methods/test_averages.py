@@ -1,0 +1,95 @@
+"""Each method's server against ten lines of NumPy: Σ_j w_j θ_j over the round's uploads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trifed.methods import METHODS, Setting, Upload
+from trifed.methods.interface import Gradient
+
+SIZE, CLIENTS = 23, 4
+LAYOUT = (("x.lora_A.weight", (2, 5)), ("x.lora_B.weight", (5, 2)), ("head.bias", (3,)))
+START = np.linspace(-1, 1, SIZE).astype(np.float32)
+SETTING = Setting(CLIENTS, LAYOUT, START)
+BY_EXAMPLES = ["fed-sb", "fed-xs", "fedavg-full", "fedavg-lora", "fedprox-lora", "fedsa-lora", "ffa-lora"]
+
+
+def uploads(examples, round_number=1):
+    rng = np.random.default_rng(round_number)
+    return [
+        Upload(client, round_number, count, rng.standard_normal(SIZE).astype(np.float32))
+        for client, count in examples.items()
+    ]
+
+
+def average(sent, weights):
+    total = np.zeros(SIZE)
+    for upload, weight in zip(sent, weights, strict=True):
+        total += weight / sum(weights) * upload.values.astype(np.float64)
+    return total
+
+
+def round_of(method, state, sent, **options):
+    chosen = method.options(**options)
+    return method.aggregate(chosen, SETTING, state or method.start(chosen, SETTING), sent)
+
+
+@pytest.mark.parametrize("examples", [{0: 10, 1: 20, 2: 30, 3: 5}, {0: 10, 2: 30, 3: 60}, {1: 7}])
+@pytest.mark.parametrize("name", [*BY_EXAMPLES, "fedavg-tri"])
+def test_the_mean_over_those_who_took_part(name, examples):
+    method, sent = METHODS[name], uploads(examples)
+    state = round_of(method, {}, sent)
+    weights = [1] * len(sent) if name == "fedavg-tri" else list(examples.values())
+    for client in range(CLIENTS):  # those who were absent get it too
+        received = method.download(state, client)
+        assert received.dtype == np.float32
+        np.testing.assert_allclose(received, average(sent, weights), rtol=1e-6, atol=1e-7)
+    row = np.zeros(CLIENTS)
+    row[list(examples)] = np.array(weights) / sum(weights)
+    np.testing.assert_allclose(state["weights"], np.tile(row, (CLIENTS, 1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*BY_EXAMPLES, "fedavg-tri"])
+def test_only_this_rounds_uploads_count_and_none_change_nothing(name):
+    method = METHODS[name]
+    second = uploads({2: 9}, 2)
+    state = round_of(method, round_of(method, {}, uploads({0: 5, 1: 5})), second)
+    assert np.array_equal(method.download(state, 0), second[0].values)
+    assert round_of(method, state, []) is state
+    assert method.download(method.start(method.options(), SETTING), 0) is None
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+def test_pfedme_takes_a_share_beta_of_the_way_to_the_mean(beta):
+    method = METHODS["pfedme-lora"]
+    first, second = uploads({0: 10, 1: 30}, 1), uploads({1: 5, 3: 15}, 2)
+    expected = START.astype(np.float64)
+    state = {}
+    for sent, counts in ((first, [10, 30]), (second, [5, 15])):
+        expected = (1 - beta) * expected + beta * average(sent, counts)
+        state = round_of(method, state, sent, beta=beta)
+        np.testing.assert_allclose(method.download(state, 2), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fed_sb_starts_at_the_best_low_rank_form_of_the_first_full_step():
+    method, rng, eta = METHODS["fed-sb"], np.random.default_rng(0), 0.5
+    parts = [rng.standard_normal((6, 4)).astype(np.float32) for _ in range(2)]
+    gradients = [Gradient(0, 10, {"x": parts[0]}), Gradient(1, 30, {"x": parts[1]})]
+    frames = method.frames(method.options(first_step=eta), gradients, 2)
+    assert {name: values.shape for name, values in frames.items()} == {
+        "x.lora_A.weight": (2, 4), "x.lora_B.weight": (6, 2), "x.lora_C.weight": (2, 2),
+    }  # fmt: skip
+    a, b, c = (frames[f"x.lora_{part}.weight"] for part in "ABC")
+    step = -eta * np.sign(0.25 * parts[0] + 0.75 * parts[1])
+    # Eckart-Young: the error of the best rank-2 approximation is the energy in the other singular values.
+    left_out = np.linalg.svd(step, compute_uv=False)[2:]
+    assert np.linalg.norm(step - b @ c @ a) == pytest.approx(np.linalg.norm(left_out), rel=1e-5)
+    np.testing.assert_allclose(a @ a.T, np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(b.T @ b, np.eye(2), atol=1e-6)
+    assert np.allclose(c, np.diag(np.diag(c))) and (np.diag(c) > 0).all()
+
+
+def test_only_personal_methods_are_scored_as_trained():
+    personal = {name for name, method in METHODS.items() if method.scored == "trained"}
+    assert personal == {"ce-lora", "fedavg-tri", "fedsa-lora", "local", "pfedme-lora"}
