@@ -22,6 +22,7 @@ LAYERS = [
     {"federation"},
     {"engines"},
     {"runner"},
+    {"comparison"},
     {"reports"},
     {"commands"},
     {"cli", "__main__"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import tomllib
@@ -16,7 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trifed.data import DataSettings
-from trifed.errors import ConfigError
+from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
 from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 
@@ -83,7 +82,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     try:
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
-        problems += _explain_all(error, RunConfig)
+        problems += explain_all(error, RunConfig)
     problems += _method_problems(values.get("method", "ce-lora"))
     if config is not None:
         problems += _baseline_problems(config)
@@ -158,7 +157,7 @@ def _method_problems(method: Any) -> Iterator[str]:
     try:
         METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
     except ValidationError as error:
-        for problem in _explain_all(error, METHODS[name].options):
+        for problem in explain_all(error, METHODS[name].options):
             yield f"method.{problem}"
 
 
@@ -173,10 +172,10 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _unknown_method(place: str, name: str) -> str:
-    return f"{place}: got '{name}', expected one of {', '.join(METHODS)}{_nearest(name, METHODS)}"
+    return f"{place}: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"
 
 
-def _explain_all(error: ValidationError, root: type[BaseModel]) -> list[str]:
+def explain_all(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """One sentence for one mistake; of a setting that may be of several types, one for all of them."""
     sentences: dict[str, str] = {}
     for item in error.errors():
@@ -194,7 +193,7 @@ def _explain(item: Any, root: type[BaseModel]) -> tuple[str, str]:
     if item["type"] == "extra_forbidden":
         model = _model_at(root, parts[:-1])
         known = list(model.model_fields) if model else []
-        return place, f"{place}: unknown setting{_nearest(parts[-1], known)}; known here: {', '.join(known)}"
+        return place, f"{place}: unknown setting{nearest(parts[-1], known)}; known here: {', '.join(known)}"
     if item["type"] == "missing":
         hint = " (the table to read: a file, a folder or a hub name)" if place == "data.source" else ""
         return place, f"{place}: missing, and it has no default{hint}"
@@ -222,7 +221,7 @@ def _expected(item: Any) -> str:
     kind, limits = item["type"], item.get("ctx", {})
     if kind == "literal_error":
         options = re.findall("'([^']*)'", limits["expected"])
-        near = _nearest(item["input"], options) if isinstance(item["input"], str) else ""
+        near = nearest(item["input"], options) if isinstance(item["input"], str) else ""
         return f"{limits['expected']}{near}"
     if kind == "string_pattern_mismatch":
         return EXAMPLES.get(item["loc"][-1], f"a text that fits {limits['pattern']}")
@@ -247,8 +246,3 @@ def _model_at(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
         options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
     return model
-
-
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{match[0]}'?)" if match else ""

@@ -16,7 +16,8 @@ Every message says where, what was got, what was expected, and the way out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class TrifedError(Exception):
@@ -55,3 +56,9 @@ class RunError(TrifedError):
 
 class MessageError(TrifedError):
     """A message between client and server that must not be accepted."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` with the known name nearest to a mistyped one, or nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""

@@ -1,0 +1,109 @@
+"""Carry out a comparison: what is missing is run, what was broken off is resumed, what is there is digested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from trifed.comparison.config import CompareConfig, Job, layer, make_comparison
+from trifed.comparison.digest import digest
+from trifed.comparison.pool import Listener, carry_out
+from trifed.comparison.tuning import best_rate, read_grid, tune
+from trifed.config import make_config, read_toml
+from trifed.errors import RunError
+from trifed.federation.store import RunFolder
+
+CONFIG, RESULT = "comparison.toml", "comparison.json"
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A comparison, finished or not. `data`: what comparison.json holds."""
+
+    path: Path
+    data: dict[str, Any]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """By partition: methods, controls and differences."""
+        found: dict[str, Any] = self.data["results"]
+        return found
+
+
+def _quiet(event: dict[str, Any]) -> None:
+    """A listener that says nothing."""
+
+
+def compare(
+    config: CompareConfig, folder: str | Path | None = None, *, jobs: int = 1, listener: Listener = _quiet
+) -> ComparisonResult:
+    """Carry out a comparison in `folder` (`runs/NAME` unless given), `jobs` runs at a time.
+
+    Called again with the same folder it runs what is missing. Methods, seeds and partitions may be added; a run
+    that stands there with other settings is refused. Whatever ends it, comparison.json holds what is finished.
+
+    Raises:
+        TrifedError: whatever the user can mend.
+    """
+    root = Path(folder) if folder is not None else Path("runs") / config.name
+    _open(root, config)
+    try:
+        if config.tuning:
+            tune(
+                config,
+                config.tuning,
+                root,
+                lambda wanted: carry_out(wanted, root, jobs, listener, "learning rates"),
+            )
+        carry_out(planned(config, root), root, jobs, listener, "comparison")
+    finally:
+        result = _write(config, root)
+    return result
+
+
+def _open(root: Path, config: CompareConfig) -> None:
+    if not (root / CONFIG).is_file():
+        RunFolder.refuse_existing(root)
+        root.mkdir(parents=True, exist_ok=True)
+    RunFolder(root).write_text(CONFIG, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+
+
+def planned(config: CompareConfig, root: Path) -> list[Job]:
+    """All reported runs, one seed after the other, with the learning rates that tuning chose so far."""
+    grid = read_grid(config, root) if config.tuning else {}
+    jobs = []
+    for seed in config.seeds:
+        for partition in config.partition_names():
+            for method in config.methods:
+                values = layer(
+                    config.run_values(partition, method),
+                    {"name": method, "seed": seed, "controls": method == config.methods[0]},
+                )
+                tried = grid.get(config.tuned_on(partition) or "", {}).get(method)
+                if tried:
+                    values = layer(values, {"training": {"learning_rate": best_rate(tried)}})
+                place = Path("runs") / partition / method / f"seed-{seed}"
+                jobs.append(Job(partition, method, make_config(values), place))
+    return jobs
+
+
+def _write(config: CompareConfig, root: Path) -> ComparisonResult:
+    found = digest(config, planned(config, root), root)
+    RunFolder(root).write_json(RESULT, found)
+    return ComparisonResult(root, RunFolder(root).read_json(RESULT))
+
+
+def load_comparison(folder: str | Path) -> ComparisonResult:
+    """What a comparison's folder says now, also while it is running or after it was broken off.
+
+    Raises:
+        RunError: the folder holds no comparison, or its parts differ in their splits.
+    """
+    root = Path(folder)
+    if not (root / CONFIG).is_file():
+        raise RunError(f"{root}: no comparison here (it has no {CONFIG}); give runs/NAME of `trifed compare`")
+    config = make_comparison(read_toml(root / CONFIG), str(root / CONFIG))
+    return ComparisonResult(root, digest(config, planned(config, root), root))

@@ -1,0 +1,148 @@
+"""A comparison in the terminal: how far it is, and its table."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from trifed.comparison.compare import ComparisonResult
+from trifed.reports.tables import CONTROLS, percent, size
+
+
+class CompareWatch:
+    """Listens to a comparison: one bar in a terminal, a line a finished run everywhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.fields[phase]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: Any = None
+        self.began, self.first = time.monotonic(), 0
+
+    def __enter__(self) -> CompareWatch:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one event."""
+        kind = event["event"]
+        if kind == "phase":
+            self._phase(event)
+        elif kind == "job":
+            self._job(event)
+        elif self.task is not None:
+            running = (f"{job} {number}/{job.config.rounds}" for job, number in event["running"])
+            self.bar.update(self.task, description="; ".join(running))
+
+    def _phase(self, event: dict[str, Any]) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.began, self.first = time.monotonic(), event["done"]
+        self.task = self.bar.add_task(
+            "", total=event["all"], completed=event["done"], phase=event["phase"], left=""
+        )
+        self.say(f"{event['phase']}: {event['all'] - event['done']} of {event['all']} runs to do")
+
+    def _job(self, event: dict[str, Any]) -> None:
+        spent = time.monotonic() - self.began
+        left = spent / (event["done"] - self.first) * (event["all"] - event["done"])
+        clock = f"left {int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d}"
+        self.bar.update(self.task, completed=event["done"], left=clock)
+        place = f"{event['done']}/{event['all']}"
+        rate = f"rate {event['job'].config.training.learning_rate:g}"
+        self.say(
+            f"{place}  {event['job']}  {rate}  mean {percent(event['mean'])}  {event['seconds']:.0f} s  {clock}"
+        )
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.stop()
+
+
+def render_comparison(result: ComparisonResult) -> RenderableType:
+    """One table a partition, and what is missing."""
+    parts: list[RenderableType] = []
+    for name, found in result.results.items():
+        parts += [_partition(name, found), Text(_differences(found))]
+    parts += [Text(line) for line in _missing(result)]
+    return Group(*parts)
+
+
+def _partition(name: str, found: dict[str, Any]) -> Table:
+    target = f"{percent(found['target'])} %"
+    table = Table(
+        title=f"{name}: test accuracy over {len(found['clients'])} clients, %, {len(found['seeds'])} seeds",
+        title_justify="left",
+    )
+    for column in ("method", "rate", "mean ± s.d.", "95 %", "worst", "best", "up", "down", "once"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    table.add_column(f"to {target}", justify="right", no_wrap=True)
+    table.add_column("min", justify="right")
+    best = max(m["mean"] for m in found["methods"].values())
+    for method, m in found["methods"].items():
+        sent = m["bytes"]
+        once = sent["once_up"] + sent["once_down"]
+        deviation = "" if m["sd"] is None else f" ± {percent(m['sd'])}"
+        style = "bold" if m["mean"] == best else ""
+        table.add_row(
+            method,
+            f"{m['learning_rate']:g}",
+            percent(m["mean"]) + deviation,
+            " to ".join(map(percent, m["interval"])),
+            percent(m["worst"]),
+            percent(m["best"]),
+            *(size(sent[way]) if sent[way] else "-" for way in ("up_per_round", "down_per_round")),
+            size(once) if once else "-",
+            "-" if m["bytes_to_target"] is None else size(m["bytes_to_target"]),
+            f"{m['seconds'] / 60:.1f}",
+            style=style,
+        )
+    table.add_section()
+    for control, c in found["controls"].items():
+        interval = " to ".join(map(percent, c["interval"]))
+        row = ("", percent(c["mean"]), interval, percent(c["worst"]), percent(c["best"]))
+        table.add_row(CONTROLS[control], *row, style="dim")
+    return table
+
+
+def _differences(found: dict[str, Any]) -> str:
+    lines = ["Points, paired (95 %):"]
+    for name, d in found["differences"].items():
+        low, high = (100 * end for end in d["interval"])
+        clear = "" if low <= 0 <= high else "  *"
+        lines.append(f"  {name}: {100 * d['mean']:+.1f} ({low:+.1f} to {high:+.1f}){clear}")
+    rising = [method for method, m in found["methods"].items() if m["plateau"]["reached"] is False]
+    if rising:
+        lines.append(f"Still rising in the last quarter of the rounds: {', '.join(rising)}.")
+    return "\n".join(
+        [*lines, "up, down: a client and round; once: a client, before round 1; a star: 0 is outside."]
+    )
+
+
+def _missing(result: ComparisonResult) -> list[str]:
+    missing = result.data["missing"]
+    if not missing:
+        return []
+    lines = [f"{len(missing)} runs are missing; the same command runs them:"]
+    lines += [f"  {m['partition']} · {m['method']} · seed {m['seed']}: {m['state']}" for m in missing[:8]]
+    return lines + ([f"  and {len(missing) - 8} more"] if len(missing) > 8 else [])
