@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under another name beside their place, then renamed."""
+"""Files and folders that appear whole or not at all: written under another name, then renamed."""
 
 from __future__ import annotations
 
