@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from trifed.commands import evaluate, export, predict
 from trifed.config import RunConfig, make_config, overlay, read_toml
 from trifed.errors import ConfigError, RunError, TrifedError
 from trifed.methods import METHODS
@@ -162,6 +163,10 @@ def settings_command() -> None:
     from trifed.reports.settings import render_settings
 
     Console().print(render_settings())
+
+
+for command in (export, predict, evaluate):
+    command.register(app)
 
 
 def _parse_setting(item: str) -> tuple[str, Any]:

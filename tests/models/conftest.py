@@ -43,7 +43,7 @@ def save_as_client(toy_values, tiny_encoder) -> Callable[..., Workbench]:
 
 @pytest.fixture(scope="session")
 def run_of(finished, save_as_client, tmp_path_factory) -> Callable[[str], Path]:
-    """`run_of("ce-lora")`: a finished run's own copy; of "public-frames", one whose client amber has such cores."""
+    """`run_of("ce-lora")`: a copy of a finished run; of "public-frames", its client amber has such cores."""
     known: dict[str, Path] = {}
 
     def get(kind: str) -> Path:

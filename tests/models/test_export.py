@@ -177,7 +177,7 @@ def test_a_whole_model_can_be_merged_only(own_copy, tmp_path):
     own = trifed.load_client(run / "clients" / "amber").probabilities(TEXTS)
     shutil.rmtree(run / "clients" / "amber")
     shutil.copytree(merged, run / "clients" / "amber")  # as a client of full fine-tuning is kept
-    with pytest.raises(AdapterError, match="got the form 'lora'.*expected one of merged$"):
+    with pytest.raises(AdapterError, match=r"got the form 'lora'.*expected one of merged$"):
         export_client(run, "amber", "lora", tmp_path / "lora")
     again = trifed.load_client(export_client(run, "amber", "merged", tmp_path / "again"))
     np.testing.assert_allclose(again.probabilities(TEXTS), own, rtol=1e-4)
@@ -204,7 +204,7 @@ def test_the_usual_place_is_inside_the_run(own_copy):
 
 def test_a_form_that_the_method_cannot_give_is_refused_and_nothing_is_left(run_of, tmp_path):
     with pytest.raises(
-        AdapterError, match="got the form 'tri-matrix'.*'local'.*expected one of lora, lora-no-head, merged"
+        AdapterError, match=r"got the form 'tri-matrix'.*'local'.*expected one of lora, lora-no-head, merged"
     ):
         export_client(run_of("local"), "amber", "tri-matrix", tmp_path / "there" / "amber")
     assert list((tmp_path / "there").iterdir()) == []
@@ -243,7 +243,7 @@ def test_a_failure_on_the_way_leaves_nothing(own_copy, tmp_path):
 def test_a_run_that_is_not_finished_or_no_run_is_refused(own_copy, tmp_path):
     run = own_copy("local")
     (run / "summary.json").unlink()
-    with pytest.raises(RunError, match="not finished.*--resume"):
+    with pytest.raises(RunError, match=r"not finished.*--resume"):
         export_client(run, "amber", "lora", tmp_path / "new")
     with pytest.raises(RunError, match="no run here"):
         export_client(run / "clients" / "amber", "amber", "lora", tmp_path / "new")

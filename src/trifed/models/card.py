@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trifed.methods import METHODS
-from trifed.models.find import FinishedRun
+from trifed.models.find import FinishedRun, listed
 from trifed.models.snippets import of_adapter, of_merged
 from trifed.version import __version__
 
@@ -21,7 +21,6 @@ MEANINGS: dict[Form, str] = {
     "merged": "full weights; the base model is no longer needed",
 }
 PACKAGES = ("trifed", "torch", "transformers", "peft")
-SHOWN_LABELS = 30
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _rows(run: FinishedRun, exported: Exported) -> Iterator[tuple[str, str]]:
         f"`{run.config.model.name}`, SHA-256 of its weights `{run.environment['base_fingerprint']}`",
     )
     yield "method", f"`{run.config.method.name}`: {METHODS[run.config.method.name].citation}"
-    yield "labels", _labels(exported.facts["labels"])
+    yield "labels", listed(exported.facts["labels"])
     yield "rounds", f"{run.summary['rounds']}, this client trained in {client['rounds']}"
     yield "clients", str(len(run.names))
     yield "test accuracy before", _accuracy(client["before"])
@@ -90,12 +89,7 @@ def _rows(run: FinishedRun, exported: Exported) -> Iterator[tuple[str, str]]:
 def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
     yield "| | |\n|---|---|"
     for name, value in rows:
-        yield f"| {name} | {value.replace('|', '&#124;')} |"
-
-
-def _labels(labels: list[str]) -> str:
-    more = f", and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
-    return ", ".join(label.replace("\n", " ") for label in labels[:SHOWN_LABELS]) + more
+        yield f"| {name} | {' '.join(value.split()).replace('|', '&#124;')} |"
 
 
 def _accuracy(scores: dict[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ from trifed.federation.store import RunFolder
 
 ALL = "all"
 SHOWN = 20
-"""Names of clients that an error lists."""
+"""Names that are listed in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,18 @@ def find_models(place: str | Path, client: str | None) -> list[Found]:
     return [_exported(name, path / name) for name in _chosen(client, names, path)]
 
 
+def find_model(place: str | Path, client: str | None) -> Found:
+    """One client's model; see `find_models` for places and errors.
+
+    Raises:
+        RunError: as there; or "all" where there are several.
+    """
+    found = find_models(place, client)
+    if len(found) > 1:
+        raise RunError(f"{place}: one client is asked at a time, got '{client}'; name one with --client")
+    return found[0]
+
+
 def check_client(name: str, names: Sequence[str], where: Path) -> None:
     """Refuse a client that is not there.
 
@@ -116,19 +128,20 @@ def check_client(name: str, names: Sequence[str], where: Path) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         guess = f"did you mean '{near[0]}'? " if near else ""
-        raise RunError(f"{where}: no client '{name}' here; {guess}there are: {_listed(names)}")
+        raise RunError(f"{where}: no client '{name}' here; {guess}there are: {listed(names)}")
 
 
 def _chosen(client: str | None, names: Sequence[str], where: Path) -> list[str]:
     if client == ALL or (client is None and len(names) == 1):
         return list(names)
     if client is None:
-        raise RunError(f"{where}: several clients here; choose one with --client: {_listed(names)}")
+        raise RunError(f"{where}: several clients here; choose one with --client: {listed(names)}")
     check_client(client, names, where)
     return [client]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The names with commas, at most `SHOWN` of them."""
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
