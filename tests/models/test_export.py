@@ -83,6 +83,14 @@ def elsewhere(exported, tmp_path_factory):
     return {key: results[folder] for key, folder in exported.items()}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_adapters_here_do_something(kind, run_of):
+    classifier = in_the_run(run_of, kind)
+    adapted = classifier.probabilities(TEXTS)
+    with classifier.model.encoder.disable_adapter():
+        assert np.abs(np.log(adapted) - np.log(classifier.probabilities(TEXTS))).max() > 1e-2
+
+
 def in_the_run(run_of, kind):
     return trifed.load_client(run_of(kind) / "clients" / "amber")
 

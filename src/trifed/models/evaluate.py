@@ -73,7 +73,7 @@ def evaluate_client(
         chunk = data.asked[first : first + CHUNK]
         probabilities[first : first + len(chunk)] = probabilities_of(classifier, chunk)
         told(len(chunk))
-    return _measure(client, labels, probabilities, classifier.labels)
+    return measure(client, labels, probabilities, classifier.labels)
 
 
 def _indices(client: str, classifier: Classifier, data: Labelled) -> NDArray[np.int64]:
@@ -89,9 +89,10 @@ def _indices(client: str, classifier: Classifier, data: Labelled) -> NDArray[np.
     return np.array([known[label] for label in data.labels], np.int64)
 
 
-def _measure(
+def measure(
     client: str, labels: NDArray[np.int64], probabilities: NDArray[np.float32], names: list[str]
 ) -> Evaluation:
+    """Scores from labels, (n,), and class probabilities, (n, n_labels); `names`: of the classes."""
     predicted = probabilities.argmax(1)
     present = np.union1d(labels, predicted)
     precision, recall, f1, support = precision_recall_fscore_support(

@@ -92,7 +92,8 @@ def _export(run: FinishedRun, found: Found, form: Form, folder: Path, base: str 
     facts = json.loads((found.folder / "classifier.json").read_text(encoding="utf-8"))
     source = base or facts["base_model"]
     # Not the source: of 'demo' that is a place on this machine.
-    facts |= {"base_model": base or run.config.model.name, "columns": asdict(found.columns)}
+    base_model = base or run.config.model.name
+    facts |= {"base_model": base_model, "client": found.name, "columns": asdict(found.columns)}
     stock = None
     if form == "merged":
         stock = _write_merged(classifier, folder)

@@ -96,15 +96,16 @@ def find_models(place: str | Path, client: str | None) -> list[Found]:
         run = open_run(path)
         return [run.client(name) for name in _chosen(client, run.names, path)]
     if _is_model(path):
-        names = _chosen(client, [path.resolve().name], path)
-        return [_exported(name, path) for name in names]
+        found = _exported(path)
+        _chosen(client, [found.name], path)
+        return [found]
     names = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and _is_model(inner))
     if not names:
         raise RunError(
             f"{path}: neither a run (it has no config.toml) nor an exported model (no classifier.json); give the "
             f"folder of a run, as runs/NAME, or what `trifed export` wrote"
         )
-    return [_exported(name, path / name) for name in _chosen(client, names, path)]
+    return [_exported(path / name) for name in _chosen(client, names, path)]
 
 
 def find_model(place: str | Path, client: str | None) -> Found:
@@ -150,7 +151,7 @@ def _is_model(folder: Path) -> bool:
     return (folder / "classifier.json").is_file() or (folder / "adapter_config.json").is_file()
 
 
-def _exported(name: str, folder: Path) -> Found:
+def _exported(folder: Path) -> Found:
     if not (folder / "classifier.json").is_file():
         raise AdapterError(
             f"{folder}: an adapter without its head, which cannot classify; export the client again with "
@@ -159,7 +160,8 @@ def _exported(name: str, folder: Path) -> Found:
     try:
         facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
         columns = Columns(**facts["columns"]) if "columns" in facts else _columns_of_a_run(folder)
-    except (ValueError, TypeError) as error:
+        name = str(facts.get("client", folder.resolve().name))
+    except (ValueError, TypeError, AttributeError) as error:
         raise AdapterError(f"{folder}: classifier.json is damaged ({error}); export the client again") from error
     return Found(name, folder, columns)
 
