@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import pexpect
 import pytest
 
 from test_cli_help import call
@@ -198,3 +200,16 @@ def test_ctrl_c_leaves_no_file(run_folder, tmp_path):
     assert process.returncode not in (0, 2)
     assert said == b"" and b"Traceback" not in complaint
     assert list(out.parent.iterdir()) == []
+
+
+def test_in_a_terminal_the_table_comes_whole_after_the_bar(run_folder):
+    command = ["-m", "trifed.cli", "predict", str(run_folder), "--client", "amber", "--text", TEXTS[0]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+    child = pexpect.spawn(
+        sys.executable, command, encoding="utf-8", timeout=300, env=environment, dimensions=(30, 90)
+    )
+    child.expect(pexpect.EOF)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", child.before or "")
+    label = load_client(run_folder / "clients" / "amber").predict(TEXTS[:1])[0]
+    (row,) = re.findall(rf"│ +1 │ {TEXTS[0]} │ {label} +│ +(0\.\d{{3}}) │", shown)
+    assert shown.index("reading the model") < shown.index("texts") < shown.index("┏") < shown.index(row)

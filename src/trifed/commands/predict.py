@@ -72,6 +72,7 @@ def predict_command(
     from trifed.models.find import find_model
     from trifed.models.predict import load_found, predict
     from trifed.reports.counting import counting, waiting
+    from trifed.reports.models import render_predictions
 
     found = find_model(model, client)
     columns = replace(
@@ -80,9 +81,14 @@ def predict_command(
     asked, total = _asked(file, text, columns)
     with waiting("reading the model"):
         classifier = load_found(found, base)
-    with counting("texts", total) as told:
+    printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
+    with counting("texts", total, hidden=printing) as told:
         predictions = _told(predict(classifier, asked, top), told)
-        _write(predictions, chosen, out, top)
+        shown = render_predictions(predictions, top) if chosen is Format.TABLE else None
+        if shown is None:
+            _write(predictions, chosen, out, top)
+    if shown is not None:
+        Console().print(shown)
 
 
 def _format(output: Format | None, out: Path | None) -> Format:
@@ -122,12 +128,6 @@ def _told(predictions: Iterable[Prediction], told: Callable[[int], None]) -> Ite
 def _write(predictions: Iterator[Prediction], chosen: Format, out: Path | None, top: int) -> None:
     from trifed.atomic import whole_file
     from trifed.models.predict import write_csv, write_jsonl
-    from trifed.reports.models import render_predictions
-
-    if chosen is Format.TABLE:
-        table = render_predictions(predictions, top)
-        Console().print(table)
-        return
 
     def write(target: TextIO) -> None:
         (write_csv if chosen is Format.CSV else write_jsonl)(predictions, target, top)

@@ -10,12 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Gives a function that is told how many more are done. `total`: None where nobody knows."""
+def counting(what: str, total: int | None, hidden: bool = False) -> Iterator[Callable[[int], None]]:
+    """Gives a function that is told how many more are done.
+
+    `total`: None where nobody knows; `hidden`: results are printed meanwhile, and a bar would get between them.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden or not console.is_terminal
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)

@@ -24,16 +24,17 @@ LABELS, CONFUSIONS = 40, 10
 def render_predictions(predictions: Iterable[Prediction], top: int) -> Table:
     """One row a text; what comes after the most probable label in one column."""
     table = Table()
-    table.add_column("row", justify="right")
-    table.add_column("text", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("label", overflow="fold")
-    table.add_column("probability", justify="right")
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("text")  # the one that may shrink: rich takes from columns that wrap, so its cells do not
+    table.add_column("label", no_wrap=True)
+    table.add_column("probability", justify="right", no_wrap=True)
     if top > 1:
-        table.add_column("then", overflow="fold")
+        table.add_column("then", no_wrap=True)
     for asked, best in ((p.asked, p.best) for p in predictions):
         text = asked.text if asked.pair is None else f"{asked.text} | {asked.pair}"
         rest = [Text("\n".join(f"{label} {p:.3f}" for label, p in best[1:]))] if top > 1 else []
-        table.add_row(str(asked.row), Text(" ".join(text.split())), Text(best[0][0]), f"{best[0][1]:.3f}", *rest)
+        line = Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
+        table.add_row(str(asked.row), line, Text(best[0][0]), f"{best[0][1]:.3f}", *rest)
     return table
 
 
