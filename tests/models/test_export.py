@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import trifed
@@ -267,3 +268,17 @@ def test_a_moved_base_is_checked_and_written_down(run_of, tiny_encoder, tmp_path
     save_file(weights, moved / "model.safetensors", {"format": "pt"})
     with pytest.raises(RunError, match="other weights"):
         export_client(run_of("ce-lora"), "amber", "lora", tmp_path / "second", str(moved))
+
+
+def test_the_cards_header_is_what_a_hub_reads(own_copy, tiny_encoder, tmp_path):
+    run = own_copy("local")
+    config = (run / "config.toml").read_text(encoding="utf-8")
+    (run / "config.toml").write_text(config.replace(str(tiny_encoder), "someone/small-encoder"), encoding="utf-8")
+    for form, library in (("lora", "peft"), ("merged", "transformers")):
+        card = ModelCard.load(export_client(run, "amber", form, tmp_path / form, str(tiny_encoder)) / "README.md")
+        assert card.data.to_dict() == {
+            "library_name": library,
+            "pipeline_tag": "text-classification",
+            "base_model": "someone/small-encoder",
+            "tags": ["trifed", "federated-learning"],
+        }
