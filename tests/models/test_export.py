@@ -282,3 +282,15 @@ def test_the_cards_header_is_what_a_hub_reads(own_copy, tiny_encoder, tmp_path):
             "base_model": "someone/small-encoder",
             "tags": ["trifed", "federated-learning"],
         }
+
+
+def test_a_model_of_two_texts_says_so_in_its_snippet(own_copy, tmp_path):
+    run = own_copy("local")
+    config = (run / "config.toml").read_text(encoding="utf-8")
+    changed = config.replace('text = "text"', 'text = "text"\ntext_pair = "other"')
+    assert changed != config
+    (run / "config.toml").write_text(changed, encoding="utf-8")
+    folders = [export_client(run, "amber", form, tmp_path / form) for form in ("lora", "merged")]
+    for folder in folders:
+        assert 'classify(["a text"], ["its second text"])' in (folder / "README.md").read_text(encoding="utf-8")
+    assert set(run_cards(folders, tmp_path)) == set(folders)  # each snippet runs its own example
