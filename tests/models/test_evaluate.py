@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
-import math
+import dataclasses
 
 import numpy as np
 import pytest
 
 from trifed.data import make_clients
 from trifed.errors import DataError
+from trifed.models import evaluate as module
 from trifed.models.evaluate import Confusion, LabelScore, evaluate_client, measure
+from trifed.models.export import export_client
 from trifed.models.find import find_model, find_models
 from trifed.models.predict import load_found
 from trifed.models.texts import Asked, Labelled, read_labelled
@@ -25,29 +27,29 @@ def write_examples(path, examples, names):
     return path
 
 
-@pytest.mark.parametrize("method", ["ce-lora", "local", "fedavg-lora"])
-def test_a_clients_own_test_rows_give_what_the_run_reported(method, finished, tmp_path):
-    done = finished(method, rounds=10)  # after three, every client answers with its most frequent label
+@pytest.mark.parametrize(
+    ("method", "precision"), [("ce-lora", "fp32"), ("ce-lora", "bf16"), ("local", "fp32"), ("fedavg-lora", "fp32")]
+)
+def test_a_clients_own_test_rows_give_what_the_run_reported(method, precision, finished, tmp_path):
+    # After three rounds, every client would answer with its most frequent label.
+    done = finished(method, rounds=10, training={"precision": precision})
     data = make_clients(done.config.data, done.config.seed)
     reported = {client["name"]: client["now"] for client in done.summary["clients"]}
     accuracies = set()
     for client in data.clients:
         found = find_model(done.path, client.name)
         path = write_examples(tmp_path / f"{client.name}.csv", client.test, data.label_names)
-        scores = evaluate_client(client.name, load_found(found), read_labelled(path, found.columns))
+        scores = evaluate_client(found, load_found(found), read_labelled(path, found.columns))
         assert scores.examples == reported[client.name]["examples"]
         assert scores.accuracy == reported[client.name]["accuracy"]
-        assert scores.loss == pytest.approx(reported[client.name]["loss"], rel=1e-4)
+        assert scores.loss == pytest.approx(reported[client.name]["loss"], rel=1e-6)
         accuracies.add(scores.accuracy)
     assert len(accuracies) > 1
 
 
 def test_scores_by_hand():
-    a, b = [0.7, 0.1, 0.1, 0.1], [0.2, 0.6, 0.1, 0.1]
-    scores = measure("hand", np.array([0, 1, 1, 2, 2]), np.array([a, a, b, b, b], np.float32), list("abcd"))
-    assert scores.client == "hand"
-    assert (scores.examples, scores.accuracy) == (5, 0.4)
-    assert scores.loss == pytest.approx(-(math.log(0.7) + math.log(0.1) + math.log(0.6) + 2 * math.log(0.1)) / 5)
+    scores = measure("hand", np.array([0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 1]), list("abcd"), 1.5)
+    assert (scores.client, scores.examples, scores.accuracy, scores.loss) == ("hand", 5, 0.4, 1.5)
     # d is neither in the file nor predicted.
     assert [score.label for score in scores.labels] == ["a", "b", "c"]
     assert scores.labels[0] == LabelScore("a", 1, 0.5, 1.0, pytest.approx(2 / 3))
@@ -57,26 +59,50 @@ def test_scores_by_hand():
     assert scores.confusions == [Confusion("c", "b", 2), Confusion("b", "a", 1)]
 
 
-def test_a_probability_of_nothing_has_a_finite_loss():
-    assert 80 < measure("hand", np.array([1]), np.array([[1.0, 0.0]], np.float32), ["a", "b"]).loss < 200
+def test_chunks_change_no_score(run_of, toy_table, monkeypatch):
+    found = find_model(run_of("ce-lora"), "amber")
+    data = read_labelled(toy_table, found.columns)
+    whole = evaluate_client(found, load_found(found), data)
+    monkeypatch.setattr(module, "CHUNK", 7)
+    parts = evaluate_client(found, load_found(found), data)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert dataclasses.replace(parts, loss=whole.loss) == whole
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_runs_client_is_measured_in_the_runs_precision_and_an_export_in_float32(
+    precision, finished, toy_table, tmp_path
+):
+    done = finished("local", training={"precision": precision})
+    inside = find_model(done.path, "amber")
+    outside = find_model(export_client(done.path, "amber", "lora", tmp_path / "lora"), None)
+    data = read_labelled(toy_table, inside.columns)
+    mine, theirs = (evaluate_client(found, load_found(found), data).loss for found in (inside, outside))
+    classifier = load_found(inside)
+    truth = [classifier.labels.index(label) for label in data.labels]
+    probabilities = classifier.probabilities([asked.text for asked in data.asked])
+    exact = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
+    assert theirs == pytest.approx(exact, rel=1e-5)
+    assert mine == pytest.approx(exact, rel=0.05)
+    assert (mine == pytest.approx(exact, rel=1e-5)) == (precision == "fp32")
 
 
 def test_a_label_that_the_model_does_not_know_is_refused(run_of):
-    classifier = load_found(find_model(run_of("local"), "amber"))
+    found = find_model(run_of("local"), "amber")
     data = Labelled("f.jsonl", "line", [Asked(4, "x"), Asked(7, "y"), Asked(9, "z")], ["login", "Login", "other"])
     with pytest.raises(
         DataError,
         match=r"f\.jsonl, line 7: the label 'Login' is none .*'amber' knows \(2 such rows in all\); "
         r"it knows billing, delivery, login\.",
     ):
-        evaluate_client("amber", classifier, data)
+        evaluate_client(found, load_found(found), data)
 
 
 def test_several_clients_as_json_and_csv(run_of, toy_table):
     data = read_labelled(toy_table, find_model(run_of("local"), "amber").columns)
     told = []
     scores = [
-        evaluate_client(found.name, load_found(found), data, told.append)
+        evaluate_client(found, load_found(found), data, told.append)
         for found in find_models(run_of("local"), "all")
     ]
     assert sum(told) == 3 * len(data.labels)

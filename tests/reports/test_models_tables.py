@@ -30,9 +30,9 @@ def test_a_long_text_is_cut_and_never_the_label():
 
 def scores(n_labels, examples=400):
     rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.ones(n_labels), examples).astype(np.float32)
     names = [f"label-{number:03d}" for number in range(n_labels)]
-    return measure("amber", rng.integers(n_labels, size=examples), probabilities, names)
+    labels, predicted = (rng.integers(n_labels, size=examples) for _ in range(2))
+    return measure("amber", labels, predicted, names, 1.5)
 
 
 def test_of_many_labels_the_worst_are_shown():

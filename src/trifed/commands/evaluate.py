@@ -18,7 +18,8 @@ Of one client: accuracy, loss, macro-F1, each label, and which labels are
 taken for which. With --client all, one row a client.
 
 csv has one row a client; json has everything. A label that the model does
-not know is refused.
+not know is refused. A run's client is measured in the run's own precision,
+an export in float32.
 
 [bold]Examples[/bold]
 
@@ -72,7 +73,7 @@ def evaluate_command(
     )
     data = read_labelled(file, columns)
     with counting("texts", len(models) * len(data.asked)) as told:
-        scores = [evaluate_client(found.name, load_found(found, base), data, told) for found in models]
+        scores = [evaluate_client(found, load_found(found, base), data, told) for found in models]
     if output is Format.TABLE:
         Console().print(render_evaluations(scores))
     elif output is Format.JSON:

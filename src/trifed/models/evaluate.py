@@ -9,11 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from trifed.data import Examples
 from trifed.errors import DataError
 from trifed.federation.exports import Classifier
-from trifed.models.find import listed
-from trifed.models.predict import CHUNK, probabilities_of
-from trifed.models.texts import Labelled
+from trifed.models.find import Found, listed
+from trifed.models.texts import Labelled, split_pairs
+from trifed.tasks.text_classification import encode
+from trifed.training import evaluate
+
+CHUNK = 4096
+"""Examples that are measured together. A run measures all of a client's together: of so many, equal to the bit."""
 
 Told = Callable[[int], None]
 """Hears how many examples more are done."""
@@ -57,9 +62,9 @@ class Evaluation:
 
 
 def evaluate_client(
-    client: str, classifier: Classifier, data: Labelled, told: Told = lambda count: None
+    found: Found, classifier: Classifier, data: Labelled, told: Told = lambda count: None
 ) -> Evaluation:
-    """Measure a client's model.
+    """Measure a client's model, in the precision of `found.training`.
 
     A label that the model does not know is refused, not counted as wrong: the model gives it no probability, so
     there would be no loss; and mostly it is another column, or another spelling.
@@ -67,13 +72,17 @@ def evaluate_client(
     Raises:
         DataError: the file has a label that the model does not know.
     """
-    labels = _indices(client, classifier, data)
-    probabilities = np.zeros((len(labels), len(classifier.labels)), np.float32)
+    labels = _indices(found.name, classifier, data)
+    predicted, total = np.zeros_like(labels), 0.0
     for first in range(0, len(labels), CHUNK):
-        chunk = data.asked[first : first + CHUNK]
-        probabilities[first : first + len(chunk)] = probabilities_of(classifier, chunk)
-        told(len(chunk))
-    return measure(client, labels, probabilities, classifier.labels)
+        rows = slice(first, first + CHUNK)
+        texts, pairs = split_pairs(data.asked[rows])
+        encoded = encode(classifier.tokenizer, Examples(texts, pairs, labels[rows]), classifier.max_length)
+        scores = evaluate(classifier.model, encoded, found.training)
+        predicted[rows] = scores.predictions
+        total += scores.loss * scores.examples
+        told(scores.examples)
+    return measure(found.name, labels, predicted, classifier.labels, total / len(labels))
 
 
 def _indices(client: str, classifier: Classifier, data: Labelled) -> NDArray[np.int64]:
@@ -90,22 +99,19 @@ def _indices(client: str, classifier: Classifier, data: Labelled) -> NDArray[np.
 
 
 def measure(
-    client: str, labels: NDArray[np.int64], probabilities: NDArray[np.float32], names: list[str]
+    client: str, labels: NDArray[np.int64], predicted: NDArray[np.int64], names: list[str], loss: float
 ) -> Evaluation:
-    """Scores from labels, (n,), and class probabilities, (n, n_labels); `names`: of the classes."""
-    predicted = probabilities.argmax(1)
+    """Scores from labels and predictions, (n,) each; `names`: of the classes; `loss`: mean, nats."""
     present = np.union1d(labels, predicted)
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=present, zero_division=0.0
     )
-    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     scores = zip(present, support, precision, recall, f1, strict=True)
     return Evaluation(
         client=client,
         examples=len(labels),
         accuracy=float(accuracy_score(labels, predicted)),
-        # float32 rounds a probability below 1e-45 to nothing; its logarithm has to stay finite.
-        loss=float(-np.log(np.maximum(of_truth, np.finfo(np.float32).smallest_subnormal)).mean()),
+        loss=loss,
         macro_f1=float(np.mean(f1)),
         labels=[LabelScore(names[k], int(n), float(p), float(r), float(f)) for k, n, p, r, f in scores],
         confusions=_confusions(labels, predicted, names),

@@ -12,10 +12,14 @@ from typing import Any
 from trifed.config import RunConfig, make_config, read_toml
 from trifed.errors import AdapterError, RunError
 from trifed.federation.store import RunFolder
+from trifed.settings import TrainingSettings
 
 ALL = "all"
 SHOWN = 20
 """Names that are listed in one sentence."""
+
+
+FLOAT32 = TrainingSettings(precision="fp32")
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Found:
-    """One client's model. `folder`: what `load_client` takes."""
+    """One client's model. `folder`: what `load_client` takes; `training`: what it is measured by.
+
+    A client inside its run is measured by the run's own settings, so that the same rows give the same score; an
+    export in float32, as whoever loads it computes.
+    """
 
     name: str
     folder: Path
     columns: Columns
+    training: TrainingSettings = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class FinishedRun:
             RunError: there is no such client.
         """
         check_client(name, self.names, self.folder.path)
-        return Found(name, self.folder.path / "clients" / name, self.columns)
+        return Found(name, self.folder.path / "clients" / name, self.columns, self.config.training)
 
 
 def open_run(path: str | Path) -> FinishedRun:
@@ -159,14 +168,13 @@ def _exported(folder: Path) -> Found:
         )
     try:
         facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-        columns = Columns(**facts["columns"]) if "columns" in facts else _columns_of_a_run(folder)
-        name = str(facts.get("client", folder.resolve().name))
-    except (ValueError, TypeError, AttributeError) as error:
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no JSON object")
+        if "columns" in facts:
+            return Found(str(facts["client"]), folder, Columns(**facts["columns"]))
+    except (ValueError, TypeError, KeyError) as error:
         raise AdapterError(f"{folder}: classifier.json is damaged ({error}); export the client again") from error
-    return Found(name, folder, columns)
-
-
-def _columns_of_a_run(folder: Path) -> Columns:
-    """Of a client's folder inside a run; the usual names where it was copied elsewhere."""
-    above = folder.resolve().parents[1]
-    return open_run(above).columns if (above / "summary.json").is_file() else Columns()
+    run, name = folder.resolve().parents[1], folder.resolve().name
+    if (run / "summary.json").is_file():
+        return open_run(run).client(name)
+    return Found(name, folder, Columns())  # a client's folder, copied elsewhere

@@ -13,7 +13,7 @@ import numpy as np
 
 from trifed.federation.exports import Classifier, load_client
 from trifed.models.find import Found
-from trifed.models.texts import Asked
+from trifed.models.texts import Asked, split_pairs
 from trifed.settings import TrainingSettings
 from trifed.training import choose_device
 
@@ -40,18 +40,10 @@ def predict(classifier: Classifier, asked: Iterable[Asked], top: int = 1) -> Ite
     """Predictions in the order of the texts, a chunk at a time. `top`: how many labels each, or all there are."""
     waiting = iter(asked)
     while chunk := list(islice(waiting, CHUNK)):
-        probabilities = probabilities_of(classifier, chunk)
+        probabilities = classifier.probabilities(*split_pairs(chunk))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for item, row, labels in zip(chunk, probabilities, order, strict=True):
             yield Prediction(item, [(classifier.labels[label], float(row[label])) for label in labels])
-
-
-def probabilities_of(
-    classifier: Classifier, chunk: list[Asked]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Class probabilities, (n, n_labels); all texts have a second text, or none has."""
-    pairs = [item.pair for item in chunk if item.pair is not None]
-    return classifier.probabilities([item.text for item in chunk], pairs or None)
 
 
 def write_csv(predictions: Iterable[Prediction], file: TextIO, top: int) -> None:

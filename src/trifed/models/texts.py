@@ -81,6 +81,12 @@ def given(texts: Sequence[str], columns: Columns) -> list[Asked]:
     return [Asked(row, _checked(text, f"--text, number {row}")) for row, text in enumerate(texts, start=1)]
 
 
+def split_pairs(asked: Sequence[Asked]) -> tuple[list[str], list[str] | None]:
+    """Texts and second texts, (n,) each; None where no text has a second one."""
+    pairs = [item.pair for item in asked if item.pair is not None]
+    return [item.text for item in asked], pairs or None
+
+
 def _read(path: Path, columns: Columns, more: dict[str, str]) -> RawTable:
     wanted = {"--text-column": columns.text, **more}
     if columns.pair is not None:
