@@ -55,7 +55,14 @@ def tree(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("command", "example"),
-    [([], "trifed run my.toml"), (["run"], "trifed run my.toml"), (["demo"], "trifed demo --rounds 4")],
+    [
+        ([], "trifed run my.toml"),
+        (["run"], "trifed run my.toml"),
+        (["demo"], "trifed demo --rounds 4"),
+        (["export"], "trifed export runs/tickets --client berlin"),
+        (["predict"], "trifed predict runs/tickets --client berlin"),
+        (["evaluate"], "trifed evaluate runs/tickets new.csv --client berlin"),
+    ],
 )
 def test_every_help_has_an_example(capsys, monkeypatch, command, example):
     said = call(capsys, monkeypatch, *command, "--help")
@@ -66,7 +73,7 @@ def test_every_help_has_an_example(capsys, monkeypatch, command, example):
 
 def test_no_line_of_help_is_wider_than_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    for command in ([], ["run"], ["demo"]):
+    for command in ([], ["run"], ["demo"], ["export"], ["predict"], ["evaluate"]):
         assert max(map(len, call(capsys, monkeypatch, *command, "--help").out.splitlines())) <= 80
 
 

@@ -14,12 +14,13 @@ from trifed.methods import METHODS
 SOURCE = Path(trifed.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors", "version", "settings"},
+    {"errors", "version", "settings", "atomic"},
     {"data", "adapters", "similarity"},
     {"methods", "privacy"},
     {"tasks", "config", "controls"},
     {"training", "demo"},
     {"federation"},
+    {"models"},
     {"engines"},
     {"runner"},
     {"comparison"},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trifed.adapters import TriLoraConfig, export_plain_lora
     from trifed.config import RunConfig, make_config
     from trifed.federation.exports import Classifier, load_client
+    from trifed.models.export import export_client
     from trifed.runner import RunResult, load_result, resume, run
 
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "RunConfig": "trifed.config",
     "RunResult": "trifed.runner",
     "TriLoraConfig": "trifed.adapters",
+    "export_client": "trifed.models.export",
     "export_plain_lora": "trifed.adapters",
     "load_client": "trifed.federation.exports",
     "load_result": "trifed.runner",
@@ -48,6 +50,7 @@ __all__ = [
     "TriLoraConfig",
     "TrifedError",
     "__version__",
+    "export_client",
     "export_plain_lora",
     "load_client",
     "load_result",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from safetensors.torch import save_file
 
 from trifed.adapters.config import TriLoraConfig
 from trifed.adapters.tri_matrix import adapted_layers
+from trifed.atomic import is_free, whole_folder
 from trifed.errors import AdapterError
 
 # For these tasks PEFT expects the head in the adapter file, whatever the configuration says.
@@ -77,18 +76,10 @@ def export_plain_lora(
     Raises `AdapterError` if `folder` exists and is not an empty folder, and as `to_plain_lora` does.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not is_free(target):
         raise AdapterError(f"{target} exists and is not an empty folder: choose another, or remove it first")
     config, tensors = to_plain_lora(model, adapter_name, include_modules_to_save=include_modules_to_save)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.partial"
-    partial.mkdir()
-    try:
+    with whole_folder(target) as partial:
         save_file(tensors, str(partial / "adapter_model.safetensors"), metadata={"format": "pt"})
         config.save_pretrained(str(partial))
-        if target.exists():
-            target.rmdir()  # empty, see above; and a rename onto a folder fails on some systems
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target

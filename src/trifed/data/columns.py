@@ -86,7 +86,7 @@ def read_labels(column: Sequence[Cell], name: str) -> list[str] | list[int]:
         _refuse(
             broken,
             f"the label in column {name!r} is {broken[0][2]!r}, expected a whole number or a text",
-            "A label names a class; data.label may name the wrong column.",
+            "A label names a class; another column may be the one that holds them.",
         )
     odd = _first(typed, lambda value: not isinstance(value, (str, int, float)))
     if odd:

@@ -49,7 +49,7 @@ def read_file(path: Path, wanted: Mapping[str, str], label: str) -> RawTable:
     read.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file (expected a table; looked in {Path.cwd()}). Check data.source.")
+        raise DataError(f"{path}: no such file (expected a table; looked in {Path.cwd()}). Check its name.")
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise DataError(

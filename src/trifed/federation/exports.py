@@ -107,11 +107,9 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
         facts, kind, head = _read_client(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{folder}: a file is damaged ({error}); {_COPY_AGAIN}") from error
-    if kind == WHOLE_MODEL:
-        loaded = load_encoder(str(folder))
-        return _classifier(loaded.model, loaded, facts, head)
-    loaded = load_encoder(base or facts["base_model"])
-    if loaded.fingerprint != facts["base_fingerprint"]:
+    whole = kind == WHOLE_MODEL
+    loaded = load_encoder(str(folder) if whole else base or facts["base_model"])
+    if not whole and loaded.fingerprint != facts["base_fingerprint"]:
         raise RunError(
             f"{folder}: the base model at '{loaded.source}' has other weights than the one this client was "
             f"trained on; name the right one with base=..."
@@ -119,7 +117,7 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
     load = load_adapter if kind == PEFT_TYPE else PeftModel.from_pretrained
     try:
         with without_renaming_warning():
-            return _classifier(load(loaded.model, str(folder)), loaded, facts, head)
+            return _classifier(loaded.model if whole else load(loaded.model, str(folder)), loaded, facts, head)
     except (SafetensorError, RuntimeError) as error:
         raise AdapterError(f"{folder}: its files do not fit together ({error}); {_COPY_AGAIN}") from error
 

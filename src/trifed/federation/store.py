@@ -13,6 +13,7 @@
         clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
         predictions.json       each client's predicted labels on its test data
         summary.json           the result, complete only when `finished` is true
+        exports/FORM/NAME/     what `trifed export` wrote, unless told another place
 """
 
 from __future__ import annotations

@@ -1,0 +1,82 @@
+"""`trifed evaluate`: a client's model, or every client's, on a labelled file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+HELP = """How well clients' models do on a labelled file.
+
+The model: a run, a folder that `trifed export` wrote, or a folder of such.
+Of one client: accuracy, loss, macro-F1, each label, and which labels are
+taken for which. With --client all, one row a client.
+
+csv has one row a client; json has everything. A label that the model does
+not know is refused. A run's client is measured in the run's own precision,
+an export in float32.
+
+[bold]Examples[/bold]
+
+  trifed evaluate runs/tickets new.csv --client berlin
+\b
+  trifed evaluate runs/tickets new.csv --client all --format csv
+\b
+  trifed evaluate berlin new.csv --label-column queue
+"""
+
+
+class Format(StrEnum):
+    """How scores are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("evaluate", help=HELP)(evaluate_command)
+
+
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="A run's folder, or an exported one.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet, with labels.", show_default=False)],
+    client: Annotated[str | None, typer.Option(help="Whose model, or 'all'.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    output: Annotated[Format, typer.Option("--format", help="How to show it.")] = Format.TABLE,
+    base: Annotated[str | None, typer.Option(help="Where the base model lies now, if it was moved.")] = None,
+) -> None:
+    """How well clients' models do on a labelled file."""
+    # Imported late: --help should not wait for torch.
+    from trifed.models.evaluate import evaluate_client
+    from trifed.models.find import find_models
+    from trifed.models.predict import load_found
+    from trifed.models.texts import read_labelled
+    from trifed.reports.counting import counting
+    from trifed.reports.models import evaluations_csv, evaluations_json, render_evaluations
+
+    models = find_models(model, client)
+    usual = models[0].columns
+    columns = replace(
+        usual,
+        text=text_column or usual.text,
+        pair=pair_column or usual.pair,
+        label=label_column or usual.label,
+    )
+    data = read_labelled(file, columns)
+    with counting("texts", len(models) * len(data.asked)) as told:
+        scores = [evaluate_client(found, load_found(found, base), data, told) for found in models]
+    if output is Format.TABLE:
+        Console().print(render_evaluations(scores))
+    elif output is Format.JSON:
+        typer.echo(json.dumps({"model": str(model), "file": str(file), **evaluations_json(scores)}, indent=2))
+    else:
+        typer.echo(evaluations_csv(scores), nl=False)

@@ -1,0 +1,142 @@
+"""`trifed predict`: a client's model on new text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.console import Console
+
+from trifed.errors import ConfigError, DataError, RunError
+
+if TYPE_CHECKING:
+    from trifed.models.find import Columns
+    from trifed.models.predict import Prediction
+    from trifed.models.texts import Asked
+
+HELP = """Labels and probabilities of new texts, by a client's model.
+
+The model: a run with --client, or a folder that `trifed export` wrote.
+
+The texts: a file (CSV, JSON Lines, Parquet), --text, or standard input, one
+text a line. Columns are those of the run unless named.
+
+[bold]Examples[/bold]
+
+  trifed predict runs/tickets --client berlin --text "where is my parcel?"
+\b
+  trifed predict berlin new.csv --text-column message --out labels.csv
+\b
+  cat messages.txt | trifed predict berlin --format jsonl --top 3
+"""
+
+
+class Format(StrEnum):
+    """How predictions are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict", help=HELP)(predict_command)
+
+
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="A run's folder, or an exported one.", show_default=False)],
+    file: Annotated[
+        Path | None, typer.Argument(help="The texts; '-' or nothing: standard input.", show_default=False)
+    ] = None,
+    client: Annotated[str | None, typer.Option(help="Whose model, where there are several.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; repeatable, instead of a file.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many labels for each text.")] = 1,
+    output: Annotated[
+        Format | None,
+        typer.Option("--format", help="Default: a table in a terminal, else csv, or by the ending of --out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A new file; it appears when all is predicted.")] = None,
+    base: Annotated[str | None, typer.Option(help="Where the base model lies now, if it was moved.")] = None,
+) -> None:
+    """Labels and probabilities of new texts."""
+    chosen = _format(output, out)
+    # Imported late: --help should not wait for torch.
+    from trifed.models.find import find_model
+    from trifed.models.predict import load_found, predict
+    from trifed.reports.counting import counting, waiting
+    from trifed.reports.models import render_predictions
+
+    found = find_model(model, client)
+    columns = replace(
+        found.columns, text=text_column or found.columns.text, pair=pair_column or found.columns.pair
+    )
+    asked, total = _asked(file, text, columns)
+    with waiting("reading the model"):
+        classifier = load_found(found, base)
+    printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
+    with counting("texts", total, hidden=printing) as told:
+        predictions = _told(predict(classifier, asked, top), told)
+        shown = render_predictions(predictions, top) if chosen is Format.TABLE else None
+        if shown is None:
+            _write(predictions, chosen, out, top)
+    if shown is not None:
+        Console().print(shown)
+
+
+def _format(output: Format | None, out: Path | None) -> Format:
+    if out is not None and output is Format.TABLE:
+        raise ConfigError(["a table is for a terminal; give csv or jsonl with --out"], "--format")
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise RunError(f"{out}: something is there already; give another --out, or remove it first")
+    if output is not None:
+        return output
+    if out is not None:
+        return Format.JSONL if out.suffix.lower() in (".jsonl", ".json") else Format.CSV
+    return Format.TABLE if sys.stdout.isatty() else Format.CSV
+
+
+def _asked(file: Path | None, text: list[str] | None, columns: Columns) -> tuple[Iterable[Asked], int | None]:
+    """The texts and how many they are, None where they come one by one."""
+    from trifed.models.texts import given, read_lines, read_table
+
+    if text and file is not None:
+        raise DataError(f"got the file {file} and --text; give one of the two")
+    if text:
+        return given(text, columns), len(text)
+    if file is not None and str(file) != "-":
+        table = read_table(file, columns)
+        return table, len(table)
+    if file is None and sys.stdin.isatty():
+        raise DataError("no texts: give a file, --text, or lines on standard input ('-' to type them here)")
+    return read_lines(sys.stdin.buffer, columns), None
+
+
+def _told(predictions: Iterable[Prediction], told: Callable[[int], None]) -> Iterator[Prediction]:
+    for prediction in predictions:
+        told(1)
+        yield prediction
+
+
+def _write(predictions: Iterator[Prediction], chosen: Format, out: Path | None, top: int) -> None:
+    from trifed.atomic import whole_file
+    from trifed.models.predict import write_csv, write_jsonl
+
+    def write(target: TextIO) -> None:
+        (write_csv if chosen is Format.CSV else write_jsonl)(predictions, target, top)
+
+    if out is None:
+        write(sys.stdout)
+        return
+    try:
+        with whole_file(out) as partial, partial.open("w", encoding="utf-8", newline="") as target:
+            write(target)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror or error}); give another --out") from error

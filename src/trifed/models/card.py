@@ -1,0 +1,136 @@
+"""The model card of an exported folder: where the model comes from, how to load it, what it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trifed.methods import METHODS
+from trifed.models.find import FinishedRun, listed
+from trifed.models.snippets import of_adapter, of_merged
+from trifed.version import __version__
+
+Form = Literal["tri-matrix", "lora", "lora-no-head", "merged"]
+
+MEANINGS: dict[Form, str] = {
+    "tri-matrix": "an adapter W0 + s·B·C·A on the base model, as it was trained",
+    "lora": "a plain PEFT LoRA adapter on the base model, the head beside it",
+    "lora-no-head": "a plain PEFT LoRA adapter on the base model and nothing else, as servers of adapters ask for",
+    "merged": "full weights; the base model is no longer needed",
+}
+PACKAGES = ("trifed", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exported folder is.
+
+    `facts`: as in classifier.json; `source`: the base model's folder or hub name; `stock`: the class of
+    transformers that loads the folder with its head.
+    """
+
+    client: str
+    form: Form
+    facts: dict[str, Any]
+    source: str
+    stock: str | None = None
+
+
+def model_card(run: FinishedRun, exported: Exported) -> str:
+    """README.md, Markdown with the header that model hubs read."""
+    return "\n".join(
+        [
+            *_header(run, exported),
+            f"# {exported.client}: a text classifier\n",
+            f"The model of one client of a federated fine-tuning run: {MEANINGS[exported.form]}.\n",
+            *_table(_rows(run, exported)),
+            "\n## Use\n",
+            *_use(exported),
+            "\n## What it is not\n",
+            *_limits(run, exported),
+            "",
+        ]
+    )
+
+
+def _header(run: FinishedRun, exported: Exported) -> Iterator[str]:
+    yield "---"
+    yield f"library_name: {'transformers' if exported.form == 'merged' else 'peft'}"
+    yield "pipeline_tag: text-classification"
+    name = run.config.model.name
+    if name.count("/") == 1 and not Path(name).exists():  # a hub name; a local path would mean nothing there
+        yield f"base_model: {name}"
+    yield "tags: [trifed, federated-learning]"
+    yield "---"
+
+
+def _rows(run: FinishedRun, exported: Exported) -> Iterator[tuple[str, str]]:
+    client = next(c for c in run.summary["clients"] if c["name"] == exported.client)
+    sent, packages = run.summary["bytes"], run.environment["packages"]
+    yield (
+        "base model",
+        f"`{run.config.model.name}`, SHA-256 of its weights `{run.environment['base_fingerprint']}`",
+    )
+    yield "method", f"`{run.config.method.name}`: {METHODS[run.config.method.name].citation}"
+    yield "labels", listed(exported.facts["labels"])
+    yield "rounds", f"{run.summary['rounds']}, this client trained in {client['rounds']}"
+    yield "clients", str(len(run.names))
+    yield "test accuracy before", _accuracy(client["before"])
+    yield "test accuracy now", _accuracy(client["now"])
+    yield "bytes, this client", f"{client['bytes_up']:,} up, {client['bytes_down']:,} down"
+    yield "bytes, whole run", f"{sent['up']:,} up, {sent['down']:,} down"
+    yield "run", f"`{run.summary['name']}`, identity `{run.environment['run_id']}`, seed {run.summary['seed']}"
+    yield "trained with", ", ".join(f"{name} {packages[name]}" for name in PACKAGES)
+    yield "exported with", f"trifed {__version__}"
+
+
+def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
+    yield "| | |\n|---|---|"
+    for name, value in rows:
+        yield f"| {name} | {' '.join(value.split()).replace('|', '&#124;')} |"
+
+
+def _accuracy(scores: dict[str, Any] | None) -> str:
+    if not scores or scores["accuracy"] is None:
+        return "not measured, the client has no test examples"
+    return f"{100 * scores['accuracy']:.1f} % of {scores['examples']} held-out examples of this client"
+
+
+def _use(exported: Exported) -> Iterator[str]:
+    facts, form = exported.facts, exported.form
+    how = {
+        "pooling": facts["pooling"],
+        "length": facts["max_length"],
+        "pairs": facts["columns"]["pair"] is not None,
+    }
+    if form == "merged":
+        snippet = of_merged(**how, stock=exported.stock is not None)
+        stock = f" (`{exported.stock}`)" if exported.stock else ""
+        yield f"With plain transformers, from inside this folder{stock}:"
+    else:
+        head = form != "lora-no-head"
+        snippet = of_adapter(exported.source, **how, folded=form == "tri-matrix", head=head)
+        yield "With plain PEFT and transformers, from inside this folder; `BASE` is where the base model lies:"
+    yield f"\n```python\n{snippet}```\n"
+    if form == "lora-no-head":
+        yield "There is no head here, so these are features, not labels."
+    else:
+        yield 'With trifed: `trifed predict FOLDER --text "..."`, or `trifed.load_client(folder).predict(texts)`.'
+
+
+def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
+    yield (
+        "- **It gives no privacy guarantee.** It was trained on a client's own examples, without differential "
+        "privacy, and may have kept parts of them. Whoever holds this folder can try to find out what they were."
+    )
+    yield (
+        "- Its accuracy was measured on held-out examples of this client alone; elsewhere it may be better or "
+        "worse. One seed was measured."
+    )
+    if exported.form != "lora-no-head":
+        yield "- It knows the labels above and always answers with one of them, whatever the text is."
+    if exported.form != "merged":
+        yield "- It works on the base model of this fingerprint only; other weights make it wrong, and silently."
+    yield "- The terms of the base model, and of the data, hold for it as well."

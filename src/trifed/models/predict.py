@@ -1,0 +1,77 @@
+"""A client's model on new texts: labels and probabilities, as they are made, and how they are written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TextIO
+
+import numpy as np
+
+from trifed.federation.exports import Classifier, load_client
+from trifed.models.find import Found
+from trifed.models.texts import Asked, split_pairs
+from trifed.settings import TrainingSettings
+from trifed.training import choose_device
+
+CHUNK = 256
+"""Texts that are predicted together; inside, batches of like length."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one text. `best`: labels with their probabilities, the most probable first."""
+
+    asked: Asked
+    best: list[tuple[str, float]]
+
+
+def load_found(found: Found, base: str | None = None) -> Classifier:
+    """The classifier of a model that was found, on CUDA where there is one; see `load_client` for the errors."""
+    classifier = load_client(found.folder, base)
+    classifier.model.to(choose_device(TrainingSettings()))
+    return classifier
+
+
+def predict(classifier: Classifier, asked: Iterable[Asked], top: int = 1) -> Iterator[Prediction]:
+    """Predictions in the order of the texts, a chunk at a time. `top`: how many labels each, or all there are."""
+    waiting = iter(asked)
+    while chunk := list(islice(waiting, CHUNK)):
+        probabilities = classifier.probabilities(*split_pairs(chunk))
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        for item, row, labels in zip(chunk, probabilities, order, strict=True):
+            yield Prediction(item, [(classifier.labels[label], float(row[label])) for label in labels])
+
+
+def write_csv(predictions: Iterable[Prediction], file: TextIO, top: int) -> None:
+    """`row,text[,pair],label,probability[,label_2,probability_2,…]`; a chunk is written as soon as it is known."""
+    writer = csv.writer(file, lineterminator="\n")
+    for number, (asked, best) in enumerate((p.asked, p.best) for p in predictions):
+        texts = [asked.text] if asked.pair is None else [asked.text, asked.pair]
+        if number == 0:
+            writer.writerow(["row", "text", "pair"][: 1 + len(texts)] + _header(min(top, len(best))))
+        writer.writerow([asked.row, *texts, *(cell for label, p in best for cell in (label, f"{p:.6f}"))])
+        if number % CHUNK == CHUNK - 1:
+            file.flush()
+
+
+def _header(count: int) -> list[str]:
+    ends = ["", *(f"_{number}" for number in range(2, count + 1))]
+    return [name + end for end in ends for name in ("label", "probability")]
+
+
+def write_jsonl(predictions: Iterable[Prediction], file: TextIO, top: int) -> None:
+    """One object a line: row, text, perhaps pair, label, probability; and `top` if that is above 1."""
+    for number, (asked, best) in enumerate((p.asked, p.best) for p in predictions):
+        record: dict[str, object] = {"row": asked.row, "text": asked.text}
+        if asked.pair is not None:
+            record["pair"] = asked.pair
+        record |= {"label": best[0][0], "probability": round(best[0][1], 6)}
+        if top > 1:
+            record["top"] = [{"label": label, "probability": round(p, 6)} for label, p in best]
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if number % CHUNK == CHUNK - 1:
+            file.flush()

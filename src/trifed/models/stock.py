@@ -1,0 +1,56 @@
+"""A merged classifier as the class that transformers has for it, where that class computes exactly the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from trifed.data import Examples
+from trifed.federation.exports import Classifier
+from trifed.tasks.text_classification import encode
+
+_PROBE = ["yes", "a text of some more words than the other one, so that padding matters"]
+_TOLERANCE = 1e-5
+
+
+def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
+    """The stock class with `merged`'s weights, or None where none computes the same.
+
+    Most architectures put something between the encoder and the last layer: another pooling, a dense layer. So
+    this is not looked up in a table: the class is filled with the weights and asked whether it gives the same
+    logits on texts of unequal length.
+    """
+    encoder: Any = merged.model.encoder
+    head = merged.model.head
+    config = type(encoder.config).from_dict(encoder.config.to_dict())
+    config.num_labels = len(merged.labels)  # first: it resets the names
+    config.id2label = dict(enumerate(merged.labels))
+    config.label2id = {label: number for number, label in enumerate(merged.labels)}
+    config.problem_type = "single_label_classification"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            stock = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:  # transformers has no such class for this architecture
+        return None
+    inner, last = getattr(stock, stock.base_model_prefix, None), getattr(stock, "classifier", None)
+    if inner is None or not isinstance(last, nn.Linear) or last.weight.shape != head.weight.shape:
+        return None
+    if inner.state_dict().keys() != encoder.state_dict().keys():
+        return None
+    inner.load_state_dict(encoder.state_dict())
+    last.load_state_dict(head.state_dict())
+    return stock.eval() if _agree(merged, stock) else None
+
+
+@torch.no_grad()
+def _agree(merged: Classifier, stock: PreTrainedModel) -> bool:
+    data = encode(merged.tokenizer, Examples(_PROBE, None, np.zeros(len(_PROBE), np.int64)), merged.max_length)
+    batch = data.batch(np.arange(len(_PROBE)), torch.device("cpu"))
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    merged.model.eval()
+    ours, theirs = merged.model(batch), stock.eval()(**inputs).logits.float()
+    return bool(torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE))
