@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -31,6 +32,13 @@ class _Running:
     process: subprocess.Popen[str]
     said: IO[str]
     began: float = field(default_factory=time.monotonic)
+
+    def close(self) -> None:
+        """Give back what the ended process was connected to."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+        self.said.close()
 
 
 def carry_out(jobs: Sequence[Job], root: Path, parallel: int, listener: Listener, phase: str) -> None:
@@ -65,7 +73,7 @@ def carry_out(jobs: Sequence[Job], root: Path, parallel: int, listener: Listener
             item.process.kill()  # every whole round is kept, whenever a run is killed
         for item in running:
             item.process.wait()
-            item.said.close()
+            item.close()
 
 
 def is_finished(folder: Path) -> bool:
@@ -102,15 +110,16 @@ def _start(job: Job, root: Path, parallel: int) -> _Running:
         start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
     )
     if process.stdin is not None:
-        process.stdin.write(json.dumps(job.config.model_dump(mode="json")) + "\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended already: its exit code and words say why
+            process.stdin.write(json.dumps(job.config.model_dump(mode="json")) + "\n")
+            process.stdin.flush()
     return _Running(job, process, said)
 
 
 def _check_ended(item: _Running) -> None:
     item.said.seek(0)
     said = item.said.read().strip()
-    item.said.close()
+    item.close()
     if item.process.returncode:
         last = said.splitlines()[-1] if said else f"it ended with code {item.process.returncode}"
         message = said if item.process.returncode == 2 else last

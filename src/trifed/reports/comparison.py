@@ -91,7 +91,7 @@ def render_comparison(result: ComparisonResult) -> RenderableType:
 def _partition(name: str, found: dict[str, Any]) -> Table:
     target = f"{percent(found['target'])} %"
     table = Table(
-        title=f"{name}: test accuracy over {len(found['clients'])} clients, %, {len(found['seeds'])} seeds",
+        title=f"{name}: test accuracy, %, clients {len(found['clients'])}, seeds {len(found['seeds'])}",
         title_justify="left",
     )
     for column in ("method", "rate", "mean ± s.d.", "95 %", "worst", "best", "up", "down", "once"):
