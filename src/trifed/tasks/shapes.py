@@ -76,8 +76,9 @@ def weightless(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
     except (ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model.name: a '{config.model_type}' model cannot be built here ({str(error).strip().splitlines()[0]}); "
+            f"model.name: a '{config.model_type}' model cannot be built here ({reason}); "
             f"give a model that transformers builds by itself, such as {', '.join(SHAPES)}"
         ) from error
     return model
