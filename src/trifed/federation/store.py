@@ -12,6 +12,7 @@
         matrices/              similarity and weights, one safetensors file an evaluated round
         clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
         predictions.json       each client's predicted labels on its test data
+        tensorboard/METHOD/    event files; mlflow.db, a store, and mlflow.json: where trackers were asked for
         summary.json           the result, complete only when `finished` is true
         exports/FORM/NAME/     what `trifed export` wrote, unless told another place
 """

@@ -79,11 +79,9 @@ class Scalars:
 def scalars(events: Iterable[Event]) -> Iterator[list[Point]]:
     """All points of a log of whole rounds, one batch a round."""
     reader = Scalars()
-    finished = False
+    event: Event | None = None
     for event in events:
-        points = reader.take(event)
-        finished = event["event"] == "finished"
-        if points:
+        if points := reader.take(event):
             yield points
-    if not finished and (points := reader.close()):
-        yield points
+    if event is not None and event["event"] != "finished":
+        yield reader.close()

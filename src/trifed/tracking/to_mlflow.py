@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from sqlalchemy.exc import SQLAlchemyError
 
 from trifed.errors import RunError
 from trifed.tracking.scalars import Point
@@ -26,6 +29,8 @@ MEMORY = "mlflow.json"
 """In the run's folder: which MLflow run it is, by store; so that it is continued, not made again."""
 
 SQLITE = "sqlite:///"
+
+_FAILURES = (MlflowException, SQLAlchemyError, OSError)
 
 _T = TypeVar("_T")
 
@@ -53,7 +58,7 @@ class MlflowSink:
             self._client = MlflowClient(self.place)
             self._run = self._continued(source) or self._new(source)
             self._client.update_run(self._run.info.run_id, status="RUNNING")
-        except (MlflowException, OSError) as error:
+        except _FAILURES as error:
             raise self._trouble(error) from error
 
     def _continued(self, source: Source) -> Run | None:
@@ -90,14 +95,14 @@ class MlflowSink:
         try:
             for some in _batches(metrics, METRICS):
                 self._client.log_batch(self._run.info.run_id, metrics=some)
-        except (MlflowException, OSError) as error:
+        except _FAILURES as error:
             raise self._trouble(error) from error
 
     def close(self, finished: bool) -> None:
         """Mark the MLflow run as over, or as broken off."""
         try:
             self._client.set_terminated(self._run.info.run_id, "FINISHED" if finished else "KILLED")
-        except (MlflowException, OSError) as error:
+        except _FAILURES as error:
             raise self._trouble(error) from error
 
     def _name(self, tag: str) -> str:
@@ -120,11 +125,15 @@ def _store(source: Source, into: Path | None) -> str:
     if into is None and given:
         return given
     folder = (source.home if into is None else into).absolute()
+    path = folder / "mlflow.db"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror}; no MLflow store can be made there") from error
-    return f"{SQLITE}{folder / 'mlflow.db'}"
+        # MLflow itself would try for minutes to open what is no database.
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA schema_version")
+    except (OSError, sqlite3.Error) as error:
+        raise RunError(f"{path}: no MLflow store can be kept there ({error}); give another folder") from error
+    return f"{SQLITE}{path}"
 
 
 def _artifacts(store: str) -> str | None:
