@@ -119,7 +119,9 @@ def test_no_named_shape_is_left_out_above():
 def test_what_is_sent_grows_with_the_square_of_the_rank(costs, rank):
     cost = costs("vit-base", rank=rank, target_modules="all-linear", labels=5)
     assert of(cost, "ce-lora").sent_values == cost.layers * rank**2
-    assert cost.layers == 12 * 6 + 1  # query, key, value, output, two of the MLP; the pooler's
+    assert (
+        cost.layers == 12 * 6
+    )  # query, key, value, output, two of the MLP; not the pooler's, which nothing reads
 
 
 def test_all_linear_leaves_the_output_layer_of_a_language_model_alone(costs):
@@ -147,6 +149,26 @@ def test_the_numbers_are_those_of_a_runs_event_log(method, finished, costs, tiny
     environment = (run.path / "environment.json").read_text(encoding="utf-8")
     assert f'"trained_values": {item.trained_values}' in environment
     assert f'"sent_values": {item.sent_values}' in environment
+
+
+def test_an_opening_is_that_of_a_runs_event_log(finished, costs, tiny_encoder):
+    # 2 blocks x query and value: gradients (32, 32) up; A (4, 32), B (32, 4) and C (4, 4) down.
+    methods = [name for name, method in METHODS.items() if method.frames]
+    assert methods
+    for method in methods:
+        (once,) = of(costs(str(tiny_encoder), labels=3, rank=4), method).once
+        assert (once.up, once.down) == (4 * 4 * 32 * 32, 4 * 4 * (4 * 32 + 32 * 4 + 4 * 4))
+        events = [event for event in finished(method).events if event["event"] == "opening"]
+        for way, counted in (("up", once.up), ("down", once.down)):
+            sent = [sum(size for name, size in e[way].items() if name != ENVELOPE) for e in events if way in e]
+            assert sent == [counted] * 3
+
+
+def test_the_whole_model_is_all_of_it_but_the_pooler(costs):
+    full = of(costs("roberta-base"), "fedavg-full")
+    assert full.sent_values == full.trained_values == 124_645_632 - (768 * 768 + 768) + full.head_values
+    assert (full.sends, full.adapter) == (("head", "base"), "none")
+    assert of(costs("llama-7b"), "fedavg-full").sent_values == 6_738_415_616
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

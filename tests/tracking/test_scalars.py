@@ -34,7 +34,7 @@ LOG = [
     scores(2, "a", 0.75),
     scores(2, "b", None),
     scores(2, "a", 0.0, "received"),
-    {"event": "delivered", "client": "a", "down": {"w": 5}},
+    {"event": "delivered", "round": 3, "client": "a", "down": {"w": 5}},
     {"event": "finished", "round": 2},
 ]
 

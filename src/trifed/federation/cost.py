@@ -6,7 +6,7 @@ own `trains` and `sends`, by the functions that a run uses. What is counted here
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,9 @@ from transformers import PreTrainedConfig
 from trifed.adapters.attach import attach, resolve_targets
 from trifed.errors import ModelError, nearest
 from trifed.federation.messages import Header, encode_values, layout_sizes
-from trifed.federation.workbench import layout_of, named_parameters
+from trifed.federation.workbench import adapted_weights, layout_of, named_parameters
 from trifed.methods import METHODS, Method
 from trifed.methods.interface import (
-    Layout,
     Options,
     Summarise,
     SummarySeeds,
@@ -28,7 +27,8 @@ from trifed.methods.interface import (
     is_factor,
     is_head,
 )
-from trifed.settings import AdapterKind, AdapterSettings
+from trifed.methods.packing import Layout
+from trifed.settings import AdapterKind, AdapterSettings, Pooling
 from trifed.tasks.base_model import read_config
 from trifed.tasks.shapes import SHAPES, feature_size, is_causal_lm, shape_config, weightless
 from trifed.tasks.text_classification import TextClassifier
@@ -39,6 +39,9 @@ FEWEST = 20
 """The fewest examples that make a component of a summary; of fewer, only their number is sent."""
 
 DEFAULT_LABELS = 2
+
+POOLING: Pooling = "mean"
+"""What the head reads, as a run does it unless told otherwise; a pooler then neither trains nor travels."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ class _Subject:
         with torch.device("meta"):
             encoder = attach(base, kind, self.adapter, seed=0)
             if self.labels == 0:
-                return named_parameters(nn.ModuleDict({"encoder": encoder}))
-            return named_parameters(TextClassifier(encoder, feature_size(self.config), self.labels, "mean"))
+                return named_parameters(nn.ModuleDict({"encoder": encoder}), POOLING)
+            head_on = TextClassifier(encoder, feature_size(self.config), self.labels, POOLING)
+            return named_parameters(head_on, POOLING)
 
 
 def estimate_cost(model: str, adapter: AdapterSettings | None = None, labels: int | None = None) -> Cost:
@@ -178,22 +182,24 @@ def _method_cost(method: Method, parameters: Parameters, rival: int, subject: _S
         bytes_up=sent,
         bytes_down=sent,  # both ways one message of one layout
         times_fewer=4 * rival / sent if sent else None,
-        once=_openings(method, subject),
+        once=tuple(_openings(method, parameters, subject.labels)),
     )
 
 
-def _openings(method: Method, subject: _Subject) -> tuple[Once, ...]:
+def _openings(method: Method, parameters: Parameters, labels: int) -> Iterator[Once]:
     """What a client exchanges once, before round 1."""
-    return tuple(filter(None, [_summary(method, subject)]))
-
-
-def _summary(method: Method, subject: _Subject) -> Once | None:
-    if method.summarise is None:
-        return None
-    sizes, labels = summary_sizes(method.summarise, method.options()), max(subject.labels, 1)
-    terms = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
-    shown = "one component for each label" if subject.labels else "one component"
-    return Once("summary of the data", sizes.total(labels, labels), 0, f"{terms}; counted with {shown}")
+    if method.frames is not None:
+        up = sum(param.numel() for param in adapted_weights(parameters).values())
+        down = sum(param.numel() for name, param in parameters.items() if is_core(name) or is_factor(name))
+        yield Once(
+            "frames", 4 * up, 4 * down, "the gradient of the adapted weights against A, B and the start of C"
+        )
+    if method.summarise is not None:
+        sizes = summary_sizes(method.summarise, method.options())
+        terms = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
+        shown = "one component for each label" if labels else "one component"
+        total = sizes.total(max(labels, 1), max(labels, 1))
+        yield Once("summary of the data", total, 0, f"{terms}, counted with {shown}")
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def build_workbench(
         tokenizer=base.tokenizer,
         parameters=trained,
         frozen={n: p for n, p in everything.items() if n not in trained and (is_factor(n) or is_core(n))},
-        adapted={n.removesuffix(_BASE): p for n, p in everything.items() if n.endswith(_BASE)},
+        adapted=adapted_weights(everything),
         start={name: param.detach().to("cpu", copy=True) for name, param in trained.items()},
         layout=layout_of(method, trained),
         lora_bytes=4 * (rival + sum(p.numel() for p in model.head.parameters())),
@@ -180,6 +180,11 @@ def named_parameters(model: nn.Module, pooling: Pooling) -> dict[str, nn.Paramet
 def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
     """What travels of the parameters that a method trains, in the model's order."""
     return tuple((name, tuple(param.shape)) for name, param in trained.items() if method.sends(name))
+
+
+def adapted_weights(everything: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The base model's weights behind an adapter, by layer."""
+    return {name.removesuffix(_BASE): param for name, param in everything.items() if name.endswith(_BASE)}
 
 
 def plain_name(name: str) -> str:

@@ -20,7 +20,7 @@ from trifed.reports.tables import size
 
 PICTURES = (".png", ".svg", ".pdf")
 
-COLUMNS = ("method", "adapter", "trains", "sends", "values", "head", "up", "down", "once", "fewer")
+COLUMNS = ("method", "adapter", "trains", "sends", "values", "head", "each way", "once", "fewer")
 
 FIELDS = (
     "method", "adapter", "trains", "sends", "trained_values", "sent_values", "head_values", "bytes_up",
@@ -30,17 +30,17 @@ FIELDS = (
 
 def render_cost(cost: Cost) -> RenderableType:
     """The table, and under it what its numbers stand on; a method's adapter under its name, to save width."""
-    table = Table(title=f"{cost.model}: what a client sends each round", title_justify="left", box=SIMPLE_HEAD)
-    table.padding = (0, 1, 0, 0)
+    title = f"{cost.model}: what a client sends each round"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     for column in COLUMNS:
         if column != "adapter":
             text = column in ("trains", "sends")
             table.add_column(column, justify="left" if text or column == "method" else "right", no_wrap=not text)
-            table.columns[-1].min_width = 7 if text else None
+            table.columns[-1].min_width = len("nothing") if column == "sends" else None
     for item in cost.methods:
         name, adapter, *rest = _cells(item)
         table.add_row(f"{name}\n[dim]{adapter}[/dim]", *rest)
-    return Group(table, *map(Text, _notes(cost)))
+    return Group(table, Text(), *map(Text, _notes(cost)))
 
 
 def cost_markdown(cost: Cost) -> str:
@@ -74,7 +74,6 @@ TEXTS: dict[str, Callable[[Cost], str]] = {"json": cost_json, "csv": cost_csv, "
 
 def _cells(item: MethodCost) -> list[str]:
     once = sum(o.up + o.down for o in item.once)
-    fewer = "-" if item.times_fewer is None else f"{item.times_fewer:,.{1 if item.times_fewer < 10 else 0}f}×"
     return [
         item.method,
         item.adapter,
@@ -82,11 +81,19 @@ def _cells(item: MethodCost) -> list[str]:
         " ".join(item.sends) or "nothing",
         f"{item.sent_values:,}",
         f"{item.head_values:,}",
-        size(item.bytes_up),
-        size(item.bytes_down),
+        size(item.bytes_up)
+        if item.bytes_up == item.bytes_down
+        else f"{size(item.bytes_up)} / {size(item.bytes_down)}",
         size(once) if once else "-",
-        fewer,
+        _times(item.times_fewer),
     ]
+
+
+def _times(value: float | None) -> str:
+    """193×, 2.0×, 0.0024×; a dash where nothing is sent."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}×" if value >= 10 else f"{value:.1f}×" if value >= 1 else f"{value:.2g}×"
 
 
 def _notes(cost: Cost) -> list[str]:
@@ -96,11 +103,13 @@ def _notes(cost: Cost) -> list[str]:
     notes = [
         f"{cost.base_values:,} weights; rank {cost.rank} on {cost.layers} layers ({targets}); head: {head}.",
         "values: float32 numbers that a client sends, and as many receives, in a round; head: its share of them; "
-        f"up, down: bytes, without the envelope of about {cost.envelope} a message.",
+        f"each way: bytes up and bytes down, without the envelope of about {cost.envelope} a message.",
         f"fewer: bytes up, against A, B and head of plain LoRA ({cost.lora_values:,} values).",
     ]
     for item in cost.methods:
-        notes += [f"once, {item.method}: {once.what}, {once.basis}." for once in item.once]
+        for once in item.once:
+            sizes = f"{size(once.up)} up, {size(once.down)} down" if once.down else f"{size(once.up)} up"
+            notes.append(f"once, {item.method}: {sizes}; {once.what}: {once.basis}.")
     return notes
 
 

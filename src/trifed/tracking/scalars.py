@@ -40,7 +40,9 @@ class Scalars:
         kind, points = event["event"], []
         if kind == "started" or kind == "resumed":
             self.scored = event["scored"]
-        elif event.get("round", 0) > self.round:
+        elif (
+            kind in ("trained", "scores") and event["round"] > self.round
+        ):  # the last delivery belongs to the last
             points = self.close()
             self.round = event["round"]
         self.up += sum(event.get("up", {}).values())
