@@ -101,8 +101,8 @@ def track(folder: str | Path, name: TrackerName, into: str | Path | None = None)
         ConfigError: the tracker is not installed.
         RunError: no run there, none of its rounds is whole, or the tracker refuses.
     """
-    require_trackers([name])
     own = Source.open(Path(folder))
+    require_trackers([name])
     inner = [own.folder.path / "baselines" / method for method in own.config.baselines]
     sources = [own, *(Source.open(path) for path in inner if (path / "config.toml").is_file())]
     logs = [(source, source.folder.whole_rounds()) for source in sources]
