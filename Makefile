@@ -3,22 +3,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format docs clean
 
 demo: $(STAMP)            ## ten sites, one small model, three methods side by side
 	$(BIN)/trifed demo
 
 test: $(STAMP)            ## lint, types and tests
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks docs/generate.py
+	$(BIN)/ruff check src tests benchmarks docs/generate.py
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
 check: test               ## the same
 
 format: $(STAMP)
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks docs/generate.py
+	$(BIN)/ruff check --fix src tests benchmarks docs/generate.py
+
+docs: $(STAMP)            ## the reference in docs/reference, from the docstrings
+	$(BIN)/python docs/generate.py
 
 # torch first and by itself: asked for as a dependency, pip may take a build with several GB of CUDA.
 $(STAMP): pyproject.toml constraints.txt

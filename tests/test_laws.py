@@ -21,7 +21,7 @@ LAYERS = [
     {"training", "demo"},
     {"federation"},
     {"models"},
-    {"engines"},
+    {"engines", "tracking"},
     {"runner"},
     {"comparison"},
     {"reports"},

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from trifed.commands import compare, evaluate, export, predict
+from trifed.commands import compare, cost, evaluate, export, predict, track
 from trifed.config import RunConfig, make_config, overlay, read_toml
 from trifed.errors import ConfigError, RunError, TrifedError
 from trifed.methods import METHODS
@@ -165,7 +165,7 @@ def settings_command() -> None:
     Console().print(render_settings())
 
 
-for command in (compare, export, predict, evaluate):
+for command in (compare, cost, evaluate, export, predict, track):
     command.register(app)
 
 

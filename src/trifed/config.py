@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trifed.data import DataSettings
 from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
+from trifed.settings import AdapterSettings, ModelSettings, TrackerName, TrainingSettings
 
 
 class MethodSettings(BaseModel):
@@ -46,6 +46,7 @@ class RunConfig(BaseModel):
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
     controls: bool = Field(True, description="linear probe and class means beside the result")
     baselines: list[str] = Field([], description="methods also run on the same split")
+    trackers: list[TrackerName] = Field([], description="tensorboard, mlflow: follow the run there; each an extra")
     model: ModelSettings = ModelSettings()
     adapter: AdapterSettings = AdapterSettings()
     data: DataSettings
@@ -67,7 +68,7 @@ class RunConfig(BaseModel):
     def run_id(self) -> str:
         """Twelve hex digits that change with anything that changes the numbers."""
         return hashlib.sha256(
-            self.model_dump_json(exclude={"name", "baselines", "controls"}).encode()
+            self.model_dump_json(exclude={"name", "baselines", "controls", "trackers"}).encode()
         ).hexdigest()[:12]
 
 

@@ -26,6 +26,7 @@ from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.tasks.base_model import LoadedBase, load_encoder
+from trifed.tracking import LiveTracking, require_trackers
 from trifed.training import choose_device, choose_precision
 
 PACKAGES = (
@@ -126,6 +127,7 @@ def _new_folder(path: Path, config: RunConfig) -> RunFolder:
 
 def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], RunFolder]) -> None:
     began = time.perf_counter()
+    require_trackers(config.trackers)
     choose_device(config.training)  # a device that is not there should not wait for data and model
     listener({"event": "loading", "what": "data"})
     data = make_clients(config.data, config.seed)
@@ -141,8 +143,12 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
         folder.write_json("environment.json", environment(config, base, bench))
         cut = sum(part.cut for c in clients for part in (c.train, c.valid, c.test))
         folder.write_json("split.json", {**split_to_json(data), "examples_cut_to_max_length": cut})
-    simulation = Simulation(config, data, clients, bench, folder, listener)
-    simulation.run()
+    tracking = LiveTracking(config, folder, listener)
+    simulation = Simulation(config, data, clients, bench, folder, tracking)
+    try:
+        simulation.run()
+    finally:
+        tracking.close()
     listener({"event": "closing"})
     summary = _close(simulation, base)
     summary["seconds_total"] = round(time.perf_counter() - began, 1)

@@ -16,6 +16,10 @@ from trifed.adapters.tri_matrix import TriLoraConfig
 from trifed.errors import ModelError
 from trifed.settings import AdapterKind, AdapterSettings
 
+_ATTENTION = ["q_proj", "v_proj"]
+_ALSO_KNOWN = {"clip": _ATTENTION, "vit": _ATTENTION}
+"""Queries and values, as PEFT chooses them for texts, where it knows nothing for an architecture."""
+
 
 def attach(
     base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, seed: int
@@ -56,13 +60,17 @@ def factor_values(base: PreTrainedModel, settings: AdapterSettings) -> int:
 def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[str]:
     """The endings of module names that get an adapter, checked against the model."""
     linear = _linear_layers(base)
-    endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    # As in PEFT, "all" is without the output layer of a language model, whose weights are often the embeddings'.
+    output = base.get_output_embeddings()
+    inner = [name for name in linear if base.get_submodule(name) is not output]
+    endings = sorted({name.rsplit(".", 1)[-1] for name in inner})
     wanted = settings.target_modules
     if wanted == "all-linear":
         return endings
     if wanted == "auto":
-        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(base.config.model_type)
-        if known is None:
+        kind = base.config.model_type
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, _ALSO_KNOWN.get(kind, []))
+        if not set(known) & set(endings):
             raise ModelError(
                 f"adapter.target_modules: 'auto' knows no layers for a model of type "
                 f"'{base.config.model_type}'; name some of {', '.join(endings)}, or use 'all-linear'"

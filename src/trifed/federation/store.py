@@ -12,6 +12,7 @@
         matrices/              similarity and weights, one safetensors file an evaluated round
         clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
         predictions.json       each client's predicted labels on its test data
+        tensorboard/METHOD/    event files; mlflow.db, a store, and mlflow.json: where trackers were asked for
         summary.json           the result, complete only when `finished` is true
         exports/FORM/NAME/     what `trifed export` wrote, unless told another place
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,25 @@ class RunFolder:
         path = self.path / "events.jsonl"
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return _parse(path.read_bytes())
+
+    def whole_rounds(self) -> list[Event]:
+        """The events up to the end of the last whole round, or of the run if it is over.
+
+        Raises:
+            RunError: the log or the checkpoint is damaged.
+        """
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return []
+        content = path.read_bytes()
+        try:
+            whole = _parse(content[: content.rfind(b"\n") + 1])  # a run that was killed may leave half a line
+            if whole and whole[-1]["event"] == "finished":
+                return whole
+            return _parse(content[: self._read_checkpoint(())[0]["events_bytes"]]) if self.has_checkpoint() else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: damaged ({error}); put the whole file back") from error
 
     # -- checkpoint
 
@@ -145,6 +164,16 @@ class RunFolder:
         """Was a whole round finished?"""
         return (self.path / "checkpoint.safetensors").is_file()
 
+    def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[Event, dict[str, Tensor]]:
+        """What a checkpoint says of itself, and its tensors: all of them, or those of `names`."""
+        path = self.path / "checkpoint.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["trifed"])
+                return facts, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: damaged ({error}); start the run anew under another --name") from error
+
     def load_checkpoint(self, identity: str) -> tuple[int, list[ClientState], State] | None:
         """The last whole round, with the event log cut back to it; None where no round was finished.
 
@@ -155,12 +184,7 @@ class RunFolder:
         if not path.is_file():
             (self.path / "events.jsonl").unlink(missing_ok=True)
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["trifed"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: damaged ({error}); start the run anew under another --name") from error
+        facts, tensors = self._read_checkpoint()
         if facts["identity"] != identity:
             raise RunError(
                 f"{self.path}: the data or the base model changed since this run was broken off, so it cannot "
@@ -196,6 +220,10 @@ def _client(tensors: Mapping[str, Tensor], index: int, steps: int) -> ClientStat
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     return ClientState(part("tensors"), part("moments"), steps)
+
+
+def _parse(lines: bytes) -> list[Event]:
+    return [json.loads(line) for line in lines.decode("utf-8").splitlines()]
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trifed.adapters.attach import attach, factor_values
@@ -18,7 +18,7 @@ from trifed.data import Examples
 from trifed.errors import ModelError
 from trifed.methods.interface import Method, is_core, is_factor
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
+from trifed.settings import AdapterSettings, ModelSettings, Pooling, TrainingSettings
 from trifed.tasks.base_model import LoadedBase
 from trifed.tasks.text_classification import EncodedText, TextClassifier, encode
 from trifed.training import choose_device, embed, mean_gradient
@@ -149,9 +149,7 @@ def build_workbench(
         torch.manual_seed(seed + 1)
         model = TextClassifier(encoder, base.model.config.hidden_size, n_labels, model_settings.pooling)
     model.to(choose_device(training_settings))
-    everything = {plain_name(name): param for name, param in model.named_parameters()}
-    if model_settings.pooling != "pooler":  # nothing reads it, so it can neither train nor travel
-        everything = {name: param for name, param in everything.items() if not name.startswith("pooler.")}
+    everything = named_parameters(model, model_settings.pooling)
     for name, param in everything.items():
         param.requires_grad_(method.trains(name))
     trained = {name: param for name, param in everything.items() if method.trains(name)}
@@ -161,13 +159,32 @@ def build_workbench(
         tokenizer=base.tokenizer,
         parameters=trained,
         frozen={n: p for n, p in everything.items() if n not in trained and (is_factor(n) or is_core(n))},
-        adapted={n.removesuffix(_BASE): p for n, p in everything.items() if n.endswith(_BASE)},
+        adapted=adapted_weights(everything),
         start={name: param.detach().to("cpu", copy=True) for name, param in trained.items()},
-        layout=tuple((name, tuple(param.shape)) for name, param in trained.items() if method.sends(name)),
+        layout=layout_of(method, trained),
         lora_bytes=4 * (rival + sum(p.numel() for p in model.head.parameters())),
         fingerprint=base.fingerprint,
         max_length=model_settings.max_length,
     )
+
+
+def named_parameters(model: nn.Module, pooling: Pooling) -> dict[str, nn.Parameter]:
+    """All parameters of a model with an `encoder` and maybe a `head`, by the names that methods know."""
+    everything = {plain_name(name): param for name, param in model.named_parameters()}
+    if pooling == "pooler":
+        return everything
+    # Nothing reads a pooler then, so it can neither train nor travel.
+    return {name: param for name, param in everything.items() if not name.startswith("pooler.")}
+
+
+def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
+    """What travels of the parameters that a method trains, in the model's order."""
+    return tuple((name, tuple(param.shape)) for name, param in trained.items() if method.sends(name))
+
+
+def adapted_weights(everything: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The base model's weights behind an adapter, by layer."""
+    return {name.removesuffix(_BASE): param for name, param in everything.items() if name.endswith(_BASE)}
 
 
 def plain_name(name: str) -> str:

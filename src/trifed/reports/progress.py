@@ -89,6 +89,9 @@ class Watch:
             self.accuracies = []
             self.show_round()
 
+    def _on_trouble(self, event: Event) -> None:
+        self.say(event["text"])
+
     def _on_closing(self, event: Event) -> None:
         self.say("measuring the controls, writing the clients' adapters")
 

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
@@ -39,14 +46,7 @@ def load_encoder(name: str) -> LoadedBase:
     Raises:
         ModelError: nothing is there, it is no model, or it is not an encoder.
     """
-    source = _resolve(name)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise ModelError(
-            f"model.name: '{name}' cannot be read as a model ({_first_line(error)}); give a folder with a "
-            f"config.json and weights, a hub name that can be reached from here, or 'demo'"
-        ) from error
+    source, config = read_config(name)
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise ModelError(
             f"model.name: '{name}' is a '{config.model_type}' model, not an encoder; text classification needs "
@@ -98,6 +98,22 @@ def without_transformers_talk() -> Iterator[None]:
     finally:
         transformers_logging.enable_progress_bar()
         transformers_logging.set_verbosity(verbosity)
+
+
+def read_config(name: str) -> tuple[str, PreTrainedConfig]:
+    """Where a model is, and its configuration: of a folder, a hub name, or the demo extra ('demo').
+
+    Raises:
+        ModelError: nothing is there, or it is no model.
+    """
+    source = _resolve(name)
+    try:
+        return source, AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise ModelError(
+            f"model.name: '{name}' cannot be read as a model ({_first_line(error)}); give a folder with a "
+            f"config.json and weights, a hub name that can be reached from here, or 'demo'"
+        ) from error
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -1,0 +1,253 @@
+"""What `trifed cost` counts: closed forms, and the bytes in the event log of a real run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import RobertaForSequenceClassification
+
+from trifed import similarity as sim
+from trifed.errors import ModelError
+from trifed.federation.cost import Cost, MethodCost, estimate_cost, summary_sizes
+from trifed.federation.messages import ENVELOPE
+from trifed.methods import METHODS
+from trifed.settings import AdapterSettings
+from trifed.tasks.shapes import SHAPES, shape_config, weightless
+
+
+@pytest.fixture(scope="module")
+def costs():
+    """`costs("llama-7b", labels=3, rank=4)`: an estimate, made once."""
+    known: dict[str, Cost] = {}
+
+    def get(name: str, labels: int | None = None, **adapter: object) -> Cost:
+        key = repr((name, labels, adapter))
+        if key not in known:
+            known[key] = estimate_cost(name, AdapterSettings(**adapter), labels)
+        return known[key]
+
+    return get
+
+
+def of(cost: Cost, method: str) -> MethodCost:
+    return next(item for item in cost.methods if item.method == method)
+
+
+def test_every_method_is_there(costs):
+    assert [item.method for item in costs("roberta-base").methods] == list(METHODS)
+
+
+# 12 blocks x query and value, rank 8; A (8, 768) and B (768, 8). Our head is one layer, (2, 768) and 2 biases.
+def test_roberta_base_in_closed_form(costs):
+    cost = costs("roberta-base", rank=8)
+    cores, factors, head = 24 * 8**2, 24 * 8 * (768 + 768), 2 * 768 + 2
+    assert (cores, factors) == (1536, 294_912)
+    assert (cost.layers, cost.targets) == (24, ("query", "value"))
+    ce, fed, alone = (of(cost, name) for name in ("ce-lora", "fedavg-lora", "local"))
+    assert (ce.sent_values, ce.head_values, ce.trained_values) == (cores, 0, factors + cores + head)
+    assert (fed.sent_values, fed.head_values, fed.bytes_up) == (factors + head, head, 4 * (factors + head))
+    assert (alone.sent_values, alone.bytes_up, alone.bytes_down, alone.times_fewer) == (0, 0, 0, None)
+    assert ce.times_fewer == (factors + head) / cores
+    assert (ce.trains, ce.sends, fed.sends, alone.sends) == (
+        ("A", "B", "C", "head"), ("C",), ("A", "B", "head"), (),
+    )  # fmt: skip
+
+
+def test_a_rival_with_the_classification_head_of_roberta_sends_887042(costs):
+    """FedPETuning sends RoBERTa's own head, a dense layer before the output; ours is the output layer alone."""
+    with torch.device("meta"):
+        model = RobertaForSequenceClassification(shape_config("roberta-base"))
+    theirs = sum(param.numel() for param in model.classifier.parameters())
+    fed = of(costs("roberta-base", rank=8), "fedavg-lora")
+    assert fed.sent_values - fed.head_values + theirs == 887_042
+    assert theirs - fed.head_values == 768 * 768 + 768
+
+
+def test_llama_7b_sends_1024_times_fewer(costs):
+    cost = costs("llama-7b", rank=8)
+    ce, fed = of(cost, "ce-lora"), of(cost, "fedavg-lora")
+    assert (ce.sent_values, fed.sent_values) == (64 * 8**2, 64 * 8 * (4096 + 4096)) == (4096, 4_194_304)
+    assert ce.times_fewer == 1024
+    assert cost.labels == 0 and fed.head_values == 0
+    assert "head" not in fed.trains
+
+
+def test_mistral_7b_has_narrow_values(costs):
+    # v_proj maps 4096 to 8 x 128: grouped queries.
+    assert of(costs("mistral-7b", rank=8), "fedavg-lora").sent_values == 32 * 8 * (2 * 4096 + 4096 + 1024)
+
+
+def test_both_towers_of_clip(costs):
+    cost = costs("clip-vit-b32", rank=8, labels=0)
+    assert cost.layers == 2 * (12 + 12)
+    assert of(cost, "ce-lora").sent_values == 48 * 64
+    assert of(cost, "fedavg-lora").sent_values == 2 * 12 * 8 * (512 + 512) + 2 * 12 * 8 * (768 + 768)
+    assert costs("clip-vit-b32", labels=10).features == 512
+
+
+# Published sizes: huggyllama/llama-7b and mistralai/Mistral-7B-v0.1 whole, openai/clip-vit-base-patch32 whole,
+# RoBERTa and ViT without a task's head, with the pooler.
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("roberta-base", 124_645_632),
+        ("roberta-large", 355_359_744),
+        ("llama-7b", 6_738_415_616),
+        ("mistral-7b", 7_241_732_096),
+        ("clip-vit-b32", 151_277_313),
+        ("vit-base", 86_389_248),
+    ],
+)
+def test_the_named_shapes_have_the_published_sizes(costs, name, weights):
+    assert costs(name).base_values == weights
+
+
+def test_no_named_shape_is_left_out_above():
+    assert sorted(SHAPES) == [
+        "clip-vit-b32",
+        "llama-7b",
+        "mistral-7b",
+        "roberta-base",
+        "roberta-large",
+        "vit-base",
+    ]
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_what_is_sent_grows_with_the_square_of_the_rank(costs, rank):
+    cost = costs("vit-base", rank=rank, target_modules="all-linear", labels=5)
+    assert of(cost, "ce-lora").sent_values == cost.layers * rank**2
+    assert (
+        cost.layers == 12 * 6
+    )  # query, key, value, output, two of the MLP; not the pooler's, which nothing reads
+
+
+def test_all_linear_leaves_the_output_layer_of_a_language_model_alone(costs):
+    assert costs("llama-7b", target_modules="all-linear").layers == 32 * 7
+
+
+def test_a_language_model_with_a_head_does_without_its_output_layer(costs):
+    whole, classifier = costs("llama-7b"), costs("llama-7b", labels=3)
+    assert whole.base_values - classifier.base_values == 32_000 * 4096
+    assert of(classifier, "fedavg-lora").head_values == 3 * 4096 + 3
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_numbers_are_those_of_a_runs_event_log(method, finished, costs, tiny_encoder):
+    run = finished(method)
+    item = of(costs(str(tiny_encoder), labels=3, rank=4), method)
+    trained = [event for event in run.events if event["event"] == "trained"]
+    uploads = [event["up"] for event in trained]
+    downloads = [event["down"] for event in trained if event["round"] > 1]
+    assert len(uploads) == 9 and len(downloads) == 6
+    for messages, counted in ((uploads, item.bytes_up), (downloads, item.bytes_down)):
+        assert {sum(size for name, size in m.items() if name != ENVELOPE) for m in messages} == {counted}
+    heads = {sum(size for name, size in up.items() if name.startswith("head.")) for up in uploads}
+    assert heads == {4 * item.head_values}
+    environment = (run.path / "environment.json").read_text(encoding="utf-8")
+    assert f'"trained_values": {item.trained_values}' in environment
+    assert f'"sent_values": {item.sent_values}' in environment
+
+
+def test_an_opening_is_that_of_a_runs_event_log(finished, costs, tiny_encoder):
+    # 2 blocks x query and value: gradients (32, 32) up; A (4, 32), B (32, 4) and C (4, 4) down.
+    methods = [name for name, method in METHODS.items() if method.frames]
+    assert methods
+    for method in methods:
+        (once,) = of(costs(str(tiny_encoder), labels=3, rank=4), method).once
+        assert (once.up, once.down) == (4 * 4 * 32 * 32, 4 * 4 * (4 * 32 + 32 * 4 + 4 * 4))
+        events = [event for event in finished(method).events if event["event"] == "opening"]
+        for way, counted in (("up", once.up), ("down", once.down)):
+            sent = [sum(size for name, size in e[way].items() if name != ENVELOPE) for e in events if way in e]
+            assert sent == [counted] * 3
+
+
+def test_the_whole_model_is_all_of_it_but_the_pooler(costs):
+    full = of(costs("roberta-base"), "fedavg-full")
+    assert full.sent_values == full.trained_values == 124_645_632 - (768 * 768 + 768) + full.head_values
+    assert (full.sends, full.adapter) == (("head", "base"), "none")
+    assert of(costs("llama-7b"), "fedavg-full").sent_values == 6_738_415_616
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_rival_is_the_runs_own(method, make_bench, costs, tiny_encoder):
+    assert 4 * costs(str(tiny_encoder), labels=3, rank=4).lora_values == make_bench(method).lora_bytes
+
+
+def test_the_envelope_is_about_that_of_a_run(finished, costs, tiny_encoder):
+    envelope = costs(str(tiny_encoder), labels=3, rank=4).envelope
+    trained = [event for event in finished("ce-lora").events if event["event"] == "trained"]
+    assert max(abs(event["up"][ENVELOPE] - envelope) for event in trained) <= 32
+
+
+@pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if method.summarise))
+def test_the_summary_of_a_run_has_the_counted_size(method, finished, costs, tiny_encoder):
+    make = METHODS[method].summarise
+    assert make is not None
+    sizes = summary_sizes(make, METHODS[method].options())
+    events = [event for event in finished(method).events if event["event"] == "summary"]
+    assert len(events) == 3
+    for event in events:
+        up = event["up"]
+        components, labels = up["counts"] // 8, up["class_counts"] // 8
+        assert sum(size for name, size in up.items() if name != ENVELOPE) == sizes.total(labels, components)
+    (once,) = of(costs(str(tiny_encoder), labels=3, rank=4), method).once
+    assert (once.up, once.down) == (sizes.total(3, 3), 0)
+
+
+def test_the_summarys_sizes_are_those_of_its_arrays():
+    make = METHODS["ce-lora"].summarise
+    assert make is not None
+    sizes = summary_sizes(make, METHODS["ce-lora"].options())
+    assert (sizes.fixed, sizes.label, sizes.component) == (8, 16, 528)
+    features = torch.randn(200, 40, generator=torch.Generator().manual_seed(0)).numpy()
+    labels = torch.arange(200).numpy() % 4
+    summary = sim.summarise(sim.project(features, dim=64, seed=0), labels, seed=0)
+    assert summary.nbytes == sizes.total(4, len(summary.labels))
+
+
+def test_a_folder_needs_no_weights(tmp_path, costs, tiny_encoder):
+    config = (tiny_encoder / "config.json").read_text(encoding="utf-8")
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    assert replace(estimate_cost(str(tmp_path)), model="") == replace(estimate_cost(str(tiny_encoder)), model="")
+
+
+def test_nothing_is_allocated():
+    model = weightless(shape_config("llama-7b"), whole_lm=True)
+    assert {param.device.type for param in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "words"),
+    [
+        ("roberta-bse", {}, ["'roberta-bse'", "did you mean 'roberta-base'"]),
+        ("llama7b", {}, ["did you mean 'llama-7b'", "mistral-7b"]),
+        ("./nosuch", {}, ["there is no folder './nosuch'"]),
+        ("roberta-base", {"rank": 769}, ["adapter.rank: 769", "at most 768"]),
+        ("clip-vit-b32", {"rank": 513}, ["adapter.rank: 513", "text_model", "at most 512"]),
+        ("roberta-base", {"target_modules": ["q_proj"]}, ["'q_proj' matches no linear layer", "query"]),
+        ("roberta-base", {"target_modules": []}, ["empty list"]),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(model, adapter, words):
+    with pytest.raises(ModelError) as caught:
+        estimate_cost(model, AdapterSettings(**adapter))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_folder_without_a_configuration(tmp_path):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        estimate_cost(str(tmp_path))
+
+
+def test_an_architecture_without_known_targets_names_its_layers(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "data2vec-vision", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}'
+    )
+    with pytest.raises(
+        ModelError, match="knows no layers for a model of type 'data2vec-vision'; name some of dense"
+    ):
+        estimate_cost(str(tmp_path))

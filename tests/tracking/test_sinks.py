@@ -1,0 +1,69 @@
+"""What a tracker needs: said before anything else happens, with the command that installs it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from trifed.config import make_config
+from trifed.errors import ConfigError
+from trifed.runner import run
+from trifed.tracking import require_trackers, track
+from trifed.tracking.sinks import NEEDS, Source
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch):
+    """As where no extra is installed: a name that stands for None in sys.modules cannot be imported."""
+    for package in {package for packages in NEEDS.values() for package in packages}:
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_missing_extras_are_named_with_their_install_lines():
+    with pytest.raises(ConfigError) as caught:
+        require_trackers(["tensorboard", "mlflow"])
+    assert str(caught.value).count("not installed here: pip install 'trifed[") == 2
+    assert "trackers: 'mlflow' needs mlflow, sqlalchemy, alembic" in str(caught.value)
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_a_run_whose_tracker_is_missing_leaves_nothing(toy_values, tmp_path):
+    with pytest.raises(ConfigError, match=r"trifed\[tensorboard\]"):
+        run(make_config(toy_values(trackers=["tensorboard"])), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_no_tracker_needs_nothing(finished_copy):
+    require_trackers([])
+    with pytest.raises(ConfigError, match=r"trifed\[mlflow\]"):
+        track(finished_copy, "mlflow")
+
+
+def test_trackers_change_no_numbers_and_no_identity(toy_values):
+    plain, followed = make_config(toy_values()), make_config(toy_values(trackers=["tensorboard"]))
+    assert plain.run_id() == followed.run_id()
+    assert followed.with_method("local").trackers == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["tensorbord"], ["trackers.0: got 'tensorbord'", "did you mean 'tensorboard'"]),
+        ("mlflow", ["trackers: got 'mlflow'", "a list"]),
+    ],
+)
+def test_an_unknown_tracker(toy_values, given, words):
+    with pytest.raises(ConfigError) as caught:
+        make_config(toy_values(trackers=given))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_baseline_belongs_to_its_run(finished_copy):
+    own, baseline = Source.open(finished_copy), Source.open(finished_copy / "baselines" / "local")
+    assert own.home == baseline.home == finished_copy.resolve()
+    assert (own.method, baseline.method) == ("ce-lora", "local")
+    assert baseline.parameters()["method.name"] == "local"
