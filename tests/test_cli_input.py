@@ -94,7 +94,7 @@ def test_a_table_that_is_not_utf8(refused, tmp_path):
 
 def test_labels_that_are_fractions(refused, write, rows):
     changed = [rows[0], *([text, "2.5" if label == "login" else "1.0", site] for text, label, site in rows[1:])]
-    assert says(refused("--data", write(changed)), "2.5", "whole number", "data.label")
+    assert says(refused("--data", write(changed)), "2.5", "whole number", "another column may be the one")
 
 
 def test_a_label_that_only_the_test_set_has(refused, write):
