@@ -5,8 +5,8 @@
 DIR holds the public data sets, each a folder with a train.parquet (columns text, label; QNLI and MRPC also
 text_pair, CLINC150 also domain). First the learning rates: every method has the same grid, on SST-2 for sentences
 and on BANKING77 for intents, on validation data of a seed that no reported run uses; what was found is kept in
-rates.json and taken from there. Then one comparison for each partition, written to results/PARTITION.json as soon as
-it is done. Everything is kept under --work and goes on where it was broken off.
+rates.json and taken from there. Then one comparison for each partition, written to results/PARTITION.json when it
+is done. Everything is kept under --work and goes on where it was broken off.
 """
 
 from __future__ import annotations

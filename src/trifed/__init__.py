@@ -15,6 +15,8 @@ from trifed.version import __version__
 
 if TYPE_CHECKING:
     from trifed.adapters import TriLoraConfig, export_plain_lora
+    from trifed.comparison.compare import ComparisonResult, compare, load_comparison
+    from trifed.comparison.config import CompareConfig, make_comparison
     from trifed.config import RunConfig, make_config
     from trifed.federation.exports import Classifier, load_client
     from trifed.models.export import export_client
@@ -22,13 +24,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Classifier": "trifed.federation.exports",
+    "CompareConfig": "trifed.comparison.config",
+    "ComparisonResult": "trifed.comparison.compare",
     "RunConfig": "trifed.config",
     "RunResult": "trifed.runner",
     "TriLoraConfig": "trifed.adapters",
+    "compare": "trifed.comparison.compare",
     "export_client": "trifed.models.export",
     "export_plain_lora": "trifed.adapters",
     "load_client": "trifed.federation.exports",
+    "load_comparison": "trifed.comparison.compare",
     "load_result": "trifed.runner",
+    "make_comparison": "trifed.comparison.config",
     "make_config": "trifed.config",
     "resume": "trifed.runner",
     "run": "trifed.runner",
@@ -45,15 +52,20 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Classifier",
+    "CompareConfig",
+    "ComparisonResult",
     "RunConfig",
     "RunResult",
     "TriLoraConfig",
     "TrifedError",
     "__version__",
+    "compare",
     "export_client",
     "export_plain_lora",
     "load_client",
+    "load_comparison",
     "load_result",
+    "make_comparison",
     "make_config",
     "resume",
     "run",

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-import trifed
 from trifed.methods import METHODS
 from trifed.methods.interface import Method, Setting
 from trifed.methods.packing import pack, unpack
@@ -91,65 +83,3 @@ def test_unpack_inverts_pack_in_the_layouts_order():
     again = unpack(values, layout)
     assert list(again) == ["b", "a"] and all(np.array_equal(again[n], tensors[n]) for n in tensors)
     assert pack(tensors, ()).shape == (0,)
-
-
-NEW_METHOD = '''"""Only the head travels; the newest upload of the first client wins."""
-from trifed.methods.interface import Method, Options, is_factor, is_head
-
-
-class Chosen(Options):
-    leader: int = 0
-
-
-METHOD = Method(
-    name="follow-the-leader",
-    citation="nobody",
-    adapter="lora",
-    trains=lambda name: is_factor(name) or is_head(name),
-    sends=is_head,
-    scored="received",
-    options=Chosen,
-    start=lambda options, setting: {},
-    aggregate=lambda options, setting, state, uploads: {"head": uploads[options.leader].values},
-    download=lambda state, client: state.get("head"),
-)
-'''
-
-USE = """
-import json, sys
-from pathlib import Path
-import trifed
-from trifed import load_client, make_config, run
-
-values, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-config = make_config({**values, "method": {"name": "follow-the-leader", "leader": 1}})
-result = run(config, folder)
-heads = [load_client(folder / "clients" / name).model.head.weight for name in ("amber", "basil", "coral")]
-assert heads[0].equal(heads[1]) and heads[0].equal(heads[2])
-leaders = [e for e in map(json.loads, (folder / "events.jsonl").open()) if e["event"] == "trained"]
-print(json.dumps({
-    "from": trifed.__file__,
-    "sent": sorted(leaders[0]["up"]),
-    "finished": result.summary["finished"],
-}))
-"""
-
-
-def test_a_new_method_is_one_new_file(toy_values, tmp_path):
-    package = tmp_path / "copy" / "trifed"
-    shutil.copytree(
-        Path(trifed.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl*")
-    )
-    (package / "methods" / "follow_the_leader.py").write_text(NEW_METHOD, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", USE, json.dumps(toy_values(rounds=1)), str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert Path(told["from"]).parent == package, "the subprocess did not take the copy"
-    assert told["sent"] == ["(envelope)", "head.bias", "head.weight"] and told["finished"]

@@ -1,0 +1,71 @@
+"""The documentation, followed word for word: what it says to type is typed, what it says to run is run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trifed
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The page's code blocks in one language; '' for those to type into a shell."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return [code for found, code in FENCE.findall(text) if found == language]
+
+
+def do(command: list[str], folder: Path, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{shlex.join(command)[:200]}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture
+def own_copy(tmp_path, demo_model):
+    """A copy of the package that a test may add a file to; the folder above it."""
+    skipped = shutil.ignore_patterns("__pycache__", "demo")
+    shutil.copytree(Path(trifed.__file__).parent, tmp_path / "copy" / "trifed", ignore=skipped)
+    return tmp_path / "copy"
+
+
+def test_a_method_is_added_by_following_the_page(own_copy, toy_table, tmp_path):
+    page = (DOCS / "add-a-method.md").read_text(encoding="utf-8")
+    place = re.search(r"`src/(trifed/methods/\w+\.py)`:", page).group(1)
+    (own_copy / place).write_text(blocks("add-a-method.md", "python")[0], encoding="utf-8")
+    with toy_table.open(newline="", encoding="utf-8") as old, (tmp_path / "tickets.csv").open("w") as new:
+        header, *rows = csv.reader(old)
+        csv.writer(new).writerows([["queue" if name == "label" else name for name in header], *rows])
+    commands = [line for block in blocks("add-a-method.md", "") for line in block.splitlines()]
+    assert [command.split()[:2] for command in commands] == [["trifed", "cost"], ["trifed", "run"]]
+    told = [
+        do([sys.executable, "-m", "trifed.cli", *shlex.split(c)[1:]], tmp_path, PYTHONPATH=str(own_copy))
+        for c in commands
+    ]
+    (row,) = [row for row in csv.DictReader(told[0].splitlines()) if row["method"] == "capped-lora"]
+    # B of 12 layers, 384 x 8; A and the head stay.
+    assert row["sent_values"] == str(12 * 8 * 384)
+    assert "capped-lora" in told[1] and (tmp_path / "runs" / "run" / "summary.json").is_file()
+
+
+def test_the_tutorial_runs_as_it_stands(demo_model, tmp_path):
+    told = do([sys.executable, "-c", "\n".join(blocks("tutorial.md", "python"))], tmp_path)
+    assert "bytes sent" in told and "layer.0.attention.self.query.lora_C.weight" in told
+    assert (tmp_path / "tutorial.html").is_file() and (tmp_path / "runs" / "tutorial-rivals").is_dir()
