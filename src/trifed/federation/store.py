@@ -123,7 +123,11 @@ class RunFolder:
         path = self.path / "events.jsonl"
         if not path.is_file():
             return []
-        return _parse(path.read_bytes())
+        content = path.read_bytes()
+        try:
+            return _parse(content[: content.rfind(b"\n") + 1])
+        except ValueError as error:
+            raise RunError(f"{path}: damaged ({error}); put the whole file back") from error
 
     def whole_rounds(self) -> list[Event]:
         """The events up to the end of the last whole round, or of the run if it is over.
@@ -163,6 +167,14 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Was a whole round finished?"""
         return (self.path / "checkpoint.safetensors").is_file()
+
+    def rounds_done(self) -> int:
+        """The last whole round; 0 where none was finished.
+
+        Raises:
+            RunError: the checkpoint is damaged.
+        """
+        return int(self._read_checkpoint(())[0]["round"]) if self.has_checkpoint() else 0
 
     def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[Event, dict[str, Tensor]]:
         """What a checkpoint says of itself, and its tensors: all of them, or those of `names`."""

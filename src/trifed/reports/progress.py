@@ -13,7 +13,7 @@ from rich.table import Column
 from trifed.config import RunConfig
 from trifed.data import render_split, render_split_text
 from trifed.federation.store import Event
-from trifed.reports.tables import percent, size
+from trifed.reports.words import percent, size
 
 
 class Watch:

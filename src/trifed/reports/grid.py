@@ -1,0 +1,73 @@
+"""A table as data: columns with a kind, rows with raw values. Every format shows the same grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trifed.reports.words import percent, points, size, span
+
+KINDS: dict[str, Callable[[Any], str]] = {
+    "text": str,
+    "count": lambda value: f"{value:,}",
+    "number": lambda value: f"{value:.4g}",
+    "percent": percent,
+    "points": points,
+    "bytes": lambda value: size(value) if value else "nothing",
+    "interval": span,
+    "points interval": lambda value: span(value, signed=True),
+}
+"""How a value of each kind is written; None is a dash whatever the kind."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`key`: for machines; `label`: for people; `kind`: one of `KINDS`."""
+
+    key: str
+    label: str
+    kind: str = "text"
+
+    def show(self, value: Any) -> str:
+        """A value as text."""
+        return "-" if value is None else KINDS[self.kind](value)
+
+    @property
+    def is_number(self) -> bool:
+        """Belongs to the right edge?"""
+        return self.kind != "text"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: rows of raw values, one for each column."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: list[list[Any]]
+    note: str = field(default="")
+
+    def cells(self) -> list[list[str]]:
+        """Every row as text."""
+        return [[column.show(value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+
+    def only(self, *keys: str) -> Grid:
+        """The same rows with these columns, in this order."""
+        places = {column.key: place for place, column in enumerate(self.columns)}
+        chosen = [places[key] for key in keys]
+        return Grid(
+            self.title,
+            [self.columns[place] for place in chosen],
+            [[row[place] for place in chosen] for row in self.rows],
+            self.note,
+        )
+
+    def without_empty(self) -> Grid:
+        """The same rows without the columns that hold nothing."""
+        kept = [
+            column.key
+            for place, column in enumerate(self.columns)
+            if any(row[place] is not None for row in self.rows)
+        ]
+        return self.only(*kept)

@@ -1,0 +1,212 @@
+"""One function a panel: what is drawn of a partition onto given axes. Pages and pictures share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from trifed.reports.study import Matrix, Partition, Point, Spread, Study, Tuning
+from trifed.reports.style import Style, bytes_axis, control_lines, short
+from trifed.reports.words import control_label, size
+
+MOST_NAMED = 26
+"""More clients than this are drawn without their names."""
+MOST_BANDS = 4
+SHADES = 9
+
+
+def curves(axes: Axes, partition: Partition, style: Style) -> None:
+    """Mean accuracy over rounds, a band from worst to best client, controls as lines."""
+    for place, (method, found) in enumerate(partition.methods.items()):
+        points = _scored(found.curve)
+        rounds = [point.round for point in points]
+        look: dict[str, Any] = {
+            "color": style.colour(method),
+            "marker": style.marker(method),
+            "ms": 3.5,
+            "lw": 1.8,
+        }
+        axes.plot(rounds, _percent(points, "mean"), label=method, zorder=9 - 0.1 * place, **look)
+        if len(partition.methods) <= MOST_BANDS:
+            ends = (_percent(points, "worst"), _percent(points, "best"))
+            axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.09, lw=0)
+    _controls(axes, partition, style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="round", ylabel="mean test accuracy, %")
+
+
+def curves_over_bytes(axes: Axes, partition: Partition, style: Style) -> None:
+    """Mean accuracy against the bytes sent so far; what sends nothing is a line at its last accuracy."""
+    for place, (method, found) in enumerate(partition.methods.items()):
+        points = _scored(found.curve)
+        sent = [point for point in points if point.bytes]
+        look: dict[str, Any] = {"color": style.colour(method), "zorder": 9 - 0.1 * place}
+        if sent:
+            marks: dict[str, Any] = {"marker": style.marker(method), "ms": 3.5, "lw": 1.8, "label": method}
+            axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), **look, **marks)
+        elif points:
+            level = _percent(points, "mean")[-1]
+            axes.axhline(level, lw=1.8, ls=(0, (4, 1.5)), label=f"{method}, sends nothing", **look)
+    _controls(axes, partition, style)
+    bytes_axis(axes)
+    axes.set(xlabel="sent so far, all clients, up and down", ylabel="mean test accuracy, %")
+
+
+def clients(axes: Axes, partition: Partition, style: Style) -> None:
+    """Each client a row, each method a mark; the controls' means as lines."""
+    names = partition.clients
+    shown = [(m, f.client_accuracy) for m, f in partition.methods.items() if len(f.client_accuracy) == len(names)]
+    for place, (method, found) in enumerate(shown):
+        shift = 0.5 * (place - (len(shown) - 1) / 2) / max(1, len(shown))  # equal results do not hide each other
+        dots = [(100 * value, row + shift) for row, value in enumerate(found) if value is not None]
+        look: dict[str, Any] = {"color": style.colour(method), "marker": style.marker(method), "label": method}
+        axes.scatter([x for x, _ in dots], [y for _, y in dots], s=20, lw=0, zorder=3, **look)
+    _controls(axes, partition, style, upright=True)
+    named = len(names) <= MOST_NAMED
+    axes.set_yticks(range(len(names)) if named else [], map(short, names) if named else [])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", color=style.theme.faint, alpha=0.25, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.set(xlabel="test accuracy, %", ylabel="" if named else f"{len(names)} clients")
+
+
+def worst_to_best(axes: Axes, partition: Partition, style: Style) -> None:
+    """Each method a row: worst client, mean, best client; the controls below in grey."""
+    rows: list[tuple[str, str, str, Spread]]
+    rows = [(name, style.colour(name), style.marker(name), found) for name, found in partition.methods.items()]
+    grey = style.theme.faint
+    rows += [(control_label(name), grey, "|", found) for name, found in partition.controls.items()]
+    for row, (_, colour, marker, found) in enumerate(rows):
+        if found.worst is None or found.best is None or found.mean is None:
+            continue
+        ends = [100 * found.worst, 100 * found.best]
+        axes.plot(ends, [row, row], color=colour, lw=2.2, solid_capstyle="round")
+        axes.scatter(ends, [row, row], color=colour, marker="|", s=60)
+        axes.scatter([100 * found.mean], [row], color=colour, marker=marker, s=42, zorder=3)
+    axes.set_yticks(range(len(rows)), [short(name) for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set(xlabel="test accuracy, %: worst client, mean, best client")
+
+
+def sent(axes: Axes, partition: Partition, style: Style) -> None:
+    """Bytes of one client on a log scale: up and down a round, and what travels once, each a bar."""
+    ticks, row = [], 0.0
+    largest = 10.0
+    for method, found in partition.methods.items():
+        parts = [("up", found.bytes.up_per_round, 1.0, False), ("down", found.bytes.down_per_round, 0.55, False)]
+        once = found.bytes.once_up + found.bytes.once_down
+        parts += [("once", once, 1.0, True)] if once else []
+        if not any(count for _, count, *_ in parts):
+            axes.text(1.3, row, "nothing", va="center")
+            parts = []
+        for place, (way, count, alpha, hollow) in enumerate(parts):
+            look: dict[str, Any] = {"fill": not hollow, "ls": "--" if hollow else "-", "alpha": alpha}
+            axes.barh(row + 0.8 * place, max(count, 1), 0.72, color=style.colour(method), **look)
+            axes.text(max(count, 1) * 1.25, row + 0.8 * place, f"{size(count)} {way}", va="center")
+            largest = max(largest, count)
+        ticks.append((row + 0.4 * max(0, len(parts) - 1), method))
+        row += 0.8 * max(1, len(parts)) + 0.5
+    axes.set_yticks([tick for tick, _ in ticks], [short(name) for _, name in ticks])
+    axes.set_ylim(row - 0.7, -0.7)
+    bytes_axis(axes)
+    axes.set_xlim(1, largest**1.75)  # room for the numbers beside the bars
+    axes.set(xlabel="bytes of one client, log scale")
+
+
+def heat(figure: Figure, axes: Axes, matrix: Matrix, order: Sequence[int], style: Style) -> None:
+    """A client × client matrix in the given order; the shades span what is off the diagonal."""
+    ordered = matrix[np.ix_(order, order)]
+    off = ordered[~np.eye(len(ordered), dtype=bool)]
+    low, high = float(off.min()), float(off.max())
+    limits = (low, high if high > low else low + 1.0)
+    mesh = _shades(axes, ordered, limits, style)
+    figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.03).outline.set_visible(False)
+    axes.set_aspect("equal")
+
+
+def label_counts(figure: Figure, axes: Axes, counts: Matrix, style: Style) -> None:
+    """Clients × labels: training examples."""
+    mesh = _shades(axes, counts, (0.0, max(1.0, float(counts.max(initial=0)))), style)
+    figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.03).outline.set_visible(False)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Clients' names on the y axis of a heat map, or how many there are."""
+    if len(names) <= MOST_NAMED:
+        axes.set_yticks(range(len(names)), [short(name, 18) for name in names])
+    else:
+        axes.set_yticks([])
+        axes.set_ylabel(f"{len(names)} clients")
+    axes.set_xticks([])
+
+
+def overview(axes: Axes, study: Study, style: Style) -> None:
+    """Each partition a row: every method's mean with its interval, the controls as grey ticks."""
+    partitions = list(study.results.values())
+    for place, method in enumerate(study.methods):
+        shift = 0.7 * (place - (len(study.methods) - 1) / 2) / max(1, len(study.methods))
+        look: dict[str, Any] = {"color": style.colour(method), "marker": style.marker(method), "label": method}
+        found = [(row + shift, p.methods[method]) for row, p in enumerate(partitions) if method in p.methods]
+        dots = [(100 * one.mean, row) for row, one in found if one.mean is not None]
+        axes.scatter([x for x, _ in dots], [row for _, row in dots], s=26, zorder=3, **look)
+        bars = [(row, *one.interval) for row, one in found if one.interval is not None]
+        for row, low, high in bars:
+            axes.plot([100 * low, 100 * high], [row, row], color=look["color"], lw=1.3)
+    controls = list(dict.fromkeys(name for partition in partitions for name in partition.controls))
+    for line, control in zip(control_lines(len(controls)), controls, strict=True):
+        means = [(row, p.controls[control].mean) for row, p in enumerate(partitions) if control in p.controls]
+        ticks = [(row, 100 * mean) for row, mean in means if mean is not None]
+        low_high = ([row - 0.42 for row, _ in ticks], [row + 0.42 for row, _ in ticks])
+        grey = {"colors": style.theme.faint, "linestyles": line, "lw": 1.2, "label": control_label(control)}
+        axes.vlines([x for _, x in ticks], *low_high, **grey)
+    axes.set_yticks(range(len(partitions)), [short(name, 24) for name in study.results])
+    axes.set_ylim(len(partitions) - 0.4, -0.6)
+    axes.set(xlabel="mean test accuracy, %")
+
+
+def learning_rates(axes: Axes, tuning: Tuning, style: Style) -> None:
+    """Validation accuracy over the learning rates tried; the one taken is ringed."""
+    for method, rates in tuning.methods.items():
+        tried = sorted((float(rate), 100 * value) for rate, value in rates.grid.items() if value is not None)
+        colour = style.colour(method)
+        axes.plot(*zip(*tried, strict=True), color=colour, marker=style.marker(method), ms=4, label=method)
+        taken = [(rate, value) for rate, value in tried if rate == rates.chosen]
+        axes.scatter([r for r, _ in taken], [v for _, v in taken], s=90, facecolors="none", edgecolors=colour)
+    axes.set_xscale("log")
+    axes.set(xlabel="learning rate", ylabel="validation accuracy, %")
+
+
+def _controls(axes: Axes, partition: Partition, style: Style, upright: bool = False) -> None:
+    known = [(name, spread.mean) for name, spread in partition.controls.items() if spread.mean is not None]
+    draw = axes.axvline if upright else axes.axhline
+    for line, (name, mean) in zip(control_lines(len(known)), known, strict=True):
+        draw(100 * mean, color=style.theme.faint, ls=line, lw=1.2, label=control_label(name))
+
+
+def _shades(axes: Axes, values: Matrix, limits: tuple[float, float], style: Style) -> QuadMesh:
+    """Steps of one colour's opacity, which suit a light and a dark page alike."""
+    ends = [to_rgba(style.theme.heat, alpha) for alpha in (0.04, 1.0)]
+    shades = LinearSegmentedColormap.from_list("heat", ends, N=SHADES)
+    rows, columns = values.shape
+    edges = (np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5)
+    mesh = axes.pcolormesh(*edges, values, cmap=shades, vmin=limits[0], vmax=limits[1], linewidth=0)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return mesh
+
+
+def _scored(curve: Sequence[Point]) -> list[Point]:
+    return [point for point in curve if point.mean is not None]
+
+
+def _percent(points: Sequence[Point], name: str) -> list[float]:
+    return [100 * (getattr(point, name) or 0.0) for point in points]

@@ -1,0 +1,72 @@
+"""A folder, whatever it holds, as a `Source`: a run with its baselines, or a comparison with its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trifed.errors import RunError
+from trifed.federation.store import RunFolder
+from trifed.reports.run_folder import Say, read_details, read_run
+from trifed.reports.study import Details, Source, Study
+
+COMPARISON = "comparison.json"
+
+
+def silent(text: str) -> None:
+    """Says nothing."""
+
+
+def read_source(path: Path, say: Say = silent) -> Source:
+    """A run folder or a comparison folder.
+
+    Raises:
+        RunError: neither is there, or a file in it is damaged.
+    """
+    if (path / COMPARISON).is_file():
+        return _read_comparison(path, say)
+    if (path / "config.toml").is_file():
+        return read_run(path, say)
+    inside = sorted(p.name for p in path.iterdir() if (p / "config.toml").is_file()) if path.is_dir() else []
+    hint = f"; inside are {', '.join(inside[:5])}" if inside else ""
+    raise RunError(
+        f"{path}: got {_kind(path)}, expected the folder of a run, as runs/NAME (it has a config.toml), or of a "
+        f"comparison (it has a {COMPARISON}){hint}"
+    )
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        return "nothing that exists"
+    return "a folder with neither" if path.is_dir() else "a file"
+
+
+def _read_comparison(path: Path, say: Say) -> Source:
+    file = path / COMPARISON
+    try:
+        study = Study.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        raise RunError(
+            f"{file}: {place}: {first['msg']}; expected what a comparison writes; make the comparison again, or "
+            f"read it with the version of trifed that wrote it"
+        ) from error
+    details = {}
+    for number, name in enumerate(study.results, 1):
+        say(f"reading {name} ({number} of {len(study.results)})")
+        details[name] = _details(path / "runs" / name, study)
+    go_on = "" if study.finished else "start the comparison again with the same command; finished runs are kept"
+    return Source(path, "comparison", study, details, go_on)
+
+
+def _details(folder: Path, study: Study) -> Details:
+    """From each method's first seed that has a folder."""
+    found = {}
+    for method in study.methods:
+        seeds = [folder / method / f"seed-{seed}" for seed in study.seeds]
+        first = next((seed for seed in seeds if (seed / "config.toml").is_file()), None)
+        if first is not None:
+            found[method] = RunFolder(first)
+    return read_details(found)

@@ -1,0 +1,243 @@
+"""From a run's folder, finished or broken off, to a study of one partition: the run and its baselines."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from trifed.config import read_toml
+from trifed.errors import RunError
+from trifed.federation.results import summarise_events
+from trifed.federation.store import Event, RunFolder
+from trifed.methods import METHODS
+from trifed.reports.study import (
+    Details,
+    Matrix,
+    MethodResult,
+    Missing,
+    Partition,
+    Plateau,
+    Point,
+    Source,
+    Spread,
+    Study,
+    Traffic,
+)
+
+Say = Callable[[str], None]
+EXCHANGES = ("trained", "delivered")
+"""Events of a round; whatever else carries bytes happens once, before round 1."""
+PLATEAU = 0.01
+
+
+def read_run(path: Path, say: Say) -> Source:
+    """A run's folder and its baselines'.
+
+    Raises:
+        RunError: no run there, or files in it that are damaged.
+    """
+    folder = RunFolder.open(path)
+    config = read_toml(path / "config.toml")
+    seed, name = int(config.get("seed", 0)), partition_name(config)
+    folders = {_method_of(config): folder}
+    folders |= {other: RunFolder(path / "baselines" / other) for other in config.get("baselines", [])}
+    states = {method: state_of(inner) for method, inner in folders.items()}
+    study = Study(
+        name=config.get("name", path.name),
+        methods=list(folders),
+        partitions=[name],
+        seeds=[seed],
+        finished=not any(states.values()),
+        configuration=config,
+        environment=_read_json(folder, "environment.json") or {},
+        missing=[
+            Missing(partition=name, method=m, seed=seed, state=state) for m, state in states.items() if state
+        ],
+        results={name: _partition(folders, seed, say)},
+    )
+    go_on = "" if study.finished else f"trifed run --resume {shlex.quote(str(path))}"
+    return Source(path, "run", study, {name: read_details(folders)}, go_on)
+
+
+def _partition(folders: dict[str, RunFolder], seed: int, say: Say) -> Partition:
+    methods: dict[str, MethodResult] = {}
+    controls: dict[str, Spread] = {}
+    clients: list[str] = []
+    for method, folder in folders.items():
+        say(f"reading {method}")
+        summary = _summary(folder)
+        if summary is None:
+            continue
+        clients = clients or [client["name"] for client in summary["clients"]]
+        controls = controls or {c: _control(found, clients) for c, found in summary.get("controls", {}).items()}
+        if summary["accuracy"] is not None:
+            methods[method] = _method_result(method, summary, folder)
+    return Partition(seeds=[seed], clients=clients, methods=methods, controls=controls)
+
+
+def read_details(folders: dict[str, RunFolder]) -> Details:
+    """What only the run folders know of one partition: split, matrices, bytes by tensor."""
+    split = next(filter(None, (_read_json(folder, "split.json") for folder in folders.values())), None)
+    matrices, number = {}, 0
+    for method, folder in folders.items():
+        files = sorted((folder.path / "matrices").glob("round-*.safetensors"))
+        if files:
+            found = _matrices(files[-1])
+            if set(found) - {"weights"}:  # weights without a similarity are those of a plain average
+                matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
+    manifest = {method: _manifest(folder.events()) for method, folder in folders.items()}
+    return Details(split, matrices, number, {method: found for method, found in manifest.items() if found})
+
+
+def state_of(folder: RunFolder) -> str:
+    """Empty for a finished run, else how far it came."""
+    if not (folder.path / "config.toml").is_file():
+        return "not started"
+    if (folder.path / "summary.json").is_file():
+        return ""
+    done = folder.rounds_done()
+    return f"broken off after round {done}" if done else "broken off before the end of round 1"
+
+
+def partition_name(config: dict[str, Any]) -> str:
+    """The table's name and how it was cut, as `tickets.csv by column site`."""
+    data = config.get("data", {})
+    clients = data.get("clients", {})
+    detail = {
+        "column": f"column {clients.get('column')}",
+        "dirichlet": f"dirichlet {clients.get('alpha')}",
+        "pathological": f"{clients.get('labels_per_client')} labels a client",
+    }
+    split = clients.get("split", "iid")
+    return f"{PurePath(str(data.get('source', 'data'))).name} by {detail.get(split, split)}"
+
+
+def _method_of(config: dict[str, Any]) -> str:
+    method = config.get("method", {})
+    return method if isinstance(method, str) else str(method.get("name", "ce-lora"))
+
+
+def _read_json(folder: RunFolder, name: str) -> Any:
+    path = folder.path / name
+    if not path.is_file():
+        return None
+    try:
+        return folder.read_json(name)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path}: not the JSON that a run writes ({error}); put the file back, or run it again"
+        ) from error
+
+
+def _summary(folder: RunFolder) -> dict[str, Any] | None:
+    """summary.json, or as much of it as the events of a broken-off run tell; None without any."""
+    found = _read_json(folder, "summary.json")
+    events = _whole_rounds(folder.events(), folder.rounds_done()) if found is None else []
+    started = next((e for e in events if e["event"] == "started"), None)
+    if found is not None or started is None:
+        return found  # type: ignore[no-any-return]
+    summary = {**summarise_events(events, started["scored"], 0), "method": started["method"]}
+    # Before round 1 ended, only the common start was scored, which is nobody's result.
+    return summary if folder.rounds_done() else {**summary, "accuracy": None}
+
+
+def _whole_rounds(events: Sequence[Event], done: int) -> list[Event]:
+    """Without the round that was under way: a mean over the clients that came first would mislead."""
+    return [event for event in events if event.get("round", 0) <= done]
+
+
+def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> MethodResult:
+    config = read_toml(folder.path / "config.toml")
+    events = folder.events()
+    spread = summary["accuracy"]
+    points = _curve(summary["curve"], events)
+    known = METHODS.get(method)
+    return MethodResult(
+        citation=known.citation if known else "",
+        learning_rate=config.get("training", {}).get("learning_rate"),
+        scored=next((e["scored"] for e in events if "scored" in e), None),
+        **{name: spread[name] for name in ("mean", "worst", "best", "weighted_mean")},
+        mean_trained=(summary["accuracy_trained"] or {}).get("mean"),
+        mean_received=(summary["accuracy_received"] or {}).get("mean"),
+        bytes=_traffic(events, len(summary["clients"])),
+        seconds=summary["seconds"],
+        curve=points,
+        plateau=_plateau(points),
+        client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],
+    )
+
+
+def _control(found: dict[str, Any], clients: Iterable[str]) -> Spread:
+    known = found.get("clients", {})
+    return Spread(**{**found, "client_accuracy": [known.get(name) for name in clients]})
+
+
+def _sent(events: Iterable[Event], way: str) -> float:
+    return float(sum(sum((event.get(way) or {}).values()) for event in events))
+
+
+def _traffic(events: Sequence[Event], clients: int) -> Traffic:
+    once = [event for event in events if event["event"] not in EXCHANGES]
+    rounds = [event for event in events if event["event"] in EXCHANGES]
+    turns = max(1, sum(event["event"] == "trained" for event in events))
+    return Traffic(
+        up_per_round=_sent(rounds, "up") / turns,
+        down_per_round=_sent(rounds, "down") / turns,
+        once_up=_sent(once, "up") / max(1, clients),
+        once_down=_sent(once, "down") / max(1, clients),
+        total=_sent(events, "up") + _sent(events, "down"),
+    )
+
+
+def _curve(points: Sequence[dict[str, Any]], events: Sequence[Event]) -> list[Point]:
+    """The summary's curve, each round with the bytes of everything up to its end."""
+    last = max((point["round"] for point in points), default=0)
+    sent = [(e.get("round", 0) if e["event"] != "delivered" else last, e) for e in events]
+    result = []
+    for point in points:
+        until = [event for number, event in sent if number <= point["round"]] if point["round"] else []
+        result.append(Point(**point, bytes=_sent(until, "up") + _sent(until, "down")))
+    return result
+
+
+def _plateau(points: Sequence[Point]) -> Plateau | None:
+    """Last quarter of the evaluated rounds against the one before; None under four of them."""
+    means = [point.mean for point in points if point.round and point.mean is not None]
+    quarter = len(means) // 4
+    if not quarter:
+        return None
+    rise = float(np.mean(means[-quarter:]) - np.mean(means[-2 * quarter : -quarter]))
+    return Plateau(rise_in_last_quarter=rise, reached=rise < PLATEAU)
+
+
+def _matrices(path: Path) -> dict[str, Matrix]:
+    try:
+        arrays = load_file(path)
+    except SafetensorError as error:
+        raise RunError(f"{path}: damaged ({error}); remove it to get a report without it") from error
+    return {
+        name: array.astype(np.float64)
+        for name, array in arrays.items()
+        if array.ndim == 2 and array.shape[0] == array.shape[1]
+    }
+
+
+def _manifest(events: Sequence[Event]) -> dict[str, tuple[float, float, float, float]]:
+    """Tensor → bytes per client: once up, up a round, once down, down a round."""
+    clients = max(1, next((len(e["clients"]) for e in events if e["event"] == "started"), 1))
+    turns = max(1, sum(event["event"] == "trained" for event in events))
+    sums: dict[str, list[float]] = {}
+    for event in events:
+        in_round = event["event"] in EXCHANGES
+        for place, way in ((0, "up"), (2, "down")):
+            for name, count in (event.get(way) or {}).items():
+                row = sums.setdefault(name, [0.0] * 4)
+                row[place + in_round] += count / (turns if in_round else clients)
+    return {name: (row[0], row[1], row[2], row[3]) for name, row in sums.items()}

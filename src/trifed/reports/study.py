@@ -1,0 +1,184 @@
+"""Methods side by side, as the reports see them: one view of a comparison, and of a run with its baselines.
+
+The classes mirror `comparison.json`; unknown fields are left out, missing numbers are None. Accuracies lie in
+[0, 1]; bytes count headers and envelopes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _both_or_none(value: Any) -> Any:
+    """An interval with a missing end is no interval."""
+    return None if isinstance(value, list | tuple) and None in value else value
+
+
+Number = float | None
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(_both_or_none)]
+Matrix = NDArray[np.float64]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Spread(_Record):
+    """Test accuracy over the clients, and the 95 % interval of its mean where one was computed.
+
+    `client_accuracy`: one number a client, in the partition's order; empty where it is not known.
+    """
+
+    mean: Number = None
+    interval: Interval = None
+    worst: Number = None
+    best: Number = None
+    client_accuracy: list[Number] = []
+
+
+class Traffic(_Record):
+    """Bytes. All but `total` are means per client; `once_…` is what travels a single time, before round 1."""
+
+    up_per_round: float = 0.0
+    down_per_round: float = 0.0
+    once_up: float = 0.0
+    once_down: float = 0.0
+    total: float = 0.0
+
+
+class Point(_Record):
+    """One evaluated round. `bytes`: sent by all clients and to all clients so far."""
+
+    round: int
+    mean: Number = None
+    worst: Number = None
+    best: Number = None
+    valid_mean: Number = None
+    training_loss: Number = None
+    bytes: Number = None
+
+
+class Plateau(_Record):
+    """Rise of the mean accuracy from the third to the last quarter of the rounds."""
+
+    rise_in_last_quarter: Number = None
+    reached: bool | None = None
+
+
+class MethodResult(Spread):
+    """One method on one partition. `sd`: over seeds."""
+
+    citation: str = ""
+    learning_rate: Number = None
+    scored: Literal["trained", "received"] | None = None
+    sd: Number = None
+    weighted_mean: Number = None
+    mean_trained: Number = None
+    mean_received: Number = None
+    bytes: Traffic = Traffic()
+    rounds_to_target: int | None = None
+    bytes_to_target: Number = None
+    seconds: Number = None
+    curve: list[Point] = []
+    plateau: Plateau | None = None
+
+
+class Difference(_Record):
+    """Mean of the paired differences of two methods' accuracies."""
+
+    mean: Number = None
+    interval: Interval = None
+
+
+class Partition(_Record):
+    """One way of cutting one data set into clients, with the methods that ran on it."""
+
+    seeds: list[int] = []
+    clients: list[str] = []
+    target: Number = None
+    tuned_on: str | None = None
+    methods: dict[str, MethodResult] = {}
+    controls: dict[str, Spread] = {}
+    differences: dict[str, Difference] = {}
+
+    def difference(self, one: str, other: str) -> Difference | None:
+        """`one` minus `other`, from whichever way round it was computed."""
+        found = self.differences.get(f"{one} minus {other}")
+        turned = self.differences.get(f"{other} minus {one}")
+        if found is not None or turned is None:
+            return found
+        mean, interval = turned.mean, turned.interval
+        return Difference(
+            mean=None if mean is None else -mean,
+            interval=None if interval is None else (-interval[1], -interval[0]),
+        )
+
+
+class Missing(_Record):
+    """A run that is not finished. `state`: "not started" or "broken off after round 3"."""
+
+    partition: str
+    method: str
+    seed: int
+    state: str
+
+
+class Rates(_Record):
+    """Learning rates tried, as text, with their accuracy on validation data; and the one taken."""
+
+    grid: dict[str, Number] = {}
+    chosen: Number = None
+
+
+class Tuning(_Record):
+    """The search for each method's learning rate on one partition."""
+
+    seed: int | None = None
+    rounds: int | None = None
+    methods: dict[str, Rates] = {}
+
+
+class Study(_Record):
+    """Everything that `comparison.json` holds."""
+
+    name: str
+    methods: list[str]
+    partitions: list[str] = []
+    seeds: list[int] = []
+    finished: bool = True
+    configuration: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    missing: list[Missing] = []
+    tuning: dict[str, Tuning] = {}
+    results: dict[str, Partition] = {}
+
+
+@dataclass(frozen=True)
+class Details:
+    """What only a run's own folder knows, of one partition.
+
+    `split`: split.json. `matrices`: method → name → (n_clients, n_clients), of `round`. `manifest`: method →
+    tensor → bytes per client: once up, up a round, once down, down a round.
+    """
+
+    split: dict[str, Any] | None = None
+    matrices: dict[str, dict[str, Matrix]] = field(default_factory=dict)
+    round: int = 0
+    manifest: dict[str, dict[str, tuple[float, float, float, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder that was read: its study, what the run folders add by partition, and how to go on if unfinished."""
+
+    path: Path
+    kind: Literal["run", "comparison"]
+    study: Study
+    details: dict[str, Details]
+    go_on: str = ""
