@@ -64,10 +64,10 @@ class Grid:
         )
 
     def without_empty(self) -> Grid:
-        """The same rows without the columns that hold nothing."""
+        """The same rows without the columns that hold nothing: no value, or bytes that never flow."""
         kept = [
             column.key
             for place, column in enumerate(self.columns)
-            if any(row[place] is not None for row in self.rows)
+            if any(row[place] if column.kind == "bytes" else row[place] is not None for row in self.rows)
         ]
         return self.only(*kept)

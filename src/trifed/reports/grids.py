@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trifed.reports.grid import Column, Grid
 from trifed.reports.study import Details, Matrix, Partition, Spread, Study
-from trifed.reports.words import control_label
+from trifed.reports.words import control_label, listing
 
 MAIN = (
     Column("partition", "partition"),
@@ -34,17 +34,16 @@ MAIN = (
 )
 
 
-def main_grid(study: Study, partitions: Sequence[str] | None = None) -> Grid:
+def main_grid(results: Mapping[str, Partition]) -> Grid:
     """One row a partition and method, then one a control; all numbers of the result."""
     rows = []
-    for name in partitions or list(study.results):
-        partition = study.results[name]
+    for name, partition in results.items():
         rows += [_method_row(name, method, partition) for method in partition.methods]
         rows += [_control_row(name, control, spread) for control, spread in partition.controls.items()]
     note = "Bytes are per client, headers counted; 'sent in all' is of all clients and rounds, up and down."
-    targets = {study.results[name].target for name in partitions or study.results} - {None}
+    targets = sorted({partition.target for partition in results.values() if partition.target is not None})
     if targets:
-        note += f" Target: {', '.join(f'{100 * t:.0f} %' for t in sorted(filter(None, targets)))} mean accuracy."
+        note += f" Target: a mean accuracy of {listing([f'{100 * target:.0f} %' for target in targets])}."
     return Grid("Methods and controls side by side", MAIN, rows, note)
 
 

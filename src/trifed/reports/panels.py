@@ -36,7 +36,7 @@ def curves(axes: Axes, partition: Partition, style: Style) -> None:
         axes.plot(rounds, _percent(points, "mean"), label=method, zorder=9 - 0.1 * place, **look)
         if len(partition.methods) <= MOST_BANDS:
             ends = (_percent(points, "worst"), _percent(points, "best"))
-            axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.09, lw=0)
+            axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.07, lw=0)
     _controls(axes, partition, style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel="mean test accuracy, %")
@@ -47,13 +47,12 @@ def curves_over_bytes(axes: Axes, partition: Partition, style: Style) -> None:
     for place, (method, found) in enumerate(partition.methods.items()):
         points = _scored(found.curve)
         sent = [point for point in points if point.bytes]
-        look: dict[str, Any] = {"color": style.colour(method), "zorder": 9 - 0.1 * place}
+        look = _line(style, method, place)
         if sent:
-            marks: dict[str, Any] = {"marker": style.marker(method), "ms": 3.5, "lw": 1.8, "label": method}
-            axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), **look, **marks)
+            axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), label=method, **look)
         elif points:
             level = _percent(points, "mean")[-1]
-            axes.axhline(level, lw=1.8, ls=(0, (4, 1.5)), label=f"{method}, sends nothing", **look)
+            axes.axhline(level, **{**look, "ls": (0, (4, 1.5))}, label=f"{method}, sends nothing")
     _controls(axes, partition, style)
     bytes_axis(axes)
     axes.set(xlabel="sent so far, all clients, up and down", ylabel="mean test accuracy, %")
@@ -108,7 +107,8 @@ def sent(axes: Axes, partition: Partition, style: Style) -> None:
             parts = []
         for place, (way, count, alpha, hollow) in enumerate(parts):
             look: dict[str, Any] = {"fill": not hollow, "ls": "--" if hollow else "-", "alpha": alpha}
-            axes.barh(row + 0.8 * place, max(count, 1), 0.72, color=style.colour(method), **look)
+            look |= {"facecolor": style.colour(method), "edgecolor": style.colour(method)}
+            axes.barh(row + 0.8 * place, max(count, 1), 0.72, **look)
             axes.text(max(count, 1) * 1.25, row + 0.8 * place, f"{size(count)} {way}", va="center")
             largest = max(largest, count)
         ticks.append((row + 0.4 * max(0, len(parts) - 1), method))
@@ -181,6 +181,13 @@ def learning_rates(axes: Axes, tuning: Tuning, style: Style) -> None:
         axes.scatter([r for r, _ in taken], [v for _, v in taken], s=90, facecolors="none", edgecolors=colour)
     axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="validation accuracy, %")
+
+
+def _line(style: Style, method: str, place: int) -> dict[str, Any]:
+    """Later ones lie below and are wider, so that equal curves do not hide each other."""
+    width = 1.6 + 0.9 * min(place, 4)
+    look: dict[str, Any] = {"color": style.colour(method), "marker": style.marker(method)}
+    return {**look, "lw": width, "ms": 2.5 + width, "zorder": 9 - 0.1 * place}
 
 
 def _controls(axes: Axes, partition: Partition, style: Style, upright: bool = False) -> None:

@@ -18,7 +18,7 @@ from trifed.reports.words import size
 MARKERS = "osD^vPX*hp"
 LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 5)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 LABEL_LENGTH = 22
-FONT = 9.5
+FONT = 10.0
 
 
 @dataclass(frozen=True)

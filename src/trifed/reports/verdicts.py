@@ -136,9 +136,15 @@ def headline(study: Study) -> str:
 def cautions(source: Source) -> list[str]:
     """What one should not conclude, one sentence each."""
     study = source.study
+    several = len(study.results) > 1
+    found = [
+        f"{name}: {sentence}" if several else sentence
+        for name, partition in study.results.items()
+        for sentence in _on_partition(partition, source.details.get(name))
+    ]
     return [
         *_on_seeds(study),
-        *(sentence for name in study.results for sentence in _on_partition(study, name, source.details.get(name))),
+        *found,
         *_on_tuning(study),
         "Few bytes are no protection by themselves: nothing here measures what a message reveals about the data.",
     ]
@@ -155,9 +161,7 @@ def _on_seeds(study: Study) -> Iterable[str]:
         yield "The intervals are for these clients and this data; other data may rank the methods otherwise."
 
 
-def _on_partition(study: Study, name: str, details: Details | None) -> Iterable[str]:
-    partition = study.results[name]
-    place = f"{name}: " if len(study.results) > 1 else ""
+def _on_partition(partition: Partition, details: Details | None) -> Iterable[str]:
     rising = [
         f"{method} ({points(found.plateau.rise_in_last_quarter)} points over the last quarter)"
         for method, found in partition.methods.items()
@@ -165,23 +169,23 @@ def _on_partition(study: Study, name: str, details: Details | None) -> Iterable[
     ]
     unknown = [method for method, found in partition.methods.items() if found.plateau is None and found.curve]
     if rising:
-        yield f"{place}{listing(rising)} still rose at the end; with more rounds the order may change."
+        yield f"{listing(rising)} still rose at the end; with more rounds the order may change."
     elif unknown:
-        yield f"{place}too few evaluated rounds to tell whether the curves have levelled off."
+        yield "Too few evaluated rounds to tell whether the curves have levelled off."
     for method, found in partition.methods.items():
         apart = _trained_apart(found)
         if apart is not None:
             yield (
-                f"{place}{method} is scored as the model that everybody receives; right after a client's own "
+                f"{method} is scored as the model that everybody receives; right after a client's own "
                 f"training it has {percent(apart)} %, not {percent(found.mean)} %."
             )
     best, majority = ranked(partition)[:1], partition.controls.get("majority")
     if best and majority and majority.mean is not None and best[0][2] - majority.mean < 0.02:
-        yield f"{place}answering with each client's most frequent label scores {percent(majority.mean)} %."
+        yield f"Answering with each client's most frequent label scores {percent(majority.mean)} %."
     tests = [client["test"] for client in details.split["clients"]] if details and details.split else []
     if tests and 0 < min(tests) < 100:
         yield (
-            f"{place}a client has as few as {plural(min(tests), 'test example')}: one more right is "
+            f"A client has as few as {plural(min(tests), 'test example')}: one more right is "
             f"{100 / min(tests):.1f} points for it."
         )
 

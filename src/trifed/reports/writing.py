@@ -1,0 +1,63 @@
+"""`report`: a run or a comparison, written out for people (HTML, Markdown) or for machines (JSON, CSV)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trifed.errors import RunError
+from trifed.reports.document import Document, make_document
+from trifed.reports.formats import render_csv, render_json, render_markdown
+from trifed.reports.page import render_html
+from trifed.reports.reading import read_source, silent
+from trifed.reports.run_folder import Say
+
+FORMATS: dict[str, Callable[[Document, Say], str]] = {
+    "html": render_html,
+    "md": lambda document, say: render_markdown(document),
+    "json": lambda document, say: render_json(document),
+    "csv": lambda document, say: render_csv(document),
+}
+
+
+def report(
+    path: str | Path,
+    out: str | Path | None = None,
+    format: str | None = None,  # noqa: A002 - the word that people look for
+    say: Say = silent,
+) -> Path:
+    """Write a report of the run or comparison in the folder `path`; returns where it is.
+
+    Args:
+        path: a run's folder, finished or broken off, or a comparison's.
+        out: where to; `path/report.FORMAT` unless given. What is there is replaced.
+        format: "html", "md", "json" or "csv"; unless given, what `out` ends with, else "html".
+        say: is told what is being done.
+
+    Raises:
+        RunError: no run or comparison there, files in it are damaged, or nothing can be written to `out`.
+    """
+    folder = Path(path)
+    chosen = _format(format, out)
+    target = Path(out) if out is not None else folder / f"report.{chosen}"
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        what = "is a folder" if target.is_dir() else "would lie in a folder that does not exist"
+        raise RunError(f"out: got {target}, which {what}; expected a file's path, as report.{chosen}")
+    text = FORMATS[chosen](make_document(read_source(folder, say)), say)
+    scratch = target.with_name(f".{target.name}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8", newline="")
+        scratch.replace(target)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise RunError(f"{target}: the report cannot be written ({error.strerror}); give another --out") from error
+    return target
+
+
+def _format(given: str | None, out: str | Path | None) -> str:
+    suffix = Path(out).suffix.removeprefix(".") if out is not None else ""
+    chosen = given or {"htm": "html", "markdown": "md"}.get(suffix, suffix) or "html"
+    if chosen not in FORMATS:
+        where = "format" if given else f"the ending of {out}"
+        raise RunError(f"{where}: got '{chosen}', expected one of {', '.join(FORMATS)}")
+    return chosen
