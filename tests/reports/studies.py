@@ -79,7 +79,7 @@ def _method(method: str, mean: float, clients: int) -> dict[str, Any]:
     shape = np.tanh(np.linspace(0, 3, 9)) / np.tanh(3)
     curve = [
         {
-            "round": 2 * place, "mean": mean * part, "worst": 0.8 * mean * part, "best": min(1.0, 1.2 * mean * part),
+            "round": 2 * place, "mean": mean * part, "worst": 0.8 * mean * part, "best": min(1, 1.2 * mean * part),
             "valid_mean": mean * part, "training_loss": 2 - part, "bytes": clients * (4 * place * sent + once),
         }
         for place, part in enumerate(shape)

@@ -27,6 +27,7 @@ WIDTH = 4.7
 HEIGHT = 3.5
 LEGEND_LINE = 0.19
 """Inches."""
+MOST_UNFOLDED = 12
 
 
 SIDE_BY_SIDE = (
@@ -40,12 +41,16 @@ MORE = (
 
 @dataclass(frozen=True)
 class Block:
-    """A grid, with or without a figure. `alt`: the figure in words; `inches`: its size."""
+    """A grid, with or without a figure.
+
+    `alt`: the figure in words; `inches`: its size. `folded`: a grid that few want to read from the start.
+    """
 
     grid: Grid
     draw: Draw | None = None
     alt: str = ""
     inches: tuple[float, float] = (WIDTH, HEIGHT)
+    folded: bool = False
 
 
 Panel = Callable[[Axes, Partition, Style], None]
@@ -58,7 +63,7 @@ def partition_blocks(name: str, partition: Partition, details: Details | None = 
     more = Grid("More on each method", methods.columns, methods.rows).only("method", *MORE)
     blocks = [Block(everything.only(*SIDE_BY_SIDE).without_empty()), Block(more.without_empty())]
     if partition.differences:
-        blocks.append(Block(difference_grid(partition)))
+        blocks.append(Block(difference_grid(partition), folded=len(partition.differences) > MOST_UNFOLDED))
     if not ranked(partition):
         return blocks
     return [*blocks, *_figures(partition, details)]
@@ -91,7 +96,7 @@ def _figures(partition: Partition, details: Details | None) -> Iterable[Block]:
             client_grid(partition, details),
             _with_legend(panels.clients, partition),
             f"Marks: test accuracy of each of {len(partition.clients)} clients under each method. {ends}",
-            (WIDTH, 1.0 + (0.16 + 0.05 * len(partition.methods)) * rows + legend),
+            (WIDTH, 1.0 + min(0.32, 0.16 + 0.05 * len(partition.methods)) * rows + legend),
         )
 
 
@@ -136,10 +141,10 @@ def _with_legend(panel: Panel, partition: Partition) -> Draw:
     return draw
 
 
-def overview_block(study: Study) -> Block:
-    """All partitions in one figure."""
-    grid = overview_grid(study)
-    legend = LEGEND_LINE * -(-(len(grid.columns) - 1) // 2)
+def overview_blocks(study: Study) -> list[Block]:
+    """All partitions in one table and one figure."""
+    means = main_grid(study.results).only("partition", "method", "mean", "interval")
+    legend = LEGEND_LINE * -(-(len(overview_grid(study).columns) - 1) // 2)
 
     def draw(figure: Figure, style: Style) -> None:
         axes = figure.subplots()
@@ -150,12 +155,10 @@ def overview_block(study: Study) -> Block:
         f"{name}: " + ", ".join(f"{method} {percent(mean)} %" for method, _, mean in ranked(partition))
         for name, partition in study.results.items()
     )
-    return Block(
-        grid,
-        draw,
-        f"Marks with intervals: mean test accuracy of each method on each partition. {shown}.",
-        (WIDTH, 1.0 + (0.25 + 0.1 * len(study.methods)) * len(study.results) + legend),
-    )
+    alt = f"Marks with intervals: mean test accuracy of each method on each partition. {shown}."
+    inches = (WIDTH, 1.0 + (0.25 + 0.1 * len(study.methods)) * len(study.results) + legend)
+    figured = Block(Grid("Means with their intervals", means.columns, means.rows), draw, alt, inches)
+    return [Block(overview_grid(study)), figured]
 
 
 def tuning_blocks(study: Study) -> list[Block]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trifed.reports.blocks import Block, overview_block, partition_blocks, tuning_blocks
+from trifed.reports.blocks import Block, overview_blocks, partition_blocks, tuning_blocks
+from trifed.reports.cautions import cautions
 from trifed.reports.folder_blocks import folder_blocks
 from trifed.reports.grid import Grid
 from trifed.reports.grids import main_grid, settings_grid
 from trifed.reports.study import Source
-from trifed.reports.verdicts import bytes_sentence, cautions, controls_sentence, headline, ranked, verdict
+from trifed.reports.verdicts import bytes_sentence, controls_sentence, headline, ranked, verdict
 from trifed.reports.words import plural
 
 
@@ -44,7 +45,7 @@ def make_document(source: Source) -> Document:
     study = source.study
     several = len(study.results) > 1
     only = next(iter(study.results.values())) if len(study.results) == 1 else None
-    sections = [Section("All partitions", [], [overview_block(study)])] if several else []
+    sections = [Section("All partitions", [], overview_blocks(study))] if several else []
     for name, partition in study.results.items():
         details = source.details.get(name)
         blocks = [
@@ -57,7 +58,7 @@ def make_document(source: Source) -> Document:
         note = "Each method's learning rate was the one with the best accuracy on validation data."
         sections.append(Section("Learning rates", [note], tuning_blocks(study)))
     run = [("Configuration", study.configuration), ("Versions and hardware", study.environment)]
-    kept = [Block(settings_grid(title, values)) for title, values in run if values]
+    kept = [Block(settings_grid(title, values), folded=True) for title, values in run if values]
     if kept:
         sections.append(Section("How it was run", [], kept))
     says = [bytes_sentence(only), controls_sentence(only)] if only and ranked(only) else []

@@ -109,4 +109,5 @@ def _manifest_block(method: str, manifest: dict[str, tuple[float, float, float, 
     totals = [sum(row[place] for row in manifest.values()) for place in range(4)]
     ways = zip(("once up", "a round up", "once down", "a round down"), totals, strict=True)
     said: Iterable[str] = (f"{size(count)} {way}" for way, count in ways if count)
-    return Block(Grid(f"Bytes by tensor, {method}", grid.columns, grid.rows, f"Per client: {', '.join(said)}."))
+    note = f"Per client: {', '.join(said)}."
+    return Block(Grid(f"Bytes by tensor, {method}", grid.columns, grid.rows, note), folded=True)

@@ -17,7 +17,7 @@ MAIN = (
     Column("worst", "worst client", "percent"),
     Column("best", "best client", "percent"),
     Column("weighted_mean", "by examples", "percent"),
-    Column("sd", "sd over seeds", "points"),
+    Column("sd", "sd over seeds", "percent"),
     Column("up_per_round", "up a round", "bytes"),
     Column("down_per_round", "down a round", "bytes"),
     Column("once_up", "up once", "bytes"),

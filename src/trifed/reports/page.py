@@ -25,7 +25,7 @@ class Drawn:
 
     grid: Grid
     svg: Markup
-    name: str
+    folded: bool
 
 
 def render_html(document: Document, say: Say) -> str:
@@ -51,10 +51,10 @@ def render_brief(source: Source) -> str:
 
 def _drawn(block: Block, document: Document, name: str) -> Drawn:
     if block.draw is None:
-        return Drawn(block.grid, Markup(), name)
+        return Drawn(block.grid, Markup(), block.folded)
     # Made by ElementTree from text that it escaped.
     svg = Markup(render_svg(block.draw, document.methods, block.inches, block.alt, name))
-    return Drawn(block.grid, svg, name)
+    return Drawn(block.grid, svg, block.folded)
 
 
 def _environment() -> Environment:

@@ -20,6 +20,8 @@ MOST_NAMED = 26
 """More clients than this are drawn without their names."""
 MOST_BANDS = 4
 SHADES = 9
+REACH = 20.0
+"""Points beyond the methods' accuracies that an axis is stretched for a control."""
 
 
 def curves(axes: Axes, partition: Partition, style: Style) -> None:
@@ -27,13 +29,8 @@ def curves(axes: Axes, partition: Partition, style: Style) -> None:
     for place, (method, found) in enumerate(partition.methods.items()):
         points = _scored(found.curve)
         rounds = [point.round for point in points]
-        look: dict[str, Any] = {
-            "color": style.colour(method),
-            "marker": style.marker(method),
-            "ms": 3.5,
-            "lw": 1.8,
-        }
-        axes.plot(rounds, _percent(points, "mean"), label=method, zorder=9 - 0.1 * place, **look)
+        look = _line(style, method, place if len(partition.methods) <= MOST_BANDS else 0)
+        axes.plot(rounds, _percent(points, "mean"), label=method, **look)
         if len(partition.methods) <= MOST_BANDS:
             ends = (_percent(points, "worst"), _percent(points, "best"))
             axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.07, lw=0)
@@ -47,7 +44,7 @@ def curves_over_bytes(axes: Axes, partition: Partition, style: Style) -> None:
     for place, (method, found) in enumerate(partition.methods.items()):
         points = _scored(found.curve)
         sent = [point for point in points if point.bytes]
-        look = _line(style, method, place)
+        look = _line(style, method, place if len(partition.methods) <= MOST_BANDS else 0)
         if sent:
             axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), label=method, **look)
         elif points:
@@ -159,12 +156,15 @@ def overview(axes: Axes, study: Study, style: Style) -> None:
         bars = [(row, *one.interval) for row, one in found if one.interval is not None]
         for row, low, high in bars:
             axes.plot([100 * low, 100 * high], [row, row], color=look["color"], lw=1.3)
+    low, high = axes.get_xlim()
     controls = list(dict.fromkeys(name for partition in partitions for name in partition.controls))
     for line, control in zip(control_lines(len(controls)), controls, strict=True):
         means = [(row, p.controls[control].mean) for row, p in enumerate(partitions) if control in p.controls]
-        ticks = [(row, 100 * mean) for row, mean in means if mean is not None]
+        known = [(row, 100 * mean) for row, mean in means if mean is not None]
+        ticks = [(row, mean) for row, mean in known if low - REACH <= mean <= high + REACH]
         low_high = ([row - 0.42 for row, _ in ticks], [row + 0.42 for row, _ in ticks])
-        grey = {"colors": style.theme.faint, "linestyles": line, "lw": 1.2, "label": control_label(control)}
+        label = control_label(control) + ("" if len(ticks) == len(known) else ", partly off the scale")
+        grey: dict[str, Any] = {"colors": style.theme.faint, "linestyles": line, "lw": 1.2, "label": label}
         axes.vlines([x for _, x in ticks], *low_high, **grey)
     axes.set_yticks(range(len(partitions)), [short(name, 24) for name in study.results])
     axes.set_ylim(len(partitions) - 0.4, -0.6)
@@ -184,17 +184,22 @@ def learning_rates(axes: Axes, tuning: Tuning, style: Style) -> None:
 
 
 def _line(style: Style, method: str, place: int) -> dict[str, Any]:
-    """Later ones lie below and are wider, so that equal curves do not hide each other."""
-    width = 1.6 + 0.9 * min(place, 4)
+    """Of the first few, later ones lie below and are wider, so that equal curves do not hide each other."""
+    width = 1.5 + 0.7 * place
     look: dict[str, Any] = {"color": style.colour(method), "marker": style.marker(method)}
     return {**look, "lw": width, "ms": 2.5 + width, "zorder": 9 - 0.1 * place}
 
 
 def _controls(axes: Axes, partition: Partition, style: Style, upright: bool = False) -> None:
-    known = [(name, spread.mean) for name, spread in partition.controls.items() if spread.mean is not None]
-    draw = axes.axvline if upright else axes.axhline
+    """Lines at the controls' means; one far from every method is named only, to leave room for differences."""
+    known = [(name, 100 * spread.mean) for name, spread in partition.controls.items() if spread.mean is not None]
+    draw, limits = (axes.axvline, axes.get_xlim()) if upright else (axes.axhline, axes.get_ylim())
     for line, (name, mean) in zip(control_lines(len(known)), known, strict=True):
-        draw(100 * mean, color=style.theme.faint, ls=line, lw=1.2, label=control_label(name))
+        look: dict[str, Any] = {"color": style.theme.faint, "ls": line, "lw": 1.2}
+        if limits[0] - REACH <= mean <= limits[1] + REACH:
+            draw(mean, label=f"{control_label(name)}, {mean:.1f}", **look)
+        else:
+            axes.plot([], [], label=f"{control_label(name)}, {mean:.1f}: off the scale", **look)
 
 
 def _shades(axes: Axes, values: Matrix, limits: tuple[float, float], style: Style) -> QuadMesh:

@@ -57,8 +57,7 @@ def _read_comparison(path: Path, say: Say) -> Source:
     for number, name in enumerate(study.results, 1):
         say(f"reading {name} ({number} of {len(study.results)})")
         details[name] = _details(path / "runs" / name, study)
-    go_on = "" if study.finished else "start the comparison again with the same command; finished runs are kept"
-    return Source(path, "comparison", study, details, go_on)
+    return Source(path, "comparison", study, details)
 
 
 def _details(folder: Path, study: Study) -> Details:

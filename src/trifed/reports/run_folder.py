@@ -30,12 +30,10 @@ from trifed.reports.study import (
     Source,
     Spread,
     Study,
-    Traffic,
 )
+from trifed.reports.traffic import curve_with_bytes, manifest, traffic
 
 Say = Callable[[str], None]
-EXCHANGES = ("trained", "delivered")
-"""Events of a round; whatever else carries bytes happens once, before round 1."""
 PLATEAU = 0.01
 
 
@@ -108,8 +106,8 @@ def read_details(folders: dict[str, RunFolder]) -> Details:
             found = _matrices(files[-1])
             if set(found) - {"weights"}:  # weights without a similarity are those of a plain average
                 matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
-    manifest = {method: _manifest(folder.events()) for method, folder in folders.items()}
-    return Details(split, matrices, number, {method: found for method, found in manifest.items() if found})
+    manifest_of = {method: manifest(folder.events()) for method, folder in folders.items()}
+    return Details(split, matrices, number, {method: found for method, found in manifest_of.items() if found})
 
 
 def state_of(folder: RunFolder) -> str:
@@ -173,7 +171,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
     config = read_toml(folder.path / "config.toml")
     events = folder.events()
     spread = summary["accuracy"]
-    points = _curve(summary["curve"], events)
+    points = curve_with_bytes(summary["curve"], events)
     known = METHODS.get(method)
     return MethodResult(
         citation=known.citation if known else "",
@@ -182,7 +180,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         **{name: spread[name] for name in ("mean", "worst", "best", "weighted_mean")},
         mean_trained=(summary["accuracy_trained"] or {}).get("mean"),
         mean_received=(summary["accuracy_received"] or {}).get("mean"),
-        bytes=_traffic(events, len(summary["clients"])),
+        bytes=traffic(events, len(summary["clients"])),
         seconds=summary["seconds"],
         curve=points,
         plateau=_plateau(points),
@@ -193,34 +191,6 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
 def _control(found: dict[str, Any], clients: Iterable[str]) -> Spread:
     known = found.get("clients", {})
     return Spread(**{**found, "client_accuracy": [known.get(name) for name in clients]})
-
-
-def _sent(events: Iterable[Event], way: str) -> float:
-    return float(sum(sum((event.get(way) or {}).values()) for event in events))
-
-
-def _traffic(events: Sequence[Event], clients: int) -> Traffic:
-    once = [event for event in events if event["event"] not in EXCHANGES]
-    rounds = [event for event in events if event["event"] in EXCHANGES]
-    turns = max(1, sum(event["event"] == "trained" for event in events))
-    return Traffic(
-        up_per_round=_sent(rounds, "up") / turns,
-        down_per_round=_sent(rounds, "down") / turns,
-        once_up=_sent(once, "up") / max(1, clients),
-        once_down=_sent(once, "down") / max(1, clients),
-        total=_sent(events, "up") + _sent(events, "down"),
-    )
-
-
-def _curve(points: Sequence[dict[str, Any]], events: Sequence[Event]) -> list[Point]:
-    """The summary's curve, each round with the bytes of everything up to its end."""
-    last = max((point["round"] for point in points), default=0)
-    sent = [(e.get("round", 0) if e["event"] != "delivered" else last, e) for e in events]
-    result = []
-    for point in points:
-        until = [event for number, event in sent if number <= point["round"]] if point["round"] else []
-        result.append(Point(**point, bytes=_sent(until, "up") + _sent(until, "down")))
-    return result
 
 
 def _plateau(points: Sequence[Point]) -> Plateau | None:
@@ -243,17 +213,3 @@ def _matrices(path: Path) -> dict[str, Matrix]:
         for name, array in arrays.items()
         if array.ndim == 2 and array.shape[0] == array.shape[1]
     }
-
-
-def _manifest(events: Sequence[Event]) -> dict[str, tuple[float, float, float, float]]:
-    """Tensor → bytes per client: once up, up a round, once down, down a round."""
-    clients = max(1, next((len(e["clients"]) for e in events if e["event"] == "started"), 1))
-    turns = max(1, sum(event["event"] == "trained" for event in events))
-    sums: dict[str, list[float]] = {}
-    for event in events:
-        in_round = event["event"] in EXCHANGES
-        for place, way in ((0, "up"), (2, "down")):
-            for name, count in (event.get(way) or {}).items():
-                row = sums.setdefault(name, [0.0] * 4)
-                row[place + in_round] += count / (turns if in_round else clients)
-    return {name: (row[0], row[1], row[2], row[3]) for name, row in sums.items()}

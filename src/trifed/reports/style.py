@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from trifed.reports.words import size
 
@@ -109,6 +109,7 @@ def short(name: str, length: int = LABEL_LENGTH) -> str:
 def bytes_axis(axes: Axes) -> None:
     """A logarithmic x axis in bytes."""
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value).replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
