@@ -22,9 +22,9 @@ LAYERS = [
     {"federation"},
     {"models"},
     {"engines", "tracking"},
+    {"reports"},
     {"runner"},
     {"comparison"},
-    {"reports"},
     {"commands"},
     {"cli", "__main__"},
 ]

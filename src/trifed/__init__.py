@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trifed.config import RunConfig, make_config
     from trifed.federation.exports import Classifier, load_client
     from trifed.models.export import export_client
+    from trifed.reports.writing import report
     from trifed.runner import RunResult, load_result, resume, run
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "load_result": "trifed.runner",
     "make_comparison": "trifed.comparison.config",
     "make_config": "trifed.config",
+    "report": "trifed.reports.writing",
     "resume": "trifed.runner",
     "run": "trifed.runner",
 }
@@ -67,6 +69,7 @@ __all__ = [
     "load_result",
     "make_comparison",
     "make_config",
+    "report",
     "resume",
     "run",
 ]

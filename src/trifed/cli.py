@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from trifed.commands import compare, cost, evaluate, export, predict, track
+from trifed.commands import compare, cost, evaluate, export, predict, report, track
 from trifed.config import RunConfig, make_config, overlay, read_toml
 from trifed.errors import ConfigError, RunError, TrifedError
 from trifed.methods import METHODS
@@ -165,7 +165,7 @@ def settings_command() -> None:
     Console().print(render_settings())
 
 
-for command in (compare, cost, evaluate, export, predict, track):
+for command in (compare, cost, evaluate, export, predict, report, track):
     command.register(app)
 
 
@@ -184,6 +184,7 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     # Imported late: --help should not wait for transformers and matplotlib.
     from trifed.reports.plots import plot_result
     from trifed.reports.progress import LiveWatch, Watch
+    from trifed.reports.reading import read_source
     from trifed.reports.tables import render_result
     from trifed.runner import resume, run
 
@@ -192,10 +193,12 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     try:
         result = run(config, path, watch) if config else resume(path, watch)
         watch.close()
-        console.print(render_result(result))
+        source = read_source(result.path)
+        console.print(render_result(source))
         picture = result.path / "curves.png"
-        plot_result(result, picture)
+        plot_result(source, picture)
         watch.say(f"Everything is in {result.path}; the picture is {picture}.")
+        watch.say(f"A page to look at and show: trifed report {shlex.quote(str(result.path))}")
     except KeyboardInterrupt:
         watch.close()
         _say_interrupted(path)

@@ -64,6 +64,13 @@ class RunResult:
         """
         return load_client(self.path / "clients" / name)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the result in a sentence, and methods and controls side by side."""
+        from trifed.reports.page import render_brief
+        from trifed.reports.reading import read_source
+
+        return render_brief(read_source(self.path))
+
 
 def quiet(event: Event) -> None:
     """A listener that says nothing."""

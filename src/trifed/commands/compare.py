@@ -65,7 +65,7 @@ def register(app: typer.Typer) -> None:
         wanted = read_comparison(config)
         folder = runs / wanted.name
         if show:
-            console.print(render_comparison(load_comparison(folder)))
+            console.print(render_comparison(load_comparison(folder).data))
             return
         with CompareWatch(console) as watch:
             try:
@@ -74,5 +74,5 @@ def register(app: typer.Typer) -> None:
                 watch.close()
                 typer.echo("\nStopped. All whole rounds are kept; the same command goes on.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
-        console.print(render_comparison(result))
+        console.print(render_comparison(result.data))
         console.print(f"Everything is in {folder}; a page to show: trifed report {folder}", soft_wrap=True)

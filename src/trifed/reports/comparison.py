@@ -10,8 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from trifed.comparison.compare import ComparisonResult
-from trifed.reports.tables import CONTROLS, percent, size
+from trifed.reports.words import CONTROLS, percent, size
 
 
 class CompareWatch:
@@ -79,12 +78,12 @@ class CompareWatch:
         self.bar.stop()
 
 
-def render_comparison(result: ComparisonResult) -> RenderableType:
-    """One table a partition, and what is missing."""
+def render_comparison(data: dict[str, Any]) -> RenderableType:
+    """What comparison.json holds: one table a partition, and what is missing."""
     parts: list[RenderableType] = []
-    for name, found in result.results.items():
+    for name, found in data["results"].items():
         parts += [_partition(name, found), Text(_differences(found))]
-    parts += [Text(line) for line in _missing(result)]
+    parts += [Text(line) for line in _missing(data["missing"])]
     return Group(*parts)
 
 
@@ -139,8 +138,7 @@ def _differences(found: dict[str, Any]) -> str:
     )
 
 
-def _missing(result: ComparisonResult) -> list[str]:
-    missing = result.data["missing"]
+def _missing(missing: list[dict[str, Any]]) -> list[str]:
     if not missing:
         return []
     lines = [f"{len(missing)} runs are missing; the same command runs them:"]

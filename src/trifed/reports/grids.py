@@ -14,8 +14,8 @@ MAIN = (
     Column("method", "method"),
     Column("mean", "mean, %", "percent"),
     Column("interval", "95 %", "interval"),
-    Column("worst", "worst client", "percent"),
-    Column("best", "best client", "percent"),
+    Column("worst", "worst", "percent"),
+    Column("best", "best", "percent"),
     Column("weighted_mean", "by examples", "percent"),
     Column("sd", "sd over seeds", "percent"),
     Column("up_per_round", "up a round", "bytes"),
@@ -40,7 +40,10 @@ def main_grid(results: Mapping[str, Partition]) -> Grid:
     for name, partition in results.items():
         rows += [_method_row(name, method, partition) for method in partition.methods]
         rows += [_control_row(name, control, spread) for control, spread in partition.controls.items()]
-    note = "Bytes are per client, headers counted; 'sent in all' is of all clients and rounds, up and down."
+    note = (
+        "Worst and best are clients. Bytes are per client, headers counted; 'sent in all' is of all clients and "
+        "rounds, up and down."
+    )
     targets = sorted({partition.target for partition in results.values() if partition.target is not None})
     if targets:
         note += f" Target: a mean accuracy of {listing([f'{100 * target:.0f} %' for target in targets])}."

@@ -49,7 +49,7 @@ def curves_over_bytes(axes: Axes, partition: Partition, style: Style) -> None:
             axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), label=method, **look)
         elif points:
             level = _percent(points, "mean")[-1]
-            axes.axhline(level, **{**look, "ls": (0, (4, 1.5))}, label=f"{method}, sends nothing")
+            axes.axhline(level, **{**look, "ls": (0, (4, 1.5)), "marker": ""}, label=f"{method}, sends nothing")
     _controls(axes, partition, style)
     bytes_axis(axes)
     axes.set(xlabel="sent so far, all clients, up and down", ylabel="mean test accuracy, %")

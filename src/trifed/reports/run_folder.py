@@ -181,6 +181,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         mean_trained=(summary["accuracy_trained"] or {}).get("mean"),
         mean_received=(summary["accuracy_received"] or {}).get("mean"),
         bytes=traffic(events, len(summary["clients"])),
+        fedavg_lora_would_send=summary["bytes"]["fedavg_lora_would_send"] or None,
         seconds=summary["seconds"],
         curve=points,
         plateau=_plateau(points),

@@ -72,7 +72,10 @@ class Plateau(_Record):
 
 
 class MethodResult(Spread):
-    """One method on one partition. `sd`: over seeds."""
+    """One method on one partition.
+
+    `sd`: over seeds. `fedavg_lora_would_send`: all bytes, for the same rounds, where that was counted.
+    """
 
     citation: str = ""
     learning_rate: Number = None
@@ -84,6 +87,7 @@ class MethodResult(Spread):
     bytes: Traffic = Traffic()
     rounds_to_target: int | None = None
     bytes_to_target: Number = None
+    fedavg_lora_would_send: Number = None
     seconds: Number = None
     curve: list[Point] = []
     plateau: Plateau | None = None

@@ -13,6 +13,7 @@ from trifed.reports.style import MARKED, VARIABLES, Draw, Style, drawing
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
+MISSING_GLYPH = "Glyph .* missing from font"
 
 
 def render_svg(draw: Draw, methods: tuple[str, ...], inches: tuple[float, float], alt: str, name: str) -> str:
@@ -24,7 +25,7 @@ def render_svg(draw: Draw, methods: tuple[str, ...], inches: tuple[float, float]
     text = io.StringIO()
     with drawing(MARKED), warnings.catch_warnings():
         # Names in other scripts: the browser has the letters, whatever matplotlib's own font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message=MISSING_GLYPH)
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure, Style(MARKED, methods))
         figure.savefig(

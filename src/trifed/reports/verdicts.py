@@ -94,7 +94,20 @@ def bytes_sentence(partition: Partition) -> str:
     least = min(count for count in sent.values() if count)
     times = sent[order[-1]] / least
     more = f", {times:,.0f} times the smallest upload" if times > 1.5 else ""
-    return f"Each client uploads a round: {listing(shown)}{more}."
+    return f"Each client uploads a round: {listing(shown)}{more}.{_plain_lora(partition)}"
+
+
+def _plain_lora(partition: Partition) -> str:
+    """What `fedavg-lora` would send, where there is no other method that sends to compare with."""
+    loud = [(method, found) for method, found in partition.methods.items() if found.bytes.total]
+    rival = loud[0][1].fedavg_lora_would_send if len(loud) == 1 else None
+    if rival is None or rival < 1.05 * loud[0][1].bytes.total:
+        return ""  # nothing known, or as much as plain federated LoRA itself
+    method, total = loud[0][0], loud[0][1].bytes.total
+    return (
+        f" In all, {method} sent {size(total)}; for the same rounds fedavg-lora would send {size(rival)}, "
+        f"{rival / total:.0f} times as much."
+    )
 
 
 def controls_sentence(partition: Partition) -> str:

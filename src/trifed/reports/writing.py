@@ -40,7 +40,7 @@ def report(
     folder = Path(path)
     chosen = _format(format, out)
     target = Path(out) if out is not None else folder / f"report.{chosen}"
-    if target.is_dir() or not target.absolute().parent.is_dir():
+    if out is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
         what = "is a folder" if target.is_dir() else "would lie in a folder that does not exist"
         raise RunError(f"out: got {target}, which {what}; expected a file's path, as report.{chosen}")
     text = FORMATS[chosen](make_document(read_source(folder, say)), say)

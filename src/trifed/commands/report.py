@@ -1,0 +1,48 @@
+"""`trifed report`: a run or a comparison as a page, as Markdown, as JSON or as CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+HELP = """A run or a comparison as one page to look at and to show.
+
+It says who is ahead and by how much, what does not follow, and has the numbers behind every picture.
+
+The page is one file that fetches nothing. Of a run that was broken off it shows what there is.
+
+[bold]Examples[/bold]
+
+\b
+  trifed report runs/demo
+\b
+  trifed report runs/demo --out results.md
+\b
+  trifed report runs/demo --format csv
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add `trifed report`."""
+    app.command("report", help=HELP)(report_command)
+
+
+def report_command(
+    path: Annotated[Path, typer.Argument(help="Folder of a run, or of a comparison.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Where to; PATH/report.FORMAT unless given.")] = None,
+    format: Annotated[  # noqa: A002 - the flag's name
+        str | None, typer.Option(help="html, md, json or csv; else what --out ends with, else html.")
+    ] = None,
+) -> None:
+    """Write the report and say where it is."""
+    # Imported late: --help should not wait for matplotlib.
+    from trifed.reports.writing import report
+
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        say = status.update if console.is_terminal else console.print
+        target = report(path, out, format, say)
+    typer.echo(f"The report is {target}")
