@@ -1,0 +1,200 @@
+"""From folders to the one view that all reports share."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+from studies import make_comparison, write_comparison
+
+from trifed.errors import RunError
+from trifed.federation.store import RunFolder
+from trifed.reports.reading import read_source
+from trifed.reports.run_folder import partition_name
+
+
+def only(source):
+    (partition,) = source.study.results.values()
+    return partition
+
+
+def test_a_run_and_its_baselines_are_a_small_comparison(run_folder):
+    source = read_source(run_folder)
+    assert (source.kind, source.study.finished, source.study.missing) == ("run", True, [])
+    assert source.study.methods == ["ce-lora", "fedavg-lora", "local"]
+    for method, inner in (("ce-lora", run_folder), ("local", run_folder / "baselines" / "local")):
+        summary = json.loads((inner / "summary.json").read_text())
+        found = only(source).methods[method]
+        assert found.mean == summary["accuracy"]["mean"]
+        assert found.bytes.total == summary["bytes"]["total"]
+        assert found.client_accuracy == [client["now"]["accuracy"] for client in summary["clients"]]
+        assert found.learning_rate == 1e-2
+    assert only(source).methods["fedavg-lora"].scored == "received"
+    assert set(only(source).controls) == {"probe-alone", "probe-all", "class-means", "majority"}
+    assert all(len(spread.client_accuracy) == 3 for spread in only(source).controls.values())
+
+
+def test_bytes_of_a_round_and_of_a_single_time_add_up(run_folder):
+    clients, rounds = 3, 3
+    for found in only(read_source(run_folder)).methods.values():
+        sent = found.bytes
+        per_client = rounds * (sent.up_per_round + sent.down_per_round) + sent.once_up + sent.once_down
+        assert sent.total == pytest.approx(clients * per_client)
+        assert [point.bytes for point in found.curve] == sorted(point.bytes for point in found.curve)
+        assert found.curve[0].bytes == 0
+        assert found.curve[-1].bytes == sent.total
+
+
+def test_bytes_by_tensor_add_up_too(run_folder):
+    source = read_source(run_folder)
+    (details,) = source.details.values()
+    assert set(details.manifest) == {"ce-lora", "fedavg-lora"}
+    for method, tensors in details.manifest.items():
+        sent = only(source).methods[method].bytes
+        columns = [sum(row[place] for row in tensors.values()) for place in range(4)]
+        assert columns == pytest.approx([sent.once_up, sent.up_per_round, sent.once_down, sent.down_per_round])
+    assert any(".lora_C." in name for name in details.manifest["ce-lora"])
+
+
+def test_matrices_are_those_of_the_last_round_and_of_methods_with_a_similarity(run_folder):
+    (details,) = read_source(run_folder).details.values()
+    assert details.round == 3
+    assert list(details.matrices) == ["ce-lora"]  # fedavg-lora's weights are those of a plain average
+    assert details.matrices["ce-lora"]["weights"].sum(1) == pytest.approx([1, 1, 1])
+
+
+def test_the_difference_has_an_interval_over_the_clients(run_folder):
+    partition = only(read_source(run_folder))
+    gap = partition.difference("ce-lora", "local")
+    pairs = zip(*(partition.methods[m].client_accuracy for m in ("ce-lora", "local")), strict=True)
+    gaps = [a - b for a, b in pairs]
+    mean = sum(gaps) / 3
+    reach = 4.302653 * math.sqrt(sum((g - mean) ** 2 for g in gaps) / 2 / 3)  # t of two degrees of freedom
+    assert gap.mean == pytest.approx(mean)
+    assert gap.interval == pytest.approx((mean - reach, mean + reach))
+    turned = partition.difference("local", "ce-lora")
+    assert turned.mean == -gap.mean
+    assert turned.interval == (-gap.interval[1], -gap.interval[0])
+
+
+def test_of_a_broken_off_run_only_whole_rounds_count(broken_off):
+    source = read_source(broken_off)
+    assert not source.study.finished
+    assert [(m.method, m.state) for m in source.study.missing] == [
+        ("ce-lora", "broken off after round 2"), ("local", "not started"),
+    ]  # fmt: skip
+    assert source.go_on == f"trifed run --resume {broken_off}"
+    found = only(source).methods["ce-lora"]
+    assert [point.round for point in found.curve] == [0, 1, 2]
+    events = RunFolder(broken_off).events()
+    assert max(event.get("round", 0) for event in events) == 3  # there was more in the log
+    last = [e["test"]["accuracy"] for e in events if e["event"] == "scores" and e["round"] == 2]
+    assert found.mean == pytest.approx(sum(last) / 3)
+
+
+def test_a_run_broken_off_in_its_first_round_has_no_result(broken_off, tmp_path):
+    folder = tmp_path / "early"
+    folder.mkdir()
+    for name in ("config.toml", "split.json"):
+        (folder / name).write_bytes((broken_off / name).read_bytes())
+    lines = (broken_off / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder / "events.jsonl").write_text("".join(lines[:5]))
+    source = read_source(folder)
+    assert source.study.missing[0].state == "broken off before the end of round 1"
+    assert only(source).methods == {}
+    assert only(source).clients == ["amber", "basil", "coral"]
+
+
+def test_a_last_line_that_was_broken_off_is_none(own_run):
+    before = RunFolder(own_run).events()
+    with (own_run / "events.jsonl").open("a") as file:
+        file.write('{"event": "trai')
+    assert RunFolder(own_run).events() == before
+    assert only(read_source(own_run)).methods["ce-lora"].mean is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("events.jsonl", b"{not json\n", "line 1 is not JSON"),
+        ("summary.json", b"{", "not the JSON that a run writes"),
+        ("split.json", b"\xff\xfe", "not the JSON that a run writes"),
+        ("matrices/round-0003.safetensors", b"nonsense", "damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(own_run, name, content, says):
+    (own_run / name).write_bytes(content)
+    with pytest.raises(RunError, match=says) as error:
+        read_source(own_run)
+    assert name in str(error.value)
+
+
+def test_a_comparison_is_read_as_written(comparison):
+    source = read_source(comparison)
+    assert source.kind == "comparison"
+    assert source.study.model_dump(exclude_unset=True) == read_source(comparison).study.model_dump(
+        exclude_unset=True
+    )
+    written = json.loads((comparison / "comparison.json").read_text())
+    for place, partition in written["results"].items():
+        for method, values in partition["methods"].items():
+            found = source.study.results[place].methods[method].model_dump(mode="json")
+            assert {key: found[key] for key in values} == values
+
+
+def test_a_comparison_knows_its_run_folders(run_folder, tmp_path):
+    folder = write_comparison(tmp_path / "c", make_comparison(("intents-0.5", "intents-0.1")))
+    place = folder / "runs" / "intents-0.5" / "ce-lora" / "seed-1"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(run_folder)
+    details = read_source(folder).details
+    assert details["intents-0.5"].split["clients"][0]["name"] == "amber"
+    assert list(details["intents-0.5"].matrices) == ["ce-lora"]
+    assert details["intents-0.1"].split is None
+
+
+def test_numbers_that_are_missing_stay_missing(tmp_path):
+    values = make_comparison()
+    found = values["results"]["intents-0.5"]["methods"]["ce-lora"]
+    found.update(mean=None, interval=[None, None], worst=None, best=None, rounds_to_target=None, plateau=None)
+    found["something_new"] = 1
+    study = read_source(write_comparison(tmp_path / "c", values)).study
+    assert study.results["intents-0.5"].methods["ce-lora"].interval is None
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda v: v["results"]["intents-0.5"]["methods"]["local"].update(mean="high"), "methods.local.mean"),
+        (lambda v: v.pop("methods"), "methods"),
+        (lambda v: v.update(seeds=3), "seeds"),
+    ],
+)
+def test_what_is_wrong_in_a_comparison_is_named(tmp_path, change, place):
+    values = make_comparison()
+    change(values)
+    with pytest.raises(RunError, match=re.escape(place)) as error:
+        read_source(write_comparison(tmp_path / "c", values))
+    assert "comparison.json" in str(error.value)
+
+
+def test_a_folder_of_runs_names_what_is_inside(run_folder, tmp_path):
+    with pytest.raises(RunError, match="inside are beside"):
+        read_source(run_folder.parent)
+    with pytest.raises(RunError, match="nothing that exists"):
+        read_source(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("clients", "name"),
+    [
+        ({"split": "column", "column": "site"}, "t.csv by column site"),
+        ({"split": "dirichlet", "alpha": 0.5}, "t.csv by dirichlet 0.5"),
+        ({"split": "pathological", "labels_per_client": 2}, "t.csv by 2 labels a client"),
+        ({"split": "iid"}, "t.csv by iid"),
+    ],
+)
+def test_a_run_is_named_after_its_table_and_split(clients, name):
+    assert partition_name({"data": {"source": "some/where/t.csv", "clients": clients}}) == name
