@@ -43,6 +43,12 @@ def test_methods_within_the_interval_are_not_ranked():
     assert line.endswith("fedavg-lora is behind.")
 
 
+def test_a_sentence_names_a_few():
+    found = study(a=0.80, b=0.80, c=0.80, d=0.80, e=0.80, f=0.5, g=0.5, h=0.5, i=0.5, j=0.5)
+    assert "a 80.0 %, b 80.0 %, c 80.0 % and 2 others mean test accuracy" in headline(found)
+    assert headline(found).endswith("f, g, h and 2 others are behind.")
+
+
 def test_an_interval_that_touches_zero_is_no_lead():
     found = study(local=0.70, ce_lora=0.73)
     assert first(found).difference("ce-lora", "local").interval[0] == 0
@@ -95,12 +101,12 @@ def test_a_control_that_does_better_is_said_so():
 def test_cautions_follow_from_the_numbers():
     said = say_cautions(study(ce_lora=0.74, fedavg_lora=0.85))
     assert "Still rising over the last quarter of the rounds: fedavg-lora (+1.3 points)" in said
-    assert "its accuracy is another: 87.0 %, not 85.0 %" in said
+    assert "right after a client's own training: fedavg-lora 85.0 %, then 87.0 %" in said
     assert "2 seeds are few" in said
     assert "no protection by themselves" in said
     calm = say_cautions(study(ce_lora=0.74, local=0.85))
     assert "Still rising" not in calm
-    assert "is scored as" not in calm
+    assert "Scored as" not in calm
 
 
 def test_one_seed_is_said_to_be_one():

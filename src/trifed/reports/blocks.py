@@ -82,13 +82,14 @@ def _figures(partition: Partition, details: Details | None) -> Iterable[Block]:
         f"Lines: mean test accuracy over rounds, one a method. {ends}",
         (WIDTH, HEIGHT + legend),
     )
-    over_bytes = grid.only("method", "round", "bytes", "mean")
-    yield Block(
-        Grid("Accuracy against bytes sent", over_bytes.columns, over_bytes.rows),
-        _with_legend(panels.curves_over_bytes, partition),
-        f"Lines: mean test accuracy against all bytes sent so far, on a log scale. {ends}",
-        (WIDTH, HEIGHT + legend),
-    )
+    if any(point.bytes for found in partition.methods.values() for point in found.curve):
+        over_bytes = grid.only("method", "round", "bytes", "mean")
+        yield Block(
+            Grid("Accuracy against bytes sent", over_bytes.columns, over_bytes.rows),
+            _with_legend(panels.curves_over_bytes, partition),
+            f"Lines: mean test accuracy against all bytes sent so far, on a log scale. {ends}",
+            (WIDTH, HEIGHT + legend),
+        )
     yield _worst_block(partition)
     if any(any(a is not None for a in found.client_accuracy) for found in partition.methods.values()):
         rows = min(len(partition.clients), panels.MOST_NAMED)

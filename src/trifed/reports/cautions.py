@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from trifed.reports.study import MethodResult, Source, Study
 from trifed.reports.verdicts import ranked
-from trifed.reports.words import listing, percent, plural, points
+from trifed.reports.words import few, listing, percent, plural, points
 
 FEW_SEEDS = 3
 FEW_TESTS = 100
@@ -50,7 +50,7 @@ def _by_method(study: Study, say: Callable[[MethodResult], str]) -> dict[str, st
 def _on_rounds(study: Study) -> Iterable[str]:
     rising = _by_method(study, _rise)
     if rising:
-        shown = listing([f"{method} ({text})" for method, text in rising.items()])
+        shown = listing(few([f"{method} ({text})" for method, text in rising.items()]))
         yield f"Still rising over the last quarter of the rounds: {shown}. With more rounds the order may change."
     results = [found for partition in study.results.values() for found in partition.methods.values()]
     if any(found.plateau is None and found.curve for found in results):
@@ -63,10 +63,12 @@ def _rise(found: MethodResult) -> str:
 
 
 def _on_scoring(study: Study) -> Iterable[str]:
-    for method, text in _by_method(study, _trained_apart).items():
+    apart = _by_method(study, _trained_apart)
+    if apart:
+        shown = "; ".join(f"{method} {text}" for method, text in apart.items())
         yield (
-            f"{method} is scored as the model that everybody receives. Right after a client's own training its "
-            f"accuracy is another: {text}."
+            f"Scored as the model that everybody receives, which is another right after a client's own training: "
+            f"{shown}."
         )
 
 
@@ -75,7 +77,7 @@ def _trained_apart(found: MethodResult) -> str:
     if found.scored != "received" or found.mean is None or found.mean_trained is None:
         return ""
     far = abs(found.mean_trained - found.mean) >= 0.01
-    return f"{percent(found.mean_trained)} %, not {percent(found.mean)} %" if far else ""
+    return f"{percent(found.mean)} %, then {percent(found.mean_trained)} %" if far else ""
 
 
 def _on_data(source: Source) -> Iterable[str]:

@@ -122,7 +122,7 @@ def heat(figure: Figure, axes: Axes, matrix: Matrix, order: Sequence[int], style
     ordered = matrix[np.ix_(order, order)]
     off = ordered[~np.eye(len(ordered), dtype=bool)]
     low, high = float(off.min()), float(off.max())
-    limits = (low, high if high > low else low + 1.0)
+    limits = (low, high) if high > low else (0.0, max(high, 1.0))
     mesh = _shades(axes, ordered, limits, style)
     figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.03).outline.set_visible(False)
     axes.set_aspect("equal")

@@ -31,7 +31,7 @@ from trifed.reports.study import (
     Spread,
     Study,
 )
-from trifed.reports.traffic import curve_with_bytes, manifest, traffic
+from trifed.reports.traffic import manifest, traffic
 
 Say = Callable[[str], None]
 PLATEAU = 0.01
@@ -106,7 +106,8 @@ def read_details(folders: dict[str, RunFolder]) -> Details:
             found = _matrices(files[-1])
             if set(found) - {"weights"}:  # weights without a similarity are those of a plain average
                 matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
-    manifest_of = {method: manifest(folder.events()) for method, folder in folders.items()}
+    clients = len(split["clients"]) if split else 1
+    manifest_of = {method: manifest(folder.events(), clients) for method, folder in folders.items()}
     return Details(split, matrices, number, {method: found for method, found in manifest_of.items() if found})
 
 
@@ -171,7 +172,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
     config = read_toml(folder.path / "config.toml")
     events = folder.events()
     spread = summary["accuracy"]
-    points = curve_with_bytes(summary["curve"], events)
+    points = [Point(**point) for point in summary["curve"]]
     known = METHODS.get(method)
     return MethodResult(
         citation=known.citation if known else "",

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from trifed.reports.words import size
 
-MARKERS = "osD^vPX*hp"
+MARKERS = "osD^vPX*hp<"
 LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 5)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 LABEL_LENGTH = 22
 FONT = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from trifed.reports.study import MethodResult, Partition, Study
-from trifed.reports.words import listing, percent, plural, points, size, span
+from trifed.reports.words import MOST_NAMED, few, listing, percent, plural, points, size, span
 
 LONG_CONTROLS = {
     "probe-alone": "a linear probe of the frozen model on each client's own data",
@@ -13,7 +13,6 @@ LONG_CONTROLS = {
     "class-means": "the nearest class mean of the frozen model's features",
     "majority": "each client's most frequent label",
 }
-MOST_NAMED = 4
 ALIKE = 0.0005
 """Differences that one decimal of a percentage does not show."""
 
@@ -69,8 +68,8 @@ def _sure_verdict(partition: Partition, over: str) -> str:
     gap = _gap(partition, first, second)
     if len(level) == 1:
         return f"{first} is ahead with {percent(means[first])} % mean test accuracy {over} ({gap})."
-    shown = [f"{name} {percent(means[name])} %" for name in level]
-    behind = [name for name in means if name not in level]
+    shown = few([f"{name} {percent(means[name])} %" for name in level])
+    behind = few([name for name in means if name not in level])
     rest = f"; {listing(behind)} {'is' if len(behind) == 1 else 'are'} behind" if behind else ""
     return f"No clear winner: {listing(shown)} mean test accuracy {over} cannot be told apart ({gap}){rest}."
 
@@ -140,7 +139,9 @@ def headline(study: Study) -> str:
     if not ahead:
         always = [name for name in levels[0] if all(name in level for level in levels)]
         among = (
-            f"; {listing(always)} {'is' if len(always) == 1 else 'are'} among the best on each" if always else ""
+            f"; {listing(few(always))} {'is' if len(always) == 1 else 'are'} among the best on each"
+            if always
+            else ""
         )
         return f"{so_far}On none of {len(found)} partitions is one method clearly ahead{among}."
     parts = [f"{name} is clearly ahead on {count}" for name, count in ahead.most_common()]

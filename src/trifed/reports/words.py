@@ -10,6 +10,8 @@ CONTROLS = {
     "class-means": "class means",
     "majority": "own majority",
 }
+MOST_NAMED = 4
+"""Things that a sentence names one by one."""
 
 
 def size(count: float) -> str:
@@ -45,6 +47,13 @@ def control_label(name: str) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 client`, `10 clients`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def few(items: Sequence[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    if len(items) <= MOST_NAMED:
+        return list(items)
+    return [*items[: MOST_NAMED - 1], f"{len(items) - MOST_NAMED + 1} others"]
 
 
 def listing(items: Sequence[str]) -> str:
