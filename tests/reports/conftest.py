@@ -36,10 +36,10 @@ def own_run(run_folder, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def broken_off(toy_values, tmp_path_factory) -> Path:
-    """A run that was stopped in the middle of round 3 of 4, before its baseline. Do not write into it."""
+    """A run that was stopped while round 3 of 4 was scored, before its baseline. Do not write into it."""
 
     def stop(event):
-        if event["event"] == "trained" and event["round"] == STOP_IN_ROUND and event["client"] == "basil":
+        if event["event"] == "scores" and event["round"] == STOP_IN_ROUND and event["client"] == "basil":
             raise KeyboardInterrupt
 
     path = tmp_path_factory.mktemp("reports") / "broken"

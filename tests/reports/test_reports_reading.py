@@ -90,7 +90,7 @@ def test_of_a_broken_off_run_only_whole_rounds_count(broken_off):
     found = only(source).methods["ce-lora"]
     assert [point.round for point in found.curve] == [0, 1, 2]
     events = RunFolder(broken_off).events()
-    assert max(event.get("round", 0) for event in events) == 3  # there was more in the log
+    assert sum(e["event"] == "scores" and e["round"] == 3 for e in events) == 2  # of three clients
     last = [e["test"]["accuracy"] for e in events if e["event"] == "scores" and e["round"] == 2]
     assert found.mean == pytest.approx(sum(last) / 3)
 
@@ -199,3 +199,12 @@ def test_a_folder_of_runs_names_what_is_inside(run_folder, tmp_path):
 )
 def test_a_run_is_named_after_its_table_and_split(clients, name):
     assert partition_name({"data": {"source": "some/where/t.csv", "clients": clients}}) == name
+
+
+def test_a_message_has_its_own_size_whoever_takes_part(finished):
+    whole, part = (finished("ce-lora", participation=share) for share in (1.0, 0.34))
+    sizes = [only(read_source(done.path)).methods["ce-lora"].bytes for done in (whole, part)]
+    assert sizes[0].total > sizes[1].total
+    for name in ("up_per_round", "down_per_round", "once_up"):
+        assert getattr(sizes[0], name) == getattr(sizes[1], name) > 0
+    assert sizes[0].up_per_round == whole.summary["bytes"]["per_upload"]
