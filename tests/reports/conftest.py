@@ -11,7 +11,11 @@ import torch
 from browser import Browser
 from studies import make_comparison, write_comparison
 
+from trifed.comparison import config as comparing
+from trifed.comparison.compare import planned
+from trifed.comparison.digest import digest
 from trifed.config import make_config
+from trifed.federation.store import RunFolder
 from trifed.runner import run
 
 STOP_IN_ROUND = 3
@@ -54,6 +58,22 @@ def comparison(tmp_path_factory) -> Path:
     """A comparison of three methods on two partitions, with two seeds. Do not write into it."""
     folder = tmp_path_factory.mktemp("reports") / "compared"
     return write_comparison(folder, make_comparison(("intents-0.5", "intents-0.1")))
+
+
+@pytest.fixture(scope="session")
+def real_comparison(toy_values, tmp_path_factory) -> Path:
+    """The folder of a comparison that was really run: two methods, one seed, in this process."""
+    settings = {k: v for k, v in toy_values(rounds=4).items() if k not in ("name", "controls")}
+    values = {"name": "real", "methods": ["local", "ce-lora"], "seeds": [0], "run": settings}
+    root = tmp_path_factory.mktemp("reports") / "real"
+    config = comparing.make_comparison(values)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for job in planned(config, root):
+        run(job.config, root / job.folder)
+    torch.set_num_threads(before)
+    RunFolder(root).write_json("comparison.json", digest(config, planned(config, root), root))
+    return root
 
 
 @pytest.fixture(scope="session")

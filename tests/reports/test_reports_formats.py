@@ -14,6 +14,7 @@ import pytest
 from studies import make_comparison, write_comparison
 
 import trifed
+from trifed.comparison.compare import ComparisonResult
 from trifed.errors import RunError
 from trifed.reports.folder_blocks import cluster_order
 
@@ -24,10 +25,11 @@ def figures(page):
     return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", page, re.S)]
 
 
-@pytest.fixture(params=["run", "broken off", "comparison"])
-def folder(request, run_folder, broken_off, comparison):
+@pytest.fixture(params=["run", "broken off", "comparison", "real comparison"])
+def folder(request, run_folder, broken_off, comparison, real_comparison):
     """Each kind of folder that a report is made of."""
-    return {"run": run_folder, "broken off": broken_off, "comparison": comparison}[request.param]
+    made = {"run": run_folder, "broken off": broken_off, "comparison": comparison}
+    return {**made, "real comparison": real_comparison}[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,13 @@ def test_a_notebook_shows_the_result_in_short(run_folder):
     assert "ce-lora" in fragment
     assert "<svg" not in fragment
     assert len(fragment) < 10_000
+
+
+def test_a_notebook_shows_a_comparison_too(real_comparison):
+    written = json.loads((real_comparison / "comparison.json").read_text())
+    fragment = ComparisonResult(real_comparison, written)._repr_html_()
+    assert "mean test accuracy over 3 clients" in fragment
+    assert "ce-lora" in fragment
 
 
 def test_the_report_lies_in_the_folder_unless_told_otherwise(own_run, tmp_path):

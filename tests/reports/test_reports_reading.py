@@ -156,6 +156,42 @@ def test_a_comparison_knows_its_run_folders(run_folder, tmp_path):
     assert details["intents-0.1"].split is None
 
 
+def test_a_real_comparison_says_what_a_run_says(real_comparison):
+    source = read_source(real_comparison)
+    written = json.loads((real_comparison / "comparison.json").read_text())
+    partition = only(source)
+    assert written["results"]["all"]["methods"]["ce-lora"].keys() - {"bytes", "curve", "plateau"} <= set(
+        type(partition.methods["ce-lora"]).model_fields
+    )
+    for method in ("local", "ce-lora"):
+        alone = only(read_source(real_comparison / "runs" / "all" / method / "seed-0")).methods[method]
+        found = partition.methods[method]
+        for name in ("mean", "worst", "best", "mean_trained", "client_accuracy", "bytes", "curve", "plateau"):
+            assert getattr(found, name) == getattr(alone, name), name
+    (details,) = source.details.values()
+    assert list(details.matrices) == ["ce-lora"]
+    assert list(details.manifest) == ["ce-lora"]
+
+
+def test_a_gap_that_was_not_computed_comes_from_the_clients(real_comparison):
+    partition = only(read_source(real_comparison)).model_copy(update={"differences": {}})
+    gap = partition.difference("ce-lora", "local")
+    pairs = zip(*(partition.methods[m].client_accuracy for m in ("ce-lora", "local")), strict=True)
+    assert gap.mean == pytest.approx(sum(a - b for a, b in pairs) / 3)
+    assert gap.interval[0] <= gap.mean <= gap.interval[1]
+
+
+def test_how_to_go_on_with_a_comparison(tmp_path):
+    values = make_comparison()
+    values["finished"] = False
+    folder = write_comparison(tmp_path / "my runs" / "c", values)
+    command = f"trifed compare '{folder / 'comparison.toml'}' --runs '{folder.parent}'"
+    assert read_source(folder).go_on == command
+    (folder / "comparison.json").rename(folder / "comparison.toml")
+    with pytest.raises(RunError, match=re.escape(command)):
+        read_source(folder)
+
+
 def test_numbers_that_are_missing_stay_missing(tmp_path):
     values = make_comparison()
     found = values["results"]["intents-0.5"]["methods"]["ce-lora"]

@@ -32,6 +32,13 @@ class ComparisonResult:
         found: dict[str, Any] = self.data["results"]
         return found
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: who is ahead, and methods and controls side by side."""
+        from trifed.reports.page import render_brief
+        from trifed.reports.study import Source, Study
+
+        return render_brief(Source(self.path, "comparison", Study.model_validate(self.data), {}))
+
 
 def _quiet(event: dict[str, Any]) -> None:
     """A listener that says nothing."""

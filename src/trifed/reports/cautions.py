@@ -53,7 +53,7 @@ def _on_rounds(study: Study) -> Iterable[str]:
         shown = listing(few([f"{method} ({text})" for method, text in rising.items()]))
         yield f"Still rising over the last quarter of the rounds: {shown}. With more rounds the order may change."
     results = [found for partition in study.results.values() for found in partition.methods.values()]
-    if any(found.plateau is None and found.curve for found in results):
+    if any(found.curve and (found.plateau is None or found.plateau.reached is None) for found in results):
         yield "Too few evaluated rounds to tell whether the curves have levelled off."
 
 

@@ -23,14 +23,14 @@ MAIN = (
     Column("once_up", "up once", "bytes"),
     Column("once_down", "down once", "bytes"),
     Column("total_bytes", "sent in all", "bytes"),
-    Column("rounds_to_target", "rounds to target", "count"),
+    Column("rounds_to_target", "rounds to target", "number"),
     Column("bytes_to_target", "bytes to target", "bytes"),
     Column("mean_trained", "as trained", "percent"),
     Column("mean_received", "as received", "percent"),
     Column("learning_rate", "learning rate", "number"),
     Column("rounds", "rounds", "count"),
     Column("seeds", "seeds", "count"),
-    Column("seconds", "seconds of training", "number"),
+    Column("seconds", "seconds", "number"),
 )
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from trifed.federation.results import spread
 from trifed.models.evaluate import Evaluation
 from trifed.models.predict import Prediction
-from trifed.reports.tables import percent
+from trifed.reports.words import percent
 
 LABELS, CONFUSIONS = 40, 10
 """Rows shown of the labels, worst first where there are more, and of the confused pairs."""

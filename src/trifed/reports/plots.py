@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from trifed.atomic import whole_file
 from trifed.reports import panels
 from trifed.reports.study import Source
 from trifed.reports.style import LIGHT, Style, drawing
@@ -19,7 +20,6 @@ def plot_result(source: Source, target: Path) -> None:
     """Mean accuracy over rounds, each client, and what one client sends, as a PNG."""
     style = Style(LIGHT, tuple(source.study.methods))
     partition = next(iter(source.study.results.values()))
-    scratch = target.with_name(f".{target.name}")
     with drawing(LIGHT), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=MISSING_GLYPH)
         figure = Figure(figsize=INCHES, layout="constrained")
@@ -31,5 +31,5 @@ def plot_result(source: Source, target: Path) -> None:
         clients.set_title("Each client")
         panels.sent(sent, partition, style)
         sent.set_title("What one client sends and receives")
-        figure.savefig(scratch, dpi=130, format="png")
-    scratch.replace(target)
+        with whole_file(target) as partial:
+            figure.savefig(partial, dpi=130, format="png")

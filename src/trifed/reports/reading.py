@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,7 +12,7 @@ from trifed.federation.store import RunFolder
 from trifed.reports.run_folder import Say, read_details, read_run
 from trifed.reports.study import Details, Source, Study
 
-COMPARISON = "comparison.json"
+COMPARISON, SETTINGS = "comparison.json", "comparison.toml"
 
 
 def silent(text: str) -> None:
@@ -28,6 +29,11 @@ def read_source(path: Path, say: Say = silent) -> Source:
         return _read_comparison(path, say)
     if (path / "config.toml").is_file():
         return read_run(path, say)
+    if (path / SETTINGS).is_file():
+        raise RunError(
+            f"{path}: this comparison has no {COMPARISON} yet, which is written when it ends or is stopped; "
+            f"to go on with it: {_again(path)}"
+        )
     inside = sorted(p.name for p in path.iterdir() if (p / "config.toml").is_file()) if path.is_dir() else []
     hint = f"; inside are {', '.join(inside[:5])}" if inside else ""
     raise RunError(
@@ -57,7 +63,13 @@ def _read_comparison(path: Path, say: Say) -> Source:
     for number, name in enumerate(study.results, 1):
         say(f"reading {name} ({number} of {len(study.results)})")
         details[name] = _details(path / "runs" / name, study)
-    return Source(path, "comparison", study, details)
+    go_on = "" if study.finished else _again(path)
+    return Source(path, "comparison", study, details, go_on)
+
+
+def _again(path: Path) -> str:
+    """The command that goes on with a comparison."""
+    return f"trifed compare {shlex.quote(str(path / SETTINGS))} --runs {shlex.quote(str(path.parent))}"
 
 
 def _details(folder: Path, study: Study) -> Details:

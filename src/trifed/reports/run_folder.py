@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy import stats
 
 from trifed.config import read_toml
 from trifed.errors import RunError
@@ -20,7 +19,6 @@ from trifed.federation.store import Event, RunFolder
 from trifed.methods import METHODS
 from trifed.reports.study import (
     Details,
-    Difference,
     Matrix,
     MethodResult,
     Missing,
@@ -79,21 +77,10 @@ def _partition(folders: dict[str, RunFolder], seed: int, say: Say) -> Partition:
         controls = controls or {c: _control(found, clients) for c, found in summary.get("controls", {}).items()}
         if summary["accuracy"] is not None:
             methods[method] = _method_result(method, summary, folder)
+    found = Partition(seeds=[seed], clients=clients, methods=methods, controls=controls)
     pairs = [(one, other) for place, one in enumerate(methods) for other in list(methods)[place + 1 :]]
-    differences = {f"{one} minus {other}": _paired(methods[one], methods[other]) for one, other in pairs}
-    known = {name: found for name, found in differences.items() if found is not None}
-    return Partition(seeds=[seed], clients=clients, methods=methods, controls=controls, differences=known)
-
-
-def _paired(one: MethodResult, other: MethodResult) -> Difference | None:
-    """The mean difference over clients and its 95 % t interval; None under three clients with test data."""
-    pairs = zip(one.client_accuracy, other.client_accuracy, strict=True)
-    gaps = np.array([a - b for a, b in pairs if a is not None and b is not None])
-    if len(gaps) < 3:
-        return None
-    reach = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
-    mean = float(gaps.mean())
-    return Difference(mean=mean, interval=(mean - reach, mean + reach))
+    gaps = {f"{one} minus {other}": found.difference(one, other) for one, other in pairs}
+    return found.model_copy(update={"differences": {name: gap for name, gap in gaps.items() if gap is not None}})
 
 
 def read_details(folders: dict[str, RunFolder]) -> Details:
@@ -183,7 +170,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         mean_received=(summary["accuracy_received"] or {}).get("mean"),
         bytes=traffic(events, len(summary["clients"])),
         fedavg_lora_would_send=summary["bytes"]["fedavg_lora_would_send"] or None,
-        seconds=summary["seconds"],
+        seconds=summary.get("seconds_total", summary["seconds"]),
         curve=points,
         plateau=_plateau(points),
         client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],

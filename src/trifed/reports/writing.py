@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from trifed.atomic import whole_file
 from trifed.errors import RunError
 from trifed.reports.document import Document, make_document
 from trifed.reports.formats import render_csv, render_json, render_markdown
@@ -44,12 +45,10 @@ def report(
         what = "is a folder" if target.is_dir() else "would lie in a folder that does not exist"
         raise RunError(f"out: got {target}, which {what}; expected a file's path, as report.{chosen}")
     text = FORMATS[chosen](make_document(read_source(folder, say)), say)
-    scratch = target.with_name(f".{target.name}.tmp")
     try:
-        scratch.write_text(text, encoding="utf-8", newline="")
-        scratch.replace(target)
+        with whole_file(target) as partial:
+            partial.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise RunError(f"{target}: the report cannot be written ({error.strerror}); give another --out") from error
     return target
 
