@@ -43,7 +43,7 @@ def write_comparison(folder: Path, comparison: dict[str, Any]) -> Path:
 
 
 def _rates() -> dict[str, Any]:
-    return {"grid": {"0.001": 0.7, "0.003": 0.78, "0.01": None}, "chosen": 0.003}
+    return {"grid": {"0.001": 0.7, "0.003": 0.78, "0.01": 0.75, "0.03": None}, "chosen": 0.003}
 
 
 def _partition(

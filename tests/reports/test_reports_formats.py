@@ -80,6 +80,13 @@ def test_figures_take_their_colours_from_the_page(folder, write):
     assert page.count("--series-0:") == 3  # light, dark, print
 
 
+def test_no_label_shows_a_drawing_program_s_markup(comparison, run_folder, write):
+    for folder in (comparison, run_folder):
+        for figure in figures(write(folder, "html")):
+            assert "$" not in "".join(figure.itertext())
+            assert "\\math" not in "".join(figure.itertext())
+
+
 def test_names_cannot_break_the_page(tmp_path, write):
     values = make_comparison()
     nasty = ["<script>alert(1)</script>", "$5 | _shop_", "会社 🏥", '"quoted"', "a" * 90]
@@ -152,7 +159,7 @@ def test_a_comparison_without_any_result_yet_makes_a_page(tmp_path, write):
     values["missing"] = [{"partition": "intents-0.5", "method": "local", "seed": 0, "state": "not started"}]
     page = write(write_comparison(tmp_path / "c", values), "html")
     assert "There is no accuracy to show yet." in page
-    assert "local, seed 0: not started" in page
+    assert "intents-0.5, not started: local (seed 0)" in page
 
 
 def test_the_same_folder_gives_the_same_page(run_folder, write, tmp_path):

@@ -10,6 +10,7 @@ from studies import make_comparison
 from trifed.reports.cautions import cautions
 from trifed.reports.study import Details, Source, Study
 from trifed.reports.verdicts import bytes_sentence, controls_sentence, headline, level_with_first, verdict
+from trifed.reports.words import points
 
 
 def study(*partitions, **means):
@@ -134,3 +135,8 @@ def test_an_untuned_or_borrowed_learning_rate_is_told():
 def test_an_easy_majority_is_told():
     assert "most frequent label does as well" in say_cautions(study(ce_lora=0.11))
     assert "most frequent label does as well" not in say_cautions(study(ce_lora=0.5))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.0004, "0.0"), (-0.0004, "0.0"), (-0.012, "−1.2"), (0.1, "+10.0")])
+def test_a_difference_of_nothing_has_no_sign(value, shown):
+    assert points(value) == shown

@@ -11,7 +11,7 @@ from trifed.reports.grid import Grid
 from trifed.reports.grids import main_grid, settings_grid
 from trifed.reports.study import Source
 from trifed.reports.verdicts import bytes_sentence, controls_sentence, headline, ranked, verdict
-from trifed.reports.words import plural
+from trifed.reports.words import listing, plural
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,20 @@ def make_document(source: Source) -> Document:
 
 def _missing(source: Source) -> list[str]:
     study = source.study
-    several = len(study.partitions) > 1
-    lines = []
+    if source.kind == "run":
+        lines = [f"{item.method}: {item.state}" for item in study.missing]
+        if lines and not any(partition.controls for partition in study.results.values()):
+            lines.append("the controls, which are measured at the end of a run")
+        return lines
+    places: dict[tuple[str, str], dict[str, list[str]]] = {}
     for item in study.missing:
-        place = f" on {item.partition}" if several else ""
-        seed = f", seed {item.seed}" if source.kind == "comparison" else ""
-        lines.append(f"{item.method}{place}{seed}: {item.state}")
-    if study.missing and not any(partition.controls for partition in study.results.values()):
-        lines.append("the controls, which are measured at the end of a run")
-    return lines
+        methods = places.setdefault((item.partition, item.state), {})
+        methods.setdefault(item.method, []).append(str(item.seed))
+    return [
+        f"{partition}, {state}: "
+        + ", ".join(f"{method} (seed {listing(seeds)})" for method, seeds in methods.items())
+        for (partition, state), methods in places.items()
+    ]
 
 
 def _citations(source: Source) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trifed.reports.study import Matrix, Partition, Point, Spread, Study, Tuning
 from trifed.reports.style import Style, bytes_axis, control_lines, short
@@ -173,13 +173,18 @@ def overview(axes: Axes, study: Study, style: Style) -> None:
 
 def learning_rates(axes: Axes, tuning: Tuning, style: Style) -> None:
     """Validation accuracy over the learning rates tried; the one taken is ringed."""
-    for method, rates in tuning.methods.items():
+    everything: set[float] = set()
+    for place, (method, rates) in enumerate(tuning.methods.items()):
         tried = sorted((float(rate), 100 * value) for rate, value in rates.grid.items() if value is not None)
-        colour = style.colour(method)
-        axes.plot(*zip(*tried, strict=True), color=colour, marker=style.marker(method), ms=4, label=method)
+        everything |= {rate for rate, _ in tried}
+        look = _line(style, method, place if len(tuning.methods) <= MOST_BANDS else 0)
+        axes.plot([rate for rate, _ in tried], [value for _, value in tried], label=method, **look)
         taken = [(rate, value) for rate, value in tried if rate == rates.chosen]
-        axes.scatter([r for r, _ in taken], [v for _, v in taken], s=90, facecolors="none", edgecolors=colour)
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.colour(method), "s": 90 + 60 * place}
+        axes.scatter([rate for rate, _ in taken], [value for _, value in taken], **ring)
     axes.set_xscale("log")
+    axes.set_xticks(sorted(everything), [f"{rate:g}" for rate in sorted(everything)], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="learning rate", ylabel="validation accuracy, %")
 
 

@@ -30,7 +30,10 @@ def percent(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """A difference of accuracies with its sign."""
-    return "-" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    if value is None:
+        return "-"
+    shown = round(100 * value, 1)
+    return f"{shown:+.1f}".replace("-", "−") if shown else "0.0"
 
 
 def span(interval: tuple[float, float] | None, signed: bool = False) -> str:
