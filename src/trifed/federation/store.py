@@ -119,15 +119,13 @@ class RunFolder:
             file.write(json.dumps(plain(event), allow_nan=False) + "\n")
 
     def events(self) -> list[Event]:
-        """All events so far."""
+        """All events so far; half a line, which a run that was killed may leave, is none.
+
+        Raises:
+            RunError: the log is damaged.
+        """
         path = self.path / "events.jsonl"
-        if not path.is_file():
-            return []
-        content = path.read_bytes()
-        try:
-            return _parse(content[: content.rfind(b"\n") + 1])
-        except ValueError as error:
-            raise RunError(f"{path}: damaged ({error}); put the whole file back") from error
+        return self._parse(path.read_bytes()) if path.is_file() else []
 
     def whole_rounds(self) -> list[Event]:
         """The events up to the end of the last whole round, or of the run if it is over.
@@ -135,17 +133,20 @@ class RunFolder:
         Raises:
             RunError: the log or the checkpoint is damaged.
         """
-        path = self.path / "events.jsonl"
-        if not path.is_file():
+        found = self.events()
+        if found and found[-1].get("event") == "finished":
+            return found
+        if not found or not self.has_checkpoint():
             return []
-        content = path.read_bytes()
+        content = (self.path / "events.jsonl").read_bytes()
+        return self._parse(content[: self._read_checkpoint(())[0]["events_bytes"]])
+
+    def _parse(self, content: bytes) -> list[Event]:
         try:
-            whole = _parse(content[: content.rfind(b"\n") + 1])  # a run that was killed may leave half a line
-            if whole and whole[-1]["event"] == "finished":
-                return whole
-            return _parse(content[: self._read_checkpoint(())[0]["events_bytes"]]) if self.has_checkpoint() else []
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}: damaged ({error}); put the whole file back") from error
+            lines = content[: content.rfind(b"\n") + 1].decode("utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise RunError(f"{self.path / 'events.jsonl'}: damaged ({error}); put the whole file back") from error
 
     # -- checkpoint
 
@@ -232,10 +233,6 @@ def _client(tensors: Mapping[str, Tensor], index: int, steps: int) -> ClientStat
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     return ClientState(part("tensors"), part("moments"), steps)
-
-
-def _parse(lines: bytes) -> list[Event]:
-    return [json.loads(line) for line in lines.decode("utf-8").splitlines()]
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from trifed.errors import ConfigError, RunError
 from trifed.federation.cost import Cost, MethodCost
-from trifed.reports.tables import size
+from trifed.reports.words import size
 
 PICTURES = (".png", ".svg", ".pdf")
 

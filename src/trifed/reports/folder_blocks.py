@@ -41,9 +41,9 @@ def folder_blocks(partition: Partition, details: Details) -> list[Block]:
 
 
 def cluster_order(matrices: dict[str, Matrix]) -> list[int]:
-    """Clients so that alike ones are neighbours: average linkage on the mean of the similarities."""
+    """Clients so that alike ones are neighbours: average linkage on the mean similarity, else on the weights."""
     found = [matrix for name, matrix in matrices.items() if name.startswith("similarity")]
-    similarity = np.nan_to_num(np.mean(found, axis=0))
+    similarity = np.nan_to_num(np.mean(found or list(matrices.values()), axis=0))
     if len(similarity) < 3:
         return list(range(len(similarity)))
     distance = similarity.max() - (similarity + similarity.T) / 2

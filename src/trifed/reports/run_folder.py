@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from trifed.config import read_toml
 from trifed.errors import RunError
 from trifed.federation.results import summarise_events
-from trifed.federation.store import Event, RunFolder
+from trifed.federation.store import RunFolder
 from trifed.methods import METHODS
 from trifed.reports.study import (
     Details,
@@ -91,7 +91,7 @@ def read_details(folders: dict[str, RunFolder]) -> Details:
         files = sorted((folder.path / "matrices").glob("round-*.safetensors"))
         if files:
             found = _matrices(files[-1])
-            if set(found) - {"weights"}:  # weights without a similarity are those of a plain average
+            if len(found) > 1 or any(map(_rows_differ, found.values())):  # else those of a plain average
                 matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
     clients = len(split["clients"]) if split else 1
     manifest_of = {method: manifest(folder.events(), clients) for method, folder in folders.items()}
@@ -139,20 +139,14 @@ def _read_json(folder: RunFolder, name: str) -> Any:
 
 
 def _summary(folder: RunFolder) -> dict[str, Any] | None:
-    """summary.json, or as much of it as the events of a broken-off run tell; None without any."""
-    found = _read_json(folder, "summary.json")
-    events = _whole_rounds(folder.events(), folder.rounds_done()) if found is None else []
+    """summary.json, or as much of it as the whole rounds of a broken-off run tell; None without any."""
+    if (folder.path / "summary.json").is_file():
+        found: dict[str, Any] = _read_json(folder, "summary.json")
+        return found
+    # Without the round that was under way: a mean over the clients that came first would mislead.
+    events = folder.whole_rounds()
     started = next((e for e in events if e["event"] == "started"), None)
-    if found is not None or started is None:
-        return found  # type: ignore[no-any-return]
-    summary = {**summarise_events(events, started["scored"], 0), "method": started["method"]}
-    # Before round 1 ended, only the common start was scored, which is nobody's result.
-    return summary if folder.rounds_done() else {**summary, "accuracy": None}
-
-
-def _whole_rounds(events: Sequence[Event], done: int) -> list[Event]:
-    """Without the round that was under way: a mean over the clients that came first would mislead."""
-    return [event for event in events if event.get("round", 0) <= done]
+    return {**summarise_events(events, started["scored"], 0), "method": started["method"]} if started else None
 
 
 def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> MethodResult:
@@ -190,6 +184,10 @@ def _plateau(points: Sequence[Point]) -> Plateau | None:
         return None
     rise = float(np.mean(means[-quarter:]) - np.mean(means[-2 * quarter : -quarter]))
     return Plateau(rise_in_last_quarter=rise, reached=rise < PLATEAU)
+
+
+def _rows_differ(matrix: Matrix) -> bool:
+    return bool(np.ptp(matrix, axis=0).max(initial=0.0) > 1e-9)
 
 
 def _matrices(path: Path) -> dict[str, Matrix]:
