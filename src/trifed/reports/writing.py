@@ -29,11 +29,9 @@ def report(
 ) -> Path:
     """Write a report of the run or comparison in the folder `path`; returns where it is.
 
-    Args:
-        path: a run's folder, finished or broken off, or a comparison's.
-        out: where to; `path/report.FORMAT` unless given. What is there is replaced.
-        format: "html", "md", "json" or "csv"; unless given, what `out` ends with, else "html".
-        say: is told what is being done.
+    `path`: a run's folder, finished or broken off, or a comparison's. `out`: where to, `path/report.FORMAT` unless
+    given; what is there is replaced. `format`: "html", "md", "json" or "csv"; unless given, what `out` ends with,
+    else "html". `say` is told what is being done.
 
     Raises:
         RunError: no run or comparison there, files in it are damaged, or nothing can be written to `out`.
