@@ -19,6 +19,7 @@ from trifed.comparison.compare import compare, load_comparison
 from trifed.comparison.config import make_comparison
 from trifed.errors import RunError
 from trifed.federation.store import RunFolder
+from trifed.reports.writing import report
 
 
 def folder_of(result, method, seed):
@@ -115,6 +116,16 @@ def test_other_settings_or_another_split_are_refused(compared, compare_values, t
     path.write_text(json.dumps({**split, "content_hash": "other"}), encoding="utf-8")
     with pytest.raises(RunError, match="different splits"):
         load_comparison(folder)
+
+
+def test_a_comparison_that_is_running_or_was_killed_has_a_report_too(compared, tmp_path):
+    folder = shutil.copytree(compared[0].path, tmp_path / "small")
+    whole = report(folder, tmp_path / "whole.md").read_text(encoding="utf-8")
+    (folder / "comparison.json").unlink()
+    assert report(folder, tmp_path / "again.md").read_text(encoding="utf-8") == whole
+    shutil.rmtree(folder / "runs" / "all" / "local" / "seed-1")
+    half = report(folder, tmp_path / "half.md").read_text(encoding="utf-8")
+    assert "not started: local (seed 1)" in half and "not started" not in whole
 
 
 def test_a_rate_is_chosen_on_validation_data_of_another_seed(tuned):
