@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +41,3 @@ def tuned(
     tuning = {"learning_rates": [1e-5, 1e-4], "seed": 7, "rounds": 2, "extend": 1}
     values = compare_values(name="tuned", methods=["local"], seeds=[0], tuning=tuning)
     return compare(make_comparison(values), tmp_path_factory.mktemp("comparisons") / "tuned", jobs=2)
-
-
-def read(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text(encoding="utf-8"))

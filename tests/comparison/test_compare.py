@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import tomli_w
 
-from conftest import read
 from trifed.comparison.compare import compare, load_comparison
 from trifed.comparison.config import make_comparison
 from trifed.errors import RunError
 from trifed.federation.store import RunFolder
 from trifed.reports.writing import report
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def folder_of(result, method, seed):
@@ -161,12 +164,15 @@ def test_ctrl_c_leaves_a_comparison_that_goes_on(compare_values, tmp_path):
         [sys.executable, "-m", "trifed.cli", "compare", "c.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     run = tmp_path / "runs" / "small" / "runs" / "all" / "local" / "seed-0"
-    deadline = time.monotonic() + 180
-    while not (run / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    try:
+        deadline = time.monotonic() + 180
+        while not (run / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
     events = len(RunFolder(run).events())
     time.sleep(1)
