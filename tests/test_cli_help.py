@@ -59,6 +59,7 @@ def tree(folder: Path) -> set[str]:
         ([], "trifed run my.toml"),
         (["run"], "trifed run my.toml"),
         (["demo"], "trifed demo --rounds 4"),
+        (["report"], "trifed report runs/demo"),
         (["export"], "trifed export runs/tickets --client berlin"),
         (["predict"], "trifed predict runs/tickets --client berlin"),
         (["evaluate"], "trifed evaluate runs/tickets new.csv --client berlin"),
