@@ -57,6 +57,15 @@ def compare(
     """
     root = Path(folder) if folder is not None else Path("runs") / config.name
     _open(root, config)
+
+    def and_write(event: dict[str, Any]) -> None:
+        listener(event)
+        if event["event"] in (
+            "phase",
+            "job",
+        ):  # so that a report shows a comparison that is running, or was killed
+            _write(config, root)
+
     try:
         if config.tuning:
             tune(
@@ -65,7 +74,7 @@ def compare(
                 root,
                 lambda wanted: carry_out(wanted, root, jobs, listener, "learning rates"),
             )
-        carry_out(planned(config, root), root, jobs, listener, "comparison")
+        carry_out(planned(config, root), root, jobs, and_write, "comparison")
     finally:
         result = _write(config, root)
     return result

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from trifed.comparison.compare import load_comparison
 from trifed.errors import RunError
-from trifed.federation.store import RunFolder, plain
+from trifed.federation.store import RunFolder
 from trifed.reports.run_folder import Say, read_details, read_run
 from trifed.reports.study import Details, Source, Study
 
@@ -28,12 +26,14 @@ def read_source(path: Path, say: Say = silent) -> Source:
         RunError: neither is there, or a file in it is damaged.
     """
     if (path / COMPARISON).is_file():
-        return _read_comparison(path, (path / COMPARISON).read_bytes(), say)
+        return _read_comparison(path, say)
     if (path / "config.toml").is_file():
         return read_run(path, say)
-    if (path / SETTINGS).is_file():  # it is running, or was killed: what is there is read from its runs
-        say("reading the finished runs")
-        return _read_comparison(path, json.dumps(plain(load_comparison(path).data)).encode(), say)
+    if (path / SETTINGS).is_file():
+        raise RunError(
+            f"{path}: this comparison has no {COMPARISON} yet, which is written when it ends or is stopped; "
+            f"to go on with it: {_again(path)}"
+        )
     inside = sorted(p.name for p in path.iterdir() if (p / "config.toml").is_file()) if path.is_dir() else []
     hint = f"; inside are {', '.join(inside[:5])}" if inside else ""
     raise RunError(
@@ -48,10 +48,10 @@ def _kind(path: Path) -> str:
     return "a folder with neither" if path.is_dir() else "a file"
 
 
-def _read_comparison(path: Path, content: bytes, say: Say) -> Source:
+def _read_comparison(path: Path, say: Say) -> Source:
     file = path / COMPARISON
     try:
-        study = Study.model_validate_json(content)
+        study = Study.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole file"
