@@ -116,7 +116,18 @@ def test_a_run_killed_in_its_baseline_reaches_the_same_numbers(
 
 def test_in_a_terminal_one_line_moves_and_is_taken_away(environment, toml, tmp_path):
     child = in_a_terminal(
-        80, str(toml), "--runs", str(tmp_path), "--name", "seen", "--rounds", "6", "--set", "baselines=[]"
+        80,
+        str(toml),
+        "--runs",
+        str(tmp_path),
+        "--name",
+        "seen",
+        "--rounds",
+        "6",
+        "--set",
+        "baselines=[]",
+        "--set",
+        "training.epochs=4",
     )
     child.expect(pexpect.EOF)
     child.close()
