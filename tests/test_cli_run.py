@@ -74,7 +74,7 @@ def test_baseline_local_stands_beside_the_run(run, toml, tmp_path):
     assert said.code == 0
     header = next(line for line in said.out.splitlines() if "train" in line and "┃" in line)
     assert [cell.strip() for cell in re.split("[┃│]", header)[1:-1]] == [
-        "client", "train", "test", "ce-lora", "local",
+        "client", "train", "test", "before", "ce-lora", "local",
     ]  # fmt: skip
     assert re.search("ce-lora less local|local less ce-lora", said.out)
     folder = tmp_path / "runs" / "toy"
@@ -83,6 +83,7 @@ def test_baseline_local_stands_beside_the_run(run, toml, tmp_path):
     for client in (*summary(folder)["clients"], *alone["clients"]):
         row = next(line for line in said.out.splitlines() if line.startswith(f"│ {client['name']}"))
         assert f"{100 * client['now']['accuracy']:.1f}" in row
+        assert [cell.strip() for cell in row.split("│")][4] == f"{100 * client['before']['accuracy']:.1f}"
 
 
 def test_from_flags_alone(run, tiny_encoder, toy_table, tmp_path):
@@ -149,7 +150,7 @@ def test_a_client_with_one_label_or_without_data_can_be_kept_on_purpose(run, tom
     assert clients["dust"]["rounds"] == clients["sand"]["rounds"] == 0
     assert clients["basil"]["rounds"] == 2
     dust = next(line for line in said.out.splitlines() if line.startswith("│ dust"))
-    assert [cell.strip() for cell in dust.split("│")[1:-1]] == ["dust", "0", "0", "-"]
+    assert [cell.strip() for cell in dust.split("│")[1:-1]] == ["dust", "0", "0", "-", "-"]
 
 
 def test_some_clients_a_round(run, toml, tmp_path):

@@ -108,11 +108,14 @@ def client_grid(partition: Partition, details: Details | None) -> Grid:
     shown = [item for item in shown if len(item[2].client_accuracy) == len(partition.clients)]
     columns = [Column("client", "client")]
     columns += [Column(part, part, "count") for part in ("train", "test")] if split else []
+    before = details.before if details else {}
+    columns += [Column("before", "before", "percent")] if before else []
     columns += [Column(key, label, "percent") for key, label, _ in shown]
     rows = []
     for place, client in enumerate(partition.clients):
         sizes = [split.get(client, {}).get(part) for part in ("train", "test")] if split else []
-        rows.append([client, *sizes, *(found.client_accuracy[place] for _, _, found in shown)])
+        start = [before.get(client)] if before else []
+        rows.append([client, *sizes, *start, *(found.client_accuracy[place] for _, _, found in shown)])
     return Grid("Test accuracy of each client, %", columns, rows)
 
 

@@ -95,7 +95,14 @@ def read_details(folders: dict[str, RunFolder]) -> Details:
                 matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
     clients = len(split["clients"]) if split else 1
     manifest_of = {method: manifest(folder.events(), clients) for method, folder in folders.items()}
-    return Details(split, matrices, number, {method: found for method, found in manifest_of.items() if found})
+    sent = {method: found for method, found in manifest_of.items() if found}
+    return Details(split, matrices, number, sent, _before(next(iter(folders.values()), None)))
+
+
+def _before(folder: RunFolder | None) -> dict[str, float | None]:
+    """Each client's test accuracy at the start, which all methods share."""
+    events = folder.events() if folder else []
+    return {e["client"]: e["test"]["accuracy"] for e in events if e["event"] == "scores" and e["stage"] == "start"}
 
 
 def state_of(folder: RunFolder) -> str:

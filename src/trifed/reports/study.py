@@ -183,13 +183,15 @@ class Details:
     """What only a run's own folder knows, of one partition.
 
     `split`: split.json. `matrices`: method → name → (n_clients, n_clients), of `round`. `manifest`: method →
-    tensor → bytes per client: once up, up a round, once down, down a round.
+    tensor → bytes per client: once up, up a round, once down, down a round. `before`: client → accuracy at the
+    common start.
     """
 
     split: dict[str, Any] | None = None
     matrices: dict[str, dict[str, Matrix]] = field(default_factory=dict)
     round: int = 0
     manifest: dict[str, dict[str, tuple[float, float, float, float]]] = field(default_factory=dict)
+    before: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
