@@ -32,7 +32,7 @@ FRAMES = {method: {"adapter": {"rank": 32}} for method in ("fed-xs", "fed-sb")}
 
 RUN: dict[str, Any] = {
     "rounds": 20,
-    "evaluate_every": 4,
+    "evaluate_every": 5,
     "model": {"name": "demo", "max_length": 64},
     "data": {
         "valid_fraction": 0.1,
@@ -40,9 +40,9 @@ RUN: dict[str, Any] = {
         "allow_single_class": True,
         "clients": {"min_examples": 40, "max_examples": 200},
     },
-    "training": {"epochs": 2, "batch_size": 16},
+    "training": {"epochs": 1, "batch_size": 8},
 }
-"""Per client 60 examples to train on, 20 to validate and 120 to test; 160 optimiser steps in all."""
+"""Per client at most 60 examples to train on, 20 to validate and 120 to test; at most 160 optimiser steps."""
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "sst2-dirichlet-0.5": {"split": "dirichlet", "alpha": 0.5},
@@ -63,7 +63,7 @@ FOLDERS = {
 PAIRS = ("qnli", "mrpc")
 TUNED_ON = {"sentences": "sst2-dirichlet-0.5", "intents": "banking77-dirichlet-0.5"}
 TUNING = {"learning_rates": [1e-3, 3e-3, 1e-2], "seed": 100, "extend": 2}
-TUNING_ROUNDS = {"sentences": 4, "intents": 8}
+TUNING_ROUNDS = {"sentences": 5, "intents": 8}
 """Sentiment settles at once, 77 intents do not."""
 
 Rates = dict[str, dict[str, Any]]
