@@ -4,9 +4,10 @@
 
 DIR holds the public data sets, each a folder with a train.parquet (columns text, label; QNLI and MRPC also
 text_pair, CLINC150 also domain). First the learning rates: every method has the same grid, on SST-2 for sentences
-and on BANKING77 for intents, on validation data of a seed that no reported run uses; what was found is kept in
-rates.json and taken from there. Then one comparison for each partition, written to results/PARTITION.json when it
-is done. Everything is kept under --work and goes on where it was broken off.
+and on BANKING77 for intents, on validation data of a seed that no reported run uses. Then one comparison for each
+partition. Runs are kept under --work and go on where they were broken off; what is finished goes into
+results/comparison.json, rates and partitions alike, and is taken from there the next time, so remove from it what
+is to be measured anew. `trifed report benchmarks/methods/results` makes the page.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from rich.console import Console
 from trifed.comparison.compare import compare
 from trifed.comparison.config import layer, make_comparison
 from trifed.reports.comparison import CompareWatch, render_comparison
+
+Json = dict[str, Any]
 
 HERE = Path(__file__).parent
 METHODS = [
@@ -40,7 +43,7 @@ RUN: dict[str, Any] = {
         "allow_single_class": True,
         "clients": {"min_examples": 40, "max_examples": 160},
     },
-    "training": {"batch_size": 8},
+    "training": {"batch_size": 8, "eval_batch_size": 16},
 }
 """Per client at most 48 examples to train on, 16 to validate and 96 to test: 96 optimiser steps."""
 
@@ -68,90 +71,117 @@ FOLDERS = {
 }
 PAIRS = ("qnli", "mrpc")
 TUNED_ON = {"sentences": "sst2-dirichlet-0.5", "intents": "banking77-dirichlet-0.5"}
-TUNING = {"learning_rates": [1e-3, 3e-3, 1e-2], "seed": 100, "extend": 2}
-TUNING_ROUNDS = {"sentences": 4, "intents": 7}
+TUNING_SEED = 100
+TUNING: Json = {"learning_rates": [1e-3, 3e-3, 1e-2], "seed": TUNING_SEED, "extend": 2}
+TUNING_ROUNDS = {"sst2-dirichlet-0.5": 4, "banking77-dirichlet-0.5": 7}
 """Sentiment settles at once, 77 intents do not."""
 
-Rates = dict[str, dict[str, Any]]
-"""Family → `partition`, and by method the grid and the choice."""
+SEEDS = [0, 1]
+QUICK = ["sst2-dirichlet-0.5", "banking77-dirichlet-0.5"]
 
 
-def family_of(partition: str) -> str:
-    return "intents" if partition.startswith(("banking77", "clinc150")) else "sentences"
+def tuned_on(partition: str) -> str:
+    """The partition on which a partition's learning rates are chosen."""
+    return TUNED_ON["intents" if partition.startswith(("banking77", "clinc150")) else "sentences"]
 
 
-def settings(data: Path, partition: str) -> dict[str, Any]:
+def settings(data: Path | str, partition: str) -> Json:
     """[run] of one partition's comparison."""
     name = partition.split("-")[0]
-    source: dict[str, Any] = {"source": str(data / FOLDERS[name] / "train.parquet")}
+    source: Json = {"source": f"{data}/{FOLDERS[name]}/train.parquet"}
     if name in PAIRS:
         source["text_pair"] = "text_pair"
     conditions = layer(RUN, PAIR_RUN) if name in PAIRS else RUN
     return layer(conditions, {"data": {**source, "clients": PARTITIONS[partition]}})
 
 
-def carry_out(values: dict[str, Any], work: Path, jobs: int) -> dict[str, Any]:
+def carry_out(values: Json, work: Path, jobs: int) -> Json:
     console = Console()
     with CompareWatch(console) as watch:
         result = compare(make_comparison(values), work / values["name"], jobs=jobs, listener=watch)
-    console.print(render_comparison(result))
+    console.print(render_comparison(result.data))
     return result.data
 
 
-def tune(data: Path, work: Path, jobs: int) -> Rates:
-    """The rates in rates.json; a family that is not there is tuned now."""
-    path = HERE / "rates.json"
-    known: Rates = json.loads(path.read_text()) if path.is_file() else {}
-    for family, partition in TUNED_ON.items():
-        if family in known and set(METHODS) <= set(known[family]["methods"]):
-            continue
-        # The one reported run that a comparison needs is thrown away: only its tuning counts here.
-        values = {
-            "name": f"tune-{family}",
-            "methods": METHODS,
-            "seeds": [TUNING["seed"] + 1],
-            "run": {**settings(data, partition), "rounds": 1},
-            "method_settings": FRAMES,
-            "tuning": {**TUNING, "rounds": TUNING_ROUNDS[family]},
-        }
-        found = carry_out(values, work, jobs)["tuning"]["all"]
-        known[family] = {"partition": partition, **found}
-        path.write_text(json.dumps(known, indent=1) + "\n")
-    return known
+def known(path: Path) -> Json:
+    """What was measured so far, in the form of a comparison that a report can be made of."""
+    if path.is_file():
+        found: Json = json.loads(path.read_text())
+        return found
+    return {"name": "methods", "methods": METHODS, "partitions": list(PARTITIONS), "seeds": SEEDS} | {
+        key: {} for key in ("configuration", "environment", "tuning", "results")
+    }
+
+
+def keep(path: Path, state: Json) -> None:
+    """Write it, with what is missing."""
+    waiting = [p for p in PARTITIONS if p not in state["results"]]
+    state["finished"] = not waiting
+    state["missing"] = [
+        {"partition": p, "method": m, "seed": s, "state": "not started"}
+        for p in waiting
+        for m in METHODS
+        for s in SEEDS
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(state, indent=1) + "\n")
+
+
+def tune(state: Json, partition: str, data: Path, work: Path, jobs: int) -> None:
+    """Choose each method's rate on a partition."""
+    # The one reported run that a comparison needs is thrown away: only its tuning counts here.
+    values = {
+        "name": f"tune-{partition}",
+        "methods": METHODS,
+        "seeds": [TUNING_SEED + 1],
+        "run": {**settings(data, partition), "rounds": 1},
+        "method_settings": FRAMES,
+        "tuning": {**TUNING, "rounds": TUNING_ROUNDS[partition]},
+    }
+    state["tuning"][partition] = carry_out(values, work, jobs)["tuning"]["all"]
+
+
+def measure(state: Json, partition: str, data: Path, work: Path, jobs: int, quick: bool = False) -> None:
+    """All methods on one partition, each with its own rate."""
+    rates = {m: found["chosen"] for m, found in state["tuning"][tuned_on(partition)]["methods"].items()}
+    own = {m: {"training": {"learning_rate": rates[m]}} for m in METHODS}
+    run = settings(data, partition)
+    values = {
+        "name": f"quick-{partition}" if quick else partition,
+        "methods": METHODS,
+        "seeds": SEEDS[:1] if quick else SEEDS,
+        "references": ["local", "fedavg-lora"],
+        "run": {**run, "rounds": 4} if quick else run,
+        "method_settings": layer(own, FRAMES),
+    }
+    found = carry_out(values, work, jobs)
+    state["results"][partition] = {**found["results"]["all"], "tuned_on": tuned_on(partition)}
+    state["configuration"][partition] = {**values, "run": settings("DIR", partition)}
+    state["environment"][partition] = found["environment"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--work", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "comparison.json")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(PARTITIONS), default=list(PARTITIONS))
     parser.add_argument("--quick", action="store_true", help="two partitions, one seed, 4 rounds: no result")
     given = parser.parse_args()
     if not given.data.is_dir():
         parser.error(f"--data {given.data}: no such folder; it holds {', '.join(FOLDERS.values())}")
-    rates = tune(given.data, given.work, given.jobs)
-    partitions = ["sst2-dirichlet-0.5", "banking77-dirichlet-0.5"] if given.quick else given.only
-    for partition in partitions:
-        chosen = rates[family_of(partition)]["methods"]
-        own = {m: {"training": {"learning_rate": chosen[m]["chosen"]}} for m in METHODS}
-        run = settings(given.data, partition)
-        values = {
-            "name": f"quick-{partition}" if given.quick else partition,
-            "methods": METHODS,
-            "seeds": [0] if given.quick else [0, 1],
-            "references": ["local", "fedavg-lora"],
-            "run": {**run, "rounds": 4} if given.quick else run,
-            "method_settings": layer(own, FRAMES),
-        }
-        found = carry_out(values, given.work, given.jobs)
-        if not given.quick:
-            given.out.mkdir(exist_ok=True)
-            found["configuration"]["run"]["data"]["source"] = (
-                f"DIR/{FOLDERS[partition.split('-')[0]]}/train.parquet"
-            )
-            (given.out / f"{partition}.json").write_text(json.dumps(found, indent=1) + "\n")
+    state = known(given.out)
+    for partition in TUNED_ON.values():
+        if partition not in state["tuning"]:
+            tune(state, partition, given.data, given.work, given.jobs)
+            keep(given.out, state)
+    for partition in QUICK if given.quick else given.only:
+        if given.quick:
+            measure(state, partition, given.data, given.work, given.jobs, quick=True)
+        elif partition not in state["results"]:
+            measure(state, partition, given.data, given.work, given.jobs)
+            keep(given.out, state)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class TrainingSettings(_Settings):
     epochs: int = Field(1, ge=1, description="passes over a client's training data a round")
     steps: int | None = Field(None, ge=1, description="optimiser steps a round, instead of epochs")
     batch_size: int = Field(16, ge=1, description="examples an optimiser step")
-    eval_batch_size: int = Field(128, ge=1, description="changes no number, only memory and time")
+    eval_batch_size: int = Field(32, ge=1, description="changes no number, only memory and time")
     learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="of AdamW")
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="of AdamW")
     clip_norm: float = Field(

@@ -185,6 +185,8 @@ def test_how_to_go_on_with_a_comparison(tmp_path):
     values["finished"] = False
     folder = write_comparison(tmp_path / "my runs" / "c", values)
     command = f"trifed compare '{folder / 'comparison.toml'}' --runs '{folder.parent}'"
+    assert read_source(folder).go_on == "", "collected results have no settings to go on with"
+    (folder / "comparison.toml").write_text("")
     assert read_source(folder).go_on == command
 
 

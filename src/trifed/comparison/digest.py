@@ -109,6 +109,7 @@ def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root:
     rates = {j.method: j.config.training.learning_rate for j in jobs}
     right = {method: _right(folders[method], None) for method in config.methods}
     target = config.target if config.target is not None else mean_over_clients(right[config.methods[0]])
+    references = config.references or config.methods[:1]
     controls = _controls([folder for method in config.methods for folder in folders[method]], len(seeds))
     return {
         "seeds": seeds,
@@ -125,9 +126,9 @@ def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root:
                 "mean": mean_over_clients(right[method]) - mean_over_clients(right[other]),
                 "interval": interval(right[method], right[other]),
             }
-            for other in config.references or config.methods[:1]
+            for place, other in enumerate(references)
             for method in config.methods
-            if method != other
+            if method not in references[: place + 1]  # two references are set against each other once
         },
     }
 

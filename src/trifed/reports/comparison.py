@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -79,49 +80,52 @@ class CompareWatch:
 
 
 def render_comparison(data: dict[str, Any]) -> RenderableType:
-    """What comparison.json holds: one table a partition, and what is missing."""
+    """What comparison.json holds: two tables a partition, and what is missing."""
     parts: list[RenderableType] = []
     for name, found in data["results"].items():
-        parts += [_partition(name, found), Text(_differences(found))]
+        # Side by side where the terminal is wide enough: no number may fall off its edge.
+        parts += [Columns([_accuracy(name, found), _traffic(found)]), Text(_differences(found))]
     parts += [Text(line) for line in _missing(data["missing"])]
     return Group(*parts)
 
 
-def _partition(name: str, found: dict[str, Any]) -> Table:
-    target = f"{percent(found['target'])} %"
+def _accuracy(name: str, found: dict[str, Any]) -> Table:
     table = Table(
         title=f"{name}: test accuracy, %, clients {len(found['clients'])}, seeds {len(found['seeds'])}",
         title_justify="left",
     )
-    for column in ("method", "rate", "mean ± s.d.", "95 %", "worst", "best", "up", "down", "once"):
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    table.add_column(f"to {target}", justify="right", no_wrap=True)
-    table.add_column("min", justify="right")
+    _columns(table, "method", "rate", "mean ± s.d.", "95 %", "worst", "best")
     best = max(m["mean"] for m in found["methods"].values())
     for method, m in found["methods"].items():
-        sent = m["bytes"]
-        once = sent["once_up"] + sent["once_down"]
         deviation = "" if m["sd"] is None else f" ± {percent(m['sd'])}"
+        mean = percent(m["mean"]) + deviation
         style = "bold" if m["mean"] == best else ""
-        table.add_row(
-            method,
-            f"{m['learning_rate']:g}",
-            percent(m["mean"]) + deviation,
-            " to ".join(map(percent, m["interval"])),
-            percent(m["worst"]),
-            percent(m["best"]),
-            *(size(sent[way]) if sent[way] else "-" for way in ("up_per_round", "down_per_round")),
-            size(once) if once else "-",
-            "-" if m["bytes_to_target"] is None else size(m["bytes_to_target"]),
-            f"{m['seconds'] / 60:.1f}",
-            style=style,
-        )
+        table.add_row(method, f"{m['learning_rate']:g}", mean, *_interval_and_ends(m), style=style)
     table.add_section()
     for control, c in found["controls"].items():
-        interval = " to ".join(map(percent, c["interval"]))
-        row = ("", percent(c["mean"]), interval, percent(c["worst"]), percent(c["best"]))
-        table.add_row(CONTROLS[control], *row, style="dim")
+        table.add_row(CONTROLS[control], "", percent(c["mean"]), *_interval_and_ends(c), style="dim")
     return table
+
+
+def _traffic(found: dict[str, Any]) -> Table:
+    table = Table(title="What a client sends and receives, and how long a run took", title_justify="left")
+    target = f"to {percent(found['target'])} %"
+    _columns(table, "method", "up", "down", "once", target, "min")
+    for method, m in found["methods"].items():
+        sent = m["bytes"]
+        counts = (sent["up_per_round"], sent["down_per_round"], sent["once_up"] + sent["once_down"])
+        reached = "-" if m["bytes_to_target"] is None else size(m["bytes_to_target"])
+        table.add_row(method, *(size(c) if c else "-" for c in counts), reached, f"{m['seconds'] / 60:.1f}")
+    return table
+
+
+def _columns(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+
+
+def _interval_and_ends(spread: dict[str, Any]) -> tuple[str, str, str]:
+    return " to ".join(map(percent, spread["interval"])), percent(spread["worst"]), percent(spread["best"])
 
 
 def _differences(found: dict[str, Any]) -> str:
@@ -134,7 +138,11 @@ def _differences(found: dict[str, Any]) -> str:
     if rising:
         lines.append(f"Still rising in the last quarter of the rounds: {', '.join(rising)}.")
     return "\n".join(
-        [*lines, "up, down: a client and round; once: a client, before round 1; a star: 0 is outside."]
+        [
+            *lines,
+            "up, down: a client and round; once: before round 1; to …: what all send until the mean is there;",
+            "a star: 0 is outside.",
+        ]
     )
 
 

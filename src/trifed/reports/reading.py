@@ -63,7 +63,7 @@ def _read_comparison(path: Path, say: Say) -> Source:
     for number, name in enumerate(study.results, 1):
         say(f"reading {name} ({number} of {len(study.results)})")
         details[name] = _details(path / "runs" / name, study)
-    go_on = "" if study.finished else _again(path)
+    go_on = _again(path) if not study.finished and (path / SETTINGS).is_file() else ""
     return Source(path, "comparison", study, details, go_on)
 
 
