@@ -127,34 +127,27 @@ def keep(path: Path, state: Json) -> None:
     path.write_text(json.dumps(state, indent=1) + "\n")
 
 
-def tune(state: Json, partition: str, data: Path, work: Path, jobs: int) -> None:
-    """Choose each method's rate on a partition."""
-    # The one reported run that a comparison needs is thrown away: only its tuning counts here.
-    values = {
-        "name": f"tune-{partition}",
-        "methods": METHODS,
-        "seeds": [TUNING_SEED + 1],
-        "run": {**settings(data, partition), "rounds": 1},
-        "method_settings": FRAMES,
-        "tuning": {**TUNING, "rounds": TUNING_ROUNDS[partition]},
-    }
-    state["tuning"][partition] = carry_out(values, work, jobs)["tuning"]["all"]
-
-
 def measure(state: Json, partition: str, data: Path, work: Path, jobs: int, quick: bool = False) -> None:
-    """All methods on one partition, each with its own rate."""
-    rates = {m: found["chosen"] for m, found in state["tuning"][tuned_on(partition)]["methods"].items()}
-    own = {m: {"training": {"learning_rate": rates[m]}} for m in METHODS}
-    run = settings(data, partition)
-    values = {
+    """All methods on one partition, each with its own rate; where the rates are chosen, they are chosen first."""
+    values: Json = {
         "name": f"quick-{partition}" if quick else partition,
         "methods": METHODS,
         "seeds": SEEDS[:1] if quick else SEEDS,
         "references": ["local", "fedavg-lora"],
-        "run": {**run, "rounds": 4} if quick else run,
-        "method_settings": layer(own, FRAMES),
+        "run": settings(data, partition) | ({"rounds": 4} if quick else {}),
+        "method_settings": FRAMES,
     }
+    if tuned_on(partition) in state["tuning"]:
+        tuned = state["tuning"][tuned_on(partition)]["methods"]
+        rates = {method: {"training": {"learning_rate": tuned[method]["chosen"]}} for method in METHODS}
+        values["method_settings"] = layer(rates, FRAMES)
+    elif tuned_on(partition) == partition:
+        values["tuning"] = {**TUNING, "rounds": TUNING_ROUNDS[partition]}
+    else:
+        raise SystemExit(f"{partition} takes its learning rates from {tuned_on(partition)}: that one first")
     found = carry_out(values, work, jobs)
+    if found["tuning"]:
+        state["tuning"][partition] = found["tuning"]["all"]
     state["results"][partition] = {**found["results"]["all"], "tuned_on": tuned_on(partition)}
     state["configuration"][partition] = {**values, "run": settings("DIR", partition)}
     state["environment"][partition] = found["environment"]
@@ -172,10 +165,6 @@ def main() -> None:
     if not given.data.is_dir():
         parser.error(f"--data {given.data}: no such folder; it holds {', '.join(FOLDERS.values())}")
     state = known(given.out)
-    for partition in TUNED_ON.values():
-        if partition not in state["tuning"]:
-            tune(state, partition, given.data, given.work, given.jobs)
-            keep(given.out, state)
     for partition in QUICK if given.quick else given.only:
         if given.quick:
             measure(state, partition, given.data, given.work, given.jobs, quick=True)

@@ -2,6 +2,7 @@
 
 - Data: `project` → `summarise` (at the client) → `pairwise_distances` → `denoise` →
   `similarity_from_distances`.
+- Data, simpler: `pooled_moments` → `two_sample_ratio`, in multiples of the noise between samples.
 - Models: `linear_cka` or `cosine` of the change of the cores.
 - Both: `combine` → `mixing_weights` → `mix`.
 """
@@ -17,6 +18,7 @@ from trifed.similarity.transport import (
     similarity_from_distances,
     summary_distance,
 )
+from trifed.similarity.two_sample import pooled_moments, two_sample_ratio
 from trifed.similarity.weights import combine, mix, mixing_weights
 
 __all__ = [
@@ -31,8 +33,10 @@ __all__ = [
     "mixing_weights",
     "noise_floor",
     "pairwise_distances",
+    "pooled_moments",
     "project",
     "similarity_from_distances",
     "summarise",
     "summary_distance",
+    "two_sample_ratio",
 ]

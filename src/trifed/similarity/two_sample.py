@@ -1,0 +1,67 @@
+"""Are two clients' data further apart than two samples of one distribution would be? A ratio without units.
+
+The squared distance between two sample means is, on average, the squared distance between the distributions' means
+and the sampling noise of both, tr Σ_i/n_i + tr Σ_j/n_j. Divided by that noise it is 1 on average for clients that
+draw from one distribution, whatever the features, their dimension and the numbers of examples. This is the squared
+t statistic of Welch (1947, Biometrika 34) without the covariances between dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from trifed.similarity.checks import Floats, SimilarityError, as_floats
+from trifed.similarity.summary import Summary
+
+
+def pooled_moments(summaries: Sequence[Summary]) -> tuple[Floats, Floats, Floats]:
+    """All components of a client taken together: means (N, dim), total variances (N,), examples (N,).
+
+    The total variance is tr Σ, unbiased: the components' own and that between them. NaN and 0 examples where a
+    summary has no components. Raises `SimilarityError` for no summaries or mixed dimensions.
+    """
+    widths = {summary.means.shape[1] for summary in summaries}
+    if len(widths) != 1:
+        raise SimilarityError(
+            f"summaries: got dimensions {sorted(widths)}, expected one projection for all clients"
+        )
+    means = np.full((len(summaries), widths.pop()), np.nan)
+    spreads, counts = np.full(len(summaries), np.nan), np.zeros(len(summaries))
+    for place, summary in enumerate(summaries):
+        n = counts[place] = summary.counts.sum()
+        if n < 2:
+            continue
+        shares = summary.counts / n
+        means[place] = shares @ summary.means.astype(np.float64)
+        between = ((summary.means - means[place]) ** 2).sum(1)
+        spreads[place] = shares @ (summary.variances.astype(np.float64).sum(1) + between) * n / (n - 1)
+    return means, spreads, counts
+
+
+def two_sample_ratio(means: npt.ArrayLike, spreads: npt.ArrayLike, counts: npt.ArrayLike) -> Floats:
+    """$T_{ij} = ‖m_i - m_j‖² / (s_i/n_i + s_j/n_j)$: about 1 between clients of one distribution.
+
+    - `means`: $m$, (N, dim). `spreads`: $s = tr Σ$, unbiased, (N,). `counts`: $n$, examples, (N,).
+
+    Returns (N, N), symmetric, zero diagonal; NaN where a client has no moments. Where neither client's examples
+    vary at all it is 0 for equal means and infinity for others. Raises `SimilarityError` for shapes that do not
+    fit, or negative numbers.
+    """
+    m = np.asarray(means, np.float64)
+    s, n = np.asarray(spreads, np.float64), as_floats("counts", counts, 1)
+    if m.ndim != 2 or s.shape != m.shape[:1] or n.shape != m.shape[:1]:
+        raise SimilarityError(
+            f"means: got {m.shape}, spreads {s.shape}, counts {n.shape}; expected (N, dim), (N,), (N,)"
+        )
+    if (s < 0).any() or (n < 0).any():
+        raise SimilarityError("spreads, counts: hold a negative number, expected at least 0")
+    noise = np.divide(s, n, out=np.full(len(s), np.nan), where=n > 0)
+    distance = ((m[:, None] - m[None]) ** 2).sum(-1)
+    both = noise[:, None] + noise[None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Floats = np.where(distance == 0, 0.0 * both, distance / both)
+    np.fill_diagonal(ratio, 0.0)
+    return ratio

@@ -1,0 +1,94 @@
+"""The two-sample ratio: exact small cases, and that it is about 1 between samples of one distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trifed.similarity import SimilarityError, pooled_moments, summarise, two_sample_ratio
+
+
+def ratio_of(samples: list[np.ndarray]) -> np.ndarray:
+    moments = [(x.mean(0), x.var(0, ddof=1).sum(), len(x)) for x in samples]
+    return two_sample_ratio(*map(np.array, zip(*moments, strict=True)))
+
+
+def test_two_clients_by_hand():
+    """‖m − m'‖² = 3² + 4² = 25; noise 8/4 + 6/2 = 5; the ratio is 5."""
+    ratio = two_sample_ratio([[0, 0], [3, 4]], [8, 6], [4, 2])
+    assert ratio == pytest.approx(np.array([[0, 5], [5, 0]]))
+
+
+def test_one_distribution_gives_one_whatever_the_units_and_sizes():
+    """E‖m − m'‖² is the noise itself, so the mean over 300 pairs in 64 dimensions is 1 within .03."""
+    rng = np.random.default_rng(0)
+    scales = rng.uniform(0.1, 2, 64)
+    found = [ratio_of([scales * rng.standard_normal((n, 64)) for n in (30, 90)])[0, 1] for _ in range(300)]
+    assert np.mean(found) == pytest.approx(1, abs=0.03)
+
+
+def test_the_distance_of_two_distributions_counts_in_multiples_of_the_noise():
+    """m − m' = (1, 0, …) over noise 2 · 64/50 adds 1/2.56; with a hundred times the examples, 100/2.56."""
+    rng = np.random.default_rng(1)
+    shift = np.zeros(64)
+    shift[0] = 1
+    for n, expected in ((50, 1 + 1 / 2.56), (5000, 1 + 100 / 2.56)):
+        found = [
+            ratio_of([rng.standard_normal((n, 64)), shift + rng.standard_normal((n, 64))])[0, 1] for _ in range(40)
+        ]
+        assert np.mean(found) == pytest.approx(expected, rel=0.1)
+
+
+def test_symmetry_order_and_units():
+    rng = np.random.default_rng(2)
+    samples = [rng.standard_normal((n, 5)) for n in (10, 20, 30)]
+    ratio = ratio_of(samples)
+    assert ratio == pytest.approx(ratio.T)
+    assert (np.diag(ratio) == 0).all()
+    assert ratio_of(samples[::-1]) == pytest.approx(ratio[::-1, ::-1])
+    assert ratio_of([1000 * x + 7 for x in samples]) == pytest.approx(ratio)
+
+
+def test_examples_that_do_not_vary():
+    """Without noise, equal means are no distance and other means infinitely far."""
+    ratio = two_sample_ratio([[1.0], [1.0], [2.0]], [0, 0, 0], [5, 5, 5])
+    assert ratio[0, 1] == 0
+    assert ratio[0, 2] == np.inf
+
+
+def test_a_client_without_moments_is_unknown():
+    ratio = two_sample_ratio([[1.0], [np.nan]], [1, np.nan], [5, 0])
+    assert np.isnan(ratio[0, 1])
+    assert ratio[0, 0] == 0
+
+
+def test_components_together_are_the_whole_sample():
+    """Law of total variance: classes apart and pooled again have the moments of all examples."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1, 2], 40)
+    x = 0.1 * rng.standard_normal((120, 6)) + 0.2 * labels[:, None]
+    means, spreads, counts = pooled_moments([summarise(x, labels, seed=0), summarise(x, 0 * labels, seed=0)])
+    for place in range(2):
+        assert means[place] == pytest.approx(x.mean(0), abs=1e-6)
+        assert spreads[place] == pytest.approx(x.var(0, ddof=1).sum(), rel=1e-5)
+        assert counts[place] == 120
+
+
+def test_too_few_examples_leave_nothing_to_pool():
+    few = summarise(np.zeros((5, 6)), np.zeros(5, int), seed=0)
+    means, spreads, counts = pooled_moments([few])
+    assert np.isnan(means).all()
+    assert np.isnan(spreads).all()
+    assert counts.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("means", "spreads", "counts", "said"),
+    [
+        ([[1.0], [2.0]], [1, 1, 1], [1, 1], "expected"),
+        ([[1.0], [2.0]], [1, -1], [1, 1], "negative"),
+    ],
+)
+def test_what_does_not_fit_is_refused(means, spreads, counts, said):
+    with pytest.raises(SimilarityError, match=said):
+        two_sample_ratio(means, spreads, counts)
