@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trifed.data import DataSettings
 from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
-from trifed.settings import AdapterSettings, ModelSettings, TrackerName, TrainingSettings
+from trifed.settings import AdapterSettings, ModelSettings, TrackerName, TrainingSettings, WireSettings
 
 
 class MethodSettings(BaseModel):
@@ -52,6 +52,7 @@ class RunConfig(BaseModel):
     data: DataSettings
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
+    wire: WireSettings = WireSettings()
 
     @model_validator(mode="before")
     @classmethod

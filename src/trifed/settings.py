@@ -42,6 +42,14 @@ class AdapterSettings(_Settings):
     )
 
 
+class WireSettings(_Settings):
+    """How the numbers that a method sends travel, both ways."""
+
+    bits: Literal[1, 2, 4, 8, 32] = Field(
+        32, description="a number; under 32 changes travel, and what rounding loses is sent later"
+    )
+
+
 class TrainingSettings(_Settings):
     """Local training, the same for every client and method."""
 

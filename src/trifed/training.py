@@ -163,7 +163,7 @@ def train_locally(
         choose_precision(settings, next(model.parameters()).device),
     )
     optimizer = torch.optim.AdamW(
-        named.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
+        named.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     if moments:
         _restore_moments(optimizer, named, moments)

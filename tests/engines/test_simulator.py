@@ -274,3 +274,32 @@ def test_a_separate_test_set_scores_every_model(method, models, toy_values, toy_
     assert told["worst"] - 1e-9 <= right <= told["best"] + 1e-9
     if models == 1:
         assert told["worst"] == told["best"] == pytest.approx(right)
+
+
+# -- few bits a number
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_bytes_of_few_bits(bits, finished):
+    """Codes, and two bytes for each block of at most 256 numbers: each factor is one, the head two."""
+    done = finished("fedavg-lora", wire={"bits": bits})
+    codes, steps = -(-LORA * bits // 8), 2 * (2 * 2 * 2 + 2)
+    for event in trained(done.events):
+        assert sum(event["up"].values()) - event["up"][ENVELOPE] == codes + steps
+
+
+def test_what_is_scored_is_what_each_client_received(finished):
+    """The last download is rounded too: the model that is kept is the one that was scored."""
+    done = finished("fedavg-lora", wire={"bits": 1})
+    kept = json.loads((done.path / "predictions.json").read_text())
+    for client in done.summary["clients"]:
+        right = np.array(kept["model"][client["name"]]) == np.array(kept["labels"][client["name"]])
+        assert right.mean() == pytest.approx(client["now"]["accuracy"])
+
+
+def test_eight_bits_end_where_thirty_two_end(finished):
+    """With error feedback eight bits lose next to nothing: the same accuracy within one test row in ten."""
+    one, other = (
+        finished("fedavg-lora", **changes).summary["accuracy"]["mean"] for changes in ({}, {"wire": {"bits": 8}})
+    )
+    assert other == pytest.approx(one, abs=0.1)

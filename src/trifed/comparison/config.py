@@ -15,7 +15,7 @@ from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-OWN = {"adapter", "method", "training.learning_rate"}
+OWN = {"adapter", "method", "wire", "training.learning_rate"}
 """What a method may have for itself; anything else would be another condition or another budget."""
 
 PLANNED = ("name", "seed", "method", "baselines", "controls")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from trifed.federation.messages import (
     manifest,
 )
 from trifed.federation.store import Event, RunFolder
+from trifed.federation.wire import Wire
 from trifed.federation.workbench import Workbench
 from trifed.methods import METHODS, Setting, State, Upload
 from trifed.methods.interface import Frames, Gradient, Summarise
@@ -47,7 +49,10 @@ MATRICES = ("similarity_data", "similarity_model", "weights")
 
 @dataclass
 class Simulation:
-    """One run under way. `states`: what each client keeps; `server`: the method's state."""
+    """One run under way. `states`: what each client keeps; `server`: the method's state.
+
+    `delivered`: has everybody received what came of the last round?
+    """
 
     config: RunConfig
     data: FederatedData
@@ -57,10 +62,12 @@ class Simulation:
     listener: Listener
     states: list[ClientState] = field(default_factory=list)
     server: State = field(default_factory=dict)
+    delivered: bool = False
 
     def __post_init__(self) -> None:
         self.method = METHODS[self.config.method.name]
         self.options = self.config.method.options()
+        self.wire = Wire(self.bench.layout, None if self.config.wire.bits == 32 else self.config.wire.bits)
         self.identity = f"{self.config.run_id()} {content_hash(self.data)} {self.bench.fingerprint}"
 
     # -- the run
@@ -165,6 +172,7 @@ class Simulation:
             self.folder.write_tensors(f"matrices/round-{number:04d}.safetensors", matrices, {})
 
     def _finish(self) -> None:
+        self.delivered = True
         for client in self.clients:
             values, down = self._deliver(self.config.rounds + 1, client.index)
             if values is not None:
@@ -189,21 +197,32 @@ class Simulation:
         values = self.method.download(self.server, client)
         if values is None:
             return None, {}
-        header = self._header("download", number, client)
-        payload = encode_values(header, values)
-        sizes = layout_sizes(self.bench.layout)
-        return decode_values(payload, header, self.bench.layout)[1], manifest(payload, sizes)
+        header, known = self._header("download", number, client), self._known(client)
+        payload = self.wire.encode(header, values, known)
+        arrived = self.wire.decode(payload, header, known)[1]
+        self._remember(client, received=arrived)
+        return arrived, self.wire.manifest(payload)
 
     def _upload(
         self, number: int, client: Client, tensors: dict[str, Tensor]
     ) -> tuple[Upload | None, dict[str, int]]:
         if not self.bench.layout:
             return None, {}
-        header = self._header("upload", number, client.index, len(client.train))
-        payload = encode_values(header, self.bench.pack(tensors))
-        found, values = decode_values(payload, header, self.bench.layout)
-        sizes = layout_sizes(self.bench.layout)
-        return Upload(client.index, number, found.examples, values), manifest(payload, sizes)
+        header, known = self._header("upload", number, client.index, len(client.train)), self._known(client.index)
+        wanted = self.bench.pack(tensors) + self.states[client.index].wire.get("owed", np.float32(0))
+        payload = self.wire.encode(header, wanted, known)
+        found, values = self.wire.decode(payload, header, known)
+        self._remember(client.index, owed=wanted - values)
+        return Upload(client.index, number, found.examples, values), self.wire.manifest(payload)
+
+    def _known(self, client: int) -> Vector:
+        """What both sides know that the client had last."""
+        return self.states[client].wire.get("received", self.bench.start_values)
+
+    def _remember(self, client: int, **vectors: Vector) -> None:
+        if self.wire.bits is not None:
+            state = self.states[client]
+            self.states[client] = replace(state, wire={**state.wire, **vectors})
 
     def _header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
         return Header(kind, self.config.run_id(), self.bench.fingerprint[:16], number, client, examples)
@@ -223,7 +242,12 @@ class Simulation:
     def _tensors(self, client: int, stage: str) -> dict[str, Tensor]:
         tensors = self.states[client].tensors
         values = self.method.download(self.server, client) if stage == "received" else None
-        return tensors if values is None else self.bench.receive(tensors, values)
+        if values is None:
+            return tensors
+        known = self._known(client)
+        if self.wire.bits is not None and self.delivered:
+            return self.bench.receive(tensors, known)
+        return self.bench.receive(tensors, self.wire.arrives(values, known))
 
     def final_tensors(self, client: int) -> dict[str, Tensor]:
         """The tensors that a client would use from now on: those that are scored."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from trifed.federation.workbench import Workbench
 from trifed.methods.interface import Proximal, SummarySeeds
-from trifed.methods.packing import Vector
+from trifed.methods.packing import Tensors, Vector
 from trifed.settings import TrainingSettings
 from trifed.tasks.text_classification import EncodedText
 from trifed.training import Moments, Pull, Scores, evaluate, seeded, steps_a_round, train_locally
@@ -30,11 +30,16 @@ class Client:
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps from round to round: its tensors, AdamW's moments, optimiser steps so far."""
+    """What a client keeps from round to round: its tensors, AdamW's moments, optimiser steps so far.
+
+    Where few bits travel also `wire`: `received`, (n_values,), what it received last, against which changes are
+    sent; `owed`, (n_values,), what rounding has kept back from its uploads.
+    """
 
     tensors: dict[str, Tensor]
     moments: Moments
     steps: int
+    wire: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def train_round(
         pull=pull,
     )
     moments = trained.moments if settings.optimizer_state == "keep" else {}
-    after = ClientState(bench.take(), moments, state.steps + trained.steps)
+    after = replace(state, tensors=bench.take(), moments=moments, steps=state.steps + trained.steps)
     anchors = {name: tensor.cpu() for name, tensor in pull.anchors.items()} if pull and pull.term.moves else {}
     return Round(after, trained.loss, {**after.tensors, **anchors})
 

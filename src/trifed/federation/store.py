@@ -156,6 +156,7 @@ class RunFolder:
         for index, state in enumerate(clients):
             tensors |= {f"client/{index}/tensors/{name}": t for name, t in state.tensors.items()}
             tensors |= {f"client/{index}/moments/{name}": t.cpu() for name, t in state.moments.items()}
+            tensors |= {f"client/{index}/wire/{name}": torch.from_numpy(a) for name, a in state.wire.items()}
         events = self.path / "events.jsonl"
         facts = {
             "round": round_number,
@@ -232,7 +233,8 @@ def _client(tensors: Mapping[str, Tensor], index: int, steps: int) -> ClientStat
         prefix = f"client/{index}/{kind}/"
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-    return ClientState(part("tensors"), part("moments"), steps)
+    wire = {name: tensor.numpy() for name, tensor in part("wire").items()}
+    return ClientState(part("tensors"), part("moments"), steps, wire)
 
 
 def plain(value: Any) -> Any:
