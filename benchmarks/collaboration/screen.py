@@ -49,7 +49,7 @@ VARIANTS: dict[str, Variant] = {
     "core-head": Variant("tri-matrix", ("C", "head")),
     "head": Variant("lora", ("head",)),
 }
-GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (3e-3, 1e-2), "none": (1e-3,)}
+GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}
 
 EXAMPLES = {"tasks": (160, 40, 100), "topics": (32, 20, 100)}
 """To train on, to validate, to test, for each client."""
