@@ -160,6 +160,13 @@ def test_a_comparison_without_any_result_yet_makes_a_page(tmp_path, write):
     page = write(write_comparison(tmp_path / "c", values), "html")
     assert "There is no accuracy to show yet." in page
     assert "intents-0.5, not started: local (seed 0)" in page
+    values["missing"] = [
+        {"partition": "intents-0.5", "method": method, "seed": seed, "state": "not started"}
+        for method in values["methods"]
+        for seed in values["seeds"]
+    ]
+    page = write(write_comparison(tmp_path / "none", values), "html")
+    assert "intents-0.5, not started: all methods and seeds" in page
 
 
 def test_the_same_folder_gives_the_same_page(run_folder, write, tmp_path):

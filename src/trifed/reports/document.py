@@ -88,9 +88,14 @@ def _missing(source: Source) -> list[str]:
     for item in study.missing:
         methods = places.setdefault((item.partition, item.state), {})
         methods.setdefault(item.method, []).append(str(item.seed))
+    everything = len(study.methods) * len(study.seeds)
     return [
         f"{partition}, {state}: "
-        + ", ".join(f"{method} (seed {listing(seeds)})" for method, seeds in methods.items())
+        + (
+            "all methods and seeds"
+            if sum(map(len, methods.values())) == everything
+            else ", ".join(f"{method} (seed {listing(seeds)})" for method, seeds in methods.items())
+        )
         for (partition, state), methods in places.items()
     ]
 
