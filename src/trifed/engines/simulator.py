@@ -200,7 +200,8 @@ class Simulation:
         header, known = self._header("download", number, client), self._known(client)
         payload = self.wire.encode(header, values, known)
         arrived = self.wire.decode(payload, header, known)[1]
-        self._remember(client, received=arrived)
+        if self.wire.bits is not None:
+            self._remember(client, received=arrived)
         return arrived, self.wire.manifest(payload)
 
     def _upload(
@@ -209,20 +210,24 @@ class Simulation:
         if not self.bench.layout:
             return None, {}
         header, known = self._header("upload", number, client.index, len(client.train)), self._known(client.index)
-        wanted = self.bench.pack(tensors) + self.states[client.index].wire.get("owed", np.float32(0))
+        wanted = self.bench.pack(tensors)
+        if "owed" in self.states[client.index].wire:
+            wanted = wanted + self.states[client.index].wire["owed"]
         payload = self.wire.encode(header, wanted, known)
         found, values = self.wire.decode(payload, header, known)
-        self._remember(client.index, owed=wanted - values)
+        if self.wire.bits is not None:
+            self._remember(client.index, owed=wanted - values)
         return Upload(client.index, number, found.examples, values), self.wire.manifest(payload)
 
     def _known(self, client: int) -> Vector:
-        """What both sides know that the client had last."""
+        """What both sides know that the client had last; nothing where the values themselves travel."""
+        if self.wire.bits is None:
+            return np.zeros(0, np.float32)
         return self.states[client].wire.get("received", self.bench.start_values)
 
     def _remember(self, client: int, **vectors: Vector) -> None:
-        if self.wire.bits is not None:
-            state = self.states[client]
-            self.states[client] = replace(state, wire={**state.wire, **vectors})
+        state = self.states[client]
+        self.states[client] = replace(state, wire={**state.wire, **vectors})
 
     def _header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
         return Header(kind, self.config.run_id(), self.bench.fingerprint[:16], number, client, examples)
