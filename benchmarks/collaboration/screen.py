@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,15 @@ def digest(work: Path, setting: str, seed: int) -> Json:
     return found
 
 
+def conditions(work: Path, setting: str, seed: int) -> Json:
+    """Configuration, versions and hardware, from one of the setting's runs."""
+    folder = next(folder for folder in (work / f"{setting}-{seed}").iterdir() if _done(folder))
+    with (folder / "config.toml").open("rb") as file:
+        values = tomllib.load(file)
+    values["data"]["source"] = f"groups.plant({setting!r}, …)"
+    return {"configuration": values, "environment": json.loads((folder / "environment.json").read_text())}
+
+
 def _done(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
@@ -178,9 +188,13 @@ def main() -> None:
         carry_out(jobs, given.jobs)
         path = HERE / "screen.json"
         results = json.loads(path.read_text()) if path.is_file() else {}
-        results[f"{setting}, seed {given.seed}"] = digest(given.work, setting, given.seed)
+        found = digest(given.work, setting, given.seed)
+        results[f"{setting}, seed {given.seed}"] = {
+            "an example": conditions(given.work, setting, given.seed),
+            "variants": found,
+        }
         path.write_text(json.dumps(results, indent=1) + "\n")
-        for variant, facts in results[f"{setting}, seed {given.seed}"].items():
+        for variant, facts in found.items():
             closed = facts.get("closed_mean")
             print(
                 f"{setting} {variant:14} {facts['bytes_up']:8,} B  mean {100 * facts['mean']:.1f} worst "

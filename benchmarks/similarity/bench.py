@@ -30,10 +30,10 @@ from trifed.methods import METHODS
 from trifed.runner import environment
 from trifed.tasks.base_model import load_encoder
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "collaboration"))
-from groups import SETTINGS, plant  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "collaboration"))
+from groups import SETTINGS, plant
 
+HERE = Path(__file__).parent
 GROUPED = ("tasks", "domains", "intents", "topics")
 EXAMPLES = (48, 200)
 ALIKE_BELOW = 2.0
