@@ -14,7 +14,7 @@ from trifed.methods import METHODS
 SOURCE = Path(trifed.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors", "version", "settings", "atomic"},
+    {"errors", "version", "settings", "atomic", "nested"},
     {"data", "adapters", "similarity"},
     {"methods", "privacy"},
     {"tasks", "config", "controls"},

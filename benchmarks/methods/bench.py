@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from trifed.comparison.compare import compare
-from trifed.comparison.config import layer, make_comparison
+from trifed.comparison.config import make_comparison
+from trifed.nested import layer
 from trifed.reports.comparison import CompareWatch, render_comparison
 
 Json = dict[str, Any]

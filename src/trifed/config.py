@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trifed.data import DataSettings
 from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
+from trifed.nested import layer, without
 from trifed.settings import AdapterSettings, ModelSettings, TrackerName, TrainingSettings, WireSettings
 
 
@@ -56,15 +57,23 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _method_by_name(cls, values: Any) -> Any:
-        """`method = "local"` is short for `[method] name = "local"`."""
-        if isinstance(values, dict) and isinstance(values.get("method"), str):
-            return {**values, "method": {"name": values["method"]}}
-        return values
+    def _as_the_method_wants_it(cls, values: Any) -> Any:
+        """`method = "local"` is short for `[method] name = "local"`; a method's defaults lie under the rest."""
+        if not isinstance(values, dict):
+            return values
+        method = values.get("method", {})
+        if isinstance(method, str):
+            values = {**values, "method": {"name": method}}
+        return layer(_defaults_of(method), values)
 
     def with_method(self, name: str) -> RunConfig:
-        """The same run by another method alone, with that method's default options."""
-        return self.model_copy(update={"method": MethodSettings(name=name), "baselines": [], "controls": False})
+        """The same run by another method alone, with that method's default options.
+
+        A setting that stands where this run's method has it by default is then where the other one has it.
+        """
+        values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
+        values = without(values, METHODS[self.method.name].defaults)
+        return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
         """Twelve hex digits that change with anything that changes the numbers."""
@@ -146,6 +155,14 @@ def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, A
 def to_toml(config: RunConfig) -> str:
     """The resolved configuration; `trifed run` takes it back."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _defaults_of(method: Any) -> Mapping[str, Any]:
+    """The defaults of the method that a run's settings name; none where they name none that is known."""
+    default = MethodSettings.model_fields["name"].default
+    name = method.get("name", default) if isinstance(method, dict) else method
+    known = METHODS.get(name) if isinstance(name, str) else None
+    return known.defaults if known else {}
 
 
 def _method_problems(method: Any) -> Iterator[str]:

@@ -6,8 +6,9 @@ import pytest
 import tomli_w
 
 from trifed.comparison.compare import planned
-from trifed.comparison.config import layer, make_comparison, read_comparison
+from trifed.comparison.config import make_comparison, read_comparison
 from trifed.errors import ConfigError
+from trifed.nested import layer
 
 
 def refused(values) -> list[str]:

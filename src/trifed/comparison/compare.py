@@ -8,13 +8,14 @@ from typing import Any
 
 import tomli_w
 
-from trifed.comparison.config import CompareConfig, Job, layer, make_comparison
+from trifed.comparison.config import CompareConfig, Job, make_comparison
 from trifed.comparison.digest import digest
 from trifed.comparison.pool import Listener, carry_out
 from trifed.comparison.tuning import best_rate, read_grid, tune
 from trifed.config import make_config, read_toml
 from trifed.errors import RunError
 from trifed.federation.store import RunFolder
+from trifed.nested import layer
 
 CONFIG, RESULT = "comparison.toml", "comparison.json"
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trifed.config import RunConfig, explain_all, make_config, read_toml
 from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS
+from trifed.nested import layer
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 OWN = {"adapter", "method", "wire", "training.learning_rate"}
@@ -81,16 +82,6 @@ class Job:
 
     def __str__(self) -> str:
         return f"{self.partition} · {self.method} · seed {self.config.seed}"
-
-
-def layer(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested `values` with nested `changes` laid over them."""
-    result = dict(values)
-    for name, change in changes.items():
-        inner = result.get(name)
-        both = isinstance(inner, Mapping) and isinstance(change, Mapping)
-        result[name] = layer(inner, change) if both else change  # type: ignore[arg-type]
-    return result
 
 
 def make_comparison(values: Mapping[str, Any], source: str = "comparison") -> CompareConfig:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trifed.comparison.config import CompareConfig, Job, Tuning, layer
+from trifed.comparison.config import CompareConfig, Job, Tuning
 from trifed.config import make_config
+from trifed.nested import layer
 
 Grid = dict[str, dict[str, dict[float, float]]]
 """Partition → method → rate → mean validation accuracy after the tuning rounds."""

@@ -1,0 +1,27 @@
+"""Settings as nested dictionaries, laid over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def layer(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `values` with nested `changes` laid over them."""
+    result = dict(values)
+    for name, change in changes.items():
+        inner = result.get(name)
+        both = isinstance(inner, Mapping) and isinstance(change, Mapping)
+        result[name] = layer(inner, change) if both else change  # type: ignore[arg-type]
+    return result
+
+
+def without(values: Mapping[str, Any], same: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `values`, less those that are the same in nested `same`."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and isinstance(same.get(name), Mapping):
+            kept[name] = without(value, same[name])
+        elif name not in same or same[name] != value:
+            kept[name] = value
+    return kept
