@@ -12,6 +12,9 @@ AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 """Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
 own, where only C trains; no adapter, the base model itself."""
 
+Bits = Literal[1, 2, 4, 8, 32]
+"""A number that travels."""
+
 TrackerName = Literal["tensorboard", "mlflow"]
 
 
@@ -45,9 +48,7 @@ class AdapterSettings(_Settings):
 class WireSettings(_Settings):
     """How the numbers that a method sends travel, both ways."""
 
-    bits: Literal[1, 2, 4, 8, 32] = Field(
-        32, description="a number; under 32 changes travel, and what rounding loses is sent later"
-    )
+    bits: Bits = Field(32, description="a number; under 32 changes travel, and what rounding loses is sent later")
 
 
 class TrainingSettings(_Settings):

@@ -30,7 +30,7 @@ def test_the_table_fits_a_terminal(cost):
     assert "…" not in said.out
     row = next(line for line in lines if line.startswith("ce-lora "))
     assert row.split() == ["ce-lora", "A", "B", "C", "C", "4,096", "0", "16.4", "KB", "552", "B", "1,024×"]
-    assert "6,738,415,616 weights; rank 8 on 64 layers (q_proj, v_proj); head: none." in said.out
+    assert "6,738,415,616 weights; 64 adapted layers (q_proj, v_proj), rank 8 and" in said.out
     assert "528 a component" in " ".join(said.out.split())
 
 

@@ -145,7 +145,11 @@ def test_the_numbers_are_those_of_a_runs_event_log(method, finished, costs, tiny
     for messages, counted in ((uploads, item.bytes_up), (downloads, item.bytes_down)):
         assert {sum(size for name, size in m.items() if name != ENVELOPE) for m in messages} == {counted}
     heads = {sum(size for name, size in up.items() if name.startswith("head.")) for up in uploads}
-    assert heads == {4 * item.head_values}
+    if item.bits == 32:
+        assert heads == {4 * item.head_values}
+    else:  # every bit, and a step size in 16 for each 256 numbers
+        (head,) = heads
+        assert head == pytest.approx(item.head_values * item.bits / 8 + 2 * -(-item.head_values // 256), abs=1)
     environment = (run.path / "environment.json").read_text(encoding="utf-8")
     assert f'"trained_values": {item.trained_values}' in environment
     assert f'"sent_values": {item.sent_values}' in environment
@@ -162,6 +166,17 @@ def test_an_opening_is_that_of_a_runs_event_log(finished, costs, tiny_encoder):
         for way, counted in (("up", once.up), ("down", once.down)):
             sent = [sum(size for name, size in e[way].items() if name != ENVELOPE) for e in events if way in e]
             assert sent == [counted] * 3
+
+
+def test_a_method_has_its_own_rank_and_bits_unless_told_otherwise(costs):
+    """roberta-base: 24 cores of 32 x 32 and a head of 3 x 768, a bit each; 2 bytes for each 256 numbers."""
+    own = of(costs("roberta-base", labels=3), "own-prior")
+    assert (own.rank, own.bits, own.sent_values) == (32, 1, 24 * 1024 + 3 * 768)
+    assert own.bytes_up == (24 * 1024 + 3 * 768) // 8 + 2 * (24 * 4 + 9)
+    assert of(costs("roberta-base", labels=3, rank=8), "own-prior").rank == 8
+    told = estimate_cost("roberta-base", labels=3, bits=4)
+    assert {item.bits for item in told.methods} == {4}
+    assert of(told, "ce-lora").bytes_up == 24 * (64 // 2 + 2)
 
 
 def test_the_whole_model_is_all_of_it_but_the_pooler(costs):

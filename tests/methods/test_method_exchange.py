@@ -39,6 +39,7 @@ EXCHANGE = {
     "fedsa-lora": (FACTORS | HEAD, A),
     "ffa-lora": (B | HEAD, B | HEAD),
     "local": (FACTORS | HEAD, set()),
+    "own-prior": (CORES | HEAD, CORES | {"head.weight"}),
     "pfedme-lora": (FACTORS | HEAD, FACTORS | HEAD),
 }
 """Method: what trains, what is sent, on a BERT of two blocks."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast, get_args
 import typer
 from rich.console import Console
 
-from trifed.settings import AdapterSettings
+from trifed.settings import AdapterSettings, Bits
 
 HELP = """What every method would send on a model, for each client and round. No weights are loaded.
 
@@ -21,7 +21,7 @@ a config.json, or a hub name.
 \b
   trifed cost llama-7b --rank 16 --target-modules all-linear
 \b
-  trifed cost demo --labels 12 --format md
+  trifed cost demo --labels 12 --bits 1 --format md
 """
 
 Flag = typer.Option
@@ -37,13 +37,20 @@ def register(app: typer.Typer) -> None:
 
 def cost_command(
     model: Annotated[str, typer.Argument(help="Shape, folder, hub name or 'demo'.", show_default=False)],
-    rank: Annotated[int, Flag(min=1, help="Rank of the adapters.")] = 8,
+    rank: Annotated[
+        int | None,
+        Flag(min=1, show_default=False, help="Rank of all adapters. Default: each method's own, mostly 8."),
+    ] = None,
     target_modules: Annotated[
         str, Flag(help="Endings of module names, with commas; or auto, all-linear.")
     ] = "auto",
     labels: Annotated[
         int | None,
         Flag(min=0, show_default=False, help="Outputs of the head. Default: 2, or 0 for a causal LM."),
+    ] = None,
+    bits: Annotated[
+        Literal["1", "2", "4", "8", "32"] | None,
+        Flag(show_default=False, help="Of a number that travels. Default: each method's own, mostly 32."),
     ] = None,
     form: Annotated[Literal["table", "json", "csv", "md"], Flag("--format", help="How to print it.")] = "table",
     plot: Annotated[Path | None, Flag(show_default=False, help="Also draw it: .png, .svg or .pdf.")] = None,
@@ -57,7 +64,9 @@ def cost_command(
 
         if plot is not None:
             check_picture(plot)
-        cost = estimate_cost(model, AdapterSettings(rank=rank, target_modules=_targets(target_modules)), labels)
+        given = {} if rank is None else {"rank": rank}
+        adapter = AdapterSettings(**given, target_modules=_targets(target_modules))
+        cost = estimate_cost(model, adapter, labels, cast(Bits | None, bits and int(bits)))
     if form in TEXTS:
         typer.echo(TEXTS[form](cost))
     else:

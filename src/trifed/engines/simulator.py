@@ -94,8 +94,8 @@ class Simulation:
         self._tell(**self._facts("started"))
         if self.method.frames:
             self._agree_on_frames(self.method.frames)
-        self.states = [ClientState(dict(self.bench.start), {}, 0) for _ in self.clients]
-        self._score(0, "start", [self.bench.start] * len(self.clients))
+        self.states = [ClientState(self._start_of(client), {}, 0) for client in self.clients]
+        self._score(0, "start", [state.tensors for state in self.states])
         make = self.method.summarise
         summaries = {c.index: self._summary(c, make) for c in self.clients} if make else {}
         if self.bench.layout:
@@ -120,6 +120,13 @@ class Simulation:
             self._tell(event="opening", client=client.name, down=down)
         self.folder.write_tensors(FRAMES, {name: torch.from_numpy(v) for name, v in frames.items()}, {})
         self.bench.fix_frames(frames)
+
+    def _start_of(self, client: Client) -> dict[str, Tensor]:
+        """The common start, and over it what the method takes from this client's labels."""
+        if not self.method.own_start:
+            return dict(self.bench.start)
+        own = self.method.own_start(self.options, client.train.labels, len(self.data.label_names))
+        return {**self.bench.start, **{name: torch.from_numpy(values) for name, values in own.items()}}
 
     def _summary(self, client: Client, make: Summarise) -> Summary:
         features = self.bench.base_features(client.train, self.config.training)

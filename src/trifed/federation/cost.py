@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from trifed.adapters.attach import attach, resolve_targets
 from trifed.errors import ModelError, nearest
 from trifed.federation.messages import Header, encode_values, layout_sizes
+from trifed.federation.quantise import packed_sizes
 from trifed.federation.workbench import adapted_weights, layout_of, named_parameters
 from trifed.methods import METHODS, Method
 from trifed.methods.interface import (
@@ -28,7 +29,8 @@ from trifed.methods.interface import (
     is_head,
 )
 from trifed.methods.packing import Layout
-from trifed.settings import AdapterKind, AdapterSettings, Pooling
+from trifed.nested import layer
+from trifed.settings import AdapterKind, AdapterSettings, Bits, Pooling, WireSettings
 from trifed.tasks.base_model import read_config
 from trifed.tasks.shapes import SHAPES, feature_size, is_causal_lm, shape_config, weightless
 from trifed.tasks.text_classification import TextClassifier
@@ -58,14 +60,17 @@ class Once:
 class MethodCost:
     """What one client trains and exchanges by one method.
 
-    `trains`, `sends`: names of the parts, of "A", "B", "C", "head" and "base"; `trained_values`, `sent_values`:
-    how many numbers these are, `head_values`: those of the head among the sent; `bytes_up`, `bytes_down`: of one
-    round, envelopes apart; `times_fewer`: A, B and head of plain LoRA in bytes over what is sent up, None where
+    `rank` of its adapter and `bits` of a number that travels: asked for, or the method's own; `trains`, `sends`:
+    names of the parts, of "A", "B", "C", "head" and "base"; `trained_values`, `sent_values`: how many numbers
+    these are, `head_values`: those of the head among the sent; `bytes_up`, `bytes_down`: of one round, envelopes
+    apart; `times_fewer`: A, B and head of plain LoRA in bytes over what is sent up, None where
     nothing is sent; `once`: what is exchanged before round 1.
     """
 
     method: str
     adapter: str
+    rank: int
+    bits: int
     trains: tuple[str, ...]
     sends: tuple[str, ...]
     trained_values: int
@@ -104,25 +109,27 @@ class _Subject:
     """The model that is asked about."""
 
     config: PreTrainedConfig
-    adapter: AdapterSettings
     labels: int
 
-    def parameters(self, kind: AdapterKind) -> Parameters:
-        """Names and shapes with this kind of adapter; anew each time, because an adapter changes its base."""
+    def parameters(self, kind: AdapterKind, adapter: AdapterSettings) -> Parameters:
+        """Names and shapes with this adapter; anew each time, because an adapter changes its base."""
         base = weightless(self.config, whole_lm=self.labels == 0 and is_causal_lm(self.config))
         with torch.device("meta"):
-            encoder = attach(base, kind, self.adapter, seed=0)
+            encoder = attach(base, kind, adapter, seed=0)
             if self.labels == 0:
                 return named_parameters(nn.ModuleDict({"encoder": encoder}), POOLING)
             head_on = TextClassifier(encoder, feature_size(self.config), self.labels, POOLING)
             return named_parameters(head_on, POOLING)
 
 
-def estimate_cost(model: str, adapter: AdapterSettings | None = None, labels: int | None = None) -> Cost:
+def estimate_cost(
+    model: str, adapter: AdapterSettings | None = None, labels: int | None = None, bits: Bits | None = None
+) -> Cost:
     """What each method would train and send on a model.
 
     `model`: one of `SHAPES`, 'demo', a folder with a config.json, or a hub name. `labels`: outputs of the head;
-    two unless given, or none on a causal language model, which predicts with its own output layer.
+    two unless given, or none on a causal language model, which predicts with its own output layer. What is not
+    given of `adapter` and `bits` is each method's own default.
 
     Raises:
         ModelError: no such model, or an adapter that does not fit it.
@@ -131,17 +138,19 @@ def estimate_cost(model: str, adapter: AdapterSettings | None = None, labels: in
     adapter = adapter or AdapterSettings()
     if labels is None:
         labels = 0 if is_causal_lm(config) else DEFAULT_LABELS
-    subject = _Subject(config, adapter, labels)
+    subject = _Subject(config, labels)
     base = weightless(config, whole_lm=labels == 0 and is_causal_lm(config))
     targets = resolve_targets(base, adapter)
-    lora = subject.parameters("lora")
-    known: dict[AdapterKind, Parameters] = {"lora": lora}
+    lora = subject.parameters("lora", adapter)
     rival = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
+    known: dict[tuple[AdapterKind, int], Parameters] = {("lora", adapter.rank): lora}
     costs = []
     for method in METHODS.values():
-        if method.adapter not in known:
-            known[method.adapter] = subject.parameters(method.adapter)
-        costs.append(_method_cost(method, known[method.adapter], rival, subject))
+        own = AdapterSettings(**layer(method.defaults.get("adapter", {}), adapter.model_dump(exclude_unset=True)))
+        wire = WireSettings(**(method.defaults.get("wire", {}) if bits is None else {"bits": bits}))
+        if (method.adapter, own.rank) not in known:
+            known[method.adapter, own.rank] = subject.parameters(method.adapter, own)
+        costs.append(_method_cost(method, known[method.adapter, own.rank], rival, labels, own.rank, wire))
     return Cost(
         model=model,
         model_type=config.model_type,
@@ -167,13 +176,17 @@ def _find(name: str) -> PreTrainedConfig:
         raise ModelError(f"{error}; or a shape that needs no files: {known}") from error
 
 
-def _method_cost(method: Method, parameters: Parameters, rival: int, subject: _Subject) -> MethodCost:
+def _method_cost(
+    method: Method, parameters: Parameters, rival: int, labels: int, rank: int, wire: WireSettings
+) -> MethodCost:
     trained = {name: param for name, param in parameters.items() if method.trains(name)}
     layout = layout_of(method, trained)
-    sent = sum(layout_sizes(layout).values())
+    sent = sum((layout_sizes(layout) if wire.bits == 32 else packed_sizes(layout, wire.bits)).values())
     return MethodCost(
         method=method.name,
         adapter=method.adapter,
+        rank=rank,
+        bits=wire.bits,
         trains=_parts(trained),
         sends=_parts(name for name, _ in layout),
         trained_values=sum(param.numel() for param in trained.values()),
@@ -182,7 +195,7 @@ def _method_cost(method: Method, parameters: Parameters, rival: int, subject: _S
         bytes_up=sent,
         bytes_down=sent,  # both ways one message of one layout
         times_fewer=4 * rival / sent if sent else None,
-        once=tuple(_openings(method, parameters, subject.labels)),
+        once=tuple(_openings(method, parameters, labels)),
     )
 
 

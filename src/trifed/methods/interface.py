@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,9 @@ class Gradient:
     layers: Tensors
 
 
+OwnStart = Callable[[Options, Labels, int], Tensors]
+"""Options, a client's training labels (n,), number of labels → the start of tensors that stay with the client."""
+
 Frames = Callable[[Options, Sequence[Gradient], int], Tensors]
 """Options, gradients, rank → `LAYER.lora_A.weight`, `….lora_B.weight` and `….lora_C.weight` of every layer."""
 
@@ -118,7 +121,10 @@ class Method:
     ("trained"), or the one it receives after aggregation ("received").
 
     `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
-    start of C, from the clients' first gradients, before round 1.
+    start of C, from the clients' first gradients, before round 1. `own_start` gives tensors that stay with a
+    client another start than the common one.
+
+    `defaults` are settings of a run, nested as in its TOML, that hold for it unless the user says otherwise.
     """
 
     name: str
@@ -134,6 +140,8 @@ class Method:
     summarise: Summarise | None = None
     proximal: Callable[[Options], Proximal] | None = None
     frames: Frames | None = None
+    own_start: OwnStart | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_core(name: str) -> bool:

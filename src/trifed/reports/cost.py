@@ -23,8 +23,8 @@ PICTURES = (".png", ".svg", ".pdf")
 COLUMNS = ("method", "adapter", "trains", "sends", "values", "head", "each way", "once", "fewer")
 
 FIELDS = (
-    "method", "adapter", "trains", "sends", "trained_values", "sent_values", "head_values", "bytes_up",
-    "bytes_down", "once_up", "once_down", "times_fewer",
+    "method", "adapter", "rank", "bits", "trains", "sends", "trained_values", "sent_values", "head_values",
+    "bytes_up", "bytes_down", "once_up", "once_down", "times_fewer",
 )  # fmt: skip
 
 
@@ -38,8 +38,9 @@ def render_cost(cost: Cost) -> RenderableType:
             table.add_column(column, justify="left" if text or column == "method" else "right", no_wrap=not text)
             table.columns[-1].min_width = len("nothing") if column == "sends" else None
     for item in cost.methods:
-        name, adapter, *rest = _cells(item)
-        table.add_row(f"{name}\n[dim]{adapter}[/dim]", *rest)
+        name, _, *rest = _cells(item, cost)
+        below = [item.adapter, ", ".join(_own(item, cost))]
+        table.add_row("\n".join([name, *(f"[dim]{line}[/dim]" for line in below if line)]), *rest)
     return Group(table, Text(), *map(Text, _notes(cost)))
 
 
@@ -47,7 +48,7 @@ def cost_markdown(cost: Cost) -> str:
     """The same table and notes in Markdown."""
     lines = [f"**{cost.model}: what a client sends each round**", "", f"| {' | '.join(COLUMNS)} |"]
     lines += ["|" + "---|" * 4 + "---:|" * (len(COLUMNS) - 4)]
-    lines += [f"| {' | '.join(_cells(item))} |" for item in cost.methods]
+    lines += [f"| {' | '.join(_cells(item, cost))} |" for item in cost.methods]
     return "\n".join([*lines, "", *(f"- {note}" for note in _notes(cost))])
 
 
@@ -72,11 +73,11 @@ TEXTS: dict[str, Callable[[Cost], str]] = {"json": cost_json, "csv": cost_csv, "
 """The formats that are plain text, by the name that --format gives them."""
 
 
-def _cells(item: MethodCost) -> list[str]:
+def _cells(item: MethodCost, cost: Cost) -> list[str]:
     once = sum(o.up + o.down for o in item.once)
     return [
         item.method,
-        item.adapter,
+        ", ".join([item.adapter, *_own(item, cost)]),
         " ".join(item.trains),
         " ".join(item.sends) or "nothing",
         f"{item.sent_values:,}",
@@ -87,6 +88,12 @@ def _cells(item: MethodCost) -> list[str]:
         size(once) if once else "-",
         _times(item.times_fewer),
     ]
+
+
+def _own(item: MethodCost, cost: Cost) -> list[str]:
+    """Rank and bits of a method that has its own."""
+    rank = [f"rank {item.rank}"] if item.rank != cost.rank and item.adapter != "none" else []
+    return rank + ([f"{item.bits} bit{'s' if item.bits > 1 else ''}"] if item.bits != 32 else [])
 
 
 def _times(value: float | None) -> str:
@@ -101,10 +108,12 @@ def _notes(cost: Cost) -> list[str]:
     targets = ", ".join(cost.targets)
     head = f"one linear layer, {cost.features:,} × {cost.labels} and {cost.labels}" if cost.labels else "none"
     notes = [
-        f"{cost.base_values:,} weights; rank {cost.rank} on {cost.layers} layers ({targets}); head: {head}.",
-        "values: float32 numbers that a client sends, and as many receives, in a round; head: its share of them; "
+        f"{cost.base_values:,} weights; {cost.layers} adapted layers ({targets}), rank {cost.rank} and 32 bits a "
+        f"number where no others are named; head: {head}.",
+        "values: numbers that a client sends, and as many receives, in a round; head: its share of them; "
         f"each way: bytes up and bytes down, without the envelope of about {cost.envelope} a message.",
-        f"fewer: bytes up, against A, B and head of plain LoRA ({cost.lora_values:,} values).",
+        f"fewer: bytes up, against A, B and head of plain LoRA of rank {cost.rank} ({cost.lora_values:,} values, "
+        "32 bits each).",
     ]
     for item in cost.methods:
         for once in item.once:

@@ -2,7 +2,8 @@
 
 - Data: `project` → `summarise` (at the client) → `pairwise_distances` → `denoise` →
   `similarity_from_distances`.
-- Data, simpler: `pooled_moments` → `two_sample_ratio`, in multiples of the noise between samples.
+- Data, in multiples of the noise between samples: `pooled_moments` → `two_sample_ratio`, or by label
+  `shared_label_ratio`.
 - Models: `linear_cka` or `cosine` of the change of the cores.
 - Both: `combine` → `mixing_weights` → `mix`.
 """
@@ -18,7 +19,7 @@ from trifed.similarity.transport import (
     similarity_from_distances,
     summary_distance,
 )
-from trifed.similarity.two_sample import pooled_moments, two_sample_ratio
+from trifed.similarity.two_sample import pooled_moments, shared_label_ratio, two_sample_ratio
 from trifed.similarity.weights import combine, mix, mixing_weights
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "pairwise_distances",
     "pooled_moments",
     "project",
+    "shared_label_ratio",
     "similarity_from_distances",
     "summarise",
     "summary_distance",

@@ -1,20 +1,24 @@
-"""Are two clients' data further apart than two samples of one distribution would be? A ratio without units.
+"""Are two clients' data further apart than two samples of one distribution would be? Ratios without units.
 
 The squared distance between two sample means is, on average, the squared distance between the distributions' means
 and the sampling noise of both, tr Σ_i/n_i + tr Σ_j/n_j. Divided by that noise it is 1 on average for clients that
 draw from one distribution, whatever the features, their dimension and the numbers of examples. This is the squared
 t statistic of Welch (1947, Biometrika 34) without the covariances between dimensions.
+
+Of all examples of a client together it asks whether p(x) is the same, label by label whether p(x | y) is: clients
+that only have other labels, or more of some, pass the second question and not the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from trifed.similarity.checks import Floats, SimilarityError, as_floats
-from trifed.similarity.summary import Summary
+from trifed.similarity.summary import MERGED, Summary
 
 
 def pooled_moments(summaries: Sequence[Summary]) -> tuple[Floats, Floats, Floats]:
@@ -65,3 +69,38 @@ def two_sample_ratio(means: npt.ArrayLike, spreads: npt.ArrayLike, counts: npt.A
         ratio: Floats = np.where(distance == 0, 0.0 * both, distance / both)
     np.fill_diagonal(ratio, 0.0)
     return ratio
+
+
+def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
+    """$T_{ij} = Σ_y ‖m_{iy} - m_{jy}‖² / Σ_y (s_{iy}/n_{iy} + s_{jy}/n_{jy})$ over the labels that both have.
+
+    About 1 where two clients mean the same by their labels, however often each label occurs at either; under 2,
+    pooling their examples of a label brings less error in than it takes noise away. A label counts if both give
+    moments of it.
+
+    Returns (N, N), symmetric, zero diagonal; NaN where two clients share no such label, or no example of theirs
+    varies. Raises `SimilarityError` as `pooled_moments`.
+    """
+    labels = sorted({int(label) for summary in summaries for label in summary.labels if label != MERGED})
+    size = len(summaries)
+    distance, noise = np.zeros((size, size)), np.zeros((size, size))
+    for label in labels:
+        means, spreads, counts = pooled_moments([_of_label(summary, label) for summary in summaries])
+        own = np.divide(spreads, counts, out=np.full(size, np.nan), where=counts > 0)
+        apart = ((means[:, None] - means[None]) ** 2).sum(-1)
+        both = own[:, None] + own[None]
+        known = np.isfinite(apart) & np.isfinite(both)
+        distance += np.where(known, apart, 0.0)
+        noise += np.where(known, both, 0.0)
+    ratio: Floats = np.divide(distance, noise, out=np.full((size, size), np.nan), where=noise > 0)
+    np.fill_diagonal(ratio, 0.0)
+    return ratio
+
+
+def _of_label(summary: Summary, label: int) -> Summary:
+    """The components of one label alone."""
+    own = summary.labels == label
+    return replace(
+        summary, labels=summary.labels[own], counts=summary.counts[own], means=summary.means[own],
+        variances=summary.variances[own],
+    )  # fmt: skip

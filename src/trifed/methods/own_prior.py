@@ -1,0 +1,119 @@
+"""One likelihood, shared by the clients that agree on what their labels mean; each keeps its own prior.
+
+Made here. Where clients only differ in how often each label occurs, p_i(y | x) ∝ π_i(y) p(x | y): only the prior
+π_i is a client's own. With log π_i as the bias of its head, the rest learns log p(x | y), the same for all, and
+sharing it costs a client nothing. The bias as prior is that of Menon et al., "Long-tail learning via logit
+adjustment", ICLR 2021 (arXiv 2007.07314), by client as in Zhang et al., "Federated learning with label
+distribution skew via logits calibration", ICML 2022 (arXiv 2209.00189).
+
+C between public frames (see `fed_xs`) and the head train. C and the head's weight are sent, in one bit a number
+unless `wire.bits` says otherwise; the bias stays. Once, before round 1, a client sends how many examples of each
+label it has, and mean and variances of those with twenty or more. Two clients share unless these show that their
+labels mean something else. The server averages C by examples, and each label's row of the head by examples of that
+label: who has none has nothing to say about it. LayerNorms stay frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from pydantic import Field
+
+from trifed import similarity as sim
+from trifed.methods.interface import (
+    Features,
+    Labels,
+    Method,
+    Options,
+    Setting,
+    State,
+    SummarySeeds,
+    Upload,
+    is_core,
+    is_head,
+)
+from trifed.methods.packing import Tensors, Vector
+
+HEAD, BIAS = "head.weight", "head.bias"
+SUMMARY_DIM = 64
+"""Dimensions that a client's features are projected to before they are summarised."""
+
+
+class OwnPriorOptions(Options):
+    """How the prior is made, and who shares."""
+
+    smoothing: float = Field(0.1, gt=0, description="examples added to those of every label in the prior")
+    apart: float = Field(2.0, gt=1, description="times the noise between samples: labels differ in meaning")
+
+
+def _own_start(options: Options, labels: Labels, n_labels: int) -> Tensors:
+    """log π, (n_labels,): π_y = (n_y + smoothing) / (n + smoothing · n_labels)."""
+    counts = np.bincount(labels, minlength=n_labels) + cast(OwnPriorOptions, options).smoothing
+    return {BIAS: np.log(counts / counts.sum()).astype(np.float32)}
+
+
+def _summarise(options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> sim.Summary:
+    projected = sim.project(features, dim=SUMMARY_DIM, seed=seeds.projection)
+    return sim.summarise(projected, labels, max_components=1, seed=seeds.own)
+
+
+def _start(options: Options, setting: Setting) -> State:
+    """`similarity_data`: 1 up to what noise explains; `examples`: of each label, (n_clients, n_labels)."""
+    summaries = [setting.summaries[client] for client in range(setting.clients)]
+    rows = max((shape[0] for name, shape in setting.layout if name == HEAD), default=0)
+    examples = np.zeros((setting.clients, rows))
+    for client, summary in enumerate(summaries if rows else []):
+        examples[client, summary.class_labels] = summary.class_counts
+    ratio = np.nan_to_num(sim.shared_label_ratio(summaries), nan=1.0)  # nothing speaks against it
+    return {
+        "similarity_data": 1.0 / np.maximum(ratio, 1.0),
+        "examples": examples,
+        "mixed": np.tile(setting.start, (setting.clients, 1)),
+        "received": np.zeros(setting.clients, bool),
+    }
+
+
+def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+    """For client i each value is Σ_j s_ij k_j θ_j / Σ_j s_ij k_j over the round's uploads.
+
+    s_ij: does j share with i? k_j: examples that stand behind j's value, of one label in that label's row of the
+    head. Where that is 0 for all, what i has stays.
+    """
+    sent = [upload.client for upload in uploads]
+    shares = state["similarity_data"].astype(np.float64)[:, sent] > 1.0 / cast(OwnPriorOptions, options).apart
+    counts = np.array([upload.examples for upload in uploads], np.float64)[:, None]
+    behind = [
+        np.repeat(state["examples"][sent] if name == HEAD else counts, shape[1] if name == HEAD else size, axis=1)
+        for name, shape, size in ((name, shape, int(np.prod(shape))) for name, shape in setting.layout)
+    ]
+    k = np.concatenate(behind, axis=1).astype(np.float64)
+    total = shares @ k
+    values = np.stack([upload.values for upload in uploads])
+    mixed = np.divide(shares @ (k * values), total, out=state["mixed"].astype(np.float64), where=total > 0)
+    weights = np.zeros((setting.clients, setting.clients))
+    weights[:, sent] = shares * counts.T / np.maximum(shares @ counts, 1)
+    received = np.logical_or(state["received"], shares.any(1))
+    return {**state, "mixed": mixed.astype(np.float32), "weights": weights, "received": received}
+
+
+def _download(state: State, client: int) -> Vector | None:
+    return state["mixed"][client].astype(np.float32) if state["received"][client] else None
+
+
+METHOD = Method(
+    name="own-prior",
+    citation="trifed; bias as prior after Menon et al., ICLR 2021, arXiv 2007.07314",
+    adapter="public-frames",
+    trains=lambda name: is_core(name) or is_head(name),
+    sends=lambda name: is_core(name) or name == HEAD,
+    scored="received",
+    options=OwnPriorOptions,
+    start=_start,
+    aggregate=_aggregate,
+    download=_download,
+    summarise=_summarise,
+    own_start=_own_start,
+    defaults={"adapter": {"rank": 32}, "wire": {"bits": 1}, "training": {"learning_rate": 0.01}},
+)

@@ -1,0 +1,126 @@
+"""own-prior: the prior, who shares with whom, and the average by example and by label against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trifed.methods import METHODS, Setting, Upload
+from trifed.methods.interface import SummarySeeds
+
+METHOD = METHODS["own-prior"]
+LAYOUT = (("x.lora_C.weight", (2, 2)), ("head.weight", (3, 4)))
+SIZE = 4 + 12
+START = np.linspace(-1, 1, SIZE).astype(np.float32)
+CENTRES = np.random.default_rng(9).standard_normal((3, 8))
+
+
+def summary(counts, centres=CENTRES, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), counts)
+    features = (centres[labels] + 0.3 * rng.standard_normal((len(labels), 8))).astype(np.float32) / 4
+    return METHOD.summarise(METHOD.options(), features, labels, SummarySeeds(0, seed))
+
+
+def server(*summaries, layout=LAYOUT, **options):
+    chosen = METHOD.options(**options)
+    setting = Setting(len(summaries), layout, START[: sum(int(np.prod(s)) for _, s in layout)])
+    with_all = Setting(setting.clients, layout, setting.start, dict(enumerate(summaries)))
+    state = METHOD.start(chosen, with_all)
+    return state, lambda state, sent: METHOD.aggregate(chosen, setting, state, sent)
+
+
+def uploads(clients, counts, size=SIZE, seed=1):
+    rng = np.random.default_rng(seed)
+    values = {client: rng.standard_normal(size).astype(np.float32) for client in range(10)}
+    return [Upload(client, 1, counts[client].sum(), values[client]) for client in clients]
+
+
+def test_the_bias_starts_at_the_log_of_the_own_label_shares():
+    """Counts 3, 1, 0 and ½ added to each: 3.5, 1.5 and 0.5 of 5.5."""
+    labels = np.array([0, 0, 1, 0])
+    start = METHOD.own_start(METHOD.options(smoothing=0.5), labels, 3)
+    assert list(start) == ["head.bias"] and start["head.bias"].dtype == np.float32
+    np.testing.assert_allclose(np.exp(start["head.bias"]), np.array([3.5, 1.5, 0.5]) / 5.5, rtol=1e-6)
+
+
+def test_a_client_without_examples_starts_with_equal_shares():
+    start = METHOD.own_start(METHOD.options(), np.zeros(0, np.int64), 4)
+    np.testing.assert_allclose(np.exp(start["head.bias"]), 0.25, rtol=1e-6)
+
+
+def test_cores_by_examples_and_rows_of_the_head_by_examples_of_their_label():
+    counts = np.array([[30, 0, 0], [10, 40, 0], [5, 5, 0]])
+    state, aggregate = server(*(summary(row, seed=i) for i, row in enumerate(counts)))
+    sent = uploads([0, 1, 2], counts)
+    state = aggregate(state, sent)
+    expected = START.astype(np.float64).copy()
+    expected[:4] = sum(u.examples * u.values[:4].astype(np.float64) for u in sent) / counts.sum()
+    for label in (0, 1):  # nobody has label 2: its row stays where it began
+        row = slice(4 + 4 * label, 8 + 4 * label)
+        behind = sum(counts[u.client, label] * u.values[row].astype(np.float64) for u in sent)
+        expected[row] = behind / counts[:, label].sum()
+    for client in range(3):
+        np.testing.assert_allclose(METHOD.download(state, client), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state["weights"], np.tile(counts.sum(1) / counts.sum(), (3, 1)), rtol=1e-12)
+
+
+def test_clients_share_whose_labels_mean_the_same_however_often_they_occur():
+    other = [summary(row, CENTRES[[1, 2, 0]], seed=i + 2) for i, row in enumerate(([60, 40, 40], [40, 60, 60]))]
+    state, aggregate = server(summary([90, 25, 30]), summary([25, 80, 30], seed=1), *other)
+    counts = state["examples"].astype(int)
+    sent = uploads(range(4), counts)
+    state = aggregate(state, sent)
+    pair = np.arange(4) // 2
+    np.testing.assert_array_equal(state["weights"] > 0, pair[:, None] == pair[None])
+    np.testing.assert_allclose(state["weights"].sum(1), 1, rtol=1e-12)
+    mean = np.average([sent[0].values[:4], sent[1].values[:4]], axis=0, weights=[145, 135])
+    np.testing.assert_allclose(METHOD.download(state, 0)[:4], mean, rtol=1e-5)
+    assert np.array_equal(METHOD.download(state, 0), METHOD.download(state, 1))
+
+
+def test_whoever_has_no_label_in_common_shares():
+    state, _ = server(summary([40, 0, 0]), summary([0, 40, 0]), summary([9, 9, 9]), summary([0, 0, 0]))
+    assert (state["similarity_data"] == 1).all()
+
+
+def test_without_anybody_to_share_with_in_a_round_a_client_keeps_what_it_has():
+    other = summary([60, 60, 60], CENTRES[[1, 2, 0]], seed=2)
+    state, aggregate = server(summary([60, 60, 60]), summary([50, 60, 60], seed=1), other)
+    assert [METHOD.download(state, client) for client in range(3)] == [None] * 3
+    counts = state["examples"].astype(int)
+    first = aggregate(state, uploads([0], counts))
+    assert METHOD.download(first, 2) is None
+    np.testing.assert_allclose(METHOD.download(first, 1), uploads([0], counts)[0].values, rtol=1e-6)
+    second = aggregate(first, uploads([2], counts, seed=2))
+    assert np.array_equal(METHOD.download(second, 1), METHOD.download(first, 1))
+    np.testing.assert_allclose(METHOD.download(second, 2), uploads([2], counts, seed=2)[0].values, rtol=1e-6)
+
+
+def test_the_order_of_the_clients_does_not_matter():
+    rows = np.array([[60, 40, 40], [25, 80, 30], [50, 60, 60]])
+    made = [summary(row, CENTRES[[1, 2, 0]] if i == 2 else CENTRES, seed=i) for i, row in enumerate(rows)]
+    order = [2, 0, 1]
+    state, aggregate = server(*made)
+    state = aggregate(state, uploads(range(3), rows))
+    turned, aggregate = server(*(made[i] for i in order))
+    sent = [Upload(place, 1, rows[i].sum(), uploads([i], rows)[0].values) for place, i in enumerate(order)]
+    turned = aggregate(turned, sent)
+    np.testing.assert_allclose(turned["mixed"], state["mixed"][order], rtol=1e-6)
+    np.testing.assert_allclose(turned["weights"], state["weights"][np.ix_(order, order)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("apart", [1.1, 1e9])
+def test_from_how_far_labels_count_as_different_is_a_setting(apart):
+    other = summary([60, 60, 60], CENTRES[[1, 2, 0]], seed=2)
+    state, aggregate = server(summary([60, 60, 60]), other, apart=apart)
+    state = aggregate(state, uploads(range(2), state["examples"].astype(int)))
+    assert (state["weights"] > 0).all() == (apart == 1e9)
+
+
+def test_without_a_head_cores_alone_are_shared():
+    state, aggregate = server(summary([40, 0, 0]), summary([0, 60, 0]), layout=LAYOUT[:1])
+    counts = np.array([[40], [60]])
+    sent = uploads(range(2), counts, size=4)
+    mean = 0.4 * sent[0].values + 0.6 * sent[1].values
+    np.testing.assert_allclose(METHOD.download(aggregate(state, sent), 0), mean, rtol=1e-5, atol=1e-6)
