@@ -23,7 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from groups import SETTINGS, plant
-from variants import Variant, grouping, register
+from variants import OwnPrior, Variant, grouping, register
+
+from trifed.nested import layer
 
 HERE = Path(__file__).parent
 Json = dict[str, Any]
@@ -36,7 +38,7 @@ def bits(number: int, own: Json | None = None) -> Json:
     return {**(own or {}), "wire": {"bits": number}}
 
 
-VARIANTS: dict[str, Variant] = {
+VARIANTS: dict[str, Variant | OwnPrior] = {
     "local-lora": Variant("lora", (), "alone"),
     "local-frames": Variant("public-frames", (), "alone", FRAMES),
     "oracle": Variant("lora", ABH),
@@ -49,6 +51,11 @@ VARIANTS: dict[str, Variant] = {
     "core": Variant("tri-matrix", ("C",)),
     "core-head": Variant("tri-matrix", ("C", "head")),
     "head": Variant("lora", ("head",)),
+    "own-prior": OwnPrior(),
+    "own-prior-32-bits": OwnPrior(own={"wire": {"bits": 32}}),
+    "own-prior-everybody": OwnPrior(own={"method": {"apart": 1e9}}),
+    "own-prior-no-prior": OwnPrior(prior=False),
+    "own-prior-no-rows": OwnPrior(rows=False),
 }
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}
 
@@ -72,7 +79,7 @@ def configuration(setting: str, variant: str, rate: float, data: Path, work: Pat
         "rounds": 12,
         "evaluate_every": 4,
         "controls": VARIANTS[variant].groups == "alone",
-        "method": {"name": variant, "groups": grouping(VARIANTS[variant].groups, planted.groups.tolist())},
+        "method": {"name": variant, **grouping(VARIANTS[variant].groups, planted.groups.tolist())},
         "model": {"name": "demo", "max_length": 64},
         "data": {
             "source": str(table),
@@ -83,7 +90,7 @@ def configuration(setting: str, variant: str, rate: float, data: Path, work: Pat
         },
         "training": {"steps": 8, "batch_size": 8, "eval_batch_size": 16, "learning_rate": rate},
     }
-    return {**values, **VARIANTS[variant].own}
+    return layer(values, VARIANTS[variant].own)
 
 
 def one(values: Json, folder: Path) -> None:

@@ -1,14 +1,14 @@
 """What may be exchanged, and with whom: methods of the benchmark's own, put together from parts.
 
-A variant is a `Method` like any other: what trains, what is sent, and a mean within each client's group. The
+A `Variant` is a `Method` like any other: what trains, what is sent, and a mean within each client's group. The
 groups are the planted ones (`planted`), everybody (`all`), or nobody (`alone`); a client keeps what it has just
-trained.
+trained. An `OwnPrior` is the package's method with or without one of its parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -73,11 +73,41 @@ class Variant:
         )
 
 
-def grouping(kind: str, planted: Sequence[int]) -> list[int]:
-    """The groups that a variant averages in."""
-    return {"planted": list(planted), "all": [0] * len(planted), "alone": list(range(len(planted)))}[kind]
+@dataclass(frozen=True)
+class OwnPrior:
+    """`own-prior`; without `prior` the bias is shared like the head's weight; without `rows` each label's row of
+    the head is averaged by all examples of a client; `own`: settings laid over the run's.
+    """
+
+    prior: bool = True
+    rows: bool = True
+    own: dict[str, Any] = field(default_factory=dict)
+    groups: str = "found"
+
+    def method(self, name: str) -> Method:
+        """As the package wants it, under this name."""
+        method = replace(METHODS["own-prior"], name=name)
+        if not self.prior:
+            method = replace(method, own_start=None, sends=lambda param: is_core(param) or is_head(param))
+        return method if self.rows else replace(method, start=_rows_by_all_examples)
+
+    @property
+    def adapter(self) -> AdapterKind:
+        """The kind."""
+        return METHODS["own-prior"].adapter
 
 
-def register(variants: dict[str, Variant]) -> None:
+def _rows_by_all_examples(options: Options, setting: Setting) -> State:
+    state = METHODS["own-prior"].start(options, setting)
+    return {**state, "examples": np.broadcast_to(state["examples"].sum(1, keepdims=True), state["examples"].shape)}
+
+
+def grouping(kind: str, planted: Sequence[int]) -> dict[str, list[int]]:
+    """The option that says which groups a variant averages in; none where the method finds them."""
+    known = {"planted": list(planted), "all": [0] * len(planted), "alone": list(range(len(planted)))}
+    return {"groups": known[kind]} if kind in known else {}
+
+
+def register(variants: dict[str, Variant | OwnPrior]) -> None:
     """Make them known to `make_config` and `run` in this process."""
     METHODS.update({name: variant.method(name) for name, variant in variants.items()})
