@@ -73,7 +73,7 @@ def test_means_of_all_clients_fail_where_clients_name_things_differently():
     # Clients 1 and 2 swap what labels 0, 1 and 2 mean: their own probe knows, the common means cannot.
     clients = [client(0, 0), client(10, 1), client(20, 2)]
     found = run_controls(clients, 0)
-    assert list(found) == ["probe-alone", "probe-all", "class-means", "majority"]
+    assert list(found) == ["probe-alone", "probe-all", "probe-all-prior", "class-means", "majority"]
     for place, one in enumerate(clients):
         assert np.array_equal(found["probe-alone"][place], one.test[1])
     right = np.mean([(found["class-means"][i] == c.test[1]).mean() for i, c in enumerate(clients)])
@@ -87,6 +87,27 @@ def test_the_common_probe_answers_each_client_in_its_place():
         assert [len(labels) for labels in predicted] == [12, 0, 12]
     for place in (0, 2):
         assert np.array_equal(found["probe-all"][place], clients[place].test[1])
+
+
+def test_the_own_prior_decides_where_features_do_not():
+    """Noise for features: the common probe can only guess, each client's label shares are all there is to know."""
+    rng = np.random.default_rng(3)
+
+    def noise(count, label):
+        return rng.standard_normal((count, 10)), np.full(count, label)
+
+    clients = [ClientFeatures(*(noise(n, label) for n in (40, 10, 20))) for label in (0, 1)]
+    found = run_controls(clients, 0)
+    for place in (0, 1):
+        assert (found["probe-all-prior"][place] == place).all()
+    assert np.mean([(found["probe-all"][place] == place).mean() for place in (0, 1)]) < 0.8
+
+
+def test_with_equal_label_shares_the_own_prior_changes_nothing():
+    clients = [client(0), client(10), client(20)]
+    found = run_controls(clients, 0)
+    for plain, own in zip(found["probe-all"], found["probe-all-prior"], strict=True):
+        assert np.array_equal(plain, own)
 
 
 def test_the_majority_is_each_clients_own():

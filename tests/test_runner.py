@@ -316,7 +316,13 @@ def test_a_run_broken_off_in_a_baseline_goes_on_there(finished, toy_values, tmp_
 def test_controls_stand_beside_the_result(toy_values, tmp_path):
     done = run(make_config(toy_values(rounds=1, controls=True)), tmp_path / "run")
     told = json.loads((tmp_path / "run" / "predictions.json").read_text(encoding="utf-8"))
-    assert list(done.summary["controls"]) == ["probe-alone", "probe-all", "class-means", "majority"]
+    assert list(done.summary["controls"]) == [
+        "probe-alone",
+        "probe-all",
+        "probe-all-prior",
+        "class-means",
+        "majority",
+    ]
     for name, control in done.summary["controls"].items():
         for client, accuracy in control["clients"].items():
             right = np.mean(np.array(told["labels"][client]) == np.array(told["controls"][name][client]))

@@ -1,9 +1,10 @@
 """Cheap and humbling: what the frozen base alone can do with a client's data. They stand beside every result.
 
-Three controls on frozen pooled features, and one that looks at nothing:
+Four controls on frozen pooled features, and one that looks at nothing:
 
 - `probe-alone`: logistic regression on the client's own training data;
 - `probe-all`: the same on everybody's data together, which no federation may do;
+- `probe-all-prior`: that one with each client's own label shares in place of everybody's;
 - `class-means`: the nearest class mean of all clients' projected features (64 numbers a class, sent once);
 - `majority`: the client's own most frequent label.
 """
@@ -23,6 +24,7 @@ from trifed.similarity import project
 
 Features = NDArray[np.floating]
 Labels = NDArray[np.int64]
+Scores = NDArray[np.float64]
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Values of scikit-learn's C on standardised features; the best on validation data is taken."""
 
@@ -36,11 +38,38 @@ class ClientFeatures:
     test: tuple[Features, Labels]
 
 
+SMOOTHING = 0.1
+"""Examples added to those of every label in a client's label shares."""
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """Logistic regressions of all `STRENGTHS` on standardised features."""
+
+    scaler: StandardScaler
+    models: list[LogisticRegression]
+
+    @property
+    def labels(self) -> Labels:
+        """The labels that the models know, (n_labels,)."""
+        return np.asarray(self.models[0].classes_, np.int64)
+
+    def answers(self, features: Features, shift: Scores) -> NDArray[np.int64]:
+        """Predicted labels by strength, (n_strengths, n), with `shift` (n_labels,) added to log p(label | x)."""
+        if not len(features):
+            return np.zeros((len(self.models), 0), np.int64)
+        scores = [model.predict_log_proba(self.scaler.transform(features)) for model in self.models]
+        predicted: NDArray[np.int64] = self.labels[(np.stack(scores) + shift).argmax(-1)]
+        return predicted
+
+
 def run_controls(clients: Sequence[ClientFeatures], projection_seed: int) -> dict[str, list[Labels]]:
     """Each control's predicted labels for each client's test data, in the order of `clients`."""
+    plain, own_prior = _probe_together(clients)
     return {
         "probe-alone": [linear_probe(c.train, c.valid, c.test[0]) for c in clients],
-        "probe-all": _probe_together(clients),
+        "probe-all": plain,
+        "probe-all-prior": own_prior,
         "class-means": class_means(clients, projection_seed),
         "majority": [_majority(c.train[1], len(c.test[0])) for c in clients],
     }
@@ -51,27 +80,52 @@ def linear_probe(train: tuple[Features, Labels], valid: tuple[Features, Labels],
     features, labels = train
     if not len(test) or len(np.unique(labels)) < 2:
         return _majority(labels, len(test))
+    probes = _fit(features, labels)
+    return _chosen(probes, [valid], [test], [np.zeros(len(probes.labels))])[0]
+
+
+def _fit(features: Features, labels: Labels) -> _Probes:
     scaler = StandardScaler().fit(features)
     with warnings.catch_warnings():
         # Few examples of many labels: scikit-learn asks whether the labels are a quantity. They are not.
         warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
-        fitted = [
+        models = [
             LogisticRegression(C=strength, max_iter=5000).fit(scaler.transform(features), labels)
             for strength in STRENGTHS
         ]
-    if len(valid[0]):
-        best = max(fitted, key=lambda model: model.score(scaler.transform(valid[0]), valid[1]))
-    else:
-        best = fitted[STRENGTHS.index(0.1)]
-    return np.asarray(best.predict(scaler.transform(test)), np.int64)
+    return _Probes(scaler, models)
 
 
-def _probe_together(clients: Sequence[ClientFeatures]) -> list[Labels]:
-    """One probe on everybody's data, applied to each client's test data."""
-    train = _together([c.train for c in clients])
-    valid = _together([c.valid for c in clients])
-    predicted = linear_probe(train, valid, np.concatenate([c.test[0] for c in clients]))
-    return list(np.split(predicted, np.cumsum([len(c.test[0]) for c in clients])[:-1]))
+def _chosen(
+    probes: _Probes, valid: Sequence[tuple[Features, Labels]], test: Sequence[Features], shifts: Sequence[Scores]
+) -> list[Labels]:
+    """Each client's predictions by the strength that is most often right on all clients' validation data."""
+    right = np.zeros(len(STRENGTHS))
+    for (features, labels), shift in zip(valid, shifts, strict=True):
+        right += (probes.answers(features, shift) == labels).sum(1)
+    place = int(right.argmax()) if any(len(labels) for _, labels in valid) else STRENGTHS.index(0.1)
+    return [probes.answers(features, shift)[place] for features, shift in zip(test, shifts, strict=True)]
+
+
+def _probe_together(clients: Sequence[ClientFeatures]) -> tuple[list[Labels], list[Labels]]:
+    """One probe on everybody's data: as it is, and with each client's own prior."""
+    features, labels = _together([c.train for c in clients])
+    if len(np.unique(labels)) < 2:
+        same = [_majority(labels, len(c.test[0])) for c in clients]
+        return same, same
+    probes = _fit(features, labels)
+    valid, test = [c.valid for c in clients], [c.test[0] for c in clients]
+    everybody = _log_shares(labels, probes.labels)
+    own = [_log_shares(c.train[1], probes.labels) - everybody for c in clients]
+    plain = [np.zeros_like(everybody)] * len(clients)
+    return _chosen(probes, valid, test, plain), _chosen(probes, valid, test, own)
+
+
+def _log_shares(labels: Labels, known: Labels) -> Scores:
+    """log of each known label's share, (n_labels,), smoothed."""
+    counts = (labels[:, None] == known[None]).sum(0) + SMOOTHING
+    shares: Scores = np.log(counts / counts.sum())
+    return shares
 
 
 def class_means(clients: Sequence[ClientFeatures], projection_seed: int) -> list[Labels]:

@@ -58,7 +58,7 @@ def test_its_numbers_are_those_of_the_runs(compared):
         np.testing.assert_allclose(told["client_accuracy"], np.mean(clients, 0))
     gap = found["methods"]["fedavg-lora"]["mean"] - found["methods"]["local"]["mean"]
     assert found["differences"]["fedavg-lora minus local"]["mean"] == pytest.approx(gap)
-    assert set(found["controls"]) == {"probe-alone", "probe-all", "class-means", "majority"}
+    assert set(found["controls"]) == {"probe-alone", "probe-all", "probe-all-prior", "class-means", "majority"}
 
 
 def test_bytes_so_far_end_with_all_bytes(compared):

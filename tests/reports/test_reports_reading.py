@@ -32,7 +32,7 @@ def test_a_run_and_its_baselines_are_a_small_comparison(run_folder):
         assert found.client_accuracy == [client["now"]["accuracy"] for client in summary["clients"]]
         assert found.learning_rate == 1e-2
     assert only(source).methods["fedavg-lora"].scored == "received"
-    assert set(only(source).controls) == {"probe-alone", "probe-all", "class-means", "majority"}
+    assert set(only(source).controls) == {"probe-alone", "probe-all", "probe-all-prior", "class-means", "majority"}
     assert all(len(spread.client_accuracy) == 3 for spread in only(source).controls.values())
 
 

@@ -10,6 +10,7 @@ from trifed.reports.words import MOST_NAMED, few, listing, percent, plural, poin
 LONG_CONTROLS = {
     "probe-alone": "a linear probe of the frozen model on each client's own data",
     "probe-all": "a linear probe of the frozen model on all clients' data together",
+    "probe-all-prior": "that probe with each client's own label shares in place of everybody's",
     "class-means": "the nearest class mean of the frozen model's features",
     "majority": "each client's most frequent label",
 }
