@@ -4,6 +4,7 @@ Each setting is one table with the columns text, label and client, in a Parquet 
 `split = "column"`. Clients of one group draw from one distribution and share no example.
 
 - `tasks`: SST-2, QNLI, MRPC and QQP, one group each; all have two labels, which mean something else in each.
+- `named-tasks`: the same with labels of their own names, so that no two tasks share one.
 - `domains`: four domains of CLINC150; groups share no label.
 - `intents`: BANKING77, three mixes of its 77 intents, drawn from a Dirichlet distribution; labels overlap.
 - `topics`: AG News, three mixes of its four topics; everything learned about a topic holds everywhere.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +67,14 @@ def _deal(table: Table, clients: int, examples: int, rng: np.random.Generator) -
         yield table.iloc[order[client * examples : (client + 1) * examples]]
 
 
-def _tasks(data: Path, examples: int, rng: np.random.Generator) -> Iterator[tuple[int, Table]]:
+def _tasks(
+    data: Path, examples: int, rng: np.random.Generator, named: bool = False
+) -> Iterator[tuple[int, Table]]:
     for group, name in enumerate(TASKS):
         table = read(data, name)
         # Two labels for all: the tasks' own names would tell the groups apart without a look at the texts.
-        table["label"] = pd.factorize(table["label"], sort=True)[0].astype(str)
+        places = pd.factorize(table["label"], sort=True)[0]
+        table["label"] = [f"{name} {place}" if named else str(place) for place in places]
         yield from ((group, part) for part in _deal(table, CLIENTS, examples, rng))
 
 
@@ -118,6 +123,7 @@ def _alike(data: Path, examples: int, rng: np.random.Generator) -> Iterator[tupl
 
 SETTINGS: dict[str, Callable[[Path, int, np.random.Generator], Iterator[tuple[int, Table]]]] = {
     "tasks": _tasks,
+    "named-tasks": partial(_tasks, named=True),
     "domains": _domains,
     "intents": _intents,
     "topics": _topics,

@@ -59,7 +59,7 @@ VARIANTS: dict[str, Variant | OwnPrior] = {
 }
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}
 
-EXAMPLES = {"tasks": (160, 40, 100), "topics": (32, 20, 100)}
+EXAMPLES = {"tasks": (160, 40, 100), "named-tasks": (160, 40, 100), "topics": (32, 20, 100)}
 """To train on, to validate, to test, for each client."""
 OTHERS = (64, 24, 100)
 
