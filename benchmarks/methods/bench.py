@@ -54,9 +54,6 @@ PAIR_RUN: dict[str, Any] = {
 }
 """Two texts and how they relate are hard to learn from 48 examples: 120 a client here, in as many steps."""
 
-ROUNDS: dict[str, Json] = {"agnews-pathological-2": {"rounds": 10}}
-"""Two topics a client are learned in a few."""
-
 PARTITIONS: dict[str, dict[str, Any]] = {
     "sst2-dirichlet-0.5": {"split": "dirichlet", "alpha": 0.5},
     "banking77-dirichlet-0.5": {"split": "dirichlet", "alpha": 0.5},
@@ -96,8 +93,7 @@ def settings(data: Path | str, partition: str) -> Json:
     if name in PAIRS:
         source["text_pair"] = "text_pair"
     conditions = layer(RUN, PAIR_RUN) if name in PAIRS else RUN
-    own = {"data": {**source, "clients": PARTITIONS[partition]}}
-    return layer(layer(conditions, ROUNDS.get(partition, {})), own)
+    return layer(conditions, {"data": {**source, "clients": PARTITIONS[partition]}})
 
 
 def carry_out(values: Json, work: Path, jobs: int) -> Json:

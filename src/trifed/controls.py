@@ -58,8 +58,11 @@ class _Probes:
         """Predicted labels by strength, (n_strengths, n), with `shift` (n_labels,) added to log p(label | x)."""
         if not len(features):
             return np.zeros((len(self.models), 0), np.int64)
-        scores = [model.predict_log_proba(self.scaler.transform(features)) for model in self.models]
-        predicted: NDArray[np.int64] = self.labels[(np.stack(scores) + shift).argmax(-1)]
+        # log p up to what is equal for all labels; of two labels scikit-learn gives the second's lead alone.
+        scores = np.stack([model.decision_function(self.scaler.transform(features)) for model in self.models])
+        if len(self.labels) == 2:
+            scores = np.stack([np.zeros_like(scores), scores], axis=-1)
+        predicted: NDArray[np.int64] = self.labels[(scores + shift).argmax(-1)]
         return predicted
 
 
