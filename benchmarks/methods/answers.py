@@ -3,8 +3,8 @@
     python benchmarks/methods/answers.py --work DIR
 
 Reads the run folders that `bench.py` left under --work and adds to results/answers.json: partition → method → seed
-→ client → how many test rows, a colon, and a bit for each in order, first row highest, as hexadecimal digits. Beside
-it the hash of the split that they stand on.
+→ client → how many test rows, a colon, and a bit for each in order, first row highest, as hexadecimal digits.
+Beside it stands the hash of the split.
 """
 
 from __future__ import annotations
