@@ -11,8 +11,9 @@ def layer(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     result = dict(values)
     for name, change in changes.items():
         inner = result.get(name)
-        both = isinstance(inner, Mapping) and isinstance(change, Mapping)
-        result[name] = layer(inner, change) if both else change  # type: ignore[arg-type]
+        if isinstance(inner, Mapping) and isinstance(change, Mapping):
+            change = layer(inner, change)
+        result[name] = change
     return result
 
 
