@@ -123,6 +123,11 @@ def test_more_of_a_label_is_no_other_meaning_and_other_centres_are():
     assert min(pooled) > 2 and min(swapped) > 2
 
 
+def test_examples_of_a_label_that_do_not_vary_are_infinitely_far_from_others():
+    still = [summarise(np.full((20, 4), value), np.zeros(20, int), seed=0) for value in (0.25, 0.5)]
+    assert shared_label_ratio(still)[0, 1] == np.inf
+
+
 def test_clients_without_a_label_in_common_are_unknown_to_each_other():
     rng = np.random.default_rng(6)
     centres = rng.uniform(-0.3, 0.3, (2, 32))

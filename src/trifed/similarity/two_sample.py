@@ -78,8 +78,8 @@ def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
     pooling their examples of a label brings less error in than it takes noise away. A label counts if both give
     moments of it.
 
-    Returns (N, N), symmetric, zero diagonal; NaN where two clients share no such label, or no example of theirs
-    varies. Raises `SimilarityError` as `pooled_moments`.
+    Returns (N, N), symmetric, zero diagonal; NaN where two clients share no such label, or equal examples of it;
+    infinity where examples do not vary and differ. Raises `SimilarityError` as `pooled_moments`.
     """
     labels = sorted({int(label) for summary in summaries for label in summary.labels if label != MERGED})
     size = len(summaries)
@@ -92,7 +92,8 @@ def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
         known = np.isfinite(apart) & np.isfinite(both)
         distance += np.where(known, apart, 0.0)
         noise += np.where(known, both, 0.0)
-    ratio: Floats = np.divide(distance, noise, out=np.full((size, size), np.nan), where=noise > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Floats = distance / noise
     np.fill_diagonal(ratio, 0.0)
     return ratio
 
