@@ -223,6 +223,23 @@ def test_a_baseline_is_the_same_run_by_another_method():
     assert make_config(tomllib.loads(to_toml(other))) == other
 
 
+def test_a_methods_defaults_lie_under_what_the_user_says():
+    own = config(method="own-prior")
+    assert (own.adapter.rank, own.wire.bits, own.training.learning_rate) == (32, 1, 0.01)
+    told = config(method="own-prior", adapter={"rank": 4, "alpha": 8})
+    assert (told.adapter.rank, told.adapter.alpha, told.wire.bits) == (4, 8, 1)
+    assert config(method="ce-lora").adapter.rank == 8
+    assert make_config(tomllib.loads(to_toml(told))) == told
+
+
+def test_a_baseline_has_its_own_methods_defaults_and_all_that_the_user_said():
+    assert config(method="own-prior", seed=3).with_method("local") == config(
+        method="local", controls=False, seed=3
+    )
+    told = config(method="own-prior", adapter={"rank": 4}, wire={"bits": 2}).with_method("local")
+    assert (told.adapter.rank, told.wire.bits, told.training.learning_rate) == (4, 2, 3e-3)
+
+
 def test_a_configuration_is_not_changed_afterwards():
     with pytest.raises(ValueError, match="frozen"):
         config().rounds = 3

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from trifed import make_config, run
 from trifed.methods import METHODS, Setting, Upload
 from trifed.methods.interface import SummarySeeds
 
@@ -124,3 +126,14 @@ def test_without_a_head_cores_alone_are_shared():
     sent = uploads(range(2), counts, size=4)
     mean = 0.4 * sent[0].values + 0.6 * sent[1].values
     np.testing.assert_allclose(METHOD.download(aggregate(state, sent), 0), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_in_a_run_every_client_starts_at_its_own_prior(toy_values, tmp_path):
+    """Trained at a rate of nothing, a client's bias is where it began: at the log of its label shares."""
+    training = toy_values()["training"] | {"learning_rate": 1e-12}
+    result = run(make_config(toy_values(method="own-prior", rounds=1, training=training)), tmp_path / "run")
+    for client in result.split["clients"]:
+        counts = np.array([client["train_labels"].get(name, 0) for name in result.split["label_names"]]) + 0.1
+        head = load_file(tmp_path / "run" / "clients" / client["name"] / "head.safetensors")
+        (bias,) = (values for name, values in head.items() if name.endswith("bias"))
+        np.testing.assert_allclose(np.exp(bias), counts / counts.sum(), atol=1e-6)
