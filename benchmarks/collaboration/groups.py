@@ -15,7 +15,6 @@ Each setting is one table with the columns text, label and client, in a Parquet 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
 Table = pd.DataFrame
 CLIENTS = 3
 """Clients a group."""
@@ -34,22 +32,13 @@ INTENT_MIXES, INTENT_ALPHA = 3, 0.2
 TOPIC_MIXES = ((0.45, 0.45, 0.05, 0.05), (0.05, 0.05, 0.45, 0.45), (0.45, 0.05, 0.05, 0.45))
 
 
-@dataclass(frozen=True)
-class Planted:
-    """`table`: text, label, client; `groups`: the group of each client, (n_clients,), in the clients' order."""
-
-    table: Table
-    groups: Rows
-
-
-def plant(setting: str, data: Path, examples: int, seed: int) -> Planted:
-    """A setting with `examples` rows a client. `data`: the folder of the public data sets."""
+def plant(setting: str, data: Path, examples: int, seed: int) -> Table:
+    """A setting with `examples` rows a client: text, label, client, group. `data`: folder of the data sets."""
     rng = np.random.default_rng([seed, 4])
-    parts, groups = [], []
+    parts: list[Table] = []
     for group, table in SETTINGS[setting](data, examples, rng):
-        parts.append(table.assign(client=f"client-{len(parts):02d}"))
-        groups.append(group)
-    return Planted(pd.concat(parts, ignore_index=True)[["text", "label", "client"]], np.array(groups))
+        parts.append(table.assign(client=f"client-{len(parts):02d}", group=group))
+    return pd.concat(parts, ignore_index=True)[["text", "label", "client", "group"]]
 
 
 def read(data: Path, name: str) -> Table:

@@ -1,0 +1,252 @@
+"""What federation costs on a large model: eight clients on one Llama-7B-shaped base against plain PEFT LoRA.
+
+    python benchmarks/large_model/bench.py [--layers 32] [--hidden 4096] [--rounds 2] [--steps 10]
+
+Random weights in bfloat16, random words, sequence classification with the head that `trifed run` trains; needs a
+GPU of 40 GB for the default shape. One process: first the simulator with eight clients, then the same number of
+steps on the same batches with a plain PEFT LoRA model and nothing around it. Reported: peak memory over the base's
+own bytes, tokens a second as a ratio, and how much of a client's round goes into swapping its tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from trifed import make_config
+from trifed.data import make_clients
+from trifed.engines.simulator import Simulation
+from trifed.federation.client import Client
+from trifed.federation.store import RunFolder
+from trifed.federation.workbench import Workbench, build_workbench
+from trifed.methods import METHODS
+from trifed.runner import environment
+from trifed.tasks.base_model import LoadedBase
+from trifed.training import autocast, seeded, training_batches
+
+HERE = Path(__file__).parent
+Json = dict[str, Any]
+CLIENTS, EXAMPLES, WORDS, BATCH, RANK = 8, 60, 256, 4, 8
+VOCABULARY = 32000
+
+
+def make_base(layers: int, hidden: int, device: str) -> LoadedBase:
+    """A model of Llama's shape with random weights, and a tokenizer that knows `w1` to `w999`."""
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 128),
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = LlamaModel(config)
+    torch.set_default_dtype(torch.float32)
+    model.requires_grad_(False)
+    words = WordLevel({"[PAD]": 0, **{f"w{number}": number for number in range(1, 1000)}}, unk_token="[PAD]")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = Whitespace()
+    names = ["input_ids", "attention_mask"]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_input_names=names)
+    return LoadedBase(model, fast, f"Llama shape, {layers} layers of {hidden}, random weights", "random")
+
+
+def write_table(path: Path) -> None:
+    """EXAMPLES texts of WORDS random words for each client, two labels."""
+    rng = random.Random(0)
+    rows = [
+        {"text": " ".join(f"w{rng.randrange(1, 1000)}" for _ in range(WORDS)), "label": str(n % 2), "client": c}
+        for c in (f"client-{number}" for number in range(CLIENTS))
+        for n in range(EXAMPLES)
+    ]
+    pd.DataFrame(rows).to_parquet(path)
+
+
+def settings(table: Path, method: str, rounds: int, steps: int, device: str) -> Json:
+    return {
+        "rounds": rounds,
+        "evaluate_every": rounds,
+        "controls": False,
+        "method": method,
+        "model": {"max_length": WORDS},
+        "adapter": {"rank": RANK},
+        "data": {
+            "source": str(table),
+            "valid_fraction": 0.1,
+            "test_fraction": 0.1,
+            "clients": {"split": "column", "column": "client"},
+        },
+        "training": {"batch_size": BATCH, "eval_batch_size": BATCH, "steps": steps, "device": device},
+    }
+
+
+class Memory:
+    """The peak of a GPU's memory since it was made, in bytes; 0 on a CPU."""
+
+    def __init__(self, device: str) -> None:
+        self.on = device.startswith("cuda")
+        gc.collect()
+        if self.on:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self.on else 0
+
+    def now(self) -> int:
+        return torch.cuda.memory_allocated() if self.on else 0
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def federated(method: str, shape: tuple[int, int], given: argparse.Namespace, work: Path) -> Json:
+    """The simulator with all clients: its memory and the time of every client's round after the first."""
+    memory = Memory(given.device)
+    base = make_base(*shape, given.device)
+    alone = memory.now()
+    table = work / "table.parquet"
+    write_table(table)
+    config = make_config(settings(table, method, given.rounds, given.steps, given.device))
+    data = make_clients(config.data, 0)
+    bench = build_workbench(
+        base, METHODS[method], len(data.label_names), 0, (config.model, config.adapter, config.training)
+    )
+    clients = [
+        Client(i, c.name, bench.encode(c.train), bench.encode(c.valid), bench.encode(c.test))
+        for i, c in enumerate(data.clients)
+    ]
+    seconds: list[float] = []
+
+    def listen(event: Json) -> None:
+        if event["event"] == "trained" and event["round"] > 1:
+            seconds.append(event["seconds"])
+
+    folder = RunFolder.create(work / method)
+    Simulation(config, data, clients, bench, folder, listen).run()
+    found = {
+        "base_gib": gib(alone),
+        "peak_gib": gib(memory.peak()),
+        "client_round_seconds": round(statistics.median(seconds), 4),
+        "tokens_per_second": round(given.steps * BATCH * WORDS / statistics.median(seconds)),
+        "switch_milliseconds": round(1000 * switch(bench, given.device), 2),
+        "trained_parameters": sum(p.numel() for p in bench.parameters.values()),
+        "environment": environment(config, base, bench),
+    }
+    found["switch_share_of_round"] = round(found["switch_milliseconds"] / 1000 / found["client_round_seconds"], 4)
+    return found
+
+
+def switch(bench: Workbench, device: str) -> float:
+    """Seconds to take one client's tensors out and put another's in, the median of ten."""
+    spent = []
+    for _ in range(10):
+        wait(device)
+        began = time.perf_counter()
+        bench.load(bench.take())
+        wait(device)
+        spent.append(time.perf_counter() - began)
+    return statistics.median(spent)
+
+
+def plain(shape: tuple[int, int], given: argparse.Namespace, work: Path) -> Json:
+    """PEFT's LoRA and a head in the shortest training loop, one client: its memory and time."""
+    memory = Memory(given.device)
+    base = make_base(*shape, given.device)
+    alone = memory.now()
+    config = make_config(settings(work / "table.parquet", "fedavg-lora", 1, given.steps, given.device))
+    data = make_clients(config.data, 0)
+    bench = build_workbench(
+        base, METHODS["fedavg-lora"], 2, 0, (config.model, config.adapter, config.training)
+    )  # for its tokeniser alone
+    encoded = bench.encode(data.clients[0].train)
+    encoder = bench.encoder.unload()
+    model = get_peft_model(
+        encoder, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
+    )
+    head = nn.Linear(shape[1], 2).to(given.device)
+    params = [*(p for p in model.parameters() if p.requires_grad), *head.parameters()]
+    optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
+    rows = training_batches(encoded.lengths, BATCH, seeded(0, 1))[: given.steps]
+    device, precision = torch.device(given.device), torch.bfloat16
+    seconds = []
+    model.train()
+    for _ in range(1 + CLIENTS):
+        wait(given.device)
+        began = time.perf_counter()
+        for step in range(given.steps):
+            batch = encoded.batch(rows[step % len(rows)], device)
+            with autocast(device, precision):
+                hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                mask = batch["attention_mask"].unsqueeze(-1).float()
+                pooled = (hidden.last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+                loss = nn.functional.cross_entropy(head(pooled).float(), batch["labels"])
+            loss.backward()
+            nn.utils.clip_grad_norm_(params, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        wait(given.device)
+        seconds.append(time.perf_counter() - began)
+    spent = statistics.median(seconds[1:])
+    return {
+        "base_gib": gib(alone),
+        "peak_gib": gib(memory.peak()),
+        "seconds_for_as_many_steps": round(spent, 4),
+        "tokens_per_second": round(given.steps * BATCH * WORDS / spent),
+        "trained_parameters": sum(p.numel() for p in params),
+    }
+
+
+def gib(size: float) -> float:
+    return round(size / 2**30, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--methods", nargs="+", default=["fedavg-lora", "ce-lora"])
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    given = parser.parse_args()
+    shape = (given.layers, given.hidden)
+    result: Json = {
+        "clients": CLIENTS, "batch_size": BATCH, "tokens_a_text": WORDS, "rank": RANK, "layers": given.layers,
+        "hidden": given.hidden, "rounds": given.rounds, "steps": given.steps,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        result["methods"] = {m: federated(m, shape, given, Path(folder)) for m in given.methods}
+        result["plain-peft-lora"] = plain(shape, given, Path(folder))
+    for found in result["methods"].values():
+        rival = result["plain-peft-lora"]
+        found["speed_against_plain"] = round(found["tokens_per_second"] / rival["tokens_per_second"], 4)
+        found["peak_over_plain"] = round(found["peak_gib"] / max(rival["peak_gib"], 1e-9), 4)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
