@@ -21,7 +21,7 @@ def digest(work: Path, setting: str, seed: int) -> Json:
     for folder in sorted((work / f"{setting}-{seed}").glob("*")):
         if not (folder / "summary.json").is_file():
             continue
-        variant, facts = folder.name.split(" ")[0], _facts(folder)
+        variant, facts = folder.name.split("@")[0], _facts(folder)
         if variant not in found or max(facts["valid"].values()) > max(found[variant]["valid"].values()):
             found[variant] = facts
     return found
@@ -43,7 +43,7 @@ def _facts(folder: Path) -> Json:
     by_stage = {stage: [e for e in last if e["stage"] == stage] for stage in STAGES}
     by_stage = {stage: scores for stage, scores in by_stage.items() if scores}
     return {
-        "learning_rate": float(folder.name.split(" ")[1]),
+        "learning_rate": float(folder.name.split("@")[1]),
         "valid": {s: sum(e["valid"]["accuracy"] for e in found) / len(found) for s, found in by_stage.items()},
         "clients": {stage: [e["test"]["accuracy"] for e in found] for stage, found in by_stage.items()},
         "bytes_up": summary["bytes"]["per_upload"],

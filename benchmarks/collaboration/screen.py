@@ -119,7 +119,7 @@ def jobs(setting: str, seed: int, variants: list[str], given: argparse.Namespace
         for rate in grid if seed == TUNING_SEED else [chosen[variant]["learning_rate"]]:
             values = configuration(setting, variant, rate, seed, source, groups)
             values["training"]["device"] = given.device
-            found.append((given.work / f"{setting}-{seed}" / f"{variant} {rate:g}", values))
+            found.append((given.work / f"{setting}-{seed}" / f"{variant}@{rate:g}", values))
     return found
 
 

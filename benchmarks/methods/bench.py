@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,30 @@ def keep(path: Path, state: Json) -> None:
     path.write_text(json.dumps(state, indent=1) + "\n")
 
 
-def measure(state: Json, partition: str, data: Path, work: Path, jobs: int, quick: bool = False) -> None:
-    """All methods on one partition, each with its own rate; where the rates are chosen, they are chosen first."""
+def measure(
+    state: Json,
+    partition: str,
+    data: Path,
+    work: Path,
+    jobs: int,
+    *,
+    quick: bool = False,
+    methods: Sequence[str] = METHODS,
+) -> None:
+    """The methods on one partition, each with its own rate; where the rates are chosen, they are chosen first."""
+    frames = {method: FRAMES[method] for method in methods if method in FRAMES}
     values: Json = {
         "name": f"quick-{partition}" if quick else partition,
-        "methods": METHODS,
+        "methods": list(methods),
         "seeds": SEEDS[:1] if quick else SEEDS,
-        "references": ["local", "fedavg-lora"],
+        "references": [name for name in ("local", "fedavg-lora") if name in methods],
         "run": settings(data, partition) | ({"rounds": 4} if quick else {}),
-        "method_settings": FRAMES,
+        "method_settings": frames,
     }
     if tuned_on(partition) in state["tuning"]:
         tuned = state["tuning"][tuned_on(partition)]["methods"]
-        rates = {method: {"training": {"learning_rate": tuned[method]["chosen"]}} for method in METHODS}
-        values["method_settings"] = layer(rates, FRAMES)
+        rates = {method: {"training": {"learning_rate": tuned[method]["chosen"]}} for method in methods}
+        values["method_settings"] = layer(rates, frames)
     elif tuned_on(partition) == partition:
         values["tuning"] = {**TUNING, "rounds": TUNING_ROUNDS[partition]}
     else:
