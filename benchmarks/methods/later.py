@@ -102,10 +102,16 @@ def table(state: Json, method: str, rivals: Json) -> list[str]:
         best = max(rest, key=lambda name: rest[name]["mean"])
         low, high = (100 * end for end in mine["interval"])
         gaps = [_gap(found["differences"][other]) for other in ("local", "fedavg-lora", best)]
-        lines.append(
-            f"| {partition} | {100 * mine['mean']:.1f} ({low:.1f} to {high:.1f}) "
-            f"| {100 * mine['mean_trained']:.1f} | {gaps[0]} | {gaps[1]} | {gaps[2]} (`{best}`) | {mine['bytes']['up_per_round'] / 1000:.1f} |"
-        )
+        cells = [
+            partition,
+            f"{100 * mine['mean']:.1f} ({low:.1f} to {high:.1f})",
+            f"{100 * mine['mean_trained']:.1f}",
+            gaps[0],
+            gaps[1],
+            f"{gaps[2]} (`{best}`)",
+            f"{mine['bytes']['up_per_round'] / 1000:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
