@@ -112,6 +112,14 @@ def test_cautions_follow_from_the_numbers():
     assert "Scored as" not in calm
 
 
+def test_of_several_partitions_the_one_is_told_where_scoring_matters_most():
+    found = study("easy", "hard", local=0.74, fedavg_lora=0.85)
+    hard = found.results["hard"].methods
+    hard["fedavg-lora"] = hard["fedavg-lora"].model_copy(update={"mean": 0.6, "mean_trained": 0.7})
+    said = say_cautions(found)
+    assert "training (where it differs most): fedavg-lora 60.0 %, then 70.0 % on hard." in said
+
+
 def test_one_seed_is_said_to_be_one():
     one = Study.model_validate(make_comparison(seeds=(0,)))
     assert "One seed" in say_cautions(one)

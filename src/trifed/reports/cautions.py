@@ -63,21 +63,23 @@ def _rise(found: MethodResult) -> str:
 
 
 def _on_scoring(study: Study) -> Iterable[str]:
-    apart = _by_method(study, _trained_apart)
-    if apart:
-        shown = "; ".join(f"{method} {text}" for method, text in apart.items())
+    """What right after local training is another model's number than the one scored; one partition a method."""
+    widest: dict[str, tuple[float, str]] = {}
+    for place, partition in study.results.items():
+        for method, found in partition.methods.items():
+            if found.scored != "received" or found.mean is None or found.mean_trained is None:
+                continue
+            gap = abs(found.mean_trained - found.mean)
+            where = f" on {place}" if len(study.results) > 1 else ""
+            text = f"{method} {percent(found.mean)} %, then {percent(found.mean_trained)} %{where}"
+            widest[method] = max(widest.get(method, (0.01, "")), (gap, text))
+    shown = [text for _, text in widest.values() if text]
+    if shown:
+        which = " (where it differs most)" if len(study.results) > 1 else ""
         yield (
-            f"Scored as the model that everybody receives, which is another right after a client's own training: "
-            f"{shown}."
+            f"Scored as the model that everybody receives, which is another right after a client's own training"
+            f"{which}: {'; '.join(shown)}."
         )
-
-
-def _trained_apart(found: MethodResult) -> str:
-    """Where right after local training it is another model's than the one scored, by a point or more."""
-    if found.scored != "received" or found.mean is None or found.mean_trained is None:
-        return ""
-    far = abs(found.mean_trained - found.mean) >= 0.01
-    return f"{percent(found.mean)} %, then {percent(found.mean_trained)} %" if far else ""
 
 
 def _on_data(source: Source) -> Iterable[str]:
