@@ -7,7 +7,7 @@ from collections.abc import Sequence
 CONTROLS = {
     "probe-alone": "probe, own data",
     "probe-all": "probe, all data",
-    "probe-all-prior": "the same, own prior",
+    "probe-all-prior": "probe, all data, own prior",
     "class-means": "class means",
     "majority": "own majority",
 }
