@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 from trifed import make_config, run
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.store import RunFolder
+from trifed.methods import METHODS as ALL_METHODS
 
-METHODS = ["ce-lora", "fedavg-lora", "local", "fed-sb", "fedavg-full", "pfedme-lora"]
+METHODS = ["ce-lora", "fedavg-lora", "local", "fed-sb", "fedavg-full", "pfedme-lora", "own-prior"]
 """Every kind of adapter, of state, and of what is sent."""
 CORES = 2 * 2 * 4 * 4
 """Numbers in the cores of 2 blocks, query and value, rank 4."""
@@ -259,6 +261,27 @@ def test_the_last_round_is_scored_before_and_after_the_exchange(method, scored, 
     assert stages == {(0, "start"), (1, scored), (2, scored), (3, "trained"), (3, "received")}
     assert done.summary["accuracy"] == done.summary[f"accuracy_{scored}"]
     assert done.summary["accuracy"]["round"] == 3
+
+
+def test_halfway_is_the_mean_of_what_was_trained_and_what_came(toy_values, tmp_path, monkeypatch):
+    kept = {}
+    for stage in ("trained", "received", "halfway"):
+        monkeypatch.setitem(ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], scored=stage))
+        done = run(make_config(toy_values(method="own-prior", adapter={"rank": 4})), tmp_path / stage)
+        stages = {(e["round"], e["stage"]) for e in RunFolder(done.path).events() if e["event"] == "scores"}
+        last = {"trained", "received", stage}
+        assert stages == {(0, "start"), (1, stage), (2, stage), *((3, name) for name in last)}
+        folders = sorted((done.path / "clients").iterdir())
+        kept[stage] = [tensor for folder in folders for tensor in weights_of(folder)]
+    assert any(not torch.equal(one, other) for one, other in zip(kept["trained"], kept["received"], strict=True))
+    for one, other, between in zip(kept["trained"], kept["received"], kept["halfway"], strict=True):
+        torch.testing.assert_close(between, (one + other) / 2, rtol=1e-5, atol=1e-7)
+
+
+def weights_of(folder):
+    """All of a client's tensors, in a fixed order."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return [tensor for file in files for _, tensor in sorted(load_file(file).items())]
 
 
 @pytest.mark.parametrize(("method", "models"), [("fedavg-lora", 1), ("ce-lora", 3), ("local", 3)])

@@ -171,8 +171,8 @@ class Simulation:
         last = number == self.config.rounds
         if number % self.config.evaluate_every and not last:
             return
-        stages = ["trained", "received"] if last and self.bench.layout else [self.method.scored]
-        for stage in stages:
+        both = ["trained", "received"] if last and self.bench.layout else []
+        for stage in dict.fromkeys([*both, self.method.scored]):
             self._score(number, stage, [self._tensors(c.index, stage) for c in self.clients])
         matrices = {n: torch.tensor(self.server[n]) for n in MATRICES if n in self.server}
         if matrices:
@@ -241,7 +241,7 @@ class Simulation:
 
     def _kept(self) -> list[ClientState]:
         """What clients have to keep: not what the next download replaces, which may be the whole model."""
-        if self.method.scored == "trained" or any(
+        if self.method.scored != "received" or any(
             self.method.download(self.server, client.index) is None for client in self.clients
         ):
             return self.states
@@ -253,13 +253,15 @@ class Simulation:
 
     def _tensors(self, client: int, stage: str) -> dict[str, Tensor]:
         tensors = self.states[client].tensors
-        values = self.method.download(self.server, client) if stage == "received" else None
+        values = self.method.download(self.server, client) if stage != "trained" else None
         if values is None:
             return tensors
         known = self._known(client)
-        if self.wire.bits is not None and self.delivered:
-            return self.bench.receive(tensors, known)
-        return self.bench.receive(tensors, self.wire.arrives(values, known))
+        arrived = known if self.wire.bits is not None and self.delivered else self.wire.arrives(values, known)
+        received = self.bench.receive(tensors, arrived)
+        if stage == "received":
+            return received
+        return {name: torch.lerp(tensor, received[name], 0.5) for name, tensor in tensors.items()}
 
     def final_tensors(self, client: int) -> dict[str, Tensor]:
         """The tensors that a client would use from now on: those that are scored."""

@@ -30,8 +30,8 @@ def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
 def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> Json:
     """Clients, accuracy over rounds, and all bytes.
 
-    `scored`: "trained" or "received", the model that counts. `lora_bytes`: what `fedavg-lora` would send in one
-    message on this model, without its envelope.
+    `scored`: "trained", "received" or "halfway", the model that counts. `lora_bytes`: what `fedavg-lora` would
+    send in one message on this model, without its envelope.
     """
     started = next((e for e in events if e["event"] == "started"), None)
     names = list(started["clients"]) if started else []
@@ -68,7 +68,7 @@ def _bytes_by_round(events: Sequence[Event], scored: str) -> Callable[[int], int
 
     A model that is received after a round came with the downloads that are logged with the next.
     """
-    later = 1 if scored == "received" else 0
+    later = 0 if scored == "trained" else 1
     sent = [
         (e.get("round", 0), sum(e.get("up", {}).values()), sum(e.get("down", {}).values()))
         for e in events

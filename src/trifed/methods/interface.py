@@ -105,6 +105,9 @@ class Setting:
     summaries: Mapping[int, Summary] = field(default_factory=dict)
 
 
+Scored = Literal["trained", "received", "halfway"]
+
+
 @dataclass(frozen=True)
 class Method:
     """One published method.
@@ -118,7 +121,7 @@ class Method:
     is nothing to send to that client.
 
     `scored` says which model a client would use, hence which one is measured: the one it has just trained
-    ("trained"), or the one it receives after aggregation ("received").
+    ("trained"), the one it receives after aggregation ("received"), or the mean of these two ("halfway").
 
     `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
     start of C, from the clients' first gradients, before round 1. `own_start` gives tensors that stay with a
@@ -132,7 +135,7 @@ class Method:
     adapter: AdapterKind
     trains: Callable[[str], bool]
     sends: Callable[[str], bool]
-    scored: Literal["trained", "received"]
+    scored: Scored
     options: type[Options]
     start: Callable[[Options, Setting], State]
     aggregate: Callable[[Options, Setting, State, Sequence[Upload]], State]

@@ -108,7 +108,7 @@ METHOD = Method(
     adapter="public-frames",
     trains=lambda name: is_core(name) or is_head(name),
     sends=lambda name: is_core(name) or name == HEAD,
-    scored="received",
+    scored="halfway",
     options=OwnPriorOptions,
     start=_start,
     aggregate=_aggregate,

@@ -81,7 +81,7 @@ class MethodResult(Spread):
 
     citation: str = ""
     learning_rate: Number = None
-    scored: Literal["trained", "received"] | None = None
+    scored: Literal["trained", "received", "halfway"] | None = None
     sd: Number = None
     weighted_mean: Number = None
     mean_trained: Number = None
