@@ -91,24 +91,30 @@ def main() -> None:
 
 
 def table(state: Json, method: str, rivals: Json) -> list[str]:
-    """By partition: the method, and its differences to training alone, to one average model, and to the best."""
+    """By partition: the method as it is scored, what else it could be scored as, and its differences to rivals.
+
+    The best rival is the best by the model that it is scored with; beside it stands the best of what any rival's
+    clients have right after a round of their own, which is known without its answers and so without pairs.
+    """
     lines = [
-        f"| partition | `{method}`, % (95 %) | just trained | less `local` | less `fedavg-lora` "
-        "| less the best | KB up |",
-        "|---|---|---|---|---|---|---|",
+        f"| partition | `{method}`, % (95 %) | just trained, received | less `local` | less `fedavg-lora` "
+        "| less the best rival | the best just trained | KB up |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for partition, found in state["results"].items():
         mine, rest = found["methods"][method], rivals[partition]["methods"]
         best = max(rest, key=lambda name: rest[name]["mean"])
+        after = max(rest, key=lambda name: rest[name]["mean_trained"])
         low, high = (100 * end for end in mine["interval"])
         gaps = [_gap(found["differences"][other]) for other in ("local", "fedavg-lora", best)]
         cells = [
             partition,
             f"{100 * mine['mean']:.1f} ({low:.1f} to {high:.1f})",
-            f"{100 * mine['mean_trained']:.1f}",
+            f"{100 * mine['mean_trained']:.1f}, {100 * mine['mean_received']:.1f}",
             gaps[0],
             gaps[1],
             f"{gaps[2]} (`{best}`)",
+            f"{100 * rest[after]['mean_trained']:.1f} (`{after}`)",
             f"{mine['bytes']['up_per_round'] / 1000:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
