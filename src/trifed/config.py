@@ -20,13 +20,16 @@ from trifed.methods import METHODS, Options
 from trifed.nested import layer, without
 from trifed.settings import AdapterSettings, ModelSettings, TrackerName, TrainingSettings, WireSettings
 
+DEFAULT_METHOD = "own-prior"
+"""Of the methods here the one that was best, or level with the best, on most of what was measured."""
+
 
 class MethodSettings(BaseModel):
     """A method's name and, beside it, that method's own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = "ce-lora"
+    name: str = DEFAULT_METHOD
 
     def options(self) -> Options:
         """The options, validated by the method itself."""
@@ -94,7 +97,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
         problems += explain_all(error, RunConfig)
-    problems += _method_problems(values.get("method", "ce-lora"))
+    problems += _method_problems(values.get("method", DEFAULT_METHOD))
     if config is not None:
         problems += _baseline_problems(config)
     if config is not None and not problems:
@@ -146,7 +149,7 @@ def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, A
             inner = {"name": inner}
         if not isinstance(inner, dict):
             continue  # it stands where a table belongs, which make_config reports among the other mistakes
-        if head == "method" and rest == "name" and inner.get("name", "ce-lora") != value:
+        if head == "method" and rest == "name" and inner.get("name", DEFAULT_METHOD) != value:
             inner = {}  # another method's options would only be refused
         result[head] = overlay(inner, {rest: value})
     return result
@@ -159,15 +162,14 @@ def to_toml(config: RunConfig) -> str:
 
 def _defaults_of(method: Any) -> Mapping[str, Any]:
     """The defaults of the method that a run's settings name; none where they name none that is known."""
-    default = MethodSettings.model_fields["name"].default
-    name = method.get("name", default) if isinstance(method, dict) else method
+    name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else method
     known = METHODS.get(name) if isinstance(name, str) else None
     return known.defaults if known else {}
 
 
 def _method_problems(method: Any) -> Iterator[str]:
     settings = {"name": method} if isinstance(method, str) else method
-    name = settings.get("name", "ce-lora") if isinstance(settings, dict) else None
+    name = settings.get("name", DEFAULT_METHOD) if isinstance(settings, dict) else None
     if not isinstance(name, str):
         return
     if name not in METHODS:

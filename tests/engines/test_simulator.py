@@ -266,7 +266,9 @@ def test_the_last_round_is_scored_before_and_after_the_exchange(method, scored, 
 def test_halfway_is_the_mean_of_what_was_trained_and_what_came(toy_values, tmp_path, monkeypatch):
     kept = {}
     for stage in ("trained", "received", "halfway"):
-        monkeypatch.setitem(ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], scored=stage))
+        monkeypatch.setitem(
+            ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], scored=stage, tempered=False)
+        )
         done = run(make_config(toy_values(method="own-prior", adapter={"rank": 4})), tmp_path / stage)
         stages = {(e["round"], e["stage"]) for e in RunFolder(done.path).events() if e["event"] == "scores"}
         last = {"trained", "received", stage}

@@ -22,6 +22,7 @@ from trifed.federation.client import (
     ClientState,
     score,
     summary_seeds,
+    temper,
     train_round,
 )
 from trifed.federation.messages import (
@@ -252,6 +253,13 @@ class Simulation:
         ]
 
     def _tensors(self, client: int, stage: str) -> dict[str, Tensor]:
+        """The model that a client has at a stage; the one that is scored as the client would use it."""
+        tensors = self._at(client, stage)
+        if not self.method.tempered or stage != self.method.scored:
+            return tensors
+        return temper(self.bench, tensors, self.clients[client].valid, self.config.training)
+
+    def _at(self, client: int, stage: str) -> dict[str, Tensor]:
         tensors = self.states[client].tensors
         values = self.method.download(self.server, client) if stage != "trained" else None
         if values is None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from trifed.federation.workbench import Workbench
 from trifed.methods.interface import Proximal, SummarySeeds
 from trifed.methods.packing import Tensors, Vector
 from trifed.settings import TrainingSettings
 from trifed.tasks.text_classification import EncodedText
-from trifed.training import Moments, Pull, Scores, evaluate, seeded, steps_a_round, train_locally
+from trifed.training import Moments, Pull, Scores, embed, evaluate, seeded, steps_a_round, train_locally
+
+HEAD = "head.weight"
+BELIEF = tuple(step / 20 for step in range(20, -1, -1))
+"""Factors that `temper` tries; of equal ones the first."""
 
 TRAINING, SUMMARY, SAMPLING, PROJECTION = 1, 2, 3, 4
 """Purposes of seeded generators: the same run seed never drives two of them alike."""
@@ -88,6 +94,25 @@ def score(bench: Workbench, tensors: dict[str, Tensor], data: EncodedText, setti
     """Loss and accuracy of a client's tensors on some data."""
     bench.load(tensors)
     return evaluate(bench.model, data, settings)
+
+
+def temper(
+    bench: Workbench, tensors: dict[str, Tensor], data: EncodedText, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """The client's tensors with the head's weight times that s ∈ [0, 1] at which its own loss on `data` is least.
+
+    With the log of a prior as bias, s is how far the rest of the model is to be believed: at 0 the prior alone
+    decides. Otherwise this is temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML
+    2017, arXiv 1706.04599). Without examples nothing changes.
+    """
+    if not len(data):
+        return tensors
+    bench.load(tensors)
+    weight, bias = tensors[HEAD], bench.model.head.bias.detach().cpu()
+    evidence = torch.from_numpy(embed(bench.model, data, settings)) @ weight.T
+    labels = torch.from_numpy(data.labels)
+    losses = [float(cross_entropy(s * evidence + bias, labels)) for s in BELIEF]
+    return {**tensors, HEAD: weight * BELIEF[losses.index(min(losses))]}
 
 
 def summary_seeds(seed: int, client: int) -> SummarySeeds:

@@ -123,6 +123,8 @@ class Method:
     `scored` says which model a client would use, hence which one is measured: the one it has just trained
     ("trained"), the one it receives after aggregation ("received"), or the mean of these two ("halfway").
 
+    `tempered`: before that model is used, its head's weight is scaled to the client's validation examples.
+
     `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
     start of C, from the clients' first gradients, before round 1. `own_start` gives tensors that stay with a
     client another start than the common one.
@@ -144,6 +146,7 @@ class Method:
     proximal: Callable[[Options], Proximal] | None = None
     frames: Frames | None = None
     own_start: OwnStart | None = None
+    tempered: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

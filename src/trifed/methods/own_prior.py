@@ -11,6 +11,9 @@ unless `wire.bits` says otherwise; the bias stays. Once, before round 1, a clien
 label it has, and mean and variances of those with twenty or more. Two clients share unless these show that their
 labels mean something else. The server averages C by examples, and each label's row of the head by examples of that
 label: who has none has nothing to say about it. LayerNorms stay frozen.
+
+What a client uses in the end is the mean of what it has just trained and what it received, its head's weight times
+the factor in [0, 1] that suits its validation examples: where the likelihood was not learned, the prior decides.
 """
 
 from __future__ import annotations
@@ -109,6 +112,7 @@ METHOD = Method(
     trains=lambda name: is_core(name) or is_head(name),
     sends=lambda name: is_core(name) or name == HEAD,
     scored="halfway",
+    tempered=True,
     options=OwnPriorOptions,
     start=_start,
     aggregate=_aggregate,
