@@ -33,7 +33,7 @@ def test_a_page_beside_the_run(report, folder):
     said = report(folder)
     assert said.code == 0
     assert said.out == f"The report is {folder / 'report.html'}\n"
-    assert "reading ce-lora" in said.err
+    assert "reading own-prior" in said.err
     assert "drawing" in said.err
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 

@@ -27,7 +27,7 @@ def refused(capsys, monkeypatch, tmp_path):
 def test_several_mistakes_are_told_at_once(refused, tmp_path):
     (tmp_path / "my.toml").write_text(
         'nam = "x"\nseed = -1\nrounds = 0\n[model]\nnmae = "x"\n[adapter]\nrank = "a"\n[data]\nsorce = "t.csv"\n'
-        '[data.clients]\nsplit = "dirichle"\n[method]\ntemperatur = 3\n[training]\nbatch_size = 1.5\n',
+        '[data.clients]\nsplit = "dirichle"\n[method]\nsmoothin = 3\n[training]\nbatch_size = 1.5\n',
         encoding="utf-8",
     )
     message = refused("my.toml")
@@ -40,7 +40,7 @@ def test_several_mistakes_are_told_at_once(refused, tmp_path):
         "  - data.sorce: unknown setting (did you mean 'source'?)",
         "  - data.source: missing",
         "  - adapter.rank: got 'a', expected a whole number",
-        "  - method.temperatur: unknown setting (did you mean 'temperature'?)",
+        "  - method.smoothin: unknown setting (did you mean 'smoothing'?)",
         "  - training.batch_size: got 1.5, expected a whole number",
         "'files' (did you mean 'dirichlet'?)",
     ):
@@ -71,7 +71,7 @@ def test_several_mistakes_are_told_at_once(refused, tmp_path):
         (["--name", "x" * 300], ["name", "at most 100"]),
         (["--method", "fedprox"], ["method.name", "ce-lora, fed-sb"]),
         (["--baseline", "locl"], ["did you mean 'local'"]),
-        (["--baseline", "ce-lora"], ["baselines", "own method"]),
+        (["--baseline", "own-prior"], ["baselines", "own method"]),
         (["--baseline", "local", "--baseline", "local"], ["baselines", "twice"]),
         (["--model", ""], ["model.name"]),
         (["--set", "epochs"], ["--set", "'epochs'", "KEY=VALUE"]),

@@ -61,7 +61,7 @@ def test_ctrl_c_stops_cleanly_and_resume_reaches_the_same_numbers(
     runs = tmp_path / "my runs"
     folder = runs / "toy"
     child = in_a_terminal(120, str(toml), "--runs", str(runs))
-    child.expect(rf"ce-lora (?:[3-9]|\d\d)/{ROUNDS}")  # the display may skip a round that was quick
+    child.expect(rf"own-prior (?:[3-9]|\d\d)/{ROUNDS}")  # the display may skip a round that was quick
     child.sendintr()
     child.expect(pexpect.EOF)
     child.close()
@@ -72,10 +72,10 @@ def test_ctrl_c_stops_cleanly_and_resume_reaches_the_same_numbers(
     assert not (folder / "summary.json").exists()
     said = call(capsys, monkeypatch, "run", "--resume", folder)
     assert said.code == 0
-    done = int(re.findall(r"ce-lora \(1 of 2\): going on after round (\d+)", said.out)[0])
+    done = int(re.findall(r"own-prior \(1 of 2\): going on after round (\d+)", said.out)[0])
     assert 2 <= done < ROUNDS
-    first = next(line for line in said.out.splitlines() if line.startswith("ce-lora  round "))
-    assert first.startswith(f"ce-lora  round {done + 1}/{ROUNDS}")
+    first = next(line for line in said.out.splitlines() if line.startswith("own-prior  round "))
+    assert first.startswith(f"own-prior  round {done + 1}/{ROUNDS}")
     assert numbers(folder) == numbers(unbroken)
 
 
@@ -140,9 +140,9 @@ def test_in_a_terminal_one_line_moves_and_is_taken_away(environment, toml, tmp_p
     assert frames
     for frame in frames:
         assert len(frame) <= 80
-        assert re.search(r"[\d-]:[\d-]{2}:[\d-]{2} ce-lora \d/6  loss \d\.\d+  acc [\d.-]+  [\d.]+ KB", frame)
+        assert re.search(r"[\d-]:[\d-]{2}:[\d-]{2} own-prior \d/6  loss \d\.\d+  acc [\d.-]+  [\d.]+ KB", frame)
     assert any(re.search(r"KB  (amber|basil|coral)$", frame) for frame in frames)
-    ending = plain[plain.rindex("ce-lora  round 6/6") :]
+    ending = plain[plain.rindex("own-prior  round 6/6") :]
     assert "Test accuracy of each client" in ending
     tables = [line for line in ending.splitlines() if set("│┃┏└") & set(line)]
     assert max(map(len, tables)) <= 80

@@ -8,7 +8,7 @@ import typing
 import pytest
 from pydantic import BaseModel
 
-from trifed.config import RunConfig, make_config, overlay, read_toml, to_toml
+from trifed.config import DEFAULT_METHOD, RunConfig, make_config, overlay, read_toml, to_toml
 from trifed.errors import ConfigError
 from trifed.methods import METHODS
 
@@ -29,7 +29,7 @@ def problems(values) -> list[str]:
 
 def test_only_data_must_be_named():
     made = config()
-    assert made.method.name == "ce-lora" and made.rounds == 20
+    assert made.method.name == DEFAULT_METHOD and made.rounds == 20
     assert problems({}) == ["data: missing, and it has no default"]
 
 
@@ -90,7 +90,7 @@ def test_a_method_is_given_as_a_word_or_as_a_table():
     assert config(method="local") == config(method={"name": "local"})
     mixed = config(method={"name": "ce-lora", "data_share": 0.25})
     assert mixed.method.options().data_share == 0.25 and mixed.method.options().self_weight == 0.5
-    assert config(method={"data_share": 0.25}).method.name == "ce-lora"
+    assert config(method={"smoothing": 0.5}).method.name == DEFAULT_METHOD == "own-prior"
 
 
 def test_one_methods_options_are_not_anothers():
@@ -181,7 +181,9 @@ def test_flags_of_a_method_lie_over_either_spelling():
     own = {"method": {"name": "ce-lora", "temperature": 0.5}}
     assert overlay(own, {"method.name": "local"}) == {"method": {"name": "local"}}
     assert overlay(own, {"method.name": "ce-lora"}) == own
-    assert overlay({"method": {"temperature": 0.5}}, {"method.name": "ce-lora"}) == own
+    unnamed = {"method": {"smoothing": 0.5}}
+    assert overlay(unnamed, {"method.name": DEFAULT_METHOD})["method"]["smoothing"] == 0.5
+    assert overlay(unnamed, {"method.name": "ce-lora"}) == {"method": {"name": "ce-lora"}}
 
 
 def test_a_flag_below_a_value_that_should_be_a_table_is_a_mistake():

@@ -1,7 +1,8 @@
 """What a setting's runs say: for each variant its best learning rate, its clients' accuracy and its bytes.
 
-Accuracy is given for the model that a client has just trained (`trained`) and for the one that comes back after
-the last exchange (`received`); both are test accuracies of the last round, by client.
+Accuracy is given for the model that a client has just trained (`trained`), for the one that comes back after the
+last exchange (`received`), and for what `own-prior` makes of both (`halfway`); all are test accuracies of the last
+round, by client.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
-STAGES = ("trained", "received")
+STAGES = ("trained", "received", "halfway")
 
 
 def digest(work: Path, setting: str, seed: int) -> Json:

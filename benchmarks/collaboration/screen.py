@@ -58,6 +58,7 @@ VARIANTS: dict[str, Variant | OwnPrior] = {
     "own-prior-everybody": OwnPrior(own={"method": {"apart": 1e9}}),
     "own-prior-no-prior": OwnPrior(prior=False),
     "own-prior-no-rows": OwnPrior(rows=False),
+    "own-prior-no-temper": OwnPrior(temper=False),
 }
 FINALISTS = ["local-lora", "local-frames", "oracle", "everybody", "own-prior"]
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}

@@ -76,17 +76,19 @@ class Variant:
 @dataclass(frozen=True)
 class OwnPrior:
     """`own-prior`; without `prior` the bias is shared like the head's weight; without `rows` each label's row of
-    the head is averaged by all examples of a client; `own`: settings laid over the run's.
+    the head is averaged by all examples of a client; without `temper` the likelihood is always believed in full;
+    `own`: settings laid over the run's.
     """
 
     prior: bool = True
     rows: bool = True
+    temper: bool = True
     own: dict[str, Any] = field(default_factory=dict)
     groups: str = "found"
 
     def method(self, name: str) -> Method:
         """As the package wants it, under this name."""
-        method = replace(METHODS["own-prior"], name=name)
+        method = replace(METHODS["own-prior"], name=name, tempered=self.temper)
         if not self.prior:
             method = replace(method, own_start=None, sends=lambda param: is_core(param) or is_head(param))
         return method if self.rows else replace(method, start=_rows_by_all_examples)

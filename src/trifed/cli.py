@@ -60,7 +60,7 @@ Each client ends with its own adapter under runs/NAME/clients/. Ctrl-C stops cle
   split = "column"         # iid, dirichlet, pathological, sizes, files
   column = "site"
   \\[method]
-  name = "ce-lora"
+  name = "own-prior"       # or ce-lora, fedavg-lora, …
 """
 
 Flag = typer.Option

@@ -7,7 +7,7 @@ from trifed.data import demo_corpus_path
 
 
 def demo_config(rounds: int) -> RunConfig:
-    """Ten sites of support requests, `ce-lora` with `fedavg-lora` and `local` beside it.
+    """Ten sites of support requests, `own-prior` with `ce-lora`, `fedavg-lora` and `local` beside it.
 
     Raises:
         ConfigError: rounds below 1.
@@ -17,7 +17,7 @@ def demo_config(rounds: int) -> RunConfig:
             "name": "demo",
             "rounds": rounds,
             "evaluate_every": 2,
-            "baselines": ["fedavg-lora", "local"],
+            "baselines": ["ce-lora", "fedavg-lora", "local"],
             "model": {"name": "demo", "max_length": 64},
             "data": {
                 "source": str(demo_corpus_path()),

@@ -27,7 +27,7 @@ What is finished is kept and what was broken off is resumed: the same command, a
 
 \b
   name = "rivals"
-  methods = ["local", "fedavg-lora", "ce-lora"]   # the first is the reference
+  methods = ["local", "fedavg-lora", "ce-lora", "own-prior"]   # the first is the reference
   seeds = [0, 1]
   \\[run]                       # as for trifed run
   rounds = 20
