@@ -84,7 +84,7 @@ def test_the_file_in_the_help_is_a_configuration(capsys, monkeypatch):
     start = text.index('name = "tickets"')
     values = tomllib.loads(text[start : text.index("╭─ Arguments")])
     config = make_config(values)
-    assert (config.rounds, config.data.clients.column, config.method.name) == (20, "site", "ce-lora")
+    assert (config.rounds, config.data.clients.column, config.method.name) == (20, "site", "own-prior")
 
 
 def test_help_of_demo_names_the_extra_to_install(capsys, monkeypatch):

@@ -47,7 +47,7 @@ def broken_off(toy_values, tmp_path_factory) -> Path:
             raise KeyboardInterrupt
 
     path = tmp_path_factory.mktemp("reports") / "broken"
-    values = toy_values(name="broken", rounds=4, baselines=["local"])
+    values = toy_values(name="broken", rounds=4, baselines=["local"], method="ce-lora")
     with pytest.raises(KeyboardInterrupt):
         run(make_config(values), path, stop)
     return path

@@ -34,7 +34,7 @@ def break_off(toy_values: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(make_config(toy_values(**changes)), folder, listener)
+            run(make_config(toy_values(method="ce-lora", **changes)), folder, listener)
         return folder
 
     return stop

@@ -97,11 +97,11 @@ def test_without_a_whole_round_there_is_nothing_to_write(break_off, tmp_path):
 
 
 def test_a_baseline_is_followed_beside_its_run(toy_values, expected, tmp_path):
-    config = make_config(toy_values(trackers=["tensorboard", "tensorboard"], baselines=["local"], rounds=1))
+    config = make_config(toy_values(trackers=["tensorboard", "tensorboard"], baselines=["ce-lora"], rounds=1))
     run(config, tmp_path / "toy")
     board = tmp_path / "toy" / "tensorboard"
-    assert sorted(path.name for path in board.iterdir()) == ["ce-lora", "local"]
-    assert read(board / "local") == as_stored(expected(tmp_path / "toy" / "baselines" / "local"))
+    assert sorted(path.name for path in board.iterdir()) == ["ce-lora", "own-prior"]
+    assert read(board / "ce-lora") == as_stored(expected(tmp_path / "toy" / "baselines" / "ce-lora"))
 
 
 def test_another_runs_files_are_left_alone(finished_copy, tmp_path):

@@ -105,9 +105,6 @@ class Setting:
     summaries: Mapping[int, Summary] = field(default_factory=dict)
 
 
-Scored = Literal["trained", "received", "halfway"]
-
-
 @dataclass(frozen=True)
 class Method:
     """One published method.
@@ -122,13 +119,11 @@ class Method:
 
     `scored` says which model a client would use, hence which one is measured: the one it has just trained
     ("trained"), the one it receives after aggregation ("received"), or the mean of these two ("halfway").
-
-    `tempered`: before that model is used, its head's weight is scaled to the client's validation examples.
+    `tempered`: before it is used, its head's weight is scaled to the client's validation examples.
 
     `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
     start of C, from the clients' first gradients, before round 1. `own_start` gives tensors that stay with a
     client another start than the common one.
-
     `defaults` are settings of a run, nested as in its TOML, that hold for it unless the user says otherwise.
     """
 
@@ -137,7 +132,7 @@ class Method:
     adapter: AdapterKind
     trains: Callable[[str], bool]
     sends: Callable[[str], bool]
-    scored: Scored
+    scored: Literal["trained", "received", "halfway"]
     options: type[Options]
     start: Callable[[Options, Setting], State]
     aggregate: Callable[[Options, Setting, State, Sequence[Upload]], State]
