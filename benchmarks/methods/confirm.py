@@ -1,0 +1,78 @@
+"""Does a later method hold on clients that nobody saw while it was made? New seeds, beside the strongest rivals.
+
+    python benchmarks/methods/confirm.py METHOD --data DIR [--seeds 2] [--rivals local pfedme-lora]
+
+Partitions, conditions and learning rates are those of `bench.py` and `later.py`; only the seeds are new, and with
+them the cut of the data and the start. Writes results/METHOD-confirmed.json; goes on where it was broken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench import FRAMES, HERE, PARTITIONS, carry_out, settings, tuned_on
+
+from trifed.nested import layer
+
+Json = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--work", type=Path, default=Path("runs/methods-confirmed"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2])
+    parser.add_argument("--rivals", nargs="+", default=["local", "pfedme-lora"])
+    given = parser.parse_args()
+    path = HERE / "results" / f"{given.method}-confirmed.json"
+    state: Json = json.loads(path.read_text()) if path.is_file() else {"results": {}}
+    measured = {
+        name: json.loads((HERE / "results" / f"{name}.json").read_text())["tuning"]
+        for name in ("comparison", given.method)
+    }
+    for partition in [name for name in PARTITIONS if name not in state["results"]]:
+        methods = [*given.rivals, given.method]
+        rates = {}
+        for method in methods:
+            tuning = measured[given.method if method == given.method else "comparison"][tuned_on(partition)]
+            rates[method] = {"training": {"learning_rate": tuning["methods"][method]["chosen"]}}
+        values: Json = {
+            "name": partition,
+            "methods": methods,
+            "seeds": given.seeds,
+            "references": given.rivals,
+            "run": settings(given.data, partition),
+            "method_settings": layer(rates, {name: FRAMES[name] for name in methods if name in FRAMES}),
+        }
+        found = carry_out(values, given.work, given.jobs)
+        state["results"][partition] = found["results"]["all"]
+        state["environment"] = found["environment"]
+        path.write_text(json.dumps(state, indent=1) + "\n")
+    print("\n".join(table(state["results"], given.method, given.rivals)))
+
+
+def table(results: Json, method: str, rivals: list[str]) -> list[str]:
+    """By partition: means, and the method's paired differences."""
+    lines = [
+        f"| partition | {' | '.join(f'`{name}`' for name in [*rivals, method])} "
+        f"| {' | '.join(f'less `{name}`' for name in rivals)} |",
+        "|---" * (2 + 2 * len(rivals)) + "|",
+    ]
+    for partition, found in results.items():
+        means = [f"{100 * found['methods'][name]['mean']:.1f}" for name in [*rivals, method]]
+        gaps = [found["differences"][f"{method} minus {name}"] for name in rivals]
+        shown = [
+            f"{100 * gap['mean']:+.1f} ({100 * gap['interval'][0]:+.1f} to {100 * gap['interval'][1]:+.1f})"
+            for gap in gaps
+        ]
+        lines.append(f"| {' | '.join([partition, *means, *shown])} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
