@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -138,9 +139,13 @@ def measure(
     *,
     quick: bool = False,
     methods: Sequence[str] = METHODS,
+    own: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """The methods on one partition, each with its own rate; where the rates are chosen, they are chosen first."""
-    frames = {method: FRAMES[method] for method in methods if method in FRAMES}
+    """The methods on one partition, each with its own rate; where the rates are chosen, they are chosen first.
+
+    `own`: settings laid over those of every method.
+    """
+    frames = {method: layer(FRAMES.get(method, {}), own) for method in methods}
     values: Json = {
         "name": f"quick-{partition}" if quick else partition,
         "methods": list(methods),

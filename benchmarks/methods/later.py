@@ -1,11 +1,14 @@
 """A method that came later, under the conditions of `bench.py` and in pairs with what was measured there.
 
-    python benchmarks/methods/later.py METHOD --data DIR [--work DIR] [--jobs 2] [--only PARTITION ...]
+    python benchmarks/methods/later.py METHOD --data DIR [--work DIR] [--jobs 2] [--only PARTITION ...] [--alone]
 
 Learning rates are chosen as everybody's were, then every partition runs with the same seeds on the same splits.
 The rivals are not run again: their answers to every test row are kept in results/answers.json, and where they are
 not, their accuracy by client in results/comparison.json. Writes results/METHOD.json and prints a table; goes on
 where it was broken off.
+
+With --alone everything is as before, learning rates too, but nobody shares: what of it is collaboration? That goes
+to results/METHOD-alone.json.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from trifed.comparison.statistics import interval, mean_over_clients
 
 Json = dict[str, Any]
 Rows = list[NDArray[np.bool_]]
+ALONE: Json = {"method": {"apart": 0}, "wire": {"bits": 32}}
 RIVALS = HERE / "results" / "comparison.json"
 
 
@@ -76,13 +80,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/methods-later"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(PARTITIONS), default=list(PARTITIONS))
+    parser.add_argument("--alone", action="store_true", help="the method without sharing, for own-prior")
     given = parser.parse_args()
-    path = HERE / "results" / f"{given.method}.json"
+    shared = HERE / "results" / f"{given.method}.json"
+    path = shared.with_stem(f"{given.method}-alone") if given.alone else shared
     state = known(path) | {"methods": [given.method]}
+    if given.alone:
+        state["tuning"] = json.loads(shared.read_text())["tuning"]
+        given.work = given.work / "alone"
     rivals = json.loads(RIVALS.read_text())["results"]
     for partition in given.only:
         if partition not in state["results"]:
-            measure(state, partition, given.data, given.work, given.jobs, methods=[given.method])
+            measure(
+                state,
+                partition,
+                given.data,
+                given.work,
+                given.jobs,
+                methods=[given.method],
+                own=ALONE if given.alone else {},
+            )
             found = state["results"][partition]
             mine = rows_of(given.method, partition, found["seeds"], given.work)
             found["differences"] = against(partition, mine, rivals[partition], found["seeds"])

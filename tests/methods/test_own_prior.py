@@ -112,12 +112,21 @@ def test_the_order_of_the_clients_does_not_matter():
     np.testing.assert_allclose(turned["weights"], state["weights"][np.ix_(order, order)], rtol=1e-12)
 
 
-@pytest.mark.parametrize("apart", [1.1, 1e9])
+@pytest.mark.parametrize("apart", [0, 1.1, 1e9])
 def test_from_how_far_labels_count_as_different_is_a_setting(apart):
     other = summary([60, 60, 60], CENTRES[[1, 2, 0]], seed=2)
     state, aggregate = server(summary([60, 60, 60]), other, apart=apart)
     state = aggregate(state, uploads(range(2), state["examples"].astype(int)))
-    assert (state["weights"] > 0).all() == (apart == 1e9)
+    np.testing.assert_array_equal(state["weights"] > 0, np.full((2, 2), True) if apart == 1e9 else np.eye(2))
+
+
+def test_apart_at_nothing_everybody_is_alone_with_what_it_sent():
+    state, aggregate = server(summary([60, 60, 60]), summary([50, 60, 60], seed=1), apart=0)
+    sent = uploads(range(2), state["examples"].astype(int))
+    state = aggregate(state, sent)
+    np.testing.assert_array_equal(state["weights"], np.eye(2))
+    for client in range(2):
+        np.testing.assert_allclose(METHOD.download(state, client), sent[client].values, rtol=1e-6)
 
 
 def test_without_a_head_cores_alone_are_shared():

@@ -48,7 +48,7 @@ class OwnPriorOptions(Options):
     """How the prior is made, and who shares."""
 
     smoothing: float = Field(0.1, gt=0, description="examples added to those of every label in the prior")
-    apart: float = Field(2.0, gt=1, description="times the noise between samples: labels differ in meaning")
+    apart: float = Field(2.0, ge=0, description="times the noise at which labels differ in meaning; 0: all alone")
 
 
 def _own_start(options: Options, labels: Labels, n_labels: int) -> Tensors:
@@ -85,7 +85,8 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
     head. Where that is 0 for all, what i has stays.
     """
     sent = [upload.client for upload in uploads]
-    shares = state["similarity_data"].astype(np.float64)[:, sent] > 1.0 / cast(OwnPriorOptions, options).apart
+    agree = state["similarity_data"].astype(np.float64) * cast(OwnPriorOptions, options).apart > 1.0
+    shares = (agree | np.eye(setting.clients, dtype=bool))[:, sent]
     counts = np.array([upload.examples for upload in uploads], np.float64)[:, None]
     behind = [
         np.repeat(state["examples"][sent] if name == HEAD else counts, shape[1] if name == HEAD else size, axis=1)
