@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test check format docs clean
 
-demo: $(STAMP)            ## ten sites, one small model, three methods side by side
+demo: $(STAMP)            ## ten sites, one small model, four methods side by side
 	$(BIN)/trifed demo
 
 test: $(STAMP)            ## lint, types and tests

@@ -133,10 +133,10 @@ def run_command(
 
 @app.command("demo")
 def demo_command(
-    rounds: Annotated[int, Flag(help="Rounds for each of the three methods.")] = 5,
+    rounds: Annotated[int, Flag(help="Rounds for each of the four methods.")] = 5,
     runs: Annotated[Path, Flag(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Ten sites, one small pre-trained model, three methods side by side; a few minutes on two cores.
+    """Ten sites, one small pre-trained model, four methods side by side; a few minutes on two cores.
 
     The corpus, 1,700 made-up support requests of ten sites, comes with the package.
 
