@@ -1,6 +1,6 @@
 """What federation costs on a large model: eight clients on one Llama-7B-shaped base against plain PEFT LoRA.
 
-    python benchmarks/large_model/bench.py [--layers 32] [--hidden 4096] [--rounds 2] [--steps 10]
+    python benchmarks/large_model/bench.py [--layers 32] [--hidden 4096] [--rounds 3] [--steps 10]
 
 Random weights in bfloat16, random words, sequence classification with the head that `trifed run` trains; needs a
 GPU of 40 GB for the default shape. One process: first a plain PEFT LoRA model with nothing around it, then the

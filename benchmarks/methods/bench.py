@@ -170,12 +170,18 @@ def measure(
     state["environment"][partition] = found["environment"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc: str | None, work: str) -> argparse.ArgumentParser:
+    """What all scripts of this folder that run something are told: where the data is, where runs go, how many."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--work", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "comparison.json")
+    parser.add_argument("--work", type=Path, default=Path(work))
     parser.add_argument("--jobs", type=int, default=2)
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__, "runs/methods")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "comparison.json")
     parser.add_argument("--only", nargs="+", choices=list(PARTITIONS), default=list(PARTITIONS))
     parser.add_argument("--quick", action="store_true", help="two partitions, one seed, 4 rounds: no result")
     given = parser.parse_args()

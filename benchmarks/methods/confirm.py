@@ -8,12 +8,11 @@ them the cut of the data and the start. Writes results/METHOD-confirmed.json; go
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from bench import FRAMES, HERE, PARTITIONS, carry_out, settings, tuned_on
+from bench import FRAMES, HERE, PARTITIONS, arguments, carry_out, settings, tuned_on
+from table import points
 
 from trifed.nested import layer
 
@@ -21,16 +20,20 @@ Json = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "runs/methods-confirmed")
     parser.add_argument("method")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--work", type=Path, default=Path("runs/methods-confirmed"))
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2])
     parser.add_argument("--rivals", nargs="+", default=["local", "pfedme-lora"])
     given = parser.parse_args()
     path = HERE / "results" / f"{given.method}-confirmed.json"
-    state: Json = json.loads(path.read_text()) if path.is_file() else {"results": {}}
+    state: Json = json.loads(path.read_text()) if path.is_file() else {"results": {}, "configuration": {}}
+    wanted = (given.seeds, [*given.rivals, given.method])
+    for partition, found in state["results"].items():
+        if wanted != (found["seeds"], list(found["methods"])):
+            parser.error(
+                f"{path} holds seeds {found['seeds']} of {', '.join(found['methods'])} for {partition}; give the "
+                f"same --seeds and --rivals to go on with it, or move it away"
+            )
     measured = {
         name: json.loads((HERE / "results" / f"{name}.json").read_text())["tuning"]
         for name in ("comparison", given.method)
@@ -51,6 +54,7 @@ def main() -> None:
         }
         found = carry_out(values, given.work, given.jobs)
         state["results"][partition] = found["results"]["all"]
+        state["configuration"][partition] = {**values, "run": settings("DIR", partition)}
         state["environment"] = found["environment"]
         path.write_text(json.dumps(state, indent=1) + "\n")
     print("\n".join(table(state["results"], given.method, given.rivals)))
@@ -66,10 +70,7 @@ def table(results: Json, method: str, rivals: list[str]) -> list[str]:
     for partition, found in results.items():
         means = [f"{100 * found['methods'][name]['mean']:.1f}" for name in [*rivals, method]]
         gaps = [found["differences"][f"{method} minus {name}"] for name in rivals]
-        shown = [
-            f"{100 * gap['mean']:+.1f} ({100 * gap['interval'][0]:+.1f} to {100 * gap['interval'][1]:+.1f})"
-            for gap in gaps
-        ]
+        shown = [points(gap["mean"], gap["interval"]) for gap in gaps]
         lines.append(f"| {' | '.join([partition, *means, *shown])} |")
     return lines
 

@@ -13,7 +13,6 @@ to results/METHOD-alone.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 from answers import RESULTS as ANSWERS
 from answers import right
-from bench import HERE, PARTITIONS, known, measure
+from bench import HERE, PARTITIONS, arguments, known, measure
 from numpy.typing import NDArray
+from table import points
 
 from trifed.comparison.statistics import interval, mean_over_clients
 
@@ -74,11 +74,8 @@ def against(partition: str, mine: Rows, rivals: Json, seeds: list[int]) -> Json:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "runs/methods-later")
     parser.add_argument("method")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--work", type=Path, default=Path("runs/methods-later"))
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(PARTITIONS), default=list(PARTITIONS))
     parser.add_argument("--alone", action="store_true", help="the method without sharing, for own-prior")
     given = parser.parse_args()
@@ -123,7 +120,8 @@ def table(state: Json, method: str, rivals: Json) -> list[str]:
         best = max(rest, key=lambda name: rest[name]["mean"])
         after = max(rest, key=lambda name: rest[name]["mean_trained"])
         low, high = (100 * end for end in mine["interval"])
-        gaps = [_gap(found["differences"][other]) for other in ("local", "fedavg-lora", best)]
+        differences = [found["differences"][other] for other in ("local", "fedavg-lora", best)]
+        gaps = [points(gap["mean"], gap["interval"]) for gap in differences]
         cells = [
             partition,
             f"{100 * mine['mean']:.1f} ({low:.1f} to {high:.1f})",
@@ -136,11 +134,6 @@ def table(state: Json, method: str, rivals: Json) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _gap(found: Json) -> str:
-    low, high = (100 * end for end in found["interval"])
-    return f"{100 * found['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 if __name__ == "__main__":

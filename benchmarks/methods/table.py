@@ -6,6 +6,7 @@ python benchmarks/methods/table.py
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,13 @@ def _gap(differences: Json, method: str, other: str) -> str:
     found, sign = differences.get(f"{method} minus {other}"), 1
     if found is None:
         found, sign = differences[f"{other} minus {method}"], -1
-    low, high = sorted(100 * sign * end for end in found["interval"])
-    return f"{100 * sign * found['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
+    return points(sign * found["mean"], [sign * end for end in found["interval"]])
+
+
+def points(mean: float, interval: Sequence[float]) -> str:
+    """A difference and its interval, both as shares, in points."""
+    low, high = sorted(100 * end for end in interval)
+    return f"{100 * mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:
