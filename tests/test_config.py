@@ -93,6 +93,12 @@ def test_a_method_is_given_as_a_word_or_as_a_table():
     assert config(method={"smoothing": 0.5}).method.name == DEFAULT_METHOD == "own-prior"
 
 
+def test_options_without_a_name_say_whose_they_had_to_be():
+    (found,) = problems({"data": DATA, "method": {"temperature": 0.5}})
+    assert found.startswith("method.temperature: unknown setting; known here: smoothing, apart")
+    assert found.endswith("no name is given, so this is 'own-prior'")
+
+
 def test_one_methods_options_are_not_anothers():
     (found,) = problems({"data": DATA, "method": {"name": "local", "data_share": 0.5}})
     assert found.startswith("method.data_share: unknown setting")

@@ -179,7 +179,7 @@ def _method_problems(method: Any) -> Iterator[str]:
         METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
     except ValidationError as error:
         for problem in explain_all(error, METHODS[name].options):
-            yield f"method.{problem}"
+            yield f"method.{problem}" + ("" if "name" in settings else f"; no name is given, so this is '{name}'")
 
 
 def _baseline_problems(config: RunConfig) -> Iterator[str]:
