@@ -42,6 +42,7 @@ def bits(number: int, own: Json | None = None) -> Json:
 
 VARIANTS: dict[str, Variant | OwnPrior] = {
     "local-lora": Variant("lora", (), "alone"),
+    "local-tri-matrix": Variant("tri-matrix", (), "alone"),
     "local-frames": Variant("public-frames", (), "alone", FRAMES),
     "oracle": Variant("lora", ABH),
     "everybody": Variant("lora", ABH, "all"),
@@ -59,6 +60,7 @@ VARIANTS: dict[str, Variant | OwnPrior] = {
     "own-prior-no-prior": OwnPrior(prior=False),
     "own-prior-no-rows": OwnPrior(rows=False),
     "own-prior-no-temper": OwnPrior(temper=False),
+    "own-prior-lora": OwnPrior("lora", own={"adapter": {"rank": 4, "alpha": 8}}),
 }
 FINALISTS = ["local-lora", "local-frames", "oracle", "everybody", "own-prior"]
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}
@@ -92,7 +94,7 @@ def configuration(setting: str, variant: str, rate: float, seed: int, source: Pa
         "name": "run",
         "seed": seed,
         "rounds": rounds,
-        "evaluate_every": rounds // 4,
+        "evaluate_every": rounds // 4 if seed == TUNING_SEED else rounds,
         "controls": VARIANTS[variant].groups == "alone",
         "method": {"name": variant, **grouping(VARIANTS[variant].groups, groups)},
         "model": {"name": "demo", "max_length": 64},

@@ -77,9 +77,11 @@ class Variant:
 class OwnPrior:
     """`own-prior`; without `prior` the bias is shared like the head's weight; without `rows` each label's row of
     the head is averaged by all examples of a client; without `temper` the likelihood is always believed in full;
-    `own`: settings laid over the run's.
+    with `adapter` "lora" A and B train and are sent, from the start that all have in common; `own`: settings laid
+    over the run's.
     """
 
+    adapter: AdapterKind = "public-frames"
     prior: bool = True
     rows: bool = True
     temper: bool = True
@@ -88,15 +90,17 @@ class OwnPrior:
 
     def method(self, name: str) -> Method:
         """As the package wants it, under this name."""
-        method = replace(METHODS["own-prior"], name=name, tempered=self.temper)
-        if not self.prior:
-            method = replace(method, own_start=None, sends=lambda param: is_core(param) or is_head(param))
+        inside = is_factor if self.adapter == "lora" else is_core
+        method = replace(
+            METHODS["own-prior"],
+            name=name,
+            adapter=self.adapter,
+            tempered=self.temper,
+            trains=lambda param: inside(param) or is_head(param),
+            sends=lambda param: inside(param) or is_head(param) and (param == "head.weight" or not self.prior),
+            own_start=METHODS["own-prior"].own_start if self.prior else None,
+        )
         return method if self.rows else replace(method, start=_rows_by_all_examples)
-
-    @property
-    def adapter(self) -> AdapterKind:
-        """The kind."""
-        return METHODS["own-prior"].adapter
 
 
 def _rows_by_all_examples(options: Options, setting: Setting) -> State:
