@@ -2,7 +2,7 @@
 
 Accuracy is given for the model that a client has just trained (`trained`), for the one that comes back after the
 last exchange (`received`), and for what `own-prior` makes of both (`halfway`); all are test accuracies of the last
-round, by client.
+round, by client. Bytes are all that a client sends in a run, the one-time summary included, by round.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _facts(folder: Path) -> Json:
         "learning_rate": float(folder.name.split("@")[1]),
         "valid": {s: sum(e["valid"]["accuracy"] for e in found) / len(found) for s, found in by_stage.items()},
         "clients": {stage: [e["test"]["accuracy"] for e in found] for stage, found in by_stage.items()},
-        "bytes_up": summary["bytes"]["per_upload"],
+        "bytes_up": round(summary["bytes"]["up"] / summary["rounds"] / len(summary["clients"])),
         "curve": [[point["round"], point["mean"]] for point in summary["curve"]],
         "controls": {name: list(control["clients"].values()) for name, control in summary["controls"].items()},
     }

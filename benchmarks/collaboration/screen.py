@@ -153,6 +153,7 @@ def keep(given: argparse.Namespace, setting: str, seed: int) -> None:
     if not found:
         return
     kept = results.setdefault(setting, {"an example": conditions(given.work, setting, seed), "seeds": {}})
+    kept["groups"] = table(setting, seed, given.data, given.work)[1]
     kept["seeds"][str(seed)] = found
     given.out.write_text(json.dumps(results, indent=1) + "\n")
     for variant, facts in found.items():

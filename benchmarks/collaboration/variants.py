@@ -97,7 +97,7 @@ class OwnPrior:
             adapter=self.adapter,
             tempered=self.temper,
             trains=lambda param: inside(param) or is_head(param),
-            sends=lambda param: inside(param) or is_head(param) and (param == "head.weight" or not self.prior),
+            sends=lambda param: inside(param) or (is_head(param) and (param == "head.weight" or not self.prior)),
             own_start=METHODS["own-prior"].own_start if self.prior else None,
         )
         return method if self.rows else replace(method, start=_rows_by_all_examples)

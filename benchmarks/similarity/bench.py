@@ -47,12 +47,13 @@ def features(data: Path, work: Path, setting: str, seed: int) -> tuple[Clients, 
     """Frozen features (n, d) and labels (n,) of every client, and the clients' groups."""
     path = work / f"{setting}-{seed}.npz"
     if not path.is_file():
-        planted = plant(setting, data, max(EXAMPLES), seed)
-        labels = np.unique(planted.table["label"], return_inverse=True)[1].astype(np.int64)
-        clients = np.unique(planted.table["client"], return_inverse=True)[1]
-        examples = Examples(texts=list(planted.table["text"]), labels=labels, pairs=None)
+        table = plant(setting, data, max(EXAMPLES), seed)
+        labels = np.unique(table["label"], return_inverse=True)[1].astype(np.int64)
+        clients = np.unique(table["client"], return_inverse=True)[1]
+        groups = table.groupby("client")["group"].first().sort_index().to_numpy(np.int64)
+        examples = Examples(texts=list(table["text"]), labels=labels, pairs=None)
         work.mkdir(parents=True, exist_ok=True)
-        np.savez(path, x=embed(examples), y=labels, client=clients, groups=planted.groups)
+        np.savez(path, x=embed(examples), y=labels, client=clients, groups=groups)
     kept = np.load(path)
     rows = [kept["client"] == client for client in range(len(kept["groups"]))]
     return [(kept["x"][r], kept["y"][r]) for r in rows], kept["groups"]
@@ -92,6 +93,12 @@ def measures(clients: Clients) -> Mapping[str, Matrix]:
                     moments = similarity.pooled_moments(summaries)
                     found[f"means, d' = {dim}"] = ((moments[0][:, None] - moments[0][None]) ** 2).sum(-1)
                     found[f"two-sample ratio, d' = {dim}"] = similarity.two_sample_ratio(*moments)
+    summaries = [
+        similarity.summarise(similarity.project(x, dim=64, seed=1), y, max_components=1, seed=place)
+        for place, (x, y) in enumerate(clients)
+    ]
+    # Where two clients share no label nothing speaks against them: 1, what noise explains.
+    found["shared-label ratio, d' = 64"] = np.nan_to_num(similarity.shared_label_ratio(summaries), nan=1.0)
     counts = np.stack([np.bincount(y, minlength=1 + max(v.max() for _, v in clients)) for _, y in clients])
     sizes = counts.sum(1)
     shares = counts / sizes[:, None]

@@ -1,0 +1,163 @@
+"""How much of what sharing can give does a method give? Shares of the headroom, with intervals.
+
+    python benchmarks/collaboration/headroom.py [--results screen.json]
+
+For each setting of the file: `local`, the best that a client can do alone (plain LoRA, tri-matrix, frames, or the
+probe on frozen features, whichever has the best mean); the oracle (A, B and head within the true groups); and for
+every other variant its points over `local` and over the oracle, and the share (variant − local) / (oracle − local)
+where the headroom is 2 points or more. Means over clients and seeds, and the same for each seed's worst client.
+
+Intervals (95 %) are percentiles of a bootstrap: seeds are drawn again, and within each seed the clients of each
+group, the same for all variants; for worst clients only seeds are. The model counted is the one that a client has
+just trained or the one that comes back, whichever is better on the validation data of the seed for choosing;
+own-prior always makes one of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HERE = Path(__file__).parent
+Json = dict[str, Any]
+Floats = NDArray[np.float64]
+
+ALONE = ("local-lora", "local-tri-matrix", "local-frames")
+PROBE, ORACLE = "probe-alone", "oracle"
+CHOOSING = "0"
+ENOUGH = 2.0
+"""Points of headroom from which on a share of it means something."""
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Found:
+    """`scores`: by variant, (seeds, clients), %; `groups`: (clients,); `bytes_up`: of a round, all in."""
+
+    scores: dict[str, Floats]
+    groups: NDArray[np.int64]
+    bytes_up: dict[str, float]
+
+
+def read(kept: Json) -> Found:
+    """One setting of the file: the variants that all its seeds have."""
+    seeds = sorted(kept["seeds"])
+    variants = [v for v in kept["seeds"][seeds[0]] if all(v in kept["seeds"][seed] for seed in seeds)]
+    scores: dict[str, Floats] = {}
+    bytes_up = {variant: float(kept["seeds"][seeds[0]][variant]["bytes_up"]) for variant in variants}
+    for variant in variants:
+        valid = kept["seeds"][CHOOSING][variant]["valid"]
+        stage = "halfway" if "halfway" in valid else max(valid, key=valid.__getitem__)
+        scores[variant] = 100 * np.array([kept["seeds"][seed][variant]["clients"][stage] for seed in seeds])
+    alone = next(variant for variant in ALONE if variant in variants)
+    for control in kept["seeds"][seeds[0]][alone]["controls"]:
+        rows = [kept["seeds"][seed][alone]["controls"][control] for seed in seeds]
+        scores[control] = 100 * np.array(rows, np.float64)
+    return Found(scores, np.array(kept["groups"]), bytes_up)
+
+
+def best_alone(found: Found) -> str:
+    """The name of what a client does best alone."""
+    return max((v for v in (*ALONE, PROBE) if v in found.scores), key=lambda v: found.scores[v].mean())
+
+
+def draws(found: Found, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Seeds, (DRAWS, seeds), and for each a set of clients, (DRAWS, seeds, clients)."""
+    seeds, clients = next(iter(found.scores.values())).shape
+    drawn = np.zeros((DRAWS, seeds, clients), np.int64)
+    for group in np.unique(found.groups):
+        members = np.flatnonzero(found.groups == group)
+        # Groups of one cannot be drawn again one by one: then all clients together are.
+        pool = members if len(members) > 1 else np.arange(clients)
+        drawn[:, :, members] = rng.choice(pool, (DRAWS, seeds, len(members)))
+    return rng.integers(seeds, size=(DRAWS, seeds)), drawn
+
+
+def means(scores: Floats, seeds: NDArray[np.int64], clients: NDArray[np.int64]) -> Floats:
+    """The mean in each draw, (DRAWS,)."""
+    mean: Floats = scores[seeds[:, :, None], clients].mean((1, 2))
+    return mean
+
+
+def worsts(scores: Floats, seeds: NDArray[np.int64]) -> Floats:
+    """The mean over seeds of the worst client in each draw, (DRAWS,)."""
+    mean: Floats = scores.min(1)[seeds].mean(1)
+    return mean
+
+
+def interval(values: Floats) -> list[float]:
+    """The middle 95 %."""
+    return [round(float(edge), 2) for edge in np.nanpercentile(values, [2.5, 97.5])]
+
+
+def compare(found: Found) -> Json:
+    """What stands in the table, for each variant, mean and worst."""
+    rng = np.random.default_rng(0)
+    seeds, clients = draws(found, rng)
+    local = best_alone(found)
+    facts: Json = {"local": local, "variants": {}}
+    for variant in found.scores:
+        entry: Json = {"bytes_up": found.bytes_up.get(variant)}
+        for kind in ("mean", "worst"):
+
+            def drawn(name: str, kind: str = kind) -> Floats:
+                values = found.scores[name]
+                return means(values, seeds, clients) if kind == "mean" else worsts(values, seeds)
+
+            def value(name: str, kind: str = kind) -> float:
+                values = found.scores[name]
+                return float(values.mean() if kind == "mean" else values.min(1).mean())
+
+            part: Json = {"accuracy": round(value(variant), 2)}
+            for other in (local, ORACLE):
+                part[f"over {'local' if other == local else other}"] = [
+                    round(value(variant) - value(other), 2),
+                    *interval(drawn(variant) - drawn(other)),
+                ]
+            room = value(ORACLE) - value(local)
+            if room >= ENOUGH:
+                ratio = (drawn(variant) - drawn(local)) / (drawn(ORACLE) - drawn(local))
+                part["share"] = [round((value(variant) - value(local)) / room, 3), *interval(ratio)]
+            entry[kind] = part
+        facts["variants"][variant] = entry
+    return facts
+
+
+def line(name: str, entry: Json) -> str:
+    """A row of the Markdown table."""
+    up = "–" if entry["bytes_up"] is None else f"{entry['bytes_up'] / 1000:.1f} KB"
+    cells = [f"`{name}`", up]
+    for kind in ("mean", "worst"):
+        part = entry[kind]
+        over = part["over local"]
+        cells += [f"{part['accuracy']:.1f}", f"{over[0]:+.1f} ({over[1]:+.1f} to {over[2]:+.1f})"]
+        share = part.get("share")
+        cells.append(f"{100 * share[0]:.0f} ({100 * share[1]:.0f} to {100 * share[2]:.0f})" if share else "–")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "screen.json")
+    given = parser.parse_args()
+    if not given.results.is_file():
+        parser.error(f"--results {given.results}: no such file; screen.py writes it")
+    for setting, kept in json.loads(given.results.read_text()).items():
+        found = read(kept)
+        facts = compare(found)
+        count = len(kept["seeds"])
+        print(f"\n`{setting}`, {count} seed{'s' if count > 1 else ''}, local is `{facts['local']}`\n")
+        print("| | up a round | mean, % | over local | share, % | worst, % | over local | share, % |")
+        print("|---|---|---|---|---|---|---|---|")
+        order = sorted(facts["variants"], key=lambda v: facts["variants"][v]["mean"]["accuracy"])
+        print("\n".join(line(name, facts["variants"][name]) for name in order))
+
+
+if __name__ == "__main__":
+    main()
