@@ -64,6 +64,8 @@ VARIANTS: dict[str, Variant | OwnPrior] = {
 }
 FINALISTS = ["local-lora", "local-frames", "oracle", "everybody", "own-prior"]
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}
+GRID_ALONE = {"lora": (1e-3, 3e-3), "tri-matrix": (1e-3, 3e-3), "public-frames": (3e-3, 1e-2)}
+"""Who trains alone learns few examples by heart, the sooner the higher the rate."""
 TUNING_SEED = 0
 
 EXAMPLES = {"tasks": (160, 40, 100), "named-tasks": (160, 40, 100), "topics": (32, 20, 100)}
@@ -118,7 +120,7 @@ def jobs(setting: str, seed: int, variants: list[str], given: argparse.Namespace
     for variant in variants:
         if seed != TUNING_SEED and variant not in chosen:
             raise SystemExit(f"{setting}: the learning rate of {variant} is chosen with seed {TUNING_SEED} first")
-        grid = GRID[VARIANTS[variant].adapter]
+        grid = (GRID_ALONE if VARIANTS[variant].groups == "alone" else GRID)[VARIANTS[variant].adapter]
         for rate in grid if seed == TUNING_SEED else [chosen[variant]["learning_rate"]]:
             values = configuration(setting, variant, rate, seed, source, groups)
             values["training"]["device"] = given.device
