@@ -12,12 +12,14 @@ from trifed.federation.workbench import Workbench
 from trifed.methods.interface import Proximal, SummarySeeds
 from trifed.methods.packing import Tensors, Vector
 from trifed.settings import TrainingSettings
-from trifed.tasks.text_classification import EncodedText
+from trifed.tasks import Encoded
 from trifed.training import Moments, Pull, Scores, embed, evaluate, seeded, steps_a_round, train_locally
 
 HEAD = "head.weight"
 BELIEF = tuple(step / 20 for step in range(20, -1, -1))
-"""Factors that `temper` tries; of equal ones the first."""
+"""Factors that `temper` tries."""
+WITHIN = 0.5
+"""Standard errors within which a loss counts as no worse than the least."""
 
 TRAINING, SUMMARY, SAMPLING, PROJECTION = 1, 2, 3, 4
 """Purposes of seeded generators: the same run seed never drives two of them alike."""
@@ -29,9 +31,9 @@ class Client:
 
     index: int
     name: str
-    train: EncodedText
-    valid: EncodedText
-    test: EncodedText
+    train: Encoded
+    valid: Encoded
+    test: Encoded
 
 
 @dataclass(frozen=True)
@@ -90,29 +92,34 @@ def train_round(
     return Round(after, trained.loss, {**after.tensors, **anchors})
 
 
-def score(bench: Workbench, tensors: dict[str, Tensor], data: EncodedText, settings: TrainingSettings) -> Scores:
+def score(bench: Workbench, tensors: dict[str, Tensor], data: Encoded, settings: TrainingSettings) -> Scores:
     """Loss and accuracy of a client's tensors on some data."""
     bench.load(tensors)
     return evaluate(bench.model, data, settings)
 
 
 def temper(
-    bench: Workbench, tensors: dict[str, Tensor], data: EncodedText, settings: TrainingSettings
+    bench: Workbench, tensors: dict[str, Tensor], data: Encoded, settings: TrainingSettings
 ) -> dict[str, Tensor]:
-    """The client's tensors with the head's weight times that s ∈ [0, 1] at which its own loss on `data` is least.
+    """The client's tensors with the head's weight times the s ∈ [0, 1] that suits its own loss on `data`.
 
     With the log of a prior as bias, s is how far the rest of the model is to be believed: at 0 the prior alone
     decides. Otherwise this is temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML
-    2017, arXiv 1706.04599). Without examples nothing changes.
+    2017, arXiv 1706.04599). Few examples say little about the best s, so the largest is taken whose loss is within
+    `WITHIN` standard errors of the least, those of the mean difference between both (after the rule of one
+    standard error of Breiman et al., "Classification and Regression Trees", 1984). Under two examples nothing
+    changes.
     """
-    if not len(data):
+    if len(data) < 2 or HEAD not in tensors:
         return tensors
     bench.load(tensors)
-    weight, bias = tensors[HEAD], bench.model.head.bias.detach().cpu()
+    weight, bias = tensors[HEAD], bench.model.get_parameter("head.bias").detach().cpu()
     evidence = torch.from_numpy(embed(bench.model, data, settings)) @ weight.T
     labels = torch.from_numpy(data.labels)
-    losses = [float(cross_entropy(s * evidence + bias, labels)) for s in BELIEF]
-    return {**tensors, HEAD: weight * BELIEF[losses.index(min(losses))]}
+    losses = torch.stack([cross_entropy(s * evidence + bias, labels, reduction="none") for s in BELIEF])
+    over = losses - losses[losses.mean(1).argmin()]
+    tolerated = over.mean(1) <= WITHIN * over.std(1) / len(data) ** 0.5
+    return {**tensors, HEAD: weight * BELIEF[int(tolerated.int().argmax())]}
 
 
 def summary_seeds(seed: int, client: int) -> SummarySeeds:
