@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trifed.data import Examples
+from trifed.data import text_examples
 from trifed.settings import TrainingSettings
 from trifed.tasks.text_classification import encode
 from trifed.training import (
@@ -30,8 +30,8 @@ CPU = torch.device("cpu")
 WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]
 # Row i has i + 1 words: all lengths differ, so that a batch of all rows has one order only.
 TEXTS = [" ".join([WORDS[i % 6], *(f"word{(7 * i + k) % 170:03d}" for k in range(i))]) for i in range(12)]
-EXAMPLES = Examples(TEXTS, None, np.arange(12) % 3)
-EMPTY = Examples([], None, np.zeros(0, np.int64))
+EXAMPLES = text_examples(TEXTS, None, np.arange(12) % 3)
+EMPTY = text_examples([], None, np.zeros(0, np.int64))
 
 
 def chosen(**values) -> TrainingSettings:
@@ -313,7 +313,7 @@ def test_first_token_and_pooler_read_what_they_say(make_bench):
 
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_order_of_length_has_every_row_once(bench, n):
-    rows = length_order(bench.encode(Examples(TEXTS[:n], None, np.zeros(n, np.int64))), 3)
+    rows = length_order(bench.encode(text_examples(TEXTS[:n], None, np.zeros(n, np.int64))), 3)
     assert sorted(row for batch in rows for row in batch) == list(range(n))
 
 
@@ -322,29 +322,29 @@ def test_order_of_length_has_every_row_once(bench, n):
 
 def test_examples_that_are_cut_are_counted(bench):
     # [CLS], i + 1 words, [SEP]: i + 3 tokens. Over 8 are those with i ≥ 6, which are 6 of 12.
-    short = encode(bench.tokenizer, EXAMPLES, 8)
+    short = encode(bench.base.processor, EXAMPLES, 8)
     assert short.cut == 6
     assert short.lengths.tolist() == [min(i + 3, 8) for i in range(12)]
     assert bench.encode(EXAMPLES).cut == 0
-    longest = Examples(["word001 " * 200], None, np.zeros(1, np.int64))  # over the model's own 64 too
-    assert encode(bench.tokenizer, longest, 32).cut == 1
+    longest = text_examples(["word001 " * 200], None, np.zeros(1, np.int64))  # over the model's own 64 too
+    assert encode(bench.base.processor, longest, 32).cut == 1
 
 
 def test_a_batch_masks_its_padding(bench, data):
     batch = data.batch(np.array([0, 6, 2]), CPU)
     assert batch["input_ids"].shape == (3, 16)  # 9 tokens at most, rounded up to a multiple of 8
     assert batch["attention_mask"].sum(1).tolist() == [3, 9, 5]
-    assert (batch["input_ids"][batch["attention_mask"] == 0] == bench.tokenizer.pad_token_id).all()
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == bench.base.processor.pad_token_id).all()
     assert batch["labels"].tolist() == [0, 0, 2]
 
 
 def test_second_texts_are_told_apart(bench):
-    pairs = Examples(["invoice refund", "parcel"], ["courier", "word001 word002"], np.zeros(2, np.int64))
+    pairs = text_examples(["invoice refund", "parcel"], ["courier", "word001 word002"], np.zeros(2, np.int64))
     data = bench.encode(pairs)
     assert data.types == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
     batch = data.batch(np.arange(2), CPU)
     assert batch["token_type_ids"].sum(1).tolist() == [2, 3]
-    swapped = bench.encode(Examples(pairs.pairs, pairs.texts, pairs.labels))
+    swapped = bench.encode(text_examples(pairs.pairs, pairs.texts, pairs.labels))
     assert not np.allclose(embed(bench.model, data, chosen()), embed(bench.model, swapped, chosen()))
 
 

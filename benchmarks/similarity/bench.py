@@ -24,7 +24,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 from trifed import make_config, similarity
-from trifed.data import Examples
+from trifed.data import Examples, text_examples
 from trifed.federation.workbench import build_workbench
 from trifed.methods import METHODS
 from trifed.runner import environment
@@ -51,7 +51,7 @@ def features(data: Path, work: Path, setting: str, seed: int) -> tuple[Clients, 
         labels = np.unique(table["label"], return_inverse=True)[1].astype(np.int64)
         clients = np.unique(table["client"], return_inverse=True)[1]
         groups = table.groupby("client")["group"].first().sort_index().to_numpy(np.int64)
-        examples = Examples(texts=list(table["text"]), labels=labels, pairs=None)
+        examples = text_examples(list(table["text"]), None, labels)
         work.mkdir(parents=True, exist_ok=True)
         np.savez(path, x=embed(examples), y=labels, client=clients, groups=groups)
     kept = np.load(path)

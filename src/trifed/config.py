@@ -18,7 +18,7 @@ from trifed.data import DataSettings
 from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
 from trifed.nested import layer, without
-from trifed.settings import AdapterSettings, ModelSettings, TrackerName, TrainingSettings, WireSettings
+from trifed.settings import AdapterSettings, ModelSettings, TaskName, TrackerName, TrainingSettings, WireSettings
 
 DEFAULT_METHOD = "own-prior"
 """Of the methods here the one that was best, or level with the best, on most of what was measured."""
@@ -41,6 +41,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    task: TaskName = Field("text-classification", description="what is learned")
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="its folder under runs/"
     )

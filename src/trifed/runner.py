@@ -25,7 +25,8 @@ from trifed.federation.results import spread, summarise_events
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
-from trifed.tasks.base_model import LoadedBase, load_encoder
+from trifed.tasks import TASKS
+from trifed.tasks.base_model import LoadedBase
 from trifed.tracking import LiveTracking, require_trackers
 from trifed.training import choose_device, choose_precision
 
@@ -137,13 +138,14 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     require_trackers(config.trackers)
     choose_device(config.training)  # a device that is not there should not wait for data and model
     listener({"event": "loading", "what": "data"})
-    data = make_clients(config.data, config.seed)
+    task = TASKS[config.task]
+    data = make_clients(config.data, config.seed, task.roles)
     listener({"event": "split", "data": data})
     listener({"event": "loading", "what": f"model {config.model.name}"})
-    base = load_encoder(config.model.name)
+    base = task.load(config.model.name)
     method = METHODS[config.method.name]
     settings = (config.model, config.adapter, config.training)
-    bench = build_workbench(base, method, len(data.label_names), config.seed, settings)
+    bench = build_workbench(base, method, len(data.label_names), config.seed, settings, task)
     clients = _tokenise(data, bench)
     folder = make_folder()
     if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused

@@ -12,6 +12,9 @@ AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 """Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
 own, where only C trains; no adapter, the base model itself."""
 
+TaskName = Literal["text-classification"]
+"""A kind of problem; `trifed.tasks.TASKS` knows what each one is."""
+
 Bits = Literal[1, 2, 4, 8, 32]
 """A number that travels."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trifed.errors import RunError
 from trifed.methods.interface import Proximal
 from trifed.settings import TrainingSettings
-from trifed.tasks.text_classification import EncodedText, TextClassifier
+from trifed.tasks.interface import Encoded, TaskModel
 
 BUCKET = 16
 """Batches whose examples are sorted by length together: less padding, and the order stays random enough."""
@@ -60,11 +60,16 @@ class Pull:
 
 @dataclass(frozen=True)
 class Scores:
-    """`loss`: mean cross-entropy, nats; `accuracy` in [0, 1]; both NaN without examples. `predictions`: (n,)."""
+    """How well n examples are predicted; NaN without any.
+
+    `loss`: mean over all that is predicted, nats; `accuracy`: mean over examples of the share that is right, in
+    [0, 1], (n,) of them in `right`; `predictions`: classes, (n,), or (0,) where the task has none.
+    """
 
     loss: float
     accuracy: float
     examples: int
+    right: NDArray[np.float64]
     predictions: NDArray[np.int64]
 
 
@@ -142,9 +147,9 @@ def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
 
 
 def train_locally(
-    model: TextClassifier,
+    model: TaskModel,
     named: Mapping[str, nn.Parameter],
-    data: EncodedText,
+    data: Encoded,
     settings: TrainingSettings,
     *,
     rng: np.random.Generator,
@@ -193,7 +198,7 @@ def train_locally(
 
 
 def _endless_batches(
-    data: EncodedText, settings: TrainingSettings, rng: np.random.Generator
+    data: Encoded, settings: TrainingSettings, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     while len(data):
         yield from training_batches(data.lengths, settings.batch_size, rng)
@@ -216,7 +221,7 @@ def _restore_moments(
 
 
 def mean_gradient(
-    model: TextClassifier, weights: Mapping[str, nn.Parameter], data: EncodedText, settings: TrainingSettings
+    model: TaskModel, weights: Mapping[str, nn.Parameter], data: Encoded, settings: TrainingSettings
 ) -> dict[str, NDArray[np.float32]]:
     """The gradient of the mean training loss with respect to `weights`, frozen or not, without dropout."""
     device = next(model.parameters()).device
@@ -240,29 +245,33 @@ def mean_gradient(
 
 
 @torch.no_grad()
-def evaluate(model: TextClassifier, data: EncodedText, settings: TrainingSettings) -> Scores:
+def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Scores:
     """Loss and accuracy of the model as it stands, without dropout, in order of length to save padding."""
+    right, predictions = np.zeros(len(data)), np.zeros(len(data), np.int64)
     if not len(data):
-        return Scores(math.nan, math.nan, 0, np.zeros(0, np.int64))
+        return Scores(math.nan, math.nan, 0, right, predictions)
     device = next(model.parameters()).device
     precision = choose_precision(settings, device)
-    predictions = np.zeros(len(data), np.int64)
-    total = 0.0
+    total, count = 0.0, 0
     model.eval()
     for rows in length_order(data, settings.eval_batch_size):
         with autocast(device, precision):
-            loss, predicted = model.score(data.batch(rows, device))
-        total += float(loss)
-        predictions[rows] = predicted.cpu().numpy()
-    return Scores(total / len(data), float((predictions == data.labels).mean()), len(data), predictions)
+            scored = model.score(data.batch(rows, device))
+        total, count = total + float(scored.loss), count + scored.count
+        right[rows] = scored.right.double().cpu().numpy()
+        if len(scored.predictions):
+            predictions[rows] = scored.predictions.cpu().numpy()
+        else:
+            predictions = predictions[:0]
+    return Scores(total / count if count else math.nan, float(right.mean()), len(data), right, predictions)
 
 
 @torch.no_grad()
-def embed(model: TextClassifier, data: EncodedText, settings: TrainingSettings) -> NDArray[np.float32]:
+def embed(model: TaskModel, data: Encoded, settings: TrainingSettings) -> NDArray[np.float32]:
     """Pooled features of the model as it stands, (n, hidden), float32."""
     device = next(model.parameters()).device
     precision = choose_precision(settings, device)
-    features = np.zeros((len(data), model.head.in_features), np.float32)
+    features = np.zeros((len(data), model.hidden), np.float32)
     model.eval()
     for rows in length_order(data, settings.eval_batch_size):
         with autocast(device, precision):
@@ -270,7 +279,7 @@ def embed(model: TextClassifier, data: EncodedText, settings: TrainingSettings) 
     return features
 
 
-def length_order(data: EncodedText, batch_size: int) -> list[NDArray[np.int64]]:
+def length_order(data: Encoded, batch_size: int) -> list[NDArray[np.int64]]:
     """All rows once, in batches of like length."""
     order = np.argsort(data.lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

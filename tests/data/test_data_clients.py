@@ -67,7 +67,8 @@ def test_the_content_hash_sees_everything(topics: Path) -> None:
     first, *others = data.clients
     moved = replace(first, train=first.valid, valid=first.train)
     flipped = replace(first, train=replace(first.train, labels=first.train.labels[::-1]))
-    paired = replace(first, train=replace(first.train, pairs=["", *first.train.texts[1:]]))
+    pairs = {**first.train.inputs, "text_pair": ["", *first.train.texts[1:]]}
+    paired = replace(first, train=replace(first.train, inputs=pairs))
     hashes = {content_hash(replace(data, clients=[c, *others])) for c in (first, moved, flipped, paired)}
     hashes.add(content_hash(replace(data, clients=[replace(first, name="x"), *others])))
     hashes.add(content_hash(replace(data, global_test=first.test)))

@@ -34,5 +34,5 @@ def test_clinc150_by_domain(real_data: Path) -> None:
 
 def test_pairs_of_mrpc(real_data: Path) -> None:
     table = read_table(DataSettings(source=str(real_data / "glue_mrpc" / "train.parquet"), text_pair="text_pair"))
-    assert table.pairs is not None and len(table.pairs) == len(table)
+    assert len(table.inputs["text_pair"]) == len(table)
     assert set(table.labels) == {"equivalent", "not_equivalent"}

@@ -58,11 +58,11 @@ def write_as(kind: str, folder: Path) -> Path:
 def test_every_format_gives_the_same_table(kind: str, tmp_path: Path) -> None:
     path = write_as(kind, tmp_path)
     table = read_table(settings(path, clients=ClientSettings(split="column", column="site")))
-    assert table.texts == [row["text"] for row in ROWS]
+    assert table.inputs["text"] == [row["text"] for row in ROWS]
     assert table.labels == ["b", "a", "b"]
     assert table.groups == ["x", "y", "x"]
     assert table.group_names == ["x", "y"]
-    assert table.pairs is None
+    assert table.inputs.get("text_pair") is None
     assert table.locations == [(str(path), 1), (str(path), 2), (str(path), 3)]
 
 
@@ -73,9 +73,13 @@ def test_a_folder_and_a_list_are_read_file_by_file(tmp_path: Path) -> None:
     write(tmp_path / "d" / ".hidden", "about")
     by_file = ClientSettings(split="files")
     folder = read_table(settings(tmp_path / "d", clients=by_file))
-    assert (folder.texts, folder.labels, folder.groups) == (["geia", "hallo"], [1, 0], ["athens", "berlin"])
+    assert (folder.inputs["text"], folder.labels, folder.groups) == (
+        ["geia", "hallo"],
+        [1, 0],
+        ["athens", "berlin"],
+    )
     listed = read_table(settings([b, a], clients=by_file))
-    assert (listed.texts, listed.groups) == (["hallo", "geia"], ["berlin", "athens"])
+    assert (listed.inputs["text"], listed.groups) == (["hallo", "geia"], ["berlin", "athens"])
     assert read_table(settings([b, a])).groups is None
 
 
@@ -83,17 +87,17 @@ def test_a_second_text_and_a_test_set_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "q,a,y\nwhat,that,0\nwho,she,1\n")
     test = write(tmp_path / "test.csv", "q,a,y\nwhen,now,1\n")
     named = settings(path, text="q", text_pair="a", label="y", test=str(test))
-    assert read_table(named).pairs == ["that", "she"]
+    assert read_table(named).inputs.get("text_pair") == ["that", "she"]
     found = read_test(named)
     assert found is not None
-    assert (found.texts, found.pairs, found.labels) == (["when"], ["now"], [1])
+    assert (found.inputs["text"], found.inputs.get("text_pair"), found.labels) == (["when"], ["now"], [1])
     assert read_test(settings(path)) is None
 
 
 def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "t.csv", "text,label\na,b\n")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert read_table(settings("~/t.csv")).texts == ["a"]
+    assert read_table(settings("~/t.csv")).inputs["text"] == ["a"]
 
 
 def test_a_text_longer_than_the_csv_modules_limit_is_read(tmp_path: Path) -> None:
@@ -101,7 +105,7 @@ def test_a_text_longer_than_the_csv_modules_limit_is_read(tmp_path: Path) -> Non
 
     limit = csv.field_size_limit()
     assert (
-        len(read_table(settings(write(tmp_path / "t.csv", f"text,label\n{'x' * 300_000},b\n"))).texts[0])
+        len(read_table(settings(write(tmp_path / "t.csv", f"text,label\n{'x' * 300_000},b\n"))).inputs["text"][0])
         == 300_000
     )
     assert csv.field_size_limit() == limit
@@ -147,8 +151,8 @@ def test_a_saved_dictionary_gives_the_named_split(tmp_path: Path) -> None:
     datasets.DatasetDict(part).save_to_disk(str(tmp_path / "saved"))
     found = settings(tmp_path / "saved", test=str(tmp_path / "saved"))
     test = read_test(found)
-    assert read_table(found).texts == ["train"]
-    assert test is not None and test.texts == ["test"]
+    assert read_table(found).inputs["text"] == ["train"]
+    assert test is not None and test.inputs["text"] == ["test"]
     refused(tmp_path / "saved", "no split 'dev'", "'train', 'test'", hub_split="dev")
     (tmp_path / "saved" / "dataset_dict.json").write_text("{")
     refused(tmp_path / "saved", "save_to_disk")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from trifed.config import make_config
-from trifed.data import Examples
+from trifed.data import text_examples
 from trifed.errors import ModelError
 from trifed.federation.client import Client, ClientState, score, train_round
 from trifed.methods import METHODS
 
 TEXTS = ["invoice word001 refund", "parcel word002", "password reset word003 word004 word005", "courier word006"]
-EXAMPLES = Examples(TEXTS, None, np.array([0, 1, 2, 1]))
+EXAMPLES = text_examples(TEXTS, None, np.array([0, 1, 2, 1]))
 
 
 def settings(toy_values, **training):

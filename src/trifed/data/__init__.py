@@ -5,24 +5,35 @@
     settings    which source, which columns, how it is split
     readers     one file -> raw columns            sources   all of data.source -> one checked Table
     columns     raw cells -> texts, labels         partition rows -> clients (flwr-datasets' partitioners)
-    holdout     a client's rows -> train, valid, test
+    holdout     a client's rows -> train ... test  roles     what a model reads of a row
     clients     all of it: make_clients -> FederatedData
     summary     what each client holds             demo      the corpus that is shipped
 """
 
-from trifed.data.clients import ClientData, Examples, FederatedData, content_hash, make_clients
+from trifed.data.clients import (
+    ClientData,
+    Examples,
+    FederatedData,
+    content_hash,
+    make_clients,
+    text_examples,
+)
 from trifed.data.demo import demo_corpus_path
 from trifed.data.partition import assign_clients
+from trifed.data.roles import TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
 from trifed.data.sources import Table, read_table, read_test
 from trifed.data.summary import SplitRow, render_split, render_split_text, split_table, split_to_json
 
 __all__ = [
+    "TEXTS",
     "ClientData",
     "ClientSettings",
     "DataSettings",
     "Examples",
     "FederatedData",
+    "Role",
+    "Roles",
     "SplitRow",
     "Table",
     "assign_clients",
@@ -35,4 +46,5 @@ __all__ = [
     "render_split_text",
     "split_table",
     "split_to_json",
+    "text_examples",
 ]

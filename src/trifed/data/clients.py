@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trifed.data.holdout import split_rows
 from trifed.data.partition import assign_clients
+from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
 from trifed.data.sources import Table, read_table, read_test
 from trifed.errors import DataError
@@ -24,14 +25,26 @@ HOLDOUT_STREAM = 104
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts, perhaps their second texts, and labels: (n,) each; a label is an index into `label_names`."""
+    """What a model reads, by role ("text", "text_pair", "image", …), and labels: (n,) each.
 
-    texts: list[str]
-    pairs: list[str] | None
+    A label is an index into `label_names`.
+    """
+
+    inputs: Mapping[str, list[Any]]
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, (n,)."""
+        return self.inputs["text"]
+
+    @property
+    def pairs(self) -> list[str] | None:
+        """Their second texts, (n,), if they have them."""
+        return self.inputs.get("text_pair")
 
 
 @dataclass(frozen=True)
@@ -54,15 +67,22 @@ class FederatedData:
     notes: list[str] = field(default_factory=list)
 
 
-def make_clients(settings: DataSettings, seed: int) -> FederatedData:
+def text_examples(texts: Sequence[str], pairs: Sequence[str] | None, labels: NDArray[np.int64]) -> Examples:
+    """Examples of texts, perhaps with second texts: (n,) each."""
+    inputs = {"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})
+    return Examples(inputs, labels)
+
+
+def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> FederatedData:
     """Read the table, deal it to clients and split each client's examples.
 
-    The same settings, files and `seed` (not negative) give the same result. Raises DataError for whatever
+    `roles`: what a task's model reads. The same settings, files and `seed` (not negative) give the same result.
+    Raises DataError for whatever
     `read_table` and `assign_clients` refuse, for clients with too few examples or one label only, and for
     labels of the global test set that no client trains on.
     """
     notes: list[str] = []
-    table, test = read_table(settings), read_test(settings)
+    table, test = read_table(settings, roles), read_test(settings, roles)
     if settings.drop_duplicates:
         table = _without_duplicates(table, notes)
     if test is not None:
@@ -89,20 +109,22 @@ def index_labels(labels: list[str] | list[int]) -> tuple[NDArray[np.int64], list
 
 
 def content_hash(data: FederatedData) -> str:
-    """Return a SHA-256 over every client's name, texts and labels in each split: the identity of a split."""
+    """Return a SHA-256 over every client's name, inputs and labels in each split: the identity of a split."""
     digest = hashlib.sha256()
 
-    def add(values: Sequence[str]) -> None:
+    def add(values: Sequence[str | bytes]) -> None:
         digest.update(len(values).to_bytes(8, "big"))
         for value in values:
-            raw = value.encode("utf-8", "surrogatepass")
+            raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
             digest.update(len(raw).to_bytes(8, "big") + raw)
 
     add(data.label_names)
     add([client.name for client in data.clients])
     for examples in _all_examples(data):
-        add(examples.texts)
+        add(examples.inputs.get("text", []))
         add(["no pairs"] if examples.pairs is None else ["pairs", *examples.pairs])
+        for role in sorted(set(examples.inputs) - {"text", "text_pair"}):
+            add([role, *examples.inputs[role]])
         digest.update(examples.labels.astype(">i8").tobytes())
     return digest.hexdigest()
 
@@ -114,8 +136,8 @@ def _all_examples(data: FederatedData) -> Iterator[Examples]:
         yield data.global_test
 
 
-def _keys(table: Table) -> list[tuple[str, str]]:
-    return list(zip(table.texts, table.pairs or [""] * len(table), strict=True))
+def _keys(table: Table) -> list[tuple[Any, ...]]:
+    return list(zip(*table.inputs.values(), strict=True))
 
 
 def _without_duplicates(table: Table, notes: list[str]) -> Table:
@@ -216,7 +238,7 @@ def _client(
 
 
 def _examples(table: Table, labels: NDArray[np.int64]) -> Examples:
-    return Examples(table.texts, table.pairs, labels)
+    return Examples(table.inputs, labels)
 
 
 def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes: list[str]) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trifed.data import columns
 from trifed.data.readers import ENDINGS, RawTable, from_arrow, read_file
+from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
 from trifed.errors import DataError
 
@@ -31,20 +32,19 @@ _NOT_DATA = re.compile(r"^[._]|^(readme|licen[cs]e)\b", re.IGNORECASE)
 class Table:
     """All rows of a source.
 
-    `texts`, `pairs`, `labels`, `groups`, `locations`: (n,) each. `groups` names each row's client (the cell
-    of the client column, or the file's stem) and `group_names` all clients there are, even those without a
-    row. `locations` holds each row's file and its 1-based row (the line, in JSON lines).
+    `inputs`: what a model reads, by role. These, `labels`, `groups` and `locations`: (n,) each. `groups` names
+    each row's client (the cell of the client column, or the file's stem) and `group_names` all clients there
+    are, even those without a row. `locations` holds each row's file and its 1-based row (the line, in JSON lines).
     """
 
-    texts: list[str]
-    pairs: list[str] | None
+    inputs: Mapping[str, list[Any]]
     labels: list[str] | list[int]
     groups: list[str] | None
     group_names: list[str] | None
     locations: list[tuple[str, int]]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         """Return the table of the given rows, (m,); the client names stay, even those that lose all rows."""
@@ -53,8 +53,7 @@ class Table:
             return [values[row] for row in rows]
 
         return Table(
-            pick(self.texts),
-            None if self.pairs is None else pick(self.pairs),
+            {role: pick(cells) for role, cells in self.inputs.items()},
             pick(self.labels),
             None if self.groups is None else pick(self.groups),
             self.group_names,
@@ -62,13 +61,13 @@ class Table:
         )
 
 
-def read_table(settings: DataSettings) -> Table:
-    """Read and check the table that `settings.source` names.
+def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
+    """Read and check the table that `settings.source` names; `roles`: the columns that a model reads.
 
     Raises DataError for a source that cannot be found or reached, a file that cannot be read, a missing
-    column, and rows without a usable text, label or client; each message names the file and the row.
+    column, and rows without a usable cell, label or client; each message names the file and the row.
     """
-    wanted = _wanted(settings)
+    wanted = _wanted(settings, roles)
     by_column = settings.clients.split == "column" and settings.clients.column is not None
     if by_column:
         wanted["data.clients.column"] = str(settings.clients.column)
@@ -90,32 +89,38 @@ def read_table(settings: DataSettings) -> Table:
         column = str(settings.clients.column)
         groups = columns.read_groups(columns.cells(raw, column), column)
         group_names = sorted(set(groups))
-    return _table(raw, settings, groups, group_names)
+    return _table(raw, settings, roles, groups, group_names)
 
 
-def read_test(settings: DataSettings) -> Table | None:
+def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
     """Read the separate test set that `settings.test` names, or return None; raises as `read_table` does."""
     if settings.test is None:
         return None
-    _, raw = _read_source(settings.test, _wanted(settings), settings, setting="data.test")
+    _, raw = _read_source(settings.test, _wanted(settings, roles), settings, setting="data.test")
     _check_not_empty(raw, allowed=False)
-    return _table(raw, settings, None, None)
+    return _table(raw, settings, roles, None, None)
 
 
-def _wanted(settings: DataSettings) -> dict[str, str]:
-    wanted = {"data.text": settings.text, "data.label": settings.label}
-    if settings.text_pair is not None:
-        wanted["data.text_pair"] = settings.text_pair
-    return wanted
+def _wanted(settings: DataSettings, roles: Roles) -> dict[str, str]:
+    """The dotted name of each setting that names a column that is needed, and the column."""
+    named = {f"data.{role.setting}": role.column(settings) for role in roles}
+    return {"data.label": settings.label, **{name: column for name, column in named.items() if column is not None}}
 
 
 def _table(
-    raw: Sequence[RawTable], settings: DataSettings, groups: list[str] | None, group_names: list[str] | None
+    raw: Sequence[RawTable],
+    settings: DataSettings,
+    roles: Roles,
+    groups: list[str] | None,
+    group_names: list[str] | None,
 ) -> Table:
-    pair = settings.text_pair
+    named = [(role, role.column(settings)) for role in roles]
     return Table(
-        texts=columns.read_texts(columns.cells(raw, settings.text), settings.text),
-        pairs=None if pair is None else columns.read_texts(columns.cells(raw, pair), pair),
+        inputs={
+            role.setting: role.read(columns.cells(raw, column), column)
+            for role, column in named
+            if column is not None
+        },
         labels=columns.read_labels(columns.cells(raw, settings.label), settings.label),
         groups=groups,
         group_names=group_names,

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from trifed.adapters import load_adapter
 from trifed.adapters.config import PEFT_TYPE
 from trifed.adapters.loading import without_renaming_warning
-from trifed.data import Examples
+from trifed.data import text_examples
 from trifed.errors import AdapterError, RunError
 from trifed.federation.workbench import Workbench
+from trifed.methods.interface import is_head
 from trifed.tasks.base_model import LoadedBase, load_encoder, without_transformers_talk
 from trifed.tasks.text_classification import TextClassifier, encode
 from trifed.training import length_order
@@ -46,16 +47,20 @@ def save_client(
     else:
         with without_transformers_talk():
             encoder.save_pretrained(str(folder))
-        bench.tokenizer.save_pretrained(str(folder))
+        bench.base.processor.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is a form with nothing filled in
-    head = {name: tensor.detach().cpu().contiguous() for name, tensor in bench.model.head.state_dict().items()}
+    head = {
+        name.removeprefix("head."): tensor.detach().cpu().contiguous()
+        for name, tensor in bench.model.state_dict().items()
+        if is_head(name)
+    }
     save_file(head, folder / "head.safetensors")
     facts = {
         "base_model": source,
         "base_fingerprint": bench.fingerprint,
         "labels": list(label_names),
-        "pooling": bench.model.pooling,
-        "max_length": bench.max_length,
+        "pooling": bench.settings.pooling,
+        "max_length": bench.settings.max_length,
     }
     (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -74,7 +79,7 @@ class Classifier:
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 64
     ) -> NDArray[np.float32]:
         """Class probabilities, (n, n_labels); rows sum to one."""
-        examples = Examples(list(texts), list(pairs) if pairs else None, np.zeros(len(texts), np.int64))
+        examples = text_examples(texts, pairs or None, np.zeros(len(texts), np.int64))
         data = encode(self.tokenizer, examples, self.max_length)
         result = np.zeros((len(texts), len(self.labels)), np.float32)
         self.model.eval()
@@ -127,7 +132,7 @@ def _classifier(
 ) -> Classifier:
     model = TextClassifier(encoder, loaded.model.config.hidden_size, len(facts["labels"]), facts["pooling"])
     model.head.load_state_dict(head)
-    return Classifier(model, loaded.tokenizer, facts["labels"], facts["max_length"])
+    return Classifier(model, loaded.processor, facts["labels"], facts["max_length"])
 
 
 WHOLE_MODEL = "whole model"

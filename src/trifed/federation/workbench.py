@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from trifed.adapters.attach import attach, factor_values
 from trifed.data import Examples
-from trifed.errors import ModelError
-from trifed.methods.interface import Method, is_core, is_factor
+from trifed.methods.interface import Method, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.settings import AdapterSettings, ModelSettings, Pooling, TrainingSettings
+from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase
-from trifed.tasks.text_classification import EncodedText, TextClassifier, encode
 from trifed.training import choose_device, embed, mean_gradient
 
 _ENCODER, _WRAPPER = "encoder.", "base_model.model."
@@ -37,17 +35,22 @@ class Workbench:
     together, which is what `fedavg-lora` sends on this model.
     """
 
-    model: TextClassifier
+    task: Task
+    base: LoadedBase
+    settings: ModelSettings
+    model: TaskModel
     encoder: PeftModel | PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     parameters: dict[str, torch.nn.Parameter]
     frozen: dict[str, torch.nn.Parameter]
     adapted: dict[str, torch.nn.Parameter]
     start: dict[str, Tensor]
     layout: Layout
     lora_bytes: int
-    fingerprint: str
-    max_length: int
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the base model's weights."""
+        return self.base.fingerprint
 
     @property
     def start_values(self) -> Vector:
@@ -73,38 +76,11 @@ class Workbench:
         arrived = {name: torch.tensor(array) for name, array in unpack(values, self.layout).items()}
         return {**tensors, **arrived}
 
-    def encode(self, examples: Examples) -> EncodedText:
-        """Tokenise once.
+    def encode(self, examples: Examples) -> Encoded:
+        """Make them what the model reads, once; raises what the task's `encode` does."""
+        return self.task.encode(self.base, examples, self.settings)
 
-        Raises:
-            ModelError: the model has too few positions or words for what the tokenizer made.
-        """
-        encoded = encode(self.tokenizer, examples, self.max_length)
-        longest = int(encoded.lengths.max(initial=0))
-        if longest > self.positions:
-            raise ModelError(
-                f"model.max_length: got {self.max_length}, and a text has {longest} tokens, but this model reads "
-                f"at most {self.positions}; set model.max_length to {self.positions} or less"
-            )
-        words = self.encoder.get_input_embeddings().num_embeddings
-        largest = max((max(ids) for ids in encoded.ids), default=0)
-        if largest >= words:
-            raise ModelError(
-                f"model.name: its tokenizer gives the token {largest}, but the model knows {words} tokens; "
-                f"put the tokenizer files that belong to the weights beside them"
-            )
-        return encoded
-
-    @property
-    def positions(self) -> int:
-        """The most tokens the model can read at once."""
-        for name, module in self.encoder.named_modules():
-            if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-                # RoBERTa and its kin count positions from the one after the padding's.
-                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-        return sys.maxsize
-
-    def base_features(self, data: EncodedText, settings: TrainingSettings) -> NDArray[np.float32]:
+    def base_features(self, data: Encoded, settings: TrainingSettings) -> NDArray[np.float32]:
         """Pooled features of the base as it was pre-trained: (n, hidden)."""
         if isinstance(self.encoder, PeftModel):
             with self.encoder.disable_adapter():
@@ -112,7 +88,7 @@ class Workbench:
         self.load(self.start)
         return embed(self.model, data, settings)
 
-    def first_gradient(self, data: EncodedText, settings: TrainingSettings) -> Tensors:
+    def first_gradient(self, data: Encoded, settings: TrainingSettings) -> Tensors:
         """The mean gradient of the adapted layers' weights at the common start: layer → (d_out, d_in)."""
         self.load(self.start)
         return mean_gradient(self.model, self.adapted, data, settings)
@@ -136,8 +112,9 @@ def build_workbench(
     n_labels: int,
     seed: int,
     settings: tuple[ModelSettings, AdapterSettings, TrainingSettings],
+    task: Task = TASKS["text-classification"],
 ) -> Workbench:
-    """Adapter and head onto the base, from a seed that all clients share.
+    """Adapter and what the task adds onto the base, from a seed that all clients share.
 
     Raises:
         ModelError: the adapter does not fit the model.
@@ -147,24 +124,25 @@ def build_workbench(
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        model = TextClassifier(encoder, base.model.config.hidden_size, n_labels, model_settings.pooling)
+        model = task.build(encoder, base, n_labels, model_settings)
     model.to(choose_device(training_settings))
     everything = named_parameters(model, model_settings.pooling)
     for name, param in everything.items():
         param.requires_grad_(method.trains(name))
     trained = {name: param for name, param in everything.items() if method.trains(name)}
+    added = sum(param.numel() for name, param in everything.items() if is_head(name))
     return Workbench(
+        task=task,
+        base=base,
+        settings=model_settings,
         model=model,
         encoder=encoder,
-        tokenizer=base.tokenizer,
         parameters=trained,
         frozen={n: p for n, p in everything.items() if n not in trained and (is_factor(n) or is_core(n))},
         adapted=adapted_weights(everything),
         start={name: param.detach().to("cpu", copy=True) for name, param in trained.items()},
         layout=layout_of(method, trained),
-        lora_bytes=4 * (rival + sum(p.numel() for p in model.head.parameters())),
-        fingerprint=base.fingerprint,
-        max_length=model_settings.max_length,
+        lora_bytes=4 * (rival + added),
     )
 
 

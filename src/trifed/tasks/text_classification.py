@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from trifed.data import Examples
-from trifed.settings import Pooling
+from trifed.data import TEXTS, Examples
+from trifed.errors import ModelError
+from trifed.settings import ModelSettings, Pooling
+from trifed.tasks.base_model import LoadedBase, load_encoder
+from trifed.tasks.headed import HeadedModel
+from trifed.tasks.interface import Batch, Task
 
-Batch = dict[str, Tensor]
 PAD_MULTIPLE = 8
 
 
@@ -60,7 +64,7 @@ class EncodedText:
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> EncodedText:
     """Tokenise once, without padding; examples over `max_length` tokens are cut, and counted."""
     pad_id = int(tokenizer.pad_token_id)
-    if not examples.texts:
+    if not len(examples):
         return EncodedText([], None, examples.labels, pad_id, 0)
     texts = (examples.texts,) if examples.pairs is None else (examples.texts, examples.pairs)
     whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
@@ -69,7 +73,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: i
     return EncodedText(kept["input_ids"], kept.get("token_type_ids"), examples.labels, pad_id, cut)
 
 
-class TextClassifier(nn.Module):
+class TextClassifier(HeadedModel):
     """A PEFT-wrapped encoder and a linear head over its pooled last hidden state.
 
     The head reads the mask-weighted mean unless another pooling is chosen: the poolers that sentence encoders
@@ -77,9 +81,7 @@ class TextClassifier(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(hidden, n_labels)
+        super().__init__(encoder, hidden, n_labels)
         self.pooling = pooling
 
     def features(self, batch: Batch) -> Tensor:
@@ -95,16 +97,41 @@ class TextClassifier(nn.Module):
         mask = batch["attention_mask"].unsqueeze(-1).float()
         return (hidden * mask).sum(1) / mask.sum(1)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits, (n, n_labels), float32."""
-        logits: Tensor = self.head(self.features(batch))
-        return logits.float()
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy of the batch, in nats, a scalar."""
-        return nn.functional.cross_entropy(self(batch), batch["labels"])
+def encode_for(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedText:
+    """Tokenise once for a base model.
 
-    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy (a scalar, nats) and predicted labels (n,)."""
-        logits = self(batch)
-        return nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"), logits.argmax(-1)
+    Raises:
+        ModelError: the model has too few positions or words for what the tokenizer made.
+    """
+    encoded = encode(base.processor, examples, settings.max_length)
+    longest, most = int(encoded.lengths.max(initial=0)), positions(base.model)
+    if longest > most:
+        raise ModelError(
+            f"model.max_length: got {settings.max_length}, and a text has {longest} tokens, but this model reads "
+            f"at most {most}; set model.max_length to {most} or less"
+        )
+    words = base.model.get_input_embeddings().num_embeddings
+    largest = max((max(ids) for ids in encoded.ids), default=0)
+    if largest >= words:
+        raise ModelError(
+            f"model.name: its tokenizer gives the token {largest}, but the model knows {words} tokens; "
+            f"put the tokenizer files that belong to the weights beside them"
+        )
+    return encoded
+
+
+def positions(model: nn.Module) -> int:
+    """The most tokens that a model can read at once."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count positions from the one after the padding's.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return sys.maxsize
+
+
+def _build(encoder: nn.Module, base: LoadedBase, n_labels: int, settings: ModelSettings) -> TextClassifier:
+    return TextClassifier(encoder, base.model.config.hidden_size, n_labels, settings.pooling)
+
+
+TASK = Task("text-classification", "accuracy", TEXTS, load_encoder, encode_for, _build)

@@ -1,0 +1,29 @@
+"""What a model reads of a row: each role is a setting that names a column, and the way its cells are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trifed.data.columns import Cell, read_texts
+from trifed.data.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class Role:
+    """`setting`: of `[data]`, also the name of what is read; `read`: cells and column → values, (n,)."""
+
+    setting: str
+    read: Callable[[Sequence[Cell], str], list[Any]]
+
+    def column(self, settings: DataSettings) -> str | None:
+        """The column that stands in this role; None where the user named none and it can be left out."""
+        found: str | None = getattr(settings, self.setting)
+        return found
+
+
+Roles = tuple[Role, ...]
+
+TEXTS: Roles = (Role("text", read_texts), Role("text_pair", read_texts))
+"""One text, and a second one where `data.text_pair` names its column."""

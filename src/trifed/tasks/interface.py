@@ -1,0 +1,98 @@
+"""What a task is: how data are read, how a model is made of a frozen base, what its loss and its features are.
+
+Everything above asks a `Task` and never which one it is.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trifed.data import Examples, Roles
+from trifed.settings import ModelSettings, TaskName
+from trifed.tasks.base_model import LoadedBase
+
+Batch = dict[str, Tensor]
+
+
+class Encoded(Protocol):
+    """One client's examples as the model reads them."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Each example's class, (n,); all 0 where the data have no labels."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How much there is to read of each example, (n,): those of like length go into one batch."""
+
+    @property
+    def cut(self) -> int:
+        """How many examples were longer than the model may read."""
+
+    def __len__(self) -> int:
+        """How many examples, n."""
+
+    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
+        """The given rows as the model takes them."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model makes of a batch of n examples.
+
+    `loss`: summed over all that is predicted, nats, a scalar; `count`: how many predictions that are; `right`: the
+    share of each example's predictions that are right, (n,); `predictions`: classes, (n,), or (0,) where the task
+    has none.
+    """
+
+    loss: Tensor
+    count: int
+    right: Tensor
+    predictions: Tensor
+
+
+class TaskModel(nn.Module):
+    """A frozen base with an adapter, and what the task adds.
+
+    `encoder`: the base, wrapped by PEFT or not; `hidden`: how many numbers `features` gives an example.
+    """
+
+    encoder: nn.Module
+    hidden: int
+
+    @abstractmethod
+    def features(self, batch: Batch) -> Tensor:
+        """What stands for an example in summaries and controls, (n, hidden), float32."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of the batch, nats, a scalar."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Scored:
+        """How well the batch is predicted."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of problem.
+
+    `metric`: what is called accuracy here; `roles`: what is read of a row; `load`: a base model by the name that
+    the user gave; `encode`: examples for a base; `build`: base wrapped by an adapter, base, number of labels and
+    settings → model.
+    """
+
+    name: TaskName
+    metric: str
+    roles: Roles
+    load: Callable[[str], LoadedBase]
+    encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
+    build: Callable[[nn.Module, LoadedBase, int, ModelSettings], TaskModel]
