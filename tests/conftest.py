@@ -25,7 +25,7 @@ from trifed.federation.store import RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.runner import RunResult, run
-from trifed.tasks.base_model import load_encoder
+from trifed.tasks.text_classification import load_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

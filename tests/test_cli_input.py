@@ -194,7 +194,9 @@ def test_a_model_that_generates_text(refused, tmp_path):
     GPT2Model(
         GPT2Config(vocab_size=30, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     ).save_pretrained(tmp_path / "gpt2")
-    assert says(refused("--model", "gpt2"), "a 'gpt2' model, not an encoder", "BERT")
+    assert says(
+        refused("--model", "gpt2"), "a 'gpt2' model; task = 'text-classification' needs an encoder", "BERT"
+    )
 
 
 def test_texts_longer_than_the_model_reads(refused, write, rows):

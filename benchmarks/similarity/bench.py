@@ -28,7 +28,7 @@ from trifed.data import Examples, text_examples
 from trifed.federation.workbench import build_workbench
 from trifed.methods import METHODS
 from trifed.runner import environment
-from trifed.tasks.base_model import load_encoder
+from trifed.tasks.text_classification import load_encoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "collaboration"))
 from groups import SETTINGS, plant

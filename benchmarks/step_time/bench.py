@@ -23,7 +23,7 @@ from trifed.data import demo_corpus_path, make_clients
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.runner import environment
-from trifed.tasks.base_model import load_encoder
+from trifed.tasks.text_classification import load_encoder
 from trifed.training import autocast, choose_device, choose_precision, length_order, seeded
 
 HERE = Path(__file__).parent

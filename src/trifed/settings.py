@@ -8,11 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Pooling = Literal["mean", "cls", "pooler"]
 
+Augment = Literal["none", "flip", "flip-crop"]
+
 AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 """Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
 own, where only C trains; no adapter, the base model itself."""
 
-TaskName = Literal["text-classification"]
+TaskName = Literal["text-classification", "image-classification"]
 """A kind of problem; `trifed.tasks.TASKS` knows what each one is."""
 
 Bits = Literal[1, 2, 4, 8, 32]
@@ -33,8 +35,9 @@ class ModelSettings(_Settings):
     )
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")
     pooling: Pooling = Field(
-        "mean", description="what the head reads: mean over the mask, first token, or a trained pooler"
+        "mean", description="what the head reads: mean over tokens or patches, first token, or a trained pooler"
     )
+    augment: Augment = Field("none", description="images, while training: mirrored, or moved about as well")
 
 
 class AdapterSettings(_Settings):

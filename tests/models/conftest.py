@@ -12,7 +12,7 @@ import torch
 from trifed.config import make_config
 from trifed.federation.exports import save_client
 from trifed.federation.workbench import Workbench, build_workbench
-from trifed.tasks.base_model import load_encoder
+from trifed.tasks.text_classification import load_encoder
 
 LABELS = ["billing", "delivery", "login"]
 

@@ -118,7 +118,7 @@ def test_without_a_head_the_snippet_gives_the_runs_features(kind, run_of, elsewh
 @pytest.mark.parametrize(("kind", "form"), WITH_HEAD)
 def test_an_export_is_a_model_that_trifed_takes_back(kind, form, run_of, exported):
     own, back = in_the_run(run_of, kind), trifed.load_client(exported[kind, form])
-    assert (back.labels, back.max_length) == (own.labels, own.max_length)
+    assert (back.labels, back.settings.max_length) == (own.labels, own.settings.max_length)
     np.testing.assert_allclose(
         np.log(back.probabilities(TEXTS)), np.log(own.probabilities(TEXTS)), rtol=1e-5, atol=1e-5
     )

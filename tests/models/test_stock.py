@@ -18,6 +18,9 @@ from transformers import (
 
 from trifed.federation.exports import Classifier
 from trifed.models.stock import stock_classifier
+from trifed.settings import ModelSettings
+from trifed.tasks import TASKS
+from trifed.tasks.base_model import LoadedBase
 from trifed.tasks.text_classification import TextClassifier
 
 SIZES = {"vocab_size": 190, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -41,7 +44,9 @@ def classifier(name, pooling, tokenizer, labels=3):
         encoder = MODELS[name]().eval()
         model = TextClassifier(encoder, 16, labels, pooling)
         torch.nn.init.normal_(model.head.weight)
-    return Classifier(model, tokenizer, [f"label {n}" for n in range(labels)], 32)
+    base = LoadedBase(encoder, tokenizer, "here", "fingerprint")
+    settings = ModelSettings(pooling=pooling, max_length=32)
+    return Classifier(TASKS["text-classification"], model, base, settings, [f"label {n}" for n in range(labels)])
 
 
 @pytest.fixture

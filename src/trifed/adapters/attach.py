@@ -16,9 +16,8 @@ from trifed.adapters.tri_matrix import TriLoraConfig
 from trifed.errors import ModelError
 from trifed.settings import AdapterKind, AdapterSettings
 
-_ATTENTION = ["q_proj", "v_proj"]
-_ALSO_KNOWN = {"clip": _ATTENTION, "vit": _ATTENTION}
-"""Queries and values, as PEFT chooses them for texts, where it knows nothing for an architecture."""
+_ALSO_KNOWN = (["q_proj", "v_proj"], ["query", "value"], ["pwconv1", "pwconv2"])
+"""Where PEFT knows nothing: queries and values, as it chooses them for texts; what ConvNeXt has instead."""
 
 
 def attach(
@@ -69,8 +68,10 @@ def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[st
         return endings
     if wanted == "auto":
         kind = base.config.model_type
-        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, _ALSO_KNOWN.get(kind, []))
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, [])
         if not set(known) & set(endings):
+            known = next((names for names in _ALSO_KNOWN if set(names) <= set(endings)), [])
+        if not known:
             raise ModelError(
                 f"adapter.target_modules: 'auto' knows no layers for a model of type "
                 f"'{base.config.model_type}'; name some of {', '.join(endings)}, or use 'all-linear'"

@@ -7,7 +7,8 @@
     columns     raw cells -> texts, labels         partition rows -> clients (flwr-datasets' partitioners)
     holdout     a client's rows -> train ... test  roles     what a model reads of a row
     clients     all of it: make_clients -> FederatedData
-    summary     what each client holds             demo      the corpus that is shipped
+    summary     what each client holds             images    cells and folders -> images
+    demo        the corpus that is shipped
 """
 
 from trifed.data.clients import (
@@ -19,6 +20,7 @@ from trifed.data.clients import (
     text_examples,
 )
 from trifed.data.demo import demo_corpus_path
+from trifed.data.images import IMAGES, as_png, open_image
 from trifed.data.partition import assign_clients
 from trifed.data.roles import TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
@@ -26,6 +28,7 @@ from trifed.data.sources import Table, read_table, read_test
 from trifed.data.summary import SplitRow, render_split, render_split_text, split_table, split_to_json
 
 __all__ = [
+    "IMAGES",
     "TEXTS",
     "ClientData",
     "ClientSettings",
@@ -36,10 +39,12 @@ __all__ = [
     "Roles",
     "SplitRow",
     "Table",
+    "as_png",
     "assign_clients",
     "content_hash",
     "demo_corpus_path",
     "make_clients",
+    "open_image",
     "read_table",
     "read_test",
     "render_split",

@@ -83,6 +83,9 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
     """
     notes: list[str] = []
     table, test = read_table(settings, roles), read_test(settings, roles)
+    skipped = table.skipped + (test.skipped if test else 0)
+    if skipped:
+        notes.append(f"left out {skipped} row{'s' * (skipped > 1)} that cannot be read (data.skip_broken)")
     if settings.drop_duplicates:
         table = _without_duplicates(table, notes)
     if test is not None:

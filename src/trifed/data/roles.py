@@ -11,11 +11,24 @@ from trifed.data.settings import DataSettings
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A cell that cannot be used: `place`: "file, row 3"; `reason`: in words."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Role:
-    """`setting`: of `[data]`, also the name of what is read; `read`: cells and column → values, (n,)."""
+    """`setting`: of `[data]`, also the name of what is read; `read`: cells and column → values, (n,).
+
+    A value is a text or bytes; or `Unusable`, where the row may be left out. `given`: one value as a caller has it
+    → as it is read.
+    """
 
     setting: str
     read: Callable[[Sequence[Cell], str], list[Any]]
+    given: Callable[[Any], Any] = lambda value: value
 
     def column(self, settings: DataSettings) -> str | None:
         """The column that stands in this role; None where the user named none and it can be left out."""

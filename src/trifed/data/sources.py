@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trifed.data import columns
+from trifed.data import columns, images
 from trifed.data.readers import ENDINGS, RawTable, from_arrow, read_file
-from trifed.data.roles import TEXTS, Roles
+from trifed.data.roles import TEXTS, Roles, Unusable
 from trifed.data.settings import DataSettings
 from trifed.errors import DataError
 
@@ -42,6 +42,7 @@ class Table:
     groups: list[str] | None
     group_names: list[str] | None
     locations: list[tuple[str, int]]
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +59,7 @@ class Table:
             None if self.groups is None else pick(self.groups),
             self.group_names,
             pick(self.locations),
+            self.skipped,
         )
 
 
@@ -115,7 +117,7 @@ def _table(
     group_names: list[str] | None,
 ) -> Table:
     named = [(role, role.column(settings)) for role in roles]
-    return Table(
+    table = Table(
         inputs={
             role.setting: role.read(columns.cells(raw, column), column)
             for role, column in named
@@ -124,8 +126,32 @@ def _table(
         labels=columns.read_labels(columns.cells(raw, settings.label), settings.label),
         groups=groups,
         group_names=group_names,
-        locations=[(table.where, row) for table in raw for row in table.rows],
+        locations=[(part.where, row) for part in raw for row in part.rows],
     )
+    return _usable(table, settings)
+
+
+def _usable(table: Table, settings: DataSettings) -> Table:
+    """The table without rows that cannot be used, or a DataError for them."""
+    bad = {
+        row: cell
+        for cells in table.inputs.values()
+        for row, cell in enumerate(cells)
+        if isinstance(cell, Unusable)
+    }
+    if not bad:
+        return table
+    first = bad[min(bad)]
+    others = f" ({len(bad)} such rows in all)" if len(bad) > 1 else ""
+    if not settings.skip_broken:
+        raise DataError(
+            f"{first.place}: {first.reason}{others}. Mend or remove it, or set data.skip_broken = true to leave "
+            f"such rows out."
+        )
+    if len(bad) == len(table):
+        raise DataError(f"{first.place}: {first.reason}{others}; no row is left.")
+    kept = np.array([row for row in range(len(table)) if row not in bad], np.int64)
+    return replace(table.take(kept), skipped=len(bad))
 
 
 def _check_not_empty(raw: Sequence[RawTable], *, allowed: bool) -> None:
@@ -162,6 +188,9 @@ def _read_source(
     if path.is_dir():
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             return [], [_read_saved(path, split, wanted, settings)]
+        pictures = images.image_folder(path) if "data.image" in wanted else []
+        if pictures:
+            return [], [images.table_of(path, pictures, wanted)]
         files = _files_of(path)
         return files, [read_file(file, wanted, settings.label) for file in files]
     if path.exists():

@@ -15,17 +15,17 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from trifed.adapters import load_adapter
 from trifed.adapters.config import PEFT_TYPE
 from trifed.adapters.loading import without_renaming_warning
-from trifed.data import text_examples
+from trifed.data import Examples
 from trifed.errors import AdapterError, RunError
 from trifed.federation.workbench import Workbench
 from trifed.methods.interface import is_head
-from trifed.tasks.base_model import LoadedBase, load_encoder, without_transformers_talk
-from trifed.tasks.text_classification import TextClassifier, encode
+from trifed.settings import ModelSettings
+from trifed.tasks import TASKS, Task, TaskModel
+from trifed.tasks.base_model import LoadedBase, without_transformers_talk
 from trifed.training import length_order
 
 
@@ -56,6 +56,7 @@ def save_client(
     }
     save_file(head, folder / "head.safetensors")
     facts = {
+        "task": bench.task.name,
         "base_model": source,
         "base_fingerprint": bench.fingerprint,
         "labels": list(label_names),
@@ -69,28 +70,35 @@ def save_client(
 class Classifier:
     """One client's model, ready to use. `labels`: names in the order of the probabilities' columns."""
 
-    model: TextClassifier
-    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    model: TaskModel
+    base: LoadedBase
+    settings: ModelSettings
     labels: list[str]
-    max_length: int
 
     @torch.no_grad()
     def probabilities(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 64
+        self, inputs: Sequence[Any], pairs: Sequence[str] | None = None, batch_size: int = 64
     ) -> NDArray[np.float32]:
-        """Class probabilities, (n, n_labels); rows sum to one."""
-        examples = text_examples(texts, pairs or None, np.zeros(len(texts), np.int64))
-        data = encode(self.tokenizer, examples, self.max_length)
-        result = np.zeros((len(texts), len(self.labels)), np.float32)
+        """Class probabilities, (n, n_labels); rows sum to one.
+
+        `inputs`: texts, or images as paths, bytes or PIL's; `pairs`: second texts, of a model that reads two.
+        """
+        first, *others = self.task.roles
+        given = {first.setting: [first.given(value) for value in inputs]}
+        if pairs:
+            given[others[0].setting] = list(pairs)
+        data = self.task.encode(self.base, Examples(given, np.zeros(len(inputs), np.int64)), self.settings)
+        result = np.zeros((len(inputs), len(self.labels)), np.float32)
         self.model.eval()
-        device = self.model.head.weight.device
+        device = next(self.model.parameters()).device
         for rows in length_order(data, batch_size):
             result[rows] = self.model(data.batch(rows, device)).softmax(-1).cpu().numpy()
         return result
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str]:
-        """The most probable label of each text."""
-        return [self.labels[column] for column in self.probabilities(texts, pairs).argmax(1)]
+    def predict(self, inputs: Sequence[Any], pairs: Sequence[str] | None = None) -> list[str]:
+        """The most probable label of each text or image."""
+        return [self.labels[column] for column in self.probabilities(inputs, pairs).argmax(1)]
 
 
 def load_client(folder: str | Path, base: str | None = None) -> Classifier:
@@ -113,7 +121,7 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{folder}: a file is damaged ({error}); {_COPY_AGAIN}") from error
     whole = kind == WHOLE_MODEL
-    loaded = load_encoder(str(folder) if whole else base or facts["base_model"])
+    loaded = TASKS[facts["task"]].load(str(folder) if whole else base or facts["base_model"])
     if not whole and loaded.fingerprint != facts["base_fingerprint"]:
         raise RunError(
             f"{folder}: the base model at '{loaded.source}' has other weights than the one this client was "
@@ -130,9 +138,11 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
 def _classifier(
     encoder: nn.Module, loaded: LoadedBase, facts: dict[str, Any], head: dict[str, Tensor]
 ) -> Classifier:
-    model = TextClassifier(encoder, loaded.model.config.hidden_size, len(facts["labels"]), facts["pooling"])
-    model.head.load_state_dict(head)
-    return Classifier(model, loaded.processor, facts["labels"], facts["max_length"])
+    task = TASKS[facts["task"]]
+    settings = ModelSettings(name=loaded.source, pooling=facts["pooling"], max_length=facts["max_length"])
+    model = task.build(encoder, loaded, len(facts["labels"]), settings)
+    model.load_state_dict({f"head.{name}": tensor for name, tensor in head.items()}, strict=False)
+    return Classifier(task, model, loaded, settings, facts["labels"])
 
 
 WHOLE_MODEL = "whole model"
@@ -151,4 +161,6 @@ def _read_client(folder: Path) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
     if not whole:
         kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
     wanted = ("base_model", "base_fingerprint", "labels", "pooling", "max_length")
-    return {name: facts[name] for name in wanted}, kind, load_file(folder / "head.safetensors")
+    # Folders of before there was a second task do not name theirs.
+    task = {"task": facts.get("task", "text-classification")}
+    return {**task, **{name: facts[name] for name in wanted}}, kind, load_file(folder / "head.safetensors")

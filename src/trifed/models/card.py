@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from trifed.methods import METHODS
 from trifed.models.find import FinishedRun, listed
-from trifed.models.snippets import of_adapter, of_merged
+from trifed.models.snippets import Asked, of_adapter, of_merged
+from trifed.tasks import TASKS
 from trifed.version import __version__
 
 Form = Literal["tri-matrix", "lora", "lora-no-head", "merged"]
@@ -43,7 +44,7 @@ def model_card(run: FinishedRun, exported: Exported) -> str:
     return "\n".join(
         [
             *_header(run, exported),
-            f"# {exported.client}: a text classifier\n",
+            f"# {exported.client}: {run.config.task.replace('-', ' ')}\n",
             f"The model of one client of a federated fine-tuning run: {MEANINGS[exported.form]}.\n",
             *_table(_rows(run, exported)),
             "\n## Use\n",
@@ -58,7 +59,7 @@ def model_card(run: FinishedRun, exported: Exported) -> str:
 def _header(run: FinishedRun, exported: Exported) -> Iterator[str]:
     yield "---"
     yield f"library_name: {'transformers' if exported.form == 'merged' else 'peft'}"
-    yield "pipeline_tag: text-classification"
+    yield f"pipeline_tag: {run.config.task}"
     name = run.config.model.name
     if name.count("/") == 1 and not Path(name).exists():  # a hub name; a local path would mean nothing there
         yield f"base_model: {name}"
@@ -100,18 +101,15 @@ def _accuracy(scores: dict[str, Any] | None) -> str:
 
 def _use(exported: Exported) -> Iterator[str]:
     facts, form = exported.facts, exported.form
-    how = {
-        "pooling": facts["pooling"],
-        "length": facts["max_length"],
-        "pairs": facts["columns"]["pair"] is not None,
-    }
+    task = TASKS[facts["task"]]
+    asked = Asked(task, facts["pooling"], facts["max_length"], facts["columns"]["pair"] is not None)
     if form == "merged":
-        snippet = of_merged(**how, stock=exported.stock is not None)
+        snippet = of_merged(asked, stock=exported.stock is not None)
         stock = f" (`{exported.stock}`)" if exported.stock else ""
         yield f"With plain transformers, from inside this folder{stock}:"
     else:
         head = form != "lora-no-head"
-        snippet = of_adapter(exported.source, **how, folded=form == "tri-matrix", head=head)
+        snippet = of_adapter(exported.source, asked, folded=form == "tri-matrix", head=head)
         yield "With plain PEFT and transformers, from inside this folder; `BASE` is where the base model lies:"
     yield f"\n```python\n{snippet}```\n"
     if form == "lora-no-head":
@@ -130,7 +128,7 @@ def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
         "worse. One seed was measured."
     )
     if exported.form != "lora-no-head":
-        yield "- It knows the labels above and always answers with one of them, whatever the text is."
+        yield "- It knows the labels above and always answers with one of them, whatever it is asked about."
     if exported.form != "merged":
         yield "- It works on the base model of this fingerprint only; other weights make it wrong, and silently."
     yield "- The terms of the base model, and of the data, hold for it as well."

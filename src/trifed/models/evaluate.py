@@ -14,7 +14,6 @@ from trifed.errors import DataError
 from trifed.federation.exports import Classifier
 from trifed.models.find import Found, listed
 from trifed.models.texts import Labelled, split_pairs
-from trifed.tasks.text_classification import encode
 from trifed.training import evaluate
 
 CHUNK = 4096
@@ -77,7 +76,8 @@ def evaluate_client(
     for first in range(0, len(labels), CHUNK):
         rows = slice(first, first + CHUNK)
         texts, pairs = split_pairs(data.asked[rows])
-        encoded = encode(classifier.tokenizer, text_examples(texts, pairs, labels[rows]), classifier.max_length)
+        examples = text_examples(texts, pairs, labels[rows])
+        encoded = classifier.task.encode(classifier.base, examples, classifier.settings)
         scores = evaluate(classifier.model, encoded, found.training)
         predicted[rows] = scores.predictions
         total += scores.loss * scores.examples

@@ -130,7 +130,7 @@ def _write_adapter(encoder: PeftModel, form: Form, folder: Path, base: str) -> N
 
 
 def _write_merged(classifier: Classifier, folder: Path) -> str | None:
-    """Full weights and tokenizer; the name of the stock class that loads them, if there is one."""
+    """Full weights and what makes the inputs; the name of the stock class that loads them, if there is one."""
     model: Any = classifier.model
     if isinstance(model.encoder, PeftModel):
         model.encoder = model.encoder.merge_and_unload()
@@ -140,7 +140,7 @@ def _write_merged(classifier: Classifier, folder: Path) -> str | None:
         (stock or model.encoder).save_pretrained(str(folder))
     finally:
         transformers_logging.enable_progress_bar()
-    classifier.tokenizer.save_pretrained(str(folder))
+    classifier.base.processor.save_pretrained(str(folder))
     return type(stock).__name__ if stock else None
 
 

@@ -1,21 +1,15 @@
 """Python for a model card that loads an exported folder by plain PEFT and transformers, without this package.
 
-Each snippet is run from inside the exported folder. It defines `classify(texts, pairs=None)`, which returns
-probabilities, or, where there is no head, `embed`, which returns pooled features.
+Each snippet is run from inside the exported folder. It defines `classify(texts, pairs=None)`, or of an image model
+`classify(images)`, which returns probabilities; where there is no head, `embed`, which returns pooled features.
 """
 
 from __future__ import annotations
 
-from trifed.settings import Pooling
+from dataclasses import dataclass
 
-_POOL: dict[Pooling, str] = {
-    "mean": (
-        '    mask = batch["attention_mask"].unsqueeze(-1)\n'
-        "    pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)\n"
-    ),
-    "cls": "    pooled = output.last_hidden_state[:, 0]\n",
-    "pooler": "    pooled = output.pooler_output\n",
-}
+from trifed.settings import Pooling
+from trifed.tasks import Snippet, Task
 
 _PLAIN_ADAPTER = """base = AutoModel.from_pretrained(BASE, dtype=torch.float32)
 encoder = PeftModel.from_pretrained(base, ".").eval()
@@ -34,64 +28,99 @@ encoder.eval()
 set_peft_model_state_dict(encoder, tensors)
 """
 
-_STOCK = """import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+_STOCK = """{imports}import torch
+from transformers import {classes}
 
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForSequenceClassification.from_pretrained(".").eval()
+processor = {processor}.from_pretrained(".")
+model = {model}.from_pretrained(".").eval()
 
 
-def classify(texts, pairs=None):
-    batch = tokenizer(texts, pairs, padding=True, truncation=True, max_length={length}, return_tensors="pt")
+def classify({arguments}):
+    batch = {batch}
     with torch.no_grad():
         return model(**batch).logits.softmax(-1)
 
 
-print(classify({texts}), model.config.id2label)
+print(classify({example}), model.config.id2label)
 """
 
 
-def of_adapter(base: str, pooling: Pooling, length: int, *, pairs: bool, folded: bool, head: bool) -> str:
+@dataclass(frozen=True)
+class Asked:
+    """What a snippet is about. `pairs`: does the model read two texts?"""
+
+    task: Task
+    pooling: Pooling
+    length: int
+    pairs: bool
+
+    @property
+    def snippet(self) -> Snippet:
+        """The task's pieces."""
+        return self.task.snippet
+
+    @property
+    def batch(self) -> str:
+        """The expression that makes a batch."""
+        return self.snippet.batch.replace("{length}", str(self.length))
+
+    @property
+    def example(self) -> str:
+        """Arguments of a call."""
+        return self.snippet.pair_example if self.pairs else self.snippet.example
+
+    @property
+    def imports(self) -> str:
+        """What the example needs."""
+        return "from PIL import Image\n" if "Image." in self.example else ""
+
+
+def of_adapter(base: str, asked: Asked, *, folded: bool, head: bool) -> str:
     """Load an adapter over `base`. `folded`: it is tri-matrix; `head`: head.safetensors lies beside it."""
     wanted = ["LoraConfig", "get_peft_model", "set_peft_model_state_dict"] if folded else ["PeftModel"]
-    lines = ["import json\n", "import torch\n", f"from peft import {', '.join(wanted)}\n"]
+    lines = ["import json\n", "import torch\n", f"from peft import {', '.join(wanted)}\n", asked.imports]
     if folded or head:
         lines.append("from safetensors.torch import load_file\n")
     lines += [
-        "from transformers import AutoModel, AutoTokenizer\n\n",
-        f"BASE = {base!r}\ntokenizer = AutoTokenizer.from_pretrained(BASE)\n",
+        f"from transformers import {_sorted('AutoModel', asked.snippet.processor)}\n\n",
+        f"BASE = {base!r}\nprocessor = {asked.snippet.processor}.from_pretrained(BASE)\n",
         _FOLDED_ADAPTER if folded else _PLAIN_ADAPTER,
     ]
     if not (folded or head):
         lines.remove("import json\n")
-    return "".join(lines) + _use(pooling, length, pairs=pairs, head=head)
+    return "".join(lines) + _use(asked, head=head)
 
 
-def of_merged(pooling: Pooling, length: int, *, pairs: bool, stock: bool) -> str:
+def of_merged(asked: Asked, *, stock: bool) -> str:
     """Load full weights. `stock`: a class of transformers has the head too."""
+    processor = asked.snippet.processor
     if stock:
-        return _STOCK.format(length=length, texts=_example(pairs))
+        model = asked.task.stock.__name__
+        return _STOCK.format(
+            imports=asked.imports, classes=_sorted(model, processor), processor=processor, model=model,
+            arguments=asked.snippet.arguments, batch=asked.batch, example=asked.example,
+        )  # fmt: skip
     start = (
-        "import json\nimport torch\nfrom safetensors.torch import load_file\n"
-        "from transformers import AutoModel, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+        f"import json\nimport torch\n{asked.imports}from safetensors.torch import load_file\n"
+        f"from transformers import {_sorted('AutoModel', processor)}\n\n"
+        f'processor = {processor}.from_pretrained(".")\n'
         'encoder = AutoModel.from_pretrained(".").eval()\n'
     )
-    return start + _use(pooling, length, pairs=pairs, head=True)
+    return start + _use(asked, head=True)
 
 
-def _use(pooling: Pooling, length: int, *, pairs: bool, head: bool) -> str:
+def _sorted(*names: str) -> str:
+    return ", ".join(sorted(names))
+
+
+def _use(asked: Asked, *, head: bool) -> str:
     name = "classify" if head else "embed"
     start = 'head, labels = load_file("head.safetensors"), json.load(open("classifier.json"))["labels"]\n'
     end = '    return (pooled @ head["weight"].T + head["bias"]).softmax(-1)\n' if head else "    return pooled\n"
     return (
-        f"{start if head else ''}\n\ndef {name}(texts, pairs=None):\n"
-        f"    batch = tokenizer(texts, pairs, padding=True, truncation=True, max_length={length}, "
-        'return_tensors="pt")\n'
-        f"    with torch.no_grad():\n        output = encoder(**batch)\n{_POOL[pooling]}{end}\n\n"
-        f"print({name}({_example(pairs)}){', labels' if head else ''})\n"
+        f"{start if head else ''}\n\ndef {name}({asked.snippet.arguments}):\n"
+        f"    batch = {asked.batch}\n"
+        "    with torch.no_grad():\n        output = encoder(**batch)\n"
+        f"{asked.snippet.pool[asked.pooling]}{end}\n\n"
+        f"print({name}({asked.example}){', labels' if head else ''})\n"
     )
-
-
-def _example(pairs: bool) -> str:
-    return '["a text"], ["its second text"]' if pairs else '["a text"]'

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from trifed.data import text_examples
+from trifed.data import Examples
 from trifed.federation.exports import Classifier
-from trifed.tasks.text_classification import encode
 
-_PROBE = ["yes", "a text of some more words than the other one, so that padding matters"]
 _TOLERANCE = 1e-5
 
 
@@ -22,10 +20,10 @@ def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
 
     Most architectures put something between the encoder and the last layer: another pooling, a dense layer. So
     this is not looked up in a table: the class is filled with the weights and asked whether it gives the same
-    logits on texts of unequal length.
+    logits on a few examples.
     """
     encoder: Any = merged.model.encoder
-    head = merged.model.head
+    head: Any = merged.model.head
     config = type(encoder.config).from_dict(encoder.config.to_dict())
     config.num_labels = len(merged.labels)  # first: it resets the names
     config.id2label = dict(enumerate(merged.labels))
@@ -33,7 +31,7 @@ def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
     config.problem_type = "single_label_classification"
     try:
         with torch.random.fork_rng(devices=[]):
-            stock = AutoModelForSequenceClassification.from_config(config)
+            stock = merged.task.stock.from_config(config)
     except ValueError:  # transformers has no such class for this architecture
         return None
     inner, last = getattr(stock, stock.base_model_prefix, None), getattr(stock, "classifier", None)
@@ -48,10 +46,10 @@ def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
 
 @torch.no_grad()
 def _agree(merged: Classifier, stock: PreTrainedModel) -> bool:
-    data = encode(
-        merged.tokenizer, text_examples(_PROBE, None, np.zeros(len(_PROBE), np.int64)), merged.max_length
-    )
-    batch = data.batch(np.arange(len(_PROBE)), torch.device("cpu"))
+    probe = merged.task.roles[0], merged.task.probe
+    examples = Examples({probe[0].setting: list(probe[1])}, np.zeros(len(probe[1]), np.int64))
+    data = merged.task.encode(merged.base, examples, merged.settings)
+    batch = data.batch(np.arange(len(data)), torch.device("cpu"))
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     merged.model.eval()
     ours, theirs = merged.model(batch), stock.eval()(**inputs).logits.float()

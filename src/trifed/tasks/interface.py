@@ -6,9 +6,9 @@ Everything above asks a `Task` and never which one it is.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trifed.data import Examples, Roles
-from trifed.settings import ModelSettings, TaskName
+from trifed.settings import ModelSettings, Pooling, TaskName
 from trifed.tasks.base_model import LoadedBase
 
 Batch = dict[str, Tensor]
@@ -82,12 +82,30 @@ class TaskModel(nn.Module):
 
 
 @dataclass(frozen=True)
+class Snippet:
+    """Pieces of Python for a model card, which works without this package.
+
+    `processor`: transformers' Auto class; `arguments`: of the function that is asked; `batch`: an expression over
+    these and `processor`, with `{length}` in the place of the length; `pool`: lines from `output` to `pooled`, by
+    pooling; `example`: arguments of a call.
+    """
+
+    processor: str
+    arguments: str
+    batch: str
+    pool: Mapping[Pooling, str]
+    example: str
+    pair_example: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """One kind of problem.
 
     `metric`: what is called accuracy here; `roles`: what is read of a row; `load`: a base model by the name that
     the user gave; `encode`: examples for a base; `build`: base wrapped by an adapter, base, number of labels and
-    settings → model.
+    settings → model; `stock`: transformers' Auto class for a base with a head, and `probe` a few values of the
+    first role on which it is compared with ours; `snippet`: how a model card loads and asks a model.
     """
 
     name: TaskName
@@ -96,3 +114,6 @@ class Task:
     load: Callable[[str], LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
     build: Callable[[nn.Module, LoadedBase, int, ModelSettings], TaskModel]
+    stock: Any
+    probe: Sequence[Any]
+    snippet: Snippet

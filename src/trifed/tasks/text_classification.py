@@ -9,16 +9,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from trifed.data import TEXTS, Examples
 from trifed.errors import ModelError
 from trifed.settings import ModelSettings, Pooling
-from trifed.tasks.base_model import LoadedBase, load_encoder
+from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.headed import HeadedModel
-from trifed.tasks.interface import Batch, Task
+from trifed.tasks.interface import Batch, Snippet, Task
 
 PAD_MULTIPLE = 8
+
+
+ENCODER = Wanted(
+    "text-classification", "an encoder, such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa", AutoTokenizer,
+    "tokenizer files",
+)  # fmt: skip
+
+
+def load_encoder(name: str) -> LoadedBase:
+    """A frozen encoder of texts and its tokenizer; ModelError where it is none, or the tokenizer is unfit."""
+    base = load_base(name, ENCODER)
+    if len(base.processor) <= len(base.processor.all_special_tokens):
+        raise ModelError(
+            f"model.name: the tokenizer of '{name}' knows no words; put its tokenizer files beside config.json"
+        )
+    if base.processor.pad_token_id is None:
+        raise ModelError(f"model.name: the tokenizer of '{name}' has no pad token; set one in its folder")
+    return base
 
 
 @dataclass(frozen=True)
@@ -134,4 +152,30 @@ def _build(encoder: nn.Module, base: LoadedBase, n_labels: int, settings: ModelS
     return TextClassifier(encoder, base.model.config.hidden_size, n_labels, settings.pooling)
 
 
-TASK = Task("text-classification", "accuracy", TEXTS, load_encoder, encode_for, _build)
+PROBE = ("yes", "a text of some more words than the other one, so that padding matters")
+SNIPPET = Snippet(
+    processor="AutoTokenizer",
+    arguments="texts, pairs=None",
+    batch='processor(texts, pairs, padding=True, truncation=True, max_length={length}, return_tensors="pt")',
+    pool={
+        "mean": (
+            '    mask = batch["attention_mask"].unsqueeze(-1)\n'
+            "    pooled = (output.last_hidden_state * mask).sum(1) / mask.sum(1)\n"
+        ),
+        "cls": "    pooled = output.last_hidden_state[:, 0]\n",
+        "pooler": "    pooled = output.pooler_output\n",
+    },
+    example='["a text"]',
+    pair_example='["a text"], ["its second text"]',
+)
+TASK = Task(
+    name="text-classification",
+    metric="accuracy",
+    roles=TEXTS,
+    load=load_encoder,
+    encode=encode_for,
+    build=_build,
+    stock=AutoModelForSequenceClassification,
+    probe=PROBE,
+    snippet=SNIPPET,
+)

@@ -1,0 +1,93 @@
+"""Images from cells: embedded in a table, as files that it names, or a folder with one subfolder a label."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from trifed.data.columns import Cell, place
+from trifed.data.readers import RawTable, check_columns
+from trifed.data.roles import Role, Roles, Unusable
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
+
+
+def read_images(column: Sequence[Cell], name: str) -> list[Any]:
+    """The bytes of each cell's image file, (n,), each checked by decoding it; `Unusable` where there is none.
+
+    A cell is a file's path (beside the table, unless it is absolute), the bytes of one, or `{bytes, path}` as
+    `datasets` writes it.
+    """
+    return [_checked(cell, name) for cell in column]
+
+
+def _checked(cell: Cell, name: str) -> bytes | Unusable:
+    table, _, value = cell
+    if isinstance(value, Mapping) and "bytes" in value:
+        value = value["bytes"] if value["bytes"] is not None else value.get("path")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return Unusable(place(cell), f"the image in column {name!r} is missing")
+    where = f"the image in column {name!r}"
+    if isinstance(value, str | Path):
+        path = Path(table.where).parent / value  # an absolute path stays what it is
+        where = str(path)
+        try:
+            value = path.read_bytes()
+        except OSError as error:
+            return Unusable(place(cell), f"{path} cannot be read ({error.strerror})")
+    if not isinstance(value, bytes):
+        kind = type(value).__name__
+        return Unusable(place(cell), f"column {name!r} holds a {kind}, expected an image or the path of one")
+    try:
+        open_image(value).load()
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(f"{io.BytesIO.__module__}.", "").split(" <")[0]
+        return Unusable(place(cell), f"{where} is no image that can be read ({reason})")
+    return value
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """The image of a file's bytes."""
+    return Image.open(io.BytesIO(encoded))
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    made = io.BytesIO()
+    image.convert("RGB").save(made, "PNG")
+    return made.getvalue()
+
+
+def image_folder(folder: Path) -> list[Path]:
+    """The images of a folder with one subfolder a label, by label and name; none if it is no such folder."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+    return [file for label in inner for file in sorted(label.iterdir()) if file.suffix.lower() in ENDINGS]
+
+
+def table_of(folder: Path, files: Sequence[Path], wanted: Mapping[str, str]) -> RawTable:
+    """An image folder as a table: the images' paths and, as label, their folders' names.
+
+    Raises DataError where another column is wanted.
+    """
+    image, label = wanted["data.image"], wanted["data.label"]
+    check_columns(str(folder), [image, label], wanted)
+    columns: dict[str, list[Any]] = {
+        image: [file.absolute() for file in files],
+        label: [file.parent.name for file in files],
+    }
+    return RawTable(str(folder), columns, range(1, len(files) + 1), unit="image")
+
+
+def _given(image: Any) -> bytes:
+    """A path, bytes or one of PIL's images as the bytes of a file."""
+    if isinstance(image, bytes):
+        return image
+    return as_png(image) if isinstance(image, Image.Image) else Path(image).read_bytes()
+
+
+IMAGES: Roles = (Role("image", read_images, _given),)
+"""One image a row."""

@@ -1,0 +1,182 @@
+"""Image classification: a frozen vision model with an adapter, and one linear head on its pooled features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from trifed.data import IMAGES, Examples, as_png, open_image
+from trifed.errors import ModelError
+from trifed.settings import Augment, ModelSettings, Pooling
+from trifed.tasks.base_model import LoadedBase, Wanted, load_base
+from trifed.tasks.headed import HeadedModel
+from trifed.tasks.interface import Batch, Snippet, Task
+
+VISION = Wanted(
+    "image-classification", "a vision model, such as ViT, DeiT, Swin, DINOv2 or ConvNeXt", AutoImageProcessor,
+    "preprocessor_config.json",
+)  # fmt: skip
+
+CHUNK = 64
+SHIFT = 8
+"""Images are moved by up to a SHIFTth of their side."""
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images at the model's size.
+
+    `pixels`: (n, 3, height, width) uint8; the model reads (`scale` · pixels − `mean`) / `std`, these (3,) each.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    scale: float
+    mean: Tensor
+    std: Tensor
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """All alike, (n,)."""
+        return np.ones(len(self), np.int64)
+
+    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
+        """The given rows as the model was pre-trained to see them."""
+        pixels = torch.from_numpy(self.pixels[rows]).to(device).float() * self.scale
+        mean, std = (part.to(device)[:, None, None] for part in (self.mean, self.std))
+        return {"pixel_values": (pixels - mean) / std, "labels": torch.from_numpy(self.labels[rows]).to(device)}
+
+
+def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedImages:
+    """Decode all images once and bring them to the model's size with its own image processor.
+
+    Raises:
+        ModelError: the processor makes another size than the model reads.
+    """
+    processor, images = base.processor, examples.inputs["image"]
+    found = [_pixels(processor, images[first : first + CHUNK]) for first in range(0, len(images), CHUNK)]
+    pixels = np.concatenate(found) if found else np.zeros((0, 3, 1, 1), np.uint8)
+    _check_size(base.model.config, pixels)
+    scale = processor.rescale_factor if processor.do_rescale else 1.0
+    shift, spread = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
+    mean, std = (torch.tensor(np.broadcast_to(value, 3), dtype=torch.float32) for value in (shift, spread))
+    return EncodedImages(pixels, examples.labels, scale, mean, std)
+
+
+def _pixels(processor: Any, encoded: list[bytes]) -> NDArray[np.uint8]:
+    """(n, 3, height, width)."""
+    pictures = [open_image(image).convert("RGB") for image in encoded]
+    made = processor(pictures, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"]
+    return np.asarray(made).round().clip(0, 255).astype(np.uint8)
+
+
+def _check_size(config: Any, pixels: NDArray[np.uint8]) -> None:
+    wanted = getattr(config, "image_size", None)
+    if not isinstance(wanted, int) or not len(pixels) or config.model_type in ANY_SIZE:
+        return
+    if pixels.shape[2:] != (wanted, wanted):
+        raise ModelError(
+            f"model.name: its image processor makes {pixels.shape[2]} × {pixels.shape[3]} pixels, and this model "
+            f"reads {wanted} × {wanted}; correct 'size' in its preprocessor_config.json"
+        )
+
+
+ANY_SIZE = ("convnext", "convnextv2", "swin", "swinv2", "dinov2")
+
+
+class ImageClassifier(HeadedModel):
+    """A PEFT-wrapped vision model and a linear head over the mean of its patches, or another pooling."""
+
+    def __init__(self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling, augment: Augment) -> None:
+        super().__init__(encoder, hidden, n_labels)
+        self.pooling = pooling
+        self.augment = augment
+
+    def features(self, batch: Batch) -> Tensor:
+        """Pooled features, (n, hidden), float32; while training, of augmented images."""
+        pixels = batch["pixel_values"]
+        output = self.encoder(pixel_values=augmented(pixels, self.augment) if self.training else pixels)
+        if self.pooling == "pooler":
+            pooled: Tensor = output.pooler_output
+            return pooled.float().flatten(1)
+        hidden: Tensor = output.last_hidden_state.float()
+        if hidden.dim() == 4:  # (n, hidden, height, width): no tokens, hence no first one
+            return hidden.mean((2, 3))
+        return hidden[:, 0] if self.pooling == "cls" else hidden.mean(1)
+
+
+def augmented(pixels: Tensor, kind: Augment) -> Tensor:
+    """Half of the images mirrored; for "flip-crop" all moved by up to an eighth as well, edges repeated.
+
+    `pixels`: (n, 3, height, width). Draws from torch's generator.
+    """
+    if kind == "none":
+        return pixels
+    n, _, height, width = pixels.shape
+    pixels = torch.where(torch.rand(n, 1, 1, 1).to(pixels.device) < 0.5, pixels.flip(3), pixels)
+    if kind == "flip":
+        return pixels
+    pad = max(1, min(height, width) // SHIFT)
+    padded = nn.functional.pad(pixels, (pad,) * 4, mode="replicate")
+    corners = torch.randint(0, 2 * pad + 1, (n, 2)).tolist()
+    moved = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
+    return torch.stack(moved)
+
+
+def _build(encoder: nn.Module, base: LoadedBase, n_labels: int, settings: ModelSettings) -> ImageClassifier:
+    config = base.model.config
+    hidden = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
+    return ImageClassifier(encoder, hidden, n_labels, settings.pooling, settings.augment)
+
+
+def load_vision(name: str) -> LoadedBase:
+    """A frozen vision model and its image processor; raises ModelError where it is none."""
+    return load_base(name, VISION)
+
+
+def _probe() -> tuple[bytes, ...]:
+    """Two images of noise, of unlike shapes, as PNG."""
+    rng = np.random.default_rng(0)
+    shapes = ((40, 64, 3), (64, 48, 3))
+    return tuple(as_png(Image.fromarray(rng.integers(0, 256, shape, np.uint8))) for shape in shapes)
+
+
+SNIPPET = Snippet(
+    processor="AutoImageProcessor",
+    arguments="images",
+    batch='processor(images, return_tensors="pt")',
+    pool={
+        "mean": (
+            "    hidden = output.last_hidden_state\n"
+            "    pooled = hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1)\n"
+        ),
+        "cls": (
+            "    hidden = output.last_hidden_state\n"
+            "    pooled = hidden.mean((2, 3)) if hidden.dim() == 4 else hidden[:, 0]\n"
+        ),
+        "pooler": "    pooled = output.pooler_output.flatten(1)\n",
+    },
+    example='[Image.new("RGB", (64, 64))]',
+)
+TASK = Task(
+    name="image-classification",
+    metric="accuracy",
+    roles=IMAGES,
+    load=load_vision,
+    encode=encode,
+    build=_build,
+    stock=AutoModelForImageClassification,
+    probe=_probe(),
+    snippet=SNIPPET,
+)
