@@ -37,9 +37,12 @@ def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
     inner, last = getattr(stock, stock.base_model_prefix, None), getattr(stock, "classifier", None)
     if inner is None or not isinstance(last, nn.Linear) or last.weight.shape != head.weight.shape:
         return None
-    if inner.state_dict().keys() != encoder.state_dict().keys():
+    wanted = inner.state_dict().keys()
+    # A pooler that nothing reads is left out of the classes that do not read it either.
+    weights = {k: v for k, v in encoder.state_dict().items() if k in wanted or not k.startswith("pooler.")}
+    if weights.keys() != wanted:
         return None
-    inner.load_state_dict(encoder.state_dict())
+    inner.load_state_dict(weights)
     last.load_state_dict(head.state_dict())
     return stock.eval() if _agree(merged, stock) else None
 

@@ -1,0 +1,95 @@
+"""Images in: from tables, paths and folders; broken ones named, or left out and counted."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trifed.data import IMAGES, DataSettings, make_clients, open_image, read_table
+from trifed.errors import DataError
+
+
+def settings(source, **more):
+    return DataSettings(source=str(source), clients={"split": "iid", "count": 1, "min_examples": 1}, **more)
+
+
+def test_a_folder_a_list_of_paths_and_a_table_hold_the_same_images(image_folder, paths_table):
+    folder = read_table(settings(image_folder), IMAGES)
+    listed = read_table(settings(paths_table, image="file"), IMAGES)
+    assert folder.labels == listed.labels == [label for label in ("amber", "green", "violet") for _ in range(6)]
+    assert folder.inputs["image"] == listed.inputs["image"]
+    assert folder.inputs["image"][7] == (image_folder / "green" / "1.jpg").read_bytes()
+
+
+def test_embedded_images_are_files_bytes(images_table):
+    table = read_table(settings(images_table), IMAGES)
+    assert len(table) == 72
+    assert open_image(table.inputs["image"][0]).format == "PNG"
+
+
+def test_other_columns_of_an_image_folder_are_refused(image_folder):
+    by_site = DataSettings(source=str(image_folder), clients={"split": "column", "column": "site"})
+    with pytest.raises(DataError, match=r"photos: no column 'site'; the columns are 'image', 'label'"):
+        read_table(by_site, IMAGES)
+
+
+def broken(image_folder, what):
+    path = image_folder / "green" / "3.jpg"
+    if what == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif what == "no image":
+        path.write_text("a text")
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("cut", r"is no image that can be read \(.+\)"),
+        ("no image", r"is no image that can be read \(cannot identify image file\)"),
+        ("missing", r"cannot be read \(No such file or directory\)"),
+    ],
+)
+def test_a_broken_image_is_named_with_its_row(paths_table, image_folder, what, said):
+    broken(image_folder, what)
+    place = r"photos\.csv, row 10: .*green/3\.jpg "
+    with pytest.raises(DataError, match=place + said + r"\. Mend or remove it, or set data\.skip_broken = true"):
+        read_table(settings(paths_table, image="file"), IMAGES)
+
+
+def test_broken_images_are_left_out_and_counted(paths_table, image_folder):
+    broken(image_folder, "cut")
+    data = make_clients(settings(paths_table, image="file", skip_broken=True), 0, IMAGES)
+    assert sum(len(part) for c in data.clients for part in (c.train, c.valid, c.test)) == 17
+    assert "left out 1 row that cannot be read (data.skip_broken)" in data.notes
+
+
+def test_with_no_image_left_there_is_no_table(image_folder):
+    for path in image_folder.rglob("*.jpg"):
+        path.write_text("a text")
+    with pytest.raises(DataError, match=r"\(18 such rows in all\); no row is left"):
+        read_table(settings(image_folder, skip_broken=True), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"), [(3, "holds a int, expected an image"), (None, "is missing"), (" ", "is missing")]
+)
+def test_what_is_no_image_is_named(tmp_path, cell, said):
+    pq.write_table(pa.table({"image": [cell, cell], "label": ["a", "b"]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=rf"t\.parquet, row 1: .*{said} .*\(2 such rows in all\)"):
+        read_table(settings(tmp_path / "t.parquet"), IMAGES)
+
+
+def test_the_same_image_twice_is_dropped_and_another_one_changes_the_hash(image_folder):
+    whole = make_clients(settings(image_folder), 0, IMAGES)
+    shutil.copy(image_folder / "amber" / "0.jpg", image_folder / "amber" / "9.jpg")
+    again = make_clients(settings(image_folder), 0, IMAGES)
+    assert again.notes == ["dropped 1 duplicate row"]
+    assert sum(len(part) for c in again.clients for part in (c.train, c.valid, c.test)) == 18
+    assert len(whole.clients[0].train) == len(again.clients[0].train)
+    assert np.array_equal(whole.clients[0].train.labels, again.clients[0].train.labels)
