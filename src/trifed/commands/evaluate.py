@@ -46,10 +46,14 @@ def register(app: typer.Typer) -> None:
 
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="A run's folder, or an exported one.", show_default=False)],
-    file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet, with labels.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(help="CSV, JSON Lines or Parquet, with labels; or a folder of images.", show_default=False),
+    ],
     client: Annotated[str | None, typer.Option(help="Whose model, or 'all'.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     output: Annotated[Format, typer.Option("--format", help="How to show it.")] = Format.TABLE,
     base: Annotated[str | None, typer.Option(help="Where the base model lies now, if it was moved.")] = None,
@@ -57,7 +61,7 @@ def evaluate_command(
     """How well clients' models do on a labelled file."""
     # Imported late: --help should not wait for torch.
     from trifed.models.evaluate import evaluate_client
-    from trifed.models.find import find_models
+    from trifed.models.find import find_models, named
     from trifed.models.predict import load_found
     from trifed.models.texts import read_labelled
     from trifed.reports.counting import counting
@@ -65,14 +69,9 @@ def evaluate_command(
 
     models = find_models(model, client)
     usual = models[0].columns
-    columns = replace(
-        usual,
-        text=text_column or usual.text,
-        pair=pair_column or usual.pair,
-        label=label_column or usual.label,
-    )
+    columns = replace(named(usual, text_column, pair_column, image_column), label=label_column or usual.label)
     data = read_labelled(file, columns)
-    with counting("texts", len(models) * len(data.asked)) as told:
+    with counting(f"{columns.kind}s", len(models) * len(data.asked)) as told:
         scores = [evaluate_client(found, load_found(found, base), data, told) for found in models]
     if output is Format.TABLE:
         Console().print(render_evaluations(scores))

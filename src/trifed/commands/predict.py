@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -19,12 +18,13 @@ if TYPE_CHECKING:
     from trifed.models.predict import Prediction
     from trifed.models.texts import Asked
 
-HELP = """Labels and probabilities of new texts, by a client's model.
+HELP = """Labels and probabilities of new texts or images, by a client's model.
 
 The model: a run with --client, or a folder that `trifed export` wrote.
 
 The texts: a file (CSV, JSON Lines, Parquet), --text, or standard input, one
-text a line. Columns are those of the run unless named.
+text a line. The images: a file with embedded images or paths, a folder,
+--image, or paths on standard input. Columns are those of the run unless named.
 
 [bold]Examples[/bold]
 
@@ -33,6 +33,8 @@ text a line. Columns are those of the run unless named.
   trifed predict berlin new.csv --text-column message --out labels.csv
 \b
   cat messages.txt | trifed predict berlin --format jsonl --top 3
+\b
+  trifed predict runs/plants --client north photos/ --top 3
 """
 
 
@@ -56,8 +58,10 @@ def predict_command(
     ] = None,
     client: Annotated[str | None, typer.Option(help="Whose model, where there are several.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text; repeatable, instead of a file.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="An image's path; repeatable, too.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels for each text.")] = 1,
     output: Annotated[
         Format | None,
@@ -69,20 +73,18 @@ def predict_command(
     """Labels and probabilities of new texts."""
     chosen = _format(output, out)
     # Imported late: --help should not wait for torch.
-    from trifed.models.find import find_model
+    from trifed.models.find import find_model, named
     from trifed.models.predict import load_found, predict
     from trifed.reports.counting import counting, waiting
     from trifed.reports.models import render_predictions
 
     found = find_model(model, client)
-    columns = replace(
-        found.columns, text=text_column or found.columns.text, pair=pair_column or found.columns.pair
-    )
-    asked, total = _asked(file, text, columns)
+    columns = named(found.columns, text_column, pair_column, image_column)
+    asked, total = _asked(file, text, image, columns)
     with waiting("reading the model"):
         classifier = load_found(found, base)
     printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
-    with counting("texts", total, hidden=printing) as told:
+    with counting(f"{columns.kind}s", total, hidden=printing) as told:
         predictions = _told(predict(classifier, asked, top), told)
         shown = render_predictions(predictions, top) if chosen is Format.TABLE else None
         if shown is None:
@@ -103,19 +105,27 @@ def _format(output: Format | None, out: Path | None) -> Format:
     return Format.TABLE if sys.stdout.isatty() else Format.CSV
 
 
-def _asked(file: Path | None, text: list[str] | None, columns: Columns) -> tuple[Iterable[Asked], int | None]:
-    """The texts and how many they are, None where they come one by one."""
+def _asked(
+    file: Path | None, text: list[str] | None, image: list[str] | None, columns: Columns
+) -> tuple[Iterable[Asked], int | None]:
+    """What is asked and how many that are, None where they come one by one."""
     from trifed.models.texts import given, read_lines, read_table
 
-    if text and file is not None:
-        raise DataError(f"got the file {file} and --text; give one of the two")
-    if text:
-        return given(text, columns), len(text)
+    flag, values = f"--{columns.kind}", image or text
+    if values and (text if columns.image else image):
+        other = "--text" if columns.image else "--image"
+        raise DataError(f"got {other}, but this model reads {columns.kind}s; give {flag} or a file")
+    if values and file is not None:
+        raise DataError(f"got the file {file} and {flag}; give one of the two")
+    if values:
+        return given(values, columns), len(values)
     if file is not None and str(file) != "-":
         table = read_table(file, columns)
         return table, len(table)
     if file is None and sys.stdin.isatty():
-        raise DataError("no texts: give a file, --text, or lines on standard input ('-' to type them here)")
+        raise DataError(
+            f"no {columns.kind}s: give a file, {flag}, or lines on standard input ('-' to type them here)"
+        )
     return read_lines(sys.stdin.buffer, columns), None
 
 

@@ -65,7 +65,12 @@ def as_png(image: Image.Image) -> bytes:
 def image_folder(folder: Path) -> list[Path]:
     """The images of a folder with one subfolder a label, by label and name; none if it is no such folder."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
-    return [file for label in inner for file in sorted(label.iterdir()) if file.suffix.lower() in ENDINGS]
+    return [file for label in inner for file in images_in(label)]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
 
 
 def table_of(folder: Path, files: Sequence[Path], wanted: Mapping[str, str]) -> RawTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ class Classifier:
     settings: ModelSettings
     labels: list[str]
 
-    @torch.no_grad()
     def probabilities(
         self, inputs: Sequence[Any], pairs: Sequence[str] | None = None, batch_size: int = 64
     ) -> NDArray[np.float32]:
@@ -88,8 +87,14 @@ class Classifier:
         given = {first.setting: [first.given(value) for value in inputs]}
         if pairs:
             given[others[0].setting] = list(pairs)
-        data = self.task.encode(self.base, Examples(given, np.zeros(len(inputs), np.int64)), self.settings)
-        result = np.zeros((len(inputs), len(self.labels)), np.float32)
+        return self.probabilities_of(given, batch_size)
+
+    @torch.no_grad()
+    def probabilities_of(self, inputs: Mapping[str, list[Any]], batch_size: int = 64) -> NDArray[np.float32]:
+        """The same of inputs by role, as `trifed.data.Examples` has them."""
+        count = len(inputs[self.task.roles[0].setting])
+        data = self.task.encode(self.base, Examples(inputs, np.zeros(count, np.int64)), self.settings)
+        result = np.zeros((count, len(self.labels)), np.float32)
         self.model.eval()
         device = next(self.model.parameters()).device
         for rows in length_order(data, batch_size):

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from trifed.data import text_examples
+from trifed.data import Examples
 from trifed.errors import DataError
 from trifed.federation.exports import Classifier
 from trifed.models.find import Found, listed
-from trifed.models.texts import Labelled, split_pairs
+from trifed.models.texts import Labelled, split_inputs
 from trifed.training import evaluate
 
 CHUNK = 4096
@@ -75,8 +75,7 @@ def evaluate_client(
     predicted, total = np.zeros_like(labels), 0.0
     for first in range(0, len(labels), CHUNK):
         rows = slice(first, first + CHUNK)
-        texts, pairs = split_pairs(data.asked[rows])
-        examples = text_examples(texts, pairs, labels[rows])
+        examples = Examples(split_inputs(data.asked[rows]), labels[rows])
         encoded = classifier.task.encode(classifier.base, examples, classifier.settings)
         scores = evaluate(classifier.model, encoded, found.training)
         predicted[rows] = scores.predictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from trifed.config import RunConfig, make_config, read_toml
 from trifed.errors import AdapterError, RunError
 from trifed.federation.store import RunFolder
 from trifed.settings import TrainingSettings
+from trifed.tasks import TASKS
 
 ALL = "all"
 SHOWN = 20
@@ -24,11 +25,33 @@ FLOAT32 = TrainingSettings(precision="fp32")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that the model was trained on. `pair`: None where it reads one text."""
+    """Names of the columns that the model was trained on.
+
+    `pair`: None where it reads one text; `image`: None where it reads texts.
+    """
 
     text: str = "text"
     pair: str | None = None
     label: str = "label"
+    image: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What one row holds, in a word."""
+        return "text" if self.image is None else "image"
+
+
+def named(columns: Columns, text: str | None, pair: str | None, image: str | None) -> Columns:
+    """The columns, with those in the place of the trained ones that a user named.
+
+    Raises:
+        RunError: a column of what the model does not read.
+    """
+    wrong = {"--text-column": text, "--pair-column": pair} if columns.image else {"--image-column": image}
+    for flag, column in wrong.items():
+        if column is not None:
+            raise RunError(f"{flag}: got '{column}', but this model reads {columns.kind}s")
+    return replace(columns, text=text or columns.text, pair=pair or columns.pair, image=image or columns.image)
 
 
 @dataclass(frozen=True)
@@ -62,8 +85,9 @@ class FinishedRun:
     @property
     def columns(self) -> Columns:
         """What the clients were trained on."""
-        data = self.config.data
-        return Columns(data.text, data.text_pair, data.label)
+        data, reads = self.config.data, {role.setting for role in TASKS[self.config.task].roles}
+        image = data.image if "image" in reads else None
+        return Columns(data.text, data.text_pair, data.label, image)
 
     def client(self, name: str) -> Found:
         """One client.

@@ -1,4 +1,4 @@
-"""A client's model on new texts: labels and probabilities, as they are made, and how they are written."""
+"""A client's model on new texts or images: labels and probabilities, as they are made and written."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 
 from trifed.federation.exports import Classifier, load_client
 from trifed.models.find import Found
-from trifed.models.texts import Asked, split_pairs
+from trifed.models.texts import Asked, split_inputs
 from trifed.settings import TrainingSettings
 from trifed.training import choose_device
 
 CHUNK = 256
-"""Texts that are predicted together; inside, batches of like length."""
+"""Texts or images that are predicted together; inside, batches of like length."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one text. `best`: labels with their probabilities, the most probable first."""
+    """What a model says of one text or image. `best`: labels with their probabilities, the most probable first."""
 
     asked: Asked
     best: list[tuple[str, float]]
@@ -40,7 +40,7 @@ def predict(classifier: Classifier, asked: Iterable[Asked], top: int = 1) -> Ite
     """Predictions in the order of the texts, a chunk at a time. `top`: how many labels each, or all there are."""
     waiting = iter(asked)
     while chunk := list(islice(waiting, CHUNK)):
-        probabilities = classifier.probabilities(*split_pairs(chunk))
+        probabilities = classifier.probabilities_of(split_inputs(chunk))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for item, row, labels in zip(chunk, probabilities, order, strict=True):
             yield Prediction(item, [(classifier.labels[label], float(row[label])) for label in labels])
@@ -52,7 +52,8 @@ def write_csv(predictions: Iterable[Prediction], file: TextIO, top: int) -> None
     for number, (asked, best) in enumerate((p.asked, p.best) for p in predictions):
         texts = [asked.text] if asked.pair is None else [asked.text, asked.pair]
         if number == 0:
-            writer.writerow(["row", "text", "pair"][: 1 + len(texts)] + _header(min(top, len(best))))
+            first = "text" if asked.image is None else "image"
+            writer.writerow(["row", first, "pair"][: 1 + len(texts)] + _header(min(top, len(best))))
         writer.writerow([asked.row, *texts, *(cell for label, p in best for cell in (label, f"{p:.6f}"))])
         if number % CHUNK == CHUNK - 1:
             file.flush()
@@ -66,7 +67,7 @@ def _header(count: int) -> list[str]:
 def write_jsonl(predictions: Iterable[Prediction], file: TextIO, top: int) -> None:
     """One object a line: row, text, perhaps pair, label, probability; and `top` if that is above 1."""
     for number, (asked, best) in enumerate((p.asked, p.best) for p in predictions):
-        record: dict[str, object] = {"row": asked.row, "text": asked.text}
+        record: dict[str, object] = {"row": asked.row, "text" if asked.image is None else "image": asked.text}
         if asked.pair is not None:
             record["pair"] = asked.pair
         record |= {"label": best[0][0], "probability": round(best[0][1], 6)}

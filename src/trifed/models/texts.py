@@ -1,15 +1,17 @@
-"""Texts for a model: from a table's columns, from lines, or given one by one; each with its place."""
+"""What a model is asked: texts or images, from a table's columns, lines, or one by one; each with its place."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trifed.data import columns as cells
+from trifed.data.images import image_folder, images_in, read_images, table_of
 from trifed.data.readers import RawTable, read_file
+from trifed.data.roles import Unusable
 from trifed.errors import DataError
 from trifed.models.find import Columns
 
@@ -17,11 +19,15 @@ _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
 class Asked(NamedTuple):
-    """One text, perhaps with its second text. `row`: its 1-based row, or line, in what it came from."""
+    """One text, perhaps with its second text; or one image, whose name is then the text.
+
+    `row`: its 1-based row, or line, in what it came from; `image`: the bytes of its file.
+    """
 
     row: int
     text: str
     pair: str | None = None
+    image: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,11 @@ class Labelled:
 
 
 def read_table(path: Path, columns: Columns) -> list[Asked]:
-    """All texts of a CSV, JSON Lines or Parquet file.
+    """All texts or images of a CSV, JSON Lines or Parquet file, or of a folder of images.
 
     Raises:
-        DataError: no such file or column, an empty text (by its row), no rows, and whatever cannot be read.
+        DataError: no such file or column, an empty text or broken image (by its row), no rows, and whatever cannot
+            be read.
     """
     return _asked(_read(path, columns, {}), columns)
 
@@ -55,10 +62,10 @@ def read_labelled(path: Path, columns: Columns) -> Labelled:
 
 
 def read_lines(lines: Iterable[bytes], columns: Columns, where: str = "standard input") -> Iterator[Asked]:
-    """One text a line, read as it comes.
+    """One text, or path of an image, a line, read as it comes.
 
     Raises:
-        DataError: a line that is empty or not UTF-8, or a model that reads two texts.
+        DataError: a line that is empty or not UTF-8, no image there, or a model that reads two texts.
     """
     _refuse_pairs(columns, where)
     for number, line in enumerate(lines, start=1):
@@ -68,41 +75,82 @@ def read_lines(lines: Iterable[bytes], columns: Columns, where: str = "standard 
             raise DataError(
                 f"{where}, line {number}: not UTF-8 at byte {error.start} of the line; expected UTF-8 text"
             ) from error
-        yield Asked(number, _checked(text, f"{where}, line {number}"))
+        yield _one(number, _checked(text, f"{where}, line {number}"), columns, where)
 
 
 def given(texts: Sequence[str], columns: Columns) -> list[Asked]:
-    """Texts as they were given.
+    """Texts, or paths of images, as they were given.
 
     Raises:
-        DataError: an empty text, or a model that reads two texts.
+        DataError: an empty text, no image there, or a model that reads two texts.
     """
-    _refuse_pairs(columns, "--text")
-    return [Asked(row, _checked(text, f"--text, number {row}")) for row, text in enumerate(texts, start=1)]
+    flag = "--text" if columns.image is None else "--image"
+    _refuse_pairs(columns, flag)
+    return [
+        _one(row, _checked(text, f"{flag}, number {row}"), columns, flag)
+        for row, text in enumerate(texts, start=1)
+    ]
 
 
-def split_pairs(asked: Sequence[Asked]) -> tuple[list[str], list[str] | None]:
-    """Texts and second texts, (n,) each; None where no text has a second one."""
+def split_inputs(asked: Sequence[Asked]) -> dict[str, list[Any]]:
+    """What is asked, by role: "image", or "text" and perhaps "text_pair"; (n,) each."""
+    images = [item.image for item in asked if item.image is not None]
+    if images:
+        return {"image": images}
     pairs = [item.pair for item in asked if item.pair is not None]
-    return [item.text for item in asked], pairs or None
+    return {"text": [item.text for item in asked], **({"text_pair": pairs} if pairs else {})}
 
 
 def _read(path: Path, columns: Columns, more: dict[str, str]) -> RawTable:
-    wanted = {"--text-column": columns.text, **more}
+    if path.is_dir() and columns.image is not None:
+        return _folder(path, columns, labelled=bool(more))
+    if columns.image is not None:
+        wanted = {"--image-column": columns.image, **more}
+    else:
+        wanted = {"--text-column": columns.text, **more}
     if columns.pair is not None:
         wanted["--pair-column"] = columns.pair
     raw = read_file(path, wanted, columns.label)
     if not raw.rows:
-        raise DataError(f"{path}: no rows; expected at least one text below the header")
+        raise DataError(f"{path}: no rows; expected at least one {columns.kind} below the header")
     return raw
 
 
+def _folder(path: Path, columns: Columns, *, labelled: bool) -> RawTable:
+    """A folder of images: with one subfolder a label, or, where no labels are wanted, images alone."""
+    files = image_folder(path) or ([] if labelled else images_in(path))
+    if not files:
+        expected = "one subfolder a label with images in it" if labelled else "images in it, or in its subfolders"
+        raise DataError(f"{path}: no images; expected {expected}")
+    image = columns.image or "image"
+    return table_of(path, files, {"data.image": image, "data.label": columns.label})
+
+
 def _asked(raw: RawTable, columns: Columns) -> list[Asked]:
+    if columns.image is not None:
+        return list(_images(raw, columns.image))
     texts = cells.read_texts(cells.cells([raw], columns.text), columns.text)
     if columns.pair is None:
         return [Asked(row, text) for row, text in zip(raw.rows, texts, strict=True)]
     pairs = cells.read_texts(cells.cells([raw], columns.pair), columns.pair)
     return [Asked(*item) for item in zip(raw.rows, texts, pairs, strict=True)]
+
+
+def _images(raw: RawTable, column: str) -> Iterator[Asked]:
+    read = read_images(cells.cells([raw], column), column)
+    for row, cell, image in zip(raw.rows, raw.columns[column], read, strict=True):
+        if isinstance(image, Unusable):
+            raise DataError(f"{image.place}: {image.reason}. Mend it, or leave it out.")
+        named = cell.get("path") if isinstance(cell, Mapping) else cell
+        yield Asked(row, str(named) if isinstance(named, str | Path) else f"{raw.unit} {row}", None, image)
+
+
+def _one(row: int, text: str, columns: Columns, where: str) -> Asked:
+    if columns.image is None:
+        return Asked(row, text)
+    # The table lies here: a path is one from where the command is given.
+    here = RawTable(str(Path.cwd() / where), {columns.image: [text]}, [row])
+    return next(_images(here, columns.image))
 
 
 def _refuse_pairs(columns: Columns, where: str) -> None:
