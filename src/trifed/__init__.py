@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trifed.comparison.compare import ComparisonResult, compare, load_comparison
     from trifed.comparison.config import CompareConfig, make_comparison
     from trifed.config import RunConfig, make_config
-    from trifed.federation.exports import Classifier, load_client
+    from trifed.federation.exports import Classifier, Writer, load_client, load_writer
     from trifed.models.export import export_client
     from trifed.reports.writing import report
     from trifed.runner import RunResult, load_result, resume, run
@@ -30,11 +30,13 @@ _HOMES = {
     "RunConfig": "trifed.config",
     "RunResult": "trifed.runner",
     "TriLoraConfig": "trifed.adapters",
+    "Writer": "trifed.federation.exports",
     "compare": "trifed.comparison.compare",
     "export_client": "trifed.models.export",
     "export_plain_lora": "trifed.adapters",
     "load_client": "trifed.federation.exports",
     "load_comparison": "trifed.comparison.compare",
+    "load_writer": "trifed.federation.exports",
     "load_result": "trifed.runner",
     "make_comparison": "trifed.comparison.config",
     "make_config": "trifed.config",
@@ -60,6 +62,7 @@ __all__ = [
     "RunResult",
     "TriLoraConfig",
     "TrifedError",
+    "Writer",
     "__version__",
     "compare",
     "export_client",
@@ -67,6 +70,7 @@ __all__ = [
     "load_client",
     "load_comparison",
     "load_result",
+    "load_writer",
     "make_comparison",
     "make_config",
     "report",

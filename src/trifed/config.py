@@ -68,7 +68,7 @@ class RunConfig(BaseModel):
         method = values.get("method", {})
         if isinstance(method, str):
             values = {**values, "method": {"name": method}}
-        return layer(_defaults_of(method), values)
+        return layer(layer(_defaults_of_task(values), _defaults_of(method)), values)
 
     def with_method(self, name: str) -> RunConfig:
         """The same run by another method alone, with that method's default options.
@@ -166,6 +166,19 @@ def _defaults_of(method: Any) -> Mapping[str, Any]:
     name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else method
     known = METHODS.get(name) if isinstance(name, str) else None
     return known.defaults if known else {}
+
+
+def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies under a run's settings where its task is no classification: no label, and how its prompts stand."""
+    data = values.get("data")
+    if values.get("task") != "causal-lm" or not isinstance(data, Mapping):
+        return {}
+    found: dict[str, Any] = {"data": {"label": None}}
+    if data.get("messages") is not None:
+        found["model"] = {"template": "chat"}
+    elif data.get("answer") is None:
+        found["model"] = {"template": "{prompt}"}  # a text goes on as it begins
+    return found
 
 
 def _method_problems(method: Any) -> Iterator[str]:

@@ -20,7 +20,7 @@ from trifed.data import Examples, FederatedData, make_clients, split_to_json
 from trifed.engines.simulator import Listener, Simulation
 from trifed.errors import RunError
 from trifed.federation.client import Client, score, summary_seeds
-from trifed.federation.exports import Classifier, load_client, save_client
+from trifed.federation.exports import Classifier, Writer, load_client, load_writer, save_client
 from trifed.federation.results import spread, summarise_events
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
@@ -61,9 +61,17 @@ class RunResult:
         """One client's model, ready to predict.
 
         Raises:
-            RunError: there is no such client.
+            RunError: there is no such client, or it is a language model, for `writer`.
         """
         return load_client(self.path / "clients" / name)
+
+    def writer(self, name: str) -> Writer:
+        """One client's language model, ready to answer.
+
+        Raises:
+            RunError: there is no such client, or it is a classifier.
+        """
+        return load_writer(self.path / "clients" / name)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the result in a sentence, and methods and controls side by side."""
@@ -175,10 +183,11 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
     """Controls, the clients' folders, their predictions, and the summary."""
     config, data, bench, folder = simulation.config, simulation.data, simulation.bench, simulation.folder
     names, tests = [c.name for c in simulation.clients], [c.test.labels for c in simulation.clients]
-    predictions = {}
+    predictions, shares = {}, {}
     for client in simulation.clients:
         tensors = simulation.final_tensors(client.index)
-        predictions[client.name] = score(bench, tensors, client.test, config.training).predictions
+        scores = score(bench, tensors, client.test, config.training)
+        predictions[client.name], shares[client.name] = scores.predictions, scores.right
         save_client(folder.path / "clients" / client.name, bench, tensors, data.label_names, base.source)
     summary = {
         "name": config.name,
@@ -188,7 +197,7 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         **summarise_events(folder.events(), simulation.method.scored, bench.lora_bytes),
         "controls": {},
     }
-    controls = _controls(simulation) if config.controls else {}
+    controls = _controls(simulation) if config.controls and bench.task.labelled else {}
     for control, predicted in controls.items():
         right = [float((p == t).mean()) if len(t) else None for p, t in zip(predicted, tests, strict=True)]
         spreads = spread(right, [len(t) for t in tests])
@@ -199,7 +208,8 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         "predictions.json",
         {
             "labels": dict(zip(names, tests, strict=True)),
-            "model": predictions,
+            # Where classes are predicted; else how much of each example is predicted right.
+            **({"model": predictions} if bench.task.labelled else {"right": shares}),
             "controls": {control: dict(zip(names, p, strict=True)) for control, p in controls.items()},
         },
     )

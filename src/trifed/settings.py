@@ -14,7 +14,7 @@ AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 """Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
 own, where only C trains; no adapter, the base model itself."""
 
-TaskName = Literal["text-classification", "image-classification"]
+TaskName = Literal["text-classification", "image-classification", "causal-lm"]
 """A kind of problem; `trifed.tasks.TASKS` knows what each one is."""
 
 Bits = Literal[1, 2, 4, 8, 32]
@@ -37,6 +37,11 @@ class ModelSettings(_Settings):
     pooling: Pooling = Field(
         "mean", description="what the head reads: mean over tokens or patches, first token, or a trained pooler"
     )
+    template: str | None = Field(
+        None,
+        description="causal-lm: what a prompt stands in, with {prompt} and {input}; 'chat': the tokenizer's own",
+    )
+    packing: bool = Field(True, description="causal-lm: texts one behind the other, in blocks of max_length")
     augment: Augment = Field("none", description="images, while training: mirrored, or moved about as well")
 
 

@@ -137,6 +137,9 @@ def _right(folders: Sequence[Path], control: str | None) -> Right:
     found = []
     for folder in folders:
         kept = _read(folder, "predictions.json")
+        if control is None and "right" in kept:
+            found += [np.array(shares) for shares in kept["right"].values()]
+            continue
         predicted = kept["model"] if control is None else kept["controls"][control]
         found += [np.array(predicted[name]) == np.array(labels) for name, labels in kept["labels"].items()]
     return found

@@ -8,7 +8,7 @@
     holdout     a client's rows -> train ... test  roles     what a model reads of a row
     clients     all of it: make_clients -> FederatedData
     summary     what each client holds             images    cells and folders -> images
-    demo        the corpus that is shipped
+    demo        the corpus that is shipped        instructions  cells -> what a language model learns
 """
 
 from trifed.data.clients import (
@@ -21,6 +21,7 @@ from trifed.data.clients import (
 )
 from trifed.data.demo import demo_corpus_path
 from trifed.data.images import IMAGES, as_png, open_image
+from trifed.data.instructions import LANGUAGE
 from trifed.data.partition import assign_clients
 from trifed.data.roles import TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
@@ -29,6 +30,7 @@ from trifed.data.summary import SplitRow, render_split, render_split_text, split
 
 __all__ = [
     "IMAGES",
+    "LANGUAGE",
     "TEXTS",
     "ClientData",
     "ClientSettings",

@@ -205,7 +205,8 @@ def _usable(
     """Refuse clients too small or with one label; where allowed, keep them (too small ones empty)."""
     least = max(1, settings.clients.min_examples)
     small = [i for i, mine in enumerate(rows) if len(mine) < least]
-    single = [i for i, mine in enumerate(rows) if i not in small and len(np.unique(labels[mine])) == 1]
+    alike = [i for i, mine in enumerate(rows) if i not in small and len(np.unique(labels[mine])) == 1]
+    single = alike if settings.label is not None else []
     problems = []
     counts = _named([f"{names[i]} ({len(rows[i])})" for i in small])
     if small and not settings.allow_empty_clients:

@@ -41,11 +41,11 @@ class RawTable:
     untyped: bool = False
 
 
-def read_file(path: Path, wanted: Mapping[str, str], label: str) -> RawTable:
+def read_file(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTable:
     """Read the columns of one CSV, JSON-lines or Parquet file.
 
-    `wanted` maps a setting's dotted name to the column it names; `label` is the label column. Raises
-    DataError for a missing file, an unknown ending, a missing column, and whatever in the file cannot be
+    `wanted` maps a setting's dotted name to the column it names; `label` is the label column, if there is one.
+    Raises DataError for a missing file, an unknown ending, a missing column, and whatever in the file cannot be
     read.
     """
     if not path.is_file():
@@ -174,7 +174,7 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return value
 
 
-def _read_parquet(path: Path, wanted: Mapping[str, str], label: str) -> RawTable:
+def _read_parquet(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTable:
     try:
         schema = pq.read_schema(path)
         check_columns(str(path), schema.names, wanted)
@@ -193,7 +193,7 @@ def from_arrow(
     return RawTable(where, columns, range(1, table.num_rows + 1), class_names=class_names)
 
 
-def _class_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
+def _class_names(metadata: Mapping[bytes, bytes] | None, label: str | None) -> tuple[str, ...] | None:
     """Return the ClassLabel names that `datasets` keeps in a Parquet file's schema, if there are any."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]

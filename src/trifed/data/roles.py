@@ -23,17 +23,18 @@ class Role:
     """`setting`: of `[data]`, also the name of what is read; `read`: cells and column → values, (n,).
 
     A value is a text or bytes; or `Unusable`, where the row may be left out. `given`: one value as a caller has it
-    → as it is read.
+    → as it is read; `when`: is it read at all, with these settings?
     """
 
     setting: str
     read: Callable[[Sequence[Cell], str], list[Any]]
     given: Callable[[Any], Any] = lambda value: value
+    when: Callable[[DataSettings], bool] = lambda settings: True
 
     def column(self, settings: DataSettings) -> str | None:
         """The column that stands in this role; None where the user named none and it can be left out."""
         found: str | None = getattr(settings, self.setting)
-        return found
+        return found if self.when(settings) else None
 
 
 Roles = tuple[Role, ...]

@@ -98,7 +98,15 @@ class DataSettings(BaseModel):
     text: str = Field("text", description="column of the text")
     text_pair: str | None = Field(None, description="column of a second text")
     image: str = Field("image", description="column of the image, embedded or as a path")
-    label: str = Field("label", description="column of the label, text or whole number")
+    prompt: str | None = Field(None, description="causal-lm: column of the prompt or instruction")
+    input: str | None = Field(None, description="causal-lm: column of what a prompt is about; cells may be empty")
+    answer: str | None = Field(None, description="causal-lm: column of the answer, which is learned")
+    messages: str | None = Field(
+        None, description="causal-lm: column of conversations, instead of prompt and answer"
+    )
+    label: str | None = Field(
+        "label", description="column of the label, text or whole number; causal-lm has none unless it is named"
+    )
     test: str | None = Field(None, description="a separate test set for everybody")
     valid_fraction: float = Field(default=0.15, ge=0, lt=1, description="of each client's examples")
     test_fraction: float = Field(default=0.25, ge=0, lt=1, description="of each client's examples")
@@ -122,7 +130,10 @@ class DataSettings(BaseModel):
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
         named: dict[str, str] = {}
-        for setting, column in (("text", self.text), ("text_pair", self.text_pair), ("label", self.label)):
+        settings = ["prompt", "input", "answer", "messages", "text_pair", "label"]
+        if self.answer is None and self.messages is None:
+            settings.insert(0, "text")
+        for setting, column in ((setting, getattr(self, setting)) for setting in settings):
             if column is None:
                 continue
             if not column:
@@ -133,6 +144,17 @@ class DataSettings(BaseModel):
                     "different columns"
                 )
             named[column] = setting
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_have_answers(self) -> Self:
+        if (self.prompt is None) != (self.answer is None):
+            there, missing = ("prompt", "answer") if self.answer is None else ("answer", "prompt")
+            raise ValueError(f"{there} names a column and {missing} none; name both, or neither")
+        if self.input is not None and self.prompt is None:
+            raise ValueError("input names a column, and prompt and answer name none; name them too")
+        if self.messages is not None and self.prompt is not None:
+            raise ValueError("messages and prompt both name a column; name one of them")
         return self
 
     @model_validator(mode="after")

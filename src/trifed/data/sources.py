@@ -22,6 +22,9 @@ from trifed.data.roles import TEXTS, Roles, Unusable
 from trifed.data.settings import DataSettings
 from trifed.errors import DataError
 
+UNLABELLED = "all"
+"""The label of every row of a table that has none."""
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_LIKE = re.compile(r"\.[A-Za-z]{2,8}$")
 _HELD_OUT = {"test", "validation", "valid", "val", "dev"}
@@ -106,7 +109,7 @@ def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
 def _wanted(settings: DataSettings, roles: Roles) -> dict[str, str]:
     """The dotted name of each setting that names a column that is needed, and the column."""
     named = {f"data.{role.setting}": role.column(settings) for role in roles}
-    return {"data.label": settings.label, **{name: column for name, column in named.items() if column is not None}}
+    return {name: column for name, column in {"data.label": settings.label, **named}.items() if column is not None}
 
 
 def _table(
@@ -123,12 +126,19 @@ def _table(
             for role, column in named
             if column is not None
         },
-        labels=columns.read_labels(columns.cells(raw, settings.label), settings.label),
+        labels=_labels(raw, settings.label),
         groups=groups,
         group_names=group_names,
         locations=[(part.where, row) for part in raw for row in part.rows],
     )
     return _usable(table, settings)
+
+
+def _labels(raw: Sequence[RawTable], column: str | None) -> list[str] | list[int]:
+    """The labels; where there is no such column all rows carry one."""
+    if column is None:
+        return [UNLABELLED for table in raw for _ in table.rows]
+    return columns.read_labels(columns.cells(raw, column), column)
 
 
 def _usable(table: Table, settings: DataSettings) -> Table:
@@ -249,7 +259,7 @@ def _read_hub(name: str, split: str, wanted: Mapping[str, str], settings: DataSe
     return _from_dataset(f"{name} ({split})", loaded, wanted, settings.label)
 
 
-def _from_dataset(where: str, dataset: Any, wanted: Mapping[str, str], label: str) -> RawTable:
+def _from_dataset(where: str, dataset: Any, wanted: Mapping[str, str], label: str | None) -> RawTable:
     import datasets
 
     feature = dataset.features.get(label)

@@ -26,6 +26,7 @@ from trifed.methods.interface import is_head
 from trifed.settings import ModelSettings
 from trifed.tasks import TASKS, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, without_transformers_talk
+from trifed.tasks.generate import generate, prompted
 from trifed.training import length_order
 
 
@@ -60,8 +61,7 @@ def save_client(
         "base_model": source,
         "base_fingerprint": bench.fingerprint,
         "labels": list(label_names),
-        "pooling": bench.settings.pooling,
-        "max_length": bench.settings.max_length,
+        **bench.settings.model_dump(mode="json", include=set(OWN_SETTINGS), exclude_none=True),
     }
     (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -106,17 +106,70 @@ class Classifier:
         return [self.labels[column] for column in self.probabilities(inputs, pairs).argmax(1)]
 
 
+@dataclass(frozen=True)
+class Writer:
+    """One client's language model, ready to answer."""
+
+    task: Task
+    model: TaskModel
+    base: LoadedBase
+    settings: ModelSettings
+
+    @torch.no_grad()
+    def answer(
+        self,
+        prompts: Sequence[str],
+        inputs: Sequence[str] | None = None,
+        *,
+        tokens: int = 64,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """What the model writes behind each prompt, the most probable token at a time, at most `tokens` of them.
+
+        `inputs`: what each prompt is about, where the model was trained with such. A model that was trained on
+        texts continues the prompt as it is.
+        """
+        self.model.eval()
+        asked = prompted(self.base, list(prompts), list(inputs or [""] * len(prompts)), self.settings)
+        answers: list[str] = []
+        for first in range(0, len(asked), batch_size):
+            answers += generate(self.model.encoder, self.base, asked[first : first + batch_size], tokens)
+        return answers
+
+
 def load_client(folder: str | Path, base: str | None = None) -> Classifier:
     """A client's classifier from `runs/NAME/clients/CLIENT`.
 
     `base`: where the base model lies now, if not where it lay in the run.
 
     Raises:
-        RunError: the folder holds no client, or the base model is another one.
+        RunError: the folder holds no client, a language model, or the base model is another one.
         ModelError: the base model cannot be loaded.
         AdapterError: the adapter's files are not whole.
     """
-    folder = Path(folder)
+    parts = _open(Path(folder), base)
+    if not parts.task.labelled:
+        raise RunError(
+            f"{folder}: this is a language model, which answers instead of choosing a label; in Python: "
+            f"trifed.load_writer(folder).answer(prompts)"
+        )
+    return Classifier(parts.task, parts.model, parts.base, parts.settings, parts.labels)
+
+
+def load_writer(folder: str | Path, base: str | None = None) -> Writer:
+    """A client's language model from `runs/NAME/clients/CLIENT`; see `load_client` for the rest.
+
+    Raises:
+        RunError: as there, or the folder holds a classifier.
+    """
+    parts = _open(Path(folder), base)
+    if parts.task.labelled:
+        raise RunError(f"{folder}: this is a classifier; trifed.load_client(folder) loads it")
+    return Writer(parts.task, parts.model, parts.base, parts.settings)
+
+
+def _open(folder: Path, base: str | None) -> Classifier:
+    """The parts that all kinds have; `labels` of a language model are none."""
     if not (folder / "classifier.json").is_file():
         raise RunError(
             f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
@@ -135,21 +188,25 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
     load = load_adapter if kind == PEFT_TYPE else PeftModel.from_pretrained
     try:
         with without_renaming_warning():
-            return _classifier(loaded.model if whole else load(loaded.model, str(folder)), loaded, facts, head)
+            encoder = loaded.model if whole else load(loaded.model, str(folder))
+            return _with_head(encoder, loaded, facts, head)
     except (SafetensorError, RuntimeError) as error:
         raise AdapterError(f"{folder}: its files do not fit together ({error}); {_COPY_AGAIN}") from error
 
 
-def _classifier(
+def _with_head(
     encoder: nn.Module, loaded: LoadedBase, facts: dict[str, Any], head: dict[str, Tensor]
 ) -> Classifier:
     task = TASKS[facts["task"]]
-    settings = ModelSettings(name=loaded.source, pooling=facts["pooling"], max_length=facts["max_length"])
+    own = {name: facts[name] for name in OWN_SETTINGS if name in facts}
+    settings = ModelSettings(name=loaded.source, **own)
     model = task.build(encoder, loaded, len(facts["labels"]), settings)
     model.load_state_dict({f"head.{name}": tensor for name, tensor in head.items()}, strict=False)
     return Classifier(task, model, loaded, settings, facts["labels"])
 
 
+OWN_SETTINGS = ("pooling", "max_length", "template")
+"""Of `[model]`: what a model needs to be used as it was trained."""
 WHOLE_MODEL = "whole model"
 _COPY_AGAIN = "copy the whole folder from the run again"
 
@@ -168,4 +225,8 @@ def _read_client(folder: Path) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
     wanted = ("base_model", "base_fingerprint", "labels", "pooling", "max_length")
     # Folders of before there was a second task do not name theirs.
     task = {"task": facts.get("task", "text-classification")}
-    return {**task, **{name: facts[name] for name in wanted}}, kind, load_file(folder / "head.safetensors")
+    return (
+        {**facts, **task, **{name: facts[name] for name in wanted}},
+        kind,
+        load_file(folder / "head.safetensors"),
+    )

@@ -69,7 +69,8 @@ def _start(options: Options, setting: Setting) -> State:
     examples = np.zeros((setting.clients, rows))
     for client, summary in enumerate(summaries if rows else []):
         examples[client, summary.class_labels] = summary.class_counts
-    ratio = np.nan_to_num(sim.shared_label_ratio(summaries), nan=1.0)  # nothing speaks against it
+    # Without labels to learn, or without a label in common, nothing speaks against it.
+    ratio = np.nan_to_num(sim.shared_label_ratio(summaries), nan=1.0) if rows else np.ones((len(summaries),) * 2)
     return {
         "similarity_data": 1.0 / np.maximum(ratio, 1.0),
         "examples": examples,

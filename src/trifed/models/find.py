@@ -87,7 +87,7 @@ class FinishedRun:
         """What the clients were trained on."""
         data, reads = self.config.data, {role.setting for role in TASKS[self.config.task].roles}
         image = data.image if "image" in reads else None
-        return Columns(data.text, data.text_pair, data.label, image)
+        return Columns(data.text, data.text_pair, data.label or "label", image)
 
     def client(self, name: str) -> Found:
         """One client.

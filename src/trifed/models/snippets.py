@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trifed.errors import AdapterError
 from trifed.settings import Pooling
 from trifed.tasks import Snippet, Task
 
@@ -56,7 +57,9 @@ class Asked:
 
     @property
     def snippet(self) -> Snippet:
-        """The task's pieces."""
+        """The task's pieces; AdapterError where it has none."""
+        if self.task.snippet is None:
+            raise AdapterError(f"a model card of the task '{self.task.name}' is not written yet")
         return self.task.snippet
 
     @property

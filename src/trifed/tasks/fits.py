@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -21,4 +22,6 @@ def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
         found.append("text-classification")
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not both:
         found.append("image-classification")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        found.append("causal-lm")
     return found

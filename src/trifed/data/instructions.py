@@ -1,0 +1,77 @@
+"""What a language model learns from: plain texts, prompts with answers, or conversations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trifed.data.columns import Cell, place, read_texts
+from trifed.data.roles import Role, Roles
+from trifed.data.settings import DataSettings
+from trifed.errors import DataError
+
+SPEAKERS = ("system", "user", "assistant")
+
+
+def read_maybe(column: Sequence[Cell], name: str) -> list[str]:
+    """A column's texts, (n,), of which some may be missing: those are empty."""
+    return ["" if _is_empty(cell[2]) else read_texts([cell], name)[0] for cell in column]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def read_conversations(column: Sequence[Cell], name: str) -> list[str]:
+    """Conversations, (n,), as JSON: a list of messages with `role` and `content` each.
+
+    Raises DataError for a cell that is none, by its row.
+    """
+    return [_conversation(cell, name) for cell in column]
+
+
+def _conversation(cell: Cell, name: str) -> str:
+    value = cell[2]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place(cell)}: column {name!r} holds no JSON ({error.msg}); {_WANTED}") from error
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{place(cell)}: column {name!r} holds a {type(value).__name__}; {_WANTED}")
+    messages = [_message(cell, name, message) for message in value]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise DataError(
+            f"{place(cell)}: nothing to learn in column {name!r}: the assistant says nothing; {_WANTED}"
+        )
+    return json.dumps(messages, ensure_ascii=False)
+
+
+_WANTED = 'expected a list of messages such as {"role": "user", "content": "..."}'
+
+
+def _message(cell: Cell, name: str, message: Any) -> dict[str, str]:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        raise DataError(f"{place(cell)}: a message in column {name!r} is {message!r:.60}; {_WANTED}")
+    role, content = message["role"], message["content"]
+    if role not in SPEAKERS or not isinstance(content, str):
+        raise DataError(
+            f"{place(cell)}: a message in column {name!r} is by {role!r:.30}, expected one of "
+            f"{', '.join(SPEAKERS)}, with a text as content"
+        )
+    return {"role": role, "content": content}
+
+
+def _only_texts(settings: DataSettings) -> bool:
+    return settings.answer is None and settings.messages is None
+
+
+LANGUAGE: Roles = (
+    Role("messages", read_conversations),
+    Role("prompt", read_texts),
+    Role("input", read_maybe),
+    Role("answer", read_texts),
+    Role("text", read_texts, when=_only_texts),
+)
+"""A conversation; or prompt, perhaps with an input, and answer; or else a text."""
