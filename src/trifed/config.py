@@ -169,7 +169,7 @@ def _defaults_of(method: Any) -> Mapping[str, Any]:
 
 
 def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What lies under a run's settings where its task is no classification: no label, and how its prompts stand."""
+    """What lies under a run's settings where its task is no classification: no label, and a template."""
     data = values.get("data")
     if values.get("task") != "causal-lm" or not isinstance(data, Mapping):
         return {}

@@ -1,4 +1,4 @@
-"""Tiny vision models and tables of images that every test of tasks may use."""
+"""Tiny vision and language models, and tables of images, that every test of tasks may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, ViTImageProcessor
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, ViTImageProcessor
 
 SIDE = 16
 HUES = {"amber": (200, 150, 40), "green": (60, 190, 70), "violet": (150, 60, 200)}
@@ -107,3 +108,54 @@ def paths_table(image_folder: Path) -> Path:
         writer.writerow(["file", "label"])
         writer.writerows([f"photos/{label}/{number}.jpg", label] for label in HUES for number in range(6))
     return path
+
+
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "intermediate_size": 64},
+    "mistral": {"num_key_value_heads": 2, "intermediate_size": 64},
+    "qwen2": {"num_key_value_heads": 2, "intermediate_size": 64},
+    "gemma": {"num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 8},
+    "phi": {"intermediate_size": 64},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+}
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_language("gpt2", chat=True)`: a folder with a random language model that reads bytes."""
+    known: dict[tuple[str, bool], Path] = {}
+
+    def make(kind: str = "llama", chat: bool = False) -> Path:
+        if (kind, chat) not in known:
+            folder = known[kind, chat] = tmp_path_factory.mktemp(f"tiny-{kind}")
+            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+            words = {word: place for place, word in enumerate(["<s>", "</s>", *alphabet])}
+            tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", words["<s>"])]
+            )
+            fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+            if chat:
+                fast.chat_template = CHAT_TEMPLATE
+            fast.save_pretrained(folder)
+            sizes = {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 128,
+            }
+            shape = {**({} if kind == "gpt2" else sizes), **LANGUAGE[kind], "initializer_range": 0.2}
+            ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, "vocab_size": len(words)}
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                config = AutoConfig.for_model(kind, **shape, **ends)
+                AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        return known[kind, chat]
+
+    return make

@@ -1,0 +1,260 @@
+"""Causal language models: which tokens are learned, what is cut, and whole runs."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import trifed
+from trifed import make_config, run
+from trifed.data import LANGUAGE, DataSettings, Examples, read_table
+from trifed.errors import ConfigError, DataError, ModelError, RunError
+from trifed.federation.workbench import build_workbench
+from trifed.methods import METHODS
+from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
+from trifed.tasks import TASKS
+from trifed.training import evaluate
+
+TASK = TASKS["causal-lm"]
+FP32 = TrainingSettings(precision="fp32", device="cpu", eval_batch_size=2)
+CPU = torch.device("cpu")
+
+
+def bench_of(folder, method="local", targets="auto", **model):
+    adapter = AdapterSettings(rank=4, alpha=8, target_modules=targets)
+    settings = (ModelSettings(name=str(folder), max_length=64, **model), adapter, FP32)
+    return build_workbench(TASK.load(str(folder)), METHODS[method], 1, 0, settings, TASK)
+
+
+def examples(**inputs):
+    count = len(next(iter(inputs.values())))
+    return Examples(inputs, np.zeros(count, np.int64))
+
+
+def read(bench, data):
+    """Each example as (what is read only, what is learned), joined stretches of text."""
+    decode = bench.base.processor.decode
+    return [
+        tuple(
+            decode([t for t, is_learned in zip(ids, learned, strict=True) if is_learned == part])
+            for part in (0, 1)
+        )
+        for ids, learned in zip(data.ids, data.learned, strict=True)
+    ]
+
+
+def test_of_a_prompt_and_its_answer_the_answer_and_its_end_are_learned(tiny_language):
+    bench = bench_of(tiny_language(), template="Q {prompt} {input}\nA ")
+    data = bench.encode(examples(prompt=["one?", "two?"], input=["", "here"], answer=["yes", "no"]))
+    assert read(bench, data) == [("<s>Q one? \nA ", "yes</s>"), ("<s>Q two? here\nA ", "no</s>")]
+
+
+def test_without_a_template_instructions_stand_in_the_usual_one(tiny_language):
+    bench = bench_of(tiny_language())
+    data = bench.encode(examples(prompt=["Go", "Go"], input=["", "far"], answer=["I go", "I go"]))
+    assert [before for before, _ in read(bench, data)] == [
+        "<s>### Instruction:\nGo\n\n### Response:\n",
+        "<s>### Instruction:\nGo\n\n### Input:\nfar\n\n### Response:\n",
+    ]
+
+
+def test_of_a_conversation_all_that_the_assistant_says_is_learned(tiny_language):
+    bench = bench_of(tiny_language(chat=True))
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    talk = json.dumps([{"role": role, "content": content} for role, content in turns])
+    assert read(bench, bench.encode(examples(messages=[talk]))) == [
+        ("<user>a</s><assistant><user>c</s><assistant>", "b</s>d</s>")
+    ]
+
+
+def test_prompts_may_stand_in_the_chat_template(tiny_language):
+    bench = bench_of(tiny_language(chat=True), template="chat")
+    data = bench.encode(examples(prompt=["a"], input=["b"], answer=["c"]))
+    assert read(bench, data) == [("<user>a\n\nb</s><assistant>", "c</s>")]
+
+
+def test_without_a_chat_template_a_conversation_is_explained(tiny_language):
+    talk = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    with pytest.raises(ModelError, match=r"no chat template.*name columns of prompts and answers"):
+        bench_of(tiny_language()).encode(examples(messages=[talk]))
+
+
+def test_packed_texts_are_all_tokens_in_order(tiny_language):
+    texts = ["a" * 50, "b" * 100, "c"]
+    whole = bench_of(tiny_language(), packing=False).encode(examples(text=texts))
+    packed = bench_of(tiny_language()).encode(examples(text=texts))
+    # Each with <s> before and </s> behind: 52 + 102 + 3 = 157 tokens, 64 + 64 + 29.
+    assert packed.lengths.tolist() == [64, 64, 29]
+    assert whole.lengths.tolist() == [52, 64, 3]
+    assert (whole.cut, packed.cut) == (1, 0)
+    bench = bench_of(tiny_language())
+    assert bench.base.processor.decode(list(chain(*packed.ids))) == "".join(f"<s>{text}</s>" for text in texts)
+
+
+def test_packed_blocks_carry_the_label_of_their_first_token(tiny_language):
+    data = Examples({"text": ["a" * 50, "b" * 100, "c"]}, np.array([0, 1, 2]))
+    assert bench_of(tiny_language()).encode(data).labels.tolist() == [
+        0,
+        1,
+        1,
+    ]  # tokens 0, 64 and 128 of 52, 102, 3
+
+
+def test_of_what_is_too_long_the_beginning_of_the_prompt_goes_first(tiny_language):
+    bench = bench_of(tiny_language(), template="{prompt}:")
+    data = bench.encode(examples(prompt=["p" * 80 + "q", "p"], answer=["yes", "y" * 90]))
+    assert data.cut == 2
+    # 64 tokens: <s>, then the last of the prompt, ":", and 4 of the answer; in the second case the answer is cut.
+    assert read(bench, data) == [("<s>" + "p" * 57 + "q:", "yes</s>"), ("<s>", "y" * 63)]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_loss_and_accuracy_are_those_of_the_tokens_that_are_learned(tiny_language, packing):
+    """In batches of two with padding, against one example at a time through the bare model."""
+    bench = bench_of(tiny_language(), packing=packing, template="{prompt} ")
+    data = bench.encode(examples(prompt=["abc", "d", "ef"], answer=["long answer", "x", "middling"]))
+    total, count, shares = 0.0, 0, []
+    for ids, learned in zip(data.ids, data.learned, strict=True):
+        with torch.no_grad():
+            logits = bench.encoder(input_ids=torch.tensor([ids])).logits[0, :-1]
+        wanted, keep = torch.tensor(ids[1:]), torch.tensor(learned[1:]).bool()
+        total += cross_entropy(logits[keep], wanted[keep], reduction="sum").item()
+        count += int(keep.sum())
+        shares.append((logits.argmax(-1) == wanted)[keep].float().mean().item())
+    scores = evaluate(bench.model, data, FP32)
+    assert scores.loss == pytest.approx(total / count, rel=1e-5)
+    assert scores.accuracy == pytest.approx(np.mean(shares), rel=1e-5)
+    np.testing.assert_allclose(scores.right, shares, rtol=1e-5)
+    assert scores.predictions.shape == (0,)
+
+
+def test_features_are_means_over_the_tokens_whatever_the_padding(tiny_language):
+    bench = bench_of(tiny_language())
+    bench.model.eval()
+    short = bench.encode(examples(prompt=["a"], answer=["b"]))
+    both = bench.encode(examples(prompt=["a", "a" * 30], answer=["b", "b"]))
+    with torch.no_grad():
+        alone = bench.model.features(short.batch(np.array([0]), CPU))
+        padded = bench.model.features(both.batch(np.arange(2), CPU))
+    assert padded.shape == (2, 32)
+    torch.testing.assert_close(padded[:1], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gemma", "phi", "gpt2"])
+@pytest.mark.parametrize("method", ["fedavg-lora", "ce-lora", "fed-xs"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT says that it found GPT-2's transposed weights
+def test_every_architecture_learns_an_answer(tiny_language, kind, method):
+    bench = bench_of(tiny_language(kind), method, targets="all-linear")
+    batch = bench.encode(examples(prompt=["a", "b"], answer=["xyxy", "zzzz"])).batch(np.arange(2), CPU)
+    before = bench.model.loss(batch).item()
+    optimizer = torch.optim.AdamW(bench.parameters.values(), lr=0.03)
+    for _ in range(60):
+        bench.model.loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert bench.model.loss(batch).item() < before - 0.2
+    assert not any(name.startswith("head.") for name in bench.parameters)
+
+
+@pytest.fixture
+def instructions(tmp_path):
+    """JSON Lines with two clients' prompts and answers, one learnable habit each."""
+    path = tmp_path / "instructions.jsonl"
+    rows = [
+        {"ask": f"say {n}", "tell": word * 3, "site": site}
+        for site, word in (("north", "ab"), ("south", "cd"))
+        for n in range(24)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def values(folder, source, **more):
+    return {
+        "task": "causal-lm",
+        "rounds": 2,
+        "model": {"name": str(folder), "max_length": 64},
+        "adapter": {"rank": 4, "alpha": 8, "target_modules": "all-linear"},
+        "data": {
+            "source": str(source), "prompt": "ask", "answer": "tell",
+            "clients": {"split": "column", "column": "site", "min_examples": 5},
+        },
+        "training": {"batch_size": 8, "learning_rate": 2e-2, "precision": "fp32", "device": "cpu", "epochs": 6},
+        **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["own-prior", "ce-lora", "fedsa-lora", "local"])
+def test_a_run_learns_and_its_clients_answer(tiny_language, instructions, tmp_path, method):
+    config = make_config(values(tiny_language(), instructions, method=method))
+    assert config.data.label is None
+    result = run(config, tmp_path / "run")
+    assert result.split["label_names"] == ["all"]
+    assert result.summary["controls"] == {}
+    for client in result.summary["clients"]:
+        assert client["now"]["loss"] < client["before"]["loss"]
+    if method == "local":  # long enough for its habit
+        for name, habit in (("north", "ababab"), ("south", "cdcdcd")):
+            assert result.writer(name).answer(["say 3", "say 100"], tokens=6) == [habit, habit]
+    kept = json.loads((result.path / "predictions.json").read_text())
+    assert all(0 <= share <= 1 for shares in kept["right"].values() for share in shares)
+
+
+def test_answers_do_not_depend_on_what_is_asked_beside_them(tiny_language, instructions, tmp_path):
+    result = run(make_config(values(tiny_language(), instructions, method="local", rounds=1)), tmp_path / "run")
+    writer = result.writer("north")
+    prompts = ["say 1", "say something much longer than that", "x"]
+    assert writer.answer(prompts, tokens=5) == [writer.answer([prompt], tokens=5)[0] for prompt in prompts]
+
+
+def test_the_right_loader_is_named(tiny_language, instructions, tmp_path, finished):
+    result = run(make_config(values(tiny_language(), instructions, method="local", rounds=1)), tmp_path / "run")
+    with pytest.raises(RunError, match=r"language model.*trifed\.load_writer"):
+        result.client("north")
+    with pytest.raises(RunError, match=r"classifier; trifed\.load_client"):
+        trifed.load_writer(finished("local").path / "clients" / "amber")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"prompt": "ask"}, "prompt names a column and answer none"),
+        ({"input": "ask"}, "input names a column, and prompt and answer name none"),
+        ({"prompt": "ask", "answer": "tell", "messages": "talk"}, "messages and prompt both name a column"),
+    ],
+)
+def test_half_a_question_is_refused(data, said):
+    with pytest.raises(ConfigError, match=said):
+        make_config({"task": "causal-lm", "data": {"source": "x.csv", **data}})
+
+
+@pytest.mark.parametrize(
+    ("talk", "said"),
+    [
+        ("hello", "holds no JSON"),
+        ([], "holds a list"),
+        ([{"role": "user", "content": "a"}], "the assistant says nothing"),
+        ([{"role": "robot", "content": "a"}], "by 'robot', expected one of system, user, assistant"),
+        ([{"from": "user", "value": "a"}], "expected a list of messages"),
+    ],
+)
+def test_what_is_no_conversation_is_named_by_its_row(tmp_path, talk, said):
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps({"talk": t}) for t in (good, talk)), encoding="utf-8")
+    settings = DataSettings(source=str(path), messages="talk", label=None)
+    with pytest.raises(DataError, match=rf"talks\.jsonl, line 2: .*{said}"):
+        read_table(settings, LANGUAGE)
+
+
+def test_a_model_of_another_kind_and_too_long_texts_are_refused(tiny_encoder, tiny_language):
+    with pytest.raises(ModelError, match=r"needs a model that predicts the next token.*fits task = 'text-class"):
+        TASK.load(str(tiny_encoder))
+    base = TASK.load(str(tiny_language()))
+    with pytest.raises(ModelError, match="got 500, but this model reads at most 128 tokens"):
+        TASK.encode(base, examples(text=["a"]), ModelSettings(max_length=500))
