@@ -21,7 +21,7 @@ from trifed.engines.simulator import Listener, Simulation
 from trifed.errors import RunError
 from trifed.federation.client import Client, score, summary_seeds
 from trifed.federation.exports import Classifier, Writer, load_client, load_writer, save_client
-from trifed.federation.results import spread, summarise_events
+from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
@@ -191,12 +191,16 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         save_client(folder.path / "clients" / client.name, bench, tensors, data.label_names, base.source)
     summary = {
         "name": config.name,
+        "task": config.task,
+        "metric": bench.task.metric,
         "method": config.method.name,
         "seed": config.seed,
         "rounds": config.rounds,
         **summarise_events(folder.events(), simulation.method.scored, bench.lora_bytes),
         "controls": {},
     }
+    if not bench.task.labelled:
+        summary["perplexity"] = perplexity(summary["clients"])
     controls = _controls(simulation) if config.controls and bench.task.labelled else {}
     for control, predicted in controls.items():
         right = [float((p == t).mean()) if len(t) else None for p, t in zip(predicted, tests, strict=True)]

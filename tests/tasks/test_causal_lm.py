@@ -258,3 +258,15 @@ def test_a_model_of_another_kind_and_too_long_texts_are_refused(tiny_encoder, ti
     base = TASK.load(str(tiny_language()))
     with pytest.raises(ModelError, match="got 500, but this model reads at most 128 tokens"):
         TASK.encode(base, examples(text=["a"]), ModelSettings(max_length=500))
+
+
+def test_a_report_says_what_is_measured(tiny_language, instructions, tmp_path):
+    """Perplexity is exp(loss) per client; the accuracy of a language model goes by its own name."""
+    result = run(make_config(values(tiny_language(), instructions, method="local")), tmp_path / "run")
+    losses = [client["now"]["loss"] for client in result.summary["clients"]]
+    assert result.summary["perplexity"]["mean"] == pytest.approx(np.exp(losses).mean())
+    assert result.summary["perplexity"]["worst"] == pytest.approx(np.exp(max(losses)))
+    page = trifed.report(result.path, tmp_path / "report.md").read_text()
+    assert "mean test next-token accuracy over 2 clients" in page
+    assert f"Perplexity: {np.exp(losses).mean():.3g} in the mean" in page
+    assert "| perplexity |" in page

@@ -113,6 +113,7 @@ def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root:
     controls = _controls([folder for method in config.methods for folder in folders[method]], len(seeds))
     return {
         "seeds": seeds,
+        "metric": _read(folders[config.methods[0]][0], "summary.json").get("metric", "accuracy"),
         "clients": [client["name"] for client in _read(folders[config.methods[0]][0], "summary.json")["clients"]],
         "target": target,
         "tuned_on": config.tuned_on(partition),
@@ -176,6 +177,7 @@ def _method(name: str, folders: Sequence[Path], right: Right, target: float) -> 
         "sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "interval": interval(right),
         **{key: _over(summaries, key) for key in ("worst", "best", "weighted_mean")},
+        "perplexity": _perplexity(summaries),
         "mean_trained": float(np.mean([s["accuracy_trained"]["mean"] for s in summaries])),
         "mean_received": float(np.mean([a["mean"] for a in received])) if all(received) else None,
         "bytes": _bytes(folders, summaries),
@@ -186,6 +188,11 @@ def _method(name: str, folders: Sequence[Path], right: Right, target: float) -> 
         "plateau": plateau([p["mean"] for p in curve if p["round"]]),
         "client_accuracy": _client_means(summaries),
     }
+
+
+def _perplexity(summaries: Sequence[Json]) -> float | None:
+    known = [s["perplexity"]["mean"] for s in summaries if s.get("perplexity")]
+    return float(np.mean(known)) if known else None
 
 
 def _over(summaries: Sequence[Json], key: str) -> float:

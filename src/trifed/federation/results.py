@@ -47,6 +47,15 @@ def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> J
     }
 
 
+def perplexity(clients: Sequence[Json]) -> Json:
+    """exp of the clients' loss per token: mean, worst (the highest) and best over those with test data."""
+    losses = [client["now"]["loss"] for client in clients if client["now"] and client["now"]["loss"] is not None]
+    known = np.exp([loss for loss in losses if np.isfinite(loss)])
+    if not len(known):
+        return {"mean": None, "worst": None, "best": None}
+    return {"mean": float(known.mean()), "worst": float(known.max()), "best": float(known.min())}
+
+
 def _scores(events: Sequence[Event], stage: str) -> list[Event]:
     return [e for e in events if e["event"] == "scores" and e["stage"] == stage]
 

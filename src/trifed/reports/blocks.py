@@ -73,13 +73,13 @@ def _figures(partition: Partition, details: Details | None) -> Iterable[Block]:
     legend = LEGEND_LINE * -(-(len(partition.methods) + len(partition.controls)) // 2)
     means = "; ".join(f"{name} {percent(mean)} %" for name, _, mean in ranked(partition))
     controls = "; ".join(f"{control_label(name)} {percent(s.mean)} %" for name, s in partition.controls.items())
-    ends = f"Mean test accuracy at the end: {means}." + (f" Controls: {controls}." if controls else "")
+    ends = f"Mean test {partition.metric} at the end: {means}." + (f" Controls: {controls}." if controls else "")
     yield _sent_block(partition)
     grid = curve_grid(partition)
     yield Block(
         grid.only("method", "round", "mean", "worst", "best", "valid_mean", "training_loss"),
         _with_legend(panels.curves, partition),
-        f"Lines: mean test accuracy over rounds, one a method. {ends}",
+        f"Lines: mean test {partition.metric} over rounds, one a method. {ends}",
         (WIDTH, HEIGHT + legend),
     )
     if any(point.bytes for found in partition.methods.values() for point in found.curve):
@@ -87,7 +87,7 @@ def _figures(partition: Partition, details: Details | None) -> Iterable[Block]:
         yield Block(
             Grid("Accuracy against bytes sent", over_bytes.columns, over_bytes.rows),
             _with_legend(panels.curves_over_bytes, partition),
-            f"Lines: mean test accuracy against all bytes sent so far, on a log scale. {ends}",
+            f"Lines: mean test {partition.metric} against all bytes sent so far, on a log scale. {ends}",
             (WIDTH, HEIGHT + legend),
         )
     yield _worst_block(partition)
@@ -96,7 +96,7 @@ def _figures(partition: Partition, details: Details | None) -> Iterable[Block]:
         yield Block(
             client_grid(partition, details),
             _with_legend(panels.clients, partition),
-            f"Marks: test accuracy of each of {len(partition.clients)} clients under each method. {ends}",
+            f"Marks: test {partition.metric} of {len(partition.clients)} clients, each under every method. {ends}",
             (WIDTH, 1.0 + min(0.32, 0.16 + 0.05 * len(partition.methods)) * rows + legend),
         )
 

@@ -25,6 +25,7 @@ MAIN = (
     Column("total_bytes", "sent in all", "bytes"),
     Column("rounds_to_target", "rounds to target", "number"),
     Column("bytes_to_target", "bytes to target", "bytes"),
+    Column("perplexity", "perplexity", "number"),
     Column("mean_trained", "as trained", "percent"),
     Column("mean_received", "as received", "percent"),
     Column("learning_rate", "learning rate", "number"),
@@ -57,7 +58,7 @@ def _method_row(place: str, method: str, partition: Partition) -> list[Any]:
     return [
         place, method, found.mean, found.interval, found.worst, found.best, found.weighted_mean, found.sd,
         sent.up_per_round, sent.down_per_round, sent.once_up, sent.once_down, sent.total,
-        found.rounds_to_target, found.bytes_to_target, found.mean_trained, found.mean_received,
+        found.rounds_to_target, found.bytes_to_target, found.perplexity, found.mean_trained, found.mean_received,
         found.learning_rate, rounds, len(partition.seeds), found.seconds,
     ]  # fmt: skip
 
@@ -116,7 +117,7 @@ def client_grid(partition: Partition, details: Details | None) -> Grid:
         sizes = [split.get(client, {}).get(part) for part in ("train", "test")] if split else []
         start = [before.get(client)] if before else []
         rows.append([client, *sizes, *start, *(found.client_accuracy[place] for _, _, found in shown)])
-    return Grid("Test accuracy of each client, %", columns, rows)
+    return Grid(f"Test {partition.metric} of each client, %", columns, rows)
 
 
 def overview_grid(study: Study) -> Grid:

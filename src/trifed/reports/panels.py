@@ -36,7 +36,7 @@ def curves(axes: Axes, partition: Partition, style: Style) -> None:
             axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.07, lw=0)
     _controls(axes, partition, style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="round", ylabel="mean test accuracy, %")
+    axes.set(xlabel="round", ylabel=f"mean test {partition.metric}, %")
 
 
 def curves_over_bytes(axes: Axes, partition: Partition, style: Style) -> None:
@@ -52,7 +52,7 @@ def curves_over_bytes(axes: Axes, partition: Partition, style: Style) -> None:
             axes.axhline(level, **{**look, "ls": (0, (4, 1.5)), "marker": ""}, label=f"{method}, sends nothing")
     _controls(axes, partition, style)
     bytes_axis(axes)
-    axes.set(xlabel="sent so far, all clients, up and down", ylabel="mean test accuracy, %")
+    axes.set(xlabel="sent so far, all clients, up and down", ylabel=f"mean test {partition.metric}, %")
 
 
 def clients(axes: Axes, partition: Partition, style: Style) -> None:
@@ -70,7 +70,7 @@ def clients(axes: Axes, partition: Partition, style: Style) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", color=style.theme.faint, alpha=0.25, lw=0.6)
     axes.set_axisbelow(True)
-    axes.set(xlabel="test accuracy, %", ylabel="" if named else f"{len(names)} clients")
+    axes.set(xlabel=f"test {partition.metric}, %", ylabel="" if named else f"{len(names)} clients")
 
 
 def worst_to_best(axes: Axes, partition: Partition, style: Style) -> None:
@@ -88,7 +88,7 @@ def worst_to_best(axes: Axes, partition: Partition, style: Style) -> None:
         axes.scatter([100 * found.mean], [row], color=colour, marker=marker, s=42, zorder=3)
     axes.set_yticks(range(len(rows)), [short(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set(xlabel="test accuracy, %: worst client, mean, best client")
+    axes.set(xlabel=f"test {partition.metric}, %: worst client, mean, best client")
 
 
 def sent(axes: Axes, partition: Partition, style: Style) -> None:

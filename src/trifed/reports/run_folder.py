@@ -68,16 +68,18 @@ def _partition(folders: dict[str, RunFolder], seed: int, say: Say) -> Partition:
     methods: dict[str, MethodResult] = {}
     controls: dict[str, Spread] = {}
     clients: list[str] = []
+    metric = "accuracy"
     for method, folder in folders.items():
         say(f"reading {method}")
         summary = _summary(folder)
         if summary is None:
             continue
+        metric = summary.get("metric", metric)
         clients = clients or [client["name"] for client in summary["clients"]]
         controls = controls or {c: _control(found, clients) for c, found in summary.get("controls", {}).items()}
         if summary["accuracy"] is not None:
             methods[method] = _method_result(method, summary, folder)
-    found = Partition(seeds=[seed], clients=clients, methods=methods, controls=controls)
+    found = Partition(seeds=[seed], metric=metric, clients=clients, methods=methods, controls=controls)
     pairs = [(one, other) for place, one in enumerate(methods) for other in list(methods)[place + 1 :]]
     gaps = {f"{one} minus {other}": found.difference(one, other) for one, other in pairs}
     return found.model_copy(update={"differences": {name: gap for name, gap in gaps.items() if gap is not None}})
@@ -167,6 +169,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         learning_rate=config.get("training", {}).get("learning_rate"),
         scored=next((e["scored"] for e in events if "scored" in e), None),
         **{name: spread[name] for name in ("mean", "worst", "best", "weighted_mean")},
+        perplexity=(summary.get("perplexity") or {}).get("mean"),
         mean_trained=(summary["accuracy_trained"] or {}).get("mean"),
         mean_received=(summary["accuracy_received"] or {}).get("mean"),
         bytes=traffic(events, len(summary["clients"])),

@@ -76,7 +76,8 @@ class Plateau(_Record):
 class MethodResult(Spread):
     """One method on one partition.
 
-    `sd`: over seeds. `fedavg_lora_would_send`: all bytes, for the same rounds, where that was counted.
+    `sd`: over seeds. `perplexity`: mean over clients, of language models. `fedavg_lora_would_send`: all bytes, for
+    the same rounds, where that was counted.
     """
 
     citation: str = ""
@@ -84,6 +85,7 @@ class MethodResult(Spread):
     scored: Literal["trained", "received", "halfway"] | None = None
     sd: Number = None
     weighted_mean: Number = None
+    perplexity: Number = None
     mean_trained: Number = None
     mean_received: Number = None
     bytes: Traffic = Traffic()
@@ -114,9 +116,13 @@ def paired(one: Sequence[Number], other: Sequence[Number]) -> Difference | None:
 
 
 class Partition(_Record):
-    """One way of cutting one data set into clients, with the methods that ran on it."""
+    """One way of cutting one data set into clients, with the methods that ran on it.
+
+    `metric`: what an accuracy is here.
+    """
 
     seeds: list[int] = []
+    metric: str = "accuracy"
     clients: list[str] = []
     target: Number = None
     tuned_on: str | None = None

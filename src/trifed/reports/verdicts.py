@@ -48,15 +48,16 @@ def verdict(partition: Partition) -> str:
     if len(order) == 1:
         ends = f"worst {percent(found.worst)}, best {percent(found.best)}"
         sure = f", 95 %: {span(found.interval)}" if found.interval else ""
-        return f"{first} reaches {percent(mean)} % mean test accuracy {over} ({ends}{sure})."
+        lost = f" Perplexity: {found.perplexity:.3g} in the mean." if found.perplexity is not None else ""
+        return f"{first} reaches {percent(mean)} % mean test {partition.metric} {over} ({ends}{sure}).{lost}"
     second, value = order[1][0], order[1][2]
     gap = partition.difference(first, second)
     if gap is not None and gap.interval is not None:
         return _sure_verdict(partition, over)
     if mean - value < ALIKE:
-        return f"{first} and {second} end alike, at {percent(mean)} % mean test accuracy {over}."
+        return f"{first} and {second} end alike, at {percent(mean)} % mean test {partition.metric} {over}."
     return (
-        f"{first} has the highest mean test accuracy, {percent(mean)} % {over}; next is {second} with "
+        f"{first} has the highest mean test {partition.metric}, {percent(mean)} % {over}; next is {second} with "
         f"{percent(value)} %. There is no interval to tell whether that is more than noise."
     )
 
@@ -68,11 +69,12 @@ def _sure_verdict(partition: Partition, over: str) -> str:
     first, second = list(means)[:2]
     gap = _gap(partition, first, second)
     if len(level) == 1:
-        return f"{first} is ahead with {percent(means[first])} % mean test accuracy {over} ({gap})."
+        return f"{first} is ahead with {percent(means[first])} % mean test {partition.metric} {over} ({gap})."
     shown = few([f"{name} {percent(means[name])} %" for name in level])
     behind = few([name for name in means if name not in level])
     rest = f"; {listing(behind)} {'is' if len(behind) == 1 else 'are'} behind" if behind else ""
-    return f"No clear winner: {listing(shown)} mean test accuracy {over} cannot be told apart ({gap}){rest}."
+    alike = f"{listing(shown)} mean test {partition.metric} {over} cannot be told apart"
+    return f"No clear winner: {alike} ({gap}){rest}."
 
 
 def _gap(partition: Partition, one: str, other: str) -> str:
