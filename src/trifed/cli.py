@@ -7,7 +7,7 @@ import shlex
 import sys
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from trifed.commands import compare, cost, evaluate, export, predict, report, tr
 from trifed.config import RunConfig, make_config, overlay, read_toml
 from trifed.errors import ConfigError, RunError, TrifedError
 from trifed.methods import METHODS
+from trifed.settings import TaskName
 from trifed.version import __version__
 
 INTERRUPTED = 130
@@ -42,6 +43,10 @@ Each client ends with its own adapter under runs/NAME/clients/. Ctrl-C stops cle
   trifed run --data tickets.csv --label queue --split column --column site
 \b
   trifed run my.toml --baseline local --name beside --set training.epochs=2
+\b
+  trifed run --task image-classification --data photos/ --model google/vit-base-patch16-224-in21k
+\b
+  trifed run --task causal-lm --data help.jsonl --prompt ask --answer tell --model HuggingFaceTB/SmolLM2-135M
 \b
   trifed run --resume runs/beside
 
@@ -87,8 +92,14 @@ def run_command(
     config: Annotated[Path | None, typer.Argument(help="A TOML file.", show_default=False)] = None,
     name: Annotated[str | None, Flag(help="The run's folder under --runs.")] = None,
     data: Annotated[str | None, Flag(help="File, folder or hub name.")] = None,
+    task: Annotated[
+        str | None, Flag(help=f"{', '.join(get_args(TaskName)[:-1])} or {get_args(TaskName)[-1]}.")
+    ] = None,
     text: Annotated[str | None, Flag(help="Column of the text.")] = None,
     text_pair: Annotated[str | None, Flag(help="Column of a second text.")] = None,
+    image: Annotated[str | None, Flag(help="Column of the image.")] = None,
+    prompt: Annotated[str | None, Flag(help="Column of the prompt.")] = None,
+    answer: Annotated[str | None, Flag(help="Column of the answer.")] = None,
     label: Annotated[str | None, Flag(help="Column of the label.")] = None,
     test: Annotated[str | None, Flag(help="A separate global test set.")] = None,
     split: Annotated[str | None, Flag(help="iid, dirichlet, pathological, column, sizes or files.")] = None,
@@ -111,9 +122,11 @@ def run_command(
 ) -> None:
     """Fine-tune one model across clients."""
     flags = {
-        "name": name, "seed": seed, "rounds": rounds, "baselines": baseline or None, "method.name": method,
-        "model.name": model, "adapter.rank": rank, "training.learning_rate": learning_rate, "data.source": data,
-        "data.text": text, "data.text_pair": text_pair, "data.label": label, "data.test": test,
+        "name": name, "task": task, "seed": seed, "rounds": rounds, "baselines": baseline or None,
+        "method.name": method, "model.name": model, "adapter.rank": rank, "data.source": data,
+        "training.learning_rate": learning_rate,
+        "data.text": text, "data.text_pair": text_pair, "data.image": image, "data.prompt": prompt,
+        "data.answer": answer, "data.label": label, "data.test": test,
         "data.clients.split": split, "data.clients.count": clients, "data.clients.alpha": alpha,
         "data.clients.column": column,
     }  # fmt: skip

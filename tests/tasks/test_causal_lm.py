@@ -269,4 +269,3 @@ def test_a_report_says_what_is_measured(tiny_language, instructions, tmp_path):
     page = trifed.report(result.path, tmp_path / "report.md").read_text()
     assert "mean test next-token accuracy over 2 clients" in page
     assert f"Perplexity: {np.exp(losses).mean():.3g} in the mean" in page
-    assert "| perplexity |" in page

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,13 +14,14 @@ from rich.console import Console
 from trifed.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
-    from trifed.models.find import Columns
+    from trifed.models.find import Columns, Found
     from trifed.models.predict import Prediction
     from trifed.models.texts import Asked
 
-HELP = """Labels and probabilities of new texts or images, by a client's model.
+HELP = """Labels and probabilities of new texts or images, or answers to prompts.
 
-The model: a run with --client, or a folder that `trifed export` wrote.
+The model: a run with --client, or a folder that `trifed export` wrote. Of a
+language model the texts are prompts, and it answers.
 
 The texts: a file (CSV, JSON Lines, Parquet), --text, or standard input, one
 text a line. The images: a file with embedded images or paths, a folder,
@@ -35,6 +36,8 @@ text a line. The images: a file with embedded images or paths, a folder,
   cat messages.txt | trifed predict berlin --format jsonl --top 3
 \b
   trifed predict runs/plants --client north photos/ --top 3
+\b
+  trifed predict runs/help --client north --text "How do I reset my password?"
 """
 
 
@@ -63,6 +66,7 @@ def predict_command(
     pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels for each text.")] = 1,
+    tokens: Annotated[int, typer.Option(min=1, help="How long an answer of a language model may be.")] = 64,
     output: Annotated[
         Format | None,
         typer.Option("--format", help="Default: a table in a terminal, else csv, or by the ending of --out."),
@@ -81,6 +85,9 @@ def predict_command(
     found = find_model(model, client)
     columns = named(found.columns, text_column, pair_column, image_column)
     asked, total = _asked(file, text, image, columns)
+    if columns.answers:
+        _answer(found, asked, total, (chosen, out, tokens, base))
+        return
     with waiting("reading the model"):
         classifier = load_found(found, base)
     printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
@@ -111,7 +118,7 @@ def _asked(
     """What is asked and how many that are, None where they come one by one."""
     from trifed.models.texts import given, read_lines, read_table
 
-    flag, values = f"--{columns.kind}", image or text
+    flag, values = "--image" if columns.image else "--text", image or text
     if values and (text if columns.image else image):
         other = "--text" if columns.image else "--image"
         raise DataError(f"got {other}, but this model reads {columns.kind}s; give {flag} or a file")
@@ -129,18 +136,45 @@ def _asked(
     return read_lines(sys.stdin.buffer, columns), None
 
 
-def _told(predictions: Iterable[Prediction], told: Callable[[int], None]) -> Iterator[Prediction]:
+def _answer(
+    found: Found, asked: Iterable[Asked], total: int | None, how: tuple[Format, Path | None, int, str | None]
+) -> None:
+    """The same of a language model."""
+    from trifed.models.answer import answer, load_found_writer, write_csv, write_jsonl
+    from trifed.reports.counting import counting, waiting
+    from trifed.reports.models import render_answers
+
+    chosen, out, tokens, base = how
+    with waiting("reading the model"):
+        writer = load_found_writer(found, base)
+    printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
+    with counting("prompts", total, hidden=printing) as told:
+        answers = _told(answer(writer, asked, tokens), told)
+        shown = render_answers(answers) if chosen is Format.TABLE else None
+        if shown is None:
+            _into(out, lambda file: (write_csv if chosen is Format.CSV else write_jsonl)(answers, file))
+    if shown is not None:
+        Console().print(shown)
+
+
+Made = TypeVar("Made")
+
+
+def _told(predictions: Iterable[Made], told: Callable[[int], None]) -> Iterator[Made]:
     for prediction in predictions:
         told(1)
         yield prediction
 
 
 def _write(predictions: Iterator[Prediction], chosen: Format, out: Path | None, top: int) -> None:
-    from trifed.atomic import whole_file
     from trifed.models.predict import write_csv, write_jsonl
 
-    def write(target: TextIO) -> None:
-        (write_csv if chosen is Format.CSV else write_jsonl)(predictions, target, top)
+    _into(out, lambda target: (write_csv if chosen is Format.CSV else write_jsonl)(predictions, target, top))
+
+
+def _into(out: Path | None, write: Callable[[TextIO], None]) -> None:
+    """Write to a new file, which appears whole, or to standard output."""
+    from trifed.atomic import whole_file
 
     if out is None:
         write(sys.stdout)

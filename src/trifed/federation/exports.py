@@ -120,7 +120,6 @@ class Writer:
         self,
         prompts: Sequence[str],
         inputs: Sequence[str] | None = None,
-        *,
         tokens: int = 64,
         batch_size: int = 16,
     ) -> list[str]:

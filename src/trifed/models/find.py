@@ -27,17 +27,21 @@ FLOAT32 = TrainingSettings(precision="fp32")
 class Columns:
     """Names of the columns that the model was trained on.
 
-    `pair`: None where it reads one text; `image`: None where it reads texts.
+    `pair`: None where it reads one text; `image`: None where it reads texts; `answers`: it is a language model,
+    which reads a prompt as text, and as pair, where there is one, what that is about.
     """
 
     text: str = "text"
     pair: str | None = None
     label: str = "label"
     image: str | None = None
+    answers: bool = False
 
     @property
     def kind(self) -> str:
         """What one row holds, in a word."""
+        if self.answers:
+            return "prompt"
         return "text" if self.image is None else "image"
 
 
@@ -85,7 +89,10 @@ class FinishedRun:
     @property
     def columns(self) -> Columns:
         """What the clients were trained on."""
-        data, reads = self.config.data, {role.setting for role in TASKS[self.config.task].roles}
+        task, data = TASKS[self.config.task], self.config.data
+        reads = {role.setting for role in task.roles}
+        if not task.labelled:
+            return Columns(data.prompt or data.text, data.input, data.answer or "answer", answers=True)
         image = data.image if "image" in reads else None
         return Columns(data.text, data.text_pair, data.label or "label", image)
 

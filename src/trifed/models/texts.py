@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from trifed.data import columns as cells
 from trifed.data.images import image_folder, images_in, read_images, table_of
+from trifed.data.instructions import read_maybe
 from trifed.data.readers import RawTable, read_file
 from trifed.data.roles import Unusable
 from trifed.errors import DataError
@@ -132,7 +133,8 @@ def _asked(raw: RawTable, columns: Columns) -> list[Asked]:
     texts = cells.read_texts(cells.cells([raw], columns.text), columns.text)
     if columns.pair is None:
         return [Asked(row, text) for row, text in zip(raw.rows, texts, strict=True)]
-    pairs = cells.read_texts(cells.cells([raw], columns.pair), columns.pair)
+    read_pairs = read_maybe if columns.answers else cells.read_texts
+    pairs = read_pairs(cells.cells([raw], columns.pair), columns.pair)
     return [Asked(*item) for item in zip(raw.rows, texts, pairs, strict=True)]
 
 
@@ -154,7 +156,7 @@ def _one(row: int, text: str, columns: Columns, where: str) -> Asked:
 
 
 def _refuse_pairs(columns: Columns, where: str) -> None:
-    if columns.pair is not None:
+    if columns.pair is not None and not columns.answers:
         raise DataError(
             f"{where}: got one text each, but this model reads two, '{columns.text}' and '{columns.pair}'; give a "
             f"file that has both as columns"

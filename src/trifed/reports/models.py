@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trifed.federation.results import spread
+from trifed.models.answer import Answer
 from trifed.models.evaluate import Evaluation
 from trifed.models.predict import Prediction
 from trifed.reports.words import percent
@@ -35,6 +36,17 @@ def render_predictions(predictions: Iterable[Prediction], top: int) -> Table:
         rest = [Text("\n".join(f"{label} {p:.3f}" for label, p in best[1:]))] if top > 1 else []
         line = Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
         table.add_row(str(asked.row), line, Text(best[0][0]), f"{best[0][1]:.3f}", *rest)
+    return table
+
+
+def render_answers(answers: Iterable[Answer]) -> Table:
+    """One row a prompt, its answer below it."""
+    table = Table()
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("prompt and answer")
+    for item in answers:
+        prompt = f"{item.asked.text}\n{item.asked.pair}" if item.asked.pair else item.asked.text
+        table.add_row(str(item.asked.row), Text.assemble((prompt, "dim"), "\n", item.text))
     return table
 
 
