@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from trifed import export_client, load_writer, make_config, run
 from trifed.cli import app
 
 
@@ -69,11 +73,53 @@ def test_answers_in_a_terminals_table(trained):
     assert "say 1" in shown.stdout and "cdcdcd" in shown.stdout
 
 
-@pytest.mark.parametrize(
-    "words", [["evaluate", "help", "help.jsonl", "--client", "north"], ["export", "help", "--client", "north"]]
-)
-def test_what_is_not_there_for_language_models_says_so(trained, words, monkeypatch):
+def test_what_is_not_there_for_language_models_says_so(trained, monkeypatch):
     monkeypatch.chdir(trained)
-    done = call(*words)
+    done = call("evaluate", "help", "help.jsonl", "--client", "north")
     assert done.exit_code != 0
     assert "this is a language model" in str(done.exception)
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
+def test_an_export_answers_as_its_client_does_with_and_without_this_package(trained, tmp_path, form):
+    done = call("export", trained / "help", "--client", "north", "--form", form, "--to", tmp_path / "north")
+    assert done.exit_code == 0, done.output
+    asked = call("predict", tmp_path / "north", "--tokens", 6, "--text", "say 3", "--format", "jsonl")
+    assert json.loads(asked.stdout)["answer"] == "ababab"
+    assert run_card(tmp_path / "north", 'answer("say 3", 6)') == "ababab"
+
+
+def run_card(folder, question):
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code[: code.index("print(")] + f"\nprint({question})\n"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("form", ["tri-matrix", "lora", "merged"])
+def test_cores_export_too_and_prompts_may_stand_in_a_chat(tiny_language, trained, tmp_path, form):
+    values = {
+        "task": "causal-lm", "rounds": 1, "method": "ce-lora",
+        "model": {"name": str(tiny_language(chat=True)), "max_length": 64, "template": "chat"},
+        "adapter": {"rank": 4, "alpha": 8, "target_modules": "all-linear"},
+        "data": {
+            "source": str(trained / "help.jsonl"), "prompt": "ask", "answer": "tell",
+            "clients": {"split": "column", "column": "site", "min_examples": 5},
+        },
+        "training": {"batch_size": 8, "learning_rate": 2e-2, "precision": "fp32", "device": "cpu", "epochs": 4},
+    }  # fmt: skip
+    result = run(make_config(values), tmp_path / "run")
+    own = result.writer("south").answer(["say 3"], tokens=8)[0]
+    folder = export_client(result.path, "south", form, tmp_path / "export")
+    assert load_writer(folder).answer(["say 3"], tokens=8) == [own]
+    assert run_card(folder, 'answer("say 3", 8)') == own
+
+
+def test_a_language_model_has_no_head_to_leave_out(trained, tmp_path):
+    done = call("export", trained / "help", "--client", "north", "--form", "lora-no-head", "--to", tmp_path / "x")
+    assert "expected one of lora, merged" in str(done.exception)
+    assert not (tmp_path / "x").exists()

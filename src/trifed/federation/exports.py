@@ -146,7 +146,7 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
         ModelError: the base model cannot be loaded.
         AdapterError: the adapter's files are not whole.
     """
-    parts = _open(Path(folder), base)
+    parts = open_client(Path(folder), base)
     if not parts.task.labelled:
         raise RunError(
             f"{folder}: this is a language model, which answers instead of choosing a label; in Python: "
@@ -161,14 +161,14 @@ def load_writer(folder: str | Path, base: str | None = None) -> Writer:
     Raises:
         RunError: as there, or the folder holds a classifier.
     """
-    parts = _open(Path(folder), base)
+    parts = open_client(Path(folder), base)
     if parts.task.labelled:
         raise RunError(f"{folder}: this is a classifier; trifed.load_client(folder) loads it")
     return Writer(parts.task, parts.model, parts.base, parts.settings)
 
 
-def _open(folder: Path, base: str | None) -> Classifier:
-    """The parts that all kinds have; `labels` of a language model are none."""
+def open_client(folder: Path, base: str | None) -> Classifier:
+    """The parts that all kinds of client have, a classifier or not; raises as `load_client` does."""
     if not (folder / "classifier.json").is_file():
         raise RunError(
             f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from trifed.methods import METHODS
 from trifed.models.find import FinishedRun, listed
-from trifed.models.snippets import Asked, of_adapter, of_merged
+from trifed.models.snippets import Asked, of_adapter, of_language_model, of_merged
 from trifed.tasks import TASKS
 from trifed.version import __version__
 
@@ -75,11 +75,13 @@ def _rows(run: FinishedRun, exported: Exported) -> Iterator[tuple[str, str]]:
         f"`{run.config.model.name}`, SHA-256 of its weights `{run.environment['base_fingerprint']}`",
     )
     yield "method", f"`{run.config.method.name}`: {METHODS[run.config.method.name].citation}"
-    yield "labels", listed(exported.facts["labels"])
+    if TASKS[run.config.task].labelled:
+        yield "labels", listed(exported.facts["labels"])
     yield "rounds", f"{run.summary['rounds']}, this client trained in {client['rounds']}"
     yield "clients", str(len(run.names))
-    yield "test accuracy before", _accuracy(client["before"])
-    yield "test accuracy now", _accuracy(client["now"])
+    metric = TASKS[run.config.task].metric
+    yield f"test {metric} before", _accuracy(client["before"])
+    yield f"test {metric} now", _accuracy(client["now"])
     yield "bytes, this client", f"{client['bytes_up']:,} up, {client['bytes_down']:,} down"
     yield "bytes, whole run", f"{sent['up']:,} up, {sent['down']:,} down"
     yield "run", f"`{run.summary['name']}`, identity `{run.environment['run_id']}`, seed {run.summary['seed']}"
@@ -102,6 +104,9 @@ def _accuracy(scores: dict[str, Any] | None) -> str:
 def _use(exported: Exported) -> Iterator[str]:
     facts, form = exported.facts, exported.form
     task = TASKS[facts["task"]]
+    if not task.labelled:
+        yield from _ask(exported)
+        return
     asked = Asked(task, facts["pooling"], facts["max_length"], facts["columns"]["pair"] is not None)
     if form == "merged":
         snippet = of_merged(asked, stock=exported.stock is not None)
@@ -118,6 +123,18 @@ def _use(exported: Exported) -> Iterator[str]:
         yield 'With trifed: `trifed predict FOLDER --text "..."`, or `trifed.load_client(folder).predict(texts)`.'
 
 
+def _ask(exported: Exported) -> Iterator[str]:
+    """The same of a language model."""
+    base = None if exported.form == "merged" else exported.source
+    if base is None:
+        yield "With plain transformers, from inside this folder:"
+    else:
+        yield "With plain PEFT and transformers, from inside this folder; `BASE` is where the base model lies:"
+    snippet = of_language_model(base, exported.facts.get("template"), folded=exported.form == "tri-matrix")
+    yield f"\n```python\n{snippet}```\n"
+    yield 'With trifed: `trifed predict FOLDER --text "..."`, or `trifed.load_writer(folder).answer(prompts)`.'
+
+
 def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
     yield (
         "- **It gives no privacy guarantee.** It was trained on a client's own examples, without differential "
@@ -127,7 +144,9 @@ def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
         "- Its accuracy was measured on held-out examples of this client alone; elsewhere it may be better or "
         "worse. One seed was measured."
     )
-    if exported.form != "lora-no-head":
+    if not TASKS[run.config.task].labelled:
+        yield "- It writes what is likely, not what is true."
+    elif exported.form != "lora-no-head":
         yield "- It knows the labels above and always answers with one of them, whatever it is asked about."
     if exported.form != "merged":
         yield "- It works on the base model of this fingerprint only; other weights make it wrong, and silently."

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from trifed.adapters import TriLoraConfig, export_plain_lora
 from trifed.atomic import is_free, whole_folder
 from trifed.errors import AdapterError, RunError
-from trifed.federation.exports import Classifier, load_client
+from trifed.federation.exports import Classifier, open_client
 from trifed.models.card import Exported, Form, model_card
 from trifed.models.find import FinishedRun, Found, open_run
 from trifed.models.stock import stock_classifier
@@ -87,7 +87,7 @@ def _write_whole(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def _export(run: FinishedRun, found: Found, form: Form, folder: Path, base: str | None) -> None:
-    classifier = load_client(found.folder, base)
+    classifier = open_client(found.folder, base)
     _check_form(run, classifier, form)
     facts = json.loads((found.folder / "classifier.json").read_text(encoding="utf-8"))
     source = base or facts["base_model"]
@@ -113,6 +113,8 @@ def _check_form(run: FinishedRun, classifier: Classifier, form: Form) -> None:
         possible = FORMS
     else:
         possible = tuple(name for name in FORMS if name != "tri-matrix")
+    if not classifier.task.labelled:
+        possible = tuple(name for name in possible if name != "lora-no-head")  # a language model has none to leave
     if form not in possible:
         raise AdapterError(
             f"{run.folder.path}: got the form '{form}', which a client of method "
@@ -134,7 +136,7 @@ def _write_merged(classifier: Classifier, folder: Path) -> str | None:
     model: Any = classifier.model
     if isinstance(model.encoder, PeftModel):
         model.encoder = model.encoder.merge_and_unload()
-    stock = stock_classifier(classifier)
+    stock = stock_classifier(classifier) if classifier.task.labelled else model.encoder
     transformers_logging.disable_progress_bar()  # of one file, which tells nobody anything
     try:
         (stock or model.encoder).save_pretrained(str(folder))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trifed.errors import AdapterError
 from trifed.settings import Pooling
 from trifed.tasks import Snippet, Task
+from trifed.tasks.causal_lm import CHAT, WITHOUT
 
 _PLAIN_ADAPTER = """base = AutoModel.from_pretrained(BASE, dtype=torch.float32)
 encoder = PeftModel.from_pretrained(base, ".").eval()
@@ -48,7 +49,7 @@ print(classify({example}), model.config.id2label)
 
 @dataclass(frozen=True)
 class Asked:
-    """What a snippet is about. `pairs`: does the model read two texts?"""
+    """What a classifier's snippet is about. `pairs`: does the model read two texts?"""
 
     task: Task
     pooling: Pooling
@@ -110,6 +111,51 @@ def of_merged(asked: Asked, *, stock: bool) -> str:
         'encoder = AutoModel.from_pretrained(".").eval()\n'
     )
     return start + _use(asked, head=True)
+
+
+def of_language_model(base: str | None, template: str | None, *, folded: bool) -> str:
+    """Load an adapter over `base`, or full weights where there is none, and answer one prompt.
+
+    `template`: `[model] template` of the run.
+    """
+    lines = ["import json\n"] if base and folded else []
+    lines.append("import torch\n")
+    if base:
+        wanted = ["LoraConfig", "get_peft_model", "set_peft_model_state_dict"] if folded else ["PeftModel"]
+        lines.append(f"from peft import {', '.join(wanted)}\n")
+    lines += ["from safetensors.torch import load_file\n"] if base and folded else []
+    lines.append("from transformers import AutoModelForCausalLM, AutoTokenizer\n\n")
+    if base:
+        lines.append(f"BASE = {base!r}\nprocessor = AutoTokenizer.from_pretrained(BASE)\n")
+        lines.append(
+            (_FOLDED_ADAPTER if folded else _PLAIN_ADAPTER).replace("AutoModel.", "AutoModelForCausalLM.")
+        )
+    else:
+        lines.append('processor = AutoTokenizer.from_pretrained(".")\n')
+        lines.append('encoder = AutoModelForCausalLM.from_pretrained(".").eval()\n')
+    return "".join(lines) + _ANSWER.replace(
+        "BATCH", _CHAT if template == CHAT else _PROMPT.format(template or WITHOUT)
+    )
+
+
+_ANSWER = """
+
+def answer(prompt, tokens=64):
+    batch = BATCH
+    with torch.no_grad():
+        made = encoder.generate(
+            **batch, max_new_tokens=tokens, do_sample=False, pad_token_id=processor.eos_token_id
+        )
+    return processor.decode(made[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+print(answer("How do I reset my password?"))
+"""
+_PROMPT = 'processor({!r}.replace("{{prompt}}", prompt).replace("{{input}}", ""), return_tensors="pt")'
+_CHAT = (
+    'processor.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, '
+    'return_dict=True, return_tensors="pt")'
+)
 
 
 def _sorted(*names: str) -> str:
