@@ -61,6 +61,7 @@ VARIANTS: dict[str, Variant | OwnPrior] = {
     "own-prior-no-rows": OwnPrior(rows=False),
     "own-prior-no-temper": OwnPrior(temper=False),
     "own-prior-lora": OwnPrior("lora", own={"adapter": {"rank": 4, "alpha": 8}}),
+    "own-prior-lora-2": OwnPrior("lora", own={"adapter": {"rank": 2, "alpha": 4}}),
 }
 FINALISTS = ["local-lora", "local-frames", "oracle", "everybody", "own-prior"]
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from trifed import export_client, load_writer, make_config, run
 from trifed.cli import app
+from trifed.models.evaluate_answers import rouge_l
 
 
 def call(*words, stdin=None):
@@ -73,11 +75,43 @@ def test_answers_in_a_terminals_table(trained):
     assert "say 1" in shown.stdout and "cdcdcd" in shown.stdout
 
 
-def test_what_is_not_there_for_language_models_says_so(trained, monkeypatch):
-    monkeypatch.chdir(trained)
-    done = call("evaluate", "help", "help.jsonl", "--client", "north")
-    assert done.exit_code != 0
-    assert "this is a language model" in str(done.exception)
+def test_answers_are_measured_against_those_of_the_file(trained):
+    """Half of the file's answers are the other site's, of which not a word is its own."""
+    asked = ["evaluate", trained / "help", trained / "help.jsonl", "--tokens", 6]
+    done = call(*asked, "--client", "all", "--format", "json")
+    assert done.exit_code == 0, done.output
+    north, south = json.loads(done.stdout)["clients"]
+    assert (north["client"], south["client"]) == ("north", "south")
+    for one in (north, south):
+        assert (one["examples"], one["exact_match"], one["rouge_l"]) == (48, 0.5, 0.5)
+        assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
+        assert 0.4 < one["accuracy"] < 0.9
+    table = call(*asked, "--client", "north").stdout
+    assert "perplexity" in table and "50.0" in table
+    rows = list(csv.DictReader(io.StringIO(call(*asked, "--client", "north", "--format", "csv").stdout)))
+    assert float(rows[0]["exact_match"]) == 0.5
+
+
+def test_a_file_without_answers_is_refused(trained, tmp_path):
+    (tmp_path / "new.jsonl").write_text('{"ask": "say 1", "about": ""}\n', encoding="utf-8")
+    done = call("evaluate", trained / "help", tmp_path / "new.jsonl", "--client", "north")
+    assert "no column 'tell'" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "wanted"),
+    [
+        ("the cat sat", "The cat sat.", 1.0),
+        ("police killed the gunman", "police kill the gunman", 0.75),  # Lin 2004, 3.1: three of four words
+        ("the gunman kill police", "police kill the gunman", 0.5),
+        ("a b c d", "a d", 2 * 2 / 6),
+        ("a", "b", 0.0),
+        ("", "a", 0.0),
+        ("", "!", 1.0),  # neither has words
+    ],
+)
+def test_rouge_l(one, other, wanted):
+    assert rouge_l(one, other) == rouge_l(other, one) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("form", ["lora", "merged"])
@@ -123,3 +157,26 @@ def test_a_language_model_has_no_head_to_leave_out(trained, tmp_path):
     done = call("export", trained / "help", "--client", "north", "--form", "lora-no-head", "--to", tmp_path / "x")
     assert "expected one of lora, merged" in str(done.exception)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_model_of_texts_is_measured_on_texts_and_one_of_conversations_is_not(tiny_language, tmp_path):
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    rows = [
+        {"text": f"line {n} of many", "talk": [*talk[:1], {**talk[1], "content": f"ho {n}"}]} for n in range(40)
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    values = {
+        "task": "causal-lm", "rounds": 1, "method": "local", "adapter": {"rank": 4},
+        "model": {"name": str(tiny_language(chat=True)), "max_length": 64},
+        "data": {"source": str(path), "clients": {"split": "iid", "count": 2}},
+        "training": {"precision": "fp32", "device": "cpu"},
+    }  # fmt: skip
+    run(make_config(values), tmp_path / "texts")
+    done = call("evaluate", tmp_path / "texts", path, "--client", "client-00", "--format", "json")
+    assert done.exit_code == 0, done.output
+    one = json.loads(done.stdout)["clients"][0]
+    assert one["perplexity"] > 1 and one["exact_match"] is None and one["rouge_l"] is None
+    run(make_config({**values, "data": {**values["data"], "messages": "talk"}}), tmp_path / "talks")
+    done = call("evaluate", tmp_path / "talks", path, "--client", "client-00")
+    assert "trained on conversations and is measured on prompts with answers" in str(done.exception)

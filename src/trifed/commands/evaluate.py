@@ -6,16 +6,21 @@ import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from trifed.models.find import Found
+    from trifed.models.texts import Labelled
 
 HELP = """How well clients' models do on a labelled file.
 
 The model: a run, a folder that `trifed export` wrote, or a folder of such.
 Of one client: accuracy, loss, macro-F1, each label, and which labels are
-taken for which. With --client all, one row a client.
+taken for which. With --client all, one row a client. Of a language model:
+perplexity, next-token accuracy, exact match and ROUGE-L of its answers.
 
 csv has one row a client; json has everything. A label that the model does
 not know is refused. A run's client is measured in the run's own precision,
@@ -56,6 +61,7 @@ def evaluate_command(
     image_column: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     output: Annotated[Format, typer.Option("--format", help="How to show it.")] = Format.TABLE,
+    tokens: Annotated[int, typer.Option(min=1, help="How long an answer of a language model may be.")] = 64,
     base: Annotated[str | None, typer.Option(help="Where the base model lies now, if it was moved.")] = None,
 ) -> None:
     """How well clients' models do on a labelled file."""
@@ -71,6 +77,9 @@ def evaluate_command(
     usual = models[0].columns
     columns = replace(named(usual, text_column, pair_column, image_column), label=label_column or usual.label)
     data = read_labelled(file, columns)
+    if columns.answers:
+        _answers((model, file), models, data, (output, tokens, base))
+        return
     with counting(f"{columns.kind}s", len(models) * len(data.asked)) as told:
         scores = [evaluate_client(found, load_found(found, base), data, told) for found in models]
     if output is Format.TABLE:
@@ -79,3 +88,23 @@ def evaluate_command(
         typer.echo(json.dumps({"model": str(model), "file": str(file), **evaluations_json(scores)}, indent=2))
     else:
         typer.echo(evaluations_csv(scores), nl=False)
+
+
+def _answers(
+    named: tuple[Path, Path], models: list[Found], data: Labelled, how: tuple[Format, int, str | None]
+) -> None:
+    """The same of language models."""
+    from trifed.models.answer import load_found_writer
+    from trifed.models.evaluate_answers import evaluate_writer
+    from trifed.reports.counting import counting
+    from trifed.reports.models import answers_csv, answers_json, render_answer_evaluations
+
+    output, tokens, base = how
+    with counting("prompts", len(models) * len(data.asked)) as told:
+        scores = [evaluate_writer(found, load_found_writer(found, base), data, tokens, told) for found in models]
+    if output is Format.TABLE:
+        Console().print(render_answer_evaluations(scores))
+    elif output is Format.JSON:
+        typer.echo(json.dumps({"model": str(named[0]), "file": str(named[1]), **answers_json(scores)}, indent=2))
+    else:
+        typer.echo(answers_csv(scores), nl=False)

@@ -28,7 +28,8 @@ class Columns:
     """Names of the columns that the model was trained on.
 
     `pair`: None where it reads one text; `image`: None where it reads texts; `answers`: it is a language model,
-    which reads a prompt as text, and as pair, where there is one, what that is about.
+    which reads a prompt as text, and as pair, where there is one, what that is about; its label is the answer, or
+    "" where it was trained on texts.
     """
 
     text: str = "text"
@@ -92,7 +93,7 @@ class FinishedRun:
         task, data = TASKS[self.config.task], self.config.data
         reads = {role.setting for role in task.roles}
         if not task.labelled:
-            return Columns(data.prompt or data.text, data.input, data.answer or "answer", answers=True)
+            return Columns(data.prompt or data.text, data.input, data.answer or "", answers=True)
         image = data.image if "image" in reads else None
         return Columns(data.text, data.text_pair, data.label or "label", image)
 

@@ -33,7 +33,11 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelled file. `asked` and `labels`: (n,) each; `where`, `unit`: how an error names a row of it."""
+    """A labelled file.
+
+    `asked` and `labels`: (n,) each, the latter answers where a model answers, or none of a file of texts; `where`,
+    `unit`: how an error names a row of it.
+    """
 
     where: str
     unit: str
@@ -57,9 +61,18 @@ def read_labelled(path: Path, columns: Columns) -> Labelled:
     Raises:
         DataError: as `read_table` does; and a label that is missing or is none, by its row.
     """
+    if columns.answers:
+        return _with_answers(path, columns)
     raw = _read(path, columns, {"--label-column": columns.label})
     labels = cells.read_labels(cells.cells([raw], columns.label), columns.label)
     return Labelled(raw.where, raw.unit, _asked(raw, columns), [str(label) for label in labels])
+
+
+def _with_answers(path: Path, columns: Columns) -> Labelled:
+    """Prompts and their answers; of a model that was trained on texts, texts alone."""
+    raw = _read(path, columns, {"--label-column": columns.label} if columns.label else {})
+    column = cells.cells([raw], columns.label) if columns.label else []
+    return Labelled(raw.where, raw.unit, _asked(raw, columns), cells.read_texts(column, columns.label))
 
 
 def read_lines(lines: Iterable[bytes], columns: Columns, where: str = "standard input") -> Iterator[Asked]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,6 +15,7 @@ from rich.text import Text
 from trifed.federation.results import spread
 from trifed.models.answer import Answer
 from trifed.models.evaluate import Evaluation
+from trifed.models.evaluate_answers import AnswerEvaluation
 from trifed.models.predict import Prediction
 from trifed.reports.words import percent
 
@@ -115,4 +116,34 @@ def evaluations_csv(evaluations: Sequence[Evaluation]) -> str:
     writer.writerow(["client", "examples", "accuracy", "macro_f1", "loss"])
     for one in evaluations:
         writer.writerow([one.client, one.examples, one.accuracy, one.macro_f1, one.loss])
+    return text.getvalue()
+
+
+def render_answer_evaluations(evaluations: Sequence[AnswerEvaluation]) -> Table:
+    """Each client's language model in a row."""
+    table = Table(title=f"On {evaluations[0].examples} examples", title_justify="left")
+    table.add_column("client", overflow="fold")
+    for column in ("perplexity", "next tokens right, %", "exact match, %", "ROUGE-L, %"):
+        table.add_column(column, justify="right")
+    for one in evaluations:
+        shares = (percent(value) for value in (one.accuracy, one.exact_match, one.rouge_l))
+        table.add_row(Text(one.client), f"{one.perplexity:.3g}", *shares)
+    return table
+
+
+def answers_json(evaluations: Sequence[AnswerEvaluation]) -> dict[str, Any]:
+    """All that was measured; `accuracy` over the clients where there are several."""
+    result: dict[str, Any] = {"clients": [asdict(one) for one in evaluations]}
+    if len(evaluations) > 1:
+        found = spread([one.accuracy for one in evaluations], [one.examples for one in evaluations])
+        result["accuracy"] = {name: found[name] for name in ("mean", "worst", "best")}
+    return result
+
+
+def answers_csv(evaluations: Sequence[AnswerEvaluation]) -> str:
+    """One row a client, its columns the fields of `AnswerEvaluation`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(AnswerEvaluation)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(one) for one in evaluations)
     return text.getvalue()
