@@ -6,6 +6,7 @@ For each setting of the file: `local`, the best that a client can do alone (plai
 probe on frozen features, whichever has the best mean); the oracle (A, B and head within the true groups); and for
 every other variant its points over `local` and over the oracle, and the share (variant − local) / (oracle − local)
 where the headroom is 2 points or more. Means over clients and seeds, and the same for each seed's worst client.
+Where nobody has a partner there is no oracle, and where all are alike it is plain federated averaging.
 
 Intervals (95 %) are percentiles of a bootstrap: seeds are drawn again, and within each seed the clients of each
 group, the same for all variants; for worst clients only seeds are. The model counted is the one that a client has
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +117,12 @@ def compare(found: Found) -> Json:
                 return float(values.mean() if kind == "mean" else values.min(1).mean())
 
             part: Json = {"accuracy": round(value(variant), 2)}
-            for other in (local, ORACLE):
+            for other in (name for name in (local, ORACLE) if name in found.scores):
                 part[f"over {'local' if other == local else other}"] = [
                     round(value(variant) - value(other), 2),
                     *interval(drawn(variant) - drawn(other)),
                 ]
-            room = value(ORACLE) - value(local)
+            room = value(ORACLE) - value(local) if ORACLE in found.scores else 0.0
             if room >= ENOUGH:
                 ratio = (drawn(variant) - drawn(local)) / (drawn(ORACLE) - drawn(local))
                 part["share"] = [round((value(variant) - value(local)) / room, 3), *interval(ratio)]
@@ -142,21 +144,58 @@ def line(name: str, entry: Json) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def overview(everything: dict[str, Json], methods: Sequence[str]) -> Iterator[str]:
+    """One row a setting and method: what there is to gain, and what is gained."""
+    yield "| setting, seeds | alone | oracle | method | up a round | mean, % | over alone | share, % | the worst |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, facts in everything.items():
+        known = facts["variants"]
+        for method in (m for m in methods if m in known):
+            found, oracle = known[method], known.get(ORACLE)
+            mean, share = found["mean"], found["mean"].get("share")
+            worst = [known[facts["local"]], *([oracle] if oracle else []), found]
+            cells = [
+                f"`{name}`, {facts['seeds']}",
+                f"{known[facts['local']]['mean']['accuracy']:.1f}",
+                f"{oracle['mean']['accuracy']:.1f}, {oracle['bytes_up'] / 1000:.0f} KB" if oracle else "–",
+                f"`{method}`",
+                f"{found['bytes_up'] / 1000:.1f} KB",
+                f"{mean['accuracy']:.1f}",
+                points(mean["over local"]),
+                percents(share) if share else "–",
+                ", ".join(f"{entry['worst']['accuracy']:.0f}" for entry in worst),
+            ]
+            yield "| " + " | ".join(cells) + " |"
+
+
+def points(found: list[float]) -> str:
+    """A difference and its interval."""
+    return f"{found[0]:+.1f} ({found[1]:+.1f} to {found[2]:+.1f})"
+
+
+def percents(found: list[float]) -> str:
+    """A share and its interval."""
+    return f"{100 * found[0]:.0f} ({100 * found[1]:.0f} to {100 * found[2]:.0f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "screen.json")
+    parser.add_argument("--methods", nargs="+", default=["own-prior", "own-prior-lora"], help="in the last table")
     given = parser.parse_args()
     if not given.results.is_file():
         parser.error(f"--results {given.results}: no such file; screen.py writes it")
+    everything = {}
     for setting, kept in json.loads(given.results.read_text()).items():
-        found = read(kept)
-        facts = compare(found)
-        count = len(kept["seeds"])
+        facts = everything[setting] = compare(read(kept))
+        count = facts["seeds"] = len(kept["seeds"])
         print(f"\n`{setting}`, {count} seed{'s' if count > 1 else ''}, local is `{facts['local']}`\n")
         print("| | up a round | mean, % | over local | share, % | worst, % | over local | share, % |")
         print("|---|---|---|---|---|---|---|---|")
         order = sorted(facts["variants"], key=lambda v: facts["variants"][v]["mean"]["accuracy"])
         print("\n".join(line(name, facts["variants"][name]) for name in order))
+    print()
+    print("\n".join(overview(everything, given.methods)))
 
 
 if __name__ == "__main__":
