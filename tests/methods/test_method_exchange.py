@@ -40,6 +40,7 @@ EXCHANGE = {
     "ffa-lora": (B | HEAD, B | HEAD),
     "local": (FACTORS | HEAD, set()),
     "own-prior": (CORES | HEAD, CORES | {"head.weight"}),
+    "own-prior-lora": (FACTORS | HEAD, FACTORS | {"head.weight"}),
     "pfedme-lora": (FACTORS | HEAD, FACTORS | HEAD),
 }
 """Method: what trains, what is sent, on a BERT of two blocks."""

@@ -20,9 +20,12 @@ def render_settings() -> Table:
     table.add_column("meaning")
     for row in _rows(RunConfig, ""):
         table.add_row(*row)
+    owners: dict[type[BaseModel], list[str]] = {}
     for method in METHODS.values():
-        for name, default, meaning in _rows(method.options, "method."):
-            table.add_row(name, default, f"{method.name}: {meaning}")
+        owners.setdefault(method.options, []).append(method.name)
+    for options, names in owners.items():
+        for name, default, meaning in _rows(options, "method."):
+            table.add_row(name, default, f"{', '.join(names)}: {meaning}")
     return table
 
 
