@@ -286,7 +286,8 @@ def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tm
     heads, done = {}, {}
     for tempered in (False, True):
         monkeypatch.setitem(ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], tempered=tempered))
-        values = toy_values(method="own-prior", adapter={"rank": 4}, data={"valid_fraction": 0.3})
+        much = {"epochs": 8, "learning_rate": 0.1}  # for its validation data to speak against it
+        values = toy_values(method="own-prior", adapter={"rank": 4}, data={"valid_fraction": 0.3}, training=much)
         done[tempered] = run(make_config(values), tmp_path / str(tempered))
         folders = sorted((done[tempered].path / "clients").iterdir())
         heads[tempered] = [load_file(folder / "head.safetensors")["weight"] for folder in folders]
