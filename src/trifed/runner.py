@@ -153,7 +153,7 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     base = task.load(config.model.name)
     method = METHODS[config.method.name]
     settings = (config.model, config.adapter, config.training)
-    bench = build_workbench(base, method, len(data.label_names), config.seed, settings, task)
+    bench = build_workbench(base, method, data.label_names, config.seed, settings, task)
     clients = _tokenise(data, bench)
     folder = make_folder()
     if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused

@@ -14,7 +14,7 @@ AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 """Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
 own, where only C trains; no adapter, the base model itself."""
 
-TaskName = Literal["text-classification", "image-classification", "causal-lm"]
+TaskName = Literal["text-classification", "image-classification", "image-text", "causal-lm"]
 """A kind of problem; `trifed.tasks.TASKS` knows what each one is."""
 
 Bits = Literal[1, 2, 4, 8, 32]
@@ -42,6 +42,9 @@ class ModelSettings(_Settings):
         description="causal-lm: what a prompt stands in, with {prompt} and {input}; 'chat': the tokenizer's own",
     )
     packing: bool = Field(True, description="causal-lm: texts one behind the other, in blocks of max_length")
+    class_prompt: str = Field(
+        "a photo of a {}.", description="image-text: a sentence about a class; {}: its label"
+    )
     augment: Augment = Field("none", description="images, while training: mirrored, or moved about as well")
 
 
@@ -51,6 +54,9 @@ class AdapterSettings(_Settings):
     rank: int = Field(8, ge=1, description="r: a core has r x r numbers")
     alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="before A, while training")
+    towers: Literal["both", "vision", "text"] = Field(
+        "both", description="image-text: which of the two is adapted"
+    )
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
         "auto", description="endings of module names; 'auto' is what PEFT knows for the architecture"
     )

@@ -15,7 +15,16 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    ViTImageProcessor,
+)
 
 SIDE = 16
 HUES = {"amber": (200, 150, 40), "green": (60, 190, 70), "violet": (150, 60, 200)}
@@ -159,3 +168,52 @@ def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return known[kind, chat]
 
     return make
+
+
+SENTENCES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+VIEWS = {**SENTENCES, "hidden_size": 32, "image_size": SIDE, "patch_size": 8}
+
+
+@pytest.fixture(scope="session")
+def tiny_towers(
+    tmp_path_factory: pytest.TempPathFactory, tiny_vision: Callable[[str], Path]
+) -> Callable[..., Path]:
+    """`tiny_towers("siglip")`: a folder with a random model of images and texts, its towers of unlike sizes."""
+    known: dict[str, Path] = {}
+
+    def make(kind: str = "clip") -> Path:
+        if kind not in known:
+            folder = known[kind] = tmp_path_factory.mktemp(f"tiny-{kind}")
+            words = ["[PAD]", "[UNK]", "[START]", "[END]", "a", "photo", "of", *HUES, "thing", "."]
+            tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+            tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="[START] $A [END]", special_tokens=[("[START]", 2), ("[END]", 3)]
+            )
+            PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[END]"
+            ).save_pretrained(folder)
+            AutoImageProcessor.from_pretrained(tiny_vision("vit")).save_pretrained(folder)
+            texts = {**SENTENCES, "vocab_size": len(words), "max_position_embeddings": 16, "pad_token_id": 0}
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                _towers(kind, texts).save_pretrained(folder)
+        return known[kind]
+
+    return make
+
+
+def _towers(kind: str, texts: dict[str, Any]) -> Any:
+    if kind == "clip":
+        ends = {"bos_token_id": 2, "eos_token_id": 3}
+        config = AutoConfig.for_model(
+            "clip", text_config={**texts, **ends}, vision_config=VIEWS, projection_dim=24
+        )
+        return AutoModel.from_config(config)
+    if kind == "siglip":
+        both = {**texts, "projection_size": 32, "bos_token_id": 2, "eos_token_id": 3}
+        return AutoModel.from_config(AutoConfig.for_model("siglip", text_config=both, vision_config=VIEWS))
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        AutoConfig.for_model("vit", **VIEWS), AutoConfig.for_model("bert", **texts), projection_dim=24
+    )
+    return VisionTextDualEncoderModel(config=config)

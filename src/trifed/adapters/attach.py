@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -31,15 +32,17 @@ def attach(
         ModelError: target modules match nothing, or the rank is larger than a layer.
     """
     targets = resolve_targets(base, settings)
-    _check_rank(base, targets, settings.rank)
+    _check_rank(base, targets, settings)
     if kind == "none":
         return base
-    common = {
+    common: dict[str, Any] = {
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": targets,
     }
+    if settings.towers != "both":
+        common["exclude_modules"] = sorted(_left_out(base, settings))
     config: LoraConfig
     if kind == "lora":
         config = LoraConfig(**common)
@@ -53,12 +56,12 @@ def attach(
 def factor_values(base: PreTrainedModel, settings: AdapterSettings) -> int:
     """How many numbers A and B of all adapted layers have together: Σ r (d_in + d_out)."""
     targets = resolve_targets(base, settings)
-    return sum(settings.rank * sum(shape) for _, shape in _matched(base, targets))
+    return sum(settings.rank * sum(shape) for _, shape in _matched(base, targets, settings))
 
 
 def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[str]:
     """The endings of module names that get an adapter, checked against the model."""
-    linear = _linear_layers(base)
+    linear = _linear_layers(base, settings)
     # As in PEFT, "all" is without the output layer of a language model, whose weights are often the embeddings'.
     output = base.get_output_embeddings()
     inner = [name for name in linear if base.get_submodule(name) is not output]
@@ -70,7 +73,8 @@ def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[st
         kind = base.config.model_type
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, [])
         if not set(known) & set(endings):
-            known = next((names for names in _ALSO_KNOWN if set(names) <= set(endings)), [])
+            # All that fit: two towers may name theirs differently.
+            known = [name for names in _ALSO_KNOWN if set(names) <= set(endings) for name in names]
         if not known:
             raise ModelError(
                 f"adapter.target_modules: 'auto' knows no layers for a model of type "
@@ -88,26 +92,41 @@ def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[st
     return list(wanted)
 
 
-def _linear_layers(base: nn.Module) -> dict[str, tuple[int, int]]:
+def _linear_layers(base: nn.Module, settings: AdapterSettings) -> dict[str, tuple[int, int]]:
     """Names and weight shapes of the layers that can carry an adapter."""
+    left_out = _left_out(base, settings)
     return {
         name: tuple(module.weight.shape)
         for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D) and name not in left_out
     }
 
 
-def _matched(base: nn.Module, targets: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _left_out(base: nn.Module, settings: AdapterSettings) -> set[str]:
+    """The linear layers of the tower that is not to be adapted."""
+    if settings.towers == "both":
+        return set()
+    inner = {name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    towers = {"vision": ("vision_", "visual_"), "text": ("text_",)}
+    if not all(any(name.startswith(starts) for name in inner) for starts in towers.values()):
+        raise ModelError(f"adapter.towers: got '{settings.towers}', but this model has one tower; leave it out")
+    other = towers["text" if settings.towers == "vision" else "vision"]
+    return {name for name in inner if name.startswith(other)}
+
+
+def _matched(
+    base: nn.Module, targets: list[str], settings: AdapterSettings
+) -> Iterator[tuple[str, tuple[int, int]]]:
     """Names and weight shapes of the layers that get an adapter."""
-    for name, shape in _linear_layers(base).items():
+    for name, shape in _linear_layers(base, settings).items():
         if any(name == ending or name.endswith("." + ending) for ending in targets):
             yield name, shape
 
 
-def _check_rank(base: nn.Module, targets: list[str], rank: int) -> None:
-    for name, shape in _matched(base, targets):
-        if rank > min(shape):
+def _check_rank(base: nn.Module, targets: list[str], settings: AdapterSettings) -> None:
+    for name, shape in _matched(base, targets, settings):
+        if settings.rank > min(shape):
             raise ModelError(
-                f"adapter.rank: {rank} is larger than layer '{name}' of shape {shape} allows; "
+                f"adapter.rank: {settings.rank} is larger than layer '{name}' of shape {shape} allows; "
                 f"use a rank of at most {min(shape)}"
             )

@@ -199,12 +199,12 @@ def _with_head(
     task = TASKS[facts["task"]]
     own = {name: facts[name] for name in OWN_SETTINGS if name in facts}
     settings = ModelSettings(name=loaded.source, **own)
-    model = task.build(encoder, loaded, len(facts["labels"]), settings)
+    model = task.build(encoder, loaded, facts["labels"], settings)
     model.load_state_dict({f"head.{name}": tensor for name, tensor in head.items()}, strict=False)
     return Classifier(task, model, loaded, settings, facts["labels"])
 
 
-OWN_SETTINGS = ("pooling", "max_length", "template")
+OWN_SETTINGS = ("pooling", "max_length", "template", "class_prompt")
 """Of `[model]`: what a model needs to be used as it was trained."""
 WHOLE_MODEL = "whole model"
 _COPY_AGAIN = "copy the whole folder from the run again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,12 +109,14 @@ class Workbench:
 def build_workbench(
     base: LoadedBase,
     method: Method,
-    n_labels: int,
+    labels: int | Sequence[str],
     seed: int,
     settings: tuple[ModelSettings, AdapterSettings, TrainingSettings],
     task: Task = TASKS["text-classification"],
 ) -> Workbench:
     """Adapter and what the task adds onto the base, from a seed that all clients share.
+
+    `labels`: their names, or how many there are, where a task does not read them.
 
     Raises:
         ModelError: the adapter does not fit the model.
@@ -124,7 +126,8 @@ def build_workbench(
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        model = task.build(encoder, base, n_labels, model_settings)
+        names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
+        model = task.build(encoder, base, names, model_settings)
     model.to(choose_device(training_settings))
     everything = named_parameters(model, model_settings.pooling)
     for name, param in everything.items():

@@ -69,10 +69,11 @@ def _start(options: Options, setting: Setting) -> State:
     examples = np.zeros((setting.clients, rows))
     for client, summary in enumerate(summaries if rows else []):
         examples[client, summary.class_labels] = summary.class_counts
-    # Without labels to learn, or without a label in common, nothing speaks against it.
-    ratio = np.nan_to_num(sim.shared_label_ratio(summaries), nan=1.0) if rows else np.ones((len(summaries),) * 2)
+    # Without labels, or without one in common, nothing speaks against it.
+    labelled = len({int(label) for summary in summaries for label in summary.class_labels}) > 1
+    ratio = sim.shared_label_ratio(summaries) if labelled else np.ones((len(summaries), len(summaries)))
     return {
-        "similarity_data": 1.0 / np.maximum(ratio, 1.0),
+        "similarity_data": 1.0 / np.maximum(np.nan_to_num(ratio, nan=1.0), 1.0),
         "examples": examples,
         "mixed": np.tile(setting.start, (setting.clients, 1)),
         "received": np.zeros(setting.clients, bool),

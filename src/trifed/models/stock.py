@@ -22,6 +22,8 @@ def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
     this is not looked up in a table: the class is filled with the weights and asked whether it gives the same
     logits on a few examples.
     """
+    if merged.task.stock is None:
+        return None
     encoder: Any = merged.model.encoder
     head: Any = merged.model.head
     config = type(encoder.config).from_dict(encoder.config.to_dict())

@@ -240,7 +240,7 @@ def _cut(pieces: list[Piece], most: int) -> tuple[list[Piece], bool]:
     return kept, True
 
 
-def _build(encoder: nn.Module, base: LoadedBase, n_labels: int, settings: ModelSettings) -> LanguageModel:
+def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings) -> LanguageModel:
     return LanguageModel(encoder, base.model.config.get_text_config().hidden_size)
 
 

@@ -16,12 +16,14 @@ from trifed.settings import TaskName
 def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
     """The tasks, in the order in which they are documented; none for a model that no task can use."""
     kind = config.model_type
-    both = kind in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES  # two towers
+    both = kind in (*MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES, "vision-text-dual-encoder")
     found: list[TaskName] = []
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder:
         found.append("text-classification")
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not both:
         found.append("image-classification")
+    if both:
+        found.append("image-text")
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         found.append("causal-lm")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +60,22 @@ class EncodedImages:
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedImages:
+    """See `encode_images`."""
+    return encode_images(base.processor, base.model.config, examples)
+
+
+def encode_images(processor: Any, config: Any, examples: Examples) -> EncodedImages:
     """Decode all images once and bring them to the model's size with its own image processor.
+
+    `config`: of the vision model.
 
     Raises:
         ModelError: the processor makes another size than the model reads.
     """
-    processor, images = base.processor, examples.inputs["image"]
+    images = examples.inputs["image"]
     found = [_pixels(processor, images[first : first + CHUNK]) for first in range(0, len(images), CHUNK)]
     pixels = np.concatenate(found) if found else np.zeros((0, 3, 1, 1), np.uint8)
-    _check_size(base.model.config, pixels)
+    _check_size(config, pixels)
     scale = processor.rescale_factor if processor.do_rescale else 1.0
     shift, spread = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
     mean, std = (torch.tensor(np.broadcast_to(value, 3), dtype=torch.float32) for value in (shift, spread))
@@ -134,10 +142,12 @@ def augmented(pixels: Tensor, kind: Augment) -> Tensor:
     return torch.stack(moved)
 
 
-def _build(encoder: nn.Module, base: LoadedBase, n_labels: int, settings: ModelSettings) -> ImageClassifier:
+def _build(
+    encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings
+) -> ImageClassifier:
     config = base.model.config
     hidden = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
-    return ImageClassifier(encoder, hidden, n_labels, settings.pooling, settings.augment)
+    return ImageClassifier(encoder, hidden, len(labels), settings.pooling, settings.augment)
 
 
 def load_vision(name: str) -> LoadedBase:

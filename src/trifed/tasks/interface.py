@@ -103,7 +103,7 @@ class Task:
     """One kind of problem.
 
     `metric`: what is called accuracy here; `roles`: what is read of a row; `load`: a base model by the name that
-    the user gave; `encode`: examples for a base; `build`: base wrapped by an adapter, base, number of labels and
+    the user gave; `encode`: examples for a base; `build`: base wrapped by an adapter, base, labels' names and
     settings → model; `stock`: transformers' Auto class for a base with a head, and `probe` a few values of the
     first role on which it is compared with ours; `snippet`: how a model card loads and asks a model; `labelled`:
     are labels what is learned? Where they are not, they only say what a client's examples are.
@@ -114,7 +114,7 @@ class Task:
     roles: Roles
     load: Callable[[str], LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
-    build: Callable[[nn.Module, LoadedBase, int, ModelSettings], TaskModel]
+    build: Callable[[nn.Module, LoadedBase, Sequence[str], ModelSettings], TaskModel]
     stock: Any = None
     probe: Sequence[Any] = ()
     snippet: Snippet | None = None

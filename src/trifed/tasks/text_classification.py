@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,8 +149,8 @@ def positions(model: nn.Module) -> int:
     return sys.maxsize
 
 
-def _build(encoder: nn.Module, base: LoadedBase, n_labels: int, settings: ModelSettings) -> TextClassifier:
-    return TextClassifier(encoder, base.model.config.hidden_size, n_labels, settings.pooling)
+def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings) -> TextClassifier:
+    return TextClassifier(encoder, base.model.config.hidden_size, len(labels), settings.pooling)
 
 
 PROBE = ("yes", "a text of some more words than the other one, so that padding matters")

@@ -1,0 +1,123 @@
+"""Models of images and texts: zero-shot at the start, adapters in one tower or both, prompts embedded once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from trifed import make_config, run
+from trifed.data import Examples, as_png
+from trifed.errors import ModelError
+from trifed.federation.workbench import build_workbench
+from trifed.methods import METHODS
+from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
+from trifed.tasks import TASKS
+
+TASK = TASKS["image-text"]
+LABELS = ["amber", "green", "violet_thing"]
+KINDS = ["clip", "siglip", "dual"]
+
+
+def bench_of(folder, method="fedavg-lora", towers="both", **model):
+    adapter = AdapterSettings(rank=4, alpha=8, towers=towers)
+    training = TrainingSettings(precision="fp32", device="cpu")
+    settings = (ModelSettings(name=str(folder), **model), adapter, training)
+    return build_workbench(TASK.load(str(folder)), METHODS[method], LABELS, 0, settings, TASK)
+
+
+def batch_of(bench, count=4):
+    rng = np.random.default_rng(0)
+    images = [as_png(Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))) for _ in range(count)]
+    data = bench.encode(Examples({"image": images}, np.arange(count) % 3))
+    return data.batch(np.arange(count), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_start_is_the_models_own_zero_shot_classifier(tiny_towers, kind):
+    """The logits of transformers' class for the same sentences, which say "violet thing" for violet_thing."""
+    bench = bench_of(tiny_towers(kind), class_prompt="photo of {} .")
+    batch = batch_of(bench)
+    bench.model.eval()
+    tokenizer = bench.base.processor.tokenizer
+    padding = {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
+    said = [f"photo of {label.replace('_', ' ')} ." for label in LABELS]
+    sentences = tokenizer(said, return_tensors="pt", return_token_type_ids=False, **padding)
+    if kind == "siglip":
+        del sentences["attention_mask"]
+    with torch.no_grad():
+        plain = AutoModel.from_pretrained(tiny_towers(kind)).eval()
+        theirs = plain(pixel_values=batch["pixel_values"], **sentences).logits_per_image
+        ours = bench.model(batch)
+    assert theirs.std() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("towers", ["both", "vision", "text"])
+def test_adapters_stand_in_the_towers_that_are_named(tiny_towers, kind, towers):
+    bench = bench_of(tiny_towers(kind), towers=towers)
+    found = {name.split("_")[0] for name in bench.parameters if ".lora_A." in name}
+    assert found == ({"vision", "text"} if towers == "both" else {towers})
+    adapted = sum(p.numel() for n, p in bench.parameters.items() if ".lora_" in n)
+    assert bench.lora_bytes == 4 * (adapted + len(LABELS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("towers", "times"), [("vision", 1), ("text", 6), ("both", 6)])
+def test_sentences_are_embedded_once_where_their_tower_is_frozen(tiny_towers, kind, towers, times, monkeypatch):
+    bench = bench_of(tiny_towers(kind), towers=towers)
+    asked = []
+    embed = bench.model.towers.get_text_features
+    monkeypatch.setattr(bench.model.towers, "get_text_features", lambda **k: asked.append(1) or embed(**k))
+    batch = batch_of(bench)
+    before = bench.model.loss(batch).item()
+    optimizer = torch.optim.AdamW(bench.parameters.values(), lr=0.05)
+    for _ in range(5):
+        bench.model.train()
+        bench.model.loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(asked) == times
+    assert bench.model.loss(batch).item() < before
+    moved = {n.split("_")[0] for n, p in bench.parameters.items() if not torch.equal(p, bench.start[n])}
+    assert moved == {"head.bias", *({"vision", "text"} if towers == "both" else {towers})}
+
+
+def test_kept_sentences_know_no_dropout(tiny_towers):
+    """BERT's dropout is on while training; the first batch must not decide what is kept."""
+    bench = bench_of(tiny_towers("dual"), towers="vision")
+    bench.model.train()
+    first = bench.model.classes()
+    again = bench_of(tiny_towers("dual"), towers="vision")
+    again.model.eval()
+    torch.testing.assert_close(first, again.model.classes())
+
+
+@pytest.mark.parametrize("method", ["own-prior", "ce-lora", "fed-xs"])
+def test_a_run_learns_and_its_client_looks_at_images(tiny_towers, image_values, tmp_path, method):
+    values = {**image_values, "task": "image-text", "model": {"name": str(tiny_towers())}, "method": method}
+    values["training"] = {**values["training"], "epochs": 8, "learning_rate": 0.03}
+    result = run(make_config(values), tmp_path / "run")
+    assert result.accuracy["mean"] > 0.6  # by chance 1/3
+    facts = json.loads((result.path / "clients" / "north" / "classifier.json").read_text())
+    assert (facts["task"], facts["class_prompt"]) == ("image-text", "a photo of a {}.")
+    client = result.client("north")
+    kept = json.loads((result.path / "predictions.json").read_text())
+    assert len(kept["model"]["north"]) == len(kept["labels"]["north"])
+    np.testing.assert_allclose(client.probabilities([Image.new("RGB", (20, 20))]).sum(), 1, rtol=1e-5)
+
+
+def test_other_models_and_towers_that_are_not_there_are_refused(tiny_towers, tiny_vision, tiny_encoder):
+    with pytest.raises(ModelError, match=r"needs a model of images and texts.*fits task = 'image-class"):
+        TASK.load(str(tiny_vision("vit")))
+    with pytest.raises(ModelError, match=r"needs a vision model.*fits task = 'image-text'"):
+        TASKS["image-classification"].load(str(tiny_towers()))
+    base = TASKS["text-classification"].load(str(tiny_encoder))
+    settings = (ModelSettings(), AdapterSettings(rank=4, towers="text"), TrainingSettings(device="cpu"))
+    with pytest.raises(ModelError, match="towers: got 'text', but this model has one tower"):
+        build_workbench(base, METHODS["local"], 2, 0, settings)
