@@ -150,7 +150,7 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     data = make_clients(config.data, config.seed, task.roles)
     listener({"event": "split", "data": data})
     listener({"event": "loading", "what": f"model {config.model.name}"})
-    base = task.load(config.model.name)
+    base = task.load(config.model.name, config.model.dtype)
     method = METHODS[config.method.name]
     settings = (config.model, config.adapter, config.training)
     bench = build_workbench(base, method, data.label_names, config.seed, settings, task)

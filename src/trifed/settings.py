@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Pooling = Literal["mean", "cls", "pooler"]
 
+BaseDtype = Literal["float32", "bfloat16"]
+
 Augment = Literal["none", "flip", "flip-crop"]
 
 AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
@@ -33,6 +35,7 @@ class ModelSettings(_Settings):
     name: str = Field(
         "demo", min_length=1, description="a folder, a hub name, or 'demo' for all-MiniLM-L6-v2 of the demo extra"
     )
+    dtype: BaseDtype = Field("float32", description="how the frozen base is held; adapters are float32 anyway")
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")
     pooling: Pooling = Field(
         "mean", description="what the head reads: mean over tokens or patches, first token, or a trained pooler"
@@ -74,6 +77,10 @@ class TrainingSettings(_Settings):
     epochs: int = Field(1, ge=1, description="passes over a client's training data a round")
     steps: int | None = Field(None, ge=1, description="optimiser steps a round, instead of epochs")
     batch_size: int = Field(16, ge=1, description="examples an optimiser step")
+    micro_batch: int | None = Field(
+        None, ge=1, description="examples computed together; fewer need less memory, and the step is the same"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory, and a third more time")
     eval_batch_size: int = Field(32, ge=1, description="changes no number, only memory and time")
     learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="of AdamW")
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="of AdamW")

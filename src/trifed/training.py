@@ -181,9 +181,7 @@ def train_locally(
         for step, rows in zip(range(wanted), _endless_batches(data, settings, rng), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(steps_before + step, steps_in_all, settings)
-            with autocast(device, precision):
-                loss = model.loss(data.batch(rows, device))
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(_backward(model, data, _parts(rows, settings), precision))
             if pull:
                 pull.add_gradient()
             if settings.clip_norm:
@@ -192,9 +190,32 @@ def train_locally(
             if pull:
                 pull.move(step + 1, wanted)
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())
     mean = float(torch.stack(losses).mean()) if losses else math.nan
     return Trained(mean, wanted, _copy_moments(optimizer, named))
+
+
+def _parts(rows: NDArray[np.int64], settings: TrainingSettings) -> list[NDArray[np.int64]]:
+    """A step's examples as they are computed together."""
+    size = settings.micro_batch or len(rows)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _backward(model: TaskModel, data: Encoded, parts: list[NDArray[np.int64]], precision: torch.dtype) -> Tensor:
+    """Add the gradient of the mean loss over all predictions of all parts; returns that loss, detached.
+
+    Each part counts by its predictions, so that it does not matter how a step is cut.
+    """
+    device = next(model.parameters()).device
+    batches = [data.batch(rows, device) for rows in parts]
+    counts = [model.predictions(batch) for batch in batches]
+    total = torch.zeros((), device=device)
+    for batch, count in zip(batches, counts, strict=True):
+        with autocast(device, precision):
+            loss = model.loss(batch)
+        share = count / max(1, sum(counts))
+        (loss if len(batches) == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+        total = total + loss.detach() * (1.0 if len(batches) == 1 else share)
+    return total
 
 
 def _endless_batches(

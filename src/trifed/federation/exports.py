@@ -178,7 +178,8 @@ def open_client(folder: Path, base: str | None) -> Classifier:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{folder}: a file is damaged ({error}); {_COPY_AGAIN}") from error
     whole = kind == WHOLE_MODEL
-    loaded = TASKS[facts["task"]].load(str(folder) if whole else base or facts["base_model"])
+    source = str(folder) if whole else base or facts["base_model"]
+    loaded = TASKS[facts["task"]].load(source, facts.get("dtype", "float32"))
     if not whole and loaded.fingerprint != facts["base_fingerprint"]:
         raise RunError(
             f"{folder}: the base model at '{loaded.source}' has other weights than the one this client was "
@@ -204,7 +205,7 @@ def _with_head(
     return Classifier(task, model, loaded, settings, facts["labels"])
 
 
-OWN_SETTINGS = ("pooling", "max_length", "template", "class_prompt")
+OWN_SETTINGS = ("dtype", "pooling", "max_length", "template", "class_prompt")
 """Of `[model]`: what a model needs to be used as it was trained."""
 WHOLE_MODEL = "whole model"
 _COPY_AGAIN = "copy the whole folder from the run again"

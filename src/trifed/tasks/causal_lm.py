@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trifed.data import LANGUAGE, Examples
 from trifed.errors import ModelError
-from trifed.settings import ModelSettings
+from trifed.settings import BaseDtype, ModelSettings
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.interface import Batch, Scored, Task, TaskModel
 
@@ -96,6 +96,10 @@ class LanguageModel(TaskModel):
         wanted = batch["learned"][:, 1:].bool()
         return output.logits[:, :-1][wanted].float(), batch["input_ids"][:, 1:][wanted], wanted.nonzero()[:, 0]
 
+    def predictions(self, batch: Batch) -> int:
+        """How many tokens the loss of the batch is the mean of."""
+        return int(batch["learned"][:, 1:].sum())
+
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the tokens to be predicted, in nats, a scalar."""
         logits, targets, _ = self._next(batch)
@@ -112,9 +116,9 @@ class LanguageModel(TaskModel):
         return Scored(loss, len(targets), right / counts.clamp(min=1), torch.zeros(0, dtype=torch.int64))
 
 
-def load_language_model(name: str) -> LoadedBase:
+def load_language_model(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
     """A frozen language model and its tokenizer; raises ModelError where it is none."""
-    return load_base(name, LANGUAGE_MODEL)
+    return load_base(name, LANGUAGE_MODEL, dtype)
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedTokens:

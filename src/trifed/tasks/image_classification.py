@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from trifed.data import IMAGES, Examples, as_png, open_image
 from trifed.errors import ModelError
-from trifed.settings import Augment, ModelSettings, Pooling
+from trifed.settings import Augment, BaseDtype, ModelSettings, Pooling
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.headed import HeadedModel
 from trifed.tasks.interface import Batch, Snippet, Task
@@ -150,9 +150,9 @@ def _build(
     return ImageClassifier(encoder, hidden, len(labels), settings.pooling, settings.augment)
 
 
-def load_vision(name: str) -> LoadedBase:
+def load_vision(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
     """A frozen vision model and its image processor; raises ModelError where it is none."""
-    return load_base(name, VISION)
+    return load_base(name, VISION, dtype)
 
 
 def _probe() -> tuple[bytes, ...]:

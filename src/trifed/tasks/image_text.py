@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from trifed.data import IMAGES, Examples
-from trifed.settings import Augment, ModelSettings
+from trifed.settings import Augment, BaseDtype, ModelSettings
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.image_classification import EncodedImages, augmented, encode_images
 from trifed.tasks.interface import Batch, Scored, Task, TaskModel
@@ -128,9 +128,9 @@ class PromptedClassifier(TaskModel):
         return Scored(loss, len(labels), predictions == labels, predictions)
 
 
-def load_two_towers(name: str) -> LoadedBase:
+def load_two_towers(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
     """A frozen model of images and texts with its processors; raises ModelError where it is none."""
-    return load_base(name, TWO_TOWERS)
+    return load_base(name, TWO_TOWERS, dtype)
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedImages:

@@ -76,6 +76,10 @@ class TaskModel(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of the batch, nats, a scalar."""
 
+    def predictions(self, batch: Batch) -> int:
+        """How many predictions the loss of the batch is the mean of."""
+        return len(batch["labels"])
+
     @abstractmethod
     def score(self, batch: Batch) -> Scored:
         """How well the batch is predicted."""
@@ -103,16 +107,16 @@ class Task:
     """One kind of problem.
 
     `metric`: what is called accuracy here; `roles`: what is read of a row; `load`: a base model by the name that
-    the user gave; `encode`: examples for a base; `build`: base wrapped by an adapter, base, labels' names and
-    settings → model; `stock`: transformers' Auto class for a base with a head, and `probe` a few values of the
-    first role on which it is compared with ours; `snippet`: how a model card loads and asks a model; `labelled`:
-    are labels what is learned? Where they are not, they only say what a client's examples are.
+    the user gave, and how it is held; `encode`: examples for a base; `build`: base wrapped by an adapter, base,
+    labels' names and settings → model; `stock`: transformers' Auto class for a base with a head, and `probe` a few
+    values of the first role on which it is compared with ours; `snippet`: how a model card loads and asks a model;
+    `labelled`: are labels what is learned? Where they are not, they only say what a client's examples are.
     """
 
     name: TaskName
     metric: str
     roles: Roles
-    load: Callable[[str], LoadedBase]
+    load: Callable[..., LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
     build: Callable[[nn.Module, LoadedBase, Sequence[str], ModelSettings], TaskModel]
     stock: Any = None

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from trifed.data import TEXTS, Examples
 from trifed.errors import ModelError
-from trifed.settings import ModelSettings, Pooling
+from trifed.settings import BaseDtype, ModelSettings, Pooling
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.headed import HeadedModel
 from trifed.tasks.interface import Batch, Snippet, Task
@@ -28,9 +28,9 @@ ENCODER = Wanted(
 )  # fmt: skip
 
 
-def load_encoder(name: str) -> LoadedBase:
+def load_encoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
     """A frozen encoder of texts and its tokenizer; ModelError where it is none, or the tokenizer is unfit."""
-    base = load_base(name, ENCODER)
+    base = load_base(name, ENCODER, dtype)
     if len(base.processor) <= len(base.processor.all_special_tokens):
         raise ModelError(
             f"model.name: the tokenizer of '{name}' knows no words; put its tokenizer files beside config.json"

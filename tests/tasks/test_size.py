@@ -1,0 +1,114 @@
+"""What makes larger models fit: steps in parts, activations computed again, a base in 16 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trifed import load_writer, make_config, run
+from trifed.data import Examples, as_png
+from trifed.errors import ModelError
+from trifed.federation.workbench import build_workbench
+from trifed.methods import METHODS
+from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
+from trifed.tasks import TASKS
+from trifed.training import train_locally
+
+
+def texts(count=7):
+    """Prompts whose answers are of very unlike lengths."""
+    rows = {
+        "prompt": [f"q{n}" for n in range(count)],
+        "answer": ["x" * (1 + 9 * (n % 3)) for n in range(count)],
+    }
+    return Examples(rows, np.zeros(count, np.int64))
+
+
+def images(count=7):
+    rng = np.random.default_rng(0)
+    made = [as_png(Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))) for _ in range(count)]
+    return Examples({"image": made}, np.arange(count) % 3)
+
+
+CASES = {"causal-lm": ("tiny_language", texts), "image-classification": ("tiny_vision", images)}
+
+
+def trained(request, task, model=None, **training):
+    """The gradient of one step on seven examples, by parameter, and the step's loss."""
+    fixture, examples = CASES[task]
+    folder = request.getfixturevalue(fixture)()
+    chosen = TrainingSettings(precision="fp32", device="cpu", batch_size=7, learning_rate=0.01, **training)
+    settings = (ModelSettings(name=str(folder), max_length=64, **(model or {})), AdapterSettings(rank=4), chosen)
+    base = TASKS[task].load(str(folder), settings[0].dtype)
+    bench = build_workbench(base, METHODS["fedavg-lora"], 3, 0, settings, TASKS[task])
+    done = train_locally(
+        bench.model, bench.parameters, bench.encode(examples()), chosen, rng=np.random.default_rng(0),
+        steps_before=0, steps_in_all=2, moments=None,
+    )  # fmt: skip
+    first = {name: m for name, m in done.moments.items() if name.startswith("exp_avg/")}  # 0.1 times the gradient
+    return bench, first, done.loss
+
+
+@pytest.mark.parametrize("task", CASES)
+@pytest.mark.parametrize("size", [1, 3, 7, 20])
+def test_a_step_in_parts_is_the_same_step(request, task, size):
+    """Parts of 3, 3 and 1: the mean is over predictions, which the last part and short answers have fewer of."""
+    whole, parts = (trained(request, task, **more) for more in ({}, {"micro_batch": size}))
+    assert parts[2] == pytest.approx(whole[2], rel=1e-5)
+    for name, tensor in whole[1].items():
+        torch.testing.assert_close(parts[1][name], tensor, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_activations_that_are_computed_again_change_nothing(request, task):
+    whole, again = (trained(request, task, **more) for more in ({}, {"gradient_checkpointing": True}))
+    assert any(getattr(module, "gradient_checkpointing", False) for module in again[0].encoder.modules())
+    assert again[2] == pytest.approx(whole[2], rel=1e-6)
+    for name, tensor in whole[1].items():
+        torch.testing.assert_close(again[1][name], tensor, rtol=1e-5, atol=1e-8)
+
+
+def test_a_model_that_needs_its_activations_says_so(request, monkeypatch):
+    base = TASKS["image-classification"].load(str(request.getfixturevalue("tiny_vision")()))
+    monkeypatch.setattr(type(base.model), "supports_gradient_checkpointing", False)
+    settings = (ModelSettings(), AdapterSettings(rank=4), TrainingSettings(gradient_checkpointing=True))
+    with pytest.raises(ModelError, match="a 'vit' model cannot do without its activations"):
+        build_workbench(base, METHODS["local"], 3, 0, settings, TASKS["image-classification"])
+
+
+@pytest.mark.parametrize("task", CASES)
+@pytest.mark.parametrize("method", ["fedavg-lora", "ce-lora", "fed-xs"])
+def test_over_a_base_of_16_bits_what_trains_has_32(request, task, method):
+    fixture, examples = CASES[task]
+    folder = request.getfixturevalue(fixture)()
+    settings = (
+        ModelSettings(name=str(folder), dtype="bfloat16", max_length=64),
+        AdapterSettings(rank=4),
+        TrainingSettings(device="cpu"),
+    )
+    base = TASKS[task].load(str(folder), "bfloat16")
+    bench = build_workbench(base, METHODS[method], 3, 0, settings, TASKS[task])
+    assert {param.dtype for param in bench.parameters.values()} == {torch.float32}
+    assert {param.dtype for param in bench.adapted.values()} == {torch.bfloat16}
+    batch = bench.encode(examples()).batch(np.arange(7), torch.device("cpu"))
+    loss = bench.model.loss(batch)
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss)
+    assert bench.model.features(batch).dtype == torch.float32
+
+
+def test_a_run_over_a_base_of_16_bits_is_loaded_as_it_was_trained(tiny_language, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(f'{{"text": "line {n}, and some more"}}' for n in range(40)), encoding="utf-8")
+    values = {
+        "task": "causal-lm", "rounds": 1, "method": "own-prior", "adapter": {"rank": 4},
+        "model": {"name": str(tiny_language()), "max_length": 32, "dtype": "bfloat16"},
+        "data": {"source": str(path), "clients": {"split": "iid", "count": 2}},
+        "training": {"device": "cpu"},
+    }  # fmt: skip
+    result = run(make_config(values), tmp_path / "run")
+    writer = load_writer(result.path / "clients" / "client-00")
+    assert {p.dtype for p in writer.base.model.parameters() if p.dtype != torch.float32} == {torch.bfloat16}
+    assert isinstance(writer.answer(["line 1"], tokens=3)[0], str)
