@@ -1,4 +1,4 @@
-"""A client's model on disk: a PEFT adapter folder with the head beside it, and the way back to a classifier."""
+"""A client's model on disk: a PEFT adapter folder with the head beside it, and the way back to a model."""
 
 from __future__ import annotations
 
@@ -67,14 +67,19 @@ def save_client(
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """One client's model, ready to use. `labels`: names in the order of the probabilities' columns."""
+class ClientModel:
+    """One client's model. `labels`: names of the classes, or of what the examples were, in order."""
 
     task: Task
     model: TaskModel
     base: LoadedBase
     settings: ModelSettings
     labels: list[str]
+
+
+@dataclass(frozen=True)
+class Classifier(ClientModel):
+    """A model that chooses a label; `labels` are in the order of the probabilities' columns."""
 
     def probabilities(
         self, inputs: Sequence[Any], pairs: Sequence[str] | None = None, batch_size: int = 64
@@ -107,13 +112,8 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Writer:
-    """One client's language model, ready to answer."""
-
-    task: Task
-    model: TaskModel
-    base: LoadedBase
-    settings: ModelSettings
+class Writer(ClientModel):
+    """A language model, which answers."""
 
     @torch.no_grad()
     def answer(
@@ -152,7 +152,7 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
             f"{folder}: this is a language model, which answers instead of choosing a label; in Python: "
             f"trifed.load_writer(folder).answer(prompts)"
         )
-    return Classifier(parts.task, parts.model, parts.base, parts.settings, parts.labels)
+    return Classifier(**vars(parts))
 
 
 def load_writer(folder: str | Path, base: str | None = None) -> Writer:
@@ -164,11 +164,11 @@ def load_writer(folder: str | Path, base: str | None = None) -> Writer:
     parts = open_client(Path(folder), base)
     if parts.task.labelled:
         raise RunError(f"{folder}: this is a classifier; trifed.load_client(folder) loads it")
-    return Writer(parts.task, parts.model, parts.base, parts.settings)
+    return Writer(**vars(parts))
 
 
-def open_client(folder: Path, base: str | None) -> Classifier:
-    """The parts that all kinds of client have, a classifier or not; raises as `load_client` does."""
+def open_client(folder: Path, base: str | None) -> ClientModel:
+    """A client's model of whatever kind; raises as `load_client` does."""
     if not (folder / "classifier.json").is_file():
         raise RunError(
             f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
@@ -196,13 +196,13 @@ def open_client(folder: Path, base: str | None) -> Classifier:
 
 def _with_head(
     encoder: nn.Module, loaded: LoadedBase, facts: dict[str, Any], head: dict[str, Tensor]
-) -> Classifier:
+) -> ClientModel:
     task = TASKS[facts["task"]]
     own = {name: facts[name] for name in OWN_SETTINGS if name in facts}
     settings = ModelSettings(name=loaded.source, **own)
     model = task.build(encoder, loaded, facts["labels"], settings)
     model.load_state_dict({f"head.{name}": tensor for name, tensor in head.items()}, strict=False)
-    return Classifier(task, model, loaded, settings, facts["labels"])
+    return ClientModel(task, model, loaded, settings, facts["labels"])
 
 
 OWN_SETTINGS = ("dtype", "pooling", "max_length", "template", "class_prompt")

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from trifed.adapters import TriLoraConfig, export_plain_lora
 from trifed.atomic import is_free, whole_folder
 from trifed.errors import AdapterError, RunError
-from trifed.federation.exports import Classifier, open_client
+from trifed.federation.exports import ClientModel, open_client
 from trifed.models.card import Exported, Form, model_card
 from trifed.models.find import FinishedRun, Found, open_run
 from trifed.models.stock import stock_classifier
@@ -105,7 +105,7 @@ def _export(run: FinishedRun, found: Found, form: Form, folder: Path, base: str 
     _write(folder / "README.md", model_card(run, Exported(found.name, form, facts, source, stock)))
 
 
-def _check_form(run: FinishedRun, classifier: Classifier, form: Form) -> None:
+def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:
     encoder = classifier.model.encoder
     if not isinstance(encoder, PeftModel):
         possible: tuple[Form, ...] = ("merged",)
@@ -131,7 +131,7 @@ def _write_adapter(encoder: PeftModel, form: Form, folder: Path, base: str) -> N
     encoder.save_pretrained(str(folder), save_embedding_layers=False)
 
 
-def _write_merged(classifier: Classifier, folder: Path) -> str | None:
+def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
     """Full weights and what makes the inputs; the name of the stock class that loads them, if there is one."""
     model: Any = classifier.model
     if isinstance(model.encoder, PeftModel):

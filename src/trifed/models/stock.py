@@ -10,12 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trifed.data import Examples
-from trifed.federation.exports import Classifier
+from trifed.federation.exports import ClientModel
 
 _TOLERANCE = 1e-5
 
 
-def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
+def stock_classifier(merged: ClientModel) -> PreTrainedModel | None:
     """The stock class with `merged`'s weights, or None where none computes the same.
 
     Most architectures put something between the encoder and the last layer: another pooling, a dense layer. So
@@ -50,7 +50,7 @@ def stock_classifier(merged: Classifier) -> PreTrainedModel | None:
 
 
 @torch.no_grad()
-def _agree(merged: Classifier, stock: PreTrainedModel) -> bool:
+def _agree(merged: ClientModel, stock: PreTrainedModel) -> bool:
     probe = merged.task.roles[0], merged.task.probe
     examples = Examples({probe[0].setting: list(probe[1])}, np.zeros(len(probe[1]), np.int64))
     data = merged.task.encode(merged.base, examples, merged.settings)
