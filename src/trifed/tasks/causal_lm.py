@@ -19,8 +19,8 @@ from trifed.errors import ModelError
 from trifed.settings import BaseDtype, ModelSettings
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.interface import Batch, Scored, Task, TaskModel
+from trifed.tasks.padding import padded
 
-PAD_MULTIPLE = 8
 WITH_INPUT = "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:\n"
 WITHOUT = "### Instruction:\n{prompt}\n\n### Response:\n"
 CHAT = "chat"
@@ -57,16 +57,12 @@ class EncodedTokens:
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given rows, padded on the right to the longest of them; what stands in the padding is not read."""
-        longest = max(len(self.ids[row]) for row in rows)
-        width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        ids = [self.ids[row] for row in rows]
         arrays = {
-            name: np.zeros((len(rows), width), np.int64) for name in ("input_ids", "attention_mask", "learned")
+            "input_ids": padded(ids),
+            "attention_mask": padded([[1] * len(row) for row in ids]),
+            "learned": padded([self.learned[row] for row in rows]),
         }
-        for place, row in enumerate(rows):
-            size = len(self.ids[row])
-            arrays["input_ids"][place, :size] = self.ids[row]
-            arrays["attention_mask"][place, :size] = 1
-            arrays["learned"][place, :size] = self.learned[row]
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 

@@ -18,9 +18,7 @@ from trifed.settings import BaseDtype, ModelSettings, Pooling
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.headed import HeadedModel
 from trifed.tasks.interface import Batch, Snippet, Task
-
-PAD_MULTIPLE = 8
-
+from trifed.tasks.padding import padded
 
 ENCODER = Wanted(
     "text-classification", "an encoder, such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa", AutoTokenizer,
@@ -63,20 +61,14 @@ class EncodedText:
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given rows, padded to the longest of them (and to a multiple of 8, which kernels like)."""
-        longest = max(len(self.ids[row]) for row in rows)
-        width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
-        ids = np.full((len(rows), width), self.pad_id, np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
-        types = np.zeros((len(rows), width), np.int64)
-        for place, row in enumerate(rows):
-            size = len(self.ids[row])
-            ids[place, :size] = self.ids[row]
-            mask[place, :size] = 1
-            if self.types is not None:
-                types[place, :size] = self.types[row]
-        arrays = {"input_ids": ids, "attention_mask": mask, "labels": self.labels[rows]}
+        ids = [self.ids[row] for row in rows]
+        arrays = {
+            "input_ids": padded(ids, self.pad_id),
+            "attention_mask": padded([[1] * len(row) for row in ids]),
+            "labels": self.labels[rows],
+        }
         if self.types is not None:
-            arrays["token_type_ids"] = types
+            arrays["token_type_ids"] = padded([self.types[row] for row in rows])
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
