@@ -101,6 +101,8 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     problems += _method_problems(values.get("method", DEFAULT_METHOD))
     if config is not None:
         problems += _baseline_problems(config)
+    if config is not None and not config.data.label and config.task != "causal-lm":
+        problems.append(f"data.label: got '', and task = '{config.task}' learns labels; name their column")
     if config is not None and not problems:
         problems += config.method.options().problems(config.adapter)
     if config is None or problems:
@@ -173,7 +175,7 @@ def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
     data = values.get("data")
     if values.get("task") != "causal-lm" or not isinstance(data, Mapping):
         return {}
-    found: dict[str, Any] = {"data": {"label": None}}
+    found: dict[str, Any] = {"data": {"label": ""}}
     if data.get("messages") is not None:
         found["model"] = {"template": "chat"}
     elif data.get("answer") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from itertools import chain
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import trifed
 from trifed import make_config, run
+from trifed.config import to_toml
 from trifed.data import LANGUAGE, DataSettings, Examples, read_table
 from trifed.errors import ConfigError, DataError, ModelError, RunError
 from trifed.federation.workbench import build_workbench
@@ -192,7 +194,7 @@ def values(folder, source, **more):
 @pytest.mark.parametrize("method", ["own-prior", "ce-lora", "fedsa-lora", "local"])
 def test_a_run_learns_and_its_clients_answer(tiny_language, instructions, tmp_path, method):
     config = make_config(values(tiny_language(), instructions, method=method))
-    assert config.data.label is None
+    assert config.data.label == ""
     result = run(config, tmp_path / "run")
     assert result.split["label_names"] == ["all"]
     assert result.summary["controls"] == {}
@@ -247,7 +249,7 @@ def test_what_is_no_conversation_is_named_by_its_row(tmp_path, talk, said):
     good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(json.dumps({"talk": t}) for t in (good, talk)), encoding="utf-8")
-    settings = DataSettings(source=str(path), messages="talk", label=None)
+    settings = DataSettings(source=str(path), messages="talk", label="")
     with pytest.raises(DataError, match=rf"talks\.jsonl, line 2: .*{said}"):
         read_table(settings, LANGUAGE)
 
@@ -269,3 +271,15 @@ def test_a_report_says_what_is_measured(tiny_language, instructions, tmp_path):
     page = trifed.report(result.path, tmp_path / "report.md").read_text()
     assert "mean test next-token accuracy over 2 clients" in page
     assert f"Perplexity: {np.exp(losses).mean():.3g} in the mean" in page
+
+
+def test_where_labels_are_learned_there_has_to_be_a_column_of_them():
+    with pytest.raises(ConfigError, match=r"data\.label: got '', and task = 'text-classification' learns labels"):
+        make_config({"data": {"source": "x.csv", "label": ""}})
+
+
+def test_a_column_of_labels_may_be_named_and_survives_the_file():
+    config = make_config({"task": "causal-lm", "data": {"source": "x.csv", "label": "topic"}})
+    assert make_config(tomllib.loads(to_toml(config))).data.label == "topic"
+    plain = make_config({"task": "causal-lm", "data": {"source": "x.csv"}})
+    assert make_config(tomllib.loads(to_toml(plain))) == plain and plain.data.label == ""

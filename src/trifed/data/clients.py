@@ -206,7 +206,7 @@ def _usable(
     least = max(1, settings.clients.min_examples)
     small = [i for i, mine in enumerate(rows) if len(mine) < least]
     alike = [i for i, mine in enumerate(rows) if i not in small and len(np.unique(labels[mine])) == 1]
-    single = alike if settings.label is not None else []
+    single = alike if settings.label else []
     problems = []
     counts = _named([f"{names[i]} ({len(rows[i])})" for i in small])
     if small and not settings.allow_empty_clients:

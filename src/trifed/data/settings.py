@@ -104,8 +104,8 @@ class DataSettings(BaseModel):
     messages: str | None = Field(
         None, description="causal-lm: column of conversations, instead of prompt and answer"
     )
-    label: str | None = Field(
-        "label", description="column of the label, text or whole number; causal-lm has none unless it is named"
+    label: str = Field(
+        "label", description="column of the label, text or whole number; '' is none, as in causal-lm"
     )
     test: str | None = Field(None, description="a separate test set for everybody")
     valid_fraction: float = Field(default=0.15, ge=0, lt=1, description="of each client's examples")
@@ -134,7 +134,7 @@ class DataSettings(BaseModel):
         if self.answer is None and self.messages is None:
             settings.insert(0, "text")
         for setting, column in ((setting, getattr(self, setting)) for setting in settings):
-            if column is None:
+            if column is None or (not column and setting == "label"):
                 continue
             if not column:
                 raise ValueError(f"{setting} is an empty column name; name a column of the table")

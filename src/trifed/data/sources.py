@@ -79,7 +79,7 @@ def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
     by_file = settings.clients.split == "files"
     if isinstance(settings.source, list):
         files = [Path(name).expanduser() for name in settings.source]
-        raw = [read_file(file, wanted, settings.label) for file in files]
+        raw = [read_file(file, wanted, settings.label or None) for file in files]
     else:
         files, raw = _read_source(settings.source, wanted, settings)
     if by_file:
@@ -109,7 +109,11 @@ def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
 def _wanted(settings: DataSettings, roles: Roles) -> dict[str, str]:
     """The dotted name of each setting that names a column that is needed, and the column."""
     named = {f"data.{role.setting}": role.column(settings) for role in roles}
-    return {name: column for name, column in {"data.label": settings.label, **named}.items() if column is not None}
+    return {
+        name: column
+        for name, column in {"data.label": settings.label or None, **named}.items()
+        if column is not None
+    }
 
 
 def _table(
@@ -126,7 +130,7 @@ def _table(
             for role, column in named
             if column is not None
         },
-        labels=_labels(raw, settings.label),
+        labels=_labels(raw, settings.label or None),
         groups=groups,
         group_names=group_names,
         locations=[(part.where, row) for part in raw for row in part.rows],
@@ -202,9 +206,9 @@ def _read_source(
         if pictures:
             return [], [images.table_of(path, pictures, wanted)]
         files = _files_of(path)
-        return files, [read_file(file, wanted, settings.label) for file in files]
+        return files, [read_file(file, wanted, settings.label or None) for file in files]
     if path.exists():
-        return [path], [read_file(path, wanted, settings.label)]
+        return [path], [read_file(path, wanted, settings.label or None)]
     if not _HUB_NAME.fullmatch(source) or _FILE_LIKE.search(source):
         raise DataError(
             f"{setting} = {source!r}: no such file or folder (looked in {Path.cwd()}). "
@@ -241,7 +245,7 @@ def _read_saved(path: Path, split: str, wanted: Mapping[str, str], settings: Dat
                 "Set data.hub_split to one of them (data.test always reads the split 'test')."
             )
         saved = saved[split]
-    return _from_dataset(str(path), saved, wanted, settings.label)
+    return _from_dataset(str(path), saved, wanted, settings.label or None)
 
 
 def _read_hub(name: str, split: str, wanted: Mapping[str, str], settings: DataSettings, setting: str) -> RawTable:
@@ -256,7 +260,7 @@ def _read_hub(name: str, split: str, wanted: Mapping[str, str], settings: DataSe
             f"loaded from the hub ({type(error).__name__}: {reason}). Without a network, name a local file; "
             f"with one, check the name, hub_subset = {settings.hub_subset!r} and the split {split!r}."
         ) from error
-    return _from_dataset(f"{name} ({split})", loaded, wanted, settings.label)
+    return _from_dataset(f"{name} ({split})", loaded, wanted, settings.label or None)
 
 
 def _from_dataset(where: str, dataset: Any, wanted: Mapping[str, str], label: str | None) -> RawTable:

@@ -95,7 +95,7 @@ class FinishedRun:
         if not task.labelled:
             return Columns(data.prompt or data.text, data.input, data.answer or "", answers=True)
         image = data.image if "image" in reads else None
-        return Columns(data.text, data.text_pair, data.label or "label", image)
+        return Columns(data.text, data.text_pair, data.label, image)
 
     def client(self, name: str) -> Found:
         """One client.
