@@ -70,7 +70,7 @@ def aggregate_and_keep(options: Options, setting: Setting, state: State, uploads
             for kind, change in (("start", came - setting.start), ("round", came - went))
             for name, _ in setting.layout
         }
-        np.savez(folder / f"{number}.npz", **tensors)  # type: ignore[arg-type]
+        np.savez(folder / f"{number}.npz", **tensors)
     return mean_of_the_group(options, setting, state, uploads)
 
 

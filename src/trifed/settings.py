@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Pooling = Literal["mean", "cls", "pooler"]
 
@@ -50,6 +50,20 @@ class ModelSettings(_Settings):
     )
     augment: Augment = Field("none", description="images, while training: mirrored, or moved about as well")
 
+    @field_validator("template")
+    @classmethod
+    def _the_prompt_has_a_place(cls, template: str | None) -> str | None:
+        if template is not None and template != "chat" and "{prompt}" not in template:
+            raise ValueError(f"got {template!r}, expected a text with {{prompt}} in it, or 'chat'")
+        return template
+
+    @field_validator("class_prompt")
+    @classmethod
+    def _the_label_has_a_place(cls, sentence: str) -> str:
+        if "{}" not in sentence:
+            raise ValueError(f"got {sentence!r}, expected a sentence with {{}} in the place of the label")
+        return sentence
+
 
 class AdapterSettings(_Settings):
     """The adapter that every client trains."""
@@ -80,7 +94,7 @@ class TrainingSettings(_Settings):
     micro_batch: int | None = Field(
         None, ge=1, description="examples computed together; fewer need less memory, and the step is the same"
     )
-    gradient_checkpointing: bool = Field(False, description="less memory, and a third more time")
+    gradient_checkpointing: bool = Field(False, description="less memory: activations are computed again")
     eval_batch_size: int = Field(32, ge=1, description="changes no number, only memory and time")
     learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="of AdamW")
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="of AdamW")

@@ -213,8 +213,8 @@ def _backward(model: TaskModel, data: Encoded, parts: list[NDArray[np.int64]], p
         with autocast(device, precision):
             loss = model.loss(batch)
         share = count / max(1, sum(counts))
-        (loss if len(batches) == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
-        total = total + loss.detach() * (1.0 if len(batches) == 1 else share)
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        total = total + loss.detach() * share
     return total
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -20,7 +21,7 @@ from trifed.federation.workbench import build_workbench
 from trifed.methods import METHODS
 from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
-from trifed.training import evaluate
+from trifed.training import evaluate, train_locally
 
 TASK = TASKS["causal-lm"]
 FP32 = TrainingSettings(precision="fp32", device="cpu", eval_batch_size=2)
@@ -283,3 +284,31 @@ def test_a_column_of_labels_may_be_named_and_survives_the_file():
     assert make_config(tomllib.loads(to_toml(config))).data.label == "topic"
     plain = make_config({"task": "causal-lm", "data": {"source": "x.csv"}})
     assert make_config(tomllib.loads(to_toml(plain))) == plain and plain.data.label == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            {"template": "Answer:"},
+            r"model\.template: got 'Answer:', expected a text with \{prompt\} in it",
+        ),
+        ({"class_prompt": "a photo"}, r"model\.class_prompt: got 'a photo', expected a sentence with \{\}"),
+    ],
+)
+def test_a_text_without_the_place_it_is_for_is_refused(model, said):
+    with pytest.raises(ConfigError, match=said):
+        make_config({"data": {"source": "x.csv"}, "model": model})
+
+
+def test_a_step_in_which_nothing_is_learned_counts_nothing(tiny_language):
+    """An answer that was cut away: no prediction, a loss of 0 and no gradient."""
+    bench = bench_of(tiny_language(), "fedavg-lora")
+    data = bench.encode(examples(prompt=["a"], answer=["b"]))
+    data = replace(data, learned=[[0] * len(ids) for ids in data.ids])
+    done = train_locally(
+        bench.model, bench.parameters, data, FP32, rng=np.random.default_rng(0), steps_before=0, steps_in_all=1,
+        moments=None,
+    )  # fmt: skip
+    assert done.loss == 0
+    assert not any(m.any() for name, m in done.moments.items() if name.startswith("exp_avg/"))

@@ -77,9 +77,8 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
     """Read the table, deal it to clients and split each client's examples.
 
     `roles`: what a task's model reads. The same settings, files and `seed` (not negative) give the same result.
-    Raises DataError for whatever
-    `read_table` and `assign_clients` refuse, for clients with too few examples or one label only, and for
-    labels of the global test set that no client trains on.
+    Raises DataError for whatever `read_table` and `assign_clients` refuse, for clients with too few examples or
+    one label only, and for labels of the global test set that no client trains on.
     """
     notes: list[str] = []
     table, test = read_table(settings, roles), read_test(settings, roles)
