@@ -93,3 +93,10 @@ def test_the_same_image_twice_is_dropped_and_another_one_changes_the_hash(image_
     assert sum(len(part) for c in again.clients for part in (c.train, c.valid, c.test)) == 18
     assert len(whole.clients[0].train) == len(again.clients[0].train)
     assert np.array_equal(whole.clients[0].train.labels, again.clients[0].train.labels)
+
+
+def test_an_empty_folder_says_what_may_lie_in_it(tmp_path):
+    with pytest.raises(
+        DataError, match=r"holds no data files; expected some of .*, or a subfolder a label with images"
+    ):
+        read_table(settings(tmp_path), IMAGES)

@@ -163,7 +163,7 @@ def _usable(table: Table, settings: DataSettings) -> Table:
             f"such rows out."
         )
     if len(bad) == len(table):
-        raise DataError(f"{first.place}: {first.reason}{others}; no row is left.")
+        raise DataError(f"{first.place}: {first.reason}{others}; no row is left. Mend them, or name other data.")
     kept = np.array([row for row in range(len(table)) if row not in bad], np.int64)
     return replace(table.take(kept), skipped=len(bad))
 
@@ -205,7 +205,7 @@ def _read_source(
         pictures = images.image_folder(path) if "data.image" in wanted else []
         if pictures:
             return [], [images.table_of(path, pictures, wanted)]
-        files = _files_of(path)
+        files = _files_of(path, ", or a subfolder a label with images in it" if "data.image" in wanted else "")
         return files, [read_file(file, wanted, settings.label or None) for file in files]
     if path.exists():
         return [path], [read_file(path, wanted, settings.label or None)]
@@ -217,10 +217,12 @@ def _read_source(
     return [], [_read_hub(source, split, wanted, settings, setting)]
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _files_of(folder: Path, instead: str) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.is_file() and not _NOT_DATA.match(file.name))
     if not files:
-        raise DataError(f"{folder}: the folder holds no data files; expected some of {', '.join(ENDINGS)}.")
+        raise DataError(
+            f"{folder}: the folder holds no data files; expected some of {', '.join(ENDINGS)}{instead}."
+        )
     stems = {file.stem.lower() for file in files}
     if "train" in stems and stems & _HELD_OUT:
         raise DataError(
