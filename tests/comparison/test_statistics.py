@@ -21,6 +21,14 @@ def test_of_equal_clients_it_is_the_binomial_interval():
     assert (low, high) == pytest.approx((0.8 - 1.96 * 0.01265, 0.8 + 1.96 * 0.01265), abs=0.002)
 
 
+def test_rows_that_are_right_in_part_count_in_part():
+    # Shares .2 and .4, half each, of 10 × 100 rows: mean .3, s.d. of a row .1, of the mean .1 / √1000.
+    low, high = interval([np.array([0.2, 0.4] * 50)] * 10)
+    assert (low, high) == pytest.approx((0.3 - 1.96 * 0.00316, 0.3 + 1.96 * 0.00316), abs=0.0005)
+    shares = np.linspace(0.1, 0.6, 50)
+    assert interval([shares + 0.25] * 4, [shares] * 4) == pytest.approx((0.25, 0.25))
+
+
 def test_of_clients_that_differ_it_is_as_wide_as_clients_make_it():
     # Rows without noise: means 0 or 1 of 16 clients, half each: s.d. of the mean √(.25 / 16) = .125.
     low, high = interval([rows(float(i % 2), 50) for i in range(16)])

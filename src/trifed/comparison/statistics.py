@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Right = Sequence[NDArray[np.bool_]]
-"""For each client (of each seed), which test rows are right: (n_rows,) bool."""
+Right = Sequence[NDArray[np.bool_ | np.float64]]
+"""For each client (of each seed), which test rows are right, or how much of each: (n_rows,) bool, or shares."""
 
 RESAMPLES = 4000
 
@@ -20,26 +20,25 @@ def interval(right: Right, against: Right | None = None, *, seed: int = 0) -> tu
     with what both methods made of it. Clients without test rows are left out. NaN without any client.
     """
     other = right if against is None else against
-    pairs = [(mine, theirs) for mine, theirs in zip(right, other, strict=True) if len(mine)]
-    if not pairs:
+    gains = [
+        mine.astype(np.float64) - (0.0 if against is None else theirs)
+        for mine, theirs in zip(right, other, strict=True)
+        if len(mine)
+    ]
+    if not gains:
         return float("nan"), float("nan")
-    sizes = np.array([len(mine) for mine, _ in pairs])
-    gain = np.array([_gains(mine, None if against is None else theirs) for mine, theirs in pairs])
     rng = np.random.default_rng(seed)
+    outcomes = [np.unique(gain, return_counts=True) for gain in gains]
     total = np.zeros(RESAMPLES)
-    for _ in pairs:  # one place of the resampled list of clients after the other
-        client = rng.integers(len(pairs), size=RESAMPLES)
-        # Rows drawn with replacement count how often each of the three outcomes (+1, 0, −1) comes up.
-        drawn = rng.multinomial(sizes[client], gain[client])
-        total += (drawn[:, 0] - drawn[:, 2]) / sizes[client]
-    low, high = np.quantile(total / len(pairs), (0.025, 0.975))
+    for _ in gains:  # one place of the resampled list of clients after the other
+        client = rng.integers(len(gains), size=RESAMPLES)
+        for place, (values, counts) in enumerate(outcomes):
+            here = client == place
+            # Rows drawn with replacement count how often each outcome comes up.
+            drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=int(here.sum()))
+            total[here] += drawn @ values / counts.sum()
+    low, high = np.quantile(total / len(gains), (0.025, 0.975))
     return float(low), float(high)
-
-
-def _gains(mine: NDArray[np.bool_], theirs: NDArray[np.bool_] | None) -> NDArray[np.float64]:
-    """Shares of the rows that gain +1, 0 and −1, (3,)."""
-    gain = mine.astype(np.int64) - (0 if theirs is None else theirs.astype(np.int64))
-    return np.array([(gain == 1).mean(), (gain == 0).mean(), (gain == -1).mean()])
 
 
 def mean_over_clients(right: Right) -> float:
