@@ -18,7 +18,15 @@ from trifed.data import DataSettings
 from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
 from trifed.nested import layer, without
-from trifed.settings import AdapterSettings, ModelSettings, TaskName, TrackerName, TrainingSettings, WireSettings
+from trifed.settings import (
+    WRITING,
+    AdapterSettings,
+    ModelSettings,
+    TaskName,
+    TrackerName,
+    TrainingSettings,
+    WireSettings,
+)
 
 DEFAULT_METHOD = "own-prior"
 """Of the methods here the one that was best, or level with the best, on most of what was measured."""
@@ -101,7 +109,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     problems += _method_problems(values.get("method", DEFAULT_METHOD))
     if config is not None:
         problems += _baseline_problems(config)
-    if config is not None and not config.data.label and config.task != "causal-lm":
+    if config is not None and not config.data.label and config.task not in WRITING:
         problems.append(f"data.label: got '', and task = '{config.task}' learns labels; name their column")
     if config is not None and not problems:
         problems += config.method.options().problems(config.adapter)
@@ -173,9 +181,12 @@ def _defaults_of(method: Any) -> Mapping[str, Any]:
 def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
     """What lies under a run's settings where its task is no classification: no label, and a template."""
     data = values.get("data")
-    if values.get("task") != "causal-lm" or not isinstance(data, Mapping):
+    if values.get("task") not in WRITING or not isinstance(data, Mapping):
         return {}
     found: dict[str, Any] = {"data": {"label": ""}}
+    if values["task"] == "image-text-to-text":
+        found["data"] |= {"prompt": "prompt", "answer": "answer"}
+        return found
     if data.get("messages") is not None:
         found["model"] = {"template": "chat"}
     elif data.get("answer") is None:

@@ -16,8 +16,11 @@ AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 """Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
 own, where only C trains; no adapter, the base model itself."""
 
-TaskName = Literal["text-classification", "image-classification", "image-text", "causal-lm"]
+TaskName = Literal["text-classification", "image-classification", "image-text", "causal-lm", "image-text-to-text"]
 """A kind of problem; `trifed.tasks.TASKS` knows what each one is."""
+
+WRITING: tuple[TaskName, ...] = ("causal-lm", "image-text-to-text")
+"""Tasks whose models write: no label is learned."""
 
 Bits = Literal[1, 2, 4, 8, 32]
 """A number that travels."""
@@ -72,7 +75,7 @@ class AdapterSettings(_Settings):
     alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="before A, while training")
     towers: Literal["both", "vision", "text"] = Field(
-        "both", description="image-text: which of the two is adapted"
+        "both", description="of a model with a vision and a text tower, which is adapted"
     )
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
         "auto", description="endings of module names; 'auto' is what PEFT knows for the architecture"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,10 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
@@ -47,6 +54,30 @@ def as_file(color: tuple[int, int, int], rng: np.random.Generator, kind: str = "
     made = io.BytesIO()
     Image.fromarray(pixels).save(made, kind)
     return made.getvalue()
+
+
+@pytest.fixture(scope="session")
+def run_card() -> Callable[[Path, str], str]:
+    """`run_card(folder, "answer(...)")`: what that is after the code of a folder's model card, as printed."""
+
+    def ask(folder: Path, question: str) -> str:
+        code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        code = code[: code.index("print(")] + f"\nprint({question})\n"
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def paint() -> Callable[..., bytes]:
+    """`paint("green", 3)`: the file of a noisy image of that hue, its noise and shape from the seed."""
+    return lambda hue, seed=0: as_file(HUES[hue], np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +158,11 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "phi": {"intermediate_size": 64},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
 }
+SCENE_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>"
+    "{% for part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -166,6 +202,52 @@ def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
                 config = AutoConfig.for_model(kind, **shape, **ends)
                 AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         return known[kind, chat]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_scenes(chat=True)`: a folder with a random LLaVA that reads bytes, and four tokens an image."""
+    known: dict[bool, Path] = {}
+
+    def make(chat: bool = False) -> Path:
+        if chat not in known:
+            folder = known[chat] = tmp_path_factory.mktemp("tiny-llava")
+            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+            words = {word: place for place, word in enumerate(["<s>", "</s>", "<image>", *alphabet])}
+            tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", words["<s>"])]
+            )
+            LlavaProcessor(
+                image_processor=CLIPImageProcessorPil(
+                    size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+                ),
+                tokenizer=PreTrainedTokenizerFast(
+                    tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", extra_special_tokens=["<image>"]
+                ),
+                patch_size=SIDE // 2, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+                chat_template=SCENE_TEMPLATE if chat else None,
+            ).save_pretrained(folder)  # fmt: skip
+            shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+            config = LlavaConfig(
+                vision_config=AutoConfig.for_model(
+                    "clip_vision_model", **shape, image_size=SIDE, patch_size=SIDE // 2, projection_dim=16
+                ),
+                text_config=AutoConfig.for_model(
+                    "llama", **shape, num_key_value_heads=2, vocab_size=len(words), max_position_embeddings=128,
+                    bos_token_id=0, eos_token_id=1, pad_token_id=None, initializer_range=0.2,
+                ),
+                image_token_index=2,
+                image_seq_length=4,
+            )  # fmt: skip
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+        return known[chat]
 
     return make
 

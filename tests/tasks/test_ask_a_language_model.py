@@ -6,9 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -115,7 +112,7 @@ def test_rouge_l(one, other, wanted):
 
 
 @pytest.mark.parametrize("form", ["lora", "merged"])
-def test_an_export_answers_as_its_client_does_with_and_without_this_package(trained, tmp_path, form):
+def test_an_export_answers_as_its_client_does_with_and_without_this_package(trained, tmp_path, form, run_card):
     done = call("export", trained / "help", "--client", "north", "--form", form, "--to", tmp_path / "north")
     assert done.exit_code == 0, done.output
     asked = call("predict", tmp_path / "north", "--tokens", 6, "--text", "say 3", "--format", "jsonl")
@@ -123,19 +120,8 @@ def test_an_export_answers_as_its_client_does_with_and_without_this_package(trai
     assert run_card(tmp_path / "north", 'answer("say 3", 6)') == "ababab"
 
 
-def run_card(folder, question):
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = code[: code.index("print(")] + f"\nprint({question})\n"
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 @pytest.mark.parametrize("form", ["tri-matrix", "lora", "merged"])
-def test_cores_export_too_and_prompts_may_stand_in_a_chat(tiny_language, trained, tmp_path, form):
+def test_cores_export_too_and_prompts_may_stand_in_a_chat(tiny_language, trained, tmp_path, form, run_card):
     values = {
         "task": "causal-lm", "rounds": 1, "method": "ce-lora",
         "model": {"name": str(tiny_language(chat=True)), "max_length": 64, "template": "chat"},

@@ -106,12 +106,20 @@ def _left_out(base: nn.Module, settings: AdapterSettings) -> set[str]:
     """The linear layers of the tower that is not to be adapted."""
     if settings.towers == "both":
         return set()
-    inner = {name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    towers = {"vision": ("vision_", "visual_"), "text": ("text_",)}
-    if not all(any(name.startswith(starts) for name in inner) for starts in towers.values()):
+    inner = {name: _tower(name) for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    if not {"vision", "text"} <= set(inner.values()):
         raise ModelError(f"adapter.towers: got '{settings.towers}', but this model has one tower; leave it out")
-    other = towers["text" if settings.towers == "vision" else "vision"]
-    return {name for name in inner if name.startswith(other)}
+    return {name for name, tower in inner.items() if tower not in (settings.towers, None)}
+
+
+def _tower(name: str) -> str | None:
+    """Which tower a layer belongs to, by the first part of its name that says so."""
+    for part in name.split("."):
+        if part.startswith(("vision_", "visual")):
+            return "vision"
+        if part.startswith(("text_", "language_model")):
+            return "text"
+    return None
 
 
 def _matched(

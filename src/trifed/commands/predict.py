@@ -38,6 +38,8 @@ text a line. The images: a file with embedded images or paths, a folder,
   trifed predict runs/plants --client north photos/ --top 3
 \b
   trifed predict runs/help --client north --text "How do I reset my password?"
+\b
+  trifed predict runs/scans --client north --image scan.png --text "What is seen?"
 """
 
 
@@ -118,6 +120,8 @@ def _asked(
     """What is asked and how many that are, None where they come one by one."""
     from trifed.models.texts import given, read_lines, read_table
 
+    if columns.image and columns.answers:
+        return _about_images(file, text, image, columns)
     flag, values = "--image" if columns.image else "--text", image or text
     if values and (text if columns.image else image):
         other = "--text" if columns.image else "--image"
@@ -134,6 +138,23 @@ def _asked(
             f"no {columns.kind}s: give a file, {flag}, or lines on standard input ('-' to type them here)"
         )
     return read_lines(sys.stdin.buffer, columns), None
+
+
+def _about_images(
+    file: Path | None, text: list[str] | None, image: list[str] | None, columns: Columns
+) -> tuple[list[Asked], int]:
+    """The same of a model that reads an image with every prompt."""
+    from trifed.models.texts import given_both, read_table
+
+    if file is not None and str(file) != "-" and not (text or image):
+        table = read_table(file, columns)
+        return table, len(table)
+    if file is None and text and image:
+        return given_both(text, image, columns), len(text)
+    raise DataError(
+        f"this model reads an image with every prompt; give a file with the columns '{columns.image}' and "
+        f"'{columns.text}', or both --image and --text"
+    )
 
 
 def _answer(

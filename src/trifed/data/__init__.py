@@ -21,7 +21,7 @@ from trifed.data.clients import (
 )
 from trifed.data.demo import demo_corpus_path
 from trifed.data.images import IMAGES, as_png, open_image
-from trifed.data.instructions import LANGUAGE
+from trifed.data.instructions import LANGUAGE, QUESTIONS
 from trifed.data.partition import assign_clients
 from trifed.data.roles import TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
@@ -31,6 +31,7 @@ from trifed.data.summary import SplitRow, render_split, render_split_text, split
 __all__ = [
     "IMAGES",
     "LANGUAGE",
+    "QUESTIONS",
     "TEXTS",
     "ClientData",
     "ClientSettings",

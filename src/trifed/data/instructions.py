@@ -75,3 +75,6 @@ LANGUAGE: Roles = (
     Role("text", read_texts, when=_only_texts),
 )
 """A conversation; or prompt, perhaps with an input, and answer; or else a text."""
+
+QUESTIONS: Roles = (Role("prompt", read_texts), Role("input", read_maybe), Role("answer", read_texts))
+"""A prompt, perhaps with an input, and its answer."""

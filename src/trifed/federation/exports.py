@@ -26,7 +26,6 @@ from trifed.methods.interface import is_head
 from trifed.settings import ModelSettings
 from trifed.tasks import TASKS, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, without_transformers_talk
-from trifed.tasks.generate import generate, prompted
 from trifed.training import length_order
 
 
@@ -115,24 +114,44 @@ class Classifier(ClientModel):
 class Writer(ClientModel):
     """A language model, which answers."""
 
-    @torch.no_grad()
     def answer(
         self,
         prompts: Sequence[str],
         inputs: Sequence[str] | None = None,
         tokens: int = 64,
         batch_size: int = 16,
+        *,
+        images: Sequence[Any] | None = None,
     ) -> list[str]:
         """What the model writes behind each prompt, the most probable token at a time, at most `tokens` of them.
 
-        `inputs`: what each prompt is about, where the model was trained with such. A model that was trained on
-        texts continues the prompt as it is.
+        `inputs`: what each prompt is about, where the model was trained with such; `images`: one a prompt, as
+        paths, bytes or PIL's, of a model that reads them. A model that was trained on texts continues the prompt
+        as it is.
+
+        Raises:
+            RunError: the model reads images and none are given, or the other way round.
         """
+        asked: dict[str, list[Any]] = {"prompt": list(prompts), "input": list(inputs or [""] * len(prompts))}
+        read = {role.setting: role for role in self.task.roles}
+        if ("image" in read) != (images is not None):
+            wanted = "reads an image with every prompt; give images=" if "image" in read else "reads no images"
+            raise RunError(f"this model {wanted}")
+        if images is not None:
+            asked["image"] = [read["image"].given(image) for image in images]
+        return self.answer_all(asked, tokens, batch_size)
+
+    @torch.no_grad()
+    def answer_all(self, inputs: Mapping[str, list[Any]], tokens: int = 64, batch_size: int = 16) -> list[str]:
+        """The same of inputs by role, as `trifed.data.Examples` has them."""
+        write = self.task.write
+        if write is None:
+            raise RunError(f"a model of the task '{self.task.name}' does not answer")
         self.model.eval()
-        asked = prompted(self.base, list(prompts), list(inputs or [""] * len(prompts)), self.settings)
         answers: list[str] = []
-        for first in range(0, len(asked), batch_size):
-            answers += generate(self.model.encoder, self.base, asked[first : first + batch_size], tokens)
+        for first in range(0, len(inputs["prompt"]), batch_size):
+            part = {name: values[first : first + batch_size] for name, values in inputs.items()}
+            answers += write(self.model, self.base, part, self.settings, tokens)
         return answers
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from trifed.federation.exports import Writer, load_writer
 from trifed.models.find import Found
-from trifed.models.texts import Asked
+from trifed.models.texts import Asked, asked_of
 from trifed.settings import TrainingSettings
 from trifed.training import choose_device
 
@@ -38,7 +38,7 @@ def answer(writer: Writer, asked: Iterable[Asked], tokens: int) -> Iterator[Answ
     """Answers of at most `tokens` tokens in the order of the prompts, a chunk at a time."""
     waiting = iter(asked)
     while chunk := list(islice(waiting, CHUNK)):
-        texts = writer.answer([item.text for item in chunk], [item.pair or "" for item in chunk], tokens)
+        texts = writer.answer_all(asked_of(chunk), tokens)
         for item, text in zip(chunk, texts, strict=True):
             yield Answer(item, text)
 

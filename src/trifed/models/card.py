@@ -130,9 +130,15 @@ def _ask(exported: Exported) -> Iterator[str]:
         yield "With plain transformers, from inside this folder:"
     else:
         yield "With plain PEFT and transformers, from inside this folder; `BASE` is where the base model lies:"
-    snippet = of_language_model(base, exported.facts.get("template"), folded=exported.form == "tri-matrix")
+    facts = exported.facts
+    images = facts["columns"]["image"] is not None
+    snippet = of_language_model(base, facts.get("template"), folded=exported.form == "tri-matrix", images=images)
     yield f"\n```python\n{snippet}```\n"
-    yield 'With trifed: `trifed predict FOLDER --text "..."`, or `trifed.load_writer(folder).answer(prompts)`.'
+    flags, more = ("--image FILE ", ", images=files") if images else ("", "")
+    yield (
+        f'With trifed: `trifed predict FOLDER {flags}--text "..."`, or '
+        f"`trifed.load_writer(folder).answer(prompts{more})`."
+    )
 
 
 def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:

@@ -13,8 +13,8 @@ from trifed.errors import DataError
 from trifed.federation.exports import Writer
 from trifed.models.evaluate import Told
 from trifed.models.find import Found
-from trifed.models.texts import Asked, Labelled
-from trifed.tasks.causal_lm import CHAT
+from trifed.models.texts import Asked, Labelled, asked_of
+from trifed.tasks.prompts import CHAT
 from trifed.training import evaluate
 
 CHUNK = 64
@@ -70,16 +70,14 @@ def _examples(data: Labelled) -> Examples:
     texts = [item.text for item in data.asked]
     if not data.labels:
         return Examples({"text": texts}, labels)
-    return Examples(
-        {"prompt": texts, "input": [item.pair or "" for item in data.asked], "answer": list(data.labels)}, labels
-    )
+    return Examples({**asked_of(data.asked), "answer": list(data.labels)}, labels)
 
 
 def _answers(writer: Writer, asked: list[Asked], tokens: int, told: Told) -> list[str]:
     found: list[str] = []
     for first in range(0, len(asked), CHUNK):
         chunk = asked[first : first + CHUNK]
-        found += writer.answer([item.text for item in chunk], [item.pair or "" for item in chunk], tokens)
+        found += writer.answer_all(asked_of(chunk), tokens)
         told(len(chunk))
     return found
 

@@ -20,6 +20,7 @@ from trifed.federation.exports import ClientModel, open_client
 from trifed.models.card import Exported, Form, model_card
 from trifed.models.find import FinishedRun, Found, open_run
 from trifed.models.stock import stock_classifier
+from trifed.tasks.prompts import CHAT
 
 FORMS: tuple[Form, ...] = get_args(Form)
 Told = Callable[[int, int, str], None]
@@ -94,6 +95,8 @@ def _export(run: FinishedRun, found: Found, form: Form, folder: Path, base: str 
     # Not the source: of 'demo' that is a place on this machine.
     base_model = base or run.config.model.name
     facts |= {"base_model": base_model, "client": found.name, "columns": asdict(found.columns)}
+    if found.columns.answers and found.columns.image and getattr(classifier.base.processor, "chat_template", None):
+        facts = {"template": CHAT, **facts}  # what such a model reads unless the run names another
     stock = None
     if form == "merged":
         stock = _write_merged(classifier, folder)

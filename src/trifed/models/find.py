@@ -52,7 +52,9 @@ def named(columns: Columns, text: str | None, pair: str | None, image: str | Non
     Raises:
         RunError: a column of what the model does not read.
     """
-    wrong = {"--text-column": text, "--pair-column": pair} if columns.image else {"--image-column": image}
+    wrong = {} if columns.image else {"--image-column": image}
+    if columns.image and not columns.answers:
+        wrong = {"--text-column": text, "--pair-column": pair}
     for flag, column in wrong.items():
         if column is not None:
             raise RunError(f"{flag}: got '{column}', but this model reads {columns.kind}s")
@@ -93,7 +95,8 @@ class FinishedRun:
         task, data = TASKS[self.config.task], self.config.data
         reads = {role.setting for role in task.roles}
         if not task.labelled:
-            return Columns(data.prompt or data.text, data.input, data.answer or "", answers=True)
+            image = data.image if "image" in reads else None
+            return Columns(data.prompt or data.text, data.input, data.answer or "", image, answers=True)
         image = data.image if "image" in reads else None
         return Columns(data.text, data.text_pair, data.label, image)
 

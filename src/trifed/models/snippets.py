@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from trifed.errors import AdapterError
 from trifed.settings import Pooling
 from trifed.tasks import Snippet, Task
-from trifed.tasks.causal_lm import CHAT, WITHOUT
+from trifed.tasks.prompts import CHAT, WITHOUT
 
 _PLAIN_ADAPTER = """base = AutoModel.from_pretrained(BASE, dtype=torch.float32)
 encoder = PeftModel.from_pretrained(base, ".").eval()
@@ -113,49 +113,76 @@ def of_merged(asked: Asked, *, stock: bool) -> str:
     return start + _use(asked, head=True)
 
 
-def of_language_model(base: str | None, template: str | None, *, folded: bool) -> str:
+def of_language_model(base: str | None, template: str | None, *, folded: bool, images: bool) -> str:
     """Load an adapter over `base`, or full weights where there is none, and answer one prompt.
 
-    `template`: `[model] template` of the run.
+    `template`: `[model] template` of the run; `images`: does it read one with every prompt?
     """
+    model, reads = (
+        ("AutoModelForImageTextToText", "AutoProcessor") if images else ("AutoModelForCausalLM", "AutoTokenizer")
+    )
     lines = ["import json\n"] if base and folded else []
     lines.append("import torch\n")
     if base:
         wanted = ["LoraConfig", "get_peft_model", "set_peft_model_state_dict"] if folded else ["PeftModel"]
         lines.append(f"from peft import {', '.join(wanted)}\n")
+    lines += ["from PIL import Image\n"] if images else []
     lines += ["from safetensors.torch import load_file\n"] if base and folded else []
-    lines.append("from transformers import AutoModelForCausalLM, AutoTokenizer\n\n")
+    lines.append(f"from transformers import {_sorted(model, reads)}\n\n")
     if base:
-        lines.append(f"BASE = {base!r}\nprocessor = AutoTokenizer.from_pretrained(BASE)\n")
-        lines.append(
-            (_FOLDED_ADAPTER if folded else _PLAIN_ADAPTER).replace("AutoModel.", "AutoModelForCausalLM.")
-        )
+        lines.append(f"BASE = {base!r}\nprocessor = {reads}.from_pretrained(BASE)\n")
+        lines.append((_FOLDED_ADAPTER if folded else _PLAIN_ADAPTER).replace("AutoModel.", f"{model}."))
     else:
-        lines.append('processor = AutoTokenizer.from_pretrained(".")\n')
-        lines.append('encoder = AutoModelForCausalLM.from_pretrained(".").eval()\n')
-    return "".join(lines) + _ANSWER.replace(
-        "BATCH", _CHAT if template == CHAT else _PROMPT.format(template or WITHOUT)
+        lines.append(f'processor = {reads}.from_pretrained(".")\n')
+        lines.append(f'encoder = {model}.from_pretrained(".").eval()\n')
+    return "".join(lines) + (_about_an_image(template) if images else _about_nothing(template))
+
+
+def _about_nothing(template: str | None) -> str:
+    batch = _CHAT if template == CHAT else _PROMPT.format(template or WITHOUT)
+    return _ANSWER.format(
+        arguments="prompt", batch=batch, end="processor.eos_token_id", example='"How do I reset my password?"'
+    )
+
+
+def _about_an_image(template: str | None) -> str:
+    written = _SPOKEN if template == CHAT else _WRITTEN.replace("TEMPLATE", repr(template or WITHOUT))
+    return written + _ANSWER.format(
+        arguments="image, prompt",
+        batch='processor(images=image, text=written(prompt), return_tensors="pt")',
+        end="processor.tokenizer.eos_token_id",
+        example='Image.new("RGB", (64, 64)), "What is this?"',
     )
 
 
 _ANSWER = """
 
-def answer(prompt, tokens=64):
-    batch = BATCH
+def answer({arguments}, tokens=64):
+    batch = {batch}
     with torch.no_grad():
-        made = encoder.generate(
-            **batch, max_new_tokens=tokens, do_sample=False, pad_token_id=processor.eos_token_id
-        )
+        made = encoder.generate(**batch, max_new_tokens=tokens, do_sample=False, pad_token_id={end})
     return processor.decode(made[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-print(answer("How do I reset my password?"))
+print(answer({example}))
 """
 _PROMPT = 'processor({!r}.replace("{{prompt}}", prompt).replace("{{input}}", ""), return_tensors="pt")'
 _CHAT = (
     'processor.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, '
     'return_dict=True, return_tensors="pt")'
 )
+_WRITTEN = """
+
+def written(prompt):
+    text = TEMPLATE.replace("{prompt}", prompt).replace("{input}", "")
+    return text if processor.image_token in text else processor.image_token + "\\n" + text
+"""
+_SPOKEN = """
+
+def written(prompt):
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+"""
 
 
 def _sorted(*names: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
 class Asked(NamedTuple):
-    """One text, perhaps with its second text; or one image, whose name is then the text.
+    """One text, perhaps with its second text or its image; or one image, whose name is then the text.
 
     `row`: its 1-based row, or line, in what it came from; `image`: the bytes of its file.
     """
@@ -106,6 +106,21 @@ def given(texts: Sequence[str], columns: Columns) -> list[Asked]:
     ]
 
 
+def given_both(texts: Sequence[str], images: Sequence[str], columns: Columns) -> list[Asked]:
+    """Prompts and the paths of their images, as they were given: one image each, or one for all.
+
+    Raises:
+        DataError: another number of images, and as `given` does.
+    """
+    if len(images) not in (1, len(texts)):
+        raise DataError(
+            f"got {len(images)} images and {len(texts)} texts; give one --image for each --text, or one"
+        )
+    seen = given(images, replace(columns, answers=False))
+    prompts = given(texts, replace(columns, image=None))
+    return [asked._replace(image=seen[place % len(seen)].image) for place, asked in enumerate(prompts)]
+
+
 def split_inputs(asked: Sequence[Asked]) -> dict[str, list[Any]]:
     """What is asked, by role: "image", or "text" and perhaps "text_pair"; (n,) each."""
     images = [item.image for item in asked if item.image is not None]
@@ -115,13 +130,23 @@ def split_inputs(asked: Sequence[Asked]) -> dict[str, list[Any]]:
     return {"text": [item.text for item in asked], **({"text_pair": pairs} if pairs else {})}
 
 
+def asked_of(asked: Sequence[Asked]) -> dict[str, list[Any]]:
+    """What a model that answers is asked, by role: "prompt", "input", and maybe "image"; (n,) each."""
+    images = [item.image for item in asked if item.image is not None]
+    found: dict[str, list[Any]] = {
+        "prompt": [item.text for item in asked],
+        "input": [item.pair or "" for item in asked],
+    }
+    return {**found, **({"image": images} if images else {})}
+
+
 def _read(path: Path, columns: Columns, more: dict[str, str]) -> RawTable:
-    if path.is_dir() and columns.image is not None:
+    if path.is_dir() and columns.image is not None and not columns.answers:
         return _folder(path, columns, labelled=bool(more))
-    if columns.image is not None:
-        wanted = {"--image-column": columns.image, **more}
-    else:
-        wanted = {"--text-column": columns.text, **more}
+    wanted = {"--image-column": columns.image} if columns.image is not None else {}
+    if columns.image is None or columns.answers:
+        wanted["--text-column"] = columns.text
+    wanted |= more
     if columns.pair is not None:
         wanted["--pair-column"] = columns.pair
     raw = read_file(path, wanted, columns.label)
@@ -141,14 +166,15 @@ def _folder(path: Path, columns: Columns, *, labelled: bool) -> RawTable:
 
 
 def _asked(raw: RawTable, columns: Columns) -> list[Asked]:
-    if columns.image is not None:
-        return list(_images(raw, columns.image))
+    images = list(_images(raw, columns.image)) if columns.image is not None else []
+    if images and not columns.answers:
+        return images
     texts = cells.read_texts(cells.cells([raw], columns.text), columns.text)
-    if columns.pair is None:
-        return [Asked(row, text) for row, text in zip(raw.rows, texts, strict=True)]
     read_pairs = read_maybe if columns.answers else cells.read_texts
-    pairs = read_pairs(cells.cells([raw], columns.pair), columns.pair)
-    return [Asked(*item) for item in zip(raw.rows, texts, pairs, strict=True)]
+    column = columns.pair
+    pairs = [None] * len(texts) if column is None else read_pairs(cells.cells([raw], column), column)
+    seen = [item.image for item in images] or [None] * len(texts)
+    return [Asked(*item) for item in zip(raw.rows, texts, pairs, seen, strict=True)]
 
 
 def _images(raw: RawTable, column: str) -> Iterator[Asked]:

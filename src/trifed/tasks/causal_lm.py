@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,12 +18,10 @@ from trifed.data import LANGUAGE, Examples
 from trifed.errors import ModelError
 from trifed.settings import BaseDtype, ModelSettings
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
+from trifed.tasks.generate import generate
 from trifed.tasks.interface import Batch, Scored, Task, TaskModel
 from trifed.tasks.padding import padded
-
-WITH_INPUT = "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:\n"
-WITHOUT = "### Instruction:\n{prompt}\n\n### Response:\n"
-CHAT = "chat"
+from trifed.tasks.prompts import CHAT, asked, prompted, question, rendered
 
 LANGUAGE_MODEL = Wanted(
     "causal-lm", "a model that predicts the next token, such as Llama, Mistral, Qwen, Gemma, GPT-2 or Phi",
@@ -74,21 +72,20 @@ class LanguageModel(TaskModel):
         self.encoder = encoder
         self.hidden = hidden
 
+    def read(self, batch: Batch) -> Batch:
+        """What of a batch the language model itself reads."""
+        return {name: tensor for name, tensor in batch.items() if name != "learned"}
+
     def features(self, batch: Batch) -> Tensor:
         """The mean of the last hidden state over the mask, (n, hidden), float32."""
-        output = self.encoder(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True,
-            use_cache=False,
-        )  # fmt: skip
+        output = self.encoder(**self.read(batch), output_hidden_states=True, use_cache=False)
         mask = batch["attention_mask"].unsqueeze(-1).float()
         pooled: Tensor = (output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)
         return pooled
 
     def _next(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the tokens to be predicted, (k, vocabulary), these tokens, (k,), and their examples, (k,)."""
-        output = self.encoder(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
+        output = self.encoder(**self.read(batch), use_cache=False)
         wanted = batch["learned"][:, 1:].bool()
         return output.logits[:, :-1][wanted].float(), batch["input_ids"][:, 1:][wanted], wanted.nonzero()[:, 0]
 
@@ -123,12 +120,7 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
     Raises:
         ModelError: the model reads fewer tokens than allowed, or a conversation and no chat template.
     """
-    most = getattr(base.model.config, "max_position_embeddings", None) or settings.max_length
-    if settings.max_length > most:
-        raise ModelError(
-            f"model.max_length: got {settings.max_length}, but this model reads at most {most} tokens; set it to "
-            f"{most} or less"
-        )
+    check_length(base, settings)
     if "text" in examples.inputs:
         return _texts(base.processor, examples, settings)
     made = [
@@ -140,6 +132,16 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
         examples.labels,
         sum(cut for _, cut in made),
     )
+
+
+def check_length(base: LoadedBase, settings: ModelSettings) -> None:
+    """Refuse sequences that are longer than the model reads, by a ModelError."""
+    most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or settings.max_length
+    if settings.max_length > most:
+        raise ModelError(
+            f"model.max_length: got {settings.max_length}, but this model reads at most {most} tokens; set it to "
+            f"{most} or less"
+        )
 
 
 def _texts(tokenizer: Any, examples: Examples, settings: ModelSettings) -> EncodedTokens:
@@ -182,19 +184,12 @@ def _sequences(
 
 def _answered(tokenizer: Any, prompt: str, context: str, answer: str, settings: ModelSettings) -> Iterator[Piece]:
     if settings.template == CHAT:
-        question = f"{prompt}\n\n{context}" if context else prompt
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        turns = [{"role": "user", "content": question(prompt, context)}, {"role": "assistant", "content": answer}]
         yield from _spoken(tokenizer, turns)
         return
     yield Piece(_ids(tokenizer, [asked(prompt, context, settings)])[0], learned=False)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     yield Piece(_ids(tokenizer, [answer], start=False)[0] + end, learned=True)
-
-
-def asked(prompt: str, context: str, settings: ModelSettings) -> str:
-    """What stands before the answer."""
-    template = settings.template if settings.template is not None else WITH_INPUT if context else WITHOUT
-    return template.replace("{prompt}", prompt).replace("{input}", context)
 
 
 def _spoken(tokenizer: Any, messages: list[dict[str, str]]) -> Iterator[Piece]:
@@ -203,26 +198,11 @@ def _spoken(tokenizer: Any, messages: list[dict[str, str]]) -> Iterator[Piece]:
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        question = rendered(tokenizer, messages[:place], answer=True)
+        before_it = rendered(tokenizer, messages[:place], answer=True)
         whole = rendered(tokenizer, messages[: place + 1], answer=False)
-        yield Piece(_ids(tokenizer, [question.removeprefix(before)], start=False)[0], learned=False)
-        yield Piece(_ids(tokenizer, [whole.removeprefix(question)], start=False)[0], learned=True)
+        yield Piece(_ids(tokenizer, [before_it.removeprefix(before)], start=False)[0], learned=False)
+        yield Piece(_ids(tokenizer, [whole.removeprefix(before_it)], start=False)[0], learned=True)
         before = whole
-
-
-def rendered(tokenizer: Any, messages: list[dict[str, str]], *, answer: bool) -> str:
-    """A conversation as the tokenizer's chat template writes it; with `answer` up to where the assistant begins.
-
-    Raises:
-        ModelError: it has no chat template.
-    """
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            "model.name: its tokenizer has no chat template, which conversations need; name columns of prompts "
-            "and answers (data.prompt, data.answer), or take a model that was tuned for chats"
-        )
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
-    return text
 
 
 def _cut(pieces: list[Piece], most: int) -> tuple[list[Piece], bool]:
@@ -240,6 +220,15 @@ def _cut(pieces: list[Piece], most: int) -> tuple[list[Piece], bool]:
     return kept, True
 
 
+def write(
+    model: TaskModel, base: LoadedBase, inputs: Mapping[str, Sequence[Any]], settings: ModelSettings, tokens: int
+) -> list[str]:
+    """What the model writes behind each prompt, at most `tokens` tokens; `inputs`: "prompt", maybe "input"."""
+    prompts = inputs["prompt"]
+    rows = prompted(base.processor, prompts, inputs.get("input") or [""] * len(prompts), settings)
+    return generate(model.encoder, base.processor, rows, tokens)
+
+
 def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings) -> LanguageModel:
     return LanguageModel(encoder, base.model.config.get_text_config().hidden_size)
 
@@ -251,5 +240,6 @@ TASK = Task(
     load=load_language_model,
     encode=encode,
     build=_build,
+    write=write,
     labelled=False,
 )

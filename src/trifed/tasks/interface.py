@@ -102,6 +102,9 @@ class Snippet:
     pair_example: str = ""
 
 
+Write = Callable[[TaskModel, LoadedBase, Mapping[str, Sequence[Any]], ModelSettings, int], list[str]]
+
+
 @dataclass(frozen=True)
 class Task:
     """One kind of problem.
@@ -110,7 +113,8 @@ class Task:
     the user gave, and how it is held; `encode`: examples for a base; `build`: base wrapped by an adapter, base,
     labels' names and settings → model; `stock`: transformers' Auto class for a base with a head, and `probe` a few
     values of the first role on which it is compared with ours; `snippet`: how a model card loads and asks a model;
-    `labelled`: are labels what is learned? Where they are not, they only say what a client's examples are.
+    `write`: model, base, inputs by role, settings and a largest number of tokens → the answers, of a model that
+    answers; `labelled`: are labels what is learned? Where they are not, they only say what an example is.
     """
 
     name: TaskName
@@ -122,4 +126,5 @@ class Task:
     stock: Any = None
     probe: Sequence[Any] = ()
     snippet: Snippet | None = None
+    write: Write | None = None
     labelled: bool = True
