@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Pooling = Literal["mean", "cls", "pooler"]
 
-BaseDtype = Literal["float32", "bfloat16"]
+BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
+QUANTISED: tuple[BaseDtype, ...] = ("int8", "nf4")
+"""Eight and four bits a weight of the linear layers, bfloat16 what else there is: by bitsandbytes."""
 
 Augment = Literal["none", "flip", "flip-crop"]
 
@@ -38,7 +40,10 @@ class ModelSettings(_Settings):
     name: str = Field(
         "demo", min_length=1, description="a folder, a hub name, or 'demo' for all-MiniLM-L6-v2 of the demo extra"
     )
-    dtype: BaseDtype = Field("float32", description="how the frozen base is held; adapters are float32 anyway")
+    dtype: BaseDtype = Field(
+        "float32",
+        description="how the frozen base is held, int8 and nf4 by bitsandbytes; adapters are float32 anyway",
+    )
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")
     pooling: Pooling = Field(
         "mean", description="what the head reads: mean over tokens or patches, first token, or a trained pooler"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from trifed import load_writer, make_config, run
+from trifed import export_client, load_writer, make_config, run
 from trifed.data import Examples, as_png
-from trifed.errors import ModelError
+from trifed.errors import AdapterError, ModelError
 from trifed.federation.workbench import build_workbench
 from trifed.methods import METHODS
 from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
@@ -112,3 +112,57 @@ def test_a_run_over_a_base_of_16_bits_is_loaded_as_it_was_trained(tiny_language,
     writer = load_writer(result.path / "clients" / "client-00")
     assert {p.dtype for p in writer.base.model.parameters() if p.dtype != torch.float32} == {torch.bfloat16}
     assert isinstance(writer.answer(["line 1"], tokens=3)[0], str)
+
+
+QUANTISED = ("int8", "nf4")
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+@pytest.mark.parametrize("task", CASES)
+def test_a_base_in_few_bits_is_nearly_the_same(request, task, dtype):
+    """Rounded weights: another loss, but not by much, and adapters and their gradients in 32 bits."""
+    whole, few = (trained(request, task, model) for model in ({}, {"dtype": dtype}))
+    assert few[2] != whole[2]
+    assert few[2] == pytest.approx(whole[2], rel=0.1)
+    assert few[0].fingerprint != whole[0].fingerprint
+    assert {tensor.dtype for tensor in few[0].parameters.values()} == {torch.float32}
+    ours, theirs = (torch.cat([t.flatten() for t in one[1].values()]) for one in (few, whole))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > {"int8": 0.95, "nf4": 0.6}[dtype]
+
+
+@pytest.mark.parametrize("method", ["ce-lora", "own-prior", "fedavg-lora"])
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_a_run_over_a_base_in_few_bits(tiny_language, tmp_path, dtype, method):
+    rows = [f'{{"ask": "say {n}", "tell": "abab", "site": "s{n % 2}"}}' for n in range(32)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    values = {
+        "task": "causal-lm", "rounds": 2, "method": method,
+        "model": {"name": str(tiny_language()), "max_length": 64, "dtype": dtype},
+        "adapter": {"rank": 8, "alpha": 16, "target_modules": "all-linear"},
+        "data": {
+            "source": str(tmp_path / "a.jsonl"), "prompt": "ask", "answer": "tell",
+            "clients": {"split": "column", "column": "site"},
+        },
+        "training": {"batch_size": 8, "learning_rate": 3e-2, "device": "cpu", "epochs": 5, "precision": "fp32"},
+    }  # fmt: skip
+    done = run(make_config(values), tmp_path / "run")
+    for client in done.summary["clients"]:
+        assert client["now"]["loss"] < 0.8 * client["before"]["loss"]
+    own = done.writer("s0").answer(["say 3"], tokens=4)
+    assert load_writer(export_client(done.path, "s0", "lora", tmp_path / "s0")).answer(["say 3"], tokens=4) == own
+    with pytest.raises(AdapterError, match=r"expected one of.* lora"):
+        export_client(done.path, "s0", "merged", tmp_path / "merged")
+
+
+def test_without_the_package_for_few_bits(tiny_language, monkeypatch):
+    monkeypatch.setattr("trifed.tasks.base_model.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"'nf4' needs bitsandbytes.*pip install 'trifed\[quantized\]'"):
+        TASKS["causal-lm"].load(str(tiny_language()), "nf4")
+
+
+@pytest.mark.parametrize("method", ["fed-sb", "fedavg-full"])
+def test_methods_that_need_the_bases_own_gradient_refuse_few_bits(tiny_language, method):
+    task = TASKS["causal-lm"]
+    settings = (ModelSettings(dtype="int8"), AdapterSettings(rank=4), TrainingSettings(device="cpu"))
+    with pytest.raises(ModelError, match=f"'{method}' needs the base model's own gradient"):
+        build_workbench(task.load(str(tiny_language())), METHODS[method], 1, 0, settings, task)

@@ -96,10 +96,17 @@ def _linear_layers(base: nn.Module, settings: AdapterSettings) -> dict[str, tupl
     """Names and weight shapes of the layers that can carry an adapter."""
     left_out = _left_out(base, settings)
     return {
-        name: tuple(module.weight.shape)
+        name: _shape(module)
         for name, module in base.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in left_out
     }
+
+
+def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    """Outputs and inputs; not of the weight, which may be packed in fewer bits."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return tuple(module.weight.shape)
 
 
 def _left_out(base: nn.Module, settings: AdapterSettings) -> set[str]:

