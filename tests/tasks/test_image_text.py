@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from trifed import make_config, run
+from trifed import export_client, load_client, make_config, run
 from trifed.data import Examples, as_png
 from trifed.errors import ModelError
 from trifed.federation.workbench import build_workbench
@@ -110,6 +110,34 @@ def test_a_run_learns_and_its_client_looks_at_images(tiny_towers, image_values, 
     kept = json.loads((result.path / "predictions.json").read_text())
     assert len(kept["model"]["north"]) == len(kept["labels"]["north"])
     np.testing.assert_allclose(client.probabilities([Image.new("RGB", (20, 20))]).sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "form"),
+    [("clip", "ce-lora", "tri-matrix"), ("siglip", "fedavg-lora", "lora"), ("dual", "own-prior", "merged")],
+)
+def test_an_export_classifies_with_and_without_this_package(
+    tiny_towers, image_values, paint, run_card, tmp_path, kind, method, form
+):
+    values = {**image_values, "task": "image-text", "model": {"name": str(tiny_towers(kind))}, "method": method}
+    done = run(make_config({**values, "rounds": 1}), tmp_path / "run")
+    folder = export_client(done.path, "north", form, tmp_path / "north")
+    (tmp_path / "one.png").write_bytes(paint("green"))
+    own = done.client("north").probabilities([tmp_path / "one.png"])
+    np.testing.assert_allclose(load_client(folder).probabilities([tmp_path / "one.png"]), own, rtol=1e-4)
+    told = run_card(folder, f"classify([Image.open({str(tmp_path / 'one.png')!r})]).tolist()")
+    # A card's pixels are not rounded to bytes first.
+    np.testing.assert_allclose(json.loads(told), own, atol=0.02)
+
+
+def test_an_export_without_its_bias_is_the_zero_shot_part(tiny_towers, image_values, paint, run_card, tmp_path):
+    values = {**image_values, "task": "image-text", "model": {"name": str(tiny_towers())}, "method": "fedavg-lora"}
+    done = run(make_config({**values, "rounds": 1}), tmp_path / "run")
+    folder = export_client(done.path, "north", "lora-no-head", tmp_path / "north")
+    assert not (folder / "head.safetensors").exists()
+    assert "own label shares do not count" in (folder / "README.md").read_text()
+    told = json.loads(run_card(folder, 'classify([Image.new("RGB", (20, 20))]).tolist()'))
+    np.testing.assert_allclose(np.sum(told), 1, rtol=1e-5)
 
 
 def test_other_models_and_towers_that_are_not_there_are_refused(tiny_towers, tiny_vision, tiny_encoder):

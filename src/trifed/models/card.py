@@ -10,6 +10,7 @@ from typing import Any, Literal
 from trifed.methods import METHODS
 from trifed.models.find import FinishedRun, listed
 from trifed.models.snippets import Asked, of_adapter, of_language_model, of_merged
+from trifed.models.tower_snippet import of_two_towers
 from trifed.tasks import TASKS
 from trifed.version import __version__
 
@@ -108,19 +109,28 @@ def _use(exported: Exported) -> Iterator[str]:
         yield from _ask(exported)
         return
     asked = Asked(task, facts["pooling"], facts["max_length"], facts["columns"]["pair"] is not None)
-    if form == "merged":
+    head = form != "lora-no-head"
+    if task.snippet is None:
+        base = None if form == "merged" else exported.source
+        yield "With plain PEFT and transformers, from inside this folder:"
+        snippet = of_two_towers(
+            base, facts["labels"], facts["class_prompt"], folded=form == "tri-matrix", head=head
+        )
+    elif form == "merged":
         snippet = of_merged(asked, stock=exported.stock is not None)
         stock = f" (`{exported.stock}`)" if exported.stock else ""
         yield f"With plain transformers, from inside this folder{stock}:"
     else:
-        head = form != "lora-no-head"
         snippet = of_adapter(exported.source, asked, folded=form == "tri-matrix", head=head)
         yield "With plain PEFT and transformers, from inside this folder; `BASE` is where the base model lies:"
     yield f"\n```python\n{snippet}```\n"
-    if form == "lora-no-head":
+    if not head and task.snippet is None:
+        yield "The client's bias for each class is not here, so its own label shares do not count."
+    elif not head:
         yield "There is no head here, so these are features, not labels."
     else:
-        yield 'With trifed: `trifed predict FOLDER --text "..."`, or `trifed.load_client(folder).predict(texts)`.'
+        one, many = ("--image FILE", "images") if facts["columns"]["image"] else ('--text "..."', "texts")
+        yield f"With trifed: `trifed predict FOLDER {one}`, or `trifed.load_client(folder).predict({many})`."
 
 
 def _ask(exported: Exported) -> Iterator[str]:

@@ -47,6 +47,17 @@ print(classify({example}), model.config.id2label)
 """
 
 
+def adapter_imports(*, folded: bool) -> str:
+    """What `adapter_code` needs of PEFT."""
+    wanted = ["LoraConfig", "get_peft_model", "set_peft_model_state_dict"] if folded else ["PeftModel"]
+    return f"from peft import {', '.join(wanted)}\n"
+
+
+def adapter_code(*, folded: bool, model: str = "AutoModel") -> str:
+    """`encoder`: `BASE` with the adapter of the folder; `model`: transformers' class."""
+    return (_FOLDED_ADAPTER if folded else _PLAIN_ADAPTER).replace("AutoModel.", f"{model}.")
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a classifier's snippet is about. `pairs`: does the model read two texts?"""
@@ -81,14 +92,13 @@ class Asked:
 
 def of_adapter(base: str, asked: Asked, *, folded: bool, head: bool) -> str:
     """Load an adapter over `base`. `folded`: it is tri-matrix; `head`: head.safetensors lies beside it."""
-    wanted = ["LoraConfig", "get_peft_model", "set_peft_model_state_dict"] if folded else ["PeftModel"]
-    lines = ["import json\n", "import torch\n", f"from peft import {', '.join(wanted)}\n", asked.imports]
+    lines = ["import json\n", "import torch\n", adapter_imports(folded=folded), asked.imports]
     if folded or head:
         lines.append("from safetensors.torch import load_file\n")
     lines += [
         f"from transformers import {_sorted('AutoModel', asked.snippet.processor)}\n\n",
         f"BASE = {base!r}\nprocessor = {asked.snippet.processor}.from_pretrained(BASE)\n",
-        _FOLDED_ADAPTER if folded else _PLAIN_ADAPTER,
+        adapter_code(folded=folded),
     ]
     if not (folded or head):
         lines.remove("import json\n")
@@ -124,14 +134,13 @@ def of_language_model(base: str | None, template: str | None, *, folded: bool, i
     lines = ["import json\n"] if base and folded else []
     lines.append("import torch\n")
     if base:
-        wanted = ["LoraConfig", "get_peft_model", "set_peft_model_state_dict"] if folded else ["PeftModel"]
-        lines.append(f"from peft import {', '.join(wanted)}\n")
+        lines.append(adapter_imports(folded=folded))
     lines += ["from PIL import Image\n"] if images else []
     lines += ["from safetensors.torch import load_file\n"] if base and folded else []
     lines.append(f"from transformers import {_sorted(model, reads)}\n\n")
     if base:
         lines.append(f"BASE = {base!r}\nprocessor = {reads}.from_pretrained(BASE)\n")
-        lines.append((_FOLDED_ADAPTER if folded else _PLAIN_ADAPTER).replace("AutoModel.", f"{model}."))
+        lines.append(adapter_code(folded=folded, model=model))
     else:
         lines.append(f'processor = {reads}.from_pretrained(".")\n')
         lines.append(f'encoder = {model}.from_pretrained(".").eval()\n')
