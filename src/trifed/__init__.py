@@ -7,6 +7,7 @@
 The names are imported when they are first used, so that the command line's help need not wait for torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from trifed.models.export import export_client
     from trifed.reports.writing import report
     from trifed.runner import RunResult, load_result, resume, run
+
+# PEFT imports bitsandbytes wherever it is installed, which then tells of kernels that it lacks, and later of every
+# layer whose inputs it rounds.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
     "Classifier": "trifed.federation.exports",

@@ -84,7 +84,9 @@ def test_both_towers_of_clip(costs):
     assert cost.layers == 2 * (12 + 12)
     assert of(cost, "ce-lora").sent_values == 48 * 64
     assert of(cost, "fedavg-lora").sent_values == 2 * 12 * 8 * (512 + 512) + 2 * 12 * 8 * (768 + 768)
-    assert costs("clip-vit-b32", labels=10).features == 512
+    ten = costs("clip-vit-b32", rank=8, labels=10)
+    assert ten.features == 0
+    assert ten.lora_values - cost.lora_values == 10  # a bias for each class, and no linear head
 
 
 # Published sizes: huggyllama/llama-7b and mistralai/Mistral-7B-v0.1 whole, openai/clip-vit-base-patch32 whole,

@@ -107,6 +107,8 @@ def _notes(cost: Cost) -> list[str]:
     """What the numbers stand on."""
     targets = ", ".join(cost.targets)
     head = f"one linear layer, {cost.features:,} × {cost.labels} and {cost.labels}" if cost.labels else "none"
+    if cost.labels and not cost.features:
+        head = f"a bias for each of {cost.labels} classes"
     notes = [
         f"{cost.base_values:,} weights; {cost.layers} adapted layers ({targets}), rank {cost.rank} and 32 bits a "
         f"number where no others are named; head: {head}.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +90,6 @@ def _held(dtype: BaseDtype) -> dict[str, Any]:
             f"model.dtype: '{dtype}' needs bitsandbytes, which is not installed: pip install 'trifed[quantized]'; "
             f"or take float32 or bfloat16"
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer that it rounds inputs
     four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     how = {"load_in_8bit": True} if dtype == "int8" else {**four, "bnb_4bit_compute_dtype": torch.bfloat16}
     return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**how)}

@@ -9,13 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from trifed.errors import ModelError
+from trifed.settings import WRITING
+from trifed.tasks.fits import fitting_tasks
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 _7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000}
@@ -57,10 +62,14 @@ def shape_config(name: str) -> PreTrainedConfig:
     return AutoConfig.for_model(kind, **values)
 
 
-def is_causal_lm(config: PreTrainedConfig) -> bool:
-    """Is this a language model that predicts the next token, and so needs no head of ours?"""
-    kind = config.model_type
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+def writes(config: PreTrainedConfig) -> bool:
+    """Is this a model that predicts the next token, and so needs no head of ours?"""
+    return bool(set(fitting_tasks(config)) & set(WRITING))
+
+
+def compares(config: PreTrainedConfig) -> bool:
+    """Is this a model of images and texts, which takes an image for the class whose sentence is nearest?"""
+    return "image-text" in fitting_tasks(config)
 
 
 def weightless(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedModel:
@@ -71,7 +80,9 @@ def weightless(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedModel:
     Raises:
         ModelError: transformers knows no such model.
     """
-    kind = AutoModelForCausalLM if whole_lm else AutoModel
+    kind = AutoModel
+    if whole_lm:
+        kind = AutoModelForCausalLM if "causal-lm" in fitting_tasks(config) else AutoModelForImageTextToText
     try:
         with torch.device("meta"):
             model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
@@ -85,16 +96,16 @@ def weightless(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedModel:
 
 
 def feature_size(config: PreTrainedConfig) -> int:
-    """Numbers that a head reads: the hidden size, or for two towers the size of their common space.
+    """Numbers that a linear head reads.
 
     Raises:
-        ModelError: the configuration names neither.
+        ModelError: the configuration does not say.
     """
-    for name in ("hidden_size", "projection_dim"):
-        found = getattr(config, name, None)
-        if isinstance(found, int):
-            return found
+    # Swin's and the last of ConvNeXt's, as their configurations name them.
+    found = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    if isinstance(found, int):
+        return found
     raise ModelError(
-        f"model.name: the configuration of this '{config.model_type}' model names neither hidden_size nor "
-        f"projection_dim, so the size of a head is unknown; count without one: 0 labels"
+        f"model.name: the configuration of this '{config.model_type}' model names no hidden_size, so the size of "
+        f"a head is unknown; count without one: 0 labels"
     )
