@@ -11,6 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+)
 from typer.testing import CliRunner
 
 from trifed import export_client, load_writer, make_config, run
@@ -135,6 +143,57 @@ def test_one_tower_may_be_left_as_it_is(tiny_scenes, towers, wanted):
 def test_a_model_that_only_reads_texts_is_refused(tiny_language):
     with pytest.raises(ModelError, match=r"needs a model that writes about an image.*fits task = 'causal-lm'"):
         TASK.load(str(tiny_language()))
+
+
+@pytest.fixture(scope="module")
+def gemma(tiny_scenes, tmp_path_factory):
+    """A folder with a tiny random Gemma 3, whose processor also says which tokens are an image's."""
+    folder = tmp_path_factory.mktemp("gemma3")
+    marks = {"image_token": "<soft>", "boi_token": "<image>", "eoi_token": "<end>"}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_scenes(), extra_special_tokens=marks)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<soft>", "<end>"]})
+    Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": 16, "width": 16}), tokenizer=tokenizer,
+        chat_template="<s>" + AutoProcessor.from_pretrained(tiny_scenes(chat=True)).chat_template, image_seq_length=4,
+    ).save_pretrained(folder)  # fmt: skip
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={
+            **shape, "head_dim": 8, "num_key_value_heads": 2, "vocab_size": len(tokenizer),
+            "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2,
+        },
+        vision_config={**shape, "image_size": 16, "patch_size": 4}, mm_tokens_per_image=4,
+        image_token_index=tokenizer.image_token_id, boi_token_index=2, eoi_token_index=tokenizer.eoi_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_what_a_processor_says_of_each_token_is_padded_with_the_tokens(gemma, examples):
+    """Gemma 3's image tokens see each other; its template writes the start token itself, and one is enough."""
+    bench = bench_of(gemma)
+    data = bench.encode(examples(["a", "a longer one"], ["yes", "no"]))
+    ids, kinds = data.tokens.ids[1], data.rows["token_type_ids"][1]
+    soft = bench.base.processor.tokenizer.image_token_id
+    assert ids.count(soft) == 4
+    assert ids.count(0) == 1
+    assert [token for token, kind in zip(ids, kinds, strict=True) if kind] == [soft] * 4
+    batch = data.batch(np.arange(2), CPU)
+    assert batch["token_type_ids"].shape == batch["input_ids"].shape
+    assert set(batch) == {"input_ids", "attention_mask", "learned", "token_type_ids", "pixel_values"}
+    assert np.isfinite(evaluate(bench.model, data, FP32).loss)
+    inputs = examples(["a", "a longer one"], ["", ""]).inputs
+    bench.model.eval()
+    with torch.no_grad():
+        together = TASK.write(bench.model, bench.base, inputs, bench.settings, 3)
+        alone = [
+            TASK.write(bench.model, bench.base, {k: [v[row]] for k, v in inputs.items()}, bench.settings, 3)[0]
+            for row in range(2)
+        ]
+    assert together == alone
 
 
 @pytest.fixture(scope="module")
