@@ -152,9 +152,10 @@ def gemma(tiny_scenes, tmp_path_factory):
     marks = {"image_token": "<soft>", "boi_token": "<image>", "eoi_token": "<end>"}
     tokenizer = AutoTokenizer.from_pretrained(tiny_scenes(), extra_special_tokens=marks)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<soft>", "<end>"]})
+    template = AutoProcessor.from_pretrained(tiny_scenes(chat=True)).chat_template
     Gemma3Processor(
         image_processor=Gemma3ImageProcessorPil(size={"height": 16, "width": 16}), tokenizer=tokenizer,
-        chat_template="<s>" + AutoProcessor.from_pretrained(tiny_scenes(chat=True)).chat_template, image_seq_length=4,
+        chat_template="<s>" + template, image_seq_length=4,
     ).save_pretrained(folder)  # fmt: skip
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = AutoConfig.for_model(
