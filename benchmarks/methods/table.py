@@ -23,17 +23,18 @@ def table(name: str, found: Json) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, m in found["methods"].items():
-        gaps = " | ".join(_gap(found["differences"], method, other) for other in ("local", "fedavg-lora"))
+        gaps = " | ".join(gap(found["differences"], method, other) for other in ("local", "fedavg-lora"))
         up = f"{m['bytes']['up_per_round'] / 1000:,.1f}" if m["bytes"]["up_per_round"] else "0"
         rise = f"{100 * m['plateau']['rise_in_last_quarter']:+.1f}"
         lines.append(
-            f"| `{method}` | {m['learning_rate']:g} | {_spread(m)} | {gaps} | {_ends(m)} | {up} | {rise} |"
+            f"| `{method}` | {m['learning_rate']:g} | {spread(m)} | {gaps} | {_ends(m)} | {up} | {rise} |"
         )
-    lines += [f"| *{name}* | | {_spread(c)} | | | {_ends(c)} | | |" for name, c in found["controls"].items()]
+    lines += [f"| *{name}* | | {spread(c)} | | | {_ends(c)} | | |" for name, c in found["controls"].items()]
     return [*lines, ""]
 
 
-def _spread(found: Json) -> str:
+def spread(found: Json) -> str:
+    """Mean and interval, in %."""
     low, high = (100 * end for end in found["interval"])
     return f"{100 * found['mean']:.1f} ({low:.1f} to {high:.1f})"
 
@@ -42,7 +43,8 @@ def _ends(found: Json) -> str:
     return f"{100 * found['worst']:.1f} | {100 * found['best']:.1f}"
 
 
-def _gap(differences: Json, method: str, other: str) -> str:
+def gap(differences: Json, method: str, other: str) -> str:
+    """How far one method is over another, whichever way round it was kept."""
     if method == other:
         return ""
     found, sign = differences.get(f"{method} minus {other}"), 1

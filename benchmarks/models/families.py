@@ -5,7 +5,7 @@
 --data holds the public data sets, --models the folders `stories260K` (`llama2c.py` makes it), `vit` and `towers`
 (`small_vision.py`). Learning rates are chosen for each method on validation data of a seed that no reported run
 uses. Runs are kept under --work and go on where they were broken off; what is finished goes into
-results/families.json and is taken from there the next time. `table.py` prints it.
+results/families.json and is taken from there the next time. `tables.py` prints it.
 
 Of language models the accuracy is that of the next token, which is coarse: beside it stand bits per byte, what a
 client's test text costs per byte of UTF-8, whatever the tokenizer.
