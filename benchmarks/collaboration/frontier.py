@@ -29,16 +29,20 @@ def panel(axes: Axes, name: str, count: int, found: Found) -> None:
     """One setting."""
     seeds, clients = draws(found, np.random.default_rng(0))
     local = best_alone(found)
-    for variant, kilobytes in sorted(found.bytes_up.items(), key=lambda item: item[1]):
+    ordered = sorted(found.bytes_up, key=lambda variant: found.bytes_up[variant])
+    for number, variant in enumerate(ordered):
+        beside = ordered[number ^ 1] if number ^ 1 < len(ordered) else variant
         values = found.scores[variant]
         mean, (low, high) = values.mean(), interval(means(values, seeds, clients))
         ours = variant.startswith("own-prior")
-        place = max(kilobytes / 1000, LEFT)
+        place = max(found.bytes_up[variant] / 1000, LEFT)
         axes.errorbar(
             place, mean, [[mean - low], [high - mean]], fmt="o" if ours else "s", ms=5, lw=1,
             color="C0" if ours else "C7",
         )  # fmt: skip
-        axes.annotate(variant, (place, mean), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        # Of two neighbours the better one is named above its point, the other below: they may stand close.
+        offset = (5, 4) if mean >= found.scores[beside].mean() else (5, -10)
+        axes.annotate(variant, (place, mean), xytext=offset, textcoords="offset points", fontsize=7)
     for line, style in ((local, ":"), (ORACLE, "--")):
         if line in found.scores:
             axes.axhline(found.scores[line].mean(), color="C7", lw=0.8, ls=style)
