@@ -213,7 +213,7 @@ def _backward(model: TaskModel, data: Encoded, parts: list[NDArray[np.int64]], p
         with autocast(device, precision):
             loss = model.loss(batch)
         share = count / max(1, sum(counts))
-        (loss * share).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss * share)
         total = total + loss.detach() * share
     return total
 
