@@ -112,7 +112,7 @@ def _use(exported: Exported) -> Iterator[str]:
     head = form != "lora-no-head"
     if task.snippet is None:
         base = None if form == "merged" else exported.source
-        yield "With plain PEFT and transformers, from inside this folder:"
+        yield f"With plain {'' if base is None else 'PEFT and '}transformers, from inside this folder:"
         snippet = of_two_towers(
             base, facts["labels"], facts["class_prompt"], folded=form == "tri-matrix", head=head
         )

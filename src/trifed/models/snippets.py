@@ -144,17 +144,17 @@ def of_language_model(base: str | None, template: str | None, *, folded: bool, i
     else:
         lines.append(f'processor = {reads}.from_pretrained(".")\n')
         lines.append(f'encoder = {model}.from_pretrained(".").eval()\n')
-    return "".join(lines) + (_about_an_image(template) if images else _about_nothing(template))
+    return "".join(lines) + (_answers_about_images(template) if images else _answers_prompts(template))
 
 
-def _about_nothing(template: str | None) -> str:
+def _answers_prompts(template: str | None) -> str:
     batch = _CHAT if template == CHAT else _PROMPT.format(template or WITHOUT)
     return _ANSWER.format(
         arguments="prompt", batch=batch, end="processor.eos_token_id", example='"How do I reset my password?"'
     )
 
 
-def _about_an_image(template: str | None) -> str:
+def _answers_about_images(template: str | None) -> str:
     written = _SPOKEN if template == CHAT else _WRITTEN.replace("TEMPLATE", repr(template or WITHOUT))
     return written + _ANSWER.format(
         arguments="image, prompt",

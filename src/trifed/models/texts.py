@@ -189,9 +189,9 @@ def _images(raw: RawTable, column: str) -> Iterator[Asked]:
 def _one(row: int, text: str, columns: Columns, where: str) -> Asked:
     if columns.image is None:
         return Asked(row, text)
-    # The table lies here: a path is one from where the command is given.
-    here = RawTable(str(Path.cwd() / where), {columns.image: [text]}, [row])
-    return next(_images(here, columns.image))
+    # A path is one from where the command is given.
+    only = RawTable(where, {columns.image: [str(Path.cwd() / text)]}, [row])
+    return next(_images(only, columns.image))._replace(text=text)
 
 
 def _refuse_pairs(columns: Columns, where: str) -> None:

@@ -18,16 +18,16 @@ def generate(
     """The text behind each row, up to the end token or `tokens` tokens. `more`: what else the model reads."""
     device = next(encoder.parameters()).device
     end = tokenizer.eos_token_id
+    ids = torch.tensor(on_the_left(rows, end or 0), device=device)
     made = encoder.generate(
-        input_ids=torch.tensor(on_the_left(rows, end or 0), device=device),
+        input_ids=ids,
         attention_mask=torch.tensor(on_the_left([[1] * len(row) for row in rows], 0), device=device),
         **{name: tensor.to(device) for name, tensor in more.items()},
         max_new_tokens=tokens,
         do_sample=False,
         pad_token_id=end or 0,
     )
-    width = max(len(row) for row in rows)
-    found: list[str] = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+    found: list[str] = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in found]
 
 

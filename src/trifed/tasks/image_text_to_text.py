@@ -27,7 +27,7 @@ from trifed.tasks.padding import padded
 from trifed.tasks.prompts import CHAT, asked, question, rendered
 
 IMAGE_AND_TEXT = Wanted(
-    "image-text-to-text", "a model that writes about an image, such as LLaVA, PaliGemma or Qwen2-VL",
+    "image-text-to-text", "a model that writes about an image, such as LLaVA or Gemma 3",
     AutoProcessor, "processor_config.json, preprocessor_config.json and tokenizer files",
     AutoModelForImageTextToText,
 )  # fmt: skip
