@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from trifed import make_config, run
-from trifed.federation.client import BELIEF
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.store import RunFolder
 from trifed.methods import METHODS as ALL_METHODS
@@ -279,26 +278,6 @@ def test_halfway_is_the_mean_of_what_was_trained_and_what_came(toy_values, tmp_p
     assert any(not torch.equal(one, other) for one, other in zip(kept["trained"], kept["received"], strict=True))
     for one, other, between in zip(kept["trained"], kept["received"], kept["halfway"], strict=True):
         torch.testing.assert_close(between, (one + other) / 2, rtol=1e-5, atol=1e-7)
-
-
-def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tmp_path, monkeypatch):
-    """All else equal, each client's head is the untempered one times one of the factors that are tried."""
-    heads, done = {}, {}
-    for tempered in (False, True):
-        monkeypatch.setitem(ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], tempered=tempered))
-        much = {"epochs": 8, "learning_rate": 0.1}  # for its validation data to speak against it
-        values = toy_values(method="own-prior", adapter={"rank": 4}, data={"valid_fraction": 0.3}, training=much)
-        done[tempered] = run(make_config(values), tmp_path / str(tempered))
-        folders = sorted((done[tempered].path / "clients").iterdir())
-        heads[tempered] = [load_file(folder / "head.safetensors")["weight"] for folder in folders]
-    factors = [float(b.norm() / a.norm()) for a, b in zip(heads[False], heads[True], strict=True)]
-    for plain, scaled, factor in zip(heads[False], heads[True], factors, strict=True):
-        assert any(factor == pytest.approx(tried, abs=1e-5) for tried in BELIEF)
-        torch.testing.assert_close(scaled, factor * plain, rtol=1e-4, atol=1e-6)
-    assert min(factors) < 1
-    scores = [[e for e in RunFolder(one.path).events() if e.get("stage") == "halfway"] for one in done.values()]
-    losses = [[e["valid"]["loss"] for e in events] for events in scores]
-    assert all(after <= before + 1e-6 for before, after in zip(*losses, strict=True))
 
 
 @pytest.mark.parametrize("method", ["own-prior", "fedavg-lora"])

@@ -1,13 +1,18 @@
 """How far a client believes the likelihood: the factor that suits its validation examples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from trifed import make_config
+from trifed import make_config, run
 from trifed.data import text_examples
 from trifed.federation.client import BELIEF, HEAD, WITHIN, temper
+from trifed.federation.store import RunFolder
+from trifed.methods import METHODS as ALL_METHODS
 
 TEXTS = [f"{word} {number}" for word in ("basil", "sage", "thyme", "mint") for number in range(6)]
 
@@ -80,3 +85,23 @@ def test_from_one_example_nothing_is_concluded(client, count):
     bench, tensors, _, settings = client
     few = bench.encode(text_examples(TEXTS[:count], None, np.zeros(count, np.int64)))
     assert temper(bench, tensors, few, settings) is tensors
+
+
+def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tmp_path, monkeypatch):
+    """All else equal, each client's head is the untempered one times one of the factors that are tried."""
+    heads, done = {}, {}
+    for tempered in (False, True):
+        monkeypatch.setitem(ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], tempered=tempered))
+        much = {"epochs": 8, "learning_rate": 0.1}  # for its validation data to speak against it
+        values = toy_values(method="own-prior", adapter={"rank": 4}, data={"valid_fraction": 0.3}, training=much)
+        done[tempered] = run(make_config(values), tmp_path / str(tempered))
+        folders = sorted((done[tempered].path / "clients").iterdir())
+        heads[tempered] = [load_file(folder / "head.safetensors")["weight"] for folder in folders]
+    factors = [float(b.norm() / a.norm()) for a, b in zip(heads[False], heads[True], strict=True)]
+    for plain, scaled, factor in zip(heads[False], heads[True], factors, strict=True):
+        assert any(factor == pytest.approx(tried, abs=1e-5) for tried in BELIEF)
+        torch.testing.assert_close(scaled, factor * plain, rtol=1e-4, atol=1e-6)
+    assert min(factors) < 1
+    scores = [[e for e in RunFolder(one.path).events() if e.get("stage") == "halfway"] for one in done.values()]
+    losses = [[e["valid"]["loss"] for e in events] for events in scores]
+    assert all(after <= before + 1e-6 for before, after in zip(*losses, strict=True))

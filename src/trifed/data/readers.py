@@ -48,6 +48,10 @@ def read_file(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTa
     Raises DataError for a missing file, an unknown ending, a missing column, and whatever in the file cannot be
     read.
     """
+    if path.is_dir():
+        raise DataError(
+            f"{path}: this is a folder, expected a table. Name a CSV, JSON Lines or Parquet file in it."
+        )
     if not path.is_file():
         raise DataError(f"{path}: no such file (expected a table; looked in {Path.cwd()}). Check its name.")
     ending = path.suffix.lower()
