@@ -282,7 +282,7 @@ def _expected(item: Any) -> str:
 
 EXAMPLES = {
     "name": "letters, digits, '.', '_' and '-', with a letter or digit first",
-    "device": "'auto', 'cpu', 'cuda' or 'cuda:1'",
+    "device": "'auto', 'cpu', 'cuda', 'cuda:1' or 'cuda:all'",
 }
 
 

@@ -24,6 +24,9 @@ TaskName = Literal["text-classification", "image-classification", "image-text", 
 WRITING: tuple[TaskName, ...] = ("causal-lm", "image-text-to-text")
 """Tasks whose models write: no label is learned."""
 
+ALL_GPUS = "cuda:all"
+"""The device of a base that is too large for one GPU."""
+
 Bits = Literal[1, 2, 4, 8, 32]
 """A number that travels."""
 
@@ -116,5 +119,7 @@ class TrainingSettings(_Settings):
         "auto", description="bf16 autocast; 'auto' where the hardware has it"
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="'auto', 'cpu', 'cuda' or 'cuda:1'"
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:(\d+|all))?)$",
+        description="'auto', 'cpu', 'cuda' or 'cuda:1'; 'cuda:all' spreads the base's layers over all GPUs",
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trifed.errors import RunError
 from trifed.methods.interface import Proximal
-from trifed.settings import TrainingSettings
+from trifed.settings import ALL_GPUS, TrainingSettings
 from trifed.tasks.interface import Encoded, TaskModel
 
 BUCKET = 16
@@ -79,13 +79,13 @@ def seeded(*parts: int) -> np.random.Generator:
 
 
 def choose_device(settings: TrainingSettings) -> torch.device:
-    """The device asked for; 'auto' is CUDA where there is one.
+    """The device asked for; 'auto' is CUDA where there is one, and of all GPUs it is the first.
 
     Raises:
         RunError: this machine has no such device.
     """
     if settings.device != "auto":
-        device = torch.device(settings.device)
+        device = torch.device("cuda:0" if settings.device == ALL_GPUS else settings.device)
         count = torch.cuda.device_count()
         if device.type == "cuda" and (device.index or 0) >= count:
             raise RunError(
@@ -226,8 +226,9 @@ def _endless_batches(
 
 
 def _copy_moments(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> Moments:
+    # On the CPU: beside one model on a GPU there may be many clients.
     return {
-        f"{kind}/{name}": tensor.detach().clone()
+        f"{kind}/{name}": tensor.detach().to("cpu", copy=True)
         for name, param in named.items()
         for kind, tensor in optimizer.state[param].items()
     }
@@ -238,7 +239,7 @@ def _restore_moments(
 ) -> None:
     for key, tensor in moments.items():
         kind, name = key.split("/", 1)
-        optimizer.state[named[name]][kind] = tensor.clone()
+        optimizer.state[named[name]][kind] = tensor.to(named[name].device, copy=True)
 
 
 def mean_gradient(

@@ -31,6 +31,30 @@ def test_the_frames_are_the_best_approximation_of_their_rank(rows, columns, rank
     torch.testing.assert_close(b.norm(dim=0), squares[:rank].sqrt(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1030, 1100), (1100, 1030)])
+def test_large_weights_have_the_frames_that_the_whole_svd_gives(rows, columns):
+    w = weight(rows, columns)
+    a, b = public_frames(w, 5)
+    left, values, right = torch.linalg.svd(w.double(), full_matrices=False)
+    expected = fix_signs(left[:, :5] * values[:5], right[:5])
+    torch.testing.assert_close(a, expected[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(b, expected[1], rtol=1e-10, atol=1e-10)
+    assert hash_frames([("x", a, b)]) == hash_frames([("x", *expected)])
+
+
+def test_large_weights_whose_singular_values_fall_off_are_still_exact():
+    """The fourth is a thousandth of the first: squared, half of float64's digits would be gone."""
+    left, right = (torch.linalg.qr(weight(size, 6).double()).Q for size in (1030, 1100))
+    w = left * torch.tensor([1.0, 0.5, 0.1, 1e-3, 1e-4, 1e-5], dtype=torch.float64) @ right.T
+    a, b = public_frames(w, 4)
+    torch.testing.assert_close(
+        b.norm(dim=0), torch.tensor([1.0, 0.5, 0.1, 1e-3], dtype=torch.float64), rtol=1e-9, atol=0
+    )
+    torch.testing.assert_close((a @ right).abs()[:, :4], torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-10)
+    with pytest.raises(AdapterError, match=r"numerical rank is 6.*at most 6"):
+        public_frames(w, 7)
+
+
 def test_signs_do_not_depend_on_the_svd(monkeypatch):
     w = weight(8, 5)
     expected = public_frames(w, 4)

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from trifed.adapters.attach import attach, factor_values
 from trifed.data import Examples
 from trifed.errors import ModelError
+from trifed.federation.placing import place
 from trifed.methods.interface import Method, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.settings import QUANTISED, AdapterSettings, ModelSettings, Pooling, TrainingSettings
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase
-from trifed.training import choose_device, embed, mean_gradient
+from trifed.training import embed, mean_gradient
 
 _ENCODER, _WRAPPER = "encoder.", "base_model.model."
 _BASE = ".base_layer.weight"
@@ -129,6 +130,7 @@ def build_workbench(
             f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs the base model's own gradient; "
             f"set it to float32 or bfloat16, or take another method"
         )
+    device = place(base.model, training_settings)
     rival = factor_values(base.model, adapter_settings)
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +139,7 @@ def build_workbench(
         model = task.build(encoder, base, names, model_settings)
     if training_settings.gradient_checkpointing:
         _checkpoint(base)
-    model.to(choose_device(training_settings))
+    _move_what_is_added(model, device)
     everything = named_parameters(model, model_settings.pooling)
     for name, param in everything.items():
         param.requires_grad_(method.trains(name))
@@ -156,6 +158,15 @@ def build_workbench(
         layout=layout_of(method, trained),
         lora_bytes=4 * (rival + added),
     )
+
+
+def _move_what_is_added(model: TaskModel, device: torch.device) -> None:
+    """To where the base gives its features; the base itself is in its place."""
+    for name, part in model.named_children():
+        if name != "encoder":
+            part.to(device)
+    for name, buffer in model.named_buffers(recurse=False):
+        setattr(model, name, buffer.to(device))
 
 
 def _checkpoint(base: LoadedBase) -> None:
