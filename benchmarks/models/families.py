@@ -67,12 +67,13 @@ def questions(data: Path) -> pd.DataFrame:
 
 
 def pictures(data: Path) -> pd.DataFrame:
-    """CIFAR-10, and for each image a client among those of its group of classes."""
+    """CIFAR-10: of each image a client among those of its group of classes, and a caption that names its class."""
     rows = pd.read_parquet(data / "cifar10" / "train.parquet")
     group = {name: place for place, names in enumerate(CLASSES) for name in names}
     number = np.random.default_rng(0).integers(A_GROUP, size=len(rows)) + 1
     return rows.assign(
-        client=[f"group-{group[label] + 1}-{n}" for label, n in zip(rows["label"], number, strict=True)]
+        client=[f"group-{group[label] + 1}-{n}" for label, n in zip(rows["label"], number, strict=True)],
+        caption=[f"a photo of a {label}." for label in rows["label"]],
     )
 
 
@@ -120,6 +121,9 @@ PARTITIONS = {
     "vit-groups": Partition(pictures, layer(VIT, GROUPS)),
     "vit-dirichlet-0.5": Partition(pictures, layer(VIT, DIRICHLET), "vit-groups"),
     "towers-groups": Partition(pictures, layer(TOWERS, GROUPS)),
+    "captions-groups": Partition(
+        pictures, layer(layer(TOWERS, GROUPS), {"task": "image-text-pairs", "data": {"text": "caption"}})
+    ),
     "towers-dirichlet-0.5": Partition(pictures, layer(TOWERS, DIRICHLET), "towers-groups"),
 }
 TUNING: Json = {"learning_rates": [3e-3, 1e-2], "seed": 100, "rounds": 4, "extend": 1}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trifed.comparison.config import CompareConfig, make_comparison
     from trifed.config import RunConfig, make_config
     from trifed.federation.exports import Classifier, Writer, load_client, load_writer
+    from trifed.federation.matching import Matcher, load_matcher
     from trifed.models.export import export_client
     from trifed.reports.writing import report
     from trifed.runner import RunResult, load_result, resume, run
@@ -32,6 +33,7 @@ _HOMES = {
     "Classifier": "trifed.federation.exports",
     "CompareConfig": "trifed.comparison.config",
     "ComparisonResult": "trifed.comparison.compare",
+    "Matcher": "trifed.federation.matching",
     "RunConfig": "trifed.config",
     "RunResult": "trifed.runner",
     "TriLoraConfig": "trifed.adapters",
@@ -41,6 +43,7 @@ _HOMES = {
     "export_plain_lora": "trifed.adapters",
     "load_client": "trifed.federation.exports",
     "load_comparison": "trifed.comparison.compare",
+    "load_matcher": "trifed.federation.matching",
     "load_writer": "trifed.federation.exports",
     "load_result": "trifed.runner",
     "make_comparison": "trifed.comparison.config",
@@ -63,6 +66,7 @@ __all__ = [
     "Classifier",
     "CompareConfig",
     "ComparisonResult",
+    "Matcher",
     "RunConfig",
     "RunResult",
     "TriLoraConfig",
@@ -74,6 +78,7 @@ __all__ = [
     "export_plain_lora",
     "load_client",
     "load_comparison",
+    "load_matcher",
     "load_result",
     "load_writer",
     "make_comparison",

@@ -19,7 +19,7 @@ from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
 from trifed.nested import layer, without
 from trifed.settings import (
-    WRITING,
+    UNLABELLED,
     AdapterSettings,
     ModelSettings,
     TaskName,
@@ -109,8 +109,13 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     problems += _method_problems(values.get("method", DEFAULT_METHOD))
     if config is not None:
         problems += _baseline_problems(config)
-    if config is not None and not config.data.label and config.task not in WRITING:
+    if config is not None and not config.data.label and config.task not in UNLABELLED:
         problems.append(f"data.label: got '', and task = '{config.task}' learns labels; name their column")
+    if config is not None and config.task == "image-text-pairs" and config.training.micro_batch:
+        problems.append(
+            "training.micro_batch: a pair is learned against all others of its step, so a step in parts would be "
+            "another one; leave it out, or take a smaller batch_size"
+        )
     if config is not None and not problems:
         problems += config.method.options().problems(config.adapter)
     if config is None or problems:
@@ -181,11 +186,12 @@ def _defaults_of(method: Any) -> Mapping[str, Any]:
 def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
     """What lies under a run's settings where its task is no classification: no label, and a template."""
     data = values.get("data")
-    if values.get("task") not in WRITING or not isinstance(data, Mapping):
+    if values.get("task") not in UNLABELLED or not isinstance(data, Mapping):
         return {}
     found: dict[str, Any] = {"data": {"label": ""}}
     if values["task"] == "image-text-to-text":
         found["data"] |= {"prompt": "prompt", "answer": "answer"}
+    if values["task"] != "causal-lm":
         return found
     if data.get("messages") is not None:
         found["model"] = {"template": "chat"}

@@ -21,6 +21,7 @@ from trifed.engines.simulator import Listener, Simulation
 from trifed.errors import RunError
 from trifed.federation.client import Client, score, summary_seeds
 from trifed.federation.exports import Classifier, Writer, load_client, load_writer, save_client
+from trifed.federation.matching import Matcher, load_matcher
 from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
@@ -72,6 +73,14 @@ class RunResult:
             RunError: there is no such client, or it is a classifier.
         """
         return load_writer(self.path / "clients" / name)
+
+    def matcher(self, name: str) -> Matcher:
+        """One client's model of images and captions, ready to say which text fits an image.
+
+        Raises:
+            RunError: there is no such client, or it is another kind of model.
+        """
+        return load_matcher(self.path / "clients" / name)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the result in a sentence, and methods and controls side by side."""
@@ -199,7 +208,7 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         **summarise_events(folder.events(), simulation.method.scored, bench.lora_bytes),
         "controls": {},
     }
-    if not bench.task.labelled:
+    if bench.task.gives == "answer":
         summary["perplexity"] = perplexity(summary["clients"])
     controls = _controls(simulation) if config.controls and bench.task.labelled else {}
     for control, predicted in controls.items():

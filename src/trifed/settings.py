@@ -18,11 +18,16 @@ AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 """Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
 own, where only C trains; no adapter, the base model itself."""
 
-TaskName = Literal["text-classification", "image-classification", "image-text", "causal-lm", "image-text-to-text"]
+TaskName = Literal[
+    "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
+    "image-text-to-text",
+]  # fmt: skip
 """A kind of problem; `trifed.tasks.TASKS` knows what each one is."""
 
 WRITING: tuple[TaskName, ...] = ("causal-lm", "image-text-to-text")
-"""Tasks whose models write: no label is learned."""
+"""Tasks whose models write."""
+UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
+"""Tasks that learn no label."""
 
 ALL_GPUS = "cuda:all"
 """The device of a base that is too large for one GPU."""

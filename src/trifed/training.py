@@ -276,7 +276,10 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
     precision = choose_precision(settings, device)
     total, count = 0.0, 0
     model.eval()
-    for rows in length_order(data, settings.eval_batch_size):
+    batches = (
+        compared_together(data, model.compared) if model.compared else length_order(data, settings.eval_batch_size)
+    )
+    for rows in batches:
         with autocast(device, precision):
             scored = model.score(data.batch(rows, device))
         total, count = total + float(scored.loss), count + scored.count
@@ -299,6 +302,11 @@ def embed(model: TaskModel, data: Encoded, settings: TrainingSettings) -> NDArra
         with autocast(device, precision):
             features[rows] = model.features(data.batch(rows, device)).cpu().numpy()
     return features
+
+
+def compared_together(data: Encoded, size: int) -> list[NDArray[np.int64]]:
+    """All rows once, in their own order, in groups of `size` or a little less, as even as they can be."""
+    return np.array_split(np.arange(len(data)), math.ceil(len(data) / size))
 
 
 def length_order(data: Encoded, batch_size: int) -> list[NDArray[np.int64]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
     from trifed.models.find import Found
@@ -20,7 +21,9 @@ HELP = """How well clients' models do on a labelled file.
 The model: a run, a folder that `trifed export` wrote, or a folder of such.
 Of one client: accuracy, loss, macro-F1, each label, and which labels are
 taken for which. With --client all, one row a client. Of a language model:
-perplexity, next-token accuracy, exact match and ROUGE-L of its answers.
+perplexity, next-token accuracy, exact match and ROUGE-L of its answers. Of a
+model of images and captions: how often it finds the caption of an image, and
+the image of a caption, among all of the file.
 
 csv has one row a client; json has everything. A label that the model does
 not know is refused. A run's client is measured in the run's own precision,
@@ -80,14 +83,13 @@ def evaluate_command(
     if columns.answers:
         _answers((model, file), models, data, (output, tokens, base))
         return
+    if columns.matches:
+        _matches((model, file), models, data, (output, base))
+        return
     with counting(f"{columns.kind}s", len(models) * len(data.asked)) as told:
         scores = [evaluate_client(found, load_found(found, base), data, told) for found in models]
-    if output is Format.TABLE:
-        Console().print(render_evaluations(scores))
-    elif output is Format.JSON:
-        typer.echo(json.dumps({"model": str(model), "file": str(file), **evaluations_json(scores)}, indent=2))
-    else:
-        typer.echo(evaluations_csv(scores), nl=False)
+    table = render_evaluations(scores) if output is Format.TABLE else None
+    _show((model, file), output, table, lambda: evaluations_json(scores), lambda: evaluations_csv(scores))
 
 
 def _answers(
@@ -102,9 +104,36 @@ def _answers(
     output, tokens, base = how
     with counting("prompts", len(models) * len(data.asked)) as told:
         scores = [evaluate_writer(found, load_found_writer(found, base), data, tokens, told) for found in models]
+    table = render_answer_evaluations(scores) if output is Format.TABLE else None
+    _show(named, output, table, lambda: answers_json(scores), lambda: answers_csv(scores))
+
+
+def _matches(
+    named: tuple[Path, Path], models: list[Found], data: Labelled, how: tuple[Format, str | None]
+) -> None:
+    """The same of models of images and captions."""
+    from trifed.models.evaluate_matches import evaluate_matcher
+    from trifed.models.predict import load_found_matcher
+    from trifed.reports.counting import counting
+    from trifed.reports.models import answers_csv, answers_json, render_match_evaluations
+
+    output, base = how
+    with counting("images", len(models) * len(data.asked)) as told:
+        scores = [evaluate_matcher(found, load_found_matcher(found, base), data, told) for found in models]
+    table = render_match_evaluations(scores) if output is Format.TABLE else None
+    _show(named, output, table, lambda: answers_json(scores), lambda: answers_csv(scores))
+
+
+def _show(
+    named: tuple[Path, Path],
+    output: Format,
+    table: RenderableType | None,
+    as_json: Callable[[], dict[str, Any]],
+    as_csv: Callable[[], str],
+) -> None:
     if output is Format.TABLE:
-        Console().print(render_answer_evaluations(scores))
+        Console().print(table)
     elif output is Format.JSON:
-        typer.echo(json.dumps({"model": str(named[0]), "file": str(named[1]), **answers_json(scores)}, indent=2))
+        typer.echo(json.dumps({"model": str(named[0]), "file": str(named[1]), **as_json()}, indent=2))
     else:
-        typer.echo(answers_csv(scores), nl=False)
+        typer.echo(as_csv(), nl=False)

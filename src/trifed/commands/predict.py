@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 HELP = """Labels and probabilities of new texts or images, or answers to prompts.
 
 The model: a run with --client, or a folder that `trifed export` wrote. Of a
-language model the texts are prompts, and it answers.
+language model the texts are prompts, and it answers. A model of images and
+captions chooses for each image among the texts given with --text.
 
 The texts: a file (CSV, JSON Lines, Parquet), --text, or standard input, one
 text a line. The images: a file with embedded images or paths, a folder,
@@ -40,6 +41,8 @@ text a line. The images: a file with embedded images or paths, a folder,
   trifed predict runs/help --client north --text "How do I reset my password?"
 \b
   trifed predict runs/scans --client north --image scan.png --text "What is seen?"
+\b
+  trifed predict runs/shop --client north photos/ --text "a red shoe" --text "a hat"
 """
 
 
@@ -80,18 +83,22 @@ def predict_command(
     chosen = _format(output, out)
     # Imported late: --help should not wait for torch.
     from trifed.models.find import find_model, named
-    from trifed.models.predict import load_found, predict
+    from trifed.models.predict import load_found, load_found_matcher, predict
     from trifed.reports.counting import counting, waiting
     from trifed.reports.models import render_predictions
 
     found = find_model(model, client)
     columns = named(found.columns, text_column, pair_column, image_column)
-    asked, total = _asked(file, text, image, columns)
+    if columns.matches and not text:
+        raise DataError("this model says which text fits an image; give the texts, each with --text")
+    asked, total = _asked(file, None if columns.matches else text, image, columns)
     if columns.answers:
         _answer(found, asked, total, (chosen, out, tokens, base))
         return
     with waiting("reading the model"):
-        classifier = load_found(found, base)
+        classifier = (
+            load_found_matcher(found, base).among(text or []) if columns.matches else load_found(found, base)
+        )
     printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
     with counting(f"{columns.kind}s", total, hidden=printing) as told:
         predictions = _told(predict(classifier, asked, top), told)

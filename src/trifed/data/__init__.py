@@ -23,7 +23,7 @@ from trifed.data.demo import demo_corpus_path
 from trifed.data.images import IMAGES, as_png, open_image
 from trifed.data.instructions import LANGUAGE, QUESTIONS
 from trifed.data.partition import assign_clients
-from trifed.data.roles import TEXTS, Role, Roles
+from trifed.data.roles import TEXT, TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
 from trifed.data.sources import Table, read_table, read_test
 from trifed.data.summary import SplitRow, render_split, render_split_text, split_table, split_to_json
@@ -32,6 +32,7 @@ __all__ = [
     "IMAGES",
     "LANGUAGE",
     "QUESTIONS",
+    "TEXT",
     "TEXTS",
     "ClientData",
     "ClientSettings",

@@ -39,5 +39,6 @@ class Role:
 
 Roles = tuple[Role, ...]
 
-TEXTS: Roles = (Role("text", read_texts), Role("text_pair", read_texts))
+TEXT = Role("text", read_texts)
+TEXTS: Roles = (TEXT, Role("text_pair", read_texts))
 """One text, and a second one where `data.text_pair` names its column."""

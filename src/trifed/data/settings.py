@@ -95,7 +95,7 @@ class DataSettings(BaseModel):
     source: str | list[str] = Field(description="file, files, folder or hub name")
     hub_split: str = Field("train", description="split of a hub name or saved data set")
     hub_subset: str | None = Field(None, description="configuration of a hub name")
-    text: str = Field("text", description="column of the text")
+    text: str = Field("text", description="column of the text, or of an image's caption")
     text_pair: str | None = Field(None, description="column of a second text")
     image: str = Field("image", description="column of the image, embedded or as a path")
     prompt: str | None = Field(None, description="causal-lm: column of the prompt or instruction")

@@ -166,11 +166,7 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
         AdapterError: the adapter's files are not whole.
     """
     parts = open_client(Path(folder), base)
-    if not parts.task.labelled:
-        raise RunError(
-            f"{folder}: this is a language model, which answers instead of choosing a label; in Python: "
-            f"trifed.load_writer(folder).answer(prompts)"
-        )
+    check_gives(folder, parts, "label")
     return Classifier(**vars(parts))
 
 
@@ -181,9 +177,24 @@ def load_writer(folder: str | Path, base: str | None = None) -> Writer:
         RunError: as there, or the folder holds a classifier.
     """
     parts = open_client(Path(folder), base)
-    if parts.task.labelled:
-        raise RunError(f"{folder}: this is a classifier; trifed.load_client(folder) loads it")
+    check_gives(folder, parts, "answer")
     return Writer(**vars(parts))
+
+
+WAYS = {
+    "label": "a classifier; trifed.load_client(folder) loads it",
+    "answer": "a language model, which answers instead of choosing a label; in Python: "
+    "trifed.load_writer(folder).answer(prompts)",
+    "match": "a model that says which text fits an image; in Python: "
+    "trifed.load_matcher(folder).among(texts).predict(images)",
+}
+"""What a model is, and how it is used, by what its task gives."""
+
+
+def check_gives(folder: str | Path, parts: ClientModel, wanted: str) -> None:
+    """Refuse a model that gives something else than is wanted, with what it is."""
+    if parts.task.gives != wanted:
+        raise RunError(f"{folder}: this is {WAYS[parts.task.gives]}")
 
 
 def open_client(folder: Path, base: str | None) -> ClientModel:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from trifed.methods import METHODS
 from trifed.models.find import FinishedRun, listed
 from trifed.models.snippets import Asked, of_adapter, of_language_model, of_merged
-from trifed.models.tower_snippet import of_two_towers
+from trifed.models.tower_snippet import of_captions, of_two_towers
+from trifed.settings import TaskName
 from trifed.tasks import TASKS
 from trifed.version import __version__
 
@@ -22,6 +23,12 @@ MEANINGS: dict[Form, str] = {
     "lora-no-head": "a plain PEFT LoRA adapter on the base model and nothing else, as servers of adapters ask for",
     "merged": "full weights; the base model is no longer needed",
 }
+PIPELINES: dict[TaskName, str] = {
+    "image-text": "zero-shot-image-classification",
+    "image-text-pairs": "zero-shot-image-classification",
+    "causal-lm": "text-generation",
+}
+"""Hubs' names, where they differ from ours."""
 PACKAGES = ("trifed", "torch", "transformers", "peft")
 
 
@@ -46,7 +53,7 @@ def model_card(run: FinishedRun, exported: Exported) -> str:
         [
             *_header(run, exported),
             f"# {exported.client}: {run.config.task.replace('-', ' ')}\n",
-            f"The model of one client of a federated fine-tuning run: {MEANINGS[exported.form]}.\n",
+            f"The model of one client of a federated fine-tuning run: {_meaning(run, exported)}.\n",
             *_table(_rows(run, exported)),
             "\n## Use\n",
             *_use(exported),
@@ -57,10 +64,15 @@ def model_card(run: FinishedRun, exported: Exported) -> str:
     )
 
 
+def _meaning(run: FinishedRun, exported: Exported) -> str:
+    whole = MEANINGS[exported.form]
+    return whole if TASKS[run.config.task].labelled else whole.replace(", the head beside it", "")
+
+
 def _header(run: FinishedRun, exported: Exported) -> Iterator[str]:
     yield "---"
     yield f"library_name: {'transformers' if exported.form == 'merged' else 'peft'}"
-    yield f"pipeline_tag: {run.config.task}"
+    yield f"pipeline_tag: {PIPELINES.get(run.config.task, run.config.task)}"
     name = run.config.model.name
     if name.count("/") == 1 and not Path(name).exists():  # a hub name; a local path would mean nothing there
         yield f"base_model: {name}"
@@ -105,8 +117,11 @@ def _accuracy(scores: dict[str, Any] | None) -> str:
 def _use(exported: Exported) -> Iterator[str]:
     facts, form = exported.facts, exported.form
     task = TASKS[facts["task"]]
-    if not task.labelled:
+    if task.gives == "answer":
         yield from _ask(exported)
+        return
+    if task.gives == "match":
+        yield from _match(exported)
         return
     asked = Asked(task, facts["pooling"], facts["max_length"], facts["columns"]["pair"] is not None)
     head = form != "lora-no-head"
@@ -151,6 +166,18 @@ def _ask(exported: Exported) -> Iterator[str]:
     )
 
 
+def _match(exported: Exported) -> Iterator[str]:
+    """The same of a model of images and captions."""
+    base = None if exported.form == "merged" else exported.source
+    yield f"With plain {'' if base is None else 'PEFT and '}transformers, from inside this folder:"
+    snippet = of_captions(base, exported.facts["max_length"], folded=exported.form == "tri-matrix")
+    yield f"\n```python\n{snippet}```\n"
+    yield (
+        'With trifed: `trifed predict FOLDER --image FILE --text "..." --text "..."`, or '
+        "`trifed.load_matcher(folder).among(texts).predict(images)`."
+    )
+
+
 def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
     yield (
         "- **It gives no privacy guarantee.** It was trained on a client's own examples, without differential "
@@ -160,8 +187,11 @@ def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
         "- Its accuracy was measured on held-out examples of this client alone; elsewhere it may be better or "
         "worse. One seed was measured."
     )
-    if not TASKS[run.config.task].labelled:
+    gives = TASKS[run.config.task].gives
+    if gives == "answer":
         yield "- It writes what is likely, not what is true."
+    elif gives == "match":
+        yield "- It always finds some text nearest, also where none of those that it is given fits."
     elif exported.form != "lora-no-head":
         yield "- It knows the labels above and always answers with one of them, whatever it is asked about."
     if exported.form != "merged":

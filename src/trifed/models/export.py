@@ -120,7 +120,7 @@ def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:
     if classifier.settings.dtype in QUANTISED:
         possible = tuple(name for name in possible if name != "merged")  # the base would be rounded once more
     if not classifier.task.labelled:
-        possible = tuple(name for name in possible if name != "lora-no-head")  # a language model has none to leave
+        possible = tuple(name for name in possible if name != "lora-no-head")  # there is none to leave
     if form not in possible:
         raise AdapterError(
             f"{run.folder.path}: got the form '{form}', which a client of method "

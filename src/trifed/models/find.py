@@ -29,7 +29,7 @@ class Columns:
 
     `pair`: None where it reads one text; `image`: None where it reads texts; `answers`: it is a language model,
     which reads a prompt as text, and as pair, where there is one, what that is about; its label is the answer, or
-    "" where it was trained on texts.
+    "" where it was trained on texts; `matches`: it says which text fits an image, and its label is the caption.
     """
 
     text: str = "text"
@@ -37,6 +37,7 @@ class Columns:
     label: str = "label"
     image: str | None = None
     answers: bool = False
+    matches: bool = False
 
     @property
     def kind(self) -> str:
@@ -94,10 +95,11 @@ class FinishedRun:
         """What the clients were trained on."""
         task, data = TASKS[self.config.task], self.config.data
         reads = {role.setting for role in task.roles}
-        if not task.labelled:
-            image = data.image if "image" in reads else None
-            return Columns(data.prompt or data.text, data.input, data.answer or "", image, answers=True)
         image = data.image if "image" in reads else None
+        if task.gives == "answer":
+            return Columns(data.prompt or data.text, data.input, data.answer or "", image, answers=True)
+        if task.gives == "match":
+            return Columns(label=data.text, image=image, matches=True)
         return Columns(data.text, data.text_pair, data.label, image)
 
     def client(self, name: str) -> Found:

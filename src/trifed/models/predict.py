@@ -12,6 +12,7 @@ from typing import TextIO
 import numpy as np
 
 from trifed.federation.exports import Classifier, load_client
+from trifed.federation.matching import Matcher, load_matcher
 from trifed.models.find import Found
 from trifed.models.texts import Asked, split_inputs
 from trifed.settings import TrainingSettings
@@ -34,6 +35,13 @@ def load_found(found: Found, base: str | None = None) -> Classifier:
     classifier = load_client(found.folder, base)
     classifier.model.to(choose_device(TrainingSettings()))
     return classifier
+
+
+def load_found_matcher(found: Found, base: str | None = None) -> Matcher:
+    """The same of a model of images and captions; see `load_matcher` for the errors."""
+    matcher = load_matcher(found.folder, base)
+    matcher.model.to(choose_device(TrainingSettings()))
+    return matcher
 
 
 def predict(classifier: Classifier, asked: Iterable[Asked], top: int = 1) -> Iterator[Prediction]:

@@ -16,6 +16,7 @@ from trifed.federation.results import spread
 from trifed.models.answer import Answer
 from trifed.models.evaluate import Evaluation
 from trifed.models.evaluate_answers import AnswerEvaluation
+from trifed.models.evaluate_matches import MatchEvaluation
 from trifed.models.predict import Prediction
 from trifed.reports.words import percent
 
@@ -131,7 +132,20 @@ def render_answer_evaluations(evaluations: Sequence[AnswerEvaluation]) -> Table:
     return table
 
 
-def answers_json(evaluations: Sequence[AnswerEvaluation]) -> dict[str, Any]:
+def render_match_evaluations(evaluations: Sequence[MatchEvaluation]) -> Table:
+    """Each client's model of images and captions in a row."""
+    first = evaluations[0]
+    table = Table(title=f"On {first.examples} images with {first.captions} captions", title_justify="left")
+    table.add_column("client", overflow="fold")
+    for column in ("caption found, %", "among 5, %", "image found, %", "among 5, %"):
+        table.add_column(column, justify="right")
+    for one in evaluations:
+        shares = (one.caption_found, one.caption_near, one.image_found, one.image_near)
+        table.add_row(Text(one.client), *map(percent, shares))
+    return table
+
+
+def answers_json(evaluations: Sequence[AnswerEvaluation | MatchEvaluation]) -> dict[str, Any]:
     """All that was measured; `accuracy` over the clients where there are several."""
     result: dict[str, Any] = {"clients": [asdict(one) for one in evaluations]}
     if len(evaluations) > 1:
@@ -140,10 +154,10 @@ def answers_json(evaluations: Sequence[AnswerEvaluation]) -> dict[str, Any]:
     return result
 
 
-def answers_csv(evaluations: Sequence[AnswerEvaluation]) -> str:
-    """One row a client, its columns the fields of `AnswerEvaluation`."""
+def answers_csv(evaluations: Sequence[AnswerEvaluation | MatchEvaluation]) -> str:
+    """One row a client, its columns the fields of what was measured."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(AnswerEvaluation)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(evaluations[0])], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(one) for one in evaluations)
     return text.getvalue()

@@ -1,11 +1,19 @@
 """Tasks: what a batch is, what its loss is, what a feature vector is. One file each."""
 
 from trifed.settings import TaskName
-from trifed.tasks import causal_lm, image_classification, image_text, image_text_to_text, text_classification
+from trifed.tasks import (
+    causal_lm,
+    image_classification,
+    image_text,
+    image_text_pairs,
+    image_text_to_text,
+    text_classification,
+)
 from trifed.tasks.interface import Batch, Encoded, Scored, Snippet, Task, TaskModel
 
 _ALL = (
-    text_classification.TASK, image_classification.TASK, image_text.TASK, causal_lm.TASK, image_text_to_text.TASK,
+    text_classification.TASK, image_classification.TASK, image_text.TASK, image_text_pairs.TASK,
+    causal_lm.TASK, image_text_to_text.TASK,
 )  # fmt: skip
 TASKS: dict[TaskName, Task] = {task.name: task for task in _ALL}
 

@@ -241,5 +241,5 @@ TASK = Task(
     encode=encode,
     build=_build,
     write=write,
-    labelled=False,
+    gives="answer",
 )

@@ -24,7 +24,7 @@ def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not both:
         found.append("image-classification")
     if both:
-        found.append("image-text")
+        found += ["image-text", "image-text-pairs"]
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         found.append("causal-lm")
     # Not those that caption an image only: an image has a place among the tokens.

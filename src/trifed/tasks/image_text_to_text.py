@@ -209,5 +209,5 @@ TASK = Task(
     encode=encode,
     build=_build,
     write=write,
-    labelled=False,
+    gives="answer",
 )

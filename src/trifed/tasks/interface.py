@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -62,11 +62,13 @@ class Scored:
 class TaskModel(nn.Module):
     """A frozen base with an adapter, and what the task adds.
 
-    `encoder`: the base, wrapped by PEFT or not; `hidden`: how many numbers `features` gives an example.
+    `encoder`: the base, wrapped by PEFT or not; `hidden`: how many numbers `features` gives an example;
+    `compared`: how many examples a score compares with each other, 0 where each is scored by itself.
     """
 
     encoder: nn.Module
     hidden: int
+    compared: int = 0
 
     @abstractmethod
     def features(self, batch: Batch) -> Tensor:
@@ -114,7 +116,7 @@ class Task:
     labels' names and settings → model; `stock`: transformers' Auto class for a base with a head, and `probe` a few
     values of the first role on which it is compared with ours; `snippet`: how a model card loads and asks a model;
     `write`: model, base, inputs by role, settings and a largest number of tokens → the answers, of a model that
-    answers; `labelled`: are labels what is learned? Where they are not, they only say what an example is.
+    answers; `gives`: a label, an answer that is written, or which of some texts fits an image.
     """
 
     name: TaskName
@@ -127,4 +129,9 @@ class Task:
     probe: Sequence[Any] = ()
     snippet: Snippet | None = None
     write: Write | None = None
-    labelled: bool = True
+    gives: Literal["label", "answer", "match"] = "label"
+
+    @property
+    def labelled(self) -> bool:
+        """Are labels what is learned? Where they are not, they only say what an example is."""
+        return self.gives == "label"
