@@ -114,6 +114,11 @@ def decode_summary(payload: bytes, expected: Header) -> Summary:
     return Summary.from_arrays(arrays)
 
 
+def array_sizes(payload: bytes) -> dict[str, int]:
+    """Bytes of each array of a readable message."""
+    return {name: array.nbytes for name, array in load(payload).items()}
+
+
 def manifest(payload: bytes, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of a payload by tensor name, the rest under '(envelope)'; they add up to len(payload)."""
     return {**sizes, ENVELOPE: len(payload) - sum(sizes.values())}

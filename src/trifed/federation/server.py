@@ -1,0 +1,102 @@
+"""The server's side of a run: the method's state, and every message that it writes or reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trifed.federation.messages import decode_summary
+from trifed.federation.terms import Terms, decode_tensors, encode_tensors
+from trifed.methods.interface import Gradient, Setting, State, Upload
+from trifed.methods.packing import Layout, Tensors, Vector
+from trifed.similarity import Summary
+
+
+class Server:
+    """`clients`: how many; `state`: the method's; `known`: by client what it had last, where changes travel."""
+
+    def __init__(self, terms: Terms, clients: int, start: Vector) -> None:
+        self.terms = terms
+        self.clients = clients
+        self.start = start
+        self.state: State = {}
+        self.known: dict[int, Vector] = {}
+
+    # -- before the first round
+
+    def frames(self, payloads: Mapping[int, bytes], layers: Layout) -> Tensors:
+        """Frames of the adapters from the clients' gradients; `layers`: names and shapes of the adapted weights.
+
+        Raises:
+            MessageError: a gradient is not what it should be.
+        """
+        make = self.terms.method.frames
+        gradients = []
+        for client, payload in payloads.items():
+            header, found = decode_tensors(payload, self.terms.header("gradient", 0, client), layers)
+            gradients.append(Gradient(client, header.examples, found))
+        return make(self.terms.options, gradients, self.terms.rank) if make else {}
+
+    def frames_for(self, client: int, frames: Tensors) -> bytes:
+        """The message that brings frames to a client."""
+        return encode_tensors(self.terms.header("frames", 0, client), frames, layout_of(frames))
+
+    def open(self, summaries: Mapping[int, bytes]) -> None:
+        """Begin, with the clients' one-time summaries where the method asks for them.
+
+        Raises:
+            MessageError: a summary is not what it should be.
+        """
+        found = {
+            client: decode_summary(payload, self.terms.header("summary", 0, client))
+            for client, payload in summaries.items()
+        }
+        if self.terms.wire.layout:
+            self.state = self.terms.method.start(self.terms.options, self._setting(found))
+
+    # -- rounds
+
+    def download(self, number: int, client: int) -> bytes | None:
+        """What round `number` begins with at a client; None where there is nothing yet."""
+        values = self.terms.method.download(self.state, client)
+        if values is None:
+            return None
+        header, known = self.terms.header("download", number, client), self._known(client)
+        payload = self.terms.wire.encode(header, values, known)
+        if self.terms.wire.bits is not None:
+            self.known[client] = self.terms.wire.decode(payload, header, known)[1]
+        return payload
+
+    def arrives(self, client: int) -> Vector | None:
+        """What a client would have after its next download, (n_values,); None where there is nothing yet."""
+        values = self.terms.method.download(self.state, client)
+        return None if values is None else self.terms.wire.arrives(values, self._known(client))
+
+    def accept(self, number: int, client: int, payload: bytes) -> Upload:
+        """A client's upload of round `number`.
+
+        Raises:
+            MessageError: it is not what it should be.
+        """
+        header = self.terms.header("upload", number, client)
+        found, values = self.terms.wire.decode(payload, header, self._known(client))
+        return Upload(client, number, found.examples, values)
+
+    def aggregate(self, uploads: Sequence[Upload]) -> None:
+        """Close a round; without uploads everything stays."""
+        if uploads:
+            self.state = self.terms.method.aggregate(self.terms.options, self._setting({}), self.state, uploads)
+
+    def _known(self, client: int) -> Vector:
+        if self.terms.wire.bits is None:
+            return np.zeros(0, np.float32)
+        return self.known.get(client, self.start)
+
+    def _setting(self, summaries: Mapping[int, Summary]) -> Setting:
+        return Setting(self.clients, self.terms.wire.layout, self.start, summaries)
+
+
+def layout_of(tensors: Tensors) -> Layout:
+    """Names and shapes."""
+    return tuple((name, values.shape) for name, values in tensors.items())

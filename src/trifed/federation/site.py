@@ -1,0 +1,156 @@
+"""A client's side of a run: what it keeps, and every message that it writes or reads. The same on every engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trifed.federation.client import Client, ClientState, summary_seeds, temper, train_round
+from trifed.federation.messages import encode_summary
+from trifed.federation.terms import Terms, decode_tensors, encode_tensors
+from trifed.federation.workbench import Workbench
+from trifed.methods.packing import Layout, Vector
+from trifed.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a client's round gives. `upload`: None where nothing travels; `loss`: mean over its steps, nats."""
+
+    upload: bytes | None
+    loss: float
+    steps: int
+
+
+class Site:
+    """One client. `state`: what it keeps from round to round.
+
+    `labels`: how many there are; `rounds`: of the whole run, which the learning rate's schedule needs.
+    """
+
+    def __init__(
+        self, terms: Terms, bench: Workbench, client: Client, training: TrainingSettings, seed: int, rounds: int,
+        labels: int,
+    ) -> None:  # fmt: skip
+        self.terms = terms
+        self.bench = bench
+        self.client = client
+        self.training = training
+        self.seed = seed
+        self.rounds = rounds
+        self.labels = labels
+        self.state = ClientState({}, {}, 0)
+
+    # -- before the first round
+
+    def gradient(self) -> bytes:
+        """The mean gradient of the adapted weights on this client's training data."""
+        layers = self.bench.first_gradient(self.client.train, self.training)
+        header = self.terms.header("gradient", 0, self.client.index, len(self.client.train))
+        return encode_tensors(header, layers, adapted_layout(self.bench))
+
+    def start(self) -> None:
+        """Take the common start, and over it what the method takes from this client's labels."""
+        tensors = dict(self.bench.start)
+        if self.terms.method.own_start:
+            own = self.terms.method.own_start(self.terms.options, self.client.train.labels, self.labels)
+            tensors |= {name: torch.from_numpy(values) for name, values in own.items()}
+        self.state = ClientState(tensors, {}, 0)
+
+    def summary(self) -> bytes | None:
+        """The one-time summary of this client's training data; None where the method asks for none."""
+        make = self.terms.method.summarise
+        if make is None:
+            return None
+        features = self.bench.base_features(self.client.train, self.training)
+        seeds = summary_seeds(self.seed, self.client.index)
+        found = make(self.terms.options, features, self.client.train.labels, seeds)
+        return encode_summary(self.terms.header("summary", 0, self.client.index), found)
+
+    # -- rounds
+
+    def round(self, number: int, download: bytes | None) -> Done:
+        """Take what came, train, and write the upload.
+
+        Raises:
+            MessageError: the download is none of this round, client and run; nothing has changed then.
+        """
+        values = None if download is None else self.take(number, download)
+        method, before = self.terms.method, self.state.steps
+        done = train_round(
+            self.bench,
+            self.client,
+            self.state,
+            values,
+            self.training,
+            seed=self.seed,
+            round_number=number,
+            rounds=self.rounds,
+            proximal=method.proximal(self.terms.options) if method.proximal else None,
+        )
+        self.state = done.state
+        return Done(self._upload(number, done.sends), done.loss, done.state.steps - before)
+
+    def take(self, number: int, download: bytes) -> Vector:
+        """What a download of round `number` brings, (n_values,); raises as `round` does."""
+        header, known = self.terms.header("download", number, self.client.index), self.known
+        arrived = self.terms.wire.decode(download, header, known)[1]
+        self._remember(received=arrived)
+        return arrived
+
+    def _upload(self, number: int, tensors: dict[str, Tensor]) -> bytes | None:
+        if not self.bench.layout:
+            return None
+        header, known = self.terms.header("upload", number, self.client.index, len(self.client.train)), self.known
+        wanted = self.bench.pack(tensors)
+        if "owed" in self.state.wire:
+            wanted = wanted + self.state.wire["owed"]
+        payload = self.terms.wire.encode(header, wanted, known)
+        self._remember(owed=wanted - self.terms.wire.decode(payload, header, known)[1])
+        return payload
+
+    @property
+    def known(self) -> Vector:
+        """What both sides know that this client had last; nothing where the values themselves travel."""
+        if self.terms.wire.bits is None:
+            return np.zeros(0, np.float32)
+        return self.state.wire.get("received", self.bench.start_values)
+
+    def _remember(self, **vectors: Vector) -> None:
+        if self.terms.wire.bits is not None:
+            self.state = replace(self.state, wire={**self.state.wire, **vectors})
+
+    # -- models
+
+    def tensors(self, stage: str, arrived: Vector | None) -> dict[str, Tensor]:
+        """The model at a stage: "trained", "received", or "halfway" between; the one that is scored as it is used.
+
+        `arrived`: what the last download brought, None where there was none.
+        """
+        method = self.terms.method
+        found = self._at(stage, arrived)
+        if method.tempered and stage == method.scored:
+            return temper(self.bench, found, self.client.valid, self.training)
+        return found
+
+    def _at(self, stage: str, arrived: Vector | None) -> dict[str, Tensor]:
+        own = self.state.tensors
+        if stage == "trained" or arrived is None:
+            return own
+        received = self.bench.receive(own, arrived)
+        if stage == "received":
+            return received
+        return {name: torch.lerp(tensor, received[name], 0.5) for name, tensor in own.items()}
+
+
+def adapted_layout(bench: Workbench) -> Layout:
+    """Names and shapes of the adapted layers' weights."""
+    return tuple((name, tuple(weight.shape)) for name, weight in bench.adapted.items())
+
+
+def take_frames(bench: Workbench, terms: Terms, client: int, payload: bytes, layout: Layout) -> None:
+    """Put the frames that the server made in the place of the adapter's own; raises MessageError."""
+    bench.fix_frames(decode_tensors(payload, terms.header("frames", 0, client), layout)[1])

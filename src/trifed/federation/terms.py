@@ -1,0 +1,51 @@
+"""What both sides of a run have agreed on: the method, and how messages are written and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trifed.config import RunConfig
+from trifed.federation.messages import Header, decode_values, encode_values
+from trifed.federation.wire import Wire
+from trifed.methods import METHODS, Method
+from trifed.methods.interface import Options
+from trifed.methods.packing import Layout, Tensors, pack, unpack
+
+
+@dataclass(frozen=True)
+class Terms:
+    """`wire`: how values travel; `run`: the run's identity; `base`: 16 digits of the base's fingerprint."""
+
+    method: Method
+    options: Options
+    wire: Wire
+    run: str
+    base: str
+    rank: int
+
+    def header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
+        """What a message of this run says of itself; `number`: of the round, 0 before the first."""
+        return Header(kind, self.run, self.base, number, client, examples)
+
+
+def terms_of(config: RunConfig, layout: Layout, fingerprint: str) -> Terms:
+    """The terms of a configured run on a base model. `layout`: what travels."""
+    return Terms(
+        method=METHODS[config.method.name],
+        options=config.method.options(),
+        wire=Wire(layout, None if config.wire.bits == 32 else config.wire.bits),
+        run=config.run_id(),
+        base=fingerprint[:16],
+        rank=config.adapter.rank,
+    )
+
+
+def encode_tensors(header: Header, tensors: Tensors, layout: Layout) -> bytes:
+    """A message of tensors in full, as they travel before the first round."""
+    return encode_values(header, pack(tensors, layout))
+
+
+def decode_tensors(payload: bytes, expected: Header, layout: Layout) -> tuple[Header, Tensors]:
+    """The inverse; raises what `messages.decode_values` does."""
+    header, values = decode_values(payload, expected, layout)
+    return header, unpack(values, layout)
