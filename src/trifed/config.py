@@ -21,6 +21,7 @@ from trifed.nested import layer, without
 from trifed.settings import (
     UNLABELLED,
     AdapterSettings,
+    DeploymentSettings,
     ModelSettings,
     TaskName,
     TrackerName,
@@ -66,6 +67,7 @@ class RunConfig(BaseModel):
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
     wire: WireSettings = WireSettings()
+    deployment: DeploymentSettings = DeploymentSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -89,9 +91,11 @@ class RunConfig(BaseModel):
 
     def run_id(self) -> str:
         """Twelve hex digits that change with anything that changes the numbers."""
-        return hashlib.sha256(
-            self.model_dump_json(exclude={"name", "baselines", "controls", "trackers"}).encode()
-        ).hexdigest()[:12]
+        return hashlib.sha256(self.model_dump_json(exclude=NO_NUMBERS).encode()).hexdigest()[:12]
+
+
+NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}
+"""Settings that no number depends on."""
 
 
 def make_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:

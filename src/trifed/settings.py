@@ -101,6 +101,17 @@ class WireSettings(_Settings):
     bits: Bits = Field(32, description="a number; under 32 changes travel, and what rounding loses is sent later")
 
 
+class DeploymentSettings(_Settings):
+    """Between sites: who has to be there, and how long is waited. Changes no number of a simulated run."""
+
+    clients: int = Field(2, ge=1, description="that have to be there before the first round")
+    quorum: int = Field(1, ge=1, description="uploads without which a round stops the run, resumable")
+    join_seconds: float = Field(600, gt=0, description="that are waited for the clients")
+    round_seconds: float = Field(
+        3600, gt=0, description="after which a round goes on without who has not answered"
+    )
+
+
 class TrainingSettings(_Settings):
     """Local training, the same for every client and method."""
 

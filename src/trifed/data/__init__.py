@@ -16,6 +16,7 @@ from trifed.data.clients import (
     Examples,
     FederatedData,
     content_hash,
+    make_client,
     make_clients,
     text_examples,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "assign_clients",
     "content_hash",
     "demo_corpus_path",
+    "make_client",
     "make_clients",
     "open_image",
     "read_table",

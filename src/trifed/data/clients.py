@@ -90,7 +90,7 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
     if test is not None:
         test = _without_known_rows(test, table, settings, notes)
     table = _sampled(table, settings.max_examples, seed, notes)
-    labels, label_names = index_labels(table.labels)
+    labels, label_names = index_labels(table.labels, settings.labels)
     ids, names = assign_clients(labels, table.groups, settings.clients, seed, table.group_names)
     rows = [_capped(np.flatnonzero(ids == i), settings, seed, i) for i in range(len(names))]
     rows = _usable(rows, names, labels, settings, notes)
@@ -103,8 +103,40 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
     return FederatedData(clients, label_names, global_test, notes)
 
 
-def index_labels(labels: list[str] | list[int]) -> tuple[NDArray[np.int64], list[str]]:
-    """Return each label's index, (n,), and the names in order: texts by alphabet, integers by value."""
+def make_client(settings: DataSettings, seed: int, roles: Roles, name: str, place: int) -> FederatedData:
+    """The same of one client alone, whose table this is; it is cut as that of the `place`-th of all would be.
+
+    Raises what `make_clients` does.
+    """
+    notes: list[str] = []
+    table = read_table(settings, roles)
+    if table.skipped:
+        notes.append(f"left out {table.skipped} rows that cannot be read (data.skip_broken)")
+    if settings.drop_duplicates:
+        table = _without_duplicates(table, notes)
+    labels, label_names = index_labels(table.labels, settings.labels)
+    rows = _capped(np.arange(len(table)), settings, seed, place)
+    [rows] = _usable([rows], [name], labels, settings, notes)
+    rng = np.random.default_rng([seed, HOLDOUT_STREAM, place])
+    clients = [_client(table, labels, rows, name, settings, rng)]
+    _check_held_out(clients, settings, notes)
+    return FederatedData(clients, label_names, None, notes)
+
+
+def index_labels(
+    labels: list[str] | list[int], names: Sequence[str] | None = None
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return each label's index, (n,), and the names in order: texts by alphabet, integers by value, or `names`.
+
+    Raises:
+        DataError: a label that is none of `names`.
+    """
+    if names is not None:
+        places = {name: i for i, name in enumerate(names)}
+        unknown = sorted({str(label) for label in labels} - set(places))
+        if unknown:
+            raise DataError(f"labels that data.labels does not name: {_named(unknown)}; add or correct them")
+        return np.array([places[str(label)] for label in labels], dtype=np.int64), list(names)
     unique: set[Any] = set(labels)
     known = {label: i for i, label in enumerate(sorted(unique))}
     return np.array([known[label] for label in labels], dtype=np.int64), [str(label) for label in known]

@@ -107,6 +107,9 @@ class DataSettings(BaseModel):
     label: str = Field(
         "label", description="column of the label, text or whole number; '' is none, as in causal-lm"
     )
+    labels: list[str] | None = Field(
+        None, description="all labels in their order; needed where no one sees every client's data"
+    )
     test: str | None = Field(None, description="a separate test set for everybody")
     valid_fraction: float = Field(default=0.15, ge=0, lt=1, description="of each client's examples")
     test_fraction: float = Field(default=0.25, ge=0, lt=1, description="of each client's examples")

@@ -17,6 +17,7 @@ from trifed.config import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation.client import SAMPLING, Client, ClientState, score
 from trifed.federation.messages import array_sizes, layout_sizes, manifest
+from trifed.federation.results import facts_of
 from trifed.federation.server import Server, layout_of
 from trifed.federation.site import Site, adapted_layout, take_frames
 from trifed.federation.store import Event, RunFolder
@@ -24,7 +25,7 @@ from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench
 from trifed.methods.interface import State
 from trifed.methods.packing import Vector
-from trifed.training import Scores, seeded
+from trifed.training import seeded
 
 Listener = Callable[[Event], None]
 FRAMES = "frames.safetensors"
@@ -199,17 +200,12 @@ class Simulation:
         for client, tensors in zip(self.clients, models, strict=True):
             event: Event = {"event": "scores", "round": number, "stage": stage, "client": client.name}
             for split in ("valid", "test"):
-                event[split] = facts(score(self.bench, tensors, getattr(client, split), self.config.training))
+                event[split] = facts_of(score(self.bench, tensors, getattr(client, split), self.config.training))
             self._tell(**event)
 
     def _tell(self, **event: object) -> None:
         self.folder.append(event)
         self.listener(event)
-
-
-def facts(scores: Scores) -> dict[str, float]:
-    """The part of scores that goes into the log."""
-    return {"loss": scores.loss, "accuracy": scores.accuracy, "examples": scores.examples}
 
 
 def total_bytes(up_or_down: dict[str, int]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from trifed.federation.messages import ENVELOPE
 from trifed.federation.store import Event
+from trifed.training import Scores
 
 Json = dict[str, Any]
 
@@ -45,6 +46,11 @@ def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> J
         "seconds": float(sum(e.get("seconds", 0.0) for e in events if e["event"] == "trained")),
         "finished": any(e["event"] == "finished" for e in events),
     }
+
+
+def facts_of(scores: Scores) -> dict[str, float]:
+    """The part of scores that goes into the log."""
+    return {"loss": scores.loss, "accuracy": scores.accuracy, "examples": scores.examples}
 
 
 def perplexity(clients: Sequence[Json]) -> Json:

@@ -14,7 +14,9 @@ from trifed.similarity import Summary
 
 
 class Server:
-    """`clients`: how many; `state`: the method's; `known`: by client what it had last, where changes travel."""
+    """`clients`: how many; `state`: the method's; `known`: by client what it had last, where changes travel;
+    `pending`: what it has if the last download came.
+    """
 
     def __init__(self, terms: Terms, clients: int, start: Vector) -> None:
         self.terms = terms
@@ -22,6 +24,7 @@ class Server:
         self.start = start
         self.state: State = {}
         self.known: dict[int, Vector] = {}
+        self.pending: dict[int, Vector] = {}
 
     # -- before the first round
 
@@ -65,7 +68,8 @@ class Server:
         header, known = self.terms.header("download", number, client), self._known(client)
         payload = self.terms.wire.encode(header, values, known)
         if self.terms.wire.bits is not None:
-            self.known[client] = self.terms.wire.decode(payload, header, known)[1]
+            # Not what it has before its upload shows that it came.
+            self.pending[client] = self.terms.wire.decode(payload, header, known)[1]
         return payload
 
     def arrives(self, client: int) -> Vector | None:
@@ -80,8 +84,16 @@ class Server:
             MessageError: it is not what it should be.
         """
         header = self.terms.header("upload", number, client)
-        found, values = self.terms.wire.decode(payload, header, self._known(client))
+        known = self.pending.get(client, self._known(client))
+        found, values = self.terms.wire.decode(payload, header, known)
+        if client in self.pending:
+            self.known[client] = self.pending.pop(client)
         return Upload(client, number, found.examples, values)
+
+    def forget(self, client: int) -> None:
+        """A client has lost what it had: it starts again from the common start."""
+        self.known.pop(client, None)
+        self.pending.pop(client, None)
 
     def aggregate(self, uploads: Sequence[Upload]) -> None:
         """Close a round; without uploads everything stays."""

@@ -12,7 +12,7 @@ from trifed.federation.client import Client, ClientState, summary_seeds, temper,
 from trifed.federation.messages import encode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.federation.workbench import Workbench
-from trifed.methods.packing import Layout, Vector
+from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.settings import TrainingSettings
 
 
@@ -151,6 +151,8 @@ def adapted_layout(bench: Workbench) -> Layout:
     return tuple((name, tuple(weight.shape)) for name, weight in bench.adapted.items())
 
 
-def take_frames(bench: Workbench, terms: Terms, client: int, payload: bytes, layout: Layout) -> None:
-    """Put the frames that the server made in the place of the adapter's own; raises MessageError."""
-    bench.fix_frames(decode_tensors(payload, terms.header("frames", 0, client), layout)[1])
+def take_frames(bench: Workbench, terms: Terms, client: int, payload: bytes, layout: Layout) -> Tensors:
+    """Put the frames that the server made in the place of the adapter's own, and give them, or MessageError."""
+    frames = decode_tensors(payload, terms.header("frames", 0, client), layout)[1]
+    bench.fix_frames(frames)
+    return frames

@@ -104,7 +104,7 @@ class RunFolder:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}.tmp")
-        save_file(_apart(tensors), scratch, dict(metadata))
+        save_file(apart(tensors), scratch, dict(metadata))
         scratch.replace(target)
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -154,9 +154,7 @@ class RunFolder:
         """All that the next round needs. `identity` pins what it may be continued with."""
         tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
         for index, state in enumerate(clients):
-            tensors |= {f"client/{index}/tensors/{name}": t for name, t in state.tensors.items()}
-            tensors |= {f"client/{index}/moments/{name}": t.cpu() for name, t in state.moments.items()}
-            tensors |= {f"client/{index}/wire/{name}": torch.from_numpy(a) for name, a in state.wire.items()}
+            tensors |= state_tensors(state, f"client/{index}/")
         events = self.path / "events.jsonl"
         facts = {
             "round": round_number,
@@ -213,10 +211,14 @@ class RunFolder:
         with events.open("r+b") as file_events:
             file_events.truncate(facts["events_bytes"])
         server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
-        return facts["round"], [_client(tensors, i, steps) for i, steps in enumerate(facts["steps"])], server
+        return (
+            facts["round"],
+            [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])],
+            server,
+        )
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that share no memory, which safetensors refuses: clients that never trained share their start."""
     seen: set[int] = set()
     result = {}
@@ -228,9 +230,20 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _client(tensors: Mapping[str, Tensor], index: int, steps: int) -> ClientState:
+def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
+    """What a client keeps as named tensors; its steps are not among them."""
+    return {
+        **{f"{under}tensors/{name}": t for name, t in state.tensors.items()},
+        **{f"{under}moments/{name}": t.cpu() for name, t in state.moments.items()},
+        **{f"{under}wire/{name}": torch.from_numpy(a) for name, a in state.wire.items()},
+    }
+
+
+def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> ClientState:
+    """The inverse of `state_tensors`."""
+
     def part(kind: str) -> dict[str, Tensor]:
-        prefix = f"client/{index}/{kind}/"
+        prefix = f"{under}{kind}/"
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     wire = {name: tensor.numpy() for name, tensor in part("wire").items()}

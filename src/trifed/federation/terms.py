@@ -28,13 +28,13 @@ class Terms:
         return Header(kind, self.run, self.base, number, client, examples)
 
 
-def terms_of(config: RunConfig, layout: Layout, fingerprint: str) -> Terms:
-    """The terms of a configured run on a base model. `layout`: what travels."""
+def terms_of(config: RunConfig, layout: Layout, fingerprint: str, run: str | None = None) -> Terms:
+    """The terms of a configured run on a base model. `layout`: what travels; `run`: its identity."""
     return Terms(
         method=METHODS[config.method.name],
         options=config.method.options(),
         wire=Wire(layout, None if config.wire.bits == 32 else config.wire.bits),
-        run=config.run_id(),
+        run=run or config.run_id(),
         base=fingerprint[:16],
         rank=config.adapter.rank,
     )

@@ -1,0 +1,216 @@
+"""One client between messages: its own data and settings, what it keeps on its disk, and its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trifed.config import RunConfig, make_config
+from trifed.data import make_client
+from trifed.errors import MessageError, RunError, TrifedError
+from trifed.federation.client import Client, score
+from trifed.federation.exports import save_client
+from trifed.federation.messages import encode_values
+from trifed.federation.node_store import NodeStore
+from trifed.federation.protocol import Reply, Request, digest, read_layout, write_layout
+from trifed.federation.results import facts_of
+from trifed.federation.site import Site, adapted_layout, take_frames
+from trifed.federation.terms import terms_of
+from trifed.federation.workbench import Workbench, build_workbench
+from trifed.methods import METHODS
+from trifed.nested import layer
+from trifed.tasks import TASKS
+from trifed.tasks.base_model import LoadedBase
+
+WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
+
+
+class NodeSettings(BaseModel):
+    """A client's own part of a run, which the server never sees."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="in reports; unique")
+    data: dict[str, Any] = Field(description="as [data] of a run: source, and columns where they differ")
+    model: str | None = Field(None, description="where the base model lies here, if elsewhere than in the run")
+    device: str | None = Field(None, description="as training.device")
+    folder: Path = Field(Path("trifed-node"), description="where runs keep adapters and state")
+    tell_scores: bool = Field(False, description="accuracy and loss on held-out data go to the server")
+
+
+class Node:
+    """One client and one run. Nothing of it outlives the process but what lies in `store`."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.run = ""
+        self.config: RunConfig | None = None
+        self.base: LoadedBase | None = None
+        self.bench: Workbench | None = None
+        self.site: Site | None = None
+        self.store: NodeStore | None = None
+
+    def answer(self, request: Request) -> Reply:
+        """The reply to any request; what is wrong with it, or with this client, is said in `error`."""
+        ways: dict[str, Callable[[Request], Reply]] = {
+            "hello": self._hello, "open": self._open, "gradient": self._gradient, "frames": self._frames,
+            "train": self._train, "finish": self._finish,
+        }  # fmt: skip
+        try:
+            if request.kind not in ways:
+                raise MessageError(f"got '{request.kind}', expected one of {', '.join(ways)}")
+            if request.kind != "hello" and str(request.facts.get("run", "")) != self.run:
+                self._take_up(request)
+            return ways[request.kind](request)
+        except TrifedError as error:
+            return Reply(error=str(error))
+
+    # -- what is asked
+
+    def _hello(self, request: Request) -> Reply:
+        self._prepare(str(request.facts["run"]), json.loads(str(request.facts["config"])))
+        bench, _ = self._parts()
+        return Reply(
+            {
+                "name": self.settings.name,
+                "base": bench.fingerprint,
+                "digest": digest(bench.layout, bench.start_values),
+            }
+        )
+
+    def _open(self, request: Request) -> Reply:
+        bench, store = self._parts()
+        self._place(int(request.facts["place"]))
+        site = self._at_hand()
+        summary = site.summary()
+        parts = {} if summary is None else {"summary": summary}
+        told: dict[str, Any] = {"examples": len(site.client.train), "layout": write_layout(bench.layout)}
+        told["layers"] = write_layout(adapted_layout(bench)) if site.terms.method.frames else "[]"
+        header = site.terms.header("start", 0, site.client.index)
+        store.begin(site.client.index)
+        return Reply(told, {**parts, "start": encode_values(header, bench.start_values)})
+
+    def _gradient(self, request: Request) -> Reply:
+        return Reply(parts={"gradient": self._at_hand().gradient()})
+
+    def _frames(self, request: Request) -> Reply:
+        bench, store = self._parts()
+        site, layout = self._at_hand(), read_layout(str(request.facts["layout"]))
+        store.keep_frames(take_frames(bench, site.terms, site.client.index, request.parts["frames"], layout))
+        site.start()
+        return Reply({"digest": digest(bench.layout, bench.start_values)})
+
+    def _train(self, request: Request) -> Reply:
+        _, store = self._parts()
+        number, counts, site = int(request.facts["round"]), int(request.facts["counts"]), self._at_hand()
+        if counts == 0:
+            site.start()
+        else:
+            found = store.state_after(counts)
+            if found is None:
+                return Reply(lost=True)
+            site.state = found
+        before = site.state
+        try:
+            done = site.round(number, request.parts.get("download"))
+        except TrifedError:
+            site.state = before
+            raise
+        store.keep(number, counts, site.state)
+        return Reply({"loss": done.loss, "steps": done.steps}, {"upload": done.upload} if done.upload else {})
+
+    def _finish(self, request: Request) -> Reply:
+        bench, store = self._parts()
+        number, counts, site = int(request.facts["round"]), int(request.facts["counts"]), self._at_hand()
+        found = store.state_after(counts) if counts else site.state
+        if found is None:
+            return Reply(lost=True)
+        site.state = found
+        download = request.parts.get("download")
+        arrived = None if download is None else site.take(number, download)
+        tensors = site.tensors(site.terms.method.scored, arrived)
+        names = list(self._config().data.labels or [])
+        save_client(store.folder / "model", bench, tensors, names, self._base().source)
+        if not self.settings.tell_scores:
+            return Reply()
+        told: dict[str, Any] = {}
+        for split in ("valid", "test"):
+            scores = facts_of(score(bench, tensors, getattr(site.client, split), site.training))
+            told |= {f"{split}_{name}": value for name, value in scores.items()}
+        return Reply(told)
+
+    # -- what is at hand
+
+    def _prepare(self, run: str, values: Mapping[str, Any]) -> None:
+        """Take a run's settings, this client's own over them, and load the base model."""
+        if run == self.run and self.bench is not None:
+            return
+        own: dict[str, Any] = {"data": layer(self.settings.data, WHOLE_TABLE)}
+        own |= {"model": {"name": self.settings.model}} if self.settings.model else {}
+        own |= {"training": {"device": self.settings.device}} if self.settings.device else {}
+        config = make_config(layer(values, own), f"the run's settings with those of {self.settings.name}")
+        task = TASKS[config.task]
+        if task.labelled and not config.data.labels:
+            raise RunError("data.labels: the run has to name all labels, for no client sees those of the others")
+        base = task.load(config.model.name, config.model.dtype)
+        settings = (config.model, config.adapter, config.training)
+        method = METHODS[config.method.name]
+        self.bench = build_workbench(base, method, config.data.labels or [""], config.seed, settings, task)
+        self.run, self.config, self.base, self.site = run, config, base, None
+        self.store = NodeStore.at(self.settings.folder / run, dict(values))
+
+    def _take_up(self, request: Request) -> None:
+        """Another message of a run that this process has not seen: from the disk."""
+        run = str(request.facts.get("run", ""))
+        values = NodeStore.settings_of(self.settings.folder / run)
+        if values is None:
+            raise RunError(f"{self.settings.name} knows no run '{run}'; it has to be greeted first")
+        self._prepare(run, values)
+
+    def _place(self, place: int) -> None:
+        """Read and cut this client's data as the `place`-th of all."""
+        bench, config = self._parts()[0], self._config()
+        data = make_client(config.data, config.seed, bench.task.roles, self.settings.name, place)
+        [mine] = data.clients
+        client = Client(
+            place, mine.name, bench.encode(mine.train), bench.encode(mine.valid), bench.encode(mine.test)
+        )
+        terms = terms_of(config, bench.layout, bench.fingerprint, self.run)
+        labels = len(config.data.labels or [""])
+        self.site = Site(terms, bench, client, config.training, config.seed, config.rounds, labels)
+        self.site.start()
+
+    def _at_hand(self) -> Site:
+        """This client's side, from the disk where the process is new."""
+        if self.site is None:
+            bench, store = self._parts()
+            self._place(store.place())
+            frames = store.frames()
+            if frames is not None:
+                bench.fix_frames(frames)
+                self._site().start()
+        return self._site()
+
+    def _site(self) -> Site:
+        if self.site is None:
+            raise RunError(f"{self.settings.name} was not opened")
+        return self.site
+
+    def _parts(self) -> tuple[Workbench, NodeStore]:
+        if self.bench is None or self.store is None:
+            raise RunError(f"{self.settings.name} was not greeted")
+        return self.bench, self.store
+
+    def _config(self) -> RunConfig:
+        if self.config is None:
+            raise RunError(f"{self.settings.name} was not greeted")
+        return self.config
+
+    def _base(self) -> LoadedBase:
+        if self.base is None:
+            raise RunError(f"{self.settings.name} was not greeted")
+        return self.base

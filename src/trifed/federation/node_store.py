@@ -1,0 +1,120 @@
+"""What a client keeps of a run on its own disk.
+
+::
+
+    FOLDER/RUN/
+        run.json                  the run's settings as the server sent them, and the client's place among all
+        frames.safetensors        A, B and the start of C, where a method agrees on them before round 1
+        state.safetensors         after the last round: A, B, head, AdamW's moments, what the wire owes
+        state-before.safetensors  the same after the round before: the server may not have got the last upload
+        model/                    the model that is used in the end, as `trifed run` leaves a client's
+
+Every file is replaced atomically. Whoever can read the folder can read the client's adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from trifed.atomic import whole_file
+from trifed.errors import RunError
+from trifed.federation.client import ClientState
+from trifed.federation.store import apart, state_of, state_tensors
+from trifed.methods.packing import Tensors
+
+LAST, BEFORE = "state.safetensors", "state-before.safetensors"
+
+
+class NodeStore:
+    """One run's folder at a client."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def at(cls, folder: Path, settings: Mapping[str, Any]) -> NodeStore:
+        """The folder of a run, made where it is not there.
+
+        Raises:
+            RunError: nothing can be written there.
+        """
+        store = cls(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        if cls.settings_of(folder) != settings:
+            store._write("run.json", {"settings": dict(settings)})
+        return store
+
+    @staticmethod
+    def settings_of(folder: Path) -> dict[str, Any] | None:
+        """The settings of the run that is kept there; None where none is."""
+        path = folder / "run.json"
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return found
+
+    def begin(self, place: int) -> None:
+        """Forget all rounds, and keep this client's place among all."""
+        for name in (LAST, BEFORE, "frames.safetensors"):
+            (self.folder / name).unlink(missing_ok=True)
+        self._write("run.json", {"settings": self.settings_of(self.folder), "place": place})
+
+    def place(self) -> int:
+        """This client's place among all; RunError where it was not told."""
+        facts = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        if "place" not in facts:
+            raise RunError(f"{self.folder}: this run was not opened here")
+        return int(facts["place"])
+
+    def keep_frames(self, frames: Tensors) -> None:
+        """Keep what the server made of everybody's gradients."""
+        with whole_file(self.folder / "frames.safetensors") as path:
+            save_file({name: torch.from_numpy(values) for name, values in frames.items()}, path)
+
+    def frames(self) -> Tensors | None:
+        """The same, read; None where there are none."""
+        path = self.folder / "frames.safetensors"
+        return {name: t.numpy() for name, t in load_file(path).items()} if path.is_file() else None
+
+    def keep(self, number: int, counts: int, state: ClientState) -> None:
+        """Keep the state after round `number`, and beside it that after round `counts`, which it came from."""
+        last, before = self.folder / LAST, self.folder / BEFORE
+        with whole_file(last) as path:
+            facts = {"round": number, "steps": state.steps}
+            save_file(apart(state_tensors(state)), path, {"trifed": json.dumps(facts)})
+            if self._round(last) == counts:
+                last.replace(before)
+            elif counts == 0:
+                before.unlink(missing_ok=True)
+
+    def state_after(self, number: int) -> ClientState | None:
+        """The state after a round; None where it is not kept any more, or never was."""
+        for path in (self.folder / LAST, self.folder / BEFORE):
+            if self._round(path) == number:
+                with safe_open(path, "pt") as file:
+                    steps = json.loads(file.metadata()["trifed"])["steps"]
+                return state_of(load_file(path), steps)
+        return None
+
+    def _round(self, path: Path) -> int | None:
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                return int(json.loads(file.metadata()["trifed"])["round"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: damaged ({error}); remove it, and this client starts anew") from error
+
+    def _write(self, name: str, value: Any) -> None:
+        with whole_file(self.folder / name) as path:
+            path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""What server and clients say to each other where they do not share a process, whatever carries it.
+
+::
+
+    hello    the run's settings, without its data        -> name, base model, what travels (a digest)
+    open     the client's place among all                -> summary; of one client also what travels, and its start
+    gradient nothing                                     -> the first gradient, where the method makes frames of it
+    frames   frames                                      -> nothing
+    train    round, and the client's last round that counts; the download -> the upload
+    finish   the last download                           -> scores, where the client tells them
+
+Messages of the method itself, in `parts`, are those of `messages` and are checked there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from trifed.errors import MessageError
+from trifed.methods.packing import Layout, Vector
+
+Fact = str | int | float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client is asked. `parts`: messages by name."""
+
+    kind: str
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    parts: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client answers. `error`: why it cannot, in words; `lost`: it lacks what the server counts on."""
+
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    parts: Mapping[str, bytes] = field(default_factory=dict)
+    error: str = ""
+    lost: bool = False
+
+
+class Channel(Protocol):
+    """The way to the clients, each a node with a number."""
+
+    def nodes(self) -> set[int]:
+        """Those that can be asked now."""
+
+    def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
+        """The answers that come in time, by node; a node that broke is not among them."""
+
+
+def digest(layout: Layout, start: Vector) -> str:
+    """Sixteen hex digits over what travels and where it starts: clients that share a run agree on it."""
+    found = hashlib.sha256(write_layout(layout).encode())
+    found.update(start.tobytes())
+    return found.hexdigest()[:16]
+
+
+def write_layout(layout: Layout) -> str:
+    """Names and shapes as JSON."""
+    return json.dumps([[name, list(shape)] for name, shape in layout])
+
+
+def read_layout(text: str) -> Layout:
+    """The inverse; MessageError where it is none."""
+    try:
+        found = tuple((str(name), tuple(int(size) for size in shape)) for name, shape in json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise MessageError(f"what travels: got no list of names and shapes ({error}); it is refused") from error
+    if any(size < 1 for _, shape in found for size in shape):
+        raise MessageError("what travels: got an empty shape; it is refused")
+    return found

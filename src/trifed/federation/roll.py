@@ -1,0 +1,123 @@
+"""Who takes part in a run between sites: greeting, refusing, and asking clients by their place among all."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trifed.errors import RunError
+from trifed.federation.protocol import Channel, Fact, Reply, Request
+from trifed.settings import DeploymentSettings
+
+LOOK_AGAIN = 1.0
+"""Seconds between two looks at who is there."""
+
+
+class Roll:
+    """The clients of one run.
+
+    `names`: in the order of their places, once the run has begun; `nodes`: the node that answers to a name now;
+    `refused`: nodes that may not take part; `agreed`: the base model's fingerprint, and a digest of what travels.
+    """
+
+    def __init__(
+        self, channel: Channel, settings: DeploymentSettings, hello: Request, tell: Callable[..., None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        self.channel = channel
+        self.settings = settings
+        self.hello = hello
+        self.tell = tell
+        self.sleep = sleep
+        self.names: list[str] = []
+        self.nodes: dict[str, int] = {}
+        self.refused: set[int] = set()
+        self.agreed = ("", "")
+
+    def gather(self, names: Sequence[str] = ()) -> None:
+        """Greet clients until there are enough. `names`: of a run that goes on, which nobody else may join.
+
+        Raises:
+            RunError: too few came in time.
+        """
+        self.names = list(names)
+        wanted, waited = len(names) or self.settings.clients, 0.0
+        while self._greet() < wanted and waited < self.settings.join_seconds:
+            self.sleep(LOOK_AGAIN)
+            waited += LOOK_AGAIN
+        if len(self.nodes) < (self.settings.quorum if names else wanted):
+            raise RunError(
+                f"{len(self.nodes)} of {wanted} clients came within {self.settings.join_seconds:g} seconds; start "
+                f"the others' nodes, or lower deployment.clients"
+            )
+        if not names:
+            self.names = sorted(self.nodes)
+
+    def ask(
+        self,
+        kind: str,
+        asked: Mapping[int, Mapping[str, Fact]],
+        parts: Mapping[int, Mapping[str, bytes]] | None = None,
+    ) -> dict[int, Reply]:
+        """The answers of clients by place, of those that are there and answer in time."""
+        self._greet()  # who came back has another number
+        here = self.channel.nodes()
+        nodes = {place: self.nodes.get(self.names[place]) for place in asked}
+        requests = {
+            node: Request(kind, {**asked[place], "run": self.hello.facts["run"]}, (parts or {}).get(place, {}))
+            for place, node in nodes.items()
+            if node is not None and node in here
+        }
+        answers = self.channel.ask(requests, self.settings.round_seconds)
+        return {place: answers[node] for place, node in nodes.items() if node is not None and node in answers}
+
+    def reason_against(self, reply: Reply | None) -> str | None:
+        """Why an answer does not count before it is read; None where it may."""
+        if reply is None:
+            return f"no answer within {self.settings.round_seconds:g} seconds"
+        return reply.error or ("it lost what it had, and starts anew" if reply.lost else None)
+
+    def need_all(self, answers: Mapping[int, Reply], what: str) -> None:
+        """Before the first round everybody counts; RunError where somebody did not answer as asked."""
+        for place, name in enumerate(self.names):
+            reason = self.reason_against(answers.get(place))
+            if reason is not None:
+                raise RunError(f"{name} could not {what}: {reason}; mend it, and start the run again")
+
+    def _greet(self) -> int:
+        """Ask nodes that are new who they are; how many clients there are now."""
+        new = self.channel.nodes() - self.refused - set(self.nodes.values())
+        answers = self.channel.ask(dict.fromkeys(sorted(new), self.hello), self.settings.round_seconds)
+        told = {node: reply for node, reply in sorted(answers.items()) if not reply.error}
+        for node, reply in sorted(answers.items()):
+            if reply.error:
+                self._refuse(node, reply.error)
+        if self.agreed == ("", "") and told:  # those that most have
+            votes = Counter(_identity(reply) for reply in told.values())
+            self.agreed = max(sorted(votes), key=votes.__getitem__)
+        for node, reply in told.items():
+            self._welcome(node, reply)
+        return len(self.nodes)
+
+    def _welcome(self, node: int, reply: Reply) -> None:
+        name = str(reply.facts.get("name", ""))
+        if _identity(reply) != self.agreed:
+            self._refuse(node, f"{name} has another base model, or starts elsewhere, than the others")
+        elif self.names and name not in self.names:
+            self._refuse(node, f"{name} was not there when this run began")
+        elif name in self.nodes and self.nodes[name] in self.channel.nodes():
+            self._refuse(node, f"a client of the name {name} is there already; give each its own")
+        else:
+            self.nodes[name] = node
+            self.tell(event="joined", client=name)
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self.refused.add(node)
+        self.tell(event="refused", node=str(node), reason=reason)
+
+
+def _identity(reply: Reply) -> tuple[str, str]:
+    facts: Mapping[str, Any] = reply.facts
+    return str(facts.get("base", "")), str(facts.get("digest", ""))

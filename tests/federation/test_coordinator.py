@@ -1,0 +1,327 @@
+"""Server and clients with nothing between them but requests and replies, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from trifed import load_client, make_config, run
+from trifed.errors import RunError
+from trifed.federation.coordinator import Coordinator, settings_to_send
+from trifed.federation.messages import ENVELOPE, Header, encode_values
+from trifed.federation.node import Node, NodeSettings
+from trifed.federation.protocol import Reply
+from trifed.federation.store import RunFolder
+from trifed.runner import quiet
+
+SITES = ["amber", "basil", "coral"]
+LABELS = ["billing", "delivery", "login"]
+
+
+class InProcess:
+    """A channel to nodes in this process. `faults`: by (kind, round, name) what is done with a reply."""
+
+    def __init__(self, nodes, faults=None):
+        self.clients = dict(nodes)
+        self.faults = faults or {}
+        self.asked = []
+
+    def nodes(self):
+        return set(self.clients)
+
+    def ask(self, requests, seconds):
+        answers = {}
+        for number, request in requests.items():
+            if number not in self.clients:  # it has gone
+                continue
+            node = self.clients[number]
+            key = (request.kind, request.facts.get("round", 0), node.settings.name)
+            self.asked.append((*key, dict(request.facts)))
+            fault = self.faults.get(key)
+            reply = None if fault == "deaf" else node.answer(request)
+            if callable(fault):
+                reply = fault(reply, request)
+            if reply is not None and fault not in ("deaf", "late"):
+                answers[number] = reply
+        return answers
+
+
+@pytest.fixture
+def tables(toy_table, tmp_path):
+    """One file for each site, which only that site has."""
+    with toy_table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for site in SITES:
+        with (tmp_path / f"{site}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label", "site"])
+            writer.writeheader()
+            writer.writerows(row for row in rows if row["site"] == site)
+    return tmp_path
+
+
+@pytest.fixture
+def federation(tables, toy_values):
+    """`federation("own-prior", faults={...})`: a coordinator that has not run yet, and its channel."""
+
+    def make(method="own-prior", faults=None, folder="server", nodes=None, deployment=None, **changes):
+        changes = {"rounds": 2, **changes}
+        changes["data"] = {**changes.get("data", {}), "labels": LABELS}
+        values = toy_values(method=method, **changes)
+        values["deployment"] = {"clients": 3, "join_seconds": 2, "quorum": 2, **(deployment or {})}
+        if nodes is None:
+            nodes = {10 - place: node(site) for place, site in enumerate(SITES)}
+        channel = InProcess(nodes, faults)
+        path = tables / folder
+        store = RunFolder.open(path) if path.exists() else RunFolder.create(path)
+        store.write_text("config.toml", "")
+        return Coordinator(make_config(values), channel, store, quiet, sleep=lambda seconds: None), channel
+
+    def node(site, **more):
+        settings = {
+            "name": site,
+            "data": {"source": str(tables / f"{site}.csv")},
+            "folder": tables / "nodes" / site,
+        }
+        return Node(NodeSettings(**{**settings, **more}))
+
+    make.node = node
+    return make
+
+
+def events(coordinator, kind):
+    return [e for e in coordinator.folder.events() if e["event"] == kind]
+
+
+def traffic(folder):
+    """Every message with its bytes, but for the envelope's: a run between sites has a longer name."""
+    for event in folder.events():
+        for way in ("up", "down"):
+            sizes = {name: size for name, size in event.get(way, {}).items() if name != ENVELOPE}
+            if sizes:
+                yield event["event"], event.get("round", 0), event["client"], way, sorted(sizes.items())
+
+
+def state_of(coordinator):
+    return {name: array.copy() for name, array in coordinator.server.state.items()}
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("own-prior", {}), ("ce-lora", {}), ("ce-lora", {"wire": {"bits": 4}}), ("fed-sb", {}), ("local", {}),
+        ("fedavg-lora", {"participation": 0.5}),
+    ],
+)  # fmt: skip
+def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, tables, tmp_path):
+    coordinator, _ = federation(method, **changes)
+    coordinator.run()
+    values = toy_values(method=method, **{"rounds": 2, **changes, "data": {"labels": LABELS}})
+    done = run(make_config(values), tables / "simulated")
+    mine, theirs = (sorted(traffic(folder)) for folder in (coordinator.folder, RunFolder.open(done.path)))
+    assert mine == theirs
+    for site in SITES:
+        own = load_file(tables / "nodes" / site / coordinator.name / "model" / "adapter_model.safetensors")
+        simulated = load_file(done.path / "clients" / site / "adapter_model.safetensors")
+        assert set(own) == set(simulated)
+        for name in own:
+            np.testing.assert_array_equal(own[name].numpy(), simulated[name].numpy(), err_msg=f"{site} {name}")
+
+
+def test_what_a_client_has_in_the_end_predicts(federation, tables):
+    coordinator, _ = federation()
+    coordinator.run()
+    client = load_client(tables / "nodes" / "amber" / coordinator.name / "model")
+    assert client.labels == LABELS
+    assert set(client.predict(["invoice refund charge"])) <= set(LABELS)
+
+
+def test_the_server_learns_neither_paths_nor_scores(federation, tables):
+    coordinator, _ = federation()
+    sent = settings_to_send(coordinator.config)
+    assert "source" not in sent and "toy.csv" not in sent
+    coordinator.run()
+    assert events(coordinator, "scores") == []
+    everything = (coordinator.folder.path / "events.jsonl").read_text()
+    assert str(tables) not in everything
+
+
+def test_scores_are_told_where_the_client_allows_it(federation):
+    nodes = {place: federation.node(site, tell_scores=site == "basil") for place, site in enumerate(SITES)}
+    coordinator, _ = federation(nodes=nodes)
+    coordinator.run()
+    assert {e["client"] for e in events(coordinator, "scores")} == {"basil"}
+
+
+# -- what goes wrong in a round
+
+
+def broken(change):
+    """A fault: the upload is another one."""
+    return lambda reply, request: replace(reply, parts={"upload": change(reply.parts["upload"], request)})
+
+
+def values_instead(values):
+    def change(upload, request):
+        header = Header("upload", request.facts["run"], "0" * 16, int(request.facts["round"]), 1, 10)
+        return encode_values(header, np.asarray(values, np.float32))
+
+    return change
+
+
+FAULTS = {
+    "no answer": "deaf",
+    "an answer that comes too late": "late",
+    "an error": lambda reply, request: Reply(error="the disk is full"),
+    "NaN": broken(values_instead([np.nan] * 64)),
+    "a wrong shape": broken(values_instead([0.0] * 3)),
+    "another run's message": broken(
+        lambda upload, request: upload.replace(request.facts["run"].encode(), b"0" * 21)
+    ),
+    "no message at all": broken(lambda upload, request: b"hello"),
+    "nothing": lambda reply, request: Reply(facts={"loss": 0.0, "steps": 1}),
+    "a loss that is no number": lambda reply, request: replace(reply, facts={"loss": "low", "steps": 1}),
+}
+
+
+@pytest.mark.parametrize("method", ["own-prior", "ce-lora"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_who_answers_wrongly_is_left_out_and_the_rest_goes_on(method, fault, federation):
+    """The state is, bit for bit, that of a run from which it was absent in that round."""
+    bad, _ = federation(method, {("train", 1, "basil"): FAULTS[fault]}, folder="bad")
+    bad.run()
+    absent, _ = federation(
+        method, {("train", 1, "basil"): "deaf"}, folder="absent",
+        nodes={place: federation.node(site, folder=bad.folder.path / site) for place, site in enumerate(SITES)},
+    )  # fmt: skip
+    absent.run()
+    [left] = events(bad, "left out")
+    assert (left["client"], left["round"]) == ("basil", 1) and left["reason"]
+    assert_same(state_of(bad), state_of(absent))
+    assert {e["round"] for e in events(bad, "trained") if e["client"] == "basil"} == {2}
+
+
+def test_a_client_whose_answer_got_lost_goes_back_to_what_counts(federation):
+    """It has trained in round 1, and the server does not know: it trains again from before, not from after."""
+    coordinator, channel = federation(faults={("train", 2, "coral"): "late"}, rounds=3)
+    coordinator.run()
+    told = [facts for kind, number, name, facts in channel.asked if (kind, number, name) == ("train", 3, "coral")]
+    assert told[0]["counts"] == 1
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "coral"] == [1, 3]
+
+
+def test_a_client_that_lost_its_disk_starts_anew(federation, tables):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes, rounds=4)
+
+    def forgets(reply, request):
+        for name in ("state.safetensors", "state-before.safetensors"):
+            (nodes[1].store.folder / name).unlink(missing_ok=True)
+        return reply
+
+    channel.faults[("train", 1, "basil")] = forgets
+    coordinator.run()
+    assert [(e["round"], e["client"]) for e in events(coordinator, "left out")] == [(2, "basil")]
+    assert "lost what it had" in events(coordinator, "left out")[0]["reason"]
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 3, 4]
+
+
+def test_below_the_quorum_it_stops_and_can_be_resumed(federation):
+    whole, _ = federation(folder="whole")
+    whole.run()
+    stopped, _ = federation(
+        faults={("train", 2, "amber"): "deaf", ("train", 2, "coral"): "deaf"},
+        nodes={place: federation.node(site, folder=whole.folder.path / site) for place, site in enumerate(SITES)},
+    )
+    with pytest.raises(
+        RunError, match=r"round 2: 1 of 3 clients sent what counts.*stands at round 1 and can be resumed"
+    ):
+        stopped.run()
+    # New processes everywhere; basil has trained round 2 already and goes back.
+    again, channel = federation(
+        nodes={place: federation.node(site, folder=whole.folder.path / site) for place, site in enumerate(SITES)}
+    )
+    assert again.name == stopped.name
+    again.run()
+    assert not [facts for kind, number, *_, facts in channel.asked if kind in ("open", "train") and number == 1]
+    assert_same(state_of(whole), state_of(again))
+    assert [e["event"] for e in again.folder.events()].count("finished") == 1
+
+
+# -- who takes part
+
+
+def test_another_base_model_is_refused(federation, tables, tiny_encoder, tmp_path):
+    import shutil
+
+    import torch
+    from transformers import BertModel
+
+    other = tmp_path / "other-base"
+    shutil.copytree(tiny_encoder, other)
+    model = BertModel.from_pretrained(other)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[5] += 1
+    model.save_pretrained(other)
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    nodes[7] = federation.node("amber", model=str(other), name="dill", folder=tables / "nodes" / "dill")
+    coordinator, _ = federation(nodes=nodes)
+    coordinator.run()
+    [refused] = events(coordinator, "refused")
+    assert "dill has another base model" in refused["reason"]
+    assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
+
+
+def test_too_few_clients_and_a_name_twice(federation):
+    nodes = {0: federation.node("amber"), 1: federation.node("basil"), 2: federation.node("basil")}
+    coordinator, _ = federation(nodes=nodes)
+    with pytest.raises(RunError, match="2 of 3 clients came within 2 seconds; start the others' nodes"):
+        coordinator.run()
+    assert "a client of the name basil is there already" in events(coordinator, "refused")[0]["reason"]
+
+
+def test_a_client_that_comes_back_under_another_number_goes_on(federation):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes, rounds=3)
+
+    def moves(reply, request):
+        channel.clients[99] = federation.node("basil")  # a new process
+        del channel.clients[1]
+        return reply
+
+    channel.faults[("train", 1, "amber")] = moves
+    coordinator.run()
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [2, 3]
+    assert [e["client"] for e in events(coordinator, "joined")] == [*SITES, "basil"]
+
+
+def test_bad_data_at_a_client_are_said_by_name(federation, tables):
+    (tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
+    coordinator, _ = federation()
+    with pytest.raises(
+        RunError, match=r"basil could not be opened: labels that data.labels does not name: weather"
+    ):
+        coordinator.run()
+
+
+def test_without_labels_a_run_between_sites_says_so(federation):
+    coordinator, _ = federation(data={})
+    values = coordinator.config.model_copy(
+        update={"data": coordinator.config.data.model_copy(update={"labels": None})}
+    )
+    coordinator.config = values
+    coordinator.roll.hello = replace(
+        coordinator.roll.hello, facts={**coordinator.roll.hello.facts, "config": settings_to_send(values)}
+    )
+    with pytest.raises(RunError, match="0 of 3 clients came"):
+        coordinator.run()
+    assert "the run has to name all labels" in events(coordinator, "refused")[0]["reason"]
