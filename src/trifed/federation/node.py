@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from trifed.config import RunConfig, make_config
 from trifed.data import make_client
@@ -15,6 +12,7 @@ from trifed.errors import MessageError, RunError, TrifedError
 from trifed.federation.client import Client, score
 from trifed.federation.exports import save_client
 from trifed.federation.messages import encode_values
+from trifed.federation.node_settings import NodeSettings
 from trifed.federation.node_store import NodeStore
 from trifed.federation.protocol import Reply, Request, digest, read_layout, write_layout
 from trifed.federation.results import facts_of
@@ -27,19 +25,6 @@ from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
 WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
-
-
-class NodeSettings(BaseModel):
-    """A client's own part of a run, which the server never sees."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="in reports; unique")
-    data: dict[str, Any] = Field(description="as [data] of a run: source, and columns where they differ")
-    model: str | None = Field(None, description="where the base model lies here, if elsewhere than in the run")
-    device: str | None = Field(None, description="as training.device")
-    folder: Path = Field(Path("trifed-node"), description="where runs keep adapters and state")
-    tell_scores: bool = Field(False, description="accuracy and loss on held-out data go to the server")
 
 
 class Node:

@@ -64,9 +64,10 @@ class Roll:
         """The answers of clients by place, of those that are there and answer in time."""
         self._greet()  # who came back has another number
         here = self.channel.nodes()
+        about = {"run": self.hello.facts["run"], "seconds": self.settings.round_seconds}
         nodes = {place: self.nodes.get(self.names[place]) for place in asked}
         requests = {
-            node: Request(kind, {**asked[place], "run": self.hello.facts["run"]}, (parts or {}).get(place, {}))
+            node: Request(kind, {**asked[place], **about}, (parts or {}).get(place, {}))
             for place, node in nodes.items()
             if node is not None and node in here
         }

@@ -1,0 +1,135 @@
+"""Flower carries the messages: a ServerApp that leads a run, and a ClientApp that answers for one client.
+
+The only file that imports flwr. What is said is that of `federation.protocol`, one record a message.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from trifed.engines.worker import ask_worker
+from trifed.errors import RunError
+from trifed.federation.protocol import Fact, Reply, Request
+
+RECORD, PART = "trifed", "part/"
+AT_THE_CLIENTS = "(each client's own)"
+POLL = 0.5
+"""Seconds between two looks for replies."""
+
+Answer = Callable[[Path, Request], Reply]
+Event = dict[str, Any]
+
+
+class FlowerChannel:
+    """A `Channel` over Flower's grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def nodes(self) -> set[int]:
+        """Nodes that are connected."""
+        return set(self.grid.get_node_ids())
+
+    def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
+        """Send all, and collect what comes within `seconds`; an error of Flower's own becomes a reply with it."""
+        if not requests:
+            return {}
+        messages = [
+            Message(write(request.kind, request.facts, request.parts), node, kind_of(request), ttl=seconds)
+            for node, request in requests.items()
+        ]
+        waiting = dict(zip(self.grid.push_messages(messages), requests, strict=True))
+        found: dict[int, Reply] = {}
+        until = time.monotonic() + seconds
+        while waiting and time.monotonic() < until:
+            for message in self.grid.pull_messages(list(waiting)):
+                found[waiting.pop(message.metadata.reply_to_message_id)] = reply_of(message)
+            if waiting:
+                time.sleep(POLL)
+        return found
+
+
+def kind_of(request: Request) -> str:
+    """Flower's type of message."""
+    return "train" if request.kind == "train" else f"query.{request.kind}"
+
+
+def write(kind: str, facts: Mapping[str, Fact], parts: Mapping[str, bytes]) -> RecordDict:
+    """One record with everything in it."""
+    values: dict[str, Any] = {"kind": kind, **facts, **{f"{PART}{name}": part for name, part in parts.items()}}
+    return RecordDict({RECORD: ConfigRecord(values)})
+
+
+def read(content: RecordDict) -> tuple[str, dict[str, Any], dict[str, bytes]]:
+    """Kind, facts and parts; RunError where it is no message of this package."""
+    record = content.config_records.get(RECORD)
+    if record is None or "kind" not in record:
+        raise RunError("a message that is none of trifed's")
+    parts = {n.removeprefix(PART): v for n, v in record.items() if n.startswith(PART) and isinstance(v, bytes)}
+    facts = {name: value for name, value in record.items() if name != "kind" and not name.startswith(PART)}
+    return str(record["kind"]), facts, parts
+
+
+def reply_of(message: Message) -> Reply:
+    """A client's reply, or Flower's error in the place of one."""
+    if message.has_error():
+        return Reply(error=f"its node reports error {message.error.code}: {message.error.reason}")
+    try:
+        _, facts, parts = read(message.content)
+    except RunError as error:
+        return Reply(error=str(error))
+    lost, reason = bool(facts.pop("lost", 0)), str(facts.pop("error", ""))
+    return Reply(facts, parts, reason, lost)
+
+
+def client_app(answer: Answer = ask_worker) -> ClientApp:
+    """A ClientApp, imported without torch; `--node-config 'node="/etc/node.toml"'` names the node's settings."""
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        kind, facts, parts = read(message.content)
+        if "node" not in context.node_config:
+            reply = Reply(error="this node names no settings; start it with --node-config 'node=\"/…/node.toml\"'")
+        else:
+            reply = answer(Path(str(context.node_config["node"])), Request(kind, facts, parts))
+        told = {**reply.facts, "lost": int(reply.lost), "error": reply.error}
+        return Message(write(kind, told, reply.parts), reply_to=message)
+
+    app.train()(handle)
+    for kind in ("hello", "open", "gradient", "frames", "finish"):
+        app.query(kind)(handle)
+    return app
+
+
+def server_app(run: Path, listener: Callable[[Event], None]) -> ServerApp:
+    """A ServerApp that leads the run of a TOML file.
+
+    Its run configuration names the folder that the run is kept in, by `folder`; an unfinished run there goes on.
+    """
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]
+    def main(grid: Grid, context: Context) -> None:
+        # Here, because the ClientApp imports this file anew for every message.
+        from trifed.config import make_config, read_toml, to_toml
+        from trifed.federation.coordinator import Coordinator
+        from trifed.federation.store import RunFolder
+        from trifed.nested import layer
+
+        config = make_config(layer({"data": {"source": AT_THE_CLIENTS}}, read_toml(run)), str(run))
+        path = Path(str(context.run_config.get("folder", f"runs/{config.name}"))).expanduser()
+        if (path / "config.toml").is_file():
+            folder = RunFolder.open(path)
+        else:
+            folder = RunFolder.create(path)
+            folder.write_text("config.toml", to_toml(config))
+        Coordinator(config, FlowerChannel(grid), folder, listener).run()
+
+    return app

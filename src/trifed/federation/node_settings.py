@@ -1,0 +1,45 @@
+"""What a client says of itself, in a TOML file that never leaves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trifed.config import explain_all, read_toml
+from trifed.errors import ConfigError
+
+
+class NodeSettings(BaseModel):
+    """A client's own part of a run, which the server never sees."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="in reports; unique")
+    data: dict[str, Any] = Field(description="as [data] of a run: source, and columns where they differ")
+    model: str | None = Field(None, description="where the base model lies here, if elsewhere than in the run")
+    device: str | None = Field(None, description="as training.device")
+    folder: Path = Field(Path("trifed-node"), description="where runs keep adapters and state")
+    idle_seconds: float = Field(
+        900, gt=0, description="after which the process with the model ends; it comes again"
+    )
+    tell_scores: bool = Field(False, description="accuracy and loss on held-out data go to the server")
+
+
+def read_node_settings(path: Path) -> NodeSettings:
+    """A client's settings from its TOML file; paths in it are as seen from that file's folder.
+
+    Raises:
+        ConfigError: no such file, or mistakes in it, all of them.
+    """
+    values = read_toml(path)
+    try:
+        settings = NodeSettings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain_all(error, NodeSettings), str(path)) from error
+    here = path.absolute().parent
+    data = dict(settings.data)
+    if isinstance(data.get("source"), str) and (here / data["source"]).exists():
+        data["source"] = str(here / data["source"])
+    return settings.model_copy(update={"folder": here / settings.folder.expanduser(), "data": data})

@@ -1,0 +1,135 @@
+"""The process that holds a node's model: started once, private, and no end of it loses what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trifed import make_config
+from trifed.engines.worker import LOG, SOCKET, ask_worker
+from trifed.federation.coordinator import settings_to_send
+from trifed.federation.protocol import Request
+
+LABELS = ["billing", "delivery", "login"]
+
+
+@pytest.fixture
+def node(toy_values, tmp_path):
+    """A node's settings file, and the greeting of a run; its worker is ended afterwards."""
+    values = toy_values(method="own-prior", rounds=2, data={"labels": LABELS})
+    source = values["data"]["source"]
+    text = f'name = "amber"\nfolder = "kept"\nidle_seconds = 60\n[data]\nsource = {json.dumps(source)}\n'
+    path = tmp_path / "node.toml"
+    path.write_text(text)
+    hello = Request("hello", {"run": "run-1", "config": settings_to_send(make_config(values))})
+    yield path, hello
+    for pid in workers(path):
+        os.kill(pid, signal.SIGKILL)
+
+
+def workers(path):
+    """Process numbers of the workers for a node."""
+    told = subprocess.run(
+        ["pgrep", "-f", f"trifed.engines.worker {path}"], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in told.stdout.split()]
+
+
+def until_gone(path):
+    for _ in range(100):
+        if not workers(path):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker is still there")
+
+
+def open_and_train(path, hello, number=1, counts=0):
+    about = {"run": "run-1"}
+    assert ask_worker(path, Request("open", {**about, "place": 0})).error == ""
+    return ask_worker(path, Request("train", {**about, "round": number, "counts": counts}))
+
+
+def test_one_process_answers_and_keeps_to_its_user(node):
+    path, hello = node
+    told = ask_worker(path, hello)
+    assert (told.error, told.facts["name"]) == ("", "amber")
+    first = workers(path)
+    assert len(first) == 1
+    assert open_and_train(path, hello).parts["upload"]
+    assert workers(path) == first
+    folder = path.parent / "kept"
+    assert (folder / SOCKET).stat().st_mode & 0o077 == 0
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_killed_in_between_it_comes_again_and_goes_on(node):
+    path, hello = node
+    ask_worker(path, hello)
+    one = open_and_train(path, hello)
+    for pid in workers(path):
+        os.kill(pid, signal.SIGKILL)
+    until_gone(path)
+    again = ask_worker(path, Request("train", {"run": "run-1", "round": 1, "counts": 0}))
+    assert again.error == ""
+    assert again.parts["upload"] == one.parts["upload"]
+
+
+def test_killed_while_it_works_it_says_so(node):
+    path, hello = node
+    ask_worker(path, hello)
+    [pid] = workers(path)
+    os.kill(pid, signal.SIGSTOP)
+    killer = subprocess.Popen([sys.executable, "-c", f"import os,time; time.sleep(1); os.kill({pid}, 9)"])
+    told = ask_worker(path, Request("open", {"run": "run-1", "place": 0}))
+    killer.wait()
+    assert "the process with the model ended" in told.error and LOG in told.error
+
+
+def test_nobody_waits_longer_than_the_server(node):
+    path, hello = node
+    ask_worker(path, hello)
+    [pid] = workers(path)
+    os.kill(pid, signal.SIGSTOP)
+    told = ask_worker(path, Request("open", {"run": "run-1", "place": 0, "seconds": 0.5}))
+    assert "cannot be reached" in told.error
+
+
+def test_idle_it_ends_and_comes_again(node):
+    path, hello = node
+    path.write_text(path.read_text().replace("idle_seconds = 60", "idle_seconds = 0.5"))
+    assert ask_worker(path, hello).error == ""
+    until_gone(path)
+    assert not (path.parent / "kept" / SOCKET).exists()
+    assert open_and_train(path, hello).error == ""
+
+
+def test_settings_that_changed_hold_from_the_next_greeting(node):
+    path, hello = node
+    ask_worker(path, hello)
+    path.write_text(path.read_text().replace('"amber"', '"basil"'))
+    assert ask_worker(path, hello).facts["name"] == "basil"
+
+
+def test_mistakes_in_the_settings_are_said(tmp_path):
+    (tmp_path / "node.toml").write_text('nam = "amber"\n')
+    told = ask_worker(tmp_path / "node.toml", Request("hello"))
+    assert "node.toml: 3 mistakes" in told.error and "name: missing" in told.error
+    assert "there is no such file" in ask_worker(tmp_path / "other.toml", Request("hello")).error
+
+
+def test_who_asks_needs_no_torch():
+    code = "import sys, trifed.engines.worker; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_deep_folders_have_no_trouble_with_sockets(node, toy_values, tmp_path):
+    path, hello = node
+    deep = tmp_path / ("x" * 60) / ("y" * 60)
+    path.write_text(path.read_text().replace('"kept"', json.dumps(str(deep))))
+    assert ask_worker(path, hello).error == ""
