@@ -25,6 +25,8 @@ from trifed.federation.protocol import Fact, Reply, Request
 SOCKET, LOCK, LOG = "worker.socket", "worker.lock", "worker.log"
 START_SECONDS = 120.0
 """Until a worker that was started has to listen."""
+READY = b"+"
+"""What a worker says first: one that is just being ended accepts connections, and says nothing."""
 LONGEST = 86400.0
 """Seconds that an answer may take where the server does not say."""
 LONGEST_PATH = 100
@@ -36,10 +38,10 @@ def ask_worker(path: Path, request: Request) -> Reply:
 
     `seconds` among the facts is how long the server waits for it.
     """
+    seconds = float(request.facts.get("seconds", LONGEST))
     try:
         settings = read_node_settings(path)
-        with _connected(path, settings) as connection:
-            connection.settimeout(float(request.facts.get("seconds", LONGEST)))
+        with _connected(path, settings, time.monotonic() + seconds) as connection:
             send(connection, request.kind, request.facts, request.parts)
             kind, facts, parts = receive(connection)
     except TrifedError as error:
@@ -52,17 +54,18 @@ def ask_worker(path: Path, request: Request) -> Reply:
 
 
 @contextmanager
-def _connected(path: Path, settings: NodeSettings) -> Iterator[socket.socket]:
+def _connected(path: Path, settings: NodeSettings, until: float) -> Iterator[socket.socket]:
+    """A connection whose every wait ends at `until`, of `time.monotonic`; TimeoutError then."""
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(settings.folder / LOCK):
-        connection = _connect(settings.folder)
+    with _locked(settings.folder / LOCK, until):
+        connection = _connect(settings.folder, until)
         if connection is None:
-            connection = _start(path, settings)
+            connection = _start(path, settings, until)
     with connection:
         yield connection
 
 
-def _start(path: Path, settings: NodeSettings) -> socket.socket:
+def _start(path: Path, settings: NodeSettings, until: float) -> socket.socket:
     # Not by subprocess: the worker outlives whoever starts it.
     log = str(settings.folder / LOG)
     pid = os.posix_spawn(
@@ -76,24 +79,31 @@ def _start(path: Path, settings: NodeSettings) -> socket.socket:
         ],
         setsid=True,
     )
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and os.waitpid(pid, os.WNOHANG) == (0, 0):
-        connection = _connect(settings.folder)
+    limit = min(until, time.monotonic() + START_SECONDS)
+    while time.monotonic() < limit and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        connection = _connect(settings.folder, until)
         if connection is not None:
             return connection
         time.sleep(0.05)
     raise OSError("it did not start")
 
 
-def _connect(folder: Path) -> socket.socket | None:
+def _connect(folder: Path, until: float) -> socket.socket | None:
+    """A connection to a worker that has said that it is there; None where none is, or it is just ending."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(max(0.01, until - time.monotonic()))
     try:
         with _short(folder) as place:
             connection.connect(place)
-    except OSError:  # none is there, or it has just ended
+        if connection.recv(1) == READY:
+            return connection
+    except TimeoutError:  # it is there, and busy
         connection.close()
-        return None
-    return connection
+        raise
+    except OSError:
+        pass
+    connection.close()
+    return None
 
 
 @contextmanager
@@ -111,10 +121,17 @@ def _short(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One at a time, also between processes."""
+def _locked(path: Path, until: float) -> Iterator[None]:
+    """One at a time, also between processes; TimeoutError at `until`."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError("another message is being answered") from None
+                time.sleep(0.05)
         yield
 
 
@@ -162,6 +179,7 @@ def work(path: Path) -> None:
                 break
             with connection:
                 try:
+                    connection.sendall(READY)
                     request = Request(*receive(connection))
                     if request.kind == "hello" and read_node_settings(path) != node.settings:
                         node = Node(read_node_settings(path))
