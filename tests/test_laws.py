@@ -21,6 +21,7 @@ LAYERS = [
     {"training", "demo"},
     {"federation"},
     {"models"},
+    {"deployment"},
     {"engines", "tracking"},
     {"reports"},
     {"runner"},

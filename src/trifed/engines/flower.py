@@ -15,16 +15,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from trifed.engines.worker import ask_worker
-from trifed.errors import RunError
+from trifed.errors import RunError, TrifedError
 from trifed.federation.protocol import Fact, Reply, Request
+from trifed.federation.telling import Event, line_of
 
 RECORD, PART = "trifed", "part/"
-AT_THE_CLIENTS = "(each client's own)"
 POLL = 0.5
 """Seconds between two looks for replies."""
 
 Answer = Callable[[Path, Request], Reply]
-Event = dict[str, Any]
 
 
 class FlowerChannel:
@@ -108,7 +107,14 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
     return app
 
 
-def server_app(run: Path, listener: Callable[[Event], None]) -> ServerApp:
+def say(event: Event) -> None:
+    """A line for whoever follows the run."""
+    line = line_of(event)
+    if line:
+        print(line, flush=True)
+
+
+def server_app(run: Path, listener: Callable[[Event], None] = say) -> ServerApp:
     """A ServerApp that leads the run of a TOML file.
 
     Its run configuration names the folder that the run is kept in, by `folder`; an unfinished run there goes on.
@@ -118,18 +124,21 @@ def server_app(run: Path, listener: Callable[[Event], None]) -> ServerApp:
     @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         # Here, because the ClientApp imports this file anew for every message.
-        from trifed.config import make_config, read_toml, to_toml
+        from trifed.config import to_toml
+        from trifed.deployment.server import read_run
         from trifed.federation.coordinator import Coordinator
         from trifed.federation.store import RunFolder
-        from trifed.nested import layer
 
-        config = make_config(layer({"data": {"source": AT_THE_CLIENTS}}, read_toml(run)), str(run))
+        config = read_run(run)
         path = Path(str(context.run_config.get("folder", f"runs/{config.name}"))).expanduser()
         if (path / "config.toml").is_file():
             folder = RunFolder.open(path)
         else:
             folder = RunFolder.create(path)
             folder.write_text("config.toml", to_toml(config))
-        Coordinator(config, FlowerChannel(grid), folder, listener).run()
+        try:
+            Coordinator(config, FlowerChannel(grid), folder, listener).run()
+        except TrifedError as error:  # its message is all there is to say
+            raise SystemExit(f"trifed: {error}") from None
 
     return app

@@ -64,7 +64,9 @@ class Coordinator:
         Raises:
             RunError: too few clients, or too few uploads in a round; running in the same folder again goes on.
         """
-        if not self.kept:  # what is left of a run that never began
+        if self.kept:
+            self._check_kept()
+        else:  # what is left of a run that never began
             (self.folder.path / "events.jsonl").unlink(missing_ok=True)
         self.roll.gather(self.kept.get("clients", []))
         first = self._continue() if self.kept else self._begin()
@@ -231,6 +233,16 @@ class Coordinator:
         known = {f"{KNOWN}{place}": values for place, values in self.server.known.items()}
         kept: State = {**self.server.state, **known, COUNTS: counts, START: self.server.start}
         self.folder.save_checkpoint(number, [], kept, self.name)
+
+    def _check_kept(self) -> None:
+        """Only an unfinished run of the same settings can go on."""
+        if not self.name.startswith(f"{self.config.run_id()}-"):
+            raise RunError(
+                f"{self.folder.path}: the settings changed since this run began; put them back, or give the run "
+                f"another name or folder"
+            )
+        if any(event["event"] == "finished" for event in self.folder.events()):
+            raise RunError(f"{self.folder.path}: this run is finished; give the new one another name or folder")
 
     def _continue(self) -> int:
         """Take up the last whole round; the number of the next.

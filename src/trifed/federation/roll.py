@@ -11,6 +11,7 @@ from trifed.errors import RunError
 from trifed.federation.protocol import Channel, Fact, Reply, Request
 from trifed.settings import DeploymentSettings
 
+NOT_THERE = "its node is not connected"
 LOOK_AGAIN = 1.0
 """Seconds between two looks at who is there."""
 
@@ -72,7 +73,8 @@ class Roll:
             if node is not None and node in here
         }
         answers = self.channel.ask(requests, self.settings.round_seconds)
-        return {place: answers[node] for place, node in nodes.items() if node is not None and node in answers}
+        absent = {place: Reply(error=NOT_THERE) for place, node in nodes.items() if node not in here}
+        return absent | {place: answers[node] for place, node in nodes.items() if node in answers}
 
     def reason_against(self, reply: Reply | None) -> str | None:
         """Why an answer does not count before it is read; None where it may."""

@@ -1,0 +1,80 @@
+"""`trifed flower`: folders from which sites run together by Flower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trifed.errors import RunError
+
+HELP = """A run between sites, by Flower: a SuperLink at the server, a SuperNode at every site.
+
+`init` at the server, `join` at each site; docs/deployment.md walks through both. Needs the extra:
+pip install 'trifed\\[flower]'.
+"""
+INIT_HELP = """Write the server's folder: the run as a Flower app, TLS certificates, and scripts.
+
+[bold]Examples[/bold]
+
+  trifed flower init server --run run.toml --host federation.example.org
+\b
+  server/start.sh
+"""
+JOIN_HELP = """Write a site's folder: its own key, its settings, and a script that starts its node.
+
+[bold]Examples[/bold]
+
+  trifed flower join site --name berlin --superlink federation.example.org:8443 --ca ca.pem --data tickets.csv
+"""
+NEEDED = ("flwr", "cryptography")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help=HELP, no_args_is_help=True)
+    group.command("init", help=INIT_HELP)(init_command)
+    group.command("join", help=JOIN_HELP)(join_command)
+    app.add_typer(group, name="flower")
+
+
+def init_command(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    run: Annotated[Path, typer.Option(help="The run's TOML file, as for trifed run.", show_default=False)],
+    host: Annotated[str, typer.Option(help="The name or address by which sites reach the server.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="One port serves all.")] = 8443,
+) -> None:
+    """Write the server's folder."""
+    _need_flower()
+    from trifed.deployment.server import write_server_folder
+
+    told = write_server_folder(folder, run, host, port)
+    typer.echo(f"{folder}: start.sh, register.sh and run.sh; what each does is in README.md")
+    typer.echo(f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {told}")
+
+
+def join_command(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    name: Annotated[str, typer.Option(help="This site's name in reports; unique.", show_default=False)],
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server.", show_default=False)],
+    ca: Annotated[Path, typer.Option(help="The server's ca.pem.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="This site's table, or folder.", show_default=False)],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="A free one, for this machine alone.")] = 9094,
+) -> None:
+    """Write a site's folder."""
+    _need_flower()
+    from trifed.deployment.certificates import fingerprint
+    from trifed.deployment.site import write_site_folder
+
+    write_site_folder(folder, name, superlink, ca, data, port)
+    typer.echo(f"{folder}: look at node.toml, send {name}.pub to the server's keeper, then start.sh")
+    typer.echo(f"The server's authority, SHA-256:\n  {fingerprint(folder / 'ca.pem')}")
+
+
+def _need_flower() -> None:
+    from importlib.util import find_spec
+
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise RunError(f"this needs {name}, which is not installed: pip install 'trifed[flower]'")

@@ -1,0 +1,117 @@
+"""Certificates and keys, by the cryptography package: TLS for the server, a key pair for each node."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+DAYS = 825
+"""For which a server's certificate holds; its authority ten years."""
+CURVE = ec.SECP384R1()
+"""The one that Flower takes for its nodes' keys."""
+
+
+def write_authority(folder: Path, name: str) -> None:
+    """`ca.pem` and `ca.key`: an authority that signs this federation's server, and nothing else."""
+    key = ec.generate_private_key(CURVE)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name}, authority")])
+    made = (
+        _certificate(subject, subject, key.public_key(), 3650)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    _write_private(folder / "ca.key", key)
+    (folder / "ca.pem").write_bytes(made.public_bytes(Encoding.PEM))
+
+
+def write_server(folder: Path, name: str, hosts: Sequence[str]) -> None:
+    """`server.pem` and `server.key`, signed by the folder's authority. `hosts`: names and addresses of it."""
+    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    signer = _read_private(folder / "ca.key")
+    key = ec.generate_private_key(CURVE)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name}, server")])
+    made = (
+        _certificate(subject, authority.subject, key.public_key(), DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_host(host) for host in dict.fromkeys(hosts)]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),  # type: ignore[arg-type]
+            critical=False,
+        )
+        .sign(signer, hashes.SHA384())
+    )
+    _write_private(folder / "server.key", key)
+    (folder / "server.pem").write_bytes(made.public_bytes(Encoding.PEM))
+
+
+def write_node_keys(folder: Path, name: str) -> None:
+    """`NAME.key`, which stays, and `NAME.pub`, which the server's keeper registers; in OpenSSH's form."""
+    key = ec.generate_private_key(CURVE)
+    _write_private(folder / f"{name}.key", key, PrivateFormat.OpenSSH)
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (folder / f"{name}.pub").write_bytes(public + f" {name}\n".encode())
+
+
+def fingerprint(certificate: Path) -> str:
+    """SHA-256 of a certificate, to be compared over another way."""
+    found = x509.load_pem_x509_certificate(certificate.read_bytes()).fingerprint(hashes.SHA256())
+    return found.hex(":")
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True, key_cert_sign=signs, crl_sign=signs, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+        decipher_only=False,
+    )  # fmt: skip
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat = PrivateFormat.PKCS8) -> None:
+    """Readable by its owner alone, from the first byte on."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(key.private_bytes(Encoding.PEM, form, NoEncryption()))
+
+
+def _read_private(path: Path) -> ec.EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    key = load_pem_private_key(path.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError(f"{path} is no elliptic curve key")
+    return key

@@ -1,0 +1,168 @@
+"""Flower for real: a SuperLink and three SuperNodes on this machine, with TLS and keys."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from trifed import make_config, run
+from trifed.cli import app
+from trifed.config import to_toml
+from trifed.federation.store import RunFolder
+
+pytest.importorskip("flwr")
+SITES = ["amber", "basil", "coral"]
+LABELS = ["billing", "delivery", "login"]
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def trifed(*words):
+    told = CliRunner().invoke(app, [str(word) for word in words])
+    assert told.exit_code == 0, told.output
+
+
+class Processes:
+    """What a test has started; all of it ends with it."""
+
+    def __init__(self):
+        self.env = {**os.environ, "PATH": PATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.running = []
+
+    def start(self, script, *words):
+        log = script.parent.with_name(f"{script.parent.name}-{script.stem}.log").open("ab")
+        with log:
+            process = subprocess.Popen(
+                [script, *words], env=self.env, stdout=log, stderr=log, start_new_session=True
+            )
+        self.running.append(process)
+        return process
+
+    def kill(self, process):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def end(self, folder):
+        for process in self.running:
+            self.kill(process)
+        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    started = Processes()
+    yield started
+    started.end(tmp_path)
+
+
+def until(true, seconds, folder):
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        if true():
+            return
+        time.sleep(0.2)
+    logs = {path.name: path.read_text(errors="replace")[-2000:] for path in folder.glob("*.log")}
+    raise AssertionError(f"not within {seconds} s: {json.dumps(logs, indent=1)}")
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
+    toy_table, toy_values, processes, tmp_path
+):
+    with toy_table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for site in SITES:
+        with (tmp_path / f"{site}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label", "site"])
+            writer.writeheader()
+            writer.writerows(row for row in rows if row["site"] == site)
+    values = toy_values(method="own-prior", rounds=3, name="tickets", data={"labels": LABELS})
+    values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 60, "quorum": 3}
+    (tmp_path / "run.toml").write_text(to_toml(make_config(values)))
+
+    # The two commands of docs/deployment.md, at the server and at each site.
+    port = free_port()
+    server = tmp_path / "server"
+    trifed("flower", "init", server, "--run", tmp_path / "run.toml", "--host", "127.0.0.1", "--port", port)
+    trifed("flower", "init", tmp_path / "other", "--run", tmp_path / "run.toml", "--host", "127.0.0.1")
+    joins = {site: (site, server) for site in SITES} | {
+        "dill": ("amber", server),
+        "elm": ("amber", tmp_path / "other"),
+    }
+    for name, (data, authority) in joins.items():
+        trifed(
+            "flower", "join", tmp_path / name, "--name", name, "--superlink", f"127.0.0.1:{port}", "--ca",
+            authority / "ca.pem", "--data", tmp_path / f"{data}.csv", "--port", free_port(),
+        )  # fmt: skip
+    for name in [*SITES, "elm"]:
+        (server / "keys" / f"{name}.pub").write_bytes((tmp_path / name / f"{name}.pub").read_bytes())
+
+    link = processes.start(server / "start.sh")
+    until(lambda: listens(port), 60, tmp_path)
+    registered = subprocess.run(
+        [server / "register.sh"], env=processes.env, capture_output=True, text=True, check=False
+    )
+    assert registered.returncode == 0, registered.stdout + registered.stderr
+    for site in SITES:
+        processes.start(tmp_path / site / "start.sh")
+
+    # Whoever has no registered key, or trusts another authority, does not get in.
+    unknown, wrong = (
+        processes.start(tmp_path / name / "start.sh", "--max-retries", "1") for name in ("dill", "elm")
+    )
+    assert unknown.wait(60) != 0
+    assert wrong.wait(60) != 0
+
+    folder = server / "runs" / "tickets"
+    leading = processes.start(server / "run.sh")
+    done = lambda kind: folder.is_dir() and any(e["event"] == kind for e in RunFolder.open(folder).events())  # noqa: E731
+    until(lambda: done("round"), 120, tmp_path)
+    processes.kill(link)  # in the second round
+    processes.kill(leading)
+    assert not done("finished")
+
+    processes.start(server / "start.sh")
+    until(lambda: listens(port), 60, tmp_path)
+    processes.start(server / "run.sh")
+    until(lambda: done("finished"), 180, tmp_path)
+
+    events = RunFolder.open(folder).events()
+    assert [e["event"] for e in events].count("resumed") == 1
+    assert {e["client"] for e in events if e["event"] == "joined"} == set(SITES)
+    assert not [e for e in events if e["event"] in ("left out", "refused")]
+    simulated = run(make_config(values), tmp_path / "simulated")
+    name = RunFolder.open(folder).read_json("federation.json")["run"]
+    for site in SITES:
+        own = load_file(tmp_path / site / "kept" / name / "model" / "adapter_model.safetensors")
+        theirs = load_file(simulated.path / "clients" / site / "adapter_model.safetensors")
+        for tensor in theirs:
+            np.testing.assert_allclose(own[tensor].numpy(), theirs[tensor].numpy(), atol=1e-6, err_msg=site)
+    # One process with the model at each site, however many messages came.
+    for site in SITES:
+        told = subprocess.run(
+            ["pgrep", "-f", f"engines.worker {tmp_path / site}"], capture_output=True, text=True, check=False
+        )
+        assert len(told.stdout.split()) == 1
