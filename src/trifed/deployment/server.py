@@ -11,6 +11,7 @@ from trifed.atomic import is_free, whole_folder
 from trifed.config import RunConfig, make_config, read_toml, to_toml
 from trifed.deployment.certificates import fingerprint, write_authority, write_server
 from trifed.errors import ConfigError, RunError
+from trifed.federation.protocol import LEFT_AT_HOME
 from trifed.nested import layer
 from trifed.settings import UNLABELLED
 
@@ -29,7 +30,11 @@ def read_run(path: Path) -> RunConfig:
     Raises:
         ConfigError: mistakes, or no labels where the task learns labels.
     """
-    values: dict[str, Any] = layer({"data": {"source": AT_THE_CLIENTS}}, read_toml(path))
+    ours = {"data": {"source": AT_THE_CLIENTS, "clients": {"split": "files"}}}
+    given = read_toml(path)
+    if isinstance(given.get("data"), dict):  # a simulated run's data are not what the sites have
+        given["data"] = {name: value for name, value in given["data"].items() if name not in LEFT_AT_HOME}
+    values: dict[str, Any] = layer(given, ours)
     config = make_config(values, str(path))
     if config.task not in UNLABELLED and not config.data.labels:
         problem = (

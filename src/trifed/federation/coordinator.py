@@ -19,17 +19,26 @@ from trifed.config import RunConfig
 from trifed.errors import MessageError, RunError
 from trifed.federation.client import SAMPLING
 from trifed.federation.messages import array_sizes, decode_values, layout_sizes, manifest
-from trifed.federation.protocol import Channel, Fact, Reply, Request, digest, read_layout, write_layout
+from trifed.federation.protocol import (
+    LEFT_AT_HOME,
+    Channel,
+    Fact,
+    Reply,
+    Request,
+    digest,
+    read_layout,
+    write_layout,
+)
+from trifed.federation.results import summarise_events
 from trifed.federation.roll import Roll
 from trifed.federation.server import Server, layout_of
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.terms import terms_of
 from trifed.methods.interface import State, Upload
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
+from trifed.tasks import TASKS
 from trifed.training import seeded
 
-LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
-"""Of [data]: what only a client itself says."""
 FACTS = "federation.json"
 KNOWN, COUNTS, START = "known/", "counts", "start"
 """Beside the method's state in a checkpoint: what each client had last, its last round that counts, the start."""
@@ -96,6 +105,7 @@ class Coordinator:
         self.kept = {
             "run": self.name, "clients": names, "examples": list(self.examples.values()), "base": base,
             "digest": common, "layout": write_layout(layout),
+            "lora_bytes": int(opened[0].facts.get("lora_bytes", 0)),
         }  # fmt: skip
         self.folder.write_json(FACTS, self.kept)
         return 1
@@ -197,6 +207,21 @@ class Coordinator:
                 self._tell(event="delivered", round=number, client=self.roll.names[place], down=sizes)
             self._tell_scores(place, answers[place].facts)
         self._tell(event="finished", round=self.config.rounds)
+        self.folder.write_json("summary.json", self._summary())
+
+    def _summary(self) -> dict[str, Any]:
+        """As of a simulated run; without what clients keep to themselves."""
+        config, scored = self.config, self.server.terms.method.scored
+        return {
+            "name": config.name,
+            "task": config.task,
+            "metric": TASKS[config.task].metric,
+            "method": config.method.name,
+            "seed": config.seed,
+            "rounds": config.rounds,
+            **summarise_events(self.folder.events(), scored, self.kept["lora_bytes"]),
+            "controls": {},
+        }
 
     def _send(self, kind: str, number: int, places: list[int]) -> tuple[dict[int, Reply], Parts]:
         """Ask clients with what the server has for each; their answers, and what was sent."""

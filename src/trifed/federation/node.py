@@ -74,6 +74,7 @@ class Node:
         summary = site.summary()
         parts = {} if summary is None else {"summary": summary}
         told: dict[str, Any] = {"examples": len(site.client.train), "layout": write_layout(bench.layout)}
+        told["lora_bytes"] = bench.lora_bytes
         told["layers"] = write_layout(adapted_layout(bench)) if site.terms.method.frames else "[]"
         header = site.terms.header("start", 0, site.client.index)
         store.begin(site.client.index)

@@ -24,6 +24,8 @@ from trifed.errors import MessageError
 from trifed.methods.packing import Layout, Vector
 
 Fact = str | int | float
+LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
+"""Of [data]: what only a client itself says."""
 
 
 @dataclass(frozen=True)

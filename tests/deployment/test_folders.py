@@ -1,0 +1,119 @@
+"""What `trifed flower init` and `join` write: private keys, TLS throughout, and nothing that cannot work."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from typer.testing import CliRunner
+
+from trifed.cli import app
+from trifed.errors import ConfigError, RunError
+from trifed.federation.node_settings import read_node_settings
+
+RUN = 'name = "tickets"\nrounds = 2\n[data]\nlabels = ["a", "b"]\nsource = "mine.csv"\ntext = "message"\n'
+
+
+def call(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "run.toml").write_text(RUN)
+    told = call("flower", "init", tmp_path / "server", "--run", tmp_path / "run.toml", "--host", "fed.example.org")
+    assert told.exit_code == 0, told.output
+    return tmp_path / "server"
+
+
+@pytest.fixture
+def site(server, tmp_path):
+    (tmp_path / "berlin.csv").write_text("message,label\nhello,a\n")
+    told = call(
+        "flower", "join", tmp_path / "berlin", "--name", "berlin", "--superlink", "fed.example.org:8443",
+        "--ca", server / "ca.pem", "--data", tmp_path / "berlin.csv",
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output
+    return tmp_path / "berlin"
+
+
+def test_the_certificate_is_signed_and_names_the_server(server):
+    made, authority = (
+        x509.load_pem_x509_certificate((server / f"{n}.pem").read_bytes()) for n in ("server", "ca")
+    )
+    made.verify_directly_issued_by(authority)
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fed.example.org", "localhost"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_what_is_private_is_readable_by_its_owner_alone(server, site):
+    for path in (server, site, server / "ca.key", server / "server.key", site / "berlin.key"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_sites_key_is_its_own(site):
+    private = load_ssh_private_key((site / "berlin.key").read_bytes(), None)
+    public = load_ssh_public_key((site / "berlin.pub").read_bytes())
+    assert private.public_key() == public and private.curve.name == "secp384r1"
+
+
+def test_nothing_is_sent_in_the_open_or_installed_or_told(server, site):
+    for script in [*server.glob("*.sh"), *site.glob("*.sh")]:
+        text = script.read_text()
+        assert "--insecure" not in text
+        for switch in (
+            "TELEMETRY_ENABLED=0",
+            "DISABLE_UPDATE_CHECK=1",
+            "DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",
+        ):
+            assert switch in text, script
+    start = (server / "start.sh").read_text()
+    assert "--enable-supernode-auth" in start and "--ssl-certfile" in start
+    assert "--auth-supernode-private-key berlin.key" in (site / "start.sh").read_text()
+    connection = tomllib.loads((server / "flwr" / "config.toml").read_text())["superlink"]["tickets"]
+    assert connection["insecure"] is False and connection["root-certificates"] == str(server / "ca.pem")
+
+
+def test_the_servers_own_data_do_not_go_into_the_app(server):
+    run = tomllib.loads((server / "app" / "run.toml").read_text())
+    assert run["data"]["text"] == "message" and "mine.csv" not in json.dumps(run)
+
+
+def test_the_sites_settings_are_read_back(site, tmp_path):
+    settings = read_node_settings(site / "node.toml")
+    assert (settings.name, settings.tell_scores) == ("berlin", False)
+    assert settings.data == {"source": str(tmp_path / "berlin.csv")}
+    assert settings.folder == site / "kept"
+
+
+def refused(kind, *words):
+    told = call("flower", *words)
+    assert isinstance(told.exception, kind), told.output
+    return str(told.exception)
+
+
+def test_what_cannot_work_is_refused_and_nothing_is_left(server, site, tmp_path):
+    init = ["init", tmp_path / "new", "--host", "x"]
+    (tmp_path / "bad.toml").write_text("rounds = 0\n")
+    assert "rounds" in refused(ConfigError, *init, "--run", tmp_path / "bad.toml")
+    (tmp_path / "bad.toml").write_text("rounds = 1\n")
+    assert "data.labels: missing; name all labels" in refused(ConfigError, *init, "--run", tmp_path / "bad.toml")
+    taken = refused(RunError, "init", server, "--host", "x", "--run", tmp_path / "run.toml")
+    assert "something is there already" in taken
+    join = ["join", tmp_path / "new", "--name", "b", "--ca", server / "ca.pem", "--data", tmp_path / "berlin.csv"]
+    assert "expected HOST:PORT" in refused(RunError, *join, "--superlink", "fed.example.org")
+    join[-1] = tmp_path / "none.csv"
+    assert "expected this site's data" in refused(RunError, *join, "--superlink", "fed.example.org:1")
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_flower(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    told = refused(RunError, "init", tmp_path / "new", "--host", "x", "--run", tmp_path / "run.toml")
+    assert "pip install 'trifed[flower]'" in told
