@@ -109,3 +109,19 @@ def test_a_message_of_another_round_or_client_changes_nothing(toy_values):
     for number, client in ((ROUNDS + 1, 1), (ROUNDS, 0)):
         with pytest.raises(MessageError, match="it is refused"):
             server.accept(number, client, upload)
+
+
+@pytest.mark.parametrize(("worse_by", "kept"), [(None, False), (0.1, True), (1e6, False)])
+def test_what_is_worse_for_its_own_data_is_not_taken(worse_by, kept, toy_values):
+    """A client that has trained is sent a core of noise; it goes on as if nothing had come, and says so."""
+    config = make_config(toy_values(method="fedavg-lora", rounds=4, training={"epochs": 4}))
+    site, other = (site_of(config, 0) for _ in range(2))
+    for one in (site, other):
+        one.start()
+        one.round(1, None)
+    noise = 3 * np.random.default_rng(0).standard_normal(site.bench.start_values.shape).astype(np.float32)
+    header = site.terms.header("download", 2, 0)
+    done = site.round(2, site.terms.wire.encode(header, noise, site.known), worse_by)
+    assert done.kept_own is kept
+    undisturbed = other.round(2, None)
+    assert (done.loss == undisturbed.loss) is kept

@@ -51,6 +51,7 @@ folder = "kept"          # adapters and state of every run; whoever reads it has
 # model = "/models/base" # where the base model lies here, if elsewhere than the run says
 # device = "cuda:1"
 tell_scores = false      # accuracy and loss on held-out data go to the server
+# worse_by = 0.5         # keep this site's own where what it receives is worse by that much validation loss
 
 [data]
 source = {source}

@@ -88,7 +88,8 @@ class Coordinator:
 
     def _begin(self) -> int:
         names = self.roll.names
-        opened = self.roll.ask("open", {place: {"place": place} for place in range(len(names))})
+        places = range(len(names))
+        opened = self.roll.ask("open", {place: {"place": place, "start": int(place == 0)} for place in places})
         self.roll.need_all(opened, "be opened")
         self.examples = {place: int(reply.facts["examples"]) for place, reply in sorted(opened.items())}
         layout, start = self._agree_on_start(opened[0])
@@ -183,9 +184,10 @@ class Coordinator:
             up = wire.manifest(reply.parts["upload"])
         self.counts[place] = number
         down = wire.manifest(sent["download"]) if sent else {}
-        self._tell(
-            event="trained", round=number, client=self.roll.names[place], loss=loss, steps=steps, up=up, down=down
-        )
+        name = self.roll.names[place]
+        if reply.facts.get("kept_own"):
+            self._tell(event="kept its own", round=number, client=name)
+        self._tell(event="trained", round=number, client=name, loss=loss, steps=steps, up=up, down=down)
         return uploads
 
     def _leave_out(self, number: int, place: int, reply: Reply | None, reason: str) -> None:

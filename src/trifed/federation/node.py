@@ -76,9 +76,11 @@ class Node:
         told: dict[str, Any] = {"examples": len(site.client.train), "layout": write_layout(bench.layout)}
         told["lora_bytes"] = bench.lora_bytes
         told["layers"] = write_layout(adapted_layout(bench)) if site.terms.method.frames else "[]"
-        header = site.terms.header("start", 0, site.client.index)
+        if request.facts.get("start"):
+            header = site.terms.header("start", 0, site.client.index)
+            parts["start"] = encode_values(header, bench.start_values)
         store.begin(site.client.index)
-        return Reply(told, {**parts, "start": encode_values(header, bench.start_values)})
+        return Reply(told, parts)
 
     def _gradient(self, request: Request) -> Reply:
         return Reply(parts={"gradient": self._at_hand().gradient()})
@@ -102,12 +104,13 @@ class Node:
             site.state = found
         before = site.state
         try:
-            done = site.round(number, request.parts.get("download"))
+            done = site.round(number, request.parts.get("download"), self.settings.worse_by)
         except TrifedError:
             site.state = before
             raise
         store.keep(number, counts, site.state)
-        return Reply({"loss": done.loss, "steps": done.steps}, {"upload": done.upload} if done.upload else {})
+        told: dict[str, Any] = {"loss": done.loss, "steps": done.steps, "kept_own": int(done.kept_own)}
+        return Reply(told, {"upload": done.upload} if done.upload else {})
 
     def _finish(self, request: Request) -> Reply:
         bench, store = self._parts()

@@ -21,6 +21,9 @@ class NodeSettings(BaseModel):
     model: str | None = Field(None, description="where the base model lies here, if elsewhere than in the run")
     device: str | None = Field(None, description="as training.device")
     folder: Path = Field(Path("trifed-node"), description="where runs keep adapters and state")
+    worse_by: float | None = Field(
+        None, ge=0, description="nats of validation loss beyond which what is received is not taken; none: always"
+    )
     idle_seconds: float = Field(
         900, gt=0, description="after which the process with the model ends; it comes again"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trifed.federation.client import Client, ClientState, summary_seeds, temper, train_round
+from trifed.federation.client import Client, ClientState, score, summary_seeds, temper, train_round
 from trifed.federation.messages import encode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.federation.workbench import Workbench
@@ -18,11 +18,15 @@ from trifed.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Done:
-    """What a client's round gives. `upload`: None where nothing travels; `loss`: mean over its steps, nats."""
+    """What a client's round gives.
+
+    `upload`: None where nothing travels; `loss`: mean over its steps, nats; `kept_own`: what came was not taken.
+    """
 
     upload: bytes | None
     loss: float
     steps: int
+    kept_own: bool = False
 
 
 class Site:
@@ -72,13 +76,19 @@ class Site:
 
     # -- rounds
 
-    def round(self, number: int, download: bytes | None) -> Done:
+    def round(self, number: int, download: bytes | None, worse_by: float | None = None) -> Done:
         """Take what came, train, and write the upload.
+
+        `worse_by`: by how much what came may be worse for the validation examples than what the client has, in
+        nats of mean loss, before it goes on from its own instead; None for any.
 
         Raises:
             MessageError: the download is none of this round, client and run; nothing has changed then.
         """
         values = None if download is None else self.take(number, download)
+        kept_own = values is not None and worse_by is not None and self._worse(values, worse_by)
+        if kept_own:
+            values = None
         method, before = self.terms.method, self.state.steps
         done = train_round(
             self.bench,
@@ -92,7 +102,17 @@ class Site:
             proximal=method.proximal(self.terms.options) if method.proximal else None,
         )
         self.state = done.state
-        return Done(self._upload(number, done.sends), done.loss, done.state.steps - before)
+        return Done(self._upload(number, done.sends), done.loss, done.state.steps - before, kept_own)
+
+    def _worse(self, values: Vector, by: float) -> bool:
+        """Is what came worse for this client's validation examples than what it has?"""
+        if not len(self.client.valid):
+            return False
+        own, theirs = (
+            score(self.bench, tensors, self.client.valid, self.training).loss
+            for tensors in (self.state.tensors, self.bench.receive(self.state.tensors, values))
+        )
+        return not theirs <= own + by  # also where it is no number
 
     def take(self, number: int, download: bytes) -> Vector:
         """What a download of round `number` brings, (n_values,); raises as `round` does."""

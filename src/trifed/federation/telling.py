@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 Event = dict[str, Any]
@@ -10,8 +11,16 @@ Event = dict[str, Any]
 def line_of(event: Event) -> str:
     """One line, or none for what is told in another event's."""
     write = LINES.get(event["event"])
-    sent = sum(event.get("up", {}).values()) / 1000
-    return write.format(**{**event, "kilobytes": sent, "count": _count(event)}) if write else ""
+    right = event.get("test", {}).get("accuracy")
+    if write is None or (event["event"] == "scores" and right is None):
+        return ""
+    numbers = {
+        "kilobytes": sum(event.get("up", {}).values()) / 1000,
+        "count": len(event["clients"]) if isinstance(event.get("clients"), list) else 0,
+        "percent": 100 * (right or 0),
+        "loss": math.nan if event.get("loss") is None else event["loss"],
+    }
+    return write.format(**{**event, **numbers})
 
 
 LINES = {
@@ -21,13 +30,9 @@ LINES = {
     "resumed": "{method}: goes on after round {round}",
     "summary": "{client}: summary, {kilobytes:.1f} KB",
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
+    "kept its own": "round {round}  {client} keeps its own: what it received was worse for its data",
     "left out": "round {round}  {client} is left out: {reason}",
     "round": "round {round}  done in {seconds:.0f} s",
-    "scores": "{client}: test accuracy {test[accuracy]:.3f}",
+    "scores": "round {round}  {client}: {percent:.1f} % on its test data ({stage})",
     "finished": "finished",
 }
-
-
-def _count(event: Event) -> int:
-    clients = event.get("clients")
-    return len(clients) if isinstance(clients, list) else 0
