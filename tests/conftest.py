@@ -116,6 +116,19 @@ def toy_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_table(tmp_path_factory.mktemp("toy-table") / "toy.csv")
 
 
+@pytest.fixture
+def site_tables(toy_table: Path, tmp_path: Path) -> Path:
+    """A folder with one file `SITE.csv` for each of `SITES`: the rows that only that site has."""
+    with toy_table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for site in SITES:
+        with (tmp_path / f"{site}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label", "site"])
+            writer.writeheader()
+            writer.writerows(row for row in rows if row["site"] == site)
+    return tmp_path
+
+
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`values` with nested `changes` laid over them."""
     result = dict(values)

@@ -51,8 +51,8 @@ REPEATS = 5
 """Of plain training, after one that is not timed."""
 
 
-def make_base(layers: int, hidden: int, device: str) -> LoadedBase:
-    """A model of Llama's shape with random weights, and a tokenizer that knows `w1` to `w999`."""
+def random_llama(kind: Any, layers: int, hidden: int, device: str, **more: Any) -> Any:
+    """A model of Llama's shape with random weights in bfloat16; `kind`: transformers' class."""
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=hidden * 43 // 16,
@@ -60,18 +60,29 @@ def make_base(layers: int, hidden: int, device: str) -> LoadedBase:
         num_attention_heads=max(1, hidden // 128),
         vocab_size=VOCABULARY,
         pad_token_id=0,
+        **more,
     )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        model = LlamaModel(config)
+        model = kind(config)
     torch.set_default_dtype(torch.float32)
-    model.requires_grad_(False)
+    return model
+
+
+def thousand_words(**more: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows `w1` to `w999`."""
     words = WordLevel({"[PAD]": 0, **{f"w{number}": number for number in range(1, 1000)}}, unk_token="[PAD]")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = Whitespace()
-    names = ["input_ids", "attention_mask"]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_input_names=names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", **more)
+
+
+def make_base(layers: int, hidden: int, device: str) -> LoadedBase:
+    """A model with random weights as `trifed` holds one."""
+    model = random_llama(LlamaModel, layers, hidden, device)
+    model.requires_grad_(False)
+    fast = thousand_words(model_input_names=["input_ids", "attention_mask"])
     return LoadedBase(model, fast, f"Llama shape, {layers} layers of {hidden}, random weights", "random")
 
 

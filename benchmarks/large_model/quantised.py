@@ -18,12 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from bench import Memory, gib
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from bench import Memory, gib, random_llama, thousand_words
+from transformers import LlamaForCausalLM
 
 from trifed import make_config, run
 
@@ -36,28 +32,9 @@ WORDS, EXAMPLES, BATCH, STEPS, ROUNDS = 128, 80, 8, 10, 3
 
 def save_base(folder: Path, given: argparse.Namespace) -> None:
     """Random weights in bfloat16, and a tokenizer that knows `w1` to `w999`."""
-    config = LlamaConfig(
-        hidden_size=given.hidden,
-        intermediate_size=given.hidden * 43 // 16,
-        num_hidden_layers=given.layers,
-        num_attention_heads=max(1, given.hidden // 128),
-        vocab_size=32000,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(given.device):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    words = WordLevel({"[PAD]": 0, **{f"w{number}": number for number in range(1, 1000)}}, unk_token="[PAD]")
-    tokenizer = Tokenizer(words)
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="w999").save_pretrained(
-        folder
-    )
+    ends: Json = {"bos_token_id": None, "eos_token_id": None}
+    random_llama(LlamaForCausalLM, given.layers, given.hidden, given.device, **ends).save_pretrained(folder)
+    thousand_words(eos_token="w999").save_pretrained(folder)
 
 
 def write_table(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import signal
@@ -90,15 +89,8 @@ def listens(port):
 
 
 def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
-    toy_table, toy_values, processes, tmp_path
+    site_tables, toy_values, processes, tmp_path
 ):
-    with toy_table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for site in SITES:
-        with (tmp_path / f"{site}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["text", "label", "site"])
-            writer.writeheader()
-            writer.writerows(row for row in rows if row["site"] == site)
     values = toy_values(method="own-prior", rounds=3, name="tickets", data={"labels": LABELS})
     values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 60, "quorum": 3}
     (tmp_path / "run.toml").write_text(to_toml(make_config(values)))
@@ -115,7 +107,7 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     for name, (data, authority) in joins.items():
         trifed(
             "flower", "join", tmp_path / name, "--name", name, "--superlink", f"127.0.0.1:{port}", "--ca",
-            authority / "ca.pem", "--data", tmp_path / f"{data}.csv", "--port", free_port(),
+            authority / "ca.pem", "--data", site_tables / f"{data}.csv", "--port", free_port(),
         )  # fmt: skip
     for name in [*SITES, "elm"]:
         (server / "keys" / f"{name}.pub").write_bytes((tmp_path / name / f"{name}.pub").read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 
 import numpy as np
@@ -51,21 +50,10 @@ class InProcess:
 
 
 @pytest.fixture
-def tables(toy_table, tmp_path):
-    """One file for each site, which only that site has."""
-    with toy_table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for site in SITES:
-        with (tmp_path / f"{site}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["text", "label", "site"])
-            writer.writeheader()
-            writer.writerows(row for row in rows if row["site"] == site)
-    return tmp_path
-
-
-@pytest.fixture
-def federation(tables, toy_values):
+def federation(site_tables, toy_values):
     """`federation("own-prior", faults={...})`: a coordinator that has not run yet, and its channel."""
+
+    tables = site_tables
 
     def make(method="own-prior", faults=None, folder="server", nodes=None, deployment=None, **changes):
         changes = {"rounds": 2, **changes}
@@ -122,37 +110,37 @@ def assert_same(one, other):
         ("fedavg-lora", {"participation": 0.5}),
     ],
 )  # fmt: skip
-def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, tables, tmp_path):
+def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, site_tables):
     coordinator, _ = federation(method, **changes)
     coordinator.run()
     values = toy_values(method=method, **{"rounds": 2, **changes, "data": {"labels": LABELS}})
-    done = run(make_config(values), tables / "simulated")
+    done = run(make_config(values), site_tables / "simulated")
     mine, theirs = (sorted(traffic(folder)) for folder in (coordinator.folder, RunFolder.open(done.path)))
     assert mine == theirs
     for site in SITES:
-        own = load_file(tables / "nodes" / site / coordinator.name / "model" / "adapter_model.safetensors")
+        own = load_file(site_tables / "nodes" / site / coordinator.name / "model" / "adapter_model.safetensors")
         simulated = load_file(done.path / "clients" / site / "adapter_model.safetensors")
         assert set(own) == set(simulated)
         for name in own:
             np.testing.assert_array_equal(own[name].numpy(), simulated[name].numpy(), err_msg=f"{site} {name}")
 
 
-def test_what_a_client_has_in_the_end_predicts(federation, tables):
+def test_what_a_client_has_in_the_end_predicts(federation, site_tables):
     coordinator, _ = federation()
     coordinator.run()
-    client = load_client(tables / "nodes" / "amber" / coordinator.name / "model")
+    client = load_client(site_tables / "nodes" / "amber" / coordinator.name / "model")
     assert client.labels == LABELS
     assert set(client.predict(["invoice refund charge"])) <= set(LABELS)
 
 
-def test_the_server_learns_neither_paths_nor_scores(federation, tables):
+def test_the_server_learns_neither_paths_nor_scores(federation, site_tables):
     coordinator, _ = federation()
     sent = settings_to_send(coordinator.config)
     assert "source" not in sent and "toy.csv" not in sent
     coordinator.run()
     assert events(coordinator, "scores") == []
     everything = (coordinator.folder.path / "events.jsonl").read_text()
-    assert str(tables) not in everything
+    assert str(site_tables) not in everything
 
 
 def test_scores_are_told_where_the_client_allows_it(federation):
@@ -219,7 +207,7 @@ def test_a_client_whose_answer_got_lost_goes_back_to_what_counts(federation):
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "coral"] == [1, 3]
 
 
-def test_a_client_that_lost_its_disk_starts_anew(federation, tables):
+def test_a_client_that_lost_its_disk_starts_anew(federation, site_tables):
     nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
     coordinator, channel = federation(nodes=nodes, rounds=4)
 
@@ -260,7 +248,7 @@ def test_below_the_quorum_it_stops_and_can_be_resumed(federation):
 # -- who takes part
 
 
-def test_another_base_model_is_refused(federation, tables, tiny_encoder, tmp_path):
+def test_another_base_model_is_refused(federation, site_tables, tiny_encoder, tmp_path):
     import shutil
 
     import torch
@@ -273,7 +261,7 @@ def test_another_base_model_is_refused(federation, tables, tiny_encoder, tmp_pat
         model.embeddings.word_embeddings.weight[5] += 1
     model.save_pretrained(other)
     nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
-    nodes[7] = federation.node("amber", model=str(other), name="dill", folder=tables / "nodes" / "dill")
+    nodes[7] = federation.node("amber", model=str(other), name="dill", folder=site_tables / "nodes" / "dill")
     coordinator, _ = federation(nodes=nodes)
     coordinator.run()
     [refused] = events(coordinator, "refused")
@@ -304,8 +292,8 @@ def test_a_client_that_comes_back_under_another_number_goes_on(federation):
     assert [e["client"] for e in events(coordinator, "joined")] == [*SITES, "basil"]
 
 
-def test_bad_data_at_a_client_are_said_by_name(federation, tables):
-    (tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
+def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
+    (site_tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
     coordinator, _ = federation()
     with pytest.raises(
         RunError, match=r"basil could not be opened: labels that data.labels does not name: weather"
