@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from trifed.errors import RunError
 from trifed.federation.coordinator import Coordinator, settings_to_send
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.node import Node, NodeSettings
-from trifed.federation.protocol import Reply
+from trifed.federation.protocol import Reply, Request
 from trifed.federation.store import RunFolder
 from trifed.runner import quiet
 
@@ -177,6 +178,9 @@ FAULTS = {
     ),
     "no message at all": broken(lambda upload, request: b"hello"),
     "nothing": lambda reply, request: Reply(facts={"loss": 0.0, "steps": 1}),
+    "more examples than it had": broken(
+        lambda upload, request: re.sub(rb'"examples":"\d\d"', b'"examples":"99"', upload)
+    ),
     "a loss that is no number": lambda reply, request: replace(reply, facts={"loss": "low", "steps": 1}),
 }
 
@@ -267,6 +271,39 @@ def test_another_base_model_is_refused(federation, site_tables, tiny_encoder, tm
     [refused] = events(coordinator, "refused")
     assert "dill has another base model" in refused["reason"]
     assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 101])
+def test_who_has_no_usable_name_is_refused(federation, name):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes)
+    nodes[9] = federation.node("amber", name="dill", folder=nodes[0].settings.folder / "dill")
+    channel.clients[9] = nodes[9]
+    channel.faults[("hello", 0, "dill")] = lambda reply, request: replace(
+        reply, facts={**reply.facts, "name": name}
+    )
+    coordinator.run()
+    assert [e["node"] for e in events(coordinator, "refused")] == ["9"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (
+            Request("train", {"run": "../../elsewhere", "round": 1, "counts": 0}),
+            "expected letters, digits and '-'",
+        ),
+        (Request("hello", {"run": "a-1", "config": "{"}), "the run's settings cannot be read"),
+        (Request("hello", {"run": "a-1"}), "'config': got None, expected a text"),
+        (Request("dance", {"run": "a-1"}), "got 'dance', expected one of hello, open"),
+        (Request("train", {"run": "a-1", "round": 1, "counts": 0}), "knows no run 'a-1'"),
+        (Request("train"), "'run': got None"),
+    ],
+)
+def test_what_a_server_asks_wrongly_is_refused_by_a_client(federation, site_tables, request_, reason):
+    node = federation.node("amber")
+    assert reason in node.answer(request_).error
+    assert not (site_tables / "nodes").exists() or not list((site_tables / "nodes").rglob("*.json"))
 
 
 def test_too_few_clients_and_a_name_twice(federation):

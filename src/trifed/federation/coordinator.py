@@ -22,7 +22,6 @@ from trifed.federation.messages import array_sizes, decode_values, layout_sizes,
 from trifed.federation.protocol import (
     LEFT_AT_HOME,
     Channel,
-    Fact,
     Reply,
     Request,
     digest,
@@ -91,12 +90,12 @@ class Coordinator:
         places = range(len(names))
         opened = self.roll.ask("open", {place: {"place": place, "start": int(place == 0)} for place in places})
         self.roll.need_all(opened, "be opened")
-        self.examples = {place: int(reply.facts["examples"]) for place, reply in sorted(opened.items())}
+        self.examples = {place: reply.number("examples") for place, reply in sorted(opened.items())}
         layout, start = self._agree_on_start(opened[0])
         self._serve(layout, start)
-        self._tell(**self._facts("started"))
+        self._tell(**self._facts("started"), examples=list(self.examples.values()))
         if self.server.terms.method.frames:
-            self._agree_on_frames(read_layout(str(opened[0].facts["layers"])))
+            self._agree_on_frames(read_layout(opened[0].text("layers")))
         summaries = {p: reply.parts["summary"] for p, reply in sorted(opened.items()) if "summary" in reply.parts}
         for place, payload in summaries.items():
             self._tell(event="summary", client=names[place], up=manifest(payload, array_sizes(payload)))
@@ -106,7 +105,7 @@ class Coordinator:
         self.kept = {
             "run": self.name, "clients": names, "examples": list(self.examples.values()), "base": base,
             "digest": common, "layout": write_layout(layout),
-            "lora_bytes": int(opened[0].facts.get("lora_bytes", 0)),
+            "lora_bytes": opened[0].number("lora_bytes"),
         }  # fmt: skip
         self.folder.write_json(FACTS, self.kept)
         return 1
@@ -117,9 +116,9 @@ class Coordinator:
 
     def _agree_on_start(self, told: Reply) -> tuple[Layout, Vector]:
         """What travels, and its common start, as one client says; all have named the same digest of it."""
-        layout = read_layout(str(told.facts["layout"]))
+        layout = read_layout(told.text("layout"))
         expected = terms_of(self.config, layout, self.roll.agreed[0], self.name).header("start", 0, 0)
-        start = decode_values(told.parts["start"], expected, layout)[1]
+        start = decode_values(told.part("start"), expected, layout)[1]
         if digest(layout, start) != self.roll.agreed[1]:
             raise RunError(f"{self.roll.names[0]} sent another start than it had named; leave it out")
         return layout, start
@@ -127,7 +126,7 @@ class Coordinator:
     def _agree_on_frames(self, layers: Layout) -> None:
         names = self.roll.names
         answers = self.roll.ask("gradient", {place: {} for place, count in self.examples.items() if count})
-        gradients = {place: reply.parts["gradient"] for place, reply in sorted(answers.items())}
+        gradients = {place: reply.part("gradient") for place, reply in sorted(answers.items())}
         for place, payload in gradients.items():
             self._tell(event="opening", client=names[place], up=manifest(payload, layout_sizes(layers)))
         frames = self.server.frames(gradients, layers)
@@ -140,7 +139,7 @@ class Coordinator:
             self._tell(event="opening", client=names[place], down=sizes)
         self.server.start = self._start_with(frames)
         wanted = digest(self.server.terms.wire.layout, self.server.start)
-        if any(str(reply.facts["digest"]) != wanted for reply in told.values()):
+        if any(reply.text("digest") != wanted for reply in told.values()):
             raise RunError("the clients start elsewhere from the same frames; give all the same version of trifed")
 
     def _start_with(self, frames: Tensors) -> Vector:
@@ -163,7 +162,7 @@ class Coordinator:
                 try:
                     uploads += self._take(number, place, answers[place], downloads[place])
                     taken += 1
-                except (MessageError, KeyError, ValueError, TypeError) as error:
+                except MessageError as error:
                     reason = str(error)
             if reason is not None:
                 self._leave_out(number, place, answers.get(place), reason)
@@ -177,11 +176,11 @@ class Coordinator:
 
     def _take(self, number: int, place: int, reply: Reply, sent: Mapping[str, bytes]) -> list[Upload]:
         """Accept one client's answer; its upload, where the method has any. Raises what is against it."""
-        loss, steps, wire = float(reply.facts["loss"]), int(reply.facts["steps"]), self.server.terms.wire
+        loss, steps, wire = reply.real("loss"), reply.number("steps"), self.server.terms.wire
         uploads, up = [], {}
         if wire.layout:
-            uploads = [self.server.accept(number, place, reply.parts["upload"])]
-            up = wire.manifest(reply.parts["upload"])
+            uploads = [self.server.accept(number, place, reply.part("upload"), self.examples[place])]
+            up = wire.manifest(reply.part("upload"))
         self.counts[place] = number
         down = wire.manifest(sent["download"]) if sent else {}
         name = self.roll.names[place]
@@ -207,7 +206,7 @@ class Coordinator:
             if downloads[place]:
                 sizes = self.server.terms.wire.manifest(downloads[place]["download"])
                 self._tell(event="delivered", round=number, client=self.roll.names[place], down=sizes)
-            self._tell_scores(place, answers[place].facts)
+            self._tell_scores(place, answers[place])
         self._tell(event="finished", round=self.config.rounds)
         self.folder.write_json("summary.json", self._summary())
 
@@ -234,12 +233,12 @@ class Coordinator:
             downloads[place] = {} if payload is None else {"download": payload}
         return self.roll.ask(kind, asked, downloads), downloads
 
-    def _tell_scores(self, place: int, told: Mapping[str, Fact]) -> None:
+    def _tell_scores(self, place: int, told: Reply) -> None:
         """The scores of a client that tells them."""
-        if "test_accuracy" not in told:
+        if "test_accuracy" not in told.facts:
             return
         parts = {
-            split: {fact: told[f"{split}_{fact}"] for fact in ("loss", "accuracy", "examples")}
+            split: {fact: told.real(f"{split}_{fact}") for fact in ("loss", "accuracy", "examples")}
             for split in ("valid", "test")
         }
         scored, name = self.server.terms.method.scored, self.roll.names[place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from trifed.nested import layer
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
 
 
@@ -48,8 +50,11 @@ class Node:
         try:
             if request.kind not in ways:
                 raise MessageError(f"got '{request.kind}', expected one of {', '.join(ways)}")
-            if request.kind != "hello" and str(request.facts.get("run", "")) != self.run:
-                self._take_up(request)
+            run = request.text("run")
+            if not RUN_NAME.fullmatch(run):  # it names a folder
+                raise MessageError(f"'run': got {run!r}, expected letters, digits and '-'; it is refused")
+            if request.kind != "hello" and run != self.run:
+                self._take_up(run)
             return ways[request.kind](request)
         except TrifedError as error:
             return Reply(error=str(error))
@@ -57,7 +62,11 @@ class Node:
     # -- what is asked
 
     def _hello(self, request: Request) -> Reply:
-        self._prepare(str(request.facts["run"]), json.loads(str(request.facts["config"])))
+        try:
+            values = json.loads(request.text("config"))
+        except ValueError as error:
+            raise MessageError(f"the run's settings cannot be read ({error}); they are refused") from error
+        self._prepare(request.text("run"), values)
         bench, _ = self._parts()
         return Reply(
             {
@@ -69,7 +78,7 @@ class Node:
 
     def _open(self, request: Request) -> Reply:
         bench, store = self._parts()
-        self._place(int(request.facts["place"]))
+        self._place(request.number("place"))
         site = self._at_hand()
         summary = site.summary()
         parts = {} if summary is None else {"summary": summary}
@@ -87,14 +96,14 @@ class Node:
 
     def _frames(self, request: Request) -> Reply:
         bench, store = self._parts()
-        site, layout = self._at_hand(), read_layout(str(request.facts["layout"]))
-        store.keep_frames(take_frames(bench, site.terms, site.client.index, request.parts["frames"], layout))
+        site, layout = self._at_hand(), read_layout(request.text("layout"))
+        store.keep_frames(take_frames(bench, site.terms, site.client.index, request.part("frames"), layout))
         site.start()
         return Reply({"digest": digest(bench.layout, bench.start_values)})
 
     def _train(self, request: Request) -> Reply:
         _, store = self._parts()
-        number, counts, site = int(request.facts["round"]), int(request.facts["counts"]), self._at_hand()
+        number, counts, site = request.number("round"), request.number("counts"), self._at_hand()
         if counts == 0:
             site.start()
         else:
@@ -114,7 +123,7 @@ class Node:
 
     def _finish(self, request: Request) -> Reply:
         bench, store = self._parts()
-        number, counts, site = int(request.facts["round"]), int(request.facts["counts"]), self._at_hand()
+        number, counts, site = request.number("round"), request.number("counts"), self._at_hand()
         found = store.state_after(counts) if counts else site.state
         if found is None:
             return Reply(lost=True)
@@ -152,9 +161,8 @@ class Node:
         self.run, self.config, self.base, self.site = run, config, base, None
         self.store = NodeStore.at(self.settings.folder / run, dict(values))
 
-    def _take_up(self, request: Request) -> None:
-        """Another message of a run that this process has not seen: from the disk."""
-        run = str(request.facts.get("run", ""))
+    def _take_up(self, run: str) -> None:
+        """Go on with a run that this process has not seen: from the disk."""
         values = NodeStore.settings_of(self.settings.folder / run)
         if values is None:
             raise RunError(f"{self.settings.name} knows no run '{run}'; it has to be greeted first")

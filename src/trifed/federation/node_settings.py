@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trifed.config import explain_all, read_toml
 from trifed.errors import ConfigError
 
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
 
 class NodeSettings(BaseModel):
     """A client's own part of a run, which the server never sees."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="in reports; unique")
+    name: str = Field(pattern=f"^{NAME_PATTERN}$", description="in reports; unique")
     data: dict[str, Any] = Field(description="as [data] of a run: source, and columns where they differ")
     model: str | None = Field(None, description="where the base model lies here, if elsewhere than in the run")
     device: str | None = Field(None, description="as training.device")

@@ -28,8 +28,42 @@ LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
 """Of [data]: what only a client itself says."""
 
 
+class _Said:
+    """Facts and messages, which the other side may have forgotten, or made up."""
+
+    facts: Mapping[str, Fact]
+    parts: Mapping[str, bytes]
+
+    def text(self, name: str) -> str:
+        """A fact that is a text; MessageError where it is none."""
+        found = self.facts.get(name)
+        if not isinstance(found, str):
+            raise MessageError(f"'{name}': got {found!r}, expected a text; it is refused")
+        return found
+
+    def number(self, name: str) -> int:
+        """A fact that is a whole number of at least 0; MessageError where it is none."""
+        found = self.facts.get(name)
+        if not isinstance(found, int) or found < 0:
+            raise MessageError(f"'{name}': got {found!r}, expected a whole number of at least 0; it is refused")
+        return found
+
+    def real(self, name: str) -> float:
+        """A fact that is a number, perhaps NaN; MessageError where it is none."""
+        found = self.facts.get(name)
+        if not isinstance(found, int | float):
+            raise MessageError(f"'{name}': got {found!r}, expected a number; it is refused")
+        return float(found)
+
+    def part(self, name: str) -> bytes:
+        """A message; MessageError where it is missing."""
+        if name not in self.parts:
+            raise MessageError(f"'{name}' is missing; what is without it is refused")
+        return self.parts[name]
+
+
 @dataclass(frozen=True)
-class Request:
+class Request(_Said):
     """What a client is asked. `parts`: messages by name."""
 
     kind: str
@@ -38,7 +72,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Reply(_Said):
     """What a client answers. `error`: why it cannot, in words; `lost`: it lacks what the server counts on."""
 
     facts: Mapping[str, Fact] = field(default_factory=dict)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trifed.errors import RunError
+from trifed.federation.node_settings import NAME_PATTERN
 from trifed.federation.protocol import Channel, Fact, Reply, Request
 from trifed.settings import DeploymentSettings
 
+NAME = re.compile(NAME_PATTERN)
 NOT_THERE = "its node is not connected"
 LOOK_AGAIN = 1.0
 """Seconds between two looks at who is there."""
@@ -106,7 +109,9 @@ class Roll:
 
     def _welcome(self, node: int, reply: Reply) -> None:
         name = str(reply.facts.get("name", ""))
-        if _identity(reply) != self.agreed:
+        if not NAME.fullmatch(name):
+            self._refuse(node, f"a node that calls itself {name!r}: expected letters, digits, '.', '_' and '-'")
+        elif _identity(reply) != self.agreed:
             self._refuse(node, f"{name} has another base model, or starts elsewhere, than the others")
         elif self.names and name not in self.names:
             self._refuse(node, f"{name} was not there when this run began")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from trifed.errors import MessageError
 from trifed.federation.messages import decode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.methods.interface import Gradient, Setting, State, Upload
@@ -77,8 +78,11 @@ class Server:
         values = self.terms.method.download(self.state, client)
         return None if values is None else self.terms.wire.arrives(values, self._known(client))
 
-    def accept(self, number: int, client: int, payload: bytes) -> Upload:
+    def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload:
         """A client's upload of round `number`.
+
+        `examples`: how many it said it has to train on, where that is known; who says another number in every
+        round would weigh what it likes.
 
         Raises:
             MessageError: it is not what it should be.
@@ -86,6 +90,8 @@ class Server:
         header = self.terms.header("upload", number, client)
         known = self.pending.get(client, self._known(client))
         found, values = self.terms.wire.decode(payload, header, known)
+        if examples is not None and found.examples != examples:
+            raise MessageError(f"{header}: {found.examples} examples, and it began with {examples}; it is refused")
         if client in self.pending:
             self.known[client] = self.pending.pop(client)
         return Upload(client, number, found.examples, values)
