@@ -138,7 +138,9 @@ def server_app(run: Path, listener: Callable[[Event], None] = say) -> ServerApp:
             folder.write_text("config.toml", to_toml(config))
         try:
             Coordinator(config, FlowerChannel(grid), folder, listener).run()
-        except TrifedError as error:  # its message is all there is to say
-            raise SystemExit(f"trifed: {error}") from None
+        except TrifedError as error:
+            # Flower writes a traceback and marks the run as failed; the message is all that there is to read.
+            print(f"\ntrifed: {error}\n", flush=True)
+            raise
 
     return app
