@@ -8,13 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from trifed import load_client, make_config, run
+from trifed.cli import app
+from trifed.config import to_toml
 from trifed.errors import RunError
 from trifed.federation.coordinator import Coordinator, settings_to_send
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.node import Node, NodeSettings
 from trifed.federation.protocol import Reply, Request
+from trifed.federation.standing import standing_of
 from trifed.federation.store import RunFolder
 from trifed.runner import quiet
 
@@ -350,3 +354,26 @@ def test_without_labels_a_run_between_sites_says_so(federation):
     with pytest.raises(RunError, match="0 of 3 clients came"):
         coordinator.run()
     assert "the run has to name all labels" in events(coordinator, "refused")[0]["reason"]
+
+
+def test_how_the_sites_stand(federation, site_tables):
+    coordinator, _ = federation(
+        faults={("train", 2, "basil"): "deaf", ("train", 3, "basil"): "deaf", ("train", 1, "coral"): "deaf"},
+        rounds=3,
+    )
+    coordinator.folder.write_text("config.toml", to_toml(coordinator.config))
+    coordinator.run()
+    found = standing_of(coordinator.folder, 3)
+    assert (found.round, found.finished) == (3, True)
+    assert [(c.name, c.last, c.left_out) for c in found.clients] == [
+        ("amber", 3, 0),
+        ("basil", 1, 2),
+        ("coral", 3, 1),
+    ]
+    assert [bool(c.reason) for c in found.clients] == [False, True, False]
+    told = CliRunner().invoke(app, ["flower", "status", str(coordinator.folder.path)])
+    assert told.exit_code == 0 and "no answer within" in told.output, told.output
+    simulated = RunFolder.create(site_tables / "other")
+    simulated.write_text("config.toml", to_toml(coordinator.config))
+    with pytest.raises(RunError, match="no run between sites has begun here"):
+        standing_of(simulated, 3)

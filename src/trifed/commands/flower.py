@@ -28,6 +28,10 @@ JOIN_HELP = """Write a site's folder: its own key, its settings, and a script th
 
   trifed flower join site --name berlin --superlink federation.example.org:8443 --ca ca.pem --data tickets.csv
 """
+STATUS_HELP = """Which sites take part in a run, what each has sent, and who was left out or refused, and why.
+
+[bold]Example[/bold]: trifed flower status server/runs/tickets
+"""
 NEEDED = ("flwr", "cryptography")
 
 
@@ -36,6 +40,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help=HELP, no_args_is_help=True)
     group.command("init", help=INIT_HELP)(init_command)
     group.command("join", help=JOIN_HELP)(join_command)
+    group.command("status", help=STATUS_HELP)(status_command)
     app.add_typer(group, name="flower")
 
 
@@ -70,6 +75,24 @@ def join_command(
     write_site_folder(folder, name, superlink, ca, data, port)
     typer.echo(f"{folder}: look at node.toml, send {name}.pub to the server's keeper, then start.sh")
     typer.echo(f"The server's authority, SHA-256:\n  {fingerprint(folder / 'ca.pem')}")
+
+
+def status_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder at the server.", show_default=False)
+    ],
+) -> None:
+    """How the sites of a run stand."""
+    from rich.console import Console
+
+    from trifed.config import make_config, read_toml
+    from trifed.federation.standing import standing_of
+    from trifed.federation.store import RunFolder
+    from trifed.reports.standing import render_standing
+
+    run = RunFolder.open(folder)
+    rounds = make_config(read_toml(run.path / "config.toml"), str(folder)).rounds
+    Console().print(render_standing(standing_of(run, rounds)))
 
 
 def _need_flower() -> None:

@@ -20,6 +20,7 @@ from trifed.errors import MessageError, RunError
 from trifed.federation.client import SAMPLING
 from trifed.federation.messages import array_sizes, decode_values, layout_sizes, manifest
 from trifed.federation.protocol import (
+    FACTS,
     LEFT_AT_HOME,
     Channel,
     Reply,
@@ -38,7 +39,6 @@ from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.tasks import TASKS
 from trifed.training import seeded
 
-FACTS = "federation.json"
 KNOWN, COUNTS, START = "known/", "counts", "start"
 """Beside the method's state in a checkpoint: what each client had last, its last round that counts, the start."""
 

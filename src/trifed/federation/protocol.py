@@ -23,6 +23,8 @@ from typing import Protocol
 from trifed.errors import MessageError
 from trifed.methods.packing import Layout, Vector
 
+FACTS = "federation.json"
+"""In a run's folder at the server: its name, its clients by place, and what they agreed on."""
 Fact = str | int | float
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
 """Of [data]: what only a client itself says."""
