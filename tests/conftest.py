@@ -39,9 +39,12 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SITES = ["amber", "basil", "coral"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """At these sizes threads only wait for each other: several times slower on a busy machine."""
+    """At these sizes threads only wait for each other: several times slower on a busy machine.
+
+    For all of the session, because with another number of threads sums have other last digits.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
