@@ -130,7 +130,10 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
 
     folder = server / "runs" / "tickets"
     leading = processes.start(server / "run.sh")
-    done = lambda kind: folder.is_dir() and any(e["event"] == kind for e in RunFolder.open(folder).events())  # noqa: E731
+
+    def done(kind):
+        return folder.is_dir() and any(e["event"] == kind for e in RunFolder.open(folder).events())
+
     until(lambda: done("round"), 120, tmp_path)
     processes.kill(link)  # in the second round
     processes.kill(leading)

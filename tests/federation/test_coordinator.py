@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,79 +15,14 @@ from trifed import load_client, make_config, run
 from trifed.cli import app
 from trifed.config import to_toml
 from trifed.errors import RunError
-from trifed.federation.coordinator import Coordinator, settings_to_send
+from trifed.federation.coordinator import settings_to_send
 from trifed.federation.messages import ENVELOPE, Header, encode_values
-from trifed.federation.node import Node, NodeSettings
-from trifed.federation.protocol import Reply, Request
+from trifed.federation.protocol import Reply
 from trifed.federation.standing import standing_of
 from trifed.federation.store import RunFolder
-from trifed.runner import quiet
 
 SITES = ["amber", "basil", "coral"]
 LABELS = ["billing", "delivery", "login"]
-
-
-class InProcess:
-    """A channel to nodes in this process. `faults`: by (kind, round, name) what is done with a reply."""
-
-    def __init__(self, nodes, faults=None):
-        self.clients = dict(nodes)
-        self.faults = faults or {}
-        self.asked = []
-
-    def nodes(self):
-        return set(self.clients)
-
-    def ask(self, requests, seconds):
-        answers = {}
-        for number, request in requests.items():
-            if number not in self.clients:  # it has gone
-                continue
-            node = self.clients[number]
-            key = (request.kind, request.facts.get("round", 0), node.settings.name)
-            self.asked.append((*key, dict(request.facts)))
-            fault = self.faults.get(key)
-            reply = None if fault == "deaf" else node.answer(request)
-            if callable(fault):
-                reply = fault(reply, request)
-            if reply is not None and fault not in ("deaf", "late"):
-                answers[number] = reply
-        return answers
-
-
-@pytest.fixture
-def federation(site_tables, toy_values):
-    """`federation("own-prior", faults={...})`: a coordinator that has not run yet, and its channel."""
-
-    tables = site_tables
-
-    def make(method="own-prior", faults=None, folder="server", nodes=None, deployment=None, **changes):
-        changes = {"rounds": 2, **changes}
-        changes["data"] = {**changes.get("data", {}), "labels": LABELS}
-        values = toy_values(method=method, **changes)
-        values["deployment"] = {"clients": 3, "join_seconds": 2, "quorum": 2, **(deployment or {})}
-        if nodes is None:
-            nodes = {10 - place: node(site) for place, site in enumerate(SITES)}
-        channel = InProcess(nodes, faults)
-        path = tables / folder
-        store = RunFolder.open(path) if path.exists() else RunFolder.create(path)
-        store.write_text("config.toml", "")
-        return Coordinator(make_config(values), channel, store, quiet, sleep=lambda seconds: None), channel
-
-    def node(site, **more):
-        settings = {
-            "name": site,
-            "data": {"source": str(tables / f"{site}.csv")},
-            "folder": tables / "nodes" / site,
-        }
-        return Node(NodeSettings(**{**settings, **more}))
-
-    make.node = node
-    return make
-
-
-def events(coordinator, kind):
-    return [e for e in coordinator.folder.events() if e["event"] == kind]
 
 
 def traffic(folder):
@@ -138,7 +74,7 @@ def test_what_a_client_has_in_the_end_predicts(federation, site_tables):
     assert set(client.predict(["invoice refund charge"])) <= set(LABELS)
 
 
-def test_the_server_learns_neither_paths_nor_scores(federation, site_tables):
+def test_the_server_learns_neither_paths_nor_scores(federation, site_tables, events):
     coordinator, _ = federation()
     sent = settings_to_send(coordinator.config)
     assert "source" not in sent and "toy.csv" not in sent
@@ -148,7 +84,7 @@ def test_the_server_learns_neither_paths_nor_scores(federation, site_tables):
     assert str(site_tables) not in everything
 
 
-def test_scores_are_told_where_the_client_allows_it(federation):
+def test_scores_are_told_where_the_client_allows_it(federation, events):
     nodes = {place: federation.node(site, tell_scores=site == "basil") for place, site in enumerate(SITES)}
     coordinator, _ = federation(nodes=nodes)
     coordinator.run()
@@ -191,7 +127,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("method", ["own-prior", "ce-lora"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_who_answers_wrongly_is_left_out_and_the_rest_goes_on(method, fault, federation):
+def test_who_answers_wrongly_is_left_out_and_the_rest_goes_on(method, fault, federation, events):
     """The state is, bit for bit, that of a run from which it was absent in that round."""
     bad, _ = federation(method, {("train", 1, "basil"): FAULTS[fault]}, folder="bad")
     bad.run()
@@ -206,7 +142,7 @@ def test_who_answers_wrongly_is_left_out_and_the_rest_goes_on(method, fault, fed
     assert {e["round"] for e in events(bad, "trained") if e["client"] == "basil"} == {2}
 
 
-def test_a_client_whose_answer_got_lost_goes_back_to_what_counts(federation):
+def test_a_client_whose_answer_got_lost_goes_back_to_what_counts(federation, events):
     """It has trained in round 1, and the server does not know: it trains again from before, not from after."""
     coordinator, channel = federation(faults={("train", 2, "coral"): "late"}, rounds=3)
     coordinator.run()
@@ -215,7 +151,22 @@ def test_a_client_whose_answer_got_lost_goes_back_to_what_counts(federation):
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "coral"] == [1, 3]
 
 
-def test_a_client_that_lost_its_disk_starts_anew(federation, site_tables):
+def test_a_client_that_lost_all_it_had_and_its_process_is_greeted_again(federation, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes, rounds=4)
+
+    def loses_all(reply, request):
+        shutil.rmtree(nodes[1].settings.folder)
+        channel.clients[1] = federation.node("basil")  # the node is known by its key, so its number stays
+        return reply
+
+    channel.faults[("train", 1, "basil")] = loses_all
+    coordinator.run()
+    assert [(e["round"], e["client"]) for e in events(coordinator, "left out")] == [(2, "basil")]
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 3, 4]
+
+
+def test_a_client_that_lost_its_disk_starts_anew(federation, site_tables, events):
     nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
     coordinator, channel = federation(nodes=nodes, rounds=4)
 
@@ -231,7 +182,7 @@ def test_a_client_that_lost_its_disk_starts_anew(federation, site_tables):
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 3, 4]
 
 
-def test_below_the_quorum_it_stops_and_can_be_resumed(federation):
+def test_below_the_quorum_it_stops_and_can_be_resumed(federation, events):
     whole, _ = federation(folder="whole")
     whole.run()
     stopped, _ = federation(
@@ -251,109 +202,6 @@ def test_below_the_quorum_it_stops_and_can_be_resumed(federation):
     assert not [facts for kind, number, *_, facts in channel.asked if kind in ("open", "train") and number == 1]
     assert_same(state_of(whole), state_of(again))
     assert [e["event"] for e in again.folder.events()].count("finished") == 1
-
-
-# -- who takes part
-
-
-def test_another_base_model_is_refused(federation, site_tables, tiny_encoder, tmp_path):
-    import shutil
-
-    import torch
-    from transformers import BertModel
-
-    other = tmp_path / "other-base"
-    shutil.copytree(tiny_encoder, other)
-    model = BertModel.from_pretrained(other)
-    with torch.no_grad():
-        model.embeddings.word_embeddings.weight[5] += 1
-    model.save_pretrained(other)
-    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
-    nodes[7] = federation.node("amber", model=str(other), name="dill", folder=site_tables / "nodes" / "dill")
-    coordinator, _ = federation(nodes=nodes)
-    coordinator.run()
-    [refused] = events(coordinator, "refused")
-    assert "dill has another base model" in refused["reason"]
-    assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "x" * 101])
-def test_who_has_no_usable_name_is_refused(federation, name):
-    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
-    coordinator, channel = federation(nodes=nodes)
-    nodes[9] = federation.node("amber", name="dill", folder=nodes[0].settings.folder / "dill")
-    channel.clients[9] = nodes[9]
-    channel.faults[("hello", 0, "dill")] = lambda reply, request: replace(
-        reply, facts={**reply.facts, "name": name}
-    )
-    coordinator.run()
-    assert [e["node"] for e in events(coordinator, "refused")] == ["9"]
-
-
-@pytest.mark.parametrize(
-    ("request_", "reason"),
-    [
-        (
-            Request("train", {"run": "../../elsewhere", "round": 1, "counts": 0}),
-            "expected letters, digits and '-'",
-        ),
-        (Request("hello", {"run": "a-1", "config": "{"}), "the run's settings cannot be read"),
-        (Request("hello", {"run": "a-1"}), "'config': got None, expected a text"),
-        (Request("dance", {"run": "a-1"}), "got 'dance', expected one of hello, open"),
-        (Request("train", {"run": "a-1", "round": 1, "counts": 0}), "knows no run 'a-1'"),
-        (Request("train"), "'run': got None"),
-    ],
-)
-def test_what_a_server_asks_wrongly_is_refused_by_a_client(federation, site_tables, request_, reason):
-    node = federation.node("amber")
-    assert reason in node.answer(request_).error
-    assert not (site_tables / "nodes").exists() or not list((site_tables / "nodes").rglob("*.json"))
-
-
-def test_too_few_clients_and_a_name_twice(federation):
-    nodes = {0: federation.node("amber"), 1: federation.node("basil"), 2: federation.node("basil")}
-    coordinator, _ = federation(nodes=nodes)
-    with pytest.raises(RunError, match="2 of 3 clients came within 2 seconds; start the others' nodes"):
-        coordinator.run()
-    assert "a client of the name basil is there already" in events(coordinator, "refused")[0]["reason"]
-
-
-def test_a_client_that_comes_back_under_another_number_goes_on(federation):
-    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
-    coordinator, channel = federation(nodes=nodes, rounds=3)
-
-    def moves(reply, request):
-        channel.clients[99] = federation.node("basil")  # a new process
-        del channel.clients[1]
-        return reply
-
-    channel.faults[("train", 1, "amber")] = moves
-    coordinator.run()
-    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [2, 3]
-    assert [e["client"] for e in events(coordinator, "joined")] == [*SITES, "basil"]
-
-
-def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
-    (site_tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
-    coordinator, _ = federation()
-    with pytest.raises(
-        RunError, match=r"basil could not be opened: labels that data.labels does not name: weather"
-    ):
-        coordinator.run()
-
-
-def test_without_labels_a_run_between_sites_says_so(federation):
-    coordinator, _ = federation(data={})
-    values = coordinator.config.model_copy(
-        update={"data": coordinator.config.data.model_copy(update={"labels": None})}
-    )
-    coordinator.config = values
-    coordinator.roll.hello = replace(
-        coordinator.roll.hello, facts={**coordinator.roll.hello.facts, "config": settings_to_send(values)}
-    )
-    with pytest.raises(RunError, match="0 of 3 clients came"):
-        coordinator.run()
-    assert "the run has to name all labels" in events(coordinator, "refused")[0]["reason"]
 
 
 def test_how_the_sites_stand(federation, site_tables):

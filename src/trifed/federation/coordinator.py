@@ -88,7 +88,7 @@ class Coordinator:
     def _begin(self) -> int:
         names = self.roll.names
         places = range(len(names))
-        opened = self.roll.ask("open", {place: {"place": place, "start": int(place == 0)} for place in places})
+        opened = self.roll.ask("open", {place: {"start": int(place == 0)} for place in places})
         self.roll.need_all(opened, "be opened")
         self.examples = {place: reply.number("examples") for place, reply in sorted(opened.items())}
         layout, start = self._agree_on_start(opened[0])

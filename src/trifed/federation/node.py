@@ -53,8 +53,8 @@ class Node:
             run = request.text("run")
             if not RUN_NAME.fullmatch(run):  # it names a folder
                 raise MessageError(f"'run': got {run!r}, expected letters, digits and '-'; it is refused")
-            if request.kind != "hello" and run != self.run:
-                self._take_up(run)
+            if request.kind != "hello" and run != self.run and not self._take_up(run):
+                return Reply(lost=True)  # not even the run's settings: it is greeted again
             return ways[request.kind](request)
         except TrifedError as error:
             return Reply(error=str(error))
@@ -78,8 +78,9 @@ class Node:
 
     def _open(self, request: Request) -> Reply:
         bench, store = self._parts()
+        store.begin()
         self._place(request.number("place"))
-        site = self._at_hand()
+        site = self._site()
         summary = site.summary()
         parts = {} if summary is None else {"summary": summary}
         told: dict[str, Any] = {"examples": len(site.client.train), "layout": write_layout(bench.layout)}
@@ -88,22 +89,21 @@ class Node:
         if request.facts.get("start"):
             header = site.terms.header("start", 0, site.client.index)
             parts["start"] = encode_values(header, bench.start_values)
-        store.begin(site.client.index)
         return Reply(told, parts)
 
     def _gradient(self, request: Request) -> Reply:
-        return Reply(parts={"gradient": self._at_hand().gradient()})
+        return Reply(parts={"gradient": self._at_hand(request).gradient()})
 
     def _frames(self, request: Request) -> Reply:
         bench, store = self._parts()
-        site, layout = self._at_hand(), read_layout(request.text("layout"))
+        site, layout = self._at_hand(request), read_layout(request.text("layout"))
         store.keep_frames(take_frames(bench, site.terms, site.client.index, request.part("frames"), layout))
         site.start()
         return Reply({"digest": digest(bench.layout, bench.start_values)})
 
     def _train(self, request: Request) -> Reply:
         _, store = self._parts()
-        number, counts, site = request.number("round"), request.number("counts"), self._at_hand()
+        number, counts, site = request.number("round"), request.number("counts"), self._at_hand(request)
         if counts == 0:
             site.start()
         else:
@@ -123,7 +123,7 @@ class Node:
 
     def _finish(self, request: Request) -> Reply:
         bench, store = self._parts()
-        number, counts, site = request.number("round"), request.number("counts"), self._at_hand()
+        number, counts, site = request.number("round"), request.number("counts"), self._at_hand(request)
         found = store.state_after(counts) if counts else site.state
         if found is None:
             return Reply(lost=True)
@@ -161,12 +161,13 @@ class Node:
         self.run, self.config, self.base, self.site = run, config, base, None
         self.store = NodeStore.at(self.settings.folder / run, dict(values))
 
-    def _take_up(self, run: str) -> None:
-        """Go on with a run that this process has not seen: from the disk."""
+    def _take_up(self, run: str) -> bool:
+        """Go on with a run that this process has not seen: from the disk, if it is there."""
         values = NodeStore.settings_of(self.settings.folder / run)
         if values is None:
-            raise RunError(f"{self.settings.name} knows no run '{run}'; it has to be greeted first")
+            return False
         self._prepare(run, values)
+        return True
 
     def _place(self, place: int) -> None:
         """Read and cut this client's data as the `place`-th of all."""
@@ -181,13 +182,15 @@ class Node:
         self.site = Site(terms, bench, client, config.training, config.seed, config.rounds, labels)
         self.site.start()
 
-    def _at_hand(self) -> Site:
+    def _at_hand(self, request: Request) -> Site:
         """This client's side, from the disk where the process is new."""
         if self.site is None:
             bench, store = self._parts()
-            self._place(store.place())
+            self._place(request.number("place"))
             frames = store.frames()
-            if frames is not None:
+            if self._site().terms.method.frames and request.kind in ("train", "finish"):
+                if frames is None:
+                    raise RunError(f"{self.settings.name} lost the frames of this run, and cannot go on in it")
                 bench.fix_frames(frames)
                 self._site().start()
         return self._site()

@@ -3,7 +3,7 @@
 ::
 
     FOLDER/RUN/
-        run.json                  the run's settings as the server sent them, and the client's place among all
+        run.json                  the run's settings as the server sent them
         frames.safetensors        A, B and the start of C, where a method agrees on them before round 1
         state.safetensors         after the last round: A, B, head, AdamW's moments, what the wire owes
         state-before.safetensors  the same after the round before: the server may not have got the last upload
@@ -63,18 +63,10 @@ class NodeStore:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
         return found
 
-    def begin(self, place: int) -> None:
-        """Forget all rounds, and keep this client's place among all."""
+    def begin(self) -> None:
+        """Forget all rounds."""
         for name in (LAST, BEFORE, "frames.safetensors"):
             (self.folder / name).unlink(missing_ok=True)
-        self._write("run.json", {"settings": self.settings_of(self.folder), "place": place})
-
-    def place(self) -> int:
-        """This client's place among all; RunError where it was not told."""
-        facts = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        if "place" not in facts:
-            raise RunError(f"{self.folder}: this run was not opened here")
-        return int(facts["place"])
 
     def keep_frames(self, frames: Tensors) -> None:
         """Keep what the server made of everybody's gradients."""

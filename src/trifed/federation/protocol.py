@@ -3,13 +3,14 @@
 ::
 
     hello    the run's settings, without its data        -> name, base model, what travels (a digest)
-    open     the client's place among all                -> summary; of one client also what travels, and its start
+    open     nothing                                     -> examples, what travels, summary, perhaps the start
     gradient nothing                                     -> the first gradient, where the method makes frames of it
-    frames   frames                                      -> nothing
+    frames   frames                                      -> the new digest
     train    round, and the client's last round that counts; the download -> the upload
     finish   the last download                           -> scores, where the client tells them
 
-Messages of the method itself, in `parts`, are those of `messages` and are checked there.
+All but the greeting name the run and the client's place among all. Messages of the method itself, in `parts`, are
+those of `messages` and are checked there.
 """
 
 from __future__ import annotations

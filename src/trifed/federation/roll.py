@@ -71,11 +71,14 @@ class Roll:
         about = {"run": self.hello.facts["run"], "seconds": self.settings.round_seconds}
         nodes = {place: self.nodes.get(self.names[place]) for place in asked}
         requests = {
-            node: Request(kind, {**asked[place], **about}, (parts or {}).get(place, {}))
+            node: Request(kind, {**asked[place], **about, "place": place}, (parts or {}).get(place, {}))
             for place, node in nodes.items()
             if node is not None and node in here
         }
         answers = self.channel.ask(requests, self.settings.round_seconds)
+        for place, node in nodes.items():
+            if node in answers and answers[node].lost:
+                del self.nodes[self.names[place]]  # greeted again before it is asked again
         absent = {place: Reply(error=NOT_THERE) for place, node in nodes.items() if node not in here}
         return absent | {place: answers[node] for place, node in nodes.items() if node in answers}
 

@@ -1,0 +1,111 @@
+"""Who takes part in a run between sites, who is refused, and who comes back."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from trifed.errors import RunError
+from trifed.federation.coordinator import settings_to_send
+from trifed.federation.protocol import Request
+
+SITES = ["amber", "basil", "coral"]
+
+
+def test_another_base_model_is_refused(federation, site_tables, tiny_encoder, tmp_path, events):
+    import torch
+    from transformers import BertModel
+
+    other = tmp_path / "other-base"
+    shutil.copytree(tiny_encoder, other)
+    model = BertModel.from_pretrained(other)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[5] += 1
+    model.save_pretrained(other)
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    nodes[7] = federation.node("amber", model=str(other), name="dill", folder=site_tables / "nodes" / "dill")
+    coordinator, _ = federation(nodes=nodes)
+    coordinator.run()
+    [refused] = events(coordinator, "refused")
+    assert "dill has another base model" in refused["reason"]
+    assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 101])
+def test_who_has_no_usable_name_is_refused(federation, name, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes)
+    nodes[9] = federation.node("amber", name="dill", folder=nodes[0].settings.folder / "dill")
+    channel.clients[9] = nodes[9]
+    channel.faults[("hello", 0, "dill")] = lambda reply, request: replace(
+        reply, facts={**reply.facts, "name": name}
+    )
+    coordinator.run()
+    assert [e["node"] for e in events(coordinator, "refused")] == ["9"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (
+            Request("train", {"run": "../../elsewhere", "round": 1, "counts": 0}),
+            "expected letters, digits and '-'",
+        ),
+        (Request("hello", {"run": "a-1", "config": "{"}), "the run's settings cannot be read"),
+        (Request("hello", {"run": "a-1"}), "'config': got None, expected a text"),
+        (Request("dance", {"run": "a-1"}), "got 'dance', expected one of hello, open"),
+        (Request("train"), "'run': got None"),
+    ],
+)
+def test_what_a_server_asks_wrongly_is_refused_by_a_client(federation, site_tables, request_, reason):
+    node = federation.node("amber")
+    assert reason in node.answer(request_).error
+    assert not (site_tables / "nodes").exists() or not list((site_tables / "nodes").rglob("*.json"))
+
+
+def test_too_few_clients_and_a_name_twice(federation, events):
+    nodes = {0: federation.node("amber"), 1: federation.node("basil"), 2: federation.node("basil")}
+    coordinator, _ = federation(nodes=nodes)
+    with pytest.raises(RunError, match="2 of 3 clients came within 2 seconds; start the others' nodes"):
+        coordinator.run()
+    assert "a client of the name basil is there already" in events(coordinator, "refused")[0]["reason"]
+
+
+def test_a_client_that_comes_back_under_another_number_goes_on(federation, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes, rounds=3)
+
+    def moves(reply, request):
+        channel.clients[99] = federation.node("basil")  # a new process
+        del channel.clients[1]
+        return reply
+
+    channel.faults[("train", 1, "amber")] = moves
+    coordinator.run()
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [2, 3]
+    assert [e["client"] for e in events(coordinator, "joined")] == [*SITES, "basil"]
+
+
+def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
+    (site_tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
+    coordinator, _ = federation()
+    with pytest.raises(
+        RunError, match=r"basil could not be opened: labels that data.labels does not name: weather"
+    ):
+        coordinator.run()
+
+
+def test_without_labels_a_run_between_sites_says_so(federation, events):
+    coordinator, _ = federation(data={})
+    values = coordinator.config.model_copy(
+        update={"data": coordinator.config.data.model_copy(update={"labels": None})}
+    )
+    coordinator.config = values
+    coordinator.roll.hello = replace(
+        coordinator.roll.hello, facts={**coordinator.roll.hello.facts, "config": settings_to_send(values)}
+    )
+    with pytest.raises(RunError, match="0 of 3 clients came"):
+        coordinator.run()
+    assert "the run has to name all labels" in events(coordinator, "refused")[0]["reason"]
