@@ -108,6 +108,11 @@ def test_what_cannot_work_is_refused_and_nothing_is_left(server, site, tmp_path)
     assert "something is there already" in taken
     join = ["join", tmp_path / "new", "--name", "b", "--ca", server / "ca.pem", "--data", tmp_path / "berlin.csv"]
     assert "expected HOST:PORT" in refused(RunError, *join, "--superlink", "fed.example.org")
+    reached = ["--superlink", "fed.example.org:1"]
+    renamed = [*join[:3], "a b", *join[4:], *reached]
+    assert "name: got 'a b'" in refused(ConfigError, *renamed)
+    join[5] = tmp_path / "berlin.csv"
+    assert "no certificate; expected the ca.pem" in refused(RunError, *join, *reached)
     join[-1] = tmp_path / "none.csv"
     assert "expected this site's data" in refused(RunError, *join, "--superlink", "fed.example.org:1")
     assert not (tmp_path / "new").exists()

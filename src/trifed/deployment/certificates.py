@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from trifed.errors import RunError
+
 DAYS = 825
 """For which a server's certificate holds; its authority ten years."""
 CURVE = ec.SECP384R1()
@@ -47,10 +49,7 @@ def write_server(folder: Path, name: str, hosts: Sequence[str]) -> None:
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([_host(host) for host in dict.fromkeys(hosts)]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),  # type: ignore[arg-type]
-            critical=False,
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA384())
     )
     _write_private(folder / "server.key", key)
@@ -66,9 +65,12 @@ def write_node_keys(folder: Path, name: str) -> None:
 
 
 def fingerprint(certificate: Path) -> str:
-    """SHA-256 of a certificate, to be compared over another way."""
-    found = x509.load_pem_x509_certificate(certificate.read_bytes()).fingerprint(hashes.SHA256())
-    return found.hex(":")
+    """SHA-256 of a certificate, to be compared over another way; RunError where the file holds none."""
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{certificate}: no certificate; expected the ca.pem that `flower init` wrote") from error
+    return found.fingerprint(hashes.SHA256()).hex(":")
 
 
 def _certificate(

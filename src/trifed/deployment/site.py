@@ -7,17 +7,18 @@ import shutil
 from pathlib import Path
 
 from trifed.atomic import is_free, whole_folder
-from trifed.deployment.certificates import write_node_keys
+from trifed.deployment.certificates import fingerprint, write_node_keys
 from trifed.deployment.server import QUIET
 from trifed.errors import RunError
-from trifed.federation.node_settings import NodeSettings
+from trifed.federation.node_settings import node_settings
 
 
 def write_site_folder(folder: Path, name: str, superlink: str, authority: Path, data: Path, port: int) -> None:
     """Write a new site's folder. `superlink`: HOST:PORT; `authority`: the server's ca.pem; `port`: a local one.
 
     Raises:
-        RunError: something is there already, an argument that cannot be used, or nothing can be written.
+        ConfigError: a name that cannot be used.
+        RunError: something is there already, another argument that cannot be used, or nothing can be written.
     """
     if not is_free(folder):
         raise RunError(f"{folder}: something is there already; give another folder, or remove it first")
@@ -27,7 +28,8 @@ def write_site_folder(folder: Path, name: str, superlink: str, authority: Path, 
     host, _, number = superlink.rpartition(":")
     if not host or not number.isdigit():
         raise RunError(f"--superlink: got '{superlink}', expected HOST:PORT")
-    settings = NodeSettings(name=name, data={"source": str(data.absolute())})
+    fingerprint(authority)  # before anything is written: is it a certificate?
+    settings = node_settings({"name": name, "data": {"source": str(data.absolute())}}, "--name")
     try:
         with whole_folder(folder) as partial:
             partial.chmod(0o700)

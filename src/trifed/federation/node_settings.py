@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,21 @@ class NodeSettings(BaseModel):
     tell_scores: bool = Field(False, description="accuracy and loss on held-out data go to the server")
 
 
+def node_settings(values: Mapping[str, Any], source: str) -> NodeSettings:
+    """A client's settings, checked; ConfigError with all mistakes, which are said to be in `source`."""
+    try:
+        return NodeSettings.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(explain_all(error, NodeSettings), source) from error
+
+
 def read_node_settings(path: Path) -> NodeSettings:
     """A client's settings from its TOML file; paths in it are as seen from that file's folder.
 
     Raises:
         ConfigError: no such file, or mistakes in it, all of them.
     """
-    values = read_toml(path)
-    try:
-        settings = NodeSettings.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain_all(error, NodeSettings), str(path)) from error
+    settings = node_settings(read_toml(path), str(path))
     here = path.absolute().parent
     data = dict(settings.data)
     if isinstance(data.get("source"), str) and (here / data["source"]).exists():
