@@ -1,7 +1,7 @@
 """What a setting's runs say: for each variant its best learning rate, its clients' accuracy and its bytes.
 
 Accuracy is given for the model that a client has just trained (`trained`), for the one that comes back after the
-last exchange (`received`), and for what `own-prior` makes of both (`halfway`); all are test accuracies of the last
+last exchange (`received`), and for what `own-prior` makes of both (`between`); all are test accuracies of the last
 round, by client. Bytes are all that a client sends in a run, the one-time summary included, by round.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
-STAGES = ("trained", "received", "halfway")
+STAGES = ("trained", "received", "between")
 
 
 def digest(work: Path, setting: str, seed: int) -> Json:

@@ -55,7 +55,7 @@ def read(kept: Json) -> Found:
     bytes_up = {variant: float(kept["seeds"][seeds[0]][variant]["bytes_up"]) for variant in variants}
     for variant in variants:
         valid = kept["seeds"][CHOOSING][variant]["valid"]
-        stage = "halfway" if "halfway" in valid else max(valid, key=valid.__getitem__)
+        stage = "between" if "between" in valid else max(valid, key=valid.__getitem__)
         scores[variant] = 100 * np.array([kept["seeds"][seed][variant]["clients"][stage] for seed in seeds])
     alone = next(variant for variant in ALONE if variant in variants)
     for control in kept["seeds"][seeds[0]][alone]["controls"]:

@@ -263,9 +263,9 @@ def test_the_last_round_is_scored_before_and_after_the_exchange(method, scored, 
     assert done.summary["accuracy"]["round"] == 3
 
 
-def test_halfway_is_the_mean_of_what_was_trained_and_what_came(toy_values, tmp_path, monkeypatch):
+def test_between_is_three_quarters_of_the_way_to_what_came(toy_values, tmp_path, monkeypatch):
     kept = {}
-    for stage in ("trained", "received", "halfway"):
+    for stage in ("trained", "received", "between"):
         monkeypatch.setitem(
             ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], scored=stage, tempered=False)
         )
@@ -276,8 +276,8 @@ def test_halfway_is_the_mean_of_what_was_trained_and_what_came(toy_values, tmp_p
         folders = sorted((done.path / "clients").iterdir())
         kept[stage] = [tensor for folder in folders for tensor in weights_of(folder)]
     assert any(not torch.equal(one, other) for one, other in zip(kept["trained"], kept["received"], strict=True))
-    for one, other, between in zip(kept["trained"], kept["received"], kept["halfway"], strict=True):
-        torch.testing.assert_close(between, (one + other) / 2, rtol=1e-5, atol=1e-7)
+    for one, other, between in zip(kept["trained"], kept["received"], kept["between"], strict=True):
+        torch.testing.assert_close(between, one / 4 + 3 * other / 4, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["own-prior", "fedavg-lora"])

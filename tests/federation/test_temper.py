@@ -102,6 +102,6 @@ def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tm
         assert any(factor == pytest.approx(tried, abs=1e-5) for tried in BELIEF)
         torch.testing.assert_close(scaled, factor * plain, rtol=1e-4, atol=1e-6)
     assert min(factors) < 1
-    scores = [[e for e in RunFolder(one.path).events() if e.get("stage") == "halfway"] for one in done.values()]
+    scores = [[e for e in RunFolder(one.path).events() if e.get("stage") == "between"] for one in done.values()]
     losses = [[e["valid"]["loss"] for e in events] for events in scores]
     assert all(after <= before + 1e-6 for before, after in zip(*losses, strict=True))

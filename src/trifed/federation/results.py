@@ -31,7 +31,7 @@ def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
 def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> Json:
     """Clients, accuracy over rounds, and all bytes.
 
-    `scored`: "trained", "received" or "halfway", the model that counts. `lora_bytes`: what `fedavg-lora` would
+    `scored`: "trained", "received" or "between", the model that counts. `lora_bytes`: what `fedavg-lora` would
     send in one message on this model, without its envelope.
     """
     started = next((e for e in events if e["event"] == "started"), None)

@@ -12,6 +12,7 @@ from trifed.federation.client import Client, ClientState, score, summary_seeds, 
 from trifed.federation.messages import encode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.federation.workbench import Workbench
+from trifed.methods.interface import TOWARDS_RECEIVED
 from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.settings import TrainingSettings
 
@@ -146,7 +147,7 @@ class Site:
     # -- models
 
     def tensors(self, stage: str, arrived: Vector | None) -> dict[str, Tensor]:
-        """The model at a stage: "trained", "received", or "halfway" between; the one that is scored as it is used.
+        """The model at a stage: "trained", "received", or "between"; the one that is scored as it is used.
 
         `arrived`: what the last download brought, None where there was none.
         """
@@ -163,7 +164,7 @@ class Site:
         received = self.bench.receive(own, arrived)
         if stage == "received":
             return received
-        return {name: torch.lerp(tensor, received[name], 0.5) for name, tensor in own.items()}
+        return {name: torch.lerp(tensor, received[name], TOWARDS_RECEIVED) for name, tensor in own.items()}
 
 
 def adapted_layout(bench: Workbench) -> Layout:

@@ -12,8 +12,9 @@ label it has, and mean and variances of those with twenty or more. Two clients s
 labels mean something else. The server averages C by examples, and each label's row of the head by examples of that
 label: who has none has nothing to say about it. LayerNorms stay frozen.
 
-What a client uses in the end is the mean of what it has just trained and what it received, its head's weight times
-the factor in [0, 1] that suits its validation examples: where the likelihood was not learned, the prior decides.
+What a client uses in the end lies three quarters of the way from what it has just trained to what it received,
+its head's weight times the factor in [0, 1] that suits its validation examples: where the likelihood was not
+learned, the prior decides.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ METHOD = Method(
     adapter="public-frames",
     trains=lambda name: is_core(name) or is_head(name),
     sends=lambda name: is_core(name) or name == HEAD,
-    scored="halfway",
+    scored="between",
     tempered=True,
     options=OwnPriorOptions,
     start=_start,
