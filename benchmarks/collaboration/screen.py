@@ -108,7 +108,13 @@ def configuration(setting: str, variant: str, rate: float, seed: int, source: Pa
             "allow_single_class": True,
             "clients": {"split": "column", "column": "client"},
         },
-        "training": {"steps": 8, "batch_size": 8, "eval_batch_size": 32, "learning_rate": rate},
+        "training": {
+            "steps": 8,
+            "batch_size": 8,
+            "eval_batch_size": 32,
+            "learning_rate": rate,
+            "precision": "fp32",
+        },
     }
     return layer(values, VARIANTS[variant].own)
 
