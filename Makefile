@@ -12,7 +12,7 @@ test: $(STAMP)            ## lint, types and tests
 	$(BIN)/ruff format --check src tests benchmarks docs/generate.py
 	$(BIN)/ruff check src tests benchmarks docs/generate.py
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 check: test               ## the same
 
