@@ -20,6 +20,7 @@ LAYERS = [
     {"tasks", "config", "controls"},
     {"training", "demo"},
     {"federation"},
+    {"sites"},
     {"models"},
     {"deployment"},
     {"engines", "tracking"},

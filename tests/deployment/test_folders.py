@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from trifed.cli import app
 from trifed.errors import ConfigError, RunError
-from trifed.federation.node_settings import read_node_settings
+from trifed.sites.node_settings import read_node_settings
 
 RUN = 'name = "tickets"\nrounds = 2\n[data]\nlabels = ["a", "b"]\nsource = "mine.csv"\ntext = "message"\n'
 

@@ -14,8 +14,8 @@ from safetensors.numpy import load
 
 from trifed import make_config
 from trifed.engines.worker import LOG, SOCKET, ask_worker, send
-from trifed.federation.coordinator import settings_to_send
-from trifed.federation.protocol import Request
+from trifed.sites.coordinator import settings_to_send
+from trifed.sites.protocol import Request
 
 LABELS = ["billing", "delivery", "login"]
 

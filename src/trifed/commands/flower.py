@@ -86,9 +86,9 @@ def status_command(
     from rich.console import Console
 
     from trifed.config import make_config, read_toml
-    from trifed.federation.standing import standing_of
     from trifed.federation.store import RunFolder
     from trifed.reports.standing import render_standing
+    from trifed.sites.standing import standing_of
 
     run = RunFolder.open(folder)
     rounds = make_config(read_toml(run.path / "config.toml"), str(folder)).rounds

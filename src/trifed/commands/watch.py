@@ -32,7 +32,7 @@ def watch_command(
 ) -> None:
     """Follow a run."""
     from trifed.federation.store import RunFolder
-    from trifed.federation.telling import line_of
+    from trifed.sites.telling import line_of
 
     run, seen = RunFolder.open(folder), 0
     while True:

@@ -11,9 +11,9 @@ from trifed.atomic import is_free, whole_folder
 from trifed.config import RunConfig, make_config, read_toml, to_toml
 from trifed.deployment.certificates import fingerprint, write_authority, write_server
 from trifed.errors import ConfigError, RunError
-from trifed.federation.protocol import LEFT_AT_HOME
 from trifed.nested import layer
 from trifed.settings import UNLABELLED
+from trifed.sites.protocol import LEFT_AT_HOME
 
 HERE = ("localhost", "127.0.0.1")
 """The server's own processes reach it there."""

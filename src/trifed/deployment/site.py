@@ -10,7 +10,7 @@ from trifed.atomic import is_free, whole_folder
 from trifed.deployment.certificates import fingerprint, write_node_keys
 from trifed.deployment.server import QUIET
 from trifed.errors import RunError
-from trifed.federation.node_settings import node_settings
+from trifed.sites.node_settings import node_settings
 
 
 def write_site_folder(folder: Path, name: str, superlink: str, authority: Path, data: Path, port: int) -> None:

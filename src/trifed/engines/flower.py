@@ -1,6 +1,6 @@
 """Flower carries the messages: a ServerApp that leads a run, and a ClientApp that answers for one client.
 
-The only file that imports flwr. What is said is that of `federation.protocol`, one record a message.
+The only file that imports flwr. What is said is that of `sites.protocol`, one record a message.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from trifed.engines.worker import ask_worker
 from trifed.errors import RunError, TrifedError
-from trifed.federation.protocol import Fact, Reply, Request
-from trifed.federation.telling import Event, line_of
+from trifed.sites.protocol import Fact, Reply, Request
+from trifed.sites.telling import Event, line_of
 
 RECORD, PART = "trifed", "part/"
 POLL = 0.5
@@ -126,8 +126,8 @@ def server_app(run: Path, listener: Callable[[Event], None] = say) -> ServerApp:
         # Here, because the ClientApp imports this file anew for every message.
         from trifed.config import to_toml
         from trifed.deployment.server import read_run
-        from trifed.federation.coordinator import Coordinator
         from trifed.federation.store import RunFolder
+        from trifed.sites.coordinator import Coordinator
 
         config = read_run(run)
         path = Path(str(context.run_config.get("folder", f"runs/{config.name}"))).expanduser()

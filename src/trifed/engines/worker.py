@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from trifed.errors import TrifedError
-from trifed.federation.node_settings import NodeSettings, read_node_settings
-from trifed.federation.protocol import Fact, Reply, Request
+from trifed.sites.node_settings import NodeSettings, read_node_settings
+from trifed.sites.protocol import Fact, Reply, Request
 
 SOCKET, LOCK, LOG = "worker.socket", "worker.lock", "worker.log"
 START_SECONDS = 120.0
@@ -169,7 +169,7 @@ def work(path: Path) -> None:
         (settings.folder / SOCKET).chmod(0o600)
         listening.listen()
         listening.settimeout(settings.idle_seconds)
-        from trifed.federation.node import Node  # after the socket is there: it imports torch
+        from trifed.sites.node import Node  # after the socket is there: it imports torch
 
         node = Node(settings)
         while True:

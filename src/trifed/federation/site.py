@@ -12,9 +12,12 @@ from trifed.federation.client import Client, ClientState, score, summary_seeds, 
 from trifed.federation.messages import encode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.federation.workbench import Workbench
-from trifed.methods.interface import TOWARDS_RECEIVED
 from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.settings import TrainingSettings
+
+
+TOWARDS_RECEIVED = 0.75
+"""How far the model "between" lies from what was trained (0) to what was received (1)."""
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,6 @@ from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.settings import AdapterKind, AdapterSettings
 from trifed.similarity import Summary
 
-TOWARDS_RECEIVED = 0.75
-"""How far the model "between" lies from what was trained (0) to what was received (1)."""
-
 State = dict[str, NDArray[np.generic]]
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -121,8 +118,8 @@ class Method:
     is nothing to send to that client.
 
     `scored` says which model a client would use, hence which one is measured: the one it has just trained
-    ("trained"), the one it receives after aggregation ("received"), or one that lies `TOWARDS_RECEIVED` of the way
-    from the first to the second ("between").
+    ("trained"), the one it receives after aggregation ("received"), or one that lies between (see
+    `federation.site`).
     `tempered`: before it is used, its head's weight is scaled to the client's validation examples.
 
     `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trifed.federation.standing import RunStanding
+from trifed.sites.standing import RunStanding
 
 
 def render_standing(run: RunStanding) -> RenderableType:

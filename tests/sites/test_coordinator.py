@@ -15,11 +15,11 @@ from trifed import load_client, make_config, run
 from trifed.cli import app
 from trifed.config import to_toml
 from trifed.errors import RunError
-from trifed.federation.coordinator import settings_to_send
 from trifed.federation.messages import ENVELOPE, Header, encode_values
-from trifed.federation.protocol import Reply
-from trifed.federation.standing import standing_of
 from trifed.federation.store import RunFolder
+from trifed.sites.coordinator import settings_to_send
+from trifed.sites.protocol import Reply
+from trifed.sites.standing import standing_of
 
 SITES = ["amber", "basil", "coral"]
 LABELS = ["billing", "delivery", "login"]

@@ -19,7 +19,13 @@ from trifed.config import RunConfig
 from trifed.errors import MessageError, RunError
 from trifed.federation.client import SAMPLING
 from trifed.federation.messages import array_sizes, decode_values, layout_sizes, manifest
-from trifed.federation.protocol import (
+from trifed.federation.results import summarise_events
+from trifed.federation.server import Server, layout_of
+from trifed.federation.store import Event, RunFolder
+from trifed.federation.terms import terms_of
+from trifed.methods.interface import State, Upload
+from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
+from trifed.sites.protocol import (
     FACTS,
     LEFT_AT_HOME,
     Channel,
@@ -29,13 +35,7 @@ from trifed.federation.protocol import (
     read_layout,
     write_layout,
 )
-from trifed.federation.results import summarise_events
-from trifed.federation.roll import Roll
-from trifed.federation.server import Server, layout_of
-from trifed.federation.store import Event, RunFolder
-from trifed.federation.terms import terms_of
-from trifed.methods.interface import State, Upload
-from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
+from trifed.sites.roll import Roll
 from trifed.tasks import TASKS
 from trifed.training import seeded
 

@@ -13,15 +13,15 @@ from trifed.errors import MessageError, RunError, TrifedError
 from trifed.federation.client import Client, score
 from trifed.federation.exports import save_client
 from trifed.federation.messages import encode_values
-from trifed.federation.node_settings import NodeSettings
-from trifed.federation.node_store import NodeStore
-from trifed.federation.protocol import Reply, Request, digest, read_layout, write_layout
 from trifed.federation.results import facts_of
 from trifed.federation.site import Site, adapted_layout, take_frames
 from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.nested import layer
+from trifed.sites.node_settings import NodeSettings
+from trifed.sites.node_store import NodeStore
+from trifed.sites.protocol import Reply, Request, digest, read_layout, write_layout
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trifed.errors import RunError
-from trifed.federation.protocol import FACTS
 from trifed.federation.store import Event, RunFolder
+from trifed.sites.protocol import FACTS
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trifed.cli import app
-from trifed.federation.telling import LINES, line_of
+from trifed.sites.telling import LINES, line_of
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trifed.errors import RunError
-from trifed.federation.node_settings import NAME_PATTERN
-from trifed.federation.protocol import Channel, Fact, Reply, Request
 from trifed.settings import DeploymentSettings
+from trifed.sites.node_settings import NAME_PATTERN
+from trifed.sites.protocol import Channel, Fact, Reply, Request
 
 NAME = re.compile(NAME_PATTERN)
 NOT_THERE = "its node is not connected"

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from trifed.errors import RunError
-from trifed.federation.coordinator import settings_to_send
-from trifed.federation.protocol import Request
+from trifed.sites.coordinator import settings_to_send
+from trifed.sites.protocol import Request
 
 SITES = ["amber", "basil", "coral"]
 

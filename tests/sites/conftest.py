@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from trifed import make_config
-from trifed.federation.coordinator import Coordinator
-from trifed.federation.node import Node
-from trifed.federation.node_settings import NodeSettings
 from trifed.federation.store import RunFolder
 from trifed.runner import quiet
+from trifed.sites.coordinator import Coordinator
+from trifed.sites.node import Node
+from trifed.sites.node_settings import NodeSettings
 
 SITES = ["amber", "basil", "coral"]
 LABELS = ["billing", "delivery", "login"]
