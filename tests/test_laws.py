@@ -145,7 +145,7 @@ def test_similarity_and_methods_know_no_torch():
 
 @pytest.mark.parametrize("path", sorted((SOURCE / "methods").glob("*.py")), ids=lambda path: path.name)
 def test_a_method_is_one_short_file(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= (160 if path.name == "interface.py" else 130)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= (170 if path.name == "interface.py" else 145)
 
 
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -76,7 +76,7 @@ def test_killed_in_between_it_comes_again_and_goes_on(node):
     for pid in workers(path):
         os.kill(pid, signal.SIGKILL)
     until_gone(path)
-    again = ask_worker(path, Request("train", {"run": "run-1", "place": 0, "round": 1, "counts": 0}))
+    again = ask_worker(path, Request("train", {"run": "run-1", "place": 0, "round": 1, "counts": 0, "asked": 2}))
     assert again.error == ""
     first, second = (load(reply.parts["upload"]) for reply in (one, again))
     assert {name: array.tolist() for name, array in first.items()} == {n: a.tolist() for n, a in second.items()}

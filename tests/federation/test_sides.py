@@ -12,7 +12,7 @@ from trifed.engines.simulator import Simulation
 from trifed.errors import MessageError
 from trifed.federation.client import Client
 from trifed.federation.server import Server, layout_of
-from trifed.federation.site import Site, adapted_layout, take_frames
+from trifed.federation.site import Limits, Site, adapted_layout, take_frames
 from trifed.federation.store import RunFolder
 from trifed.federation.terms import terms_of
 from trifed.federation.workbench import build_workbench
@@ -121,7 +121,7 @@ def test_what_is_worse_for_its_own_data_is_not_taken(worse_by, kept, toy_values)
         one.round(1, None)
     noise = 3 * np.random.default_rng(0).standard_normal(site.bench.start_values.shape).astype(np.float32)
     header = site.terms.header("download", 2, 0)
-    done = site.round(2, site.terms.wire.encode(header, noise, site.known), worse_by)
+    done = site.round(2, site.terms.wire.encode(header, noise, site.known), Limits(worse_by=worse_by))
     assert done.kept_own is kept
     undisturbed = other.round(2, None)
     assert (done.loss == undisturbed.loss) is kept

@@ -204,7 +204,8 @@ def test_below_the_quorum_it_stops_and_can_be_resumed(federation, events):
     assert [e["event"] for e in again.folder.events()].count("finished") == 1
 
 
-def test_how_the_sites_stand(federation, site_tables):
+def test_how_the_sites_stand(federation, site_tables, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     coordinator, _ = federation(
         faults={("train", 2, "basil"): "deaf", ("train", 3, "basil"): "deaf", ("train", 1, "coral"): "deaf"},
         rounds=3,

@@ -181,7 +181,7 @@ def work(path: Path) -> None:
                 try:
                     connection.sendall(READY)
                     request = Request(*receive(connection))
-                    if request.kind == "hello" and read_node_settings(path) != node.settings:
+                    if read_node_settings(path) != node.settings:
                         node = Node(read_node_settings(path))
                     reply = node.answer(request)
                     facts = {**reply.facts, "error": reply.error}

@@ -36,6 +36,7 @@ def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> J
     """
     started = next((e for e in events if e["event"] == "started"), None)
     names = list(started["clients"]) if started else []
+    names += dict.fromkeys(e["client"] for e in events if e["event"] == "came late")
     return {
         "clients": [_client(events, name, scored) for name in names],
         "accuracy": _latest(events, scored),

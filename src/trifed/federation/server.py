@@ -15,8 +15,8 @@ from trifed.similarity import Summary
 
 
 class Server:
-    """`clients`: how many; `state`: the method's; `known`: by client what it had last, where changes travel;
-    `pending`: what it has if the last download came.
+    """`clients`: how many; `state`: the method's; `summaries`: what clients told of their data; `known`: by client
+    what it had last, where changes travel; `pending`: what it has if the last download came.
     """
 
     def __init__(self, terms: Terms, clients: int, start: Vector) -> None:
@@ -24,6 +24,7 @@ class Server:
         self.clients = clients
         self.start = start
         self.state: State = {}
+        self.summaries: dict[int, Summary] = {}
         self.known: dict[int, Vector] = {}
         self.pending: dict[int, Vector] = {}
 
@@ -52,12 +53,38 @@ class Server:
         Raises:
             MessageError: a summary is not what it should be.
         """
-        found = {
-            client: decode_summary(payload, self.terms.header("summary", 0, client))
-            for client, payload in summaries.items()
-        }
+        self.summaries = {client: self._summary(client, payload) for client, payload in summaries.items()}
         if self.terms.wire.layout:
-            self.state = self.terms.method.start(self.terms.options, self._setting(found))
+            self.state = self.terms.method.start(self.terms.options, self._setting())
+
+    # -- later
+
+    def admit(self, client: int, summary: bytes | None) -> None:
+        """A client that came late, whose place is the next, or one that tells another summary.
+
+        Raises:
+            MessageError: the summary is not what it should be; nothing has changed then.
+        """
+        if summary is not None:
+            self.summaries[client] = self._summary(client, summary)
+        late = [client] if client >= self.clients else []
+        self.clients = max(self.clients, client + 1)
+        self._renew(late)
+
+    def withdraw(self, client: int) -> None:
+        """Delete what is a client's own: its core, its summary, what it had last. Its place stays empty."""
+        self.forget(client)
+        if client in self.summaries:
+            self.summaries[client] = self.summaries[client].emptied()
+        self._renew([client])
+
+    def _renew(self, anew: Sequence[int]) -> None:
+        renew = self.terms.method.renew
+        if renew and self.state:
+            self.state = renew(self.terms.options, self._setting(), self.state, anew)
+
+    def _summary(self, client: int, payload: bytes) -> Summary:
+        return decode_summary(payload, self.terms.header("summary", 0, client))
 
     # -- rounds
 
@@ -104,15 +131,15 @@ class Server:
     def aggregate(self, uploads: Sequence[Upload]) -> None:
         """Close a round; without uploads everything stays."""
         if uploads:
-            self.state = self.terms.method.aggregate(self.terms.options, self._setting({}), self.state, uploads)
+            self.state = self.terms.method.aggregate(self.terms.options, self._setting(), self.state, uploads)
 
     def _known(self, client: int) -> Vector:
         if self.terms.wire.bits is None:
             return np.zeros(0, np.float32)
         return self.known.get(client, self.start)
 
-    def _setting(self, summaries: Mapping[int, Summary]) -> Setting:
-        return Setting(self.clients, self.terms.wire.layout, self.start, summaries)
+    def _setting(self) -> Setting:
+        return Setting(self.clients, self.terms.wire.layout, self.start, self.summaries)
 
 
 def layout_of(tensors: Tensors) -> Layout:

@@ -15,9 +15,24 @@ from trifed.federation.workbench import Workbench
 from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.settings import TrainingSettings
 
-
 TOWARDS_RECEIVED = 0.75
 """How far the model "between" lies from what was trained (0) to what was received (1)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client takes of what comes.
+
+    `worse_by`: by how much it may be worse for the validation examples than what the client has, in nats of mean
+    loss, before it goes on from its own instead; None for any. `others_at_most`: the largest share, 0 to 1, that
+    others can have in what it goes on from, whatever the server sends.
+    """
+
+    worse_by: float | None = None
+    others_at_most: float = 1.0
+
+
+ANYTHING = Limits()
 
 
 @dataclass(frozen=True)
@@ -34,9 +49,9 @@ class Done:
 
 
 class Site:
-    """One client. `state`: what it keeps from round to round.
+    """One client. `state`: what it keeps from round to round; `own`: of the start what comes from its labels.
 
-    `labels`: how many there are; `rounds`: of the whole run, which the learning rate's schedule needs.
+    `labels`: how many there are in all; `rounds`: of the whole run, which the learning rate's schedule needs.
     """
 
     def __init__(
@@ -49,8 +64,10 @@ class Site:
         self.training = training
         self.seed = seed
         self.rounds = rounds
-        self.labels = labels
         self.state = ClientState({}, {}, 0)
+        make = terms.method.own_start
+        own = make(terms.options, client.train.labels, labels) if make else {}
+        self.own = {name: torch.from_numpy(values) for name, values in own.items()}
 
     # -- before the first round
 
@@ -62,11 +79,7 @@ class Site:
 
     def start(self) -> None:
         """Take the common start, and over it what the method takes from this client's labels."""
-        tensors = dict(self.bench.start)
-        if self.terms.method.own_start:
-            own = self.terms.method.own_start(self.terms.options, self.client.train.labels, self.labels)
-            tensors |= {name: torch.from_numpy(values) for name, values in own.items()}
-        self.state = ClientState(tensors, {}, 0)
+        self.state = ClientState({**self.bench.start, **self.own}, {}, 0)
 
     def summary(self) -> bytes | None:
         """The one-time summary of this client's training data; None where the method asks for none."""
@@ -80,17 +93,14 @@ class Site:
 
     # -- rounds
 
-    def round(self, number: int, download: bytes | None, worse_by: float | None = None) -> Done:
-        """Take what came, train, and write the upload.
-
-        `worse_by`: by how much what came may be worse for the validation examples than what the client has, in
-        nats of mean loss, before it goes on from its own instead; None for any.
+    def round(self, number: int, download: bytes | None, limits: Limits = ANYTHING) -> Done:
+        """Take what came, within this client's limits, train, and write the upload.
 
         Raises:
             MessageError: the download is none of this round, client and run; nothing has changed then.
         """
-        values = None if download is None else self.take(number, download)
-        kept_own = values is not None and worse_by is not None and self._worse(values, worse_by)
+        values = None if download is None else self.take(number, download, limits)
+        kept_own = values is not None and limits.worse_by is not None and self._worse(values, limits.worse_by)
         if kept_own:
             values = None
         method, before = self.terms.method, self.state.steps
@@ -118,11 +128,14 @@ class Site:
         )
         return not theirs <= own + by  # also where it is no number
 
-    def take(self, number: int, download: bytes) -> Vector:
-        """What a download of round `number` brings, (n_values,); raises as `round` does."""
+    def take(self, number: int, download: bytes, limits: Limits = ANYTHING) -> Vector:
+        """What a download of round `number` brings, (n_values,), within limits; raises as `round` does."""
         header, known = self.terms.header("download", number, self.client.index), self.known
         arrived = self.terms.wire.decode(download, header, known)[1]
         self._remember(received=arrived)
+        if limits.others_at_most < 1 and self.state.steps:
+            own = self.bench.pack(self.state.tensors)
+            arrived = (own + limits.others_at_most * (arrived - own)).astype(np.float32)
         return arrived
 
     def _upload(self, number: int, tensors: dict[str, Tensor]) -> bytes | None:

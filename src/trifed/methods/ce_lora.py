@@ -33,10 +33,8 @@ from trifed.methods.interface import (
     is_head,
 )
 from trifed.methods.packing import Vector
+from trifed.methods.summaries import carry_over, projected
 from trifed.settings import AdapterSettings
-
-SUMMARY_DIM = 64
-"""Dimensions that a client's features are projected to before they are summarised."""
 
 
 class CeLoraOptions(Options):
@@ -59,9 +57,8 @@ class CeLoraOptions(Options):
 
 
 def _summarise(options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> sim.Summary:
-    chosen = cast(CeLoraOptions, options)
-    projected = sim.project(features, dim=SUMMARY_DIM, seed=seeds.projection)
-    return sim.summarise(projected, labels, seed=seeds.own, match_labels=chosen.match_labels)
+    match = cast(CeLoraOptions, options).match_labels
+    return sim.summarise(projected(features, seeds), labels, seed=seeds.own, match_labels=match)
 
 
 def _start(options: Options, setting: Setting) -> State:
@@ -109,6 +106,12 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
     }
 
 
+def _renew(options: Options, setting: Setting, state: State, anew: Sequence[int]) -> State:
+    """Data are compared again; who begins anew has no core that counts, and gets the others' by its data."""
+    fresh = carry_over(state, _start(options, setting), ("cores", "last_round"), anew)
+    return _aggregate(options, setting, fresh, []) if "mixed" in state else fresh
+
+
 def _download(state: State, client: int) -> Vector | None:
     return state["mixed"][client].astype(np.float32) if "mixed" in state else None
 
@@ -125,4 +128,5 @@ METHOD = Method(
     aggregate=_aggregate,
     download=_download,
     summarise=_summarise,
+    renew=_renew,
 )

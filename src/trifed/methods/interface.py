@@ -105,6 +105,10 @@ class Setting:
     summaries: Mapping[int, Summary] = field(default_factory=dict)
 
 
+Renew = Callable[[Options, Setting, State, Sequence[int]], State]
+"""Options, setting, state, clients that begin anew → state."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One published method.
@@ -125,6 +129,8 @@ class Method:
     `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
     start of C, from the clients' first gradients, before round 1. `own_start` gives tensors that stay with a
     client another start than the common one.
+    `renew`: a client came late, left (its summary is empty then) or told another summary; the state from there on,
+    of as many clients as the setting says. None where no row of the state is a client's.
     `defaults` are settings of a run, nested as in its TOML, that hold for it unless the user says otherwise.
     """
 
@@ -143,6 +149,7 @@ class Method:
     frames: Frames | None = None
     own_start: OwnStart | None = None
     tempered: bool = False
+    renew: Renew | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

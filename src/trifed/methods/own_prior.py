@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from trifed import similarity as sim
@@ -39,10 +40,9 @@ from trifed.methods.interface import (
     is_head,
 )
 from trifed.methods.packing import Tensors, Vector
+from trifed.methods.summaries import carry_over, projected
 
 HEAD, BIAS = "head.weight", "head.bias"
-SUMMARY_DIM = 64
-"""Dimensions that a client's features are projected to before they are summarised."""
 
 
 class OwnPriorOptions(Options):
@@ -59,8 +59,7 @@ def _own_start(options: Options, labels: Labels, n_labels: int) -> Tensors:
 
 
 def _summarise(options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> sim.Summary:
-    projected = sim.project(features, dim=SUMMARY_DIM, seed=seeds.projection)
-    return sim.summarise(projected, labels, max_components=1, seed=seeds.own)
+    return sim.summarise(projected(features, seeds), labels, max_components=1, seed=seeds.own)
 
 
 def _start(options: Options, setting: Setting) -> State:
@@ -88,8 +87,7 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
     head. Where that is 0 for all, what i has stays.
     """
     sent = [upload.client for upload in uploads]
-    agree = state["similarity_data"].astype(np.float64) * cast(OwnPriorOptions, options).apart > 1.0
-    shares = (agree | np.eye(setting.clients, dtype=bool))[:, sent]
+    shares = (_agree(options, state) | np.eye(setting.clients, dtype=bool))[:, sent]
     counts = np.array([upload.examples for upload in uploads], np.float64)[:, None]
     behind = [
         np.repeat(state["examples"][sent] if name == HEAD else counts, shape[1] if name == HEAD else size, axis=1)
@@ -103,6 +101,22 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
     weights[:, sent] = shares * counts.T / np.maximum(shares @ counts, 1)
     received = np.logical_or(state["received"], shares.any(1))
     return {**state, "mixed": mixed.astype(np.float32), "weights": weights, "received": received}
+
+
+def _renew(options: Options, setting: Setting, state: State, anew: Sequence[int]) -> State:
+    """Labels are compared again; who begins anew gets the mean of what those have that share with it."""
+    fresh = carry_over(state, _start(options, setting), ("mixed", "received"), anew)
+    for client in anew:
+        others = _agree(options, fresh)[client] & fresh["received"].astype(bool)
+        if others.any():
+            fresh["mixed"][client] = fresh["mixed"][others].mean(0)
+            fresh["received"][client] = True
+    return fresh
+
+
+def _agree(options: Options, state: State) -> NDArray[np.bool_]:
+    """Who shares with whom, (n_clients, n_clients)."""
+    return state["similarity_data"].astype(np.float64) * cast(OwnPriorOptions, options).apart > 1.0
 
 
 def _download(state: State, client: int) -> Vector | None:
@@ -122,6 +136,7 @@ METHOD = Method(
     aggregate=_aggregate,
     download=_download,
     summarise=_summarise,
+    renew=_renew,
     own_start=_own_start,
     defaults={"adapter": {"rank": 32}, "wire": {"bits": 1}, "training": {"learning_rate": 0.01}},
 )

@@ -69,6 +69,11 @@ class Summary:
             "class_counts": self.class_counts,
         }
 
+    def emptied(self) -> Summary:
+        """What a client tells that has no examples: no components, no classes."""
+        none = np.zeros(0, np.int64)
+        return Summary(none, none, self.means[:0], self.variances[:0], 0.0, none, none)
+
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]], dim: int | None = None) -> Summary:
         """The inverse of `to_arrays`, for arrays that someone else sent.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from trifed.config import RunConfig, make_config
-from trifed.data import make_client
+from trifed.data import content_hash, make_client
 from trifed.errors import MessageError, RunError, TrifedError
 from trifed.federation.client import Client, score
 from trifed.federation.exports import save_client
 from trifed.federation.messages import encode_values
 from trifed.federation.results import facts_of
-from trifed.federation.site import Site, adapted_layout, take_frames
+from trifed.federation.site import Limits, Site, adapted_layout, take_frames
 from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
@@ -25,8 +27,20 @@ from trifed.sites.protocol import Reply, Request, digest, read_layout, write_lay
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
+LEFT = "left.json"
+"""In a client's folder: it has left for good."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+def stamp_of(source: str | list[str]) -> Stamp:
+    """Name, size and time of change of a source's files; nothing where it is no path."""
+    paths = [Path(name) for name in ([source] if isinstance(source, str) else source)]
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    states = [(str(file), file.stat()) for file in files if file.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
 class Node:
@@ -40,6 +54,9 @@ class Node:
         self.bench: Workbench | None = None
         self.site: Site | None = None
         self.store: NodeStore | None = None
+        self.digest = ""
+        self.stamp: Stamp = ()
+        self.data = ""
 
     def answer(self, request: Request) -> Reply:
         """The reply to any request; what is wrong with it, or with this client, is said in `error`."""
@@ -53,6 +70,8 @@ class Node:
             run = request.text("run")
             if not RUN_NAME.fullmatch(run):  # it names a folder
                 raise MessageError(f"'run': got {run!r}, expected letters, digits and '-'; it is refused")
+            if request.kind != "hello" and (self.settings.folder / LEFT).is_file():
+                return Reply({"left": 1}, error=f"{self.settings.name} has left for good")
             if request.kind != "hello" and run != self.run and not self._take_up(run):
                 return Reply(lost=True)  # not even the run's settings: it is greeted again
             return ways[request.kind](request)
@@ -72,14 +91,16 @@ class Node:
             {
                 "name": self.settings.name,
                 "base": bench.fingerprint,
-                "digest": digest(bench.layout, bench.start_values),
+                "digest": self.digest,
             }
         )
 
     def _open(self, request: Request) -> Reply:
         bench, store = self._parts()
-        store.begin()
+        if not request.facts.get("again"):
+            store.begin()
         self._place(request.number("place"))
+        store.keep_data(self.data)
         site = self._site()
         summary = site.summary()
         parts = {} if summary is None else {"summary": summary}
@@ -104,32 +125,39 @@ class Node:
     def _train(self, request: Request) -> Reply:
         _, store = self._parts()
         number, counts, site = request.number("round"), request.number("counts"), self._at_hand(request)
+        if self._data_changed(request.number("place")):
+            return Reply({"changed": 1}, error="its data changed; it tells what it has now before the next round")
+        site = self._site()
+        if request.number("asked") < self.settings.at_least:
+            raise RunError(f"it takes no part in a round of fewer than {self.settings.at_least} clients")
         if counts == 0:
             site.start()
         else:
-            found = store.state_after(counts)
+            found = store.state_after(counts, site.own)
             if found is None:
-                return Reply(lost=True)
+                return Reply({"has": store.restored()}, lost=True)
             site.state = found
-        before = site.state
+        began, before = time.monotonic(), site.state
+        limits = Limits(self.settings.worse_by, self.settings.others_at_most)
         try:
-            done = site.round(number, request.parts.get("download"), self.settings.worse_by)
+            done = site.round(number, request.parts.get("download"), limits)
         except TrifedError:
             site.state = before
             raise
-        store.keep(number, counts, site.state)
+        store.keep(number, counts, site.state, site.own)
         told: dict[str, Any] = {"loss": done.loss, "steps": done.steps, "kept_own": int(done.kept_own)}
+        told["seconds"] = round(time.monotonic() - began, 3)
         return Reply(told, {"upload": done.upload} if done.upload else {})
 
     def _finish(self, request: Request) -> Reply:
         bench, store = self._parts()
         number, counts, site = request.number("round"), request.number("counts"), self._at_hand(request)
-        found = store.state_after(counts) if counts else site.state
+        found = store.state_after(counts, site.own) if counts else site.state
         if found is None:
-            return Reply(lost=True)
+            return Reply({"has": store.restored()}, lost=True)
         site.state = found
-        download = request.parts.get("download")
-        arrived = None if download is None else site.take(number, download)
+        download, limits = request.parts.get("download"), Limits(others_at_most=self.settings.others_at_most)
+        arrived = None if download is None else site.take(number, download, limits)
         tensors = site.tensors(site.terms.method.scored, arrived)
         names = list(self._config().data.labels or [])
         save_client(store.folder / "model", bench, tensors, names, self._base().source)
@@ -158,6 +186,7 @@ class Node:
         settings = (config.model, config.adapter, config.training)
         method = METHODS[config.method.name]
         self.bench = build_workbench(base, method, config.data.labels or [""], config.seed, settings, task)
+        self.digest = digest(self.bench.layout, self.bench.start_values)  # before frames, if there will be any
         self.run, self.config, self.base, self.site = run, config, base, None
         self.store = NodeStore.at(self.settings.folder / run, dict(values))
 
@@ -172,7 +201,9 @@ class Node:
     def _place(self, place: int) -> None:
         """Read and cut this client's data as the `place`-th of all."""
         bench, config = self._parts()[0], self._config()
+        self.stamp = stamp_of(config.data.source)
         data = make_client(config.data, config.seed, bench.task.roles, self.settings.name, place)
+        self.data = content_hash(data)
         [mine] = data.clients
         client = Client(
             place, mine.name, bench.encode(mine.train), bench.encode(mine.valid), bench.encode(mine.test)
@@ -181,6 +212,13 @@ class Node:
         labels = len(config.data.labels or [""])
         self.site = Site(terms, bench, client, config.training, config.seed, config.rounds, labels)
         self.site.start()
+
+    def _data_changed(self, place: int) -> bool:
+        """Are the data others than when this client was opened? Read again where a file is another by now."""
+        _, store = self._parts()
+        if stamp_of(self._config().data.source) != self.stamp:
+            self._place(place)
+        return store.data() not in (None, self.data)
 
     def _at_hand(self, request: Request) -> Site:
         """This client's side, from the disk where the process is new."""

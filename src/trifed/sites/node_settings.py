@@ -27,6 +27,10 @@ class NodeSettings(BaseModel):
     worse_by: float | None = Field(
         None, ge=0, description="nats of validation loss beyond which what is received is not taken; none: always"
     )
+    others_at_most: float = Field(
+        1.0, ge=0, le=1, description="the largest share that others get in what this client goes on from"
+    )
+    at_least: int = Field(1, ge=1, description="clients in a round, this one too, without which it takes no part")
     idle_seconds: float = Field(
         900, gt=0, description="after which the process with the model ends; it comes again"
     )

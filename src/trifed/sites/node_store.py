@@ -4,6 +4,7 @@
 
     FOLDER/RUN/
         run.json                  the run's settings as the server sent them
+        data.json                 a hash of this client's data as it was opened with
         frames.safetensors        A, B and the start of C, where a method agrees on them before round 1
         state.safetensors         after the last round: A, B, head, AdamW's moments, what the wire owes
         state-before.safetensors  the same after the round before: the server may not have got the last upload
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trifed.atomic import whole_file
 from trifed.errors import RunError
@@ -30,6 +32,7 @@ from trifed.federation.store import apart, state_of, state_tensors
 from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
+OWN = "own/"
 
 
 class NodeStore:
@@ -78,25 +81,61 @@ class NodeStore:
         path = self.folder / "frames.safetensors"
         return {name: t.numpy() for name, t in load_file(path).items()} if path.is_file() else None
 
-    def keep(self, number: int, counts: int, state: ClientState) -> None:
-        """Keep the state after round `number`, and beside it that after round `counts`, which it came from."""
+    def keep_data(self, content: str) -> None:
+        """Keep a hash of the data that the client was opened with."""
+        self._write("data.json", {"hash": content})
+
+    def data(self) -> str | None:
+        """The same, read; None where there is none."""
+        path = self.folder / "data.json"
+        return str(json.loads(path.read_text(encoding="utf-8"))["hash"]) if path.is_file() else None
+
+    def keep(self, number: int, counts: int, state: ClientState, own: Mapping[str, Tensor]) -> None:
+        """Keep the state after round `number`, and beside it that after round `counts`, which it came from.
+
+        `own`: what the start took from this client's labels.
+        """
         last, before = self.folder / LAST, self.folder / BEFORE
         with whole_file(last) as path:
             facts = {"round": number, "steps": state.steps}
-            save_file(apart(state_tensors(state)), path, {"trifed": json.dumps(facts)})
+            tensors = {**state_tensors(state), **{f"{OWN}{name}": tensor for name, tensor in own.items()}}
+            save_file(apart(tensors), path, {"trifed": json.dumps(facts)})
             if self._round(last) == counts:
                 last.replace(before)
             elif counts == 0:
                 before.unlink(missing_ok=True)
 
-    def state_after(self, number: int) -> ClientState | None:
-        """The state after a round; None where it is not kept any more, or never was."""
+    def state_after(self, number: int, own: Mapping[str, Tensor]) -> ClientState | None:
+        """The state after a round; None where it is not kept any more, or never was.
+
+        Where the labels are others by now, what came from them at the start moves with them to `own`.
+        """
         for path in (self.folder / LAST, self.folder / BEFORE):
             if self._round(path) == number:
                 with safe_open(path, "pt") as file:
                     steps = json.loads(file.metadata()["trifed"])["steps"]
-                return state_of(load_file(path), steps)
+                found = load_file(path)
+                state = state_of(found, steps)
+                for name, now in own.items():
+                    state.tensors[name] += now - found.get(f"{OWN}{name}", now)
+                return state
         return None
+
+    def restored(self) -> int:
+        """The round of what lies there from a backup, now fit to go on from; 0 where nothing does.
+
+        What is known of it at the other side of the wire is not what is kept here, so both begin anew with that.
+        """
+        number = self._round(self.folder / LAST)
+        if number is None:
+            return 0
+        with safe_open(self.folder / LAST, "pt") as file:
+            told = file.metadata()
+        found = {name: t for name, t in load_file(self.folder / LAST).items() if not name.startswith("wire/")}
+        with whole_file(self.folder / LAST) as path:
+            save_file(found, path, told)
+        (self.folder / BEFORE).unlink(missing_ok=True)
+        return number
 
     def _round(self, path: Path) -> int | None:
         if not path.is_file():

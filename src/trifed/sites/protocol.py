@@ -3,11 +3,14 @@
 ::
 
     hello    the run's settings, without its data        -> name, base model, what travels (a digest)
-    open     nothing                                     -> examples, what travels, summary, perhaps the start
+    open     nothing; `again`: its data changed           -> examples, what travels, summary, perhaps the start
     gradient nothing                                     -> the first gradient, where the method makes frames of it
     frames   frames                                      -> the new digest
-    train    round, and the client's last round that counts; the download -> the upload
+    train    round, the client's last round that counts, how many are asked; the download -> the upload
     finish   the last download                           -> scores, where the client tells them
+
+In the place of an upload a client may say that its data `changed`, that it has `left` for good, or that it has
+lost what the server counts on, and the round of the backup that it `has`.
 
 All but the greeting name the run and the client's place among all. Messages of the method itself, in `parts`, are
 those of `messages` and are checked there.
@@ -24,8 +27,6 @@ from typing import Protocol
 from trifed.errors import MessageError
 from trifed.methods.packing import Layout, Vector
 
-FACTS = "federation.json"
-"""In a run's folder at the server: its name, its clients by place, and what they agreed on."""
 Fact = str | int | float
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
 """Of [data]: what only a client itself says."""

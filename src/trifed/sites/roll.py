@@ -23,7 +23,8 @@ class Roll:
     """The clients of one run.
 
     `names`: in the order of their places, once the run has begun; `nodes`: the node that answers to a name now;
-    `refused`: nodes that may not take part; `agreed`: the base model's fingerprint, and a digest of what travels.
+    `waiting`: the same of clients that came after that; `gone`: names of those that left for good; `refused`:
+    nodes that may not take part; `agreed`: the base model's fingerprint, and a digest of what travels.
     """
 
     def __init__(
@@ -37,17 +38,19 @@ class Roll:
         self.sleep = sleep
         self.names: list[str] = []
         self.nodes: dict[str, int] = {}
+        self.waiting: dict[str, int] = {}
+        self.gone: set[str] = set()
         self.refused: set[int] = set()
         self.agreed = ("", "")
 
     def gather(self, names: Sequence[str] = ()) -> None:
-        """Greet clients until there are enough. `names`: of a run that goes on, which nobody else may join.
+        """Greet clients until there are enough. `names`: of a run that goes on, by place.
 
         Raises:
             RunError: too few came in time.
         """
         self.names = list(names)
-        wanted, waited = len(names) or self.settings.clients, 0.0
+        wanted, waited = len(set(names) - self.gone) or self.settings.clients, 0.0
         while self._greet() < wanted and waited < self.settings.join_seconds:
             self.sleep(LOOK_AGAIN)
             waited += LOOK_AGAIN
@@ -82,6 +85,22 @@ class Roll:
         absent = {place: Reply(error=NOT_THERE) for place, node in nodes.items() if node not in here}
         return absent | {place: answers[node] for place, node in nodes.items() if node in answers}
 
+    def look(self) -> list[str]:
+        """Who has come since the run began, and may be let in."""
+        self._greet()
+        return sorted(self.waiting)
+
+    def enrol(self, name: str) -> int:
+        """Give a client that waits the next place."""
+        self.nodes[name] = self.waiting.pop(name)
+        self.names.append(name)
+        return len(self.names) - 1
+
+    def dismiss(self, name: str, reason: str) -> None:
+        """The client that was enrolled last cannot take part."""
+        self.names.remove(name)
+        self._refuse(self.nodes.pop(name), reason)
+
     def reason_against(self, reply: Reply | None) -> str | None:
         """Why an answer does not count before it is read; None where it may."""
         if reply is None:
@@ -97,7 +116,7 @@ class Roll:
 
     def _greet(self) -> int:
         """Ask nodes that are new who they are; how many clients there are now."""
-        new = self.channel.nodes() - self.refused - set(self.nodes.values())
+        new = self.channel.nodes() - self.refused - {*self.nodes.values(), *self.waiting.values()}
         answers = self.channel.ask(dict.fromkeys(sorted(new), self.hello), self.settings.round_seconds)
         told = {node: reply for node, reply in sorted(answers.items()) if not reply.error}
         for node, reply in sorted(answers.items()):
@@ -116,12 +135,15 @@ class Roll:
             self._refuse(node, f"a node that calls itself {name!r}: expected letters, digits, '.', '_' and '-'")
         elif _identity(reply) != self.agreed:
             self._refuse(node, f"{name} has another base model, or starts elsewhere, than the others")
-        elif self.names and name not in self.names:
-            self._refuse(node, f"{name} was not there when this run began")
-        elif name in self.nodes and self.nodes[name] in self.channel.nodes():
+        elif name in self.gone:
+            self._refuse(node, f"{name} has left this run for good")
+        elif self.names and name not in self.names and not self.settings.late:
+            self._refuse(node, f"{name} was not there when this run began, and deployment.late is false")
+        elif {**self.waiting, **self.nodes}.get(name) in self.channel.nodes():
             self._refuse(node, f"a client of the name {name} is there already; give each its own")
         else:
-            self.nodes[name] = node
+            here = self.nodes if name in self.names or not self.names else self.waiting
+            here[name] = node
             self.tell(event="joined", client=name)
 
     def _refuse(self, node: int, reason: str) -> None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from trifed.errors import RunError
 from trifed.federation.store import Event, RunFolder
-from trifed.sites.protocol import FACTS
+from trifed.sites.records import Member, Records
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One client. `last`: the round of its last upload that counts, 0 before that; `reason`: why none since."""
+    """One client. `last`: the round of its last upload that counts, 0 before that; `reason`: why none since;
+    `seconds`: that its last round took it.
+    """
 
     name: str
     examples: int
@@ -20,6 +22,7 @@ class Standing:
     left_out: int
     sent: int
     reason: str
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,25 @@ def standing_of(folder: RunFolder, rounds: int) -> RunStanding:
     Raises:
         RunError: it is no run between sites, or has not begun.
     """
-    if not (folder.path / FACTS).is_file():
+    members = Records(folder).members
+    if not members:
         raise RunError(f"{folder.path}: no run between sites has begun here; `trifed watch` follows any run")
-    facts, events = folder.read_json(FACTS), folder.events()
+    events = folder.events()
     done = [event["round"] for event in events if event["event"] == "round"]
-    clients = [
-        _standing(events, name, int(examples))
-        for name, examples in zip(facts["clients"], facts["examples"], strict=True)
-    ]
+    clients = [_standing(events, member) for member in members]
     refused = dict.fromkeys(event["reason"] for event in events if event["event"] == "refused")
     finished = any(event["event"] == "finished" for event in events)
     return RunStanding(max(done, default=0), rounds, finished, clients, list(refused))
 
 
-def _standing(events: Sequence[Event], name: str, examples: int) -> Standing:
-    mine = [event for event in events if event.get("client") == name]
-    trained = [event["round"] for event in mine if event["event"] == "trained"]
+def _standing(events: Sequence[Event], member: Member) -> Standing:
+    mine = [event for event in events if event.get("client") == member.name]
+    done = [event for event in mine if event["event"] == "trained"]
+    trained = [event["round"] for event in done]
     out = [event for event in mine if event["event"] == "left out"]
     last = max(trained, default=0)
     newest = out[-1] if out and out[-1]["round"] > last else None
     sent = sum(sum(event.get("up", {}).values()) for event in mine)
-    return Standing(name, examples, last, len(out), sent, newest["reason"] if newest else "")
+    reason = "it has left for good" if member.left else newest["reason"] if newest else ""
+    seconds = done[-1].get("seconds") if done else None
+    return Standing(member.name, member.examples, last, len(out), sent, reason, seconds)

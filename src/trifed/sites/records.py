@@ -1,0 +1,152 @@
+"""What the server of a run between sites keeps, beside the event log: who takes part, and the method's state.
+
+::
+
+    FOLDER/
+        federation.json          the run's name, its clients by place, and what they agreed on
+        checkpoint.safetensors   end of the last whole round: the method's state, summaries, what each had last
+        frames.safetensors       where a method agrees on frames before round 1
+        leaving.json             clients that are to be withdrawn before the next round
+        lock                     held by the process that leads the run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from trifed.config import RunConfig
+from trifed.errors import RunError
+from trifed.federation.server import Server
+from trifed.federation.store import RunFolder
+from trifed.federation.terms import terms_of
+from trifed.methods.interface import State
+from trifed.similarity import Summary
+from trifed.sites.protocol import read_layout, write_layout
+
+FACTS, LEAVING, LOCK = "federation.json", "leaving.json", "lock"
+KNOWN, SUMMARY, COUNTS, START = "known/", "summary/", "counts", "start"
+"""Beside the method's state in a checkpoint: what each client had last, what it told of its data, the last
+round of each that counts, the common start."""
+
+
+@dataclass
+class Member:
+    """A client. `examples`: to train on; `counts`: the last round of its upload that counts, 0 before that."""
+
+    name: str
+    examples: int
+    counts: int = 0
+    left: bool = False
+
+
+class Records:
+    """Of one run, in `folder`. `agreed`: the base model's fingerprint, and a digest of what travels."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = folder.read_json(FACTS) if (folder.path / FACTS).is_file() else {}
+
+    @property
+    def members(self) -> list[Member]:
+        """By place, without what a checkpoint knows of them."""
+        return [Member(**facts) for facts in self.facts.get("members", [])]
+
+    def write(self, name: str, server: Server, members: list[Member], agreed: tuple[str, str], lora: int) -> None:
+        """Keep who takes part, and what they agreed on; `lora`: bytes that `fedavg-lora` would send."""
+        base, digest = agreed
+        layout = write_layout(server.terms.wire.layout)
+        self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora}
+        self.keep(members)
+
+    def keep(self, members: list[Member]) -> None:
+        """Keep who takes part now."""
+        told = [{n: v for n, v in asdict(member).items() if n != "counts"} for member in members]
+        self.facts = {**self.facts, "members": told}
+        self.folder.write_json(FACTS, self.facts)
+
+    def save(self, number: int, server: Server, members: list[Member]) -> None:
+        """Keep the end of a round."""
+        kept: State = {**server.state, START: server.start}
+        kept[COUNTS] = np.array([member.counts for member in members], np.int64)
+        kept |= {f"{KNOWN}{place}": values for place, values in server.known.items()}
+        for place, summary in server.summaries.items():
+            kept |= {f"{SUMMARY}{place}/{name}": array for name, array in summary.to_arrays().items()}
+        self.folder.save_checkpoint(number, [], kept, self.facts["run"])
+
+    def load(self, config: RunConfig) -> tuple[int, Server, list[Member]]:
+        """The last whole round, as `save` has kept it. Who came after that is to be admitted again.
+
+        Raises:
+            RunError: it is gone, or damaged.
+        """
+        checkpoint = self.folder.load_checkpoint(self.facts["run"])
+        if checkpoint is None:
+            raise RunError(f"{self.folder.path}: the checkpoint is gone; start a new run")
+        done, _, kept = checkpoint
+        counts = kept.pop(COUNTS)
+        members = self.members[: len(counts)]
+        for member, number in zip(members, counts, strict=True):
+            member.counts = int(number)
+        terms = terms_of(config, read_layout(self.facts["layout"]), self.facts["base"], self.facts["run"])
+        server = Server(terms, len(members), kept.pop(START).astype(np.float32))
+        server.known = {place: array.astype(np.float32) for (place,), array in _taken(kept, KNOWN)}
+        told: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
+        for (place, name), array in _taken(kept, SUMMARY):
+            told.setdefault(place, {})[name] = array
+        server.summaries = {place: Summary.from_arrays(arrays) for place, arrays in told.items()}
+        server.state = kept
+        return done, server, members
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While one process leads the run, or changes what is kept of it.
+
+        Raises:
+            RunError: another process does.
+        """
+        with (self.folder.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.folder.path}: another process leads this run; wait for it, or end it"
+                ) from None
+            yield
+
+    def busy(self) -> bool:
+        """Does another process hold it?"""
+        try:
+            with self.held():
+                return False
+        except RunError:
+            return True
+
+    # -- who is to be withdrawn
+
+    def leave_next(self, name: str) -> None:
+        """Ask whoever leads the run to withdraw a client before the next round."""
+        self.folder.write_json(LEAVING, sorted({*self.leaving(), name}))
+
+    def leaving(self) -> list[str]:
+        """Clients that are to be withdrawn."""
+        path = self.folder.path / LEAVING
+        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+
+    def left(self) -> None:
+        """They are withdrawn."""
+        if (self.folder.path / LEAVING).is_file():
+            (self.folder.path / LEAVING).unlink()
+
+
+def _taken(kept: State, prefix: str) -> Iterator[tuple[tuple[Any, ...], np.ndarray[Any, Any]]]:
+    """Take all arrays under a prefix out: place and what else the name says, and the array."""
+    for name in [name for name in kept if name.startswith(prefix)]:
+        place, *rest = name.removeprefix(prefix).split("/")
+        yield (int(place), *rest), kept.pop(name)

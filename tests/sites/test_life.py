@@ -1,0 +1,295 @@
+"""A client's life: it comes late, its data change, it leaves for good, it loses its disk and has a backup."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from trifed.errors import RunError
+from trifed.federation.server import Server
+from trifed.sites.life import withdraw_from
+from trifed.sites.node import LEFT
+
+SITES = ["amber", "basil", "coral"]
+
+
+@pytest.fixture
+def sites(federation):
+    """`sites("own-prior", then={("train", 1, "amber"): function})`: a coordinator, its channel, and its nodes.
+
+    `then`: what happens once a client has answered; its answer stays as it is.
+    """
+
+    def make(method="own-prior", then=None, settings=None, **changes):
+        nodes = {
+            place: federation.node(site, **(settings or {}).get(site, {})) for place, site in enumerate(SITES)
+        }
+        coordinator, channel = federation(method, nodes=nodes, **{"rounds": 4, **changes})
+
+        def after(happens):
+            def fault(reply, request):
+                happens(coordinator, channel, nodes)
+                return reply
+
+            return fault
+
+        channel.faults = {key: after(happens) for key, happens in (then or {}).items()}
+        return coordinator, channel, nodes
+
+    return make
+
+
+@pytest.fixture
+def dill(federation, site_tables):
+    """One more client; `dill(channel)` connects it."""
+
+    def connect(channel, source="amber"):
+        folder = site_tables / "nodes" / "dill"
+        channel.clients[20] = federation.node(source, name="dill", folder=folder)
+
+    return connect
+
+
+def trained(events, coordinator, name):
+    return [e["round"] for e in events(coordinator, "trained") if e["client"] == name]
+
+
+# -- coming late
+
+
+@pytest.mark.parametrize("method", ["own-prior", "ce-lora", "fed-sb", "fedavg-lora", "local"])
+def test_who_comes_late_takes_part_from_the_next_round(method, sites, dill, events, site_tables):
+    coordinator, *_ = sites(method, {("train", 1, "amber"): lambda c, channel, n: dill(channel)})
+    coordinator.run()
+    assert [(e["client"], e["round"]) for e in events(coordinator, "came late")] == [("dill", 2)]
+    assert trained(events, coordinator, "dill") == [2, 3, 4]
+    first = next(e for e in events(coordinator, "trained") if e["client"] == "dill")
+    assert bool(first["down"]) == (method != "local")  # what it begins with comes from the others
+    assert (site_tables / "nodes" / "dill" / coordinator.name / "model" / "adapter_model.safetensors").is_file()
+    summary = coordinator.folder.read_json("summary.json")
+    assert [client["name"] for client in summary["clients"]] == [*SITES, "dill"]
+    if method == "ce-lora":
+        assert coordinator.server.state["weights"].shape == (4, 4)
+
+
+def test_nobody_comes_late_where_the_run_says_so(sites, dill, events):
+    happens = {("train", 1, "amber"): lambda c, channel, n: dill(channel)}
+    coordinator, *_ = sites(then=happens, deployment={"late": False})
+    coordinator.run()
+    assert "deployment.late is false" in events(coordinator, "refused")[0]["reason"]
+    assert trained(events, coordinator, "dill") == []
+
+
+def test_who_comes_late_with_bad_data_is_refused_and_the_rest_goes_on(sites, dill, events, site_tables):
+    (site_tables / "weather.csv").write_text("text,label,site\nhello,weather,dill\n")
+    coordinator, *_ = sites(then={("train", 1, "amber"): lambda c, channel, n: dill(channel, "weather")})
+    coordinator.run()
+    assert "dill could not be opened: labels that data.labels does not name" in str(events(coordinator, "refused"))
+    assert trained(events, coordinator, "amber") == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_with_who_came_late(sites, dill, events, federation):
+    then = {("train", 1, "amber"): lambda c, channel, n: dill(channel)}
+    coordinator, channel, _ = sites(then=then, deployment={"quorum": 3})
+    channel.faults |= {("train", 3, "amber"): "deaf", ("train", 3, "coral"): "deaf"}
+    with pytest.raises(RunError, match="2 of 4 clients sent what counts"):
+        coordinator.run()
+    again, channel, _ = sites(deployment={"quorum": 3})
+    dill(channel)
+    again.run()
+    assert trained(events, again, "dill") == [2, 3, 4] and len(again.members) == 4
+
+
+def test_who_came_while_the_server_broke_is_let_in_again(sites, dill, events, monkeypatch):
+    """The list of clients knows dill, and no checkpoint does."""
+    coordinator, _, _ = sites(then={("train", 1, "amber"): lambda c, channel, n: dill(channel)})
+    save = coordinator.records.save
+
+    def breaks(number, server, members):
+        if len(members) == 4:
+            raise KeyboardInterrupt
+        save(number, server, members)
+
+    monkeypatch.setattr(coordinator.records, "save", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.run()
+    assert len(coordinator.records.members) == 4
+    again, channel, _ = sites()
+    dill(channel)
+    again.run()
+    assert trained(events, again, "dill") == [2, 3, 4]
+
+
+# -- other data
+
+
+def more_rows(coordinator, channel, nodes):
+    with Path(nodes[1].settings.data["source"]).open("a", encoding="utf-8") as file:
+        file.writelines(f"where is my parcel number {i},delivery,basil\n" for i in range(30))
+
+
+@pytest.mark.parametrize("method", ["own-prior", "fedavg-lora"])
+def test_a_client_whose_data_changed_tells_what_it_has_now(method, sites, events):
+    coordinator, channel, _ = sites(method, {("train", 1, "coral"): more_rows})
+    coordinator.run()
+    assert [(e["client"], e["round"]) for e in events(coordinator, "left out")] == [("basil", 2)]
+    [changed] = events(coordinator, "changed")
+    began = events(coordinator, "started")[0]["examples"][1]
+    assert (changed["client"], changed["round"]) == ("basil", 3) and changed["examples"] > began + 10
+    assert trained(events, coordinator, "basil") == [1, 3, 4]
+    # It goes on from what it had trained, not anew.
+    counts = [f["counts"] for kind, number, name, f in channel.asked if (kind, name) == ("train", "basil")]
+    assert counts == [0, 1, 1, 3]
+    if method == "own-prior":
+        assert coordinator.server.state["examples"][1].sum() == changed["examples"]
+
+
+def test_what_came_from_its_labels_moves_with_them(sites):
+    """The prior of own-prior: log of the label shares at first, and what was learned since stays on top of it."""
+    coordinator, _, nodes = sites(then={("train", 1, "coral"): more_rows}, rounds=3)
+    then = {}
+
+    def look(reply, request):
+        then["bias"] = nodes[1].store.state_after(1, {}).tensors["head.bias"]
+        then["own"] = nodes[1].site.own["head.bias"]
+        return reply
+
+    coordinator.roll.channel.faults[("train", 1, "basil")] = look
+    coordinator.run()
+    now = nodes[1].site.own["head.bias"]
+    assert not np.allclose(now, then["own"])
+    found = nodes[1].store.state_after(1, {"head.bias": now})  # what round 3 went on from
+    np.testing.assert_allclose(found.tensors["head.bias"], then["bias"] + now - then["own"], atol=1e-6)
+
+
+# -- leaving
+
+
+def leaves(coordinator, channel, nodes):
+    (nodes[1].settings.folder / LEFT).write_text("{}")
+
+
+@pytest.mark.parametrize("method", ["own-prior", "ce-lora", "fedavg-lora"])
+def test_who_leaves_for_good_is_deleted_at_the_server(method, sites, events):
+    coordinator, channel, _ = sites(method, {("train", 1, "coral"): leaves})
+    coordinator.run()
+    assert [(e["client"], e["round"]) for e in events(coordinator, "withdrawn")] == [("basil", 3)]
+    assert trained(events, coordinator, "basil") == [1]
+    assert not [key for key in channel.asked if key[2] == "basil" and key[1] > 2]
+    state = coordinator.server.state
+    assert (np.delete(state["weights"], 1, 0)[:, 1] == 0).all()
+    assert 1 not in coordinator.server.known
+    if method == "ce-lora":
+        np.testing.assert_array_equal(state["cores"][1], coordinator.server.start)
+    if method != "fedavg-lora":
+        assert coordinator.server.summaries[1].class_counts.sum() == 0
+    kept = load_file(coordinator.folder.path / "checkpoint.safetensors")
+    assert not [name for name in kept if name.startswith("summary/1/") and kept[name].count_nonzero()]
+    assert "basil" not in {e["client"] for e in events(coordinator, "delivered")}
+
+
+def test_who_has_left_cannot_come_back(sites, events, federation):
+    def returns(coordinator, channel, nodes):
+        (nodes[1].settings.folder / LEFT).unlink()
+        channel.clients[30] = federation.node("basil")
+        del channel.clients[1]
+
+    then = {("train", 1, "coral"): leaves, ("train", 3, "coral"): returns}
+    coordinator, *_ = sites(then=then)
+    coordinator.run()
+    assert "basil has left this run for good" in str(events(coordinator, "refused"))
+
+
+def test_the_server_withdraws_a_client_of_a_run_under_way(sites, events):
+    told = []
+
+    def withdraws(coordinator, channel, nodes):
+        told.append(withdraw_from(coordinator.folder, coordinator.config, "basil"))
+
+    coordinator, *_ = sites(then={("train", 1, "coral"): withdraws})
+    coordinator.run()
+    assert told == [False]  # by whoever leads the run, before the next round
+    assert [(e["client"], e["round"]) for e in events(coordinator, "withdrawn")] == [("basil", 2)]
+    assert coordinator.records.leaving() == []
+
+
+def test_the_server_withdraws_a_client_of_a_run_that_is_over(sites, events):
+    coordinator, *_ = sites("ce-lora", rounds=2)
+    coordinator.run()
+    before = load_file(coordinator.folder.path / "checkpoint.safetensors")
+    assert withdraw_from(coordinator.folder, coordinator.config, "basil")
+    after = load_file(coordinator.folder.path / "checkpoint.safetensors")
+    assert before["server/last_round"].tolist() == [2, 2, 2] and after["server/last_round"].tolist() == [2, -1, 2]
+    facts = json.loads((coordinator.folder.path / "federation.json").read_text())
+    assert [member["left"] for member in facts["members"]] == [False, True, False]
+    with pytest.raises(RunError, match="no client 'basil'; its clients are amber, coral"):
+        withdraw_from(coordinator.folder, coordinator.config, "basil")
+
+
+# -- a backup
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_a_client_goes_on_from_a_backup(bits, sites, events, site_tables):
+    def keep(coordinator, channel, nodes):
+        shutil.copytree(nodes[1].store.folder, site_tables / "backup")
+
+    def restore(coordinator, channel, nodes):
+        shutil.rmtree(nodes[1].store.folder)
+        shutil.copytree(site_tables / "backup", nodes[1].store.folder)
+
+    then = {("train", 1, "coral"): keep, ("train", 3, "coral"): restore}
+    coordinator, channel, nodes = sites("ce-lora", then, rounds=6, wire={"bits": bits})
+    coordinator.run()
+    assert [(e["client"], e["round"]) for e in events(coordinator, "left out")] == [("basil", 4)]
+    counts = [f["counts"] for kind, number, name, f in channel.asked if (kind, name) == ("train", "basil")]
+    assert counts == [0, 1, 2, 3, 1, 5]  # round 5 goes on from the backup of round 1
+    assert nodes[1].site.state.steps > 0
+
+
+def test_frames_are_sent_again_to_a_client_that_lost_them(sites, events, federation):
+    def loses(coordinator, channel, nodes):
+        shutil.rmtree(nodes[1].settings.folder)
+        channel.clients[1] = federation.node("basil")
+
+    coordinator, *_ = sites("fed-sb", {("train", 1, "coral"): loses})
+    coordinator.run()
+    assert trained(events, coordinator, "basil") == [1, 3, 4]
+
+
+# -- what a client insists on
+
+
+def test_a_client_may_want_a_number_of_others(sites, events):
+    settings = {"basil": {"at_least": 4}}
+    coordinator, *_ = sites(settings=settings, rounds=2)
+    coordinator.run()
+    reasons = {e["reason"] for e in events(coordinator, "left out") if e["round"] <= 2}
+    assert reasons == {"it takes no part in a round of fewer than 4 clients"}
+    assert trained(events, coordinator, "basil") == []
+
+
+def test_with_no_share_for_others_a_client_ends_as_it_would_alone(sites, site_tables, monkeypatch):
+    coordinator, _, nodes = sites(settings={"basil": {"others_at_most": 0.0}}, rounds=3, wire={"bits": 32})
+    coordinator.run()
+    alone, _, others = sites(
+        settings={site: {"folder": site_tables / "alone" / site} for site in SITES}, rounds=3,
+        wire={"bits": 32}, folder="alone-server",
+    )  # fmt: skip
+    monkeypatch.setattr(Server, "download", lambda self, number, client: None)
+    alone.run()
+    models = [n.store.folder / "model" / "adapter_model.safetensors" for n in (nodes[1], others[1])]
+    mine, theirs = map(load_file, models)
+    for name in theirs:
+        np.testing.assert_allclose(mine[name], theirs[name], atol=1e-6, err_msg=name)
+
+
+def test_two_servers_do_not_lead_one_run(sites):
+    coordinator, *_ = sites()
+    with coordinator.records.held(), pytest.raises(RunError, match="another process leads this run"):
+        sites()[0].run()
