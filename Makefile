@@ -12,7 +12,7 @@ test: $(STAMP)            ## lint, types and tests
 	$(BIN)/ruff format --check src tests benchmarks docs/generate.py
 	$(BIN)/ruff check src tests benchmarks docs/generate.py
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: test               ## the same
 

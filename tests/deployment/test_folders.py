@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from trifed.cli import app
 from trifed.errors import ConfigError, RunError
-from trifed.sites.node_settings import read_node_settings
+from trifed.sites.node_settings import LEFT, read_node_settings
 
 RUN = 'name = "tickets"\nrounds = 2\n[data]\nlabels = ["a", "b"]\nsource = "mine.csv"\ntext = "message"\n'
 
@@ -90,6 +90,15 @@ def test_the_sites_settings_are_read_back(site, tmp_path):
     assert (settings.name, settings.tell_scores) == ("berlin", False)
     assert settings.data == {"source": str(tmp_path / "berlin.csv")}
     assert settings.folder == site / "kept"
+
+
+def test_a_site_leaves_for_good(site, tmp_path):
+    told = call("flower", "withdraw", site)
+    assert told.exit_code == 0 and "berlin leaves" in told.output and "What cannot be undone" in told.output
+    assert (site / "kept" / LEFT).is_file()
+    assert "berlin has left already" in refused(RunError, "withdraw", site)
+    assert "no site's folder" in refused(RunError, "withdraw", tmp_path)
+    assert "no run here" in refused(RunError, "withdraw", tmp_path, "--client", "berlin")
 
 
 def refused(kind, *words):

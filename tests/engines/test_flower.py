@@ -88,36 +88,41 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def set_up(tmp_path, site_tables, values, joins):
+    """The two commands of docs/deployment.md, at the server and at each site; the server's folder."""
+    (tmp_path / "run.toml").write_text(to_toml(make_config(values)))
+    port, server = free_port(), tmp_path / "server"
+    trifed("flower", "init", server, "--run", tmp_path / "run.toml", "--host", "127.0.0.1", "--port", port)
+    trifed("flower", "init", tmp_path / "other", "--run", tmp_path / "run.toml", "--host", "127.0.0.1")
+    for name, (data, authority) in joins.items():
+        trifed(
+            "flower", "join", tmp_path / name, "--name", name, "--superlink", f"127.0.0.1:{port}", "--ca",
+            tmp_path / authority / "ca.pem", "--data", site_tables / f"{data}.csv", "--port", free_port(),
+        )  # fmt: skip
+    return server, port
+
+
+def let_in(processes, server, names):
+    for name in names:
+        (server / "keys" / f"{name}.pub").write_bytes((server.parent / name / f"{name}.pub").read_bytes())
+    told = subprocess.run([server / "register.sh"], env=processes.env, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def events_of(folder):
+    return RunFolder.open(folder).events() if (folder / "events.jsonl").is_file() else []
+
+
 def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     site_tables, toy_values, processes, tmp_path
 ):
     values = toy_values(method="own-prior", rounds=3, name="tickets", data={"labels": LABELS})
     values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 60, "quorum": 3}
-    (tmp_path / "run.toml").write_text(to_toml(make_config(values)))
-
-    # The two commands of docs/deployment.md, at the server and at each site.
-    port = free_port()
-    server = tmp_path / "server"
-    trifed("flower", "init", server, "--run", tmp_path / "run.toml", "--host", "127.0.0.1", "--port", port)
-    trifed("flower", "init", tmp_path / "other", "--run", tmp_path / "run.toml", "--host", "127.0.0.1")
-    joins = {site: (site, server) for site in SITES} | {
-        "dill": ("amber", server),
-        "elm": ("amber", tmp_path / "other"),
-    }
-    for name, (data, authority) in joins.items():
-        trifed(
-            "flower", "join", tmp_path / name, "--name", name, "--superlink", f"127.0.0.1:{port}", "--ca",
-            authority / "ca.pem", "--data", site_tables / f"{data}.csv", "--port", free_port(),
-        )  # fmt: skip
-    for name in [*SITES, "elm"]:
-        (server / "keys" / f"{name}.pub").write_bytes((tmp_path / name / f"{name}.pub").read_bytes())
-
+    joins = {site: (site, "server") for site in SITES} | {"dill": ("amber", "server"), "elm": ("amber", "other")}
+    server, port = set_up(tmp_path, site_tables, values, joins)
     link = processes.start(server / "start.sh")
     until(lambda: listens(port), 60, tmp_path)
-    registered = subprocess.run(
-        [server / "register.sh"], env=processes.env, capture_output=True, text=True, check=False
-    )
-    assert registered.returncode == 0, registered.stdout + registered.stderr
+    let_in(processes, server, [*SITES, "elm"])
     for site in SITES:
         processes.start(tmp_path / site / "start.sh")
 
@@ -132,7 +137,7 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     leading = processes.start(server / "run.sh")
 
     def done(kind):
-        return folder.is_dir() and any(e["event"] == kind for e in RunFolder.open(folder).events())
+        return any(e["event"] == kind for e in events_of(folder))
 
     until(lambda: done("round"), 120, tmp_path)
     processes.kill(link)  # in the second round
@@ -161,3 +166,95 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
             ["pgrep", "-f", f"engines.worker {tmp_path / site}"], capture_output=True, text=True, check=False
         )
         assert len(told.stdout.split()) == 1
+
+
+FAULTY = '''"""Answers for one site, wrongly in some rounds."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+
+from trifed.engines.flower import client_app
+from trifed.engines.worker import ask_worker
+from trifed.federation.messages import encode_values, Header
+
+
+def instead(reply, values):
+    upload = reply.parts["upload"]
+    facts = json.loads(upload[8 : 8 + int.from_bytes(upload[:8], "little")])["__metadata__"]
+    numbers = {name: int(facts[name]) for name in ("round", "client", "examples")}
+    header = Header(facts["kind"], facts["run"], facts["base"], **numbers)
+    return dataclasses.replace(reply, parts={"upload": encode_values(header, np.asarray(values, np.float32))})
+
+
+def answer(path, request):
+    site, number = path.parent.name, int(request.facts.get("round", 0))
+    reply = ask_worker(path, request)
+    if request.kind != "train" or site != "coral":
+        return reply
+    if number == 1:
+        raise OSError("the disk is full")
+    if number == 2:
+        return instead(reply, [np.nan] * 64)
+    if number == 3:
+        return instead(reply, [0.0] * 3)
+    if number == 4:
+        return dataclasses.replace(reply, parts={"upload": reply.parts["upload"].replace(b"tickets", b"another")})
+    if number == 5:
+        time.sleep(float(request.facts["seconds"]) + 2)
+    return reply
+
+
+app = client_app(answer)
+'''
+
+
+def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values, processes, tmp_path):
+    """An error, NaN, a wrong shape, another run's message, too slow, killed; one comes late, and one leaves."""
+    values = toy_values(
+        method="own-prior", rounds=9, name="tickets", data={"labels": LABELS}, wire={"bits": 32}
+    )  # fmt: skip
+    values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 40, "quorum": 1}
+    server, port = set_up(
+        tmp_path, site_tables, values, {name: (name, "server") for name in SITES} | {"dill": ("amber", "server")}
+    )
+    (server / "app" / "tickets" / "client.py").write_text(FAULTY)
+    processes.start(server / "start.sh")
+    until(lambda: listens(port), 60, tmp_path)
+    let_in(processes, server, SITES)
+    nodes = {site: processes.start(tmp_path / site / "start.sh") for site in SITES}
+    folder = server / "runs" / "tickets"
+    processes.start(server / "run.sh")
+
+    def rounds():
+        return max((e["round"] for e in events_of(folder) if e["event"] == "round"), default=0)
+
+    until(lambda: rounds() >= 1, 120, tmp_path)
+    let_in(processes, server, ["dill"])
+    processes.start(tmp_path / "dill" / "start.sh")
+    until(lambda: rounds() >= 4, 120, tmp_path)
+    processes.kill(nodes["basil"])  # in round 5, which coral's slowness keeps open
+    until(lambda: rounds() >= 5, 90, tmp_path)
+    processes.start(tmp_path / "basil" / "start.sh")
+    trifed("flower", "withdraw", tmp_path / "coral")
+    until(lambda: any(e["event"] == "finished" for e in events_of(folder)), 180, tmp_path)
+
+    events = events_of(folder)
+    out = {(e["client"], e["round"]): e["reason"] for e in events if e["event"] == "left out"}
+    said = {
+        1: "its node reports error", 2: "NaN", 3: "expected one float32", 4: "its run is",
+        5: "no answer within 40", 6: "coral has left for good",
+    }  # fmt: skip
+    for number, reason in said.items():
+        assert reason in out["coral", number], out
+    assert out["basil", 5]
+    trained = {name: [e["round"] for e in events if e["event"] == "trained" and e["client"] == name]
+               for name in [*SITES, "dill"]}  # fmt: skip
+    assert trained["amber"] == list(range(1, 10))
+    assert trained["coral"] == []
+    assert trained["basil"][:4] == [1, 2, 3, 4] and trained["basil"][-1] == 9
+    [late] = [e for e in events if e["event"] == "came late"]
+    assert trained["dill"] == list(range(late["round"], 10)) and 2 <= late["round"] <= 5
+    assert [(e["client"], e["round"]) for e in events if e["event"] == "withdrawn"] == [("coral", 7)]

@@ -53,7 +53,7 @@ def until_gone(path):
 def open_and_train(path, hello, number=1, counts=0):
     about = {"run": "run-1", "place": 0}
     assert ask_worker(path, Request("open", about)).error == ""
-    return ask_worker(path, Request("train", {**about, "round": number, "counts": counts}))
+    return ask_worker(path, Request("train", {**about, "round": number, "counts": counts, "asked": 2}))
 
 
 def test_one_process_answers_and_keeps_to_its_user(node):

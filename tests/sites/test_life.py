@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from trifed.errors import RunError
 from trifed.federation.server import Server
 from trifed.sites.life import withdraw_from
-from trifed.sites.node import LEFT
+from trifed.sites.node_settings import LEFT
 
 SITES = ["amber", "basil", "coral"]
 
@@ -191,6 +191,14 @@ def test_who_leaves_for_good_is_deleted_at_the_server(method, sites, events):
     kept = load_file(coordinator.folder.path / "checkpoint.safetensors")
     assert not [name for name in kept if name.startswith("summary/1/") and kept[name].count_nonzero()]
     assert "basil" not in {e["client"] for e in events(coordinator, "delivered")}
+
+
+def test_who_leaves_when_the_run_ends_is_deleted_too(sites, events):
+    coordinator, *_ = sites("ce-lora", {("train", 2, "coral"): leaves}, rounds=2)
+    coordinator.run()
+    assert [e["client"] for e in events(coordinator, "withdrawn")] == ["basil"]
+    assert coordinator.records.members[1].left
+    assert coordinator.folder.events()[-1]["event"] == "finished"
 
 
 def test_who_has_left_cannot_come_back(sites, events, federation):

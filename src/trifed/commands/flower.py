@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trifed.errors import RunError
+
+if TYPE_CHECKING:
+    from trifed.config import RunConfig
+    from trifed.federation.store import RunFolder
 
 HELP = """A run between sites, by Flower: a SuperLink at the server, a SuperNode at every site.
 
@@ -32,6 +36,17 @@ STATUS_HELP = """Which sites take part in a run, what each has sent, and who was
 
 [bold]Example[/bold]: trifed flower status server/runs/tickets
 """
+WITHDRAW_HELP = """A site leaves for good: what is its own at the server is deleted, and nobody gets more of it.
+
+At the site, with its folder: its node tells the server when it is asked next. At the server, with a run's
+folder and --client: at once, or, where the run is under way, before its next round.
+
+[bold]Examples[/bold]
+
+  trifed flower withdraw site
+\b
+  trifed flower withdraw server/runs/tickets --client berlin
+"""
 NEEDED = ("flwr", "cryptography")
 
 
@@ -41,6 +56,7 @@ def register(app: typer.Typer) -> None:
     group.command("init", help=INIT_HELP)(init_command)
     group.command("join", help=JOIN_HELP)(join_command)
     group.command("status", help=STATUS_HELP)(status_command)
+    group.command("withdraw", help=WITHDRAW_HELP)(withdraw_command)
     app.add_typer(group, name="flower")
 
 
@@ -85,14 +101,40 @@ def status_command(
     """How the sites of a run stand."""
     from rich.console import Console
 
-    from trifed.config import make_config, read_toml
-    from trifed.federation.store import RunFolder
     from trifed.reports.standing import render_standing
     from trifed.sites.standing import standing_of
 
+    run, config = _run(folder)
+    Console().print(render_standing(standing_of(run, config.rounds)))
+
+
+def withdraw_command(
+    folder: Annotated[Path, typer.Argument(help="A site's folder, or a run's at the server.", show_default=False)],
+    client: Annotated[str | None, typer.Option(help="At the server: who leaves.", show_default=False)] = None,
+) -> None:
+    """A site leaves for good."""
+    from trifed.deployment.leaving import leave
+    from trifed.sites.life import withdraw_from
+
+    if client is None:
+        name = leave(folder)
+        typer.echo(f"{name} leaves. Its node says so when the server asks next: leave it running until then.")
+        typer.echo(f"{folder} stays as it is, models too.")
+    elif withdraw_from(*_run(folder), client):
+        typer.echo(f"{client}: its cores, its summary and what it had last are deleted; it is asked nothing more.")
+    else:
+        typer.echo(f"{client}: deleted before the next round, by the process that leads the run.")
+    typer.echo("What cannot be undone: averages that others have received, and what they have learned from them;")
+    typer.echo("one average for all, of methods that have one, until the next round; losses and bytes in the log.")
+
+
+def _run(folder: Path) -> tuple[RunFolder, RunConfig]:
+    """A run's folder at the server, and its settings."""
+    from trifed.config import make_config, read_toml
+    from trifed.federation.store import RunFolder
+
     run = RunFolder.open(folder)
-    rounds = make_config(read_toml(run.path / "config.toml"), str(folder)).rounds
-    Console().print(render_standing(standing_of(run, rounds)))
+    return run, make_config(read_toml(run.path / "config.toml"), str(folder))
 
 
 def _need_flower() -> None:

@@ -53,6 +53,8 @@ folder = "kept"          # adapters and state of every run; whoever reads it has
 # model = "/models/base" # where the base model lies here, if elsewhere than the run says
 # device = "cuda:1"
 tell_scores = false      # accuracy and loss on held-out data go to the server
+# at_least = 3           # takes no part in a round of fewer sites, this one too
+# others_at_most = 0.5   # the largest share that others get in what this site goes on from, 0 to 1
 # worse_by = 0.5         # keep this site's own where what it receives is worse by that much validation loss
 
 [data]

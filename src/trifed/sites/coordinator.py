@@ -104,9 +104,12 @@ class Coordinator:
     def _before(self, number: int) -> None:
         """Who comes, goes, or has other data now."""
         if self.life.go_on(number):
-            self.records.keep(self.members)
-            self.records.save(number - 1, self.server, self.members)
-            self.records.left()
+            self._keep(number - 1)
+
+    def _keep(self, number: int) -> None:
+        self.records.keep(self.members)
+        self.records.save(number, self.server, self.members)
+        self.records.left()
 
     def _round(self, number: int) -> None:
         began = time.monotonic()
@@ -168,6 +171,8 @@ class Coordinator:
                 sizes = self.server.terms.wire.manifest(downloads[place]["download"])
                 self._tell(event="delivered", round=number, client=self.members[place].name, down=sizes)
             self._tell_scores(place, answers[place])
+        if self.life.take_leave(number):
+            self._keep(self.config.rounds)
         self._tell(event="finished", round=self.config.rounds)
         self.folder.write_json("summary.json", self._summary())
 

@@ -44,6 +44,15 @@ class Life:
 
     def go_on(self, number: int) -> bool:
         """All that is to be done before round `number`; are there other clients or summaries now than before?"""
+        left = self.take_leave(number)
+        changed = [place for place in sorted(self.changed) if self._open_again(number, place)]
+        self.changed = set()
+        late = [name for name in self.roll.look() if self._let_in(number, name)]
+        self._resend_frames(number)
+        return bool(left or changed or late)
+
+    def take_leave(self, number: int) -> bool:
+        """Withdraw those that leave; are there any?"""
         names = names_of(self.members)
         asked = {names.index(name) for name in self.records.leaving() if name in names}
         leaving = [place for place in sorted(self.gone | asked) if not self.members[place].left]
@@ -51,11 +60,8 @@ class Life:
             withdraw(self.server, self.members, place)
             self.roll.gone.add(names[place])
             self.tell(event="withdrawn", round=number, client=names[place])
-        changed = [place for place in sorted(self.changed) if self._open_again(number, place)]
-        self.gone, self.changed = set(), set()
-        late = [name for name in self.roll.look() if self._let_in(number, name)]
-        self._resend_frames(number)
-        return bool(leaving or changed or late)
+        self.gone = set()
+        return bool(leaving)
 
     def _open_again(self, number: int, place: int) -> bool:
         member = self.members[place]

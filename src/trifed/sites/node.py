@@ -21,14 +21,12 @@ from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.nested import layer
-from trifed.sites.node_settings import NodeSettings
+from trifed.sites.node_settings import LEFT, NodeSettings
 from trifed.sites.node_store import NodeStore
 from trifed.sites.protocol import Reply, Request, digest, read_layout, write_layout
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
-LEFT = "left.json"
-"""In a client's folder: it has left for good."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
 

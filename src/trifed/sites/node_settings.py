@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trifed.config import explain_all, read_toml
 from trifed.errors import ConfigError
 
+LEFT = "left.json"
+"""In a client's folder: it has left for good."""
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
