@@ -137,6 +137,61 @@ def test_without_a_head_cores_alone_are_shared():
     np.testing.assert_allclose(METHOD.download(aggregate(state, sent), 0), mean, rtol=1e-5, atol=1e-6)
 
 
+def state_of(rng, clients, groups):
+    """Who shares at random, in groups or not; label 2 is nobody's."""
+    apart = rng.integers(0, groups, clients)
+    shares = apart[:, None] == apart[None] if groups < clients else np.triu(rng.random((clients, clients)) < 0.4)
+    examples = np.where(rng.random((clients, 3)) < 0.3, 0, rng.integers(1, 90, (clients, 3)))
+    examples[:, 2] = 0
+    return {
+        "similarity_data": np.where(shares | shares.T | np.eye(clients, dtype=bool), 1.0, 0.1),
+        "examples": examples.astype(np.float64),
+        "mixed": rng.standard_normal((clients, SIZE)).astype(np.float32),
+        "received": np.zeros(clients, bool),
+    }
+
+
+def one_by_one(state, sent):
+    """Σ_j s_ij k_j θ_j / Σ_j s_ij k_j, every client and every value by itself."""
+    mixed, weights = state["mixed"].astype(np.float64), np.zeros((len(state["mixed"]),) * 2)
+    for i in range(len(mixed)):
+        own = [u for u in sent if u.client == i or state["similarity_data"][i, u.client] == 1]
+        total = sum(u.examples for u in own)
+        for u in own:
+            weights[i, u.client] = u.examples / max(total, 1)
+        for place in range(SIZE):
+            k = [u.examples if place < 4 else state["examples"][u.client, (place - 4) // 4] for u in own]
+            if sum(k):
+                mixed[i, place] = sum(n * float(u.values[place]) for n, u in zip(k, own, strict=True)) / sum(k)
+    return mixed, weights
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("groups", [1, 3, 9])
+def test_one_average_for_all_that_share_alike_is_the_average_of_each(groups, seed):
+    """In groups, or with other neighbours for everyone; a third does not upload; and in any order."""
+    rng = np.random.default_rng([8, seed, groups])
+    state = state_of(rng, 9, groups)
+    sent = [
+        Upload(int(client), 1, int(state["examples"][client].sum()), rng.standard_normal(SIZE).astype(np.float32))
+        for client in rng.permutation(9)[:6]
+    ]
+    chosen, setting = METHOD.options(), Setting(9, LAYOUT, START)
+    found = METHOD.aggregate(chosen, setting, state, sent)
+    mixed, weights = one_by_one(state, sent)
+    np.testing.assert_allclose(found["mixed"], mixed, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found["weights"], weights, rtol=1e-12)
+    order = rng.permutation(9)
+    place = np.argsort(order)
+    turned = {name: array[order] for name, array in state.items()}
+    turned["similarity_data"] = turned["similarity_data"][:, order]
+    moved = [Upload(int(place[u.client]), 1, u.examples, u.values) for u in sent]
+    again = METHOD.aggregate(chosen, setting, turned, moved)
+    np.testing.assert_allclose(again["mixed"], found["mixed"][order], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(again["weights"], found["weights"][np.ix_(order, order)], rtol=1e-12)
+    np.testing.assert_array_equal(again["received"], found["received"][order])
+
+
 def test_in_a_run_every_client_starts_at_its_own_prior(toy_values, tmp_path):
     """Trained at a rate of nothing, a client's bias is where it began: at the log of its label shares."""
     training = toy_values()["training"] | {"learning_rate": 1e-12}

@@ -147,3 +147,48 @@ def test_clients_without_a_label_in_common_are_unknown_to_each_other():
 def test_what_does_not_fit_is_refused(means, spreads, counts, said):
     with pytest.raises(SimilarityError, match=said):
         two_sample_ratio(means, spreads, counts)
+
+
+def by_all_pairs_at_once(summaries):
+    """The same ratio, label by label over an (N, N, dim) array."""
+    distance, noise = np.zeros((2, len(summaries), len(summaries)))
+    for label in range(6):
+        moments = []
+        for summary in summaries:
+            (rows,) = np.nonzero(summary.labels == label)
+            n = summary.counts[rows].sum()
+            variance = summary.variances[rows].astype(float).sum() * n / (n - 1) / n if len(rows) else np.nan
+            moments.append(
+                (summary.means[rows].astype(float).sum(0) if len(rows) else np.full(8, np.nan), variance)
+            )
+        means, own = map(np.array, zip(*moments, strict=True))
+        apart = ((means[:, None] - means[None]) ** 2).sum(-1)
+        both = own[:, None] + own[None]
+        distance += np.nan_to_num(apart)
+        noise += np.where(np.isfinite(apart), both, 0)
+    with np.errstate(invalid="ignore"):
+        ratio = distance / noise
+    np.fill_diagonal(ratio, 0)
+    return ratio
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_one_by_one_are_all_pairs_at_once_in_any_order(seed):
+    """Labels at random, one that a single client has and one that nobody has, too few examples, a client twice."""
+    rng = np.random.default_rng([7, seed])
+    centres = rng.uniform(-0.3, 0.3, (6, 8))
+    counts = np.where(rng.random((15, 6)) < 0.4, 0, rng.integers(10, 60, (15, 6)))
+    counts[:, 4], counts[:, 5], counts[1:3] = 0, 0, 9
+    counts[3, 4] = 40
+    labels = [np.repeat(np.arange(6), row) for row in counts]
+    made = [
+        summarise(centres[y] + 0.1 * rng.standard_normal((len(y), 8)), y, floor=10, max_components=1, seed=0)
+        for y in labels
+    ]
+    made.append(made[3])
+    ratio = shared_label_ratio(made)
+    np.testing.assert_allclose(ratio, by_all_pairs_at_once(made), rtol=1e-12, atol=0)
+    assert ratio[3, -1] == 0
+    order = rng.permutation(len(made))
+    turned = shared_label_ratio([made[place] for place in order])
+    np.testing.assert_allclose(turned, ratio[np.ix_(order, order)], rtol=1e-12, atol=0)

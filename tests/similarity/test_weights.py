@@ -7,6 +7,7 @@ from trifed.similarity import (
     SimilarityError,
     combine,
     denoise,
+    different_rows,
     linear_cka,
     mix,
     mixing_weights,
@@ -141,3 +142,14 @@ S = np.ones((2, 2))
 def test_mistakes_are_errors(call):
     with pytest.raises(SimilarityError):
         call()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (40, 9), (5, 20)])
+def test_rows_that_differ_make_the_whole_again_and_differ(shape):
+    shares = np.random.default_rng(shape).random(shape) < 0.3
+    rows, which = different_rows(shares)
+    np.testing.assert_array_equal(rows[which], shares)
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    order = np.random.default_rng(0).permutation(len(shares))
+    turned, where = different_rows(shares[order])
+    np.testing.assert_array_equal(turned[where], rows[which[order]])

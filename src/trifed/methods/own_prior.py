@@ -87,20 +87,21 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
     head. Where that is 0 for all, what i has stays.
     """
     sent = [upload.client for upload in uploads]
-    shares = (_agree(options, state) | np.eye(setting.clients, dtype=bool))[:, sent]
+    rows, row = sim.different_rows((_agree(options, state) | np.eye(setting.clients, dtype=bool))[:, sent])
     counts = np.array([upload.examples for upload in uploads], np.float64)[:, None]
-    behind = [
-        np.repeat(state["examples"][sent] if name == HEAD else counts, shape[1] if name == HEAD else size, axis=1)
-        for name, shape, size in ((name, shape, int(np.prod(shape))) for name, shape in setting.layout)
-    ]
-    k = np.concatenate(behind, axis=1).astype(np.float64)
-    total = shares @ k
-    values = np.stack([upload.values for upload in uploads])
-    mixed = np.divide(shares @ (k * values), total, out=state["mixed"].astype(np.float64), where=total > 0)
+    behind = np.concatenate([counts, state["examples"][sent].astype(np.float64)], axis=1)
+    column = np.concatenate([  # which column of `behind` is a value's k
+        np.repeat(np.arange(1, 1 + shape[0]), shape[1]) if name == HEAD else np.repeat(0, int(np.prod(shape)))
+        for name, shape in setting.layout
+    ])  # fmt: skip
+    total = (rows @ behind)[:, column]
+    sums = rows @ (behind[:, column] * np.stack([upload.values for upload in uploads]))
+    mean = np.divide(sums, total, out=np.zeros_like(total), where=total > 0).astype(np.float32)
+    mixed = np.where((total > 0)[row], mean[row], state["mixed"].astype(np.float32))
     weights = np.zeros((setting.clients, setting.clients))
-    weights[:, sent] = shares * counts.T / np.maximum(shares @ counts, 1)
-    received = np.logical_or(state["received"], shares.any(1))
-    return {**state, "mixed": mixed.astype(np.float32), "weights": weights, "received": received}
+    weights[:, sent] = (rows * counts.T / np.maximum(rows @ counts, 1))[row]
+    received = np.logical_or(state["received"], rows.max(axis=1)[row] > 0)
+    return {**state, "mixed": mixed, "weights": weights, "received": received}
 
 
 def _renew(options: Options, setting: Setting, state: State, anew: Sequence[int]) -> State:

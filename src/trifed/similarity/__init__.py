@@ -5,7 +5,7 @@
 - Data, in multiples of the noise between samples: `pooled_moments` → `two_sample_ratio`, or by label
   `shared_label_ratio`.
 - Models: `linear_cka` or `cosine` of the change of the cores.
-- Both: `combine` → `mixing_weights` → `mix`.
+- Both: `combine` → `mixing_weights` → `mix`; who shares alike has one average, `different_rows`.
 """
 
 from trifed.similarity.checks import SimilarityError
@@ -20,7 +20,7 @@ from trifed.similarity.transport import (
     summary_distance,
 )
 from trifed.similarity.two_sample import pooled_moments, shared_label_ratio, two_sample_ratio
-from trifed.similarity.weights import combine, mix, mixing_weights
+from trifed.similarity.weights import combine, different_rows, mix, mixing_weights
 
 __all__ = [
     "SimilarityError",
@@ -29,6 +29,7 @@ __all__ = [
     "component_distances",
     "cosine",
     "denoise",
+    "different_rows",
     "linear_cka",
     "mix",
     "mixing_weights",

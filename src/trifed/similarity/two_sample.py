@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import pdist, squareform
 
 from trifed.similarity.checks import Floats, SimilarityError, as_floats
 from trifed.similarity.summary import MERGED, Summary
@@ -86,12 +87,11 @@ def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
     distance, noise = np.zeros((size, size)), np.zeros((size, size))
     for label in labels:
         means, spreads, counts = pooled_moments([_of_label(summary, label) for summary in summaries])
-        own = np.divide(spreads, counts, out=np.full(size, np.nan), where=counts > 0)
-        apart = ((means[:, None] - means[None]) ** 2).sum(-1)
-        both = own[:, None] + own[None]
-        known = np.isfinite(apart) & np.isfinite(both)
-        distance += np.where(known, apart, 0.0)
-        noise += np.where(known, both, 0.0)
+        known = np.flatnonzero(np.isfinite(spreads))
+        own, pairs = spreads[known] / counts[known], np.ix_(known, known)
+        # By differences, so that equal means are exactly 0 apart; pair by pair, never (N, N, dim) at once.
+        distance[pairs] += squareform(pdist(means[known], "sqeuclidean")) if len(known) > 1 else 0.0
+        noise[pairs] += own[:, None] + own[None]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: Floats = distance / noise
     np.fill_diagonal(ratio, 0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from trifed.similarity.checks import Floats, SimilarityError, as_floats, as_square, require_between
+from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, as_square, require_between
 
 
 def combine(s_data: npt.ArrayLike, s_model: npt.ArrayLike, data_share: float = 0.5) -> Floats:
@@ -84,3 +84,15 @@ def mix(weights: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.floatin
         raise SimilarityError(f"values: got {len(v)} rows, expected {w.shape[1]}, one a client")
     dtype = np.asarray(values).dtype
     return (w @ v).astype(dtype if dtype.kind == "f" else np.float64)
+
+
+def different_rows(shares: npt.NDArray[np.bool_]) -> tuple[Floats, Ints]:
+    """The rows of `shares`, (N, M), that differ, (k, M) as 0 and 1, and which of them each row is, (N,).
+
+    Clients that share with the same others have the same average, which is then made once. Rows come in the order
+    in which they first occur.
+    """
+    seen: dict[bytes, int] = {}
+    which = [seen.setdefault(row.tobytes(), len(seen)) for row in np.packbits(shares, axis=1)]
+    first = np.unique(which, return_index=True)[1]
+    return shares[first].astype(np.float64), np.array(which, np.int64)
