@@ -14,25 +14,18 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import platform
-import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trifed import make_config
-from trifed.config import to_toml
-from trifed.data import demo_corpus_path
-from trifed.deployment.server import write_server_folder
-from trifed.deployment.site import write_site_folder
+sys.path.insert(0, str(Path(__file__).parent))
+from loopback import corpus, deployment, environment
+
 from trifed.federation.store import RunFolder
 
 HERE = Path(__file__).parent
@@ -80,64 +73,25 @@ def settings(rows: list[Json], bits: int, rounds: int) -> Json:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def measure(folder: Path, bits: int, rounds: int) -> Json:
     """One run; bytes by round and site."""
-    with demo_corpus_path().open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    (folder / "run.toml").write_text(to_toml(make_config(settings(rows, bits, rounds))))
-    port = free_port()
-    server = folder / "server"
-    write_server_folder(server, folder / "run.toml", "127.0.0.1", port)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    started = []
+    relays: list[Relay] = []
 
-    def start(script: Path) -> None:
-        with (folder / f"{script.parent.name}-{script.stem}.log").open("wb") as log:
-            started.append(subprocess.Popen([script], env=env, stdout=log, stderr=log, start_new_session=True))
+    def through(port: int) -> int:
+        relays.append(Relay(port))
+        return relays[-1].port
 
-    try:
-        start(server / "start.sh")
-        while not _listens(port):
-            time.sleep(0.2)
-        relays = {site: Relay(port) for site in SITES}
-        for place, site in enumerate(SITES):
-            data = folder / f"{site}.jsonl"
-            data.write_text("\n".join(json.dumps(row) for row in rows[place * 100 : place * 100 + 100]))
-            where = f"127.0.0.1:{relays[site].port}"
-            write_site_folder(folder / site, site, where, server / "ca.pem", data, free_port())
-            (server / "keys" / f"{site}.pub").write_bytes((folder / site / f"{site}.pub").read_bytes())
-        subprocess.run([server / "register.sh"], env=env, check=True, stdout=subprocess.DEVNULL)
-        for site in SITES:
-            start(folder / site / "start.sh")
-        start(server / "run.sh")
-        return _follow(RunFolder(server / "runs" / "wire"), relays, rounds)
-    finally:
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        subprocess.run(["pkill", "-9", "-f", f"engines.worker {folder}"], check=False)
+    with deployment(folder, settings(corpus(), bits, rounds), SITES, through) as run:
+        return _follow(RunFolder(run), relays, rounds)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _follow(run: RunFolder, relays: dict[str, Relay], rounds: int) -> Json:
+def _follow(run: RunFolder, relays: list[Relay], rounds: int) -> Json:
     """Read the counters whenever a round is over."""
-    marks: list[dict[str, tuple[int, int]]] = []
+    marks: list[list[tuple[int, int]]] = []
     while len(marks) < rounds:
         done = [e for e in run.events() if e["event"] == "round"]
         if len(done) > len(marks):
-            marks.append({site: (relay.up, relay.down) for site, relay in relays.items()})
+            marks.append([(relay.up, relay.down) for relay in relays])
         time.sleep(0.05)
     events = run.events()
     trained = [e for e in events if e["event"] == "trained" and e["round"] == rounds]
@@ -150,7 +104,7 @@ def _follow(run: RunFolder, relays: dict[str, Relay], rounds: int) -> Json:
         each = [
             after[site][place] - before[site][place]
             for before, after in itertools.pairwise(marks)
-            for site in SITES
+            for site in range(len(SITES))
         ]
         found[f"{way}_a_round"] = statistics.median(each)
         found[f"{way}_least"], found[f"{way}_most"] = min(each), max(each)
@@ -168,11 +122,7 @@ def main() -> None:
         "numbers": 6 * 16 * 16,
         "sites": len(SITES),
         "rounds": given.rounds,
-        "environment": {
-            **{name: version(name) for name in ("trifed", "flwr", "torch", "grpcio", "cryptography")},
-            "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-        },
+        "environment": environment(),
         "bits": {},
     }
     for bits in given.bits:
