@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from trifed import similarity as sim
 from trifed.methods import METHODS, Setting, Upload
 from trifed.methods.interface import SummarySeeds
 
@@ -39,6 +40,16 @@ def summaries(centres: list[float], chosen=None):
 def begin(chosen, centres):
     setting = Setting(len(centres), LAYOUT, START, summaries(centres, chosen))
     return setting, METHOD.start(chosen, setting)
+
+
+def test_the_noise_floor_is_an_option():
+    """Without it distances are those of the summaries: alike clients are not at 0, and similarities differ."""
+    with_floor, without = (begin(options(noise_floor=on), [0.0, 0.0, 0.7])[1] for on in (True, False))
+    found = summaries([0.0, 0.0, 0.7])
+    distances = sim.pairwise_distances([found[client] for client in range(3)], match_labels=False)
+    expected = sim.similarity_from_distances(distances)
+    np.testing.assert_array_equal(without["similarity_data"], expected)
+    assert not np.array_equal(with_floor["similarity_data"], expected)
 
 
 def upload(client: int, values, round_number: int = 1) -> Upload:

@@ -45,6 +45,9 @@ class CeLoraOptions(Options):
     temperature: float = Field(0.1, gt=0, description="of the softmax over the other clients")
     model_similarity: Literal["cosine", "cka", "cka-biased"] = Field("cosine", description="of the cores' change")
     match_labels: bool = Field(False, description="forbid transport between different labels")
+    noise_floor: bool = Field(
+        True, description="take each client's own noise from distances; false finds groups better"
+    )
     memory: float = Field(5.0, gt=0, description="rounds after which an absent client counts 1/e")
 
     def problems(self, adapter: AdapterSettings) -> list[str]:
@@ -63,8 +66,9 @@ def _summarise(options: Options, features: Features, labels: Labels, seeds: Summ
 
 def _start(options: Options, setting: Setting) -> State:
     summaries = [setting.summaries[client] for client in range(setting.clients)]
-    distances = sim.pairwise_distances(summaries, match_labels=cast(CeLoraOptions, options).match_labels)
-    floors = np.array([summary.self_distance for summary in summaries])
+    chosen = cast(CeLoraOptions, options)
+    distances = sim.pairwise_distances(summaries, match_labels=chosen.match_labels)
+    floors = np.array([summary.self_distance * chosen.noise_floor for summary in summaries])
     return {
         "cores": np.tile(setting.start, (setting.clients, 1)),
         "last_round": np.full(setting.clients, -1, np.int64),
