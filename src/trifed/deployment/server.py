@@ -81,7 +81,12 @@ def _write_scripts(folder: Path, final: Path, name: str, host: str, port: int) -
     (folder / "keys").mkdir()
     (folder / "flwr").mkdir()
     _write(folder / "flwr" / "config.toml", CONNECTION.format(name=name, port=port, authority=final / "ca.pem"))
-    for script, text in (("start.sh", START), ("register.sh", REGISTER), ("run.sh", RUN)):
+    for script, text in (
+        ("start.sh", START),
+        ("register.sh", REGISTER),
+        ("run.sh", RUN),
+        ("simulate.sh", SIMULATE),
+    ):
         _write(folder / script, text.format(quiet=QUIET, name=shlex.quote(name), port=port))
         (folder / script).chmod(0o755)
     _write(folder / "README.md", README.format(name=name, host=host, port=port))
@@ -114,6 +119,7 @@ clientapp = "{package}.client:app"
 
 [tool.flwr.app.config]
 folder = "{kept}"
+sites = ""  # for simulate.sh alone: a folder with a folder for every site
 """
 SERVER = '''"""Leads the run of `run.toml`."""
 
@@ -136,6 +142,9 @@ default = "{name}"
 address = "127.0.0.1:{port}"
 root-certificates = "{authority}"
 insecure = false
+
+[superlink.simulation]
+address = ":local:"
 """
 HEAD = """#!/bin/sh
 cd "$(dirname "$0")" || exit 1
@@ -166,11 +175,26 @@ RUN = (
 exec flwr run app {name} --stream "$@"
 """
 )
+SIMULATE = (
+    HEAD
+    + """# The same app with the sites of one folder, all on this machine, by Flower's simulation.
+# Needs pip install 'flwr[simulation]'.
+case "$1" in /*) sites="$1" ;; *) sites="$OLDPWD/$1" ;; esac
+ls "$sites"/*/node.toml > /dev/null 2>&1 || {{
+    echo "usage: ./simulate.sh SITES; in it a folder with a node.toml for every site" >&2
+    exit 2
+}}
+count=$(ls -d "$sites"/*/node.toml | wc -l)
+exec flwr run app simulation --stream --federation-config "num-supernodes=$count" \\
+    --run-config "sites=\\"$sites\\" folder=\\"$PWD/runs/{name}-simulated\\""
+"""
+)
 README = """# {name}: the server
 
     ./start.sh          the SuperLink, at {host}:{port}; leave it running
     ./register.sh       let the sites in whose public keys lie in keys/
     ./run.sh            begin the run, or go on with it
+    ./simulate.sh SITES the same with folders of sites on this machine, by Flower's simulation
 
 `ca.pem` goes to every site. `ca.key` signs servers of this federation and is needed again only for a new
 certificate: keep it elsewhere. Nothing else of this folder leaves the machine. What comes of the run is in

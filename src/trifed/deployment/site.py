@@ -66,7 +66,18 @@ START = """#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 export FLWR_HOME="$PWD/flwr"
 {quiet}
-# TLS: the server has to show a certificate that ca.pem has signed. And it knows this node by its key.
-exec flower-supernode --root-certificates ca.pem --superlink {superlink} \\
-    --auth-supernode-private-key {name}.key --port {port} --node-config "node=\\"$PWD/node.toml\\"" "$@"
+# A node that was killed counts as connected for up to a minute, and cannot start before: so it is tried again.
+until=$(($(date +%s) + ${{RETRY_SECONDS:-120}}))
+trap 'kill -TERM "$node" 2>/dev/null' INT TERM
+while :; do
+    # TLS: the server has to show a certificate that ca.pem has signed. And it knows this node by its key.
+    flower-supernode --root-certificates ca.pem --superlink {superlink} \\
+        --auth-supernode-private-key {name}.key --port {port} --node-config "node=\\"$PWD/node.toml\\"" "$@" &
+    node=$!
+    wait "$node"
+    code=$?
+    wait "$node" 2>/dev/null # where a signal has ended the first wait: until the node has ended too
+    if [ "$code" -eq 0 ] || [ "$code" -gt 128 ] || [ "$(date +%s)" -ge "$until" ]; then exit "$code"; fi
+    sleep 5
+done
 """

@@ -94,10 +94,11 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
 
     def handle(message: Message, context: Context) -> Message:
         kind, facts, parts = read(message.content)
-        if "node" not in context.node_config:
+        node = settings_of(context)
+        if node is None:
             reply = Reply(error="this node names no settings; start it with --node-config 'node=\"/…/node.toml\"'")
         else:
-            reply = answer(Path(str(context.node_config["node"])), Request(kind, facts, parts))
+            reply = answer(node, Request(kind, facts, parts))
         told = {**reply.facts, "lost": int(reply.lost), "error": reply.error}
         return Message(write(kind, told, reply.parts), reply_to=message)
 
@@ -105,6 +106,15 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
     for kind in ("hello", "open", "gradient", "frames", "finish"):
         app.query(kind)(handle)
     return app
+
+
+def settings_of(context: Context) -> Path | None:
+    """Where a node's settings lie: as it was started with or, of simulated nodes, as the run says (`sites`)."""
+    if "node" in context.node_config:
+        return Path(str(context.node_config["node"]))
+    folder, place = str(context.run_config.get("sites", "")), context.node_config.get("partition-id")
+    found = sorted(Path(folder).expanduser().glob("*/node.toml")) if folder and place is not None else []
+    return found[int(str(place))] if found and int(str(place)) < len(found) else None
 
 
 def say(event: Event) -> None:
