@@ -10,6 +10,7 @@ import pytest
 from trifed.errors import RunError
 from trifed.sites.coordinator import settings_to_send
 from trifed.sites.protocol import Request
+from trifed.sites.roll import PATIENCE
 
 SITES = ["amber", "basil", "coral"]
 
@@ -86,6 +87,16 @@ def test_a_client_that_comes_back_under_another_number_goes_on(federation, event
     coordinator.run()
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [2, 3]
     assert [e["client"] for e in events(coordinator, "joined")] == [*SITES, "basil"]
+
+
+def test_who_never_answers_a_greeting_is_not_greeted_for_ever(federation, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    nodes[9] = federation.node("amber", name="dill", folder=nodes[0].settings.folder / "dill")
+    coordinator, channel = federation(nodes=nodes, faults={("hello", 0, "dill"): "deaf"}, rounds=4)
+    coordinator.run()
+    assert len([kind for kind, _, name, _ in channel.asked if (kind, name) == ("hello", "dill")]) == PATIENCE
+    [refused] = events(coordinator, "refused")
+    assert refused["node"] == "9" and "did not answer 3 greetings, 2 seconds each" in refused["reason"]
 
 
 def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):

@@ -17,6 +17,8 @@ NAME = re.compile(NAME_PATTERN)
 NOT_THERE = "its node is not connected"
 LOOK_AGAIN = 1.0
 """Seconds between two looks at who is there."""
+PATIENCE = 3
+"""Greetings that a node may leave without an answer."""
 
 
 class Roll:
@@ -41,6 +43,7 @@ class Roll:
         self.waiting: dict[str, int] = {}
         self.gone: set[str] = set()
         self.refused: set[int] = set()
+        self.silent: Counter[int] = Counter()
         self.agreed = ("", "")
 
     def gather(self, names: Sequence[str] = ()) -> None:
@@ -117,7 +120,12 @@ class Roll:
     def _greet(self) -> int:
         """Ask nodes that are new who they are; how many clients there are now."""
         new = self.channel.nodes() - self.refused - {*self.nodes.values(), *self.waiting.values()}
-        answers = self.channel.ask(dict.fromkeys(sorted(new), self.hello), self.settings.round_seconds)
+        seconds = min(self.settings.join_seconds, self.settings.round_seconds)
+        answers = self.channel.ask(dict.fromkeys(sorted(new), self.hello), seconds)
+        for node in sorted(new - set(answers)):
+            self.silent[node] += 1
+            if self.silent[node] == PATIENCE:  # or it would hold up every round
+                self._refuse(node, f"a node did not answer {PATIENCE} greetings, {seconds:g} seconds each")
         told = {node: reply for node, reply in sorted(answers.items()) if not reply.error}
         for node, reply in sorted(answers.items()):
             if reply.error:
