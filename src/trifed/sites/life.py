@@ -39,7 +39,7 @@ class Life:
             self.changed.add(place)
         elif reply.lost:  # it may have a backup of an earlier round
             has = reply.facts.get("has", 0)
-            self.members[place].counts = has if isinstance(has, int) and has > 0 else 0
+            self.members[place].counts = has if isinstance(has, int) and 0 < has < 2**31 else 0
             self.server.forget(place)
 
     def go_on(self, number: int) -> bool:
