@@ -233,7 +233,7 @@ def test_a_baseline_is_the_same_run_by_another_method():
 
 def test_a_methods_defaults_lie_under_what_the_user_says():
     own = config(method="own-prior")
-    assert (own.adapter.rank, own.wire.bits, own.training.learning_rate) == (32, 1, 0.01)
+    assert (own.adapter.rank, own.wire.bits, own.training.learning_rate) == (32, 1, 0.02)
     told = config(method="own-prior", adapter={"rank": 4, "alpha": 8})
     assert (told.adapter.rank, told.adapter.alpha, told.wire.bits) == (4, 8, 1)
     assert config(method="ce-lora").adapter.rank == 8

@@ -23,7 +23,7 @@ def demo_config(rounds: int) -> RunConfig:
                 "source": str(demo_corpus_path()),
                 "clients": {"split": "column", "column": "site"},
             },
-            "training": {"batch_size": 16, "learning_rate": 5e-3},
+            "training": {"batch_size": 16},  # and each method's own learning rate
         },
         "demo",
     )

@@ -14,6 +14,7 @@ from trifed.errors import RunError
 from trifed.federation.server import Server
 from trifed.sites.life import withdraw_from
 from trifed.sites.node_settings import LEFT
+from trifed.sites.standing import standing_of
 
 SITES = ["amber", "basil", "coral"]
 
@@ -233,6 +234,8 @@ def test_the_server_withdraws_a_client_of_a_run_that_is_over(sites, events):
     assert withdraw_from(coordinator.folder, coordinator.config, "basil")
     after = load_file(coordinator.folder.path / "checkpoint.safetensors")
     assert before["server/last_round"].tolist() == [2, 2, 2] and after["server/last_round"].tolist() == [2, -1, 2]
+    assert [e["event"] for e in coordinator.folder.events()][-2:] == ["finished", "withdrawn"]
+    assert standing_of(coordinator.folder, 2).finished
     facts = json.loads((coordinator.folder.path / "federation.json").read_text())
     assert [member["left"] for member in facts["members"]] == [False, True, False]
     with pytest.raises(RunError, match="no client 'basil'; its clients are amber, coral"):

@@ -186,8 +186,10 @@ class RunFolder:
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: damaged ({error}); start the run anew under another --name") from error
 
-    def load_checkpoint(self, identity: str) -> tuple[int, list[ClientState], State] | None:
+    def load_checkpoint(self, identity: str, cut: bool = True) -> tuple[int, list[ClientState], State] | None:
         """The last whole round, with the event log cut back to it; None where no round was finished.
+
+        `cut`: false leaves the log as it is, for who does not go on from here.
 
         Raises:
             RunError: the file is damaged, or belongs to other data or another base model.
@@ -208,8 +210,9 @@ class RunFolder:
                 f"{events}: shorter than when this run was broken off, so its bytes and accuracies are lost; "
                 f"put the whole file back, or start a new run under another --name"
             )
-        with events.open("r+b") as file_events:
-            file_events.truncate(facts["events_bytes"])
+        if cut:
+            with events.open("r+b") as file_events:
+                file_events.truncate(facts["events_bytes"])
         server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
         return (
             facts["round"],

@@ -139,5 +139,5 @@ METHOD = Method(
     summarise=_summarise,
     renew=_renew,
     own_start=_own_start,
-    defaults={"adapter": {"rank": 32}, "wire": {"bits": 1}, "training": {"learning_rate": 0.01}},
+    defaults={"adapter": {"rank": 32}, "wire": {"bits": 1}, "training": {"learning_rate": 0.02}},
 )

@@ -83,10 +83,13 @@ class Records:
     def load(self, config: RunConfig) -> tuple[int, Server, list[Member]]:
         """The last whole round, as `save` has kept it. Who came after that is to be admitted again.
 
+        The log of a run that is not over is cut back to it.
+
         Raises:
             RunError: it is gone, or damaged.
         """
-        checkpoint = self.folder.load_checkpoint(self.facts["run"])
+        over = any(event["event"] == "finished" for event in self.folder.events())
+        checkpoint = self.folder.load_checkpoint(self.facts["run"], cut=not over)
         if checkpoint is None:
             raise RunError(f"{self.folder.path}: the checkpoint is gone; start a new run")
         done, _, kept = checkpoint
