@@ -107,6 +107,7 @@ class DeploymentSettings(_Settings):
     clients: int = Field(2, ge=1, description="that have to be there before the first round")
     quorum: int = Field(1, ge=1, description="uploads without which a round stops the run, resumable")
     late: bool = Field(True, description="clients may still come after the first round")
+    bound: bool = Field(True, description="a name stays with the node, by its key, that first came with it")
     join_seconds: float = Field(600, gt=0, description="that are waited for the clients")
     round_seconds: float = Field(
         3600, gt=0, description="after which a round goes on without who has not answered"

@@ -74,19 +74,37 @@ def test_too_few_clients_and_a_name_twice(federation, events):
     assert "a client of the name basil is there already" in events(coordinator, "refused")[0]["reason"]
 
 
-def test_a_client_that_comes_back_under_another_number_goes_on(federation, events):
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_name_stays_with_its_key_unless_the_run_says_otherwise(bound, federation, events):
     nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
-    coordinator, channel = federation(nodes=nodes, rounds=3)
+    coordinator, channel = federation(nodes=nodes, rounds=3, deployment={"bound": bound})
 
     def moves(reply, request):
-        channel.clients[99] = federation.node("basil")  # a new process
+        channel.clients[99] = federation.node("basil")  # another node that calls itself so
         del channel.clients[1]
         return reply
 
     channel.faults[("train", 1, "amber")] = moves
     coordinator.run()
-    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [2, 3]
-    assert [e["client"] for e in events(coordinator, "joined")] == [*SITES, "basil"]
+    trained = [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"]
+    joined = [e["client"] for e in events(coordinator, "joined")]
+    if bound:
+        assert trained == [] and joined == SITES
+        assert "basil has another key than before" in events(coordinator, "refused")[0]["reason"]
+    else:
+        assert trained == [2, 3] and joined == [*SITES, "basil"]
+
+
+def test_a_name_stays_with_its_key_when_the_run_goes_on(federation, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, _ = federation(nodes=nodes, faults={("train", 2, site): "deaf" for site in SITES})
+    with pytest.raises(RunError, match="round 2: 0 of 3"):
+        coordinator.run()
+    moved = {0: nodes[0], 50: federation.node("basil"), 2: nodes[2]}
+    again, _ = federation(nodes=moved)
+    again.run()
+    assert "basil has another key" in events(again, "refused")[0]["reason"]
+    assert {e["client"] for e in events(again, "trained") if e["round"] == 2} == {"amber", "coral"}
 
 
 def test_who_never_answers_a_greeting_is_not_greeted_for_ever(federation, events):

@@ -93,6 +93,7 @@ class Coordinator:
             raise RunError(f"{path}: this run is finished; give the new one another name or folder")
         done, self.server, self.members = self.records.load(self.config)
         self.roll.gone = {member.name for member in self.members if member.left}
+        self.roll.bound = {member.name: member.node for member in self.members}
         self.roll.gather([member.name for member in self.members])
         if [*self.roll.agreed] != [facts["base"], facts["digest"]]:
             raise RunError("the clients have another base model than when this run began; put that back")

@@ -81,7 +81,7 @@ class Life:
         if isinstance(examples, str):
             self.roll.dismiss(name, f"{name} could not be opened: {examples}")
             return False
-        self.members.append(Member(name, examples))
+        self.members.append(Member(name, self.roll.bound[name], examples))
         self._tell_of(number, "came late", place, reply)
         return True
 

@@ -32,7 +32,9 @@ def open_clients(config: RunConfig, run: str, roll: Roll) -> tuple[Server, list[
     places = range(len(roll.names))
     opened = roll.ask("open", {place: {"start": int(place == 0)} for place in places})
     roll.need_all(opened, "be opened")
-    members = [Member(name, opened[place].number("examples")) for place, name in enumerate(roll.names)]
+    members = [
+        Member(name, roll.bound[name], opened[place].number("examples")) for place, name in enumerate(roll.names)
+    ]
     layout, start = _agree_on_start(config, run, roll, opened[0])
     return Server(terms_of(config, layout, roll.agreed[0], run), len(members), start), members, opened
 

@@ -38,9 +38,12 @@ round of each that counts, the common start."""
 
 @dataclass
 class Member:
-    """A client. `examples`: to train on; `counts`: the last round of its upload that counts, 0 before that."""
+    """A client. `node`: that it first came from; `examples`: to train on; `counts`: the last round of its upload
+    that counts, 0 before that.
+    """
 
     name: str
+    node: int
     examples: int
     counts: int = 0
     left: bool = False

@@ -25,8 +25,9 @@ class Roll:
     """The clients of one run.
 
     `names`: in the order of their places, once the run has begun; `nodes`: the node that answers to a name now;
-    `waiting`: the same of clients that came after that; `gone`: names of those that left for good; `refused`:
-    nodes that may not take part; `agreed`: the base model's fingerprint, and a digest of what travels.
+    `bound`: the node that a name stays with; `waiting`: as `nodes`, of clients that came after the run began;
+    `gone`: names of those that left for good; `refused`: nodes that may not take part; `agreed`: the base model's
+    fingerprint, and a digest of what travels.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Roll:
         self.sleep = sleep
         self.names: list[str] = []
         self.nodes: dict[str, int] = {}
+        self.bound: dict[str, int] = {}
         self.waiting: dict[str, int] = {}
         self.gone: set[str] = set()
         self.refused: set[int] = set()
@@ -149,9 +151,11 @@ class Roll:
             self._refuse(node, f"{name} was not there when this run began, and deployment.late is false")
         elif {**self.waiting, **self.nodes}.get(name) in self.channel.nodes():
             self._refuse(node, f"a client of the name {name} is there already; give each its own")
+        elif self.settings.bound and self.bound.get(name, node) != node:
+            self._refuse(node, f"{name} has another key than before; if that is so, set deployment.bound = false")
         else:
             here = self.nodes if name in self.names or not self.names else self.waiting
-            here[name] = node
+            here[name] = self.bound[name] = node
             self.tell(event="joined", client=name)
 
     def _refuse(self, node: int, reason: str) -> None:
