@@ -93,6 +93,7 @@ def test_a_name_stays_with_its_key_unless_the_run_says_otherwise(bound, federati
         assert "basil has another key than before" in events(coordinator, "refused")[0]["reason"]
     else:
         assert trained == [2, 3] and joined == [*SITES, "basil"]
+        assert [member.node for member in coordinator.records.members] == [0, 99, 2]
 
 
 def test_a_name_stays_with_its_key_when_the_run_goes_on(federation, events):

@@ -48,8 +48,11 @@ class Life:
         changed = [place for place in sorted(self.changed) if self._open_again(number, place)]
         self.changed = set()
         late = [name for name in self.roll.look() if self._let_in(number, name)]
+        moved = [member for member in self.members if self.roll.bound[member.name] != member.node]
+        for member in moved:  # with another key, where the run allows that
+            member.node = self.roll.bound[member.name]
         self._resend_frames(number)
-        return bool(left or changed or late)
+        return bool(left or changed or late or moved)
 
     def take_leave(self, number: int) -> bool:
         """Withdraw those that leave; are there any?"""
