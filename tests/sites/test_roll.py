@@ -127,6 +127,17 @@ def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
         coordinator.run()
 
 
+def test_who_cannot_be_opened_is_refused_where_enough_others_are_there(federation, site_tables, events):
+    (site_tables / "amber.csv").write_text("text,label,site\nhello,weather,amber\n")
+    coordinator, _ = federation(deployment={"clients": 2})
+    coordinator.run()
+    [refused] = events(coordinator, "refused")
+    assert "amber could not be opened: labels that data.labels does not name" in refused["reason"]
+    assert events(coordinator, "started")[0]["clients"] == ["basil", "coral"]
+    assert [member.name for member in coordinator.records.members] == ["basil", "coral"]
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 2]
+
+
 def test_without_labels_a_run_between_sites_says_so(federation, events):
     coordinator, _ = federation(data={})
     values = coordinator.config.model_copy(

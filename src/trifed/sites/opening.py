@@ -26,12 +26,21 @@ Opened = dict[int, Reply]
 def open_clients(config: RunConfig, run: str, roll: Roll) -> tuple[Server, list[Member], Opened]:
     """Open every client, and agree on what travels and where it starts. Also what each told, by place.
 
+    Who cannot be opened is refused, if enough others are there.
+
     Raises:
-        RunError: one could not be opened, or starts elsewhere than it had said.
+        RunError: too few could be opened, or one starts elsewhere than it had said.
     """
-    places = range(len(roll.names))
-    opened = roll.ask("open", {place: {"start": int(place == 0)} for place in places})
-    roll.need_all(opened, "be opened")
+    while True:
+        opened = roll.ask("open", {place: {"start": int(place == 0)} for place in range(len(roll.names))})
+        reasons = {name: roll.reason_against(opened.get(place)) for place, name in enumerate(roll.names)}
+        wrong = [name for name, reason in reasons.items() if reason is not None]
+        if not wrong:
+            break
+        if len(roll.names) - len(wrong) < config.deployment.clients:
+            roll.need_all(opened, "be opened")
+        for name in wrong:  # the others have other places then, and are opened again
+            roll.dismiss(name, f"{name} could not be opened: {reasons[name]}")
     members = [
         Member(name, roll.bound[name], opened[place].number("examples")) for place, name in enumerate(roll.names)
     ]

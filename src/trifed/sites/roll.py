@@ -102,9 +102,11 @@ class Roll:
         return len(self.names) - 1
 
     def dismiss(self, name: str, reason: str) -> None:
-        """The client that was enrolled last cannot take part."""
+        """A client that was enrolled cannot take part; all others have their places from now on."""
         self.names.remove(name)
-        self._refuse(self.nodes.pop(name), reason)
+        node = self.nodes.pop(name, None)
+        if node is not None:  # else it will be greeted again
+            self._refuse(node, reason)
 
     def reason_against(self, reply: Reply | None) -> str | None:
         """Why an answer does not count before it is read; None where it may."""
