@@ -130,11 +130,17 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     for site in SITES:
         processes.start(tmp_path / site / "start.sh")
 
-    # Whoever has no registered key, or trusts another authority, does not get in.
+    # Whoever has no registered key, trusts another authority, or speaks in the open, does not get in.
     processes.env["RETRY_SECONDS"] = "0"
     unknown, wrong = (
         processes.start(tmp_path / name / "start.sh", "--max-retries", "1") for name in ("dill", "elm")
     )
+    open_ = subprocess.run(
+        ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
+         "--max-retries", "1"],
+        env=processes.env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert open_.returncode != 0, open_.stdout + open_.stderr
     assert unknown.wait(60) != 0
     assert wrong.wait(60) != 0
 
