@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import time
 import tomllib
 
 import pytest
@@ -131,3 +134,44 @@ def test_without_flower(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     told = refused(RunError, "init", tmp_path / "new", "--host", "x", "--run", tmp_path / "run.toml")
     assert "pip install 'trifed[flower]'" in told
+
+
+FAKE = """#!/bin/sh
+echo started >> "$TOLD"
+[ "$(wc -l < "$TOLD")" -ge "$ENOUGH" ] || exit 1
+exec sleep "$SECONDS_UP"
+"""
+
+
+@pytest.mark.parametrize(("enough", "seconds", "code", "starts"), [(3, 0, 0, 3), (9, 0, 1, 1)])
+def test_a_node_that_cannot_start_is_tried_again_for_a_while(site, tmp_path, enough, seconds, code, starts):
+    """Twice it fails, then it is there; or, where no time is left, it has failed."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "flower-supernode").write_text(FAKE)
+    (tmp_path / "bin" / "flower-supernode").chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told"), "ENOUGH": str(enough),
+        "SECONDS_UP": str(seconds), "RETRY_EVERY": "0", "RETRY_SECONDS": "60" if code == 0 else "0",
+    }  # fmt: skip
+    done = subprocess.run([site / "start.sh"], env=env, capture_output=True, timeout=30, check=False)
+    assert done.returncode == code, done.stderr
+    assert len((tmp_path / "told").read_text().splitlines()) == starts
+
+
+def test_a_node_that_is_ended_is_not_started_again(site, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "flower-supernode").write_text(FAKE)
+    (tmp_path / "bin" / "flower-supernode").chmod(0o755)
+    for enough, seconds in ((1, 60), (9, 60)):  # while it runs; while the next try is waited for
+        told = tmp_path / f"told-{enough}"
+        env = {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TOLD": str(told), "ENOUGH": str(enough),
+            "SECONDS_UP": str(seconds), "RETRY_EVERY": "2", "RETRY_SECONDS": "60",
+        }  # fmt: skip
+        process = subprocess.Popen([site / "start.sh"], env=env)
+        while not told.is_file():
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.terminate()
+        process.wait(30)
+        assert len(told.read_text().splitlines()) == 1

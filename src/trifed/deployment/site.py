@@ -68,8 +68,8 @@ export FLWR_HOME="$PWD/flwr"
 {quiet}
 # A node that was killed counts as connected for up to a minute, and cannot start before: so it is tried again.
 until=$(($(date +%s) + ${{RETRY_SECONDS:-120}}))
-trap 'kill -TERM "$node" 2>/dev/null' INT TERM
-while :; do
+trap 'stop=1; kill -TERM "$node" 2>/dev/null' INT TERM
+while [ -z "$stop" ]; do
     # TLS: the server has to show a certificate that ca.pem has signed. And it knows this node by its key.
     flower-supernode --root-certificates ca.pem --superlink {superlink} \\
         --auth-supernode-private-key {name}.key --port {port} --node-config "node=\\"$PWD/node.toml\\"" "$@" &
@@ -78,6 +78,6 @@ while :; do
     code=$?
     wait "$node" 2>/dev/null # where a signal has ended the first wait: until the node has ended too
     if [ "$code" -eq 0 ] || [ "$code" -gt 128 ] || [ "$(date +%s)" -ge "$until" ]; then exit "$code"; fi
-    sleep 5
+    sleep "${{RETRY_EVERY:-5}}"
 done
 """
