@@ -104,14 +104,14 @@ def encode_summary(header: Header, summary: Summary) -> bytes:
     return encode(header, summary.to_arrays())
 
 
-def decode_summary(payload: bytes, expected: Header) -> Summary:
-    """The inverse of `encode_summary`, checked.
+def decode_summary(payload: bytes, expected: Header, dim: int | None = None) -> Summary:
+    """The inverse of `encode_summary`, checked; `dim`: of the projection, where it is known.
 
     Raises:
         MessageError: see `decode`; or arrays that make no summary.
     """
     _, arrays = decode(payload, expected)
-    return Summary.from_arrays(arrays)
+    return Summary.from_arrays(arrays, dim)
 
 
 def array_sizes(payload: bytes) -> dict[str, int]:

@@ -9,8 +9,9 @@ import numpy as np
 from trifed.errors import MessageError
 from trifed.federation.messages import decode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
-from trifed.methods.interface import Gradient, Setting, State, Upload
+from trifed.methods.interface import Gradient, Setting, State, Upload, is_head
 from trifed.methods.packing import Layout, Tensors, Vector
+from trifed.methods.summaries import SUMMARY_DIM
 from trifed.similarity import Summary
 
 
@@ -84,7 +85,12 @@ class Server:
             self.state = renew(self.terms.options, self._setting(), self.state, anew)
 
     def _summary(self, client: int, payload: bytes) -> Summary:
-        return decode_summary(payload, self.terms.header("summary", 0, client))
+        header = self.terms.header("summary", 0, client)
+        found = decode_summary(payload, header, SUMMARY_DIM)
+        labels = min((shape[0] for name, shape in self.terms.wire.layout if is_head(name)), default=None)
+        if labels is not None and (found.class_labels >= labels).any():
+            raise MessageError(f"{header}: a label over the {labels} of the head; it is refused")
+        return found
 
     # -- rounds
 
