@@ -38,8 +38,9 @@ STATUS_HELP = """Which sites take part in a run, what each has sent, and who was
 """
 WITHDRAW_HELP = """A site leaves for good: what is its own at the server is deleted, and nobody gets more of it.
 
-At the site, with its folder: its node tells the server when it is asked next. At the server, with a run's
-folder and --client: at once, or, where the run is under way, before its next round.
+At the site, with its folder: its node tells the server when it is asked next.
+
+At the server, with a run's folder and --client: at once; before the next round where the run is under way.
 
 [bold]Examples[/bold]
 
