@@ -52,8 +52,10 @@ def until_gone(path):
 
 def open_and_train(path, hello, number=1, counts=0):
     about = {"run": "run-1", "place": 0}
-    assert ask_worker(path, Request("open", about)).error == ""
-    return ask_worker(path, Request("train", {**about, "round": number, "counts": counts, "asked": 2}))
+    opened = ask_worker(path, Request("open", about))
+    assert opened.error == ""
+    told = {**about, "round": number, "counts": counts, "asked": 2, "data": opened.facts["data"]}
+    return ask_worker(path, Request("train", told))
 
 
 def test_one_process_answers_and_keeps_to_its_user(node):
@@ -73,10 +75,13 @@ def test_killed_in_between_it_comes_again_and_goes_on(node):
     path, hello = node
     ask_worker(path, hello)
     one = open_and_train(path, hello)
+    mark = json.loads(next((path.parent / "kept").rglob("data.json")).read_text())["mark"]
     for pid in workers(path):
         os.kill(pid, signal.SIGKILL)
     until_gone(path)
-    again = ask_worker(path, Request("train", {"run": "run-1", "place": 0, "round": 1, "counts": 0, "asked": 2}))
+    again = ask_worker(
+        path, Request("train", {"run": "run-1", "place": 0, "round": 1, "counts": 0, "asked": 2, "data": mark})
+    )
     assert again.error == ""
     first, second = (load(reply.parts["upload"]) for reply in (one, again))
     assert {name: array.tolist() for name, array in first.items()} == {n: a.tolist() for n, a in second.items()}

@@ -125,3 +125,18 @@ def test_what_is_worse_for_its_own_data_is_not_taken(worse_by, kept, toy_values)
     assert done.kept_own is kept
     undisturbed = other.round(2, None)
     assert (done.loss == undisturbed.loss) is kept
+
+
+def test_others_get_the_share_that_a_client_allows_them(toy_values):
+    """θ ← θ_own + s (θ_received − θ_own): with s = 0 its own, with 1 what came, with ¼ a quarter of the way."""
+    config = make_config(toy_values(method="own-prior", rounds=ROUNDS, wire={"bits": 32}))
+    site = site_of(config, 0)
+    site.start()
+    site.round(1, None)
+    own = site.bench.pack(site.state.tensors)
+    came = np.random.default_rng(0).standard_normal(len(own)).astype(np.float32)
+    payload = site.terms.wire.encode(site.terms.header("download", 2, site.client.index), came, site.known)
+    taken = {share: site.take(2, payload, Limits(others_at_most=share)) for share in (0.0, 0.25, 1.0)}
+    np.testing.assert_allclose(taken[0.0], own, atol=1e-6)
+    np.testing.assert_allclose(taken[0.25], 0.75 * own + 0.25 * came, atol=1e-6)
+    np.testing.assert_array_equal(taken[1.0], came)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load as load_arrays
 from safetensors.torch import load_file
 
 from trifed.errors import RunError
+from trifed.federation.messages import Header, encode
 from trifed.federation.server import Server
 from trifed.sites.life import withdraw_from
 from trifed.sites.node_settings import LEFT
+from trifed.sites.records import Records
 from trifed.sites.standing import standing_of
 
 SITES = ["amber", "basil", "coral"]
@@ -94,6 +98,43 @@ def test_who_comes_late_with_bad_data_is_refused_and_the_rest_goes_on(sites, dil
     assert trained(events, coordinator, "amber") == [1, 2, 3, 4]
 
 
+def with_summary(change):
+    """A fault: another summary than that which was made."""
+
+    def fault(reply, request):
+        payload = reply.parts["summary"]
+        facts = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]
+        numbers = {name: int(facts[name]) for name in ("round", "client", "examples")}
+        header = Header(facts["kind"], facts["run"], facts["base"], **numbers)
+        arrays = {name: array.copy() for name, array in load_arrays(payload).items()}
+        change(arrays)
+        return replace(reply, parts={"summary": encode(header, arrays)})
+
+    return fault
+
+
+def other_labels(arrays):
+    arrays["class_labels"] += 90
+    arrays["labels"] += 90 * (arrays["labels"] >= 0)
+
+
+def fewer_dimensions(arrays):
+    for name in ("means", "variances"):
+        arrays[name] = np.zeros((len(arrays[name]), 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(other_labels, "a label over the 3 of the head"), (fewer_dimensions, "summary.means: got shape")],
+)
+def test_a_summary_that_would_break_the_server_is_refused(change, reason, sites, dill, events):
+    coordinator, channel, _ = sites(then={("train", 1, "amber"): lambda c, channel, n: dill(channel)})
+    channel.faults[("open", 0, "dill")] = with_summary(change)
+    coordinator.run()
+    assert reason in str(events(coordinator, "refused"))
+    assert trained(events, coordinator, "amber") == [1, 2, 3, 4] and len(coordinator.server.summaries) == 3
+
+
 def test_a_run_goes_on_with_who_came_late(sites, dill, events, federation):
     then = {("train", 1, "amber"): lambda c, channel, n: dill(channel)}
     coordinator, channel, _ = sites(then=then, deployment={"quorum": 3})
@@ -107,7 +148,7 @@ def test_a_run_goes_on_with_who_came_late(sites, dill, events, federation):
 
 
 def test_who_came_while_the_server_broke_is_let_in_again(sites, dill, events, monkeypatch):
-    """The list of clients knows dill, and no checkpoint does."""
+    """It was opened, and no checkpoint knows it."""
     coordinator, _, _ = sites(then={("train", 1, "amber"): lambda c, channel, n: dill(channel)})
     save = coordinator.records.save
 
@@ -119,7 +160,6 @@ def test_who_came_while_the_server_broke_is_let_in_again(sites, dill, events, mo
     monkeypatch.setattr(coordinator.records, "save", breaks)
     with pytest.raises(KeyboardInterrupt):
         coordinator.run()
-    assert len(coordinator.records.members) == 4
     again, channel, _ = sites()
     dill(channel)
     again.run()
@@ -139,7 +179,7 @@ def test_a_client_whose_data_changed_tells_what_it_has_now(method, sites, events
     coordinator, channel, _ = sites(method, {("train", 1, "coral"): more_rows})
     coordinator.run()
     assert [(e["client"], e["round"]) for e in events(coordinator, "left out")] == [("basil", 2)]
-    [changed] = events(coordinator, "changed")
+    [changed] = events(coordinator, "opened again")
     began = events(coordinator, "started")[0]["examples"][1]
     assert (changed["client"], changed["round"]) == ("basil", 3) and changed["examples"] > began + 10
     assert trained(events, coordinator, "basil") == [1, 3, 4]
@@ -148,6 +188,58 @@ def test_a_client_whose_data_changed_tells_what_it_has_now(method, sites, events
     assert counts == [0, 1, 1, 3]
     if method == "own-prior":
         assert coordinator.server.state["examples"][1].sum() == changed["examples"]
+
+
+def test_a_client_whose_new_summary_got_lost_tells_it_once_more(sites, events):
+    """It was opened with its new data, and the server does not know: its uploads would be refused for ever."""
+    coordinator, channel, _ = sites(then={("train", 1, "coral"): more_rows}, rounds=5)
+    lost = []
+
+    def loses(reply, request):
+        if request.facts.get("again") and not lost:
+            lost.append(reply)
+            return None
+        return reply
+
+    channel.faults[("open", 0, "basil")] = loses
+    coordinator.run()
+    assert lost and [e["round"] for e in events(coordinator, "opened again")] == [4]
+    assert trained(events, coordinator, "basil") == [1, 4, 5]
+
+
+def test_data_that_cannot_be_read_any_more_are_said_so_until_they_can(sites, events):
+    def spoils(coordinator, channel, nodes):
+        path = Path(nodes[1].settings.data["source"])
+        (path.parent / "good").write_text(path.read_text())
+        path.write_text("nothing\n")
+
+    def mends(coordinator, channel, nodes):
+        path = Path(nodes[1].settings.data["source"])
+        path.write_text((path.parent / "good").read_text())
+
+    coordinator, *_ = sites(then={("train", 1, "coral"): spoils, ("train", 3, "coral"): mends}, rounds=5)
+    coordinator.run()
+    assert [(e["client"], e["round"]) for e in events(coordinator, "left out")] == [("basil", 2), ("basil", 3)]
+    assert trained(events, coordinator, "basil") == [1, 4, 5]
+
+
+def test_a_run_that_broke_while_a_client_left_does_not_keep_what_was_its_own(sites, monkeypatch):
+    """Who takes part and the method's state are kept in one file, so one cannot be ahead of the other."""
+    coordinator, *_ = sites("ce-lora", {("train", 1, "coral"): leaves})
+    save = coordinator.records.save
+
+    def breaks(number, server, members):
+        save(number, server, members)
+        if members[1].left:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(coordinator.records, "save", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.run()
+    again, channel, _ = sites("ce-lora")
+    again.run()
+    np.testing.assert_array_equal(again.server.state["cores"][1], again.server.start)
+    assert not [key for key in channel.asked if key[2] == "basil" and key[0] == "train"]
 
 
 def test_what_came_from_its_labels_moves_with_them(sites):
@@ -236,8 +328,7 @@ def test_the_server_withdraws_a_client_of_a_run_that_is_over(sites, events):
     assert before["server/last_round"].tolist() == [2, 2, 2] and after["server/last_round"].tolist() == [2, -1, 2]
     assert [e["event"] for e in coordinator.folder.events()][-2:] == ["finished", "withdrawn"]
     assert standing_of(coordinator.folder, 2).finished
-    facts = json.loads((coordinator.folder.path / "federation.json").read_text())
-    assert [member["left"] for member in facts["members"]] == [False, True, False]
+    assert [member.left for member in Records(coordinator.folder).members] == [False, True, False]
     with pytest.raises(RunError, match="no client 'basil'; its clients are amber, coral"):
         withdraw_from(coordinator.folder, coordinator.config, "basil")
 

@@ -150,8 +150,10 @@ class RunFolder:
 
     # -- checkpoint
 
-    def save_checkpoint(self, round_number: int, clients: list[ClientState], server: State, identity: str) -> None:
-        """All that the next round needs. `identity` pins what it may be continued with."""
+    def save_checkpoint(
+        self, round_number: int, clients: list[ClientState], server: State, identity: str, members: Any = None
+    ) -> None:
+        """All that the next round needs. `identity` pins what it may be continued with; `members`: who, JSON."""
         tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
         for index, state in enumerate(clients):
             tensors |= state_tensors(state, f"client/{index}/")
@@ -161,12 +163,21 @@ class RunFolder:
             "steps": [state.steps for state in clients],
             "events_bytes": events.stat().st_size if events.is_file() else 0,
             "identity": identity,
+            "members": members,
         }
         self.write_tensors("checkpoint.safetensors", tensors, {"trifed": json.dumps(facts)})
 
     def has_checkpoint(self) -> bool:
         """Was a whole round finished?"""
         return (self.path / "checkpoint.safetensors").is_file()
+
+    def members(self) -> Any:
+        """What the last checkpoint says of who takes part, as it was saved; None where there is none.
+
+        Raises:
+            RunError: the checkpoint is damaged.
+        """
+        return self._read_checkpoint(())[0].get("members") if self.has_checkpoint() else None
 
     def rounds_done(self) -> int:
         """The last whole round; 0 where none was finished.

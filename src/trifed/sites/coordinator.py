@@ -21,7 +21,7 @@ from trifed.federation.store import Event, RunFolder
 from trifed.methods.interface import Upload
 from trifed.sites.life import Life
 from trifed.sites.opening import agree_on_frames, begin, open_clients
-from trifed.sites.protocol import LEFT_AT_HOME, Channel, Reply, Request, read_layout
+from trifed.sites.protocol import LEFT_AT_HOME, Channel, Fact, Reply, Request, read_layout
 from trifed.sites.records import Records
 from trifed.sites.roll import Roll
 from trifed.tasks import TASKS
@@ -73,8 +73,8 @@ class Coordinator:
             agree_on_frames(self.server, self.roll, self.members, layers, self.folder, self._tell)
         begin(self.server, self.members, opened, self._tell)
         lora = opened[0].number("lora_bytes")
-        self.records.write(self.name, self.server, self.members, self.roll.agreed, lora)
         self.records.save(0, self.server, self.members)
+        self.records.write(self.name, self.server, self.roll.agreed, lora)
         return 1
 
     def _continue(self) -> int:
@@ -108,7 +108,6 @@ class Coordinator:
             self._keep(number - 1)
 
     def _keep(self, number: int) -> None:
-        self.records.keep(self.members)
         self.records.save(number, self.server, self.members)
         self.records.left()
 
@@ -193,8 +192,9 @@ class Coordinator:
 
     def _send(self, kind: str, number: int, places: list[int]) -> tuple[dict[int, Reply], Parts]:
         """Ask clients with what the server has for each; their answers, and what was sent."""
+        about: dict[str, Fact] = {"round": number, "asked": len(places)}
         asked = {
-            place: {"round": number, "counts": self.members[place].counts, "asked": len(places)}
+            place: {**about, "counts": self.members[place].counts, "data": self.members[place].data}
             for place in places
         }
         downloads: Parts = {}

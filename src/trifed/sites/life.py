@@ -8,7 +8,7 @@ from trifed.config import RunConfig
 from trifed.errors import MessageError, RunError
 from trifed.federation.server import Server
 from trifed.federation.store import RunFolder
-from trifed.sites.opening import send_frames, tell_summary
+from trifed.sites.opening import member_of, send_frames, tell_summary
 from trifed.sites.protocol import Reply
 from trifed.sites.records import Member, Records
 from trifed.sites.roll import Roll
@@ -17,7 +17,8 @@ from trifed.sites.roll import Roll
 class Life:
     """What happens to clients between two rounds.
 
-    `changed`, `gone`: places of clients that said in the last round that their data changed, or that they leave.
+    `unknown`, `gone`: places of clients that said in the last round that their data are not those that the server
+    knows, or that they leave.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Life:
         self.roll = roll
         self.records = records
         self.tell = tell
-        self.changed: set[int] = set()
+        self.unknown: set[int] = set()
         self.gone: set[int] = set()
 
     def note(self, place: int, reply: Reply) -> None:
@@ -36,23 +37,25 @@ class Life:
         if reply.facts.get("left"):
             self.gone.add(place)
         elif reply.facts.get("changed"):
-            self.changed.add(place)
+            self.unknown.add(place)
         elif reply.lost:  # it may have a backup of an earlier round
             has = reply.facts.get("has", 0)
+            if "has" not in reply.facts:  # all is lost, and what it told of its data
+                self.unknown.add(place)
             self.members[place].counts = has if isinstance(has, int) and 0 < has < 2**31 else 0
             self.server.forget(place)
 
     def go_on(self, number: int) -> bool:
         """All that is to be done before round `number`; are there other clients or summaries now than before?"""
         left = self.take_leave(number)
-        changed = [place for place in sorted(self.changed) if self._open_again(number, place)]
-        self.changed = set()
+        again = [place for place in sorted(self.unknown) if self._open_again(number, place)]
+        self.unknown = set()
         late = [name for name in self.roll.look() if self._let_in(number, name)]
         moved = [member for member in self.members if self.roll.bound[member.name] != member.node]
         for member in moved:  # with another key, where the run allows that
             member.node = self.roll.bound[member.name]
         self._resend_frames(number)
-        return bool(left or changed or late or moved)
+        return bool(left or again or late or moved)
 
     def take_leave(self, number: int) -> bool:
         """Withdraw those that leave; are there any?"""
@@ -67,51 +70,53 @@ class Life:
         return bool(leaving)
 
     def _open_again(self, number: int, place: int) -> bool:
-        member = self.members[place]
-        reply = self.roll.ask("open", {place: {"start": 0, "again": 1}}).get(place)
-        examples = self._take_in(place, reply)
-        if isinstance(examples, str):
-            self.tell(event="left out", round=number, client=member.name, reason=examples)
+        old = self.members[place]
+        told = self._open(place, old.name, again=1)
+        if isinstance(told, str):
+            self.tell(event="left out", round=number, client=old.name, reason=told)
             return False
-        member.examples = examples
-        self._tell_of(number, "changed", place, reply)
+        old.examples, old.data = told.examples, told.data
+        self._tell_of(number, "opened again", old)
         return True
 
     def _let_in(self, number: int, name: str) -> bool:
-        place = self.roll.enrol(name)
-        reply = self.roll.ask("open", {place: {"start": 0}}).get(place)
-        examples = self._take_in(place, reply)
-        if isinstance(examples, str):
-            self.roll.dismiss(name, f"{name} could not be opened: {examples}")
+        told = self._open(self.roll.enrol(name), name)
+        if isinstance(told, str):
+            self.roll.dismiss(name, f"{name} could not be opened: {told}")
             return False
-        self.members.append(Member(name, self.roll.bound[name], examples))
-        self._tell_of(number, "came late", place, reply)
+        self.members.append(told)
+        self._tell_of(number, "came late", told)
         return True
 
-    def _take_in(self, place: int, reply: Reply | None) -> int | str:
-        """How many examples a client has that was opened, once the server has what it told; else what is wrong."""
+    def _open(self, place: int, name: str, again: int = 0) -> Member | str:
+        """The client as it says it is, once the server has its summary; else what is wrong."""
+        reply = self.roll.ask("open", {place: {"start": 0, "again": again}}).get(place)
         reason = self.roll.reason_against(reply)
         if reply is None or reason is not None:
-            return reason or ""
+            return str(reason)
         try:
-            examples = reply.number("examples")
+            found = member_of(self.roll, name, reply)
             summary = reply.part("summary") if self.server.terms.method.summarise else None
             self.server.admit(place, summary)
         except MessageError as error:
             return str(error)
-        return examples
+        if summary is not None:
+            tell_summary(self.tell, name, summary)
+        return found
 
-    def _tell_of(self, number: int, event: str, place: int, reply: Reply | None) -> None:
-        name = self.members[place].name
-        self.tell(event=event, round=number, client=name, examples=self.members[place].examples)
-        if reply is not None and "summary" in reply.parts:
-            tell_summary(self.tell, name, reply.parts["summary"])
+    def _tell_of(self, number: int, event: str, member: Member) -> None:
+        self.tell(event=event, round=number, client=member.name, examples=member.examples)
 
     def _resend_frames(self, number: int) -> None:
         """To whoever has none: who came late, or lost its disk."""
         without = [place for place, member in enumerate(self.members) if not member.counts and not member.left]
-        if number > 1 and without and self.server.terms.method.frames:
-            send_frames(self.server, self.roll, without, self.records.folder, self.tell)
+        if number == 1 or not without or not self.server.terms.method.frames:
+            return
+        told = send_frames(self.server, self.roll, without, self.records.folder, self.tell)
+        for place in without:
+            reason = self.roll.reason_against(told.get(place))
+            if reason is not None:
+                self.tell(event="left out", round=number, client=self.members[place].name, reason=reason)
 
 
 def names_of(members: list[Member]) -> list[str]:
@@ -144,6 +149,5 @@ def withdraw_from(folder: RunFolder, config: RunConfig, name: str) -> bool:
         done, server, members = records.load(config)
         withdraw(server, members, names_of(members).index(name))
         folder.append({"event": "withdrawn", "round": done + 1, "client": name})
-        records.keep(members)
         records.save(done, server, members)
     return True

@@ -98,11 +98,11 @@ class Node:
         if not request.facts.get("again"):
             store.begin()
         self._place(request.number("place"))
-        store.keep_data(self.data)
         site = self._site()
         summary = site.summary()
         parts = {} if summary is None else {"summary": summary}
         told: dict[str, Any] = {"examples": len(site.client.train), "layout": write_layout(bench.layout)}
+        told["data"] = store.keep_data(self.data)
         told["lora_bytes"] = bench.lora_bytes
         told["layers"] = write_layout(adapted_layout(bench)) if site.terms.method.frames else "[]"
         if request.facts.get("start"):
@@ -123,11 +123,13 @@ class Node:
     def _train(self, request: Request) -> Reply:
         _, store = self._parts()
         number, counts, site = request.number("round"), request.number("counts"), self._at_hand(request)
-        if self._data_changed(request.number("place")):
+        if self._data_changed(request.number("place"), request.text("data")):
             return Reply({"changed": 1}, error="its data changed; it tells what it has now before the next round")
         site = self._site()
         if request.number("asked") < self.settings.at_least:
             raise RunError(f"it takes no part in a round of fewer than {self.settings.at_least} clients")
+        if self._lacks_frames():
+            return Reply(lost=True)
         if counts == 0:
             site.start()
         else:
@@ -150,6 +152,8 @@ class Node:
     def _finish(self, request: Request) -> Reply:
         bench, store = self._parts()
         number, counts, site = request.number("round"), request.number("counts"), self._at_hand(request)
+        if self._lacks_frames():
+            return Reply(lost=True)
         found = store.state_after(counts, site.own) if counts else site.state
         if found is None:
             return Reply({"has": store.restored()}, lost=True)
@@ -199,37 +203,37 @@ class Node:
     def _place(self, place: int) -> None:
         """Read and cut this client's data as the `place`-th of all."""
         bench, config = self._parts()[0], self._config()
-        self.stamp = stamp_of(config.data.source)
+        stamp = stamp_of(config.data.source)
         data = make_client(config.data, config.seed, bench.task.roles, self.settings.name, place)
-        self.data = content_hash(data)
+        self.data, self.stamp = content_hash(data), stamp  # only where they could be read
         [mine] = data.clients
         client = Client(
             place, mine.name, bench.encode(mine.train), bench.encode(mine.valid), bench.encode(mine.test)
         )
         terms = terms_of(config, bench.layout, bench.fingerprint, self.run)
         labels = len(config.data.labels or [""])
+        frames = self._parts()[1].frames()
+        if frames is not None:
+            bench.fix_frames(frames)
         self.site = Site(terms, bench, client, config.training, config.seed, config.rounds, labels)
         self.site.start()
 
-    def _data_changed(self, place: int) -> bool:
-        """Are the data others than when this client was opened? Read again where a file is another by now."""
+    def _data_changed(self, place: int, mark: str) -> bool:
+        """Are the data others than those that the server knows by `mark`? Read again where a file changed."""
         _, store = self._parts()
         if stamp_of(self._config().data.source) != self.stamp:
             self._place(place)
-        return store.data() not in (None, self.data)
+        return not store.knows(self.data, mark)
 
     def _at_hand(self, request: Request) -> Site:
         """This client's side, from the disk where the process is new."""
         if self.site is None:
-            bench, store = self._parts()
             self._place(request.number("place"))
-            frames = store.frames()
-            if self._site().terms.method.frames and request.kind in ("train", "finish"):
-                if frames is None:
-                    raise RunError(f"{self.settings.name} lost the frames of this run, and cannot go on in it")
-                bench.fix_frames(frames)
-                self._site().start()
         return self._site()
+
+    def _lacks_frames(self) -> bool:
+        """Are frames missing that the method needs? They are sent again to who has lost what it had."""
+        return bool(self._site().terms.method.frames) and self._parts()[1].frames() is None
 
     def _site(self) -> Site:
         if self.site is None:

@@ -4,7 +4,7 @@
 
     FOLDER/RUN/
         run.json                  the run's settings as the server sent them
-        data.json                 a hash of this client's data as it was opened with
+        data.json                 a hash of this client's data as it was opened with, and a mark for the server
         frames.safetensors        A, B and the start of C, where a method agrees on them before round 1
         state.safetensors         after the last round: A, B, head, AdamW's moments, what the wire owes
         state-before.safetensors  the same after the round before: the server may not have got the last upload
@@ -16,6 +16,7 @@ Every file is replaced atomically. Whoever can read the folder can read the clie
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,20 @@ class NodeStore:
         path = self.folder / "frames.safetensors"
         return {name: t.numpy() for name, t in load_file(path).items()} if path.is_file() else None
 
-    def keep_data(self, content: str) -> None:
-        """Keep a hash of the data that the client was opened with."""
-        self._write("data.json", {"hash": content})
+    def keep_data(self, content: str) -> str:
+        """Keep a hash of the data that the client was opened with; a mark that the server keeps for it.
 
-    def data(self) -> str | None:
-        """The same, read; None where there is none."""
+        The mark says nothing of the data. Where the server sends another than is kept here, or the data have
+        another hash, the server does not know what the client has.
+        """
+        mark = secrets.token_hex(4)
+        self._write("data.json", {"hash": content, "mark": mark})
+        return mark
+
+    def knows(self, content: str, mark: str) -> bool:
+        """Are these data and this mark those of the last opening?"""
         path = self.folder / "data.json"
-        return str(json.loads(path.read_text(encoding="utf-8"))["hash"]) if path.is_file() else None
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == {"hash": content, "mark": mark}
 
     def keep(self, number: int, counts: int, state: ClientState, own: Mapping[str, Tensor]) -> None:
         """Keep the state after round `number`, and beside it that after round `counts`, which it came from.

@@ -41,11 +41,14 @@ def open_clients(config: RunConfig, run: str, roll: Roll) -> tuple[Server, list[
             roll.need_all(opened, "be opened")
         for name in wrong:  # the others have other places then, and are opened again
             roll.dismiss(name, f"{name} could not be opened: {reasons[name]}")
-    members = [
-        Member(name, roll.bound[name], opened[place].number("examples")) for place, name in enumerate(roll.names)
-    ]
+    members = [member_of(roll, name, opened[place]) for place, name in enumerate(roll.names)]
     layout, start = _agree_on_start(config, run, roll, opened[0])
     return Server(terms_of(config, layout, roll.agreed[0], run), len(members), start), members, opened
+
+
+def member_of(roll: Roll, name: str, opened: Reply) -> Member:
+    """A client that was opened; MessageError where it did not say what it should."""
+    return Member(name, roll.bound[name], opened.number("examples"), opened.text("data"))
 
 
 def begin(server: Server, members: list[Member], opened: Opened, tell: Tell) -> None:
@@ -91,16 +94,16 @@ def agree_on_frames(
 
 
 def send_frames(server: Server, roll: Roll, places: list[int], folder: RunFolder, tell: Tell) -> Opened:
-    """Send the frames that are kept to clients, and see that they start where the server does."""
+    """Send the frames that are kept to clients; an answer that starts elsewhere becomes one with an error."""
     frames: Tensors = folder.read_arrays(FRAMES)
     layout = layout_of(frames)
     parts = {place: {"frames": server.frames_for(place, frames)} for place in places}
     facts: dict[int, dict[str, Any]] = {place: {"layout": write_layout(layout)} for place in places}
     told = roll.ask("frames", facts, parts)
     wanted = digest(server.terms.wire.layout, server.start)
-    for place, reply in told.items():
-        if roll.reason_against(reply) is None and reply.text("digest") != wanted:
-            raise RunError(f"{roll.names[place]} starts elsewhere from the same frames; give all the same trifed")
+    for place, reply in list(told.items()):
+        if roll.reason_against(reply) is None and reply.facts.get("digest") != wanted:
+            told[place] = Reply(error="it starts elsewhere from the same frames; give all the same trifed")
         sizes = manifest(parts[place]["frames"], layout_sizes(layout))
         tell(event="opening", client=roll.names[place], down=sizes)
     return told

@@ -3,10 +3,11 @@
 ::
 
     hello    the run's settings, without its data        -> name, base model, what travels (a digest)
-    open     nothing; `again`: its data changed           -> examples, what travels, summary, perhaps the start
+    open     nothing; `again`: its data changed           -> examples, its mark of the data, what travels, summary,
+                                                            perhaps the start
     gradient nothing                                     -> the first gradient, where the method makes frames of it
     frames   frames                                      -> the new digest
-    train    round, the client's last round that counts, how many are asked; the download -> the upload
+    train    round, the client's last round that counts, its mark, how many are asked; the download -> the upload
     finish   the last download                           -> scores, where the client tells them
 
 In the place of an upload a client may say that its data `changed`, that it has `left` for good, or that it has

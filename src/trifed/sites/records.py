@@ -3,8 +3,9 @@
 ::
 
     FOLDER/
-        federation.json          the run's name, its clients by place, and what they agreed on
-        checkpoint.safetensors   end of the last whole round: the method's state, summaries, what each had last
+        federation.json          the run's name, and what its clients agreed on
+        checkpoint.safetensors   end of the last whole round: who takes part, by place; the method's state,
+                                 summaries, what each had last
         frames.safetensors       where a method agrees on frames before round 1
         leaving.json             clients that are to be withdrawn before the next round
         lock                     held by the process that leads the run
@@ -31,20 +32,20 @@ from trifed.similarity import Summary
 from trifed.sites.protocol import read_layout, write_layout
 
 FACTS, LEAVING, LOCK = "federation.json", "leaving.json", "lock"
-KNOWN, SUMMARY, COUNTS, START = "known/", "summary/", "counts", "start"
-"""Beside the method's state in a checkpoint: what each client had last, what it told of its data, the last
-round of each that counts, the common start."""
+KNOWN, SUMMARY, START = "known/", "summary/", "start"
+"""Beside the method's state in a checkpoint: what each client had last, what it told of its data, the start."""
 
 
 @dataclass
 class Member:
-    """A client. `node`: that it first came from; `examples`: to train on; `counts`: the last round of its upload
-    that counts, 0 before that.
+    """A client. `node`: whose key its name stays with; `examples`: to train on; `data`: the client's own mark of
+    the data that it was opened with; `counts`: the last round of its upload that counts, 0 before that.
     """
 
     name: str
     node: int
     examples: int
+    data: str
     counts: int = 0
     left: bool = False
 
@@ -58,33 +59,27 @@ class Records:
 
     @property
     def members(self) -> list[Member]:
-        """By place, without what a checkpoint knows of them."""
-        return [Member(**facts) for facts in self.facts.get("members", [])]
+        """By place, as of the last checkpoint."""
+        return [Member(**facts) for facts in self.folder.members() or []]
 
-    def write(self, name: str, server: Server, members: list[Member], agreed: tuple[str, str], lora: int) -> None:
-        """Keep who takes part, and what they agreed on; `lora`: bytes that `fedavg-lora` would send."""
+    def write(self, name: str, server: Server, agreed: tuple[str, str], lora: int) -> None:
+        """Keep what all agreed on; `lora`: bytes that `fedavg-lora` would send."""
         base, digest = agreed
         layout = write_layout(server.terms.wire.layout)
         self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora}
-        self.keep(members)
-
-    def keep(self, members: list[Member]) -> None:
-        """Keep who takes part now."""
-        told = [{n: v for n, v in asdict(member).items() if n != "counts"} for member in members]
-        self.facts = {**self.facts, "members": told}
         self.folder.write_json(FACTS, self.facts)
 
     def save(self, number: int, server: Server, members: list[Member]) -> None:
         """Keep the end of a round."""
         kept: State = {**server.state, START: server.start}
-        kept[COUNTS] = np.array([member.counts for member in members], np.int64)
         kept |= {f"{KNOWN}{place}": values for place, values in server.known.items()}
         for place, summary in server.summaries.items():
             kept |= {f"{SUMMARY}{place}/{name}": array for name, array in summary.to_arrays().items()}
-        self.folder.save_checkpoint(number, [], kept, self.facts["run"])
+        told = [asdict(member) for member in members]
+        self.folder.save_checkpoint(number, [], kept, server.terms.run, told)
 
     def load(self, config: RunConfig) -> tuple[int, Server, list[Member]]:
-        """The last whole round, as `save` has kept it. Who came after that is to be admitted again.
+        """The last whole round, as `save` has kept it.
 
         The log of a run that is not over is cut back to it.
 
@@ -96,10 +91,7 @@ class Records:
         if checkpoint is None:
             raise RunError(f"{self.folder.path}: the checkpoint is gone; start a new run")
         done, _, kept = checkpoint
-        counts = kept.pop(COUNTS)
-        members = self.members[: len(counts)]
-        for member, number in zip(members, counts, strict=True):
-            member.counts = int(number)
+        members = self.members
         terms = terms_of(config, read_layout(self.facts["layout"]), self.facts["base"], self.facts["run"])
         server = Server(terms, len(members), kept.pop(START).astype(np.float32))
         server.known = {place: array.astype(np.float32) for (place,), array in _taken(kept, KNOWN)}

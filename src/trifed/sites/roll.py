@@ -104,6 +104,7 @@ class Roll:
     def dismiss(self, name: str, reason: str) -> None:
         """A client that was enrolled cannot take part; all others have their places from now on."""
         self.names.remove(name)
+        self.bound.pop(name)
         node = self.nodes.pop(name, None)
         if node is not None:  # else it will be greeted again
             self._refuse(node, reason)

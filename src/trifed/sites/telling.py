@@ -29,7 +29,7 @@ LINES = {
     "started": "{method}: {count} clients",
     "resumed": "{method}: goes on after round {round}",
     "came late": "round {round}  {client} comes late, with {examples} examples",
-    "changed": "round {round}  {client} has other data now, {examples} examples",
+    "opened again": "round {round}  {client} says anew what data it has, {examples} examples",
     "withdrawn": "round {round}  {client} has left for good: what was its own is deleted",
     "summary": "{client}: summary, {kilobytes:.1f} KB",
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
