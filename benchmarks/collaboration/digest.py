@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,35 @@ Json = dict[str, Any]
 STAGES = ("trained", "received", "between")
 
 
-def digest(work: Path, setting: str, seed: int) -> Json:
-    """By variant, the run whose mean validation accuracy is best, the better stage counting."""
-    found: dict[str, Json] = {}
-    for folder in sorted((work / f"{setting}-{seed}").glob("*")):
-        if not (folder / "summary.json").is_file():
-            continue
-        variant, facts = folder.name.split("@")[0], _facts(folder)
-        if variant not in found or max(facts["valid"].values()) > max(found[variant]["valid"].values()):
-            found[variant] = facts
+def chosen(work: Path, setting: str, seeds: Sequence[int]) -> dict[str, float]:
+    """By variant, the learning rate whose mean validation accuracy is best, the better stage counting.
+
+    The mean is over the seeds; a rate that was not run on all of them is not compared.
+    """
+    runs = [_runs(work, setting, seed) for seed in seeds]
+    best: dict[str, tuple[float, float]] = {}
+    for variant, rate in sorted(set.intersection(*(set(found) for found in runs))):
+        facts = [found[variant, rate]["valid"] for found in runs]
+        reached = max(sum(valid[stage] for valid in facts) / len(facts) for stage in facts[0])
+        best[variant] = max(best.get(variant, (0.0, 0.0)), (reached, -rate))
+    return {variant: -rate for variant, (_, rate) in best.items()}
+
+
+def digest(work: Path, setting: str, seed: int, tune_on: Sequence[int]) -> Json:
+    """By variant, a seed's run at the chosen rate, and what each rate had on validation data."""
+    runs = _runs(work, setting, seed)
+    found: Json = {}
+    for variant, rate in chosen(work, setting, tune_on).items():
+        if (variant, rate) in runs:
+            tried = {f"{r:g}": facts["valid"] for (name, r), facts in runs.items() if name == variant}
+            found[variant] = runs[variant, rate] | {"valid of all rates": tried}
     return found
+
+
+def _runs(work: Path, setting: str, seed: int) -> dict[tuple[str, float], Json]:
+    folders = sorted((work / f"{setting}-{seed}").glob("*@*"))
+    done = [_facts(folder) for folder in folders if (folder / "summary.json").is_file()]
+    return {(facts["variant"], facts["learning_rate"]): facts for facts in done}
 
 
 def conditions(work: Path, setting: str, seed: int) -> Json:
@@ -44,6 +64,7 @@ def _facts(folder: Path) -> Json:
     by_stage = {stage: [e for e in last if e["stage"] == stage] for stage in STAGES}
     by_stage = {stage: scores for stage, scores in by_stage.items() if scores}
     return {
+        "variant": folder.name.split("@")[0],
         "learning_rate": float(folder.name.split("@")[1]),
         "valid": {s: sum(e["valid"]["accuracy"] for e in found) / len(found) for s, found in by_stage.items()},
         "clients": {stage: [e["test"]["accuracy"] for e in found] for stage, found in by_stage.items()},

@@ -10,8 +10,7 @@ Where nobody has a partner there is no oracle, and where all are alike it is pla
 
 Intervals (95 %) are percentiles of a bootstrap: seeds are drawn again, and within each seed the clients of each
 group, the same for all variants; for worst clients only seeds are. The model counted is the one that a client has
-just trained or the one that comes back, whichever is better on the validation data of the seed for choosing;
-own-prior always makes one of both.
+just trained or the one that comes back, whichever is better on the validation data of all seeds; own-prior always makes one of both.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ Floats = NDArray[np.float64]
 
 ALONE = ("local-lora", "local-tri-matrix", "local-frames")
 PROBE, ORACLE = "probe-alone", "oracle"
-CHOOSING = "0"
 ENOUGH = 2.0
 """Points of headroom from which on a share of it means something."""
 DRAWS = 4000
@@ -54,8 +52,9 @@ def read(kept: Json) -> Found:
     scores: dict[str, Floats] = {}
     bytes_up = {variant: float(kept["seeds"][seeds[0]][variant]["bytes_up"]) for variant in variants}
     for variant in variants:
-        valid = kept["seeds"][CHOOSING][variant]["valid"]
-        stage = "between" if "between" in valid else max(valid, key=valid.__getitem__)
+        valid = [kept["seeds"][seed][variant]["valid"] for seed in seeds]
+        mean = {stage: sum(v[stage] for v in valid) for stage in valid[0]}
+        stage = "between" if "between" in mean else max(mean, key=mean.__getitem__)
         scores[variant] = 100 * np.array([kept["seeds"][seed][variant]["clients"][stage] for seed in seeds])
     alone = next(variant for variant in ALONE if variant in variants)
     for control in kept["seeds"][seeds[0]][alone]["controls"]:

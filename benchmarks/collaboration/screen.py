@@ -3,9 +3,10 @@
     python benchmarks/collaboration/screen.py --data DIR [--settings NAME ...] [--variants NAME ...] [--seeds N]
 
 Every variant of `VARIANTS` on clients in planted groups (`groups.py`), so that what sharing can give is known: the
-oracle averages A, B and head within the true groups. Seed 0 is for choosing: each variant has a small grid of
-learning rates there, and its best on validation data is used for all other seeds. Runs are kept under --work and
-go on where they were broken off; what is finished goes to the file --out (see `digest.py` for what is in it).
+oracle averages A, B and head within the true groups. Each variant has a small grid of learning rates, and the one
+with the best mean on validation data over the seeds --tune-on is used; other seeds are run at that one alone. Runs
+are kept under --work and go on where they were broken off; what is finished goes to the file --out (see `digest.py`
+for what is in it).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent))
-from digest import conditions, digest
+from digest import chosen, conditions, digest
 from groups import SETTINGS, plant
 from variants import OwnPrior, Variant, grouping, register
 
@@ -67,7 +68,8 @@ FINALISTS = ["local-lora", "local-frames", "oracle", "everybody", "own-prior"]
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}
 GRID_ALONE = {"lora": (1e-3, 3e-3), "tri-matrix": (1e-3, 3e-3), "public-frames": (3e-3, 1e-2)}
 """Who trains alone learns few examples by heart, the sooner the higher the rate."""
-TUNING_SEED = 0
+CURVES_OF = 0
+"""The seed that is evaluated four times on its way."""
 
 EXAMPLES = {"tasks": (160, 40, 100), "named-tasks": (160, 40, 100), "topics": (32, 20, 100)}
 """To train on, to validate, to test, for each client."""
@@ -97,7 +99,7 @@ def configuration(setting: str, variant: str, rate: float, seed: int, source: Pa
         "name": "run",
         "seed": seed,
         "rounds": rounds,
-        "evaluate_every": rounds // 4 if seed == TUNING_SEED else rounds,
+        "evaluate_every": rounds // 4 if seed == CURVES_OF else rounds,
         "controls": VARIANTS[variant].groups == "alone",
         "method": {"name": variant, **grouping(VARIANTS[variant].groups, groups)},
         "model": {"name": "demo", "max_length": 64},
@@ -122,13 +124,15 @@ def configuration(setting: str, variant: str, rate: float, seed: int, source: Pa
 def jobs(setting: str, seed: int, variants: list[str], given: argparse.Namespace) -> list[Job]:
     """A setting's runs of one seed: all rates where they are chosen, elsewhere the chosen one."""
     source, groups = table(setting, seed, given.data, given.work)
-    chosen = {} if seed == TUNING_SEED else digest(given.work, setting, TUNING_SEED)
+    rates = {} if seed in given.tune_on else chosen(given.work, setting, given.tune_on)
     found: list[Job] = []
     for variant in variants:
-        if seed != TUNING_SEED and variant not in chosen:
-            raise SystemExit(f"{setting}: the learning rate of {variant} is chosen with seed {TUNING_SEED} first")
+        if seed not in given.tune_on and variant not in rates:
+            raise SystemExit(
+                f"{setting}: the learning rate of {variant} is chosen with seeds {given.tune_on} first"
+            )
         grid = (GRID_ALONE if VARIANTS[variant].groups == "alone" else GRID)[VARIANTS[variant].adapter]
-        for rate in grid if seed == TUNING_SEED else [chosen[variant]["learning_rate"]]:
+        for rate in grid if seed in given.tune_on else [rates[variant]]:
             values = configuration(setting, variant, rate, seed, source, groups)
             values["training"]["device"] = given.device
             found.append((given.work / f"{setting}-{seed}" / f"{variant}@{rate:g}", values))
@@ -158,10 +162,11 @@ def carry_out(found: list[Job], parallel: int) -> None:
 def keep(given: argparse.Namespace, setting: str, seed: int) -> None:
     """What is finished of a setting, into the file of results and onto the terminal."""
     results = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    found = digest(given.work, setting, seed)
+    found = digest(given.work, setting, seed, given.tune_on)
     if not found:
         return
     kept = results.setdefault(setting, {"an example": conditions(given.work, setting, seed), "seeds": {}})
+    kept["tuned on"] = given.tune_on
     kept["groups"] = table(setting, seed, given.data, given.work)[1]
     kept["seeds"][str(seed)] = found
     given.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -179,13 +184,15 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=FINALISTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--tune-on", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="SEED")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     if given.data is not None and not given.data.is_dir():
         parser.error(f"--data {given.data}: no such folder; it holds the public data sets")
-    for seeds in ([s for s in given.seeds if s == TUNING_SEED], [s for s in given.seeds if s != TUNING_SEED]):
-        wanted = [(setting, seed) for seed in seeds for setting in given.settings]
+    tuning = set(given.tune_on)
+    for seeds in ([s for s in given.seeds if s in tuning], [s for s in given.seeds if s not in tuning]):
+        wanted = [(setting, seed) for setting in given.settings for seed in seeds]
         carry_out([job for pair in wanted for job in jobs(*pair, given.variants, given)], given.jobs)
         for setting, seed in wanted:
             keep(given, setting, seed)
