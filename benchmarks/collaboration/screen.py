@@ -5,8 +5,8 @@
 Every variant of `VARIANTS` on clients in planted groups (`groups.py`), so that what sharing can give is known: the
 oracle averages A, B and head within the true groups. Each variant has a small grid of learning rates, and the one
 with the best mean on validation data over the seeds --tune-on is used; other seeds are run at that one alone. Runs
-are kept under --work and go on where they were broken off; what is finished goes to the file --out (see `digest.py`
-for what is in it).
+are kept under --work and go on where they were broken off; what is finished goes to the file --out (`digest.py`
+says what is in it).
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ def jobs(setting: str, seed: int, variants: list[str], given: argparse.Namespace
     found: list[Job] = []
     for variant in variants:
         if seed not in given.tune_on and variant not in rates:
-            raise SystemExit(
-                f"{setting}: the learning rate of {variant} is chosen with seeds {given.tune_on} first"
-            )
+            raise SystemExit(f"{setting}: the rate of {variant} is chosen with seeds {given.tune_on} first")
         grid = (GRID_ALONE if VARIANTS[variant].groups == "alone" else GRID)[VARIANTS[variant].adapter]
         for rate in grid if seed in given.tune_on else [rates[variant]]:
             values = configuration(setting, variant, rate, seed, source, groups)

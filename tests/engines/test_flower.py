@@ -23,9 +23,12 @@ from trifed.config import to_toml
 from trifed.federation.store import RunFolder
 
 pytest.importorskip("flwr")
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
 
-from trifed.engines.flower import settings_of
+from trifed.engines.flower import FlowerChannel, settings_of
+from trifed.sites.protocol import Request
 
 SITES = ["amber", "basil", "coral"]
 LABELS = ["billing", "delivery", "login"]
@@ -197,6 +200,40 @@ def test_a_simulated_node_finds_its_settings_by_its_number(tmp_path):
     assert named({}) is None and named({"partition-id": 0}, sites="") is None
 
 
+class Grid:
+    """Answers each message at once, with an error."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def push_messages(self, messages):
+        for place, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = str(place)
+        self.sent = messages
+        return [str(place) for place in range(len(messages))]
+
+    def pull_messages(self, numbers):
+        return [Message(Error(self.code, "why"), reply_to=self.sent[int(number)]) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("code", "answered"),
+    [
+        (ErrorCode.MESSAGE_UNAVAILABLE, False),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, False),
+        (ErrorCode.NODE_UNAVAILABLE, True),
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, True),
+    ],
+)
+def test_a_message_that_expired_is_no_answer_and_other_errors_are_one(code, answered, monkeypatch):
+    """Whichever clock is ahead at the end of a round, Flower's or the server's, the reason is the same."""
+    for name in ("_run_id", "_node_id", "_task_id"):  # a message asks who sends it
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    found = FlowerChannel(Grid(code)).ask({7: Request("train", {}, {})}, 5)
+    assert list(found) == ([7] if answered else [])
+    assert all(reply.error == f"its node reports error {code}: why" for reply in found.values())
+
+
 FAULTY = '''"""Answers for one site, wrongly in some rounds."""
 
 import dataclasses
@@ -232,6 +269,7 @@ def answer(path, request):
     if number == 4:
         return instead(reply, [0.0] * 64, run="another-1")
     if number == 5:
+        (path.parent / "slow").touch()
         time.sleep(float(request.facts["seconds"]) + 2)
     return reply
 
@@ -243,7 +281,7 @@ app = client_app(answer)
 def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values, processes, tmp_path):
     """An error, NaN, a wrong shape, another run's message, too slow, killed; one comes late, and one leaves."""
     values = toy_values(
-        method="own-prior", rounds=14, name="tickets", data={"labels": LABELS}, wire={"bits": 32}
+        method="own-prior", rounds=18, name="tickets", data={"labels": LABELS}, wire={"bits": 32}
     )  # fmt: skip
     values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 40, "quorum": 1}
     server, port = set_up(
@@ -265,9 +303,10 @@ def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values,
     processes.start(tmp_path / "dill" / "start.sh")
     until(lambda: rounds() >= 4, 120, tmp_path)
     processes.kill(nodes["basil"])  # in round 5, which coral's slowness keeps open
+    until(lambda: (tmp_path / "coral" / "slow").is_file(), 40, tmp_path)
+    trifed("flower", "withdraw", tmp_path / "coral")  # its answer to round 5 is made; the next it refuses
     until(lambda: rounds() >= 5, 90, tmp_path)
     processes.start(tmp_path / "basil" / "start.sh")
-    trifed("flower", "withdraw", tmp_path / "coral")
     until(lambda: any(e["event"] == "finished" for e in events_of(folder)), 240, tmp_path)
 
     events = events_of(folder)
@@ -281,9 +320,9 @@ def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values,
     assert out["basil", 5]
     trained = {name: [e["round"] for e in events if e["event"] == "trained" and e["client"] == name]
                for name in [*SITES, "dill"]}  # fmt: skip
-    assert trained["amber"] == list(range(1, 15))
+    assert trained["amber"] == list(range(1, 19))
     assert trained["coral"] == []
-    assert trained["basil"][:4] == [1, 2, 3, 4] and trained["basil"][-1] == 14, out
+    assert trained["basil"][:4] == [1, 2, 3, 4] and trained["basil"][-1] == 18, out
     [late] = [e for e in events if e["event"] == "came late"]
-    assert trained["dill"] == list(range(late["round"], 15)) and 2 <= late["round"] <= 5
+    assert trained["dill"] == list(range(late["round"], 19)) and 2 <= late["round"] <= 6
     assert [(e["client"], e["round"]) for e in events if e["event"] == "withdrawn"] == [("coral", 7)]

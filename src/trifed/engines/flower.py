@@ -12,6 +12,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from trifed.engines.worker import ask_worker
@@ -22,6 +23,8 @@ from trifed.sites.telling import Event, line_of
 RECORD, PART = "trifed", "part/"
 POLL = 0.5
 """Seconds between two looks for replies."""
+EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""What Flower says of a message, or of the reply to one, that has outlived its time to live."""
 
 Answer = Callable[[Path, Request], Reply]
 
@@ -37,7 +40,11 @@ class FlowerChannel:
         return set(self.grid.get_node_ids())
 
     def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
-        """Send all, and collect what comes within `seconds`; an error of Flower's own becomes a reply with it."""
+        """Send all, and collect what comes within `seconds`; an error of Flower's own becomes a reply with it.
+
+        That a message has expired is not one: a message lives as long as the round, and which clock is ahead, the
+        SuperLink's or this one, decides whether Flower says so first. Either way nobody has answered.
+        """
         if not requests:
             return {}
         messages = [
@@ -49,7 +56,9 @@ class FlowerChannel:
         until = time.monotonic() + seconds
         while waiting and time.monotonic() < until:
             for message in self.grid.pull_messages(list(waiting)):
-                found[waiting.pop(message.metadata.reply_to_message_id)] = reply_of(message)
+                node = waiting.pop(message.metadata.reply_to_message_id)
+                if not (message.has_error() and message.error.code in EXPIRED):
+                    found[node] = reply_of(message)
             if waiting:
                 time.sleep(POLL)
         return found
