@@ -1,4 +1,4 @@
-"""What an audit found, as it is kept in `audit.json`: every number with its interval, every attack with who makes it.
+"""What an audit found, as it is kept in `audit.json`: every number with its interval, and who attacks.
 
 Estimates are means over trials with 95 % intervals of a bootstrap over them.
 """
@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trifed.errors import RunError
 
 Knows = Literal["base", "start", "factors"]
-"""Of the adapter: nothing, but W0; the start of A and B, which comes from a shared seed; A and B as they are now."""
+"""Beside W0: nothing of the adapter; the start of A and B, which comes from a shared seed; A and B as they are."""
 Sees = Literal["gradient", "update"]
-"""The plain gradient of one batch, the most that an upload could ever show; or what a client's round really sends."""
+"""The plain gradient of one batch, the most an upload could ever show; or what a client's round really sends."""
 Attack = Literal["span", "matching", "guesser"]
 
 
@@ -42,8 +42,8 @@ class Reconstruction(_Found):
     """How much of the examples an attack gives back.
 
     `tokens`: that an upload stands for, mean over trials; None for images. `scores`: for text
-    precision, recall, f1, rouge1, rouge2, rougeL, exact; for images psnr (dB), ssim, mse, distance (between features
-    of the base model).
+    precision, recall, f1, rouge1, rouge2, rougeL, exact; for images psnr (dB), ssim, mse, distance (between
+    features of the base model).
     """
 
     method: str
