@@ -31,6 +31,12 @@ def chosen(work: Path, setting: str, seeds: Sequence[int]) -> dict[str, float]:
     return {variant: -rate for variant, (_, rate) in best.items()}
 
 
+def tried(work: Path, setting: str, variant: str, seeds: Sequence[int]) -> set[float]:
+    """The rates at which a variant was run on all of these seeds."""
+    runs = [_runs(work, setting, seed) for seed in seeds]
+    return {rate for name, rate in set.intersection(*(set(found) for found in runs)) if name == variant}
+
+
 def digest(work: Path, setting: str, seed: int, tune_on: Sequence[int]) -> Json:
     """By variant, a seed's run at the chosen rate, and what each rate had on validation data."""
     runs = _runs(work, setting, seed)

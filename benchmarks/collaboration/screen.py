@@ -4,9 +4,9 @@
 
 Every variant of `VARIANTS` on clients in planted groups (`groups.py`), so that what sharing can give is known: the
 oracle averages A, B and head within the true groups. Each variant has a small grid of learning rates, and the one
-with the best mean on validation data over the seeds --tune-on is used; other seeds are run at that one alone. Runs
-are kept under --work and go on where they were broken off; what is finished goes to the file --out (`digest.py`
-says what is in it).
+with the best mean on validation data over the seeds --tune-on is used; where it lies at an end, up to --beyond rates
+further are tried. Other seeds are run at that rate alone. Runs are kept under --work and go on where they were broken
+off; what is finished goes to the file --out (`digest.py` says what is in it).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent))
-from digest import chosen, conditions, digest
+from digest import chosen, conditions, digest, tried
 from groups import SETTINGS, plant
 from variants import OwnPrior, Variant, grouping, register
 
@@ -68,6 +68,7 @@ FINALISTS = ["local-lora", "local-frames", "oracle", "everybody", "own-prior"]
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}
 GRID_ALONE = {"lora": (1e-3, 3e-3), "tri-matrix": (1e-3, 3e-3), "public-frames": (3e-3, 1e-2)}
 """Who trains alone learns few examples by heart, the sooner the higher the rate."""
+LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CURVES_OF = 0
 """The seed that is evaluated four times on its way."""
 
@@ -129,12 +130,21 @@ def jobs(setting: str, seed: int, variants: list[str], given: argparse.Namespace
     for variant in variants:
         if seed not in given.tune_on and variant not in rates:
             raise SystemExit(f"{setting}: the rate of {variant} is chosen with seeds {given.tune_on} first")
-        grid = (GRID_ALONE if VARIANTS[variant].groups == "alone" else GRID)[VARIANTS[variant].adapter]
-        for rate in grid if seed in given.tune_on else [rates[variant]]:
+        for rate in grid(setting, variant, given) if seed in given.tune_on else [rates[variant]]:
             values = configuration(setting, variant, rate, seed, source, groups)
             values["training"]["device"] = given.device
             found.append((given.work / f"{setting}-{seed}" / f"{variant}@{rate:g}", values))
     return found
+
+
+def grid(setting: str, variant: str, given: argparse.Namespace) -> list[float]:
+    """The rates of a variant: its grid, what was tried beyond, and one further where the best is at an end."""
+    least = (GRID_ALONE if VARIANTS[variant].groups == "alone" else GRID)[VARIANTS[variant].adapter]
+    found = {*least, *tried(given.work, setting, variant, given.tune_on)}
+    best = chosen(given.work, setting, given.tune_on).get(variant)
+    if best in (min(found), max(found)) and len(found) < len(least) + given.beyond:
+        found.add(LADDER[LADDER.index(best) + (1 if best == max(found) else -1)])
+    return sorted(found)
 
 
 def one(job: Job) -> str:
@@ -183,6 +193,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=FINALISTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--tune-on", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="SEED")
+    parser.add_argument("--beyond", type=int, default=0, help="rates tried beyond an end of the grid at most")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
@@ -191,7 +202,8 @@ def main() -> None:
     tuning = set(given.tune_on)
     for seeds in ([s for s in given.seeds if s in tuning], [s for s in given.seeds if s not in tuning]):
         wanted = [(setting, seed) for setting in given.settings for seed in seeds]
-        carry_out([job for pair in wanted for job in jobs(*pair, given.variants, given)], given.jobs)
+        for _ in range(given.beyond + 1):
+            carry_out([job for pair in wanted for job in jobs(*pair, given.variants, given)], given.jobs)
         for setting, seed in wanted:
             keep(given, setting, seed)
 
