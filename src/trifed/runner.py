@@ -154,16 +154,8 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     began = time.perf_counter()
     require_trackers(config.trackers)
     choose_device(config.training)  # a device that is not there should not wait for data and model
-    listener({"event": "loading", "what": "data"})
-    task = TASKS[config.task]
-    data = make_clients(config.data, config.seed, task.roles)
-    listener({"event": "split", "data": data})
-    listener({"event": "loading", "what": f"model {config.model.name}"})
-    base = task.load(config.model.name, config.model.dtype)
-    method = METHODS[config.method.name]
-    settings = (config.model, config.adapter, config.training)
-    bench = build_workbench(base, method, data.label_names, config.seed, settings, task)
-    clients = _tokenise(data, bench)
+    data, bench, clients = prepare(config, listener)
+    base = bench.base
     folder = make_folder()
     if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused
         folder.write_json("environment.json", environment(config, base, bench))
@@ -179,6 +171,19 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     summary = _close(simulation, base)
     summary["seconds_total"] = round(time.perf_counter() - began, 1)
     folder.write_json("summary.json", summary)
+
+
+def prepare(config: RunConfig, listener: Listener = quiet) -> tuple[FederatedData, Workbench, list[Client]]:
+    """The data of a configured run, the model with its adapter, and the clients' tokenised examples."""
+    task = TASKS[config.task]
+    listener({"event": "loading", "what": "data"})
+    data = make_clients(config.data, config.seed, task.roles)
+    listener({"event": "split", "data": data})
+    listener({"event": "loading", "what": f"model {config.model.name}"})
+    base = task.load(config.model.name, config.model.dtype)
+    settings = (config.model, config.adapter, config.training)
+    bench = build_workbench(base, METHODS[config.method.name], data.label_names, config.seed, settings, task)
+    return data, bench, _tokenise(data, bench)
 
 
 def _tokenise(data: FederatedData, bench: Workbench) -> list[Client]:

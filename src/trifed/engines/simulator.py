@@ -84,7 +84,14 @@ class Simulation:
         self.server.open({client: payload for client, payload in summaries.items() if payload})
 
     def _continue(self, done: int, states: list[ClientState], server: State) -> int:
-        """Take a checkpoint up; the number of the next round."""
+        """Take a checkpoint up, and say so; the number of the next round."""
+        self.restore(states, server)
+        sent = sum(total_bytes(e.get(way, {})) for e in self.folder.events() for way in ("up", "down"))
+        self._tell(**self._facts("resumed"), round=done, sent=sent)
+        return done + 1
+
+    def restore(self, states: list[ClientState], server: State) -> None:
+        """Put clients and server where a checkpoint has them."""
         if self.method.frames:
             self.bench.fix_frames(self.folder.read_arrays(FRAMES))
             self.server.start = self.bench.start_values
@@ -93,9 +100,6 @@ class Simulation:
             site.state = state
             if "received" in state.wire:
                 self.server.known[site.client.index] = state.wire["received"]
-        sent = sum(total_bytes(e.get(way, {})) for e in self.folder.events() for way in ("up", "down"))
-        self._tell(**self._facts("resumed"), round=done, sent=sent)
-        return done + 1
 
     def _agree_on_frames(self) -> None:
         """Every client's first gradient goes up, and the frames that the method makes of them come down."""

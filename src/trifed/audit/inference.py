@@ -1,0 +1,67 @@
+"""What an upload says without giving an example back: which labels a batch had, and who was in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trifed.audit.victim import Victim
+from trifed.methods.packing import Tensors
+from trifed.tasks import Encoded
+
+HEAD = "head.weight"
+Floats = NDArray[np.float64]
+
+
+def labels_from(observed: Tensors, batch: int) -> list[int] | None:
+    """The labels of a batch, with their multiplicity, from the gradient of the head; None where it is not sent.
+
+    Row k of a softmax head's gradient is Σ (p_k − [y = k]) x / n: opposed to the mean feature where k occurs (Zhao
+    et al., "iDLG", 2020, arXiv 2001.02610). The mean feature is the first singular vector, turned so that most rows
+    go along with it.
+    """
+    if HEAD not in observed or not np.any(observed[HEAD]):
+        return None
+    rows = observed[HEAD].astype(np.float64)
+    direction = np.linalg.svd(rows, full_matrices=False)[2][0]
+    along = rows @ direction
+    # The rows add up to nothing: few are large and negative, where labels occur, and many small.
+    along = along if abs(along.min()) >= along.max() else -along
+    share = np.maximum(-along, 0)
+    wanted = batch * share / share.sum()
+    counts = np.floor(wanted).astype(int)
+    for label in np.argsort(counts - wanted, kind="stable")[: batch - counts.sum()]:
+        counts[label] += 1
+    return [int(label) for label in np.repeat(np.arange(len(counts)), counts)]
+
+
+def membership_scores(
+    victim: Victim,
+    believed: dict[str, torch.Tensor],
+    observed: Tensors,
+    data: Encoded,
+    progress: Callable[[], None],
+) -> Floats:
+    """For each example the cosine between its own gradient and what was observed of its client, (n,).
+
+    The score of a member is higher, for its gradient is a part of what was sent (after Li et al., "Effective passive
+    membership inference attacks in federated learning", 2022, arXiv 2111.08390: gradients of examples of a large
+    model are nearly orthogonal).
+    """
+    bench = victim.bench
+    bench.load(believed)
+    bench.model.eval()
+    names = [name for name in observed if np.any(observed[name])]
+    target = torch.from_numpy(np.concatenate([observed[name].ravel() for name in names]))
+    scores = np.zeros(len(data))
+    for row in range(len(data)):
+        loss = bench.model.loss(data.batch(np.array([row]), torch.device("cpu")))
+        parts = torch.autograd.grad(loss, [bench.parameters[name] for name in names], allow_unused=True)
+        shapes = [observed[name].size for name in names]
+        own = [torch.zeros(n) if part is None else part.flatten() for part, n in zip(parts, shapes, strict=True)]
+        scores[row] = float(torch.cosine_similarity(torch.cat(own), target, dim=0))
+        progress()
+    return scores

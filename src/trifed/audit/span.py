@@ -1,0 +1,160 @@
+r"""Span attacks: which tokens' vectors lie in the row space of an update?
+
+The gradient of a linear layer's weight is $G^\top X$: its rows are combinations of the layer's inputs. Where an
+input depends on nothing but a token and its place, as in front of the first block, an attacker tries them all
+(Petrov et al., "DAGER", NeurIPS 2024, arXiv 2405.15586). Of LoRA's A the rows are combinations of the same inputs;
+of B, of $Ax$; of a core, of $Ax$ too: $\nabla C = B^\top G^\top X A^\top$, so that A has to be known. All of them
+say nothing once they stand for as many tokens as they have columns or rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trifed.federation.workbench import Workbench, plain_name
+from trifed.methods.packing import Tensors
+
+CHUNK = 512
+"""Tokens that are tried together."""
+NOISE = 1e-6
+"""Singular values under this share of the largest are rounding."""
+NEAR = 2e-3
+"""A vector this near to a span, relative to its length, is in it."""
+Floats = NDArray[np.float32]
+
+
+class _Stop(Exception):  # noqa: N818
+    """Thrown to end a forward pass once its inputs are known."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The row space of one matrix. `through`: what maps a layer's input into it, (d, width); None for nothing.
+
+    `basis`: (width, rank), orthonormal.
+    """
+
+    basis: Tensor
+    through: Tensor | None
+
+    def distance(self, inputs: Tensor) -> Tensor:
+        """How far inputs (..., d) are from it, 0 to 1, (...)."""
+        vectors = inputs if self.through is None else inputs @ self.through
+        inside = vectors @ self.basis
+        share = inside.square().sum(-1) / vectors.square().sum(-1).clamp_min(1e-30)
+        return (1 - share).clamp_min(0).sqrt()
+
+
+def open_layers(bench: Workbench, ids: Callable[[Tensor], dict[str, Tensor]]) -> list[str]:
+    """Layers whose input at a place depends on the token there alone, in the order in which they are called.
+
+    `ids`: tokens (n, length) → what the model takes.
+    """
+    words = bench.base.model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(words // 4, words, (2, 4), generator=torch.Generator().manual_seed(0))
+    tokens[1, 1] = tokens[0, 1]
+    caught: dict[str, Tensor] = {}
+    _listen(bench, set(_layers(bench)), lambda name, inputs: caught.setdefault(name, inputs), ids(tokens))
+    return [name for name, found in caught.items() if torch.allclose(found[0, 1], found[1, 1], atol=1e-5)]
+
+
+def _layers(bench: Workbench) -> Iterator[str]:
+    """Plain names of the modules of which a matrix travels."""
+    for name, shape in bench.layout:
+        if len(shape) == 2 and name.endswith(".weight"):
+            yield name.split(".lora_")[0] if ".lora_" in name else name.removesuffix(".weight")
+
+
+def _listen(
+    bench: Workbench, names: set[str], hear: Callable[[str, Tensor], object], batch: Mapping[str, Tensor]
+) -> None:
+    """Run the model on a batch, and hear what goes into the layers of these names."""
+
+    def hook(name: str) -> Callable[[nn.Module, Any], None]:
+        def caught(module: nn.Module, inputs: Any) -> None:
+            if inputs and inputs[0].is_floating_point():
+                hear(name, inputs[0])
+
+        return caught
+
+    handles = [
+        module.register_forward_pre_hook(hook(plain_name(place)))
+        for place, module in bench.model.named_modules()
+        if plain_name(place) in names
+    ]
+    bench.model.eval()
+    try:
+        with torch.no_grad():
+            bench.model.features(dict(batch))
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def spans(bench: Workbench, observed: Tensors, layers: list[str]) -> list[Span]:
+    """The row spaces that say something, of what was observed of these layers; the model as the attacker has it."""
+    everything = {plain_name(name): param.detach() for name, param in bench.model.named_parameters()}
+    found = []
+    for name, values in observed.items():
+        layer, _, part = name.partition(".lora_")
+        if (layer if part else name.removesuffix(".weight")) not in layers or values.ndim != 2:
+            continue
+        through = None
+        if part.startswith(("B", "C")):
+            through = everything[f"{layer}.lora_A.weight"].T
+            if part.startswith("B") and f"{layer}.lora_C.weight" in everything:
+                through = through @ everything[f"{layer}.lora_C.weight"].T
+        _, size, right = torch.linalg.svd(torch.from_numpy(values).double(), full_matrices=False)
+        rank = int((size > NOISE * size[0]).sum()) if size[0] > 0 else 0
+        if 0 < rank < values.shape[1]:
+            found.append(Span(right[:rank].T.float(), through))
+    # An input itself says more than what a frame leaves of it; and a key's gradient lacks a direction, because a
+    # softmax does not see what is added to all of its inputs.
+    kept = [span for span in found if span.through is None] or found
+    most = max((span.basis.shape[1] for span in kept), default=0)
+    return [span for span in kept if span.basis.shape[1] == most]
+
+
+def distances(
+    bench: Workbench,
+    layers: list[str],
+    trials: list[list[Span]],
+    length: int,
+    ids: Callable[[Tensor], dict[str, Tensor]],
+) -> list[Floats]:
+    """For each trial how far every token at every place is from its spans, mean over these, (words, length)."""  # fmt: skip
+    words = bench.base.model.get_input_embeddings().num_embeddings
+    found = [np.ones((words, length), np.float32) for _ in trials]
+    for first in range(0, words, CHUNK):
+        tokens = torch.arange(first, min(first + CHUNK, words))
+        heard: list[Tensor] = []
+
+        def hear(name: str, inputs: Tensor) -> None:
+            heard.append(inputs)
+            raise _Stop
+
+        _listen(bench, {layers[0]}, hear, ids(tokens[:, None].expand(-1, length).contiguous()))
+        for place, trial in enumerate(trials):
+            if trial:
+                far = torch.stack([span.distance(heard[0]) for span in trial]).mean(0)
+                found[place][first : first + len(tokens)] = far.cpu().numpy()
+    return found
+
+
+def texts_from(far: Floats, batch: int) -> list[list[int]]:
+    """Up to `batch` texts from the tokens that are near, by place, the nearest first; none where nothing is near."""
+    texts: list[list[int]] = [[] for _ in range(batch)]
+    for place in range(far.shape[1]):
+        near = np.flatnonzero(far[:, place] < NEAR)
+        for text, token in zip(texts, near[np.argsort(far[near, place])][:batch], strict=False):
+            text.append(int(token))
+    return [text for text in texts if text]

@@ -1,0 +1,95 @@
+"""What a one-time summary says: whether an example stands behind it, and which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trifed.audit.victim import Victim
+from trifed.federation.client import summary_seeds
+from trifed.federation.messages import decode_summary
+from trifed.federation.site import Site
+from trifed.methods.summaries import SUMMARY_DIM, projected
+from trifed.similarity import Summary
+
+FLOOR = 1e-6
+"""Least variance that a likelihood is computed with, in units of the features' own."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A client's summary as the server has it, and features of examples in its projection, (n, SUMMARY_DIM).
+
+    `members`: those that it was made of, with `labels` (n,); `others`: of the same client, that it was not made of,
+    with `other_labels`.
+    """
+
+    summary: Summary
+    members: Floats
+    labels: NDArray[np.int64]
+    others: Floats
+    other_labels: NDArray[np.int64]
+
+
+def seen(victim: Victim, site: Site) -> Seen | None:
+    """What the server has of a client's data, by the client's own protocol; None where the method asks for none."""
+    payload, settings = site.summary(), victim.config.training
+    if payload is None:
+        return None
+    header = site.terms.header("summary", 0, site.client.index)
+    seeds = summary_seeds(victim.config.seed, site.client.index)
+    parts = []
+    for data in (site.client.train, site.client.test):
+        parts.append(projected(victim.bench.base_features(data, settings), seeds).astype(np.float64))
+    return Seen(
+        decode_summary(payload, header, SUMMARY_DIM), parts[0], site.client.train.labels, parts[1],
+        site.client.test.labels,
+    )  # fmt: skip
+
+
+def membership(found: Seen) -> tuple[Floats, Floats]:
+    """Log-likelihood of members and of others under the nearest component of their label, (n,) each.
+
+    An example whose label has no component is not asked about.
+    """
+    return tuple(
+        np.array(
+            [
+                score
+                for x, y in zip(points, labels, strict=True)
+                if (score := _likely(found.summary, x, y)) is not None
+            ]
+        )
+        for points, labels in ((found.members, found.labels), (found.others, found.other_labels))
+    )  # type: ignore[return-value]
+
+
+def _likely(summary: Summary, point: Floats, label: int) -> float | None:
+    own = np.flatnonzero(summary.labels == label)
+    if not len(own):
+        return None
+    size = FLOOR * float(np.mean(summary.variances)) + 1e-12
+    variances = summary.variances[own].astype(np.float64) + size
+    far = (point - summary.means[own]) ** 2 / variances
+    return float((-0.5 * (far + np.log(variances)).sum(1)).max())
+
+
+def nearest(found: Seen) -> list[tuple[int, bool]]:
+    """For each component, of the members with its label and as many others, the one nearest to its mean.
+
+    As (place, is it a member): a place among members or others. Components of labels that others lack are left out.
+    """
+    answers = []
+    for mean, label in zip(found.summary.means.astype(np.float64), found.summary.labels, strict=True):
+        one, two = np.flatnonzero(found.labels == label), np.flatnonzero(found.other_labels == label)
+        count = min(len(one), len(two))
+        if not count:
+            continue
+        one, two = one[:count], two[:count]
+        far = np.linalg.norm(np.concatenate([found.members[one], found.others[two]]) - mean, axis=1)
+        place = int(far.argmin())
+        answers.append((int(one[place]), True) if place < count else (int(two[place - count]), False))
+    return answers

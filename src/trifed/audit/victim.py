@@ -1,0 +1,166 @@
+"""A client after warm-up, and what leaves it: the plain gradient of a batch, or a whole round by the protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trifed.config import RunConfig
+from trifed.engines.simulator import Simulation
+from trifed.errors import RunError
+from trifed.federation.client import Client
+from trifed.federation.site import Site
+from trifed.federation.workbench import Workbench
+from trifed.methods.interface import is_factor
+from trifed.methods.packing import Tensors, Vector, unpack
+from trifed.reports.findings import Knows
+from trifed.tasks import Encoded
+from trifed.tasks.interface import Batch
+from trifed.training import seeded, steps_a_round
+
+GUESSING = 9
+"""Purpose of the generators that draw what an attacker does not know."""
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Some:
+    """The given rows of a client's examples, as examples of their own."""
+
+    whole: Encoded
+    rows: Rows
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(n,)."""
+        return self.whole.labels[self.rows]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,)."""
+        return self.whole.lengths[self.rows]
+
+    @property
+    def cut(self) -> int:
+        """Not counted."""
+        return 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
+        """The given ones of these rows."""
+        return self.whole.batch(self.rows[rows], device)
+
+
+@dataclass(frozen=True)
+class Victim:
+    """One client where a run stands after round `round`, about to begin the next.
+
+    `simulation`: everything of the run; `download`: what it begins with; `before`: its tensors once it came.
+    """
+
+    config: RunConfig
+    simulation: Simulation
+    site: Site
+    round: int
+    download: bytes | None
+    before: dict[str, Tensor]
+
+    @property
+    def bench(self) -> Workbench:
+        """The model, which holds whichever tensors are loaded."""
+        return self.simulation.bench
+
+    @property
+    def client(self) -> Client:
+        """The client's examples."""
+        return self.site.client
+
+    @property
+    def others(self) -> list[Client]:
+        """The other clients, whose examples stand for what is known of such data in general."""
+        return [client for client in self.simulation.clients if client.index != self.client.index]
+
+    def gradient(self, rows: Rows) -> Tensors:
+        """The gradient of the mean loss of some training examples, of all that travels, by name; no dropout."""
+        bench = self.bench
+        bench.load(self.before)
+        bench.model.eval()
+        batch = self.client.train.batch(rows, next(bench.model.parameters()).device)
+        travelling = {name: bench.parameters[name] for name, _ in bench.layout}
+        found = torch.autograd.grad(bench.model.loss(batch), list(travelling.values()), allow_unused=True)
+        return {
+            name: np.zeros(tuple(param.shape), np.float32) if part is None else part.float().cpu().numpy()
+            for (name, param), part in zip(travelling.items(), found, strict=True)
+        }
+
+    def update(self, rows: Rows) -> Tensors:
+        """What a round on some training examples sends, as the server decodes it: before minus after, by name.
+
+        The client's own protocol makes it, with its steps, its optimiser's state, and what the wire rounds.
+        """
+        client = replace(self.client, train=Some(self.client.train, rows))
+        sim, number = self.simulation, self.round + 1
+        labels = len(sim.data.label_names)
+        site = Site(
+            sim.terms, self.bench, client, self.config.training, self.config.seed, self.config.rounds, labels
+        )
+        site.state = self.site.state
+        known = site.known
+        if self.download is not None and sim.terms.wire.bits is not None:
+            header = sim.terms.header("download", number, client.index)
+            known = sim.terms.wire.decode(self.download, header, known)[1]
+        payload = site.round(number, self.download).upload
+        if payload is None:
+            raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
+        header = sim.terms.header("upload", number, client.index)
+        values = sim.terms.wire.decode(payload, header, known)[1]
+        return unpack(self.bench.pack(self.before) - values, self.bench.layout)
+
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of a round on that many examples."""
+        return steps_a_round(examples, self.config.training)
+
+    def levels(self) -> list[Knows]:
+        """What an attacker may know of the adapter: all of it, where no factor stays with the client."""
+        travels = {name for name, _ in self.bench.layout}
+        private = any(is_factor(name) and name not in travels for name in self.bench.parameters)
+        return ["base", "start", "factors"] if private else ["factors"]
+
+    def believed(self, knows: Knows) -> dict[str, Tensor]:
+        """What the attacker takes for the client's tensors. What travels it has seen.
+
+        With "factors" it knows the head as well where that stays with the client: the most that it could.
+        Unknown tensors are drawn from a normal distribution as large as the truth.
+        """
+        if knows == "factors":
+            return self.before
+        travels = {name for name, _ in self.bench.layout}
+        rng = seeded(self.config.seed, GUESSING, self.client.index)
+        found = {}
+        for name, tensor in self.before.items():
+            if name in travels:
+                found[name] = tensor
+            elif knows == "start":
+                found[name] = self.bench.start[name]
+            else:
+                size = float(tensor.pow(2).mean().sqrt())
+                found[name] = torch.from_numpy(rng.normal(0, size, tuple(tensor.shape)).astype(np.float32))
+        return found
+
+
+def victim_of(simulation: Simulation, index: int, done: int) -> Victim:
+    """A client of a run that stands after round `done`."""
+    site = simulation.sites[index]
+    download = simulation.server.download(done + 1, index)
+    values: Vector | None = None
+    if download is not None:
+        header = simulation.terms.header("download", done + 1, index)
+        values = simulation.terms.wire.decode(download, header, site.known)[1]
+    before = site.state.tensors if values is None else simulation.bench.receive(site.state.tensors, values)
+    return Victim(simulation.config, simulation, site, done, download, before)
