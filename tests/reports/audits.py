@@ -82,6 +82,12 @@ def member(method: str, auc: float, **changed: Any) -> Membership:
     return Membership.model_validate(values | changed)
 
 
+def label_row(f1: float, **changed: Any) -> Labels:
+    """Labels found in a batch with this F1; a guesser has 0.3."""
+    values = {"method": "ce-lora", "sees": "gradient", "knows": "base", "batch": 4, "trials": 24}
+    return Labels.model_validate(values | {"f1": sure(f1), "guesser": sure(0.3)} | changed)
+
+
 CURVE = {1: 0.97, 2: 0.62, 4: 0.19, 8: 0.12, 16: 0.11}
 FULL = {1: 0.99, 2: 0.98, 4: 0.97, 8: 0.93, 16: 0.88}
 """F1 by batch, of the cores where A and B are known, and of full fine-tuning."""
@@ -103,8 +109,8 @@ def text_findings(curve: dict[int, float] | None = None, **changed: Any) -> Find
         "name": "support", "method": "ce-lora", "task": "text-classification", "kind": "text", "client": "basil",
         "round": 5, "rank": 8, "controls": ["fedavg-full", "fedavg-lora"], "finished": True, "seconds": 734.0,
         "claims": [
-            Claim(claim="The attack works on full fine-tuning", holds=True, why="F1 0.99 at a batch of 1, guesser 0.11"),
-            Claim(claim="What a round sends gives nothing of the text back", holds=True, why="F1 0.12, guesser 0.11"),
+            Claim(claim="The attack works on full fine-tuning", holds=True, why="F1 0.99, guesser 0.11"),
+            Claim(claim="A round gives nothing of the text back", holds=True, why="F1 0.12, guesser 0.11"),
         ],
         "reconstruction": rows,
         "membership": [
@@ -113,7 +119,7 @@ def text_findings(curve: dict[int, float] | None = None, **changed: Any) -> Find
             member("ce-lora", 0.53, source="summary", sees=None, knows="base", examples=100.0),
         ],
         "labels": [
-            Labels(method="ce-lora", sees="gradient", knows="base", batch=4, trials=24, f1=sure(0.92), guesser=sure(0.3)),
+            label_row(0.92),
         ],
         "means": [
             Means(method="ce-lora", examples=20.0, components=40, found=sure(0.52, 0.1), chance=0.5, attempts=[]),

@@ -15,6 +15,7 @@ from trifed.reports.audit_words import headline, hidden, learned
 from trifed.reports.blocks import Block
 from trifed.reports.document import Document, Section
 from trifed.reports.findings import Findings
+from trifed.reports.grid import Grid
 from trifed.reports.grids import settings_grid
 from trifed.reports.page import render_html
 from trifed.reports.run_folder import Say
@@ -40,18 +41,23 @@ def audit_lines(findings: Findings) -> RenderableType:
         parts += [Text(f"\n{title}", style="bold"), *(Text(f"- {sentence}") for sentence in sentences)]
     tables = [
         (findings.claims, grids.claims_grid(findings)),
-        (findings.reconstruction, grids.reconstruction_grid(findings).only(*IN_SHORT[findings.kind])),
+        (attacks(findings), _worst_in_short(findings)),
         (findings.membership, grids.membership_grid(findings).only("method", "source", "knows", "examples", "auc",
                                                                   "interval", "tpr")),
     ]  # fmt: skip
     return Group(*parts, *(part for rows, grid in tables if rows for part in (Text(), render_grid(grid))))
 
 
+def _worst_in_short(findings: Findings) -> Grid:
+    grid, known = grids.worst_grid(findings), IN_SHORT[findings.kind]
+    return grid.only(*(key for key in known if any(column.key == key for column in grid.columns)))
+
+
 def passages(findings: Findings) -> tuple[tuple[str, list[str]], ...]:
     """For who has to answer for the data: what is learned, what is not, what to change."""
     return (
         ("What a curious server learns", learned(findings)),
-        ("What it does not learn, as far as this shows", hidden(findings)),
+        ("What it does not learn", hidden(findings)),
         ("What to change", advice(findings)),
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from trifed.reports import audit_rows as rows_of
-from trifed.reports.audit_rows import attacks, by_setting, is_above, main_score
-from trifed.reports.audit_words import KNOWS, SEES, brief
+from trifed.reports.audit_rows import attacks, by_setting, compared, is_above, main_score
+from trifed.reports.audit_words import brief, where
 from trifed.reports.findings import Findings, Membership, Reconstruction
 from trifed.reports.words import listing, plural
 
@@ -29,7 +29,10 @@ def advice(findings: Findings) -> list[str]:
             ]
         )
     )
-    measured = any((attacks(findings, findings.method), findings.membership, findings.labels, findings.means))
+    mine = attacks(findings, findings.method)
+    if not lines and any(is_above(findings, row) is None for row in mine):
+        return ["Audit again with a guesser: without one nothing follows from these numbers."]
+    measured = any((mine, findings.membership, findings.labels, findings.means))
     return lines or ["Nothing follows from these numbers." if measured else "Measure something first."]
 
 
@@ -47,14 +50,13 @@ def _on_claims(findings: Findings) -> Iterable[str]:
 def _on_sizes(findings: Findings) -> Iterable[str]:
     """Larger batches and more local steps: from which size on nothing is above guessing."""
     rules: dict[str, list[str]] = {}
-    for (sees, knows), rows in by_setting(attacks(findings, findings.method)).items():
+    for (sees, knows), rows in by_setting(compared(findings, attacks(findings, findings.method))).items():
         if any(is_above(findings, row) for row in rows):
-            where = f"where it sees {SEES[sees]} and knows {KNOWS[knows]}"
-            rules.setdefault(_size_rule(findings, rows, "batch"), []).append(where)
+            rules.setdefault(_size_rule(findings, rows, "batch"), []).append(where(sees, knows))
             if len({row.steps for row in rows}) > 1:
-                rules.setdefault(_size_rule(findings, rows, "steps"), []).append(where)
+                rules.setdefault(_size_rule(findings, rows, "steps"), []).append(where(sees, knows))
     for rule, places in rules.items():
-        yield f"{rule} ({'; '.join(places)})."
+        yield f"{rule} (from {'; or '.join(places)})."
 
 
 def _size_rule(findings: Findings, rows: Sequence[Reconstruction], name: str) -> str:
@@ -93,7 +95,7 @@ def _on_tokens(findings: Findings) -> Iterable[str]:
 
 def _on_knowledge(findings: Findings) -> Iterable[str]:
     """Keeping to oneself what only better informed attackers need."""
-    rows = attacks(findings, findings.method)
+    rows = compared(findings, attacks(findings, findings.method))
     levels = {knows for _, knows in by_setting(rows)}
     open_to = {row.knows for row in leaking(findings)}
     if "factors" in open_to and levels - {"factors"} and not open_to - {"factors"}:
@@ -118,8 +120,9 @@ def _on_labels(findings: Findings) -> Iterable[str]:
 
 def _on_noise(findings: Findings) -> Iterable[str]:
     """Noise on updates, the only protection that bounds every attack."""
-    told = [*leaking(findings), *(row for row in _members(findings) if row.source == "update")]
-    if not told:
+    told = bool(leaking(findings)) or any(row.source == "update" for row in _members(findings))
+    labels = any(rows_of.tells_labels(row) for row in findings.labels if row.method == findings.method)
+    if not told and not labels:
         return
     if _is_set(findings.configuration):
         yield "privacy.update is set and does not suffice here: more noise."

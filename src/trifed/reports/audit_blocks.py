@@ -8,17 +8,19 @@ from typing import Any
 
 from trifed.reports import audit_grids as grids
 from trifed.reports.audit_panels import Curves, Line
-from trifed.reports.audit_rows import SEES, attacks, best_first, finite, guess_for, guesses, main_score, methods_of
-from trifed.reports.audit_words import amount, size
-from trifed.reports.blocks import WIDTH, Block
+from trifed.reports.audit_rows import attacks, best_first, finite, guess_for, guesses, main_score, methods_of
+from trifed.reports.audit_words import SEES, amount, size, where
+from trifed.reports.blocks import MOST_UNFOLDED, WIDTH, Block
 from trifed.reports.cards import Card, Pair, closeness, pairs_of
 from trifed.reports.findings import Estimate, Findings, Means, Reconstruction
 from trifed.reports.grid import Column, Grid
 from trifed.reports.style import LIGHT
 
 YLABEL = {"text": "F1 of tokens", "image": "PSNR, dB"}
+TITLES = {"batch": "How much comes back by batch size", "steps": "How much comes back by local steps"}
 AXES = {"batch": "examples in a batch", "steps": "local steps"}
-SEEN = {"update": "what a round really sends", "gradient": "the plain gradient of one batch"}
+SPAN = {"text": (0.0, 1.03), "image": None}
+"""Ends of the axis of the score, where it has any."""
 
 
 def gallery_blocks(findings: Findings) -> list[Block]:
@@ -54,10 +56,10 @@ def _card(findings: Findings, row: Reconstruction, pairs: tuple[Pair, ...]) -> C
     """One method and attack."""
     guesser = row.attack == "guesser"
     score = amount(findings, main_score(findings, row))
-    level = "sees nothing" if guesser else f"{grids.SHORT_KNOWS[row.knows]} known, {SEEN[row.sees]}"
+    level = "sees nothing" if guesser else f"from {where(row.sees, row.knows)}"
     title = "guesser" if guesser else f"{row.method}, {row.attack} attack"
     says = "guess" if guesser else "reconstruction"
-    return Card(title, f"{score} in the mean; {level}; {size(row)}", says, _colour(findings, row), pairs)
+    return Card(title, f"{score} in the mean; {level} ({size(row)})", says, _colour(findings, row), pairs)
 
 
 def _colour(findings: Findings, row: Reconstruction) -> str:
@@ -90,7 +92,11 @@ def reconstruction_blocks(findings: Findings) -> list[Block]:
     if not findings.reconstruction:
         return []
     figures = [block for name in AXES for sees in SEES for block in _sweep(findings, sees, name)]
-    return [Block(grids.reconstruction_grid(findings)), *figures]
+    everything = grids.reconstruction_grid(findings)
+    if len(everything.rows) <= MOST_UNFOLDED:
+        return [Block(everything), *figures]
+    worst = grids.worst_grid(findings)
+    return [*([Block(worst)] if worst.rows else []), *figures, Block(everything, folded=True)]
 
 
 def _sweep(findings: Findings, sees: str, name: str) -> Iterable[Block]:
@@ -104,13 +110,13 @@ def _sweep(findings: Findings, sees: str, name: str) -> Iterable[Block]:
         return
     lines = _lines(findings, rows, name)
     floor = _floor(findings, rows, name)
-    curves = Curves(lines, AXES[name], YLABEL[findings.kind], floor)
+    curves = Curves(lines, AXES[name], YLABEL[findings.kind], floor, ends=SPAN[findings.kind])
     more = (
         f" {AXES[other].capitalize()}: {held}."
         if len({getattr(row, other) for row in attacks(findings)}) > 1
         else ""
     )
-    title = f"{YLABEL[findings.kind]} against {AXES[name]}: {SEEN[sees]}"
+    title = f"{TITLES[name]}, from {SEES[sees]}"
     yield _figure(title, curves, f"The best attack at each size, with its 95 % interval.{more}")
 
 
@@ -156,7 +162,11 @@ def membership_blocks(findings: Findings) -> list[Block]:
         if lines:
             what = "examples in an upload" if source == "update" else "examples a mean"
             blocks.append(
-                _figure(title, Curves(lines, what, "AUC", level=0.5), "With 95 % intervals; 0.5 is a coin's.")
+                _figure(
+                    title,
+                    Curves(lines, what, "AUC", level=0.5, ends=(0.4, 1.03)),
+                    "With 95 % intervals; 0.5 is a coin's.",
+                )
             )
     return blocks
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from trifed.reports.audit_rows import attacks, finite, guess_for, is_above, main_score, methods_of
+from trifed.reports.audit_rows import (
+    attacks,
+    best_first,
+    by_setting,
+    finite,
+    guess_for,
+    guesses,
+    is_above,
+    main_score,
+    methods_of,
+)
 from trifed.reports.audit_words import KNOWS, SEES
 from trifed.reports.findings import Estimate, Findings, Reconstruction
 from trifed.reports.grid import Column, Grid
@@ -41,18 +51,26 @@ def claims_grid(findings: Findings) -> Grid:
     return Grid("What was expected", columns, rows)
 
 
-def reconstruction_grid(findings: Findings) -> Grid:
-    """One row an attack and setting: methods in order, the guesser last."""
+def reconstruction_grid(findings: Findings, every: Findings | None = None) -> Grid:
+    """One row an attack and setting: methods in order, the guesser last. `every`: who has the guesses."""
     more = TEXT_SCORES if findings.kind == "text" else IMAGE_SCORES
     columns = (
         METHOD, Column("attack", "attack"), SEEN, KNOWN, BATCH, Column("steps", "steps", "count"),
         Column("tokens", "tokens", "number"), TRIALS, *MAIN_COLUMNS[findings.kind],
         Column("against", "against guessing"), *more,
     )  # fmt: skip
-    rows = [_reconstruction(findings, row, more) for row in ordered(findings)]
+    rows = [_reconstruction(every or findings, row, more) for row in ordered(findings)]
     once = [row for place, row in enumerate(rows) if row not in rows[:place]]  # one guesser, kept with each method
     note = "Tokens: that an upload stands for. 'Above': the interval lies above the guesser's at the same batch."
-    return Grid("How much comes back", columns, once, note)
+    return Grid("Every attack and setting", columns, once, note)
+
+
+def worst_grid(findings: Findings) -> Grid:
+    """For each method and attacker the setting in which most came back: the row to fear."""
+    groups = [group for method in methods_of(findings) for group in by_setting(attacks(findings, method)).values()]
+    chosen = [ranked[0] for group in [*groups, guesses(findings)] if (ranked := best_first(findings, group))]
+    grid = reconstruction_grid(findings.model_copy(update={"reconstruction": chosen}), findings)
+    return Grid("At its worst, for each method and attacker", grid.columns, grid.rows, grid.note).without_empty()
 
 
 def ordered(findings: Findings) -> list[Reconstruction]:
@@ -137,8 +155,12 @@ def attackers_grid(findings: Findings) -> Grid:
     rows += [[f"knows: {SHORT_KNOWS[known]}", KNOWS_AT_LENGTH[known]] for known in knows]
     tried = {row.attack for row in findings.reconstruction}
     rows += [[attack, means] for attack, means in ATTACKS.items() if attack in tried]
+    scored = [
+        name for name in SCORES if name in {score for row in findings.reconstruction for score in row.scores}
+    ]
+    rows += [[SCORES[name][0], SCORES[name][1]] for name in [*scored, *(["auc"] if findings.membership else [])]]
     columns = (Column("word", "word"), Column("means", "means", "prose"))
-    return Grid("What the words for attackers and attacks mean", columns, rows)
+    return Grid("What the words mean", columns, rows)
 
 
 SEES_AT_LENGTH = {
@@ -151,9 +173,22 @@ KNOWS_AT_LENGTH = {
     "factors": "W0, and A and B as they are now: a server that hands them out, is sent them, or got hold of them.",
 }
 ATTACKS = {
-    "span": "Looks for tokens whose inputs to a layer lie in the span of what was sent; exact where few.",
+    "span": "Looks for tokens whose inputs to a layer lie in the span of what was sent: exact for few tokens.",
     "matching": "Makes up examples until what they would send is what was sent.",
     "guesser": "Sees nothing: what knowing the kind of data alone gives, and so the floor for every attack.",
+}
+
+
+SCORES = {
+    "f1": (
+        "F1",
+        "Tokens that come back, whatever their order, against those there are: 1 is all of them and no other.",
+    ),
+    "psnr": (
+        "PSNR",
+        "How near an image comes, in dB: 10 is noise, from 20 on things are known, over 30 it is a copy.",
+    ),
+    "auc": ("AUC", "How often an example of the client's ranks above one that is not: 0.5 is a coin, 1 always."),
 }
 
 

@@ -32,13 +32,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """What a figure of lines shows. `floor`: what a guesser has at each x; `level`: what chance gives."""
+    """What a figure of lines shows.
+
+    `floor`: what a guesser has at each x; `level`: what chance gives; `ends`: of the score's axis, which grows
+    where a value lies below.
+    """
 
     lines: list[Line]
     xlabel: str
     ylabel: str
     floor: Sequence[tuple[float, Estimate]] = ()
     level: float | None = None
+    ends: tuple[float, float] | None = None
 
     @property
     def sizes(self) -> list[float]:
@@ -87,6 +92,10 @@ def _curves(axes: Axes, curves: Curves, style: Style) -> None:
     if curves.level is not None:
         axes.axhline(curves.level, color=style.theme.faint, ls="--", lw=1.1, label=f"chance, {curves.level:g}")
     _ticks(axes, curves.sizes)
+    if curves.ends:
+        axes.set_ylim(
+            min(curves.ends[0], *(point.low for line in curves.lines for _, point in line.points)), curves.ends[1]
+        )
     axes.set(xlabel=curves.xlabel, ylabel=curves.ylabel)
 
 
@@ -126,5 +135,7 @@ def _rows(axes: Axes, curves: Curves, style: Style) -> None:
         range(len(curves.lines)), [short(line.label, 30) for line in curves.lines], fontsize=FONT - 0.5
     )
     axes.set_ylim(len(curves.lines) - 0.4, -0.6)
+    if curves.ends:
+        axes.set_xlim(min(curves.ends[0], axes.get_xlim()[0]), curves.ends[1])
     at = f", {curves.xlabel} {curves.sizes[0]:.4g}" if curves.sizes else ""
     axes.set(xlabel=f"{curves.ylabel}{at}")

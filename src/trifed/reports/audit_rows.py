@@ -69,6 +69,11 @@ def is_above(findings: Findings, row: Reconstruction) -> bool | None:
     return None if found is None or guess is None else found.low > guess.high
 
 
+def compared(findings: Findings, rows: Iterable[Reconstruction]) -> list[Reconstruction]:
+    """Rows that there is a guesser for."""
+    return [row for row in rows if is_above(findings, row) is not None]
+
+
 def best_first(findings: Findings, rows: Iterable[Reconstruction]) -> list[Reconstruction]:
     """Rows with a score, the highest mean first."""
     known = [(found.mean, row) for row in rows if (found := main_score(findings, row)) is not None]

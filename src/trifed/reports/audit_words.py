@@ -7,16 +7,15 @@ from typing import TypeVar
 
 from trifed.reports import audit_rows as rows_of
 from trifed.reports.audit_rows import best_first, by_setting, guess_for, is_above, main_score
-from trifed.reports.findings import Estimate, Findings, Labels, Means, Membership, Reconstruction
+from trifed.reports.findings import Estimate, Findings, Knows, Labels, Means, Membership, Reconstruction, Sees
 from trifed.reports.words import plural
 
 KNOWS = {
-    "base": "only the base model",
-    "start": "the base model and the start of A and B",
-    "factors": "the base model and A and B as they are",
+    "base": "knowing the base model alone",
+    "start": "knowing how A and B start",
+    "factors": "knowing A and B",
 }
-SEES = {"gradient": "the plain gradient of one batch", "update": "what a client's round sends"}
-SOURCES = {"update": "an update", "summary": "the summary"}
+SEES = {"gradient": "the plain gradient of a batch", "update": "what a round sends"}
 Row = TypeVar("Row", Membership, Labels, Means)
 MOST_CLAIMS = 2
 """Claims that the headline names."""
@@ -43,14 +42,16 @@ def at_most(findings: Findings) -> str:
         if not members:
             return "nothing was measured yet"
         return f"no reconstruction was measured; members are told from others with AUC {members[0].auc.mean:.2f}"
-    row = found[0]
+    row = next((row for row in found if is_above(findings, row)), found[0])
     score, guess = main_score(findings, row), guess_for(findings, row)
     what = f"{_noun(findings)} with {brief(findings, score)} at most"
-    against = "no guesser says how much of that is guessing"
+    against = "and no guesser says how much of that is guessing"
     if guess is not None:
         as_good = "where guessing gives" if is_above(findings, row) else "not clearly more than guessing,"
-        against = f"{as_good} {brief(findings, guess)}"
-    return f"a curious server recovers {what} (batch of {row.batch}), {against}"
+        against = f"{as_good} {bare(findings, guess)}"
+    members = [row for row in _best_members(findings) if rows_of.tells_members(row)]
+    also = f"; it tells a client's examples from others with AUC {members[0].auc.mean:.2f}" if members else ""
+    return f"a curious server recovers {what} (batch of {row.batch}), {against}{also}"
 
 
 def learned(findings: Findings) -> list[str]:
@@ -58,7 +59,9 @@ def learned(findings: Findings) -> list[str]:
     lines = [*_reconstructed(findings)]
     for row in _best_by_source(findings):
         if rows_of.tells_members(row):
-            lines.append(f"Whether an example was a client's own: {_membership(row)}.")
+            lines.append(
+                f"{_membership(row)}, a coin has 0.5; {share(row.tpr)} of them found at 1 % false alarms."
+            )
     for label in sorted(_mine(findings, findings.labels), key=lambda row: -row.f1.mean):
         if rows_of.tells_labels(label):
             lines.append(
@@ -78,56 +81,62 @@ def learned(findings: Findings) -> list[str]:
 
 
 def _reconstructed(findings: Findings) -> Iterable[str]:
-    for (sees, knows), rows in by_setting(rows_of.attacks(findings, findings.method)).items():
+    for key, rows in by_setting(rows_of.attacks(findings, findings.method)).items():
         ranked = best_first(findings, rows)
         leaking = [row for row in ranked if is_above(findings, row)]
-        if not leaking:
-            unknown = [row for row in ranked if guess_for(findings, row) is None]
-            if unknown:
-                yield (
-                    f"Perhaps {_noun(findings)}: {amount(findings, main_score(findings, unknown[0]))} "
-                    f"({setting(unknown[0])}), but no guesser says how much of that is guessing."
-                )
-            continue
-        best, widest = leaking[0], max(row.batch for row in leaking)
-        also = f" Above guessing up to a batch of {widest}." if widest > best.batch else ""
-        exact = best.scores.get("exact")
-        whole = f" {share(exact)} come back word for word." if exact and exact.low > 0 else ""
-        yield (
-            f"{_how_much(findings, best)}, where it sees {SEES[sees]} and knows {KNOWS[knows]}: "
-            f"{amount(findings, main_score(findings, best))}, guessing gives "
-            f"{amount(findings, guess_for(findings, best))} ({size(best)}).{whole}{also}"
-        )
+        unknown = [row for row in ranked if guess_for(findings, row) is None]
+        if leaking:
+            yield f"{_how_much(findings, leaking[0])} from {where(*key)}: {_score(findings, leaking)}."
+        elif unknown:
+            score = amount(findings, main_score(findings, unknown[0]))
+            yield (
+                f"Perhaps {_noun(findings)} from {where(*key)}: {score} ({size(unknown[0])}), but no guesser says "
+                f"how much of that is guessing."
+            )
+
+
+def _score(findings: Findings, leaking: list[Reconstruction]) -> str:
+    """The best of them, beside guessing; how far it reaches; whole examples."""
+    best, widest = leaking[0], max(row.batch for row in leaking)
+    guess = bare(findings, guess_for(findings, best))
+    exact = best.scores.get("exact")
+    also = f"; above guessing up to a batch of {widest}" if widest > best.batch else ""
+    whole = f"; {share(exact)} word for word" if exact and exact.low > 0 else ""
+    return f"{amount(findings, main_score(findings, best))}, guessing {guess} ({size(best)}){whole}{also}"
+
+
+def _out_of_reach(findings: Findings) -> Iterable[str]:
+    safe = []
+    for key, rows in by_setting(rows_of.attacks(findings, findings.method)).items():
+        ranked = best_first(findings, rows)
+        if ranked and all(is_above(findings, row) is False for row in ranked):
+            safe.append((key, ranked[0]))
+    if safe:
+        best = best_first(findings, [row for _, row in safe])[0]
+        places = "; or ".join(where(*key) for key, _ in safe)
+        score, guess = amount(findings, main_score(findings, best)), bare(findings, guess_for(findings, best))
+        yield f"{_noun(findings).capitalize()} from {places}: at most {score}, guessing {guess} ({size(best)})."
 
 
 def hidden(findings: Findings) -> list[str]:
     """What the same server does not learn, as far as the numbers tell."""
-    lines = []
-    for (sees, knows), rows in by_setting(rows_of.attacks(findings, findings.method)).items():
-        ranked = [row for row in best_first(findings, rows) if guess_for(findings, row) is not None]
-        if ranked and not any(is_above(findings, row) for row in ranked):
-            best = ranked[0]
-            lines.append(
-                f"{_noun(findings).capitalize()}, where it sees {SEES[sees]} and knows {KNOWS[knows]}: at most "
-                f"{amount(findings, main_score(findings, best))}, guessing gives "
-                f"{amount(findings, guess_for(findings, best))} ({size(best)})."
-            )
+    lines = [*_out_of_reach(findings)]
     for row in _best_by_source(findings):
         if not rows_of.tells_members(row):
             sure = "not clearly more than a coin" if row.auc.low <= 0.5 else "little more than a coin"
-            lines.append(f"Whether an example was a client's own, {sure}: {_membership(row)}.")
+            lines.append(f"{_membership(row)}, {sure}.")
     labels, means = _mine(findings, findings.labels), _mine(findings, findings.means)
     if labels and not any(map(rows_of.tells_labels, labels)):
         best_label = max(labels, key=lambda row: row.f1.mean)
         lines.append(f"Labels: F1 {number(best_label.f1)}, guessing {number(best_label.guesser)}.")
     if means and not any(map(rows_of.tells_examples, means)):
         best_mean = max(means, key=lambda row: row.found.mean)
-        lines.append(
-            f"Examples behind the summary: {share(best_mean.found)}, by chance {100 * best_mean.chance:.0f} %."
-        )
-    return lines or [
-        "Nothing that was tried stayed hidden." if _measured(findings) else "Nothing was measured yet."
-    ]
+        chance = f"by chance {100 * best_mean.chance:.0f} %"
+        lines.append(f"Examples behind the summary: {share(best_mean.found)} found, {chance}.")
+    nothing = "Nothing that was tried stayed hidden." if _measured(findings) else "Nothing was measured yet."
+    if any(is_above(findings, row) is None for row in rows_of.attacks(findings, findings.method)):
+        nothing = "That cannot be said without a guesser."
+    return lines or [nothing]
 
 
 def _measured(findings: Findings) -> bool:
@@ -138,7 +147,7 @@ def _how_much(findings: Findings, row: Reconstruction) -> str:
     """A word for how much comes back."""
     found = main_score(findings, row)
     if findings.kind == "image" or found is None:
-        return "Images nearer to the originals than guesses"
+        return "Images nearer to the originals than guesses are,"
     for least, word in ((0.9, "Nearly all"), (0.5, "Most"), (0.2, "Part")):
         if found.mean >= least:
             return f"{word} of the text" if word == "Part" else f"{word} tokens of the text"
@@ -150,11 +159,9 @@ def _noun(findings: Findings) -> str:
 
 
 def _membership(row: Membership) -> str:
-    knows = KNOWS[row.knows]
-    return (
-        f"from {SOURCES[row.source]} of about {row.examples:.0f} examples AUC {number(row.auc)}, "
-        f"{share(row.tpr)} found at 1 % false alarms (knows {knows})"
-    )
+    count = f"{row.examples:.4g} example{'' if row.examples == 1 else 's'}"
+    of = {"update": f"an update of {count}", "summary": f"means of {count} in the summary"}[row.source]
+    return f"Whether an example was a client's own, from {of}, {KNOWS[row.knows]}: AUC {number(row.auc)}"
 
 
 def _mine(findings: Findings, rows: list[Row]) -> list[Row]:
@@ -173,16 +180,16 @@ def _best_by_source(findings: Findings) -> list[Membership]:
     return list(first.values())
 
 
-def setting(row: Reconstruction) -> str:
-    """Who attacked, in brackets of a sentence."""
-    return f"{row.method}; sees {SEES[row.sees]}, knows {KNOWS[row.knows]}; {size(row)}"
+def where(sees: Sees, knows: Knows) -> str:
+    """What the attacker has to work with."""
+    return f"{SEES[sees]}, {KNOWS[knows]}"
 
 
 def size(row: Reconstruction) -> str:
-    """The attack, and what the upload stands for."""
+    """What the upload stands for."""
     steps = f", {plural(row.steps, 'step')}" if row.steps > 1 else ""
-    tokens = f", about {row.tokens:.0f} tokens" if row.tokens is not None else ""
-    return f"{row.attack} attack, batch of {row.batch}{steps}{tokens}"
+    tokens = f", about {row.tokens:.4g} tokens" if row.tokens is not None else ""
+    return f"batch of {row.batch}{steps}{tokens}"
 
 
 def amount(findings: Findings, found: Estimate | None) -> str:
@@ -199,6 +206,11 @@ def brief(findings: Findings, found: Estimate | None) -> str:
     if found is None:
         return "nothing measured"
     return f"F1 {found.mean:.2f}" if findings.kind == "text" else f"{found.mean:.1f} dB"
+
+
+def bare(findings: Findings, found: Estimate | None) -> str:
+    """The same without its name."""
+    return brief(findings, found).removeprefix("F1 ")
 
 
 def number(found: Estimate) -> str:

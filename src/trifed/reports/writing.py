@@ -1,4 +1,4 @@
-"""`report`: a run, a comparison or an audit, written out for people (HTML, Markdown) or for machines (JSON, CSV)."""
+"""`report`: a run, a comparison or an audit, for people (HTML, Markdown) or for machines (JSON, CSV)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def report(
     """Write a report of the run, comparison or audit in the folder `path`; returns where it is.
 
     `path`: a run's folder, finished or broken off, a comparison's, an audit's, or an audit's file, `audit.json`.
-    `out`: where to, `report.FORMAT` in that folder unless given; what is there is replaced. `format`: "html", "md", "json" or "csv"; unless given, what `out` ends with,
-    else "html". `say` is told what is being done.
+    `out`: where to, `report.FORMAT` in that folder unless given; what is there is replaced. `format`: "html",
+    "md", "json" or "csv"; unless given, what `out` ends with, else "html". `say` is told what is being done.
 
     Raises:
         RunError: no run, comparison or audit there, files in it are damaged, or nothing can be written to `out`.
@@ -57,7 +57,7 @@ def report(
 
 
 def audit_in(path: Path) -> Path | None:
-    """An audit's file: the path itself, or what lies in the folder, where that is not a run's or a comparison's."""
+    """An audit's file: the path itself, or what lies in a folder that is no run's and no comparison's."""
     if path.is_file():
         return path if path.suffix == Path(AUDIT).suffix else None
     other = any((path / name).is_file() for name in ("events.jsonl", COMPARISON))
