@@ -192,7 +192,7 @@ def test_the_folder_and_the_file_give_the_same_report(tmp_path):
     for form in ("md", "json", "csv"):
         assert trifed.report(folder / "audit.json", format=form) == folder / f"report.{form}"
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert found["headline"].startswith("All 2 claims hold")
+    assert found["headline"].startswith("Both claims hold")
     assert "What to change" in found["passages"]
     assert "## What to change" in (folder / "report.md").read_text(encoding="utf-8")
     assert TEXTS[0] not in (folder / "report.md").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ def test_the_headline_says_first_what_does_not_hold():
 
 def test_else_the_headline_says_how_much_comes_back_at_most():
     assert headline(text_findings()) == (
-        "All 2 claims hold: a curious server recovers the text with F1 0.97 at most (batch of 1), where guessing "
+        "Both claims hold: a curious server recovers the text with F1 0.97 at most (batch of 1), where guessing "
         "gives 0.11."
     )
     quiet = headline(text_findings(QUIET, claims=[claim("c", True)]))
@@ -57,7 +57,7 @@ def test_the_headline_takes_what_is_above_guessing_before_what_is_merely_high():
 
 
 def test_what_is_not_finished_or_not_there_is_said_first():
-    assert headline(text_findings(finished=False)).startswith("Not finished. All 2 claims hold")
+    assert headline(text_findings(finished=False)).startswith("Not finished. Both claims hold")
     broken = text_findings(finished=False, claims=[claim("c", False)])
     assert headline(broken) == "Not finished. Does not hold: c."
     empty = only(finished=False, claims=[])

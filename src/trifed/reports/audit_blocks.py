@@ -36,11 +36,11 @@ def gallery_blocks(findings: Findings) -> list[Block]:
     columns = (Column("method", "method"), Column("attack", "attack"), Column("setting", "setting"))
     says = [[c.title, row.attack, f"sees {row.sees}, knows {grids.SHORT_KNOWS[row.knows]}, {size(row)}"]
             for c, (row, _) in zip(cards, shown, strict=True)]  # fmt: skip
-    which = "of all trials the one in which most came back" if findings.kind == "text" else "the first trial"
-    marked = " Marked: words that both have." if findings.kind == "text" else ""
-    note = (
-        f"For each method and attack the setting that gave most, {which}: at its worst, not in the mean.{marked}"
-    )
+    which = {
+        "text": "and of its trials the one in which most came back. Marked: words that both have",
+        "image": "and its first trial",
+    }[findings.kind]
+    note = f"For each method and attack the setting that gave most, {which}."
     return [Block(Grid("Originals beside what attacks made of them", columns, says, note), cards=cards)]
 
 

@@ -186,7 +186,7 @@ SCORES = {
     ),
     "psnr": (
         "PSNR",
-        "How near an image comes, in dB: 10 is noise, from 20 on things are known, over 30 it is a copy.",
+        "How near an image comes, in dB: 10 dB more are a tenth of the squared error.",
     ),
     "auc": ("AUC", "How often an example of the client's ranks above one that is not: 0.5 is a coin, 1 always."),
 }

@@ -30,7 +30,9 @@ def headline(findings: Findings) -> str:
         others = f"; and {plural(more, 'more claim')}" if more > 0 else ""
         return f"{start}Does not hold: {'; '.join(broken[:MOST_CLAIMS])}{others}."
     count = len(findings.claims)
-    held = {0: "No claim was tested", 1: "The claim holds"}.get(count, f"All {count} claims hold")
+    held = {0: "No claim was tested", 1: "The claim holds", 2: "Both claims hold"}.get(
+        count, f"All {count} claims hold"
+    )
     return f"{start}{held}: {at_most(findings)}."
 
 
