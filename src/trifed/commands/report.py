@@ -1,4 +1,4 @@
-"""`trifed report`: a run or a comparison as a page, as Markdown, as JSON or as CSV."""
+"""`trifed report`: a run, a comparison or an audit as a page, as Markdown, as JSON or as CSV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-HELP = """A run or a comparison as one page to look at and to show.
+HELP = """A run, a comparison or an audit as one page to look at and to show.
 
 It says who is ahead and by how much, what does not follow, and has the numbers behind every picture.
 
@@ -22,6 +22,7 @@ The page is one file that fetches nothing. Of a run that was broken off it shows
   trifed report runs/demo --out results.md
 \b
   trifed report runs/demo --format csv
+  trifed report audits/demo/audit.json
 """
 
 
@@ -31,8 +32,8 @@ def register(app: typer.Typer) -> None:
 
 
 def report_command(
-    path: Annotated[Path, typer.Argument(help="Folder of a run, or of a comparison.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Where to; PATH/report.FORMAT unless given.")] = None,
+    path: Annotated[Path, typer.Argument(help="Folder of a run, a comparison or an audit.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Where to; report.FORMAT in that folder unless given.")] = None,
     format: Annotated[  # noqa: A002 - the flag's name
         str | None, typer.Option(help="html, md, json or csv; else what --out ends with, else html.")
     ] = None,

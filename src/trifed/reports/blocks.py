@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trifed.reports import panels
+from trifed.reports.cards import Card
 from trifed.reports.grid import Grid
 from trifed.reports.grids import (
     client_grid,
@@ -43,7 +44,8 @@ MORE = (
 class Block:
     """A grid, with or without a figure.
 
-    `alt`: the figure in words; `inches`: its size. `folded`: a grid that few want to read from the start.
+    `alt`: the figure in words; `inches`: its size. `folded`: a grid that few want to read from the start. `cards`:
+    what a page shows in front of the grid.
     """
 
     grid: Grid
@@ -51,6 +53,7 @@ class Block:
     alt: str = ""
     inches: tuple[float, float] = (WIDTH, HEIGHT)
     folded: bool = False
+    cards: tuple[Card, ...] = ()
 
 
 Panel = Callable[[Axes, Partition, Style], None]

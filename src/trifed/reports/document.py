@@ -25,7 +25,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What every format shows. `missing`: what is not there yet; `go_on`: how to get it."""
+    """What every format shows.
+
+    `missing`: what is not there yet; `go_on`: how to get it. `passages`: titles, each with a few sentences, that
+    come before everything else.
+    """
 
     title: str
     subtitle: str
@@ -38,6 +42,7 @@ class Document:
     sections: list[Section]
     methods: tuple[str, ...]
     citations: list[tuple[str, str]]
+    passages: tuple[tuple[str, list[str]], ...] = ()
 
 
 def make_document(source: Source) -> Document:

@@ -136,7 +136,7 @@ class Findings(_Found):
 def read_findings(path: Path) -> Findings:
     """Raises RunError: there is no such file, or it is none of an audit."""
     try:
-        return Findings.model_validate_json(path.read_text(encoding="utf-8"))
+        return Findings.model_validate_json(path.read_bytes())
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); `trifed audit` writes it") from error
     except ValidationError as error:

@@ -22,6 +22,8 @@ def _markdown(document: Document) -> Iterable[str]:
     yield from (f"# {_plain(document.title)}", "", f"**{_plain(document.headline)}**", "")
     for sentence in document.says:
         yield from (_plain(sentence), "")
+    for title, sentences in document.passages:
+        yield from (f"## {_plain(title)}", "", *(f"- {_plain(line)}" for line in sentences), "")
     if document.missing:
         yield from ("## Not finished", "", *(f"- {_plain(line)}" for line in document.missing), "")
         if document.go_on:
@@ -63,6 +65,7 @@ def render_json(document: Document) -> str:
         "name": document.title,
         "headline": document.headline,
         "says": document.says,
+        "passages": dict(document.passages),
         "not_to_conclude": document.cautions,
         "missing": document.missing,
         "go_on": document.go_on,

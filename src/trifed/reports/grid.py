@@ -17,7 +17,13 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "bytes": lambda value: size(value) if value else "nothing",
     "interval": span,
     "points interval": lambda value: span(value, signed=True),
+    "ratio": lambda value: f"{value:.2f}",
+    "ratio interval": lambda value: f"{value[0]:.2f} to {value[1]:.2f}",
+    "number interval": lambda value: f"{value[0]:.4g} to {value[1]:.4g}",
+    "prose": str,
+    "verdict": lambda value: "✓ holds" if value else "✗ does not hold",
 }
+TEXTS = ("text", "prose", "verdict")
 """How a value of each kind is written; None is a dash whatever the kind."""
 
 
@@ -36,7 +42,12 @@ class Column:
     @property
     def is_number(self) -> bool:
         """Belongs to the right edge?"""
-        return self.kind != "text"
+        return self.kind not in TEXTS
+
+    @property
+    def css(self) -> str:
+        """The class of its cells: numbers stand right, sentences wrap."""
+        return "n" if self.is_number else {"prose": "prose"}.get(self.kind, "")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from trifed.reports.blocks import Block
+from trifed.reports.cards import Card
 from trifed.reports.document import Document, make_document
 from trifed.reports.grid import Grid
 from trifed.reports.run_folder import Say
@@ -26,6 +27,7 @@ class Drawn:
     grid: Grid
     svg: Markup
     folded: bool
+    cards: tuple[Card, ...]
 
 
 def render_html(document: Document, say: Say) -> str:
@@ -51,10 +53,10 @@ def render_brief(source: Source) -> str:
 
 def _drawn(block: Block, document: Document, name: str) -> Drawn:
     if block.draw is None:
-        return Drawn(block.grid, Markup(), block.folded)
+        return Drawn(block.grid, Markup(), block.folded, block.cards)
     # Made by ElementTree from text that it escaped.
     svg = Markup(render_svg(block.draw, document.methods, block.inches, block.alt, name))
-    return Drawn(block.grid, svg, block.folded)
+    return Drawn(block.grid, svg, block.folded, block.cards)
 
 
 def _environment() -> Environment:

@@ -37,8 +37,8 @@ def read_source(path: Path, say: Say = silent) -> Source:
     inside = sorted(p.name for p in path.iterdir() if (p / "config.toml").is_file()) if path.is_dir() else []
     hint = f"; inside are {', '.join(inside[:5])}" if inside else ""
     raise RunError(
-        f"{path}: got {_kind(path)}, expected the folder of a run, as runs/NAME (it has a config.toml), or of a "
-        f"comparison (it has a {COMPARISON}){hint}"
+        f"{path}: got {_kind(path)}, expected the folder of a run, as runs/NAME (it has a config.toml), of a "
+        f"comparison (it has a {COMPARISON}) or of an audit (it has an audit.json){hint}"
     )
 
 
