@@ -26,6 +26,7 @@ LAYERS = [
     {"engines", "tracking"},
     {"reports"},
     {"runner"},
+    {"audit"},
     {"comparison"},
     {"commands"},
     {"cli", "__main__"},

@@ -19,18 +19,19 @@ Floats = NDArray[np.float64]
 def labels_from(observed: Tensors, batch: int) -> list[int] | None:
     """The labels of a batch, with their multiplicity, from the gradient of the head; None where it is not sent.
 
-    Row k of a softmax head's gradient is Σ (p_k − [y = k]) x / n: opposed to the mean feature where k occurs (Zhao
-    et al., "iDLG", 2020, arXiv 2001.02610). The mean feature is the first singular vector, turned so that most rows
-    go along with it.
+    Row k of a softmax head's gradient is Σ_i (p_ik − [y_i = k]) x_i / n. Where k occurs m times, among features far
+    from each other, its square is about m ‖x‖² / n², else some p_k² of that; and where signs alone are left, as of
+    AdamW's steps, rows of labels that occur go against the others (after Zhao et al., "iDLG", 2020, arXiv
+    2001.02610). A label's share of the batch is its share of both together.
     """
     if HEAD not in observed or not np.any(observed[HEAD]):
         return None
     rows = observed[HEAD].astype(np.float64)
-    direction = np.linalg.svd(rows, full_matrices=False)[2][0]
-    along = rows @ direction
-    # The rows add up to nothing: few are large and negative, where labels occur, and many small.
-    along = along if abs(along.min()) >= along.max() else -along
-    share = np.maximum(-along, 0)
+    squares = (rows**2).sum(1)
+    units = rows / np.sqrt(np.maximum(squares, 1e-300))[:, None]
+    most = units.mean(0)
+    against = (1 - units @ most / max(float(np.linalg.norm(most)), 1e-300)) / 2
+    share = squares * against
     wanted = batch * share / share.sum()
     counts = np.floor(wanted).astype(int)
     for label in np.argsort(counts - wanted, kind="stable")[: batch - counts.sum()]:
@@ -47,9 +48,9 @@ def membership_scores(
 ) -> Floats:
     """For each example the cosine between its own gradient and what was observed of its client, (n,).
 
-    The score of a member is higher, for its gradient is a part of what was sent (after Li et al., "Effective passive
-    membership inference attacks in federated learning", 2022, arXiv 2111.08390: gradients of examples of a large
-    model are nearly orthogonal).
+    The score of a member is higher, for its gradient is a part of what was sent (after Li et al., "Effective
+    passive membership inference attacks in federated learning", 2022, arXiv 2111.08390: gradients of examples of a
+    large model are nearly orthogonal).
     """
     bench = victim.bench
     bench.load(believed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from math import log
 
 import numpy as np
@@ -93,7 +94,8 @@ def match_texts(
     norm = float(words.norm(dim=1).mean())
 
     def length_prior(embeddings: Tensor) -> Tensor:
-        return ((embeddings * size).norm(dim=-1).mean() / norm - 1).square()
+        found: Tensor = ((embeddings * size).norm(dim=-1).mean() / norm - 1).square()
+        return found
 
     found = optimise(bench, start / size, made, observed, iterations, length_prior, progress)
     likely = pair_prior(known)
@@ -102,7 +104,7 @@ def match_texts(
 
 def pair_prior(known: Sequence[Sequence[int]]) -> Callable[[int, int], float]:
     """log P(next | token) of the texts of others: pairs, backed off to single tokens."""
-    pairs = Counter(pair for text in known for pair in zip(text, text[1:], strict=False))
+    pairs = Counter(pair for text in known for pair in pairwise(text))
     single = Counter(token for text in known for token in text)
     total = max(1, single.total())
 

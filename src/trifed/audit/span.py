@@ -100,8 +100,20 @@ def _listen(
             handle.remove()
 
 
+def _inputs(bench: Workbench, layer: str, batch: Mapping[str, Tensor]) -> Tensor:
+    """What goes into a layer, (n, length, d); the model runs no further."""
+    heard: list[Tensor] = []
+
+    def hear(name: str, inputs: Tensor) -> None:
+        heard.append(inputs)
+        raise _Stop
+
+    _listen(bench, {layer}, hear, batch)
+    return heard[0]
+
+
 def spans(bench: Workbench, observed: Tensors, layers: list[str]) -> list[Span]:
-    """The row spaces that say something, of what was observed of these layers; the model as the attacker has it."""
+    """The row spaces that say something, of what was observed of these layers; the model is the attacker's."""
     everything = {plain_name(name): param.detach() for name, param in bench.model.named_parameters()}
     found = []
     for name, values in observed.items():
@@ -131,27 +143,21 @@ def distances(
     length: int,
     ids: Callable[[Tensor], dict[str, Tensor]],
 ) -> list[Floats]:
-    """For each trial how far every token at every place is from its spans, mean over these, (words, length)."""  # fmt: skip
+    """For each trial how far every token at every place is from its spans, mean over these, (words, length)."""
     words = bench.base.model.get_input_embeddings().num_embeddings
     found = [np.ones((words, length), np.float32) for _ in trials]
     for first in range(0, words, CHUNK):
         tokens = torch.arange(first, min(first + CHUNK, words))
-        heard: list[Tensor] = []
-
-        def hear(name: str, inputs: Tensor) -> None:
-            heard.append(inputs)
-            raise _Stop
-
-        _listen(bench, {layers[0]}, hear, ids(tokens[:, None].expand(-1, length).contiguous()))
+        inputs = _inputs(bench, layers[0], ids(tokens[:, None].expand(-1, length).contiguous()))
         for place, trial in enumerate(trials):
             if trial:
-                far = torch.stack([span.distance(heard[0]) for span in trial]).mean(0)
+                far = torch.stack([span.distance(inputs) for span in trial]).mean(0)
                 found[place][first : first + len(tokens)] = far.cpu().numpy()
     return found
 
 
 def texts_from(far: Floats, batch: int) -> list[list[int]]:
-    """Up to `batch` texts from the tokens that are near, by place, the nearest first; none where nothing is near."""
+    """Up to `batch` texts from the tokens that are near, by place, the nearest first; none if nothing is near."""
     texts: list[list[int]] = [[] for _ in range(batch)]
     for place in range(far.shape[1]):
         near = np.flatnonzero(far[:, place] < NEAR)

@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 class Seen:
     """A client's summary as the server has it, and features of examples in its projection, (n, SUMMARY_DIM).
 
-    `members`: those that it was made of, with `labels` (n,); `others`: of the same client, that it was not made of,
-    with `other_labels`.
+    `members`: those that it was made of, with `labels` (n,); `others`: of the same client, not among them, with
+    `other_labels`.
     """
 
     summary: Summary
@@ -35,7 +35,7 @@ class Seen:
 
 
 def seen(victim: Victim, site: Site) -> Seen | None:
-    """What the server has of a client's data, by the client's own protocol; None where the method asks for none."""
+    """What the server has of a client's data, by the client's own protocol; None if the method asks for none."""
     payload, settings = site.summary(), victim.config.training
     if payload is None:
         return None
@@ -80,7 +80,7 @@ def _likely(summary: Summary, point: Floats, label: int) -> float | None:
 def nearest(found: Seen) -> list[tuple[int, bool]]:
     """For each component, of the members with its label and as many others, the one nearest to its mean.
 
-    As (place, is it a member): a place among members or others. Components of labels that others lack are left out.
+    As (place, is it a member): a place among members or others. A component whose label others lack is left out.
     """
     answers = []
     for mean, label in zip(found.summary.means.astype(np.float64), found.summary.labels, strict=True):

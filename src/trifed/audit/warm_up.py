@@ -1,4 +1,4 @@
-"""A run for its own sake: not measured, not kept. Attacks come after it, for at the start an adapter sends zeros."""
+"""A run that is not measured and not kept. Attacks come after it: at the start an adapter sends zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trifed.methods import METHODS
 from trifed.runner import prepare, quiet
 
 FULL_RATE = 1e-4
-"""Largest learning rate of a warm-up in which the base model itself trains: adapters' rates undo its pre-training."""
+"""Largest learning rate of a warm-up in which the base model trains: adapters' rates undo its pre-training."""
 
 
 class WarmUp(Simulation):

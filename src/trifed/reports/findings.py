@@ -16,7 +16,7 @@ Knows = Literal["base", "start", "factors"]
 """Beside W0: nothing of the adapter; the start of A and B, which comes from a shared seed; A and B as they are."""
 Sees = Literal["gradient", "update"]
 """The plain gradient of one batch, the most an upload could ever show; or what a client's round really sends."""
-Attack = Literal["span", "matching", "guesser"]
+Attack = Literal["embedding", "span", "matching", "guesser"]
 
 
 class _Found(BaseModel):

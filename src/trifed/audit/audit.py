@@ -1,0 +1,174 @@
+"""An audit from end to end: warm up, attack the user's method, then the controls, and write what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trifed.atomic import whole_file
+from trifed.audit.claims import claims
+from trifed.audit.images import ImageTrials
+from trifed.audit.others import attacked, in_summaries, labels_of, members_in_updates
+from trifed.audit.plan import Plan
+from trifed.audit.texts import TextTrials
+from trifed.audit.victim import Victim
+from trifed.audit.warm_up import left_off, warmed_up
+from trifed.config import RunConfig, make_config, read_toml
+from trifed.errors import ConfigError
+from trifed.methods import METHODS
+from trifed.reports.findings import Findings, Labels, Means, Membership, Reconstruction
+from trifed.runner import environment
+
+Say = Callable[[str], None]
+TRIALS: dict[str, type[TextTrials] | type[ImageTrials]] = {
+    "text-classification": TextTrials,
+    "image-classification": ImageTrials,
+}
+KINDS = {"text-classification": "text", "image-classification": "image"}
+
+
+class Part(BaseModel):
+    """What was found of one method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str
+    client: str
+    round: int
+    reconstruction: list[Reconstruction]
+    membership: list[Membership]
+    labels: list[Labels]
+    means: list[Means]
+    environment: dict[str, object]
+    seconds: float
+
+
+def configuration_of(target: Path) -> tuple[RunConfig, Path | None]:
+    """The configuration of a TOML file or of a run's folder, and that folder.
+
+    Raises:
+        ConfigError: it is not valid, or of a task that is not audited.
+    """
+    folder = target if target.is_dir() else None
+    source = target / "config.toml" if folder else target
+    config = make_config(read_toml(source), str(source))
+    if config.task not in TRIALS:
+        known = " and ".join(TRIALS)
+        raise ConfigError([f"task: got '{config.task}'; so far an audit attacks {known}"], str(source))
+    return config, folder
+
+
+def audit(
+    target: Path, into: Path, plan: Plan, client: str | None = None, say: Say = lambda text: None
+) -> Findings:
+    """Attack a run where it stands, or a configuration after a few rounds, and write `audit.json` in `into`.
+
+    What was found of each method is kept there on the way: the same call again goes on.
+
+    Raises:
+        TrifedError: whatever the user can mend.
+    """
+    config, folder = configuration_of(target)
+    own = config.method.name
+    names = [own, *(name for name in plan.controls if name != own)]
+    parts: list[Part] = []
+    for name in names:
+        parts.append(_part(config, folder if name == own else None, name, into, plan, client, say))
+        found = _findings(config, plan, parts, finished=len(parts) == len(names))
+        with whole_file(into / "audit.json") as scratch:
+            scratch.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _part(
+    config: RunConfig, folder: Path | None, name: str, into: Path, plan: Plan, client: str | None, say: Say
+) -> Part:
+    """What was found of a method, from before or anew."""
+    chosen = config if name == config.method.name else config.with_method(name)
+    identity = [chosen.run_id(), str(folder), client, asdict(plan) | {"controls": None}]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    path = into / "parts" / f"{name}.json"
+    known = _read(path)
+    if known is not None and known.key == key:
+        say(f"{name}: from before")
+        return known
+    began = time.perf_counter()
+    say(f"{name}: warming up")
+    if folder is not None:
+        victim = left_off(folder, client)
+    else:
+        victim = warmed_up(chosen, plan.rounds, client, lambda done: say(f"{name}: round {done} of {plan.rounds}"))
+    found = _attack(victim, plan, say)
+    part = found.model_copy(update={"key": key, "seconds": round(time.perf_counter() - began, 1)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as scratch:
+        scratch.write_text(part.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return part
+
+
+def _read(path: Path) -> Part | None:
+    try:
+        return Part.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None  # of another version, or cut off: it is found again
+
+
+def _attack(victim: Victim, plan: Plan, say: Say) -> Part:
+    trials = TRIALS[victim.config.task](victim, plan, say)
+    rows = trials.all()
+    say(f"{victim.config.method.name}: labels")
+    labels = labels_of(victim, plan)
+    victims = attacked(victim, plan)
+    members = members_in_updates(victims, plan, say)
+    say(f"{victim.config.method.name}: summaries")
+    told, means = in_summaries(victims)
+    bench = victim.bench
+    return Part(
+        key="", client=victim.client.name, round=victim.round, reconstruction=rows, membership=members + told,
+        labels=labels, means=means, environment=environment(victim.config, bench.base, bench), seconds=0.0,
+    )  # fmt: skip
+
+
+def _findings(config: RunConfig, plan: Plan, parts: list[Part], finished: bool) -> Findings:
+    own, kind = config.method.name, KINDS[config.task]
+    rows = [row for part in parts for row in part.reconstruction]
+    # The same batches are guessed at for every method: once is enough.
+    rows = [row for row in rows if row.attack != "guesser" or row.method == own]
+    members = [row for part in parts for row in part.membership]
+    full = next((name for name in plan.controls if METHODS[name].adapter == "none"), "")
+    plain = next((name for name in plan.controls if METHODS[name].adapter == "lora"), "")
+    return Findings.model_validate(
+        {
+            "name": config.name,
+            "method": own,
+            "task": config.task,
+            "kind": kind,
+            "client": parts[0].client,
+            "round": parts[0].round,
+            "rank": config.adapter.rank,
+            "controls": [name for name in plan.controls if name != own],
+            "finished": finished,
+            "seconds": sum(part.seconds for part in parts),
+            "claims": list(claims(own, rows, members, full, plain)),
+            "reconstruction": rows,
+            "membership": members,
+            "labels": [row for part in parts for row in part.labels],
+            "means": [row for part in parts for row in part.means],
+            "notes": list(_notes(config)),
+            "configuration": {**config.model_dump(mode="json"), "audit": asdict(plan)},
+            "environment": parts[0].environment,
+        }
+    )
+
+
+def _notes(config: RunConfig) -> Iterator[str]:
+    yield "The update is that of a client that has the attacked examples alone, for its configured steps."
+    if METHODS[config.method.name].summarise is not None:
+        yield "The summary that is sent once says how many examples of each label a client has, exactly."
+    yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."

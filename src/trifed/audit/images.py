@@ -1,0 +1,123 @@
+"""Reconstruction of images by matching, beside the mean image of the other clients."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from trifed.audit.matching import match_images
+from trifed.audit.plan import Plan
+from trifed.audit.scores import estimate, image_scores
+from trifed.audit.texts import MATCHING, SEES, SHOWN
+from trifed.audit.victim import Rows, Victim
+from trifed.methods.packing import Tensors
+from trifed.reports.findings import Attack, Attempt, Knows, Reconstruction, Sees
+from trifed.tasks.image_classification import EncodedImages
+from trifed.training import seeded
+
+Pictures = NDArray[np.float64]
+
+
+@dataclass
+class ImageTrials:
+    """Batches of one client's images. `rows`: by batch size, of the training examples."""
+
+    victim: Victim
+    plan: Plan
+    say: Callable[[str], None]
+    rows: dict[int, list[Rows]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        train = self.victim.client.train
+        if not isinstance(train, EncodedImages):
+            raise TypeError(f"images expected, got {type(train).__name__}")
+        self.train = train
+        others = [
+            o.train.pixels for o in self.victim.others if isinstance(o.train, EncodedImages) and len(o.train)
+        ]
+        known = np.concatenate(others) if others else train.pixels[:0]
+        self.mean = known.mean(0) / 255 if len(known) else np.full(train.pixels.shape[1:], 0.5)
+        for batch in (b for b in self.plan.batches if b <= min(len(train), self.plan.match_up_to)):
+            rng = seeded(self.plan.seed, batch)
+            self.rows[batch] = [rng.choice(len(train), batch, replace=False) for _ in range(self.plan.matched)]
+
+    def all(self) -> list[Reconstruction]:
+        """Matching on every batch, and the guesser."""
+        found: list[Reconstruction] = []
+        for batch, trials in self.rows.items():
+            mean = [np.broadcast_to(self.mean, (batch, *self.mean.shape)) for _ in trials]
+            found.append(self.row("guesser", "gradient", "factors", batch, trials, mean))
+            for sees in SEES:
+                self.say(f"{self.victim.config.method.name}: batch {batch}, from its {sees}")
+                look = self.victim.gradient if sees == "gradient" else self.victim.update
+                observed = [look(rows) for rows in trials]
+                for knows in self.victim.levels():
+                    self.victim.bench.load(self.victim.believed(knows))
+                    made = [self.by_matching(rows, seen) for rows, seen in zip(trials, observed, strict=True)]
+                    found.append(self.row("matching", sees, knows, batch, trials, made))
+        return found
+
+    def by_matching(self, rows: Rows, observed: Tensors) -> Pictures:
+        """Images whose gradient is most alike, (n, 3, height, width) in [0, 1]."""
+        mean, std = (part[:, None, None] for part in (self.train.mean, self.train.std))
+        limits = (0 - mean) / std, (255 * self.train.scale - mean) / std
+        rng = seeded(self.plan.seed, MATCHING, *(int(row) for row in rows))
+        shape = (len(rows), *self.train.pixels.shape[1:])
+        labels, steps = self.train.labels[rows], self.plan.iterations
+        found = match_images(self.victim.bench, observed, shape, labels, limits, steps, rng, lambda: None)
+        return ((found * std + mean) / (255 * self.train.scale)).double().numpy()
+
+    def row(
+        self, attack: Attack, sees: Sees, knows: Knows, batch: int, trials: list[Rows], found: list[Pictures]
+    ) -> Reconstruction:
+        """What came of it: each original with one that was found, so that their squared error is least."""
+        scores: list[dict[str, float]] = []
+        attempts = []
+        for rows, made in zip(trials, found, strict=True):
+            originals = self.train.pixels[rows] / 255
+            errors = ((originals[:, None] - made[None]) ** 2).mean((2, 3, 4))
+            order = linear_sum_assignment(errors)[1]
+            made = made[order]
+            each = [image_scores(_last(o), _last(m)) for o, m in zip(originals, made, strict=True)]
+            scores.append({name: float(np.mean([one[name] for one in each])) for name in each[0]})
+            scores[-1]["distance"] = self.distance(originals, made)
+            attempts.append(Attempt(original=[_png(o) for o in originals], found=[_png(m) for m in made]))
+        return Reconstruction(
+            method=self.victim.config.method.name, attack=attack, sees=sees, knows=knows, batch=batch,
+            steps=1 if sees == "gradient" else self.victim.steps(batch), tokens=None, trials=len(trials),
+            scores={name: estimate([score[name] for score in scores]) for name in scores[0]},
+            attempts=attempts[:SHOWN],
+        )  # fmt: skip
+
+    def distance(self, originals: Pictures, made: Pictures) -> float:
+        """Between features of the client's model, relative to those of the originals, mean."""
+        bench, mean, std = self.victim.bench, self.train.mean[:, None, None], self.train.std[:, None, None]
+
+        def features(pictures: Pictures) -> Tensor:
+            pixels = torch.from_numpy(np.ascontiguousarray(pictures)).float() * (255 * self.train.scale)
+            with torch.no_grad():
+                return bench.model.features({"pixel_values": (pixels - mean) / std})
+
+        bench.load(self.victim.before)
+        one, other = features(originals), features(made)
+        return float(((one - other).norm(dim=1) / one.norm(dim=1)).mean())
+
+
+def _last(picture: Pictures) -> Pictures:
+    """Colours last."""
+    return picture.transpose(1, 2, 0)
+
+
+def _png(picture: Pictures) -> str:
+    buffer = BytesIO()
+    Image.fromarray((_last(picture) * 255).round().clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,146 @@
+"""Reconstruction of texts: what each attack makes of some batches, beside what guessing makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trifed.audit.guess import guess_tokens
+from trifed.audit.matching import match_texts
+from trifed.audit.plan import Plan
+from trifed.audit.scores import estimate, text_scores
+from trifed.audit.span import distances, open_layers, spans, texts_from
+from trifed.audit.victim import Rows, Victim
+from trifed.methods.packing import Tensors
+from trifed.reports.findings import Attack, Attempt, Knows, Reconstruction, Sees
+from trifed.tasks.text_classification import EncodedText
+from trifed.training import seeded
+
+Say = Callable[[str], None]
+Texts = list[list[int]]
+SEES: tuple[Sees, ...] = ("gradient", "update")
+SHOWN = 2
+"""Trials that are kept to look at."""
+MATCHING = 11
+"""Purpose of the generators that attacks start from."""
+
+
+@dataclass
+class TextTrials:
+    """Batches of one client's texts. `rows`: by batch size, of the training examples; `texts`: their tokens."""
+
+    victim: Victim
+    plan: Plan
+    say: Say
+    rows: dict[int, list[Rows]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        train = self.victim.client.train
+        if not isinstance(train, EncodedText):
+            raise TypeError(f"texts expected, got {type(train).__name__}")
+        self.train = train
+        tokenizer = self.victim.bench.base.processor
+        self.special = set(tokenizer.all_special_ids)
+        self.known = [text for other in self.victim.others for text in self._texts(other.train)] or [[0]]
+        for batch in self.plan.batches:
+            if batch <= len(train):
+                rng = seeded(self.plan.seed, batch)
+                self.rows[batch] = [rng.choice(len(train), batch, replace=False) for _ in range(self.plan.trials)]
+
+    def _texts(self, encoded: object) -> Texts:
+        return encoded.ids if isinstance(encoded, EncodedText) else []
+
+    def all(self) -> list[Reconstruction]:
+        """Every attack on every batch, and the guesser."""
+        found: list[Reconstruction] = []
+        for batch, trials in self.rows.items():
+            guessed = [self.guess(rows) for rows in trials]
+            found.append(self.row("guesser", "gradient", "factors", batch, trials, guessed))
+            for sees in SEES:
+                self.say(f"{self.victim.config.method.name}: batch {batch}, from its {sees}")
+                look = self.victim.gradient if sees == "gradient" else self.victim.update
+                observed = [look(rows) for rows in trials]
+                if sees == "gradient":
+                    found += self.embedding(observed, batch, trials)
+                for knows in self.victim.levels():
+                    found += self.attack(sees, knows, batch, trials, observed, guessed)
+        return found
+
+    def attack(
+        self, sees: Sees, knows: Knows, batch: int, trials: list[Rows], observed: list[Tensors],
+        guessed: list[Texts],
+    ) -> list[Reconstruction]:  # fmt: skip
+        """By spans, and of the first trials of small batches by matching. Where a span says nothing it guesses."""
+        self.victim.bench.load(self.victim.believed(knows))
+        near = self.by_span(batch, trials, observed)
+        found = [near or guess for near, guess in zip(near, guessed, strict=True)]
+        rows = [self.row("span", sees, knows, batch, trials, found)]
+        if batch <= self.plan.match_up_to and self.plan.matched:
+            some = trials[: self.plan.matched]
+            matched = [self.by_matching(rows, seen) for rows, seen in zip(some, observed, strict=False)]
+            rows.append(self.row("matching", sees, knows, batch, some, matched))
+        return rows
+
+    def ids(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens (n, length) as the model takes them."""
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+    def by_span(self, batch: int, trials: list[Rows], observed: list[Tensors]) -> list[Texts]:
+        """Nothing for a trial whose spans say nothing."""
+        bench = self.victim.bench
+        layers = open_layers(bench, self.ids)
+        found = [spans(bench, seen, layers) if layers else [] for seen in observed]
+        if not any(found):
+            return [[] for _ in trials]
+        longest = max(int(self.train.lengths[rows].max()) for rows in trials)
+        return [texts_from(far, batch) for far in distances(bench, layers, found, longest, self.ids)]
+
+    def by_matching(self, rows: Rows, observed: Tensors) -> Texts:
+        """Texts whose gradient is most alike."""
+        lengths = [int(length) for length in self.train.lengths[rows]]
+        rng = seeded(self.plan.seed, MATCHING, *(int(row) for row in rows))
+        labels, steps = self.train.labels[rows], self.plan.iterations
+        return match_texts(self.victim.bench, observed, lengths, labels, self.known, steps, rng, lambda: None)
+
+    def embedding(self, observed: list[Tensors], batch: int, trials: list[Rows]) -> list[Reconstruction]:
+        """Where the embeddings train, the tokens are those whose row has a gradient: no attack is needed."""
+        size = self.victim.bench.base.model.get_input_embeddings().weight.shape
+        name = next(
+            (n for n, v in observed[0].items() if (v.shape == size and "word" in n) or "embed_tokens" in n), ""
+        )
+        if not name or not any(np.any(seen[name]) for seen in observed):
+            return []
+        found = [[list(map(int, np.flatnonzero(np.abs(seen[name]).max(1))))] for seen in observed]
+        return [self.row("embedding", "gradient", "factors", batch, trials, found)]
+
+    def guess(self, rows: Rows) -> Texts:
+        """As many tokens as there are."""
+        plain = [self.plain(text) for text in self.known]
+        return guess_tokens(plain, sum(len(self.plain(self.train.ids[row])) for row in rows), len(rows))
+
+    def plain(self, text: Sequence[int]) -> list[int]:
+        """Without what every text has."""
+        return [token for token in text if token not in self.special]
+
+    def row(
+        self, attack: Attack, sees: Sees, knows: Knows, batch: int, trials: list[Rows], found: list[Texts]
+    ) -> Reconstruction:
+        """What came of it."""
+        originals = [[self.plain(self.train.ids[row]) for row in rows] for rows in trials]
+        guesses = [[self.plain(text) for text in texts] for texts in found]
+        scores = [text_scores(o, g) for o, g in zip(originals, guesses, strict=True)]
+        decode = self.victim.bench.base.processor.decode
+        return Reconstruction(
+            method=self.victim.config.method.name, attack=attack, sees=sees, knows=knows, batch=batch,
+            steps=1 if sees == "gradient" else self.victim.steps(batch),
+            tokens=float(np.mean([self.train.lengths[rows].sum() for rows in trials])), trials=len(trials),
+            scores={name: estimate([float(score[name]) for score in scores]) for name in scores[0]},
+            attempts=[
+                Attempt(original=[decode(t) for t in o], found=[decode(t) for t in g])
+                for o, g in list(zip(originals, guesses, strict=True))[:SHOWN]
+            ],
+        )  # fmt: skip
