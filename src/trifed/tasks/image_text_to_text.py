@@ -74,6 +74,10 @@ class EncodedScenes:
         """Tokens of each example, those of its image among them, (n,)."""
         return self.tokens.lengths
 
+    def inputs(self, row: int) -> dict[str, set[int]]:
+        """The tokens of an example, equal ones once; all those of its image count as one."""
+        return self.tokens.inputs(row)
+
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given rows, padded on the right to the longest of them, and the pixels of their images."""
         more = {name: torch.from_numpy(padded([found[row] for row in rows])) for name, found in self.rows.items()}
