@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-from typer.testing import CliRunner
 
+from test_cli_help import call
 from trifed import make_config, resume, run
-from trifed.cli import app
 from trifed.errors import RunError
 from trifed.federation import site as site_module
 from trifed.federation.client import TRAINING, Client
@@ -169,13 +168,13 @@ def test_a_run_is_refused_before_it_leaves_anything(short_values, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_says_it_once_and_leaves_nothing(short_values, tmp_path, monkeypatch):
+def test_the_command_line_says_it_once_and_leaves_nothing(short_values, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text(tomli_w.dumps(short_values()), encoding="utf-8")
     before = set(tmp_path.rglob("*"))
-    said = CliRunner().invoke(app, ["run", "my.toml"])
-    assert said.exit_code == 2 and set(tmp_path.rglob("*")) == before
-    assert said.output.count("privacy.few_tokens: an upload") == 1
+    said = call(capsys, monkeypatch, "run", "my.toml")
+    assert said.code == 2 and set(tmp_path.rglob("*")) == before
+    assert said.err.count("privacy.few_tokens: an upload") == 1
 
 
 @pytest.mark.parametrize("policy", ["warn", "allow"])
