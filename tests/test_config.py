@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 import typing
 
 import pytest
 from pydantic import BaseModel
 
-from trifed.config import DEFAULT_METHOD, RunConfig, make_config, overlay, read_toml, to_toml
+from trifed.config import DEFAULT_METHOD, NO_NUMBERS, RunConfig, make_config, overlay, read_toml, to_toml
 from trifed.errors import ConfigError
 from trifed.methods import METHODS
+from trifed.settings import GUARDS, PrivacySettings
 
 DATA = {"source": "tickets.csv"}
 
@@ -258,3 +260,14 @@ def test_the_debiased_kernel_needs_a_rank_of_four():
     make_config({**values, "adapter": {"rank": 4}})
     with pytest.raises(ConfigError, match=r"method\.model_similarity.*at least 4, got 3.*cosine"):
         make_config({**values, "adapter": {"rank": 3}})
+
+
+def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
+    """What a run was called before there was a table [privacy]: the hash of all else."""
+    before = config().model_dump_json(exclude={*NO_NUMBERS, "privacy"})
+    assert config().run_id() == hashlib.sha256(before.encode()).hexdigest()[:12]
+    assert set(PrivacySettings.model_fields) >= GUARDS
+    for guard in GUARDS:
+        assert config(privacy={guard: "warn"}).run_id() == config().run_id()
+    with pytest.raises(ConfigError, match=r"privacy\.few_tokens: got 'never', expected 'refuse', 'warn'"):
+        config(privacy={"few_tokens": "never"})

@@ -19,10 +19,12 @@ from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS, Options
 from trifed.nested import layer, without
 from trifed.settings import (
+    GUARDS,
     UNLABELLED,
     AdapterSettings,
     DeploymentSettings,
     ModelSettings,
+    PrivacySettings,
     TaskName,
     TrackerName,
     TrainingSettings,
@@ -68,6 +70,7 @@ class RunConfig(BaseModel):
     training: TrainingSettings = TrainingSettings()
     wire: WireSettings = WireSettings()
     deployment: DeploymentSettings = DeploymentSettings()
+    privacy: PrivacySettings = PrivacySettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -90,8 +93,14 @@ class RunConfig(BaseModel):
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
-        """Twelve hex digits that change with anything that changes the numbers."""
-        return hashlib.sha256(self.model_dump_json(exclude=NO_NUMBERS).encode()).hexdigest()[:12]
+        """Twelve hex digits that change with anything that changes the numbers.
+
+        `privacy` counts only where a setting of it that is no guard is not at its default: the runs of versions
+        that had none keep their identity.
+        """
+        counts = self.privacy.model_dump(exclude=GUARDS, exclude_defaults=True)
+        left_out: dict[str, Any] = {**dict.fromkeys(NO_NUMBERS, True), "privacy": GUARDS if counts else True}
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
 
 NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}

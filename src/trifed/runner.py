@@ -21,6 +21,7 @@ from trifed.engines.simulator import Listener, Simulation
 from trifed.errors import RunError
 from trifed.federation.client import Client, score, summary_seeds
 from trifed.federation.exports import Classifier, Writer, load_client, load_writer, save_client
+from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.matching import Matcher, load_matcher
 from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.store import Event, RunFolder
@@ -156,6 +157,8 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     choose_device(config.training)  # a device that is not there should not wait for data and model
     data, bench, clients = prepare(config, listener)
     base = bench.base
+    if config.privacy.few_tokens == "refuse":
+        refuse_few_tokens(clients, bench.layout, config.training, config.seed, config.rounds)
     folder = make_folder()
     if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused
         folder.write_json("environment.json", environment(config, base, bench))

@@ -38,6 +38,12 @@ Bits = Literal[1, 2, 4, 8, 32]
 TrackerName = Literal["tensorboard", "mlflow"]
 
 
+Guarding = Literal["refuse", "warn", "allow"]
+"""What a guard does with what would show single examples."""
+GUARDS = {"few_tokens", "small_components"}
+"""Settings of `privacy` that change no number: they say what a client lets out, and are each client's own."""
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,6 +117,17 @@ class DeploymentSettings(_Settings):
     join_seconds: float = Field(600, gt=0, description="that are waited for the clients")
     round_seconds: float = Field(
         3600, gt=0, description="after which a round goes on without who has not answered"
+    )
+
+
+class PrivacySettings(_Settings):
+    """What may leave a client."""
+
+    few_tokens: Guarding = Field(
+        "refuse", description="an upload that stands for fewer than 2 x rank different tokens, or patches"
+    )
+    small_components: Guarding = Field(
+        "refuse", description="a summary's mean and variance that stand on fewer than 20 examples"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from trifed.tasks.interface import Encoded, TaskModel
 
 BUCKET = 16
 """Batches whose examples are sorted by length together: less padding, and the order stays random enough."""
+
+SEEDS = 2**62
+"""Seeds of torch's generator are drawn below this."""
 
 Moments = dict[str, Tensor]
 """AdamW's state, flat: `step/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`."""
@@ -129,6 +133,21 @@ def training_batches(
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
+def rows_of_round(
+    lengths: NDArray[np.int64], settings: TrainingSettings, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of every optimiser step of a round that `train_locally` takes with the same generator."""
+    rng.integers(SEEDS)  # dropout's seed, which is drawn before them
+    yield from _steps(lengths, settings, rng)
+
+
+def _steps(
+    lengths: NDArray[np.int64], settings: TrainingSettings, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    epochs = iter(lambda: training_batches(lengths, settings.batch_size, rng), [])  # ends where there are no rows
+    return islice(chain.from_iterable(epochs), steps_a_round(len(lengths), settings))
+
+
 def steps_a_round(examples: int, settings: TrainingSettings) -> int:
     """Optimiser steps that a client with that many training examples takes in one round."""
     if settings.steps is not None:
@@ -177,8 +196,8 @@ def train_locally(
     model.train()
     # Dropout draws from torch's global generator: fork it, so that a round neither sees nor moves it.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(rng.integers(2**62)))
-        for step, rows in zip(range(wanted), _endless_batches(data, settings, rng), strict=False):
+        torch.manual_seed(int(rng.integers(SEEDS)))
+        for step, rows in enumerate(_steps(data.lengths, settings, rng)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(steps_before + step, steps_in_all, settings)
             losses.append(_backward(model, data, _parts(rows, settings), precision))
@@ -216,13 +235,6 @@ def _backward(model: TaskModel, data: Encoded, parts: list[NDArray[np.int64]], p
         torch.autograd.backward(loss * share)
         total = total + loss.detach() * share
     return total
-
-
-def _endless_batches(
-    data: Encoded, settings: TrainingSettings, rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    while len(data):
-        yield from training_batches(data.lengths, settings.batch_size, rng)
 
 
 def _copy_moments(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> Moments:

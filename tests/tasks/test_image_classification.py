@@ -165,3 +165,21 @@ def test_a_processor_of_another_size_is_refused(tiny_vision):
     processor = AutoImageProcessor.from_pretrained(tiny_vision("vit"), size={"height": 24, "width": 24})
     with pytest.raises(ModelError, match="makes 24 × 24 pixels, and this model reads 16 × 16"):
         TASK.encode(replace(base, processor=processor), examples(pictures()), ModelSettings())
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "swin", "convnext"])
+def test_patches_are_the_fewest_inputs_that_an_image_gives_a_layer(kind, tiny_vision):
+    """Counted where they go in: rows of the linear layers' inputs. A first token comes on top of them."""
+    base = TASK.load(str(tiny_vision(kind)))
+    encoded = TASK.encode(base, examples([pictures()[0], *pictures(2)]), ModelSettings())
+    seen = []
+    for name, module in base.model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name:
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].numel() // args[0].shape[-1]))
+    with torch.no_grad():
+        base.model(pixel_values=encoded.batch(np.arange(1), torch.device("cpu"))["pixel_values"])
+    first = 0 if kind in ("swin", "convnext") else 1
+    if kind == "deit":
+        first = 2  # the token of distillation
+    assert len(encoded.inputs(0)[""]) == encoded.patches == min(seen) - first
+    assert encoded.inputs(0) == encoded.inputs(1) and not encoded.inputs(0)[""] & encoded.inputs(2)[""]

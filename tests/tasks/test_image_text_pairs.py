@@ -19,6 +19,8 @@ from trifed import export_client, load_client, load_matcher, make_config, run
 from trifed.cli import app
 from trifed.data import Examples, as_png
 from trifed.errors import ConfigError, DataError, ModelError, RunError
+from trifed.federation.client import Client
+from trifed.federation.guards import few_tokens
 from trifed.federation.workbench import build_workbench
 from trifed.methods import METHODS
 from trifed.models.evaluate_matches import measure
@@ -262,3 +264,19 @@ def test_ranks_by_hand():
     assert (found.caption_found, found.image_found) == pytest.approx((1 / 3, 1 / 2))
     assert (found.caption_near, found.image_near) == (1.0, 1.0)
     assert found.accuracy == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
+def test_each_tower_is_asked_for_what_it_reads(tiny_towers):
+    """A core in a tower is measured by the inputs of that tower: n of them are enough for rank n / 2, no more."""
+    bench = bench_of(tiny_towers("clip"))
+    data = bench.encode(pairs(["violet"]))
+    read = data.inputs(0)
+    assert set(read) == {"vis", "text"} and len(read["vis"]) == data.images.patches
+    towers = {name.split("_")[0] for name in bench.parameters if "lora_" in name}
+    assert towers == {"vision", "text"}
+    settings, alone = TrainingSettings(), Client(0, "amber", data, data, data)
+    texts, images = len(read["text"]), len(read["vis"])
+    for tower, there in (("text", texts), ("vision", images)):
+        fits, over = ((f"{tower}_model.x.lora_C.weight", (rank, rank)) for rank in (there // 2, there // 2 + 1))
+        assert few_tokens(alone, (fits,), settings, 0, 1) is None
+        assert few_tokens(alone, (over,), settings, 0, 1).tokens == there

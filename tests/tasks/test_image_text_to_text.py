@@ -314,3 +314,13 @@ def test_prompt_and_answer_are_columns_of_these_names_unless_named(tiny_scenes, 
     assert (config.data.prompt, config.data.answer, config.data.label) == ("prompt", "answer", "")
     with pytest.raises(ConfigError, match=r"task"):
         make_config({**values, "task": "image-to-text"})
+
+
+def test_an_image_counts_by_its_places_and_a_token_once(tiny_scenes, examples):
+    """4 places of an image, and the characters, equal ones once: [<s>, a, b, </s>] wherever they stand."""
+    data = bench_of(tiny_scenes(), template="{prompt}<image>").encode(examples(["a", "ab", "a"], ["b", "a", "b"]))
+    first, longer, other = (data.inputs(row)[""] for row in range(3))
+    assert len(first) == len(longer) == len(other) == 4 + 4
+    assert len(first & other) == 4 and len(first | longer | other) == 4 + 3 * 4
+    data.images[2] = data.images[0]
+    assert data.inputs(2)[""] == first

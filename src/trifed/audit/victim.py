@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +19,15 @@ from trifed.federation.workbench import Workbench
 from trifed.methods.interface import is_factor
 from trifed.methods.packing import Tensors, Vector, unpack
 from trifed.reports.findings import Knows
+from trifed.settings import PrivacySettings
 from trifed.tasks import Encoded
 from trifed.tasks.interface import Batch
 from trifed.training import seeded, steps_a_round
 
 GUESSING = 9
 """Purpose of the generators that draw what an attacker does not know."""
+LETS_OUT = PrivacySettings(few_tokens="allow", small_components="allow")
+"""An audit shows what guards are for: it looks at uploads that they would not let out."""
 Rows = NDArray[np.int64]
 
 
@@ -51,6 +55,10 @@ class Some:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def inputs(self, row: int) -> Mapping[str, frozenset[Hashable]]:
+        """Of one of these rows."""
+        return self.whole.inputs(int(self.rows[row]))
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given ones of these rows."""

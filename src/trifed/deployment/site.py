@@ -55,12 +55,16 @@ folder = "kept"          # adapters and state of every run; whoever reads it has
 tell_scores = false      # accuracy and loss on held-out data go to the server
 # at_least = 3           # takes no part in a round of fewer sites, this one too
 # others_at_most = 0.5   # the largest share that others get in what this site goes on from, 0 to 1
+# base = "…"             # sha256 of the base model's weights: a run with another is refused
 # worse_by = 0.5         # keep this site's own where what it receives is worse by that much validation loss
 
 [data]
 source = {source}
 # text = "message"       # columns, where they are called otherwise than in the run
 # label = "queue"
+
+# [privacy]              # what this site lets out; the run does not say it
+# few_tokens = "warn"    # uploads that stand on few tokens: refuse (unless said otherwise), warn, allow
 """
 START = """#!/bin/sh
 cd "$(dirname "$0")" || exit 1

@@ -46,13 +46,12 @@ class Simulation:
 
     def __post_init__(self) -> None:
         config, labels = self.config, len(self.data.label_names)
+        self.warned: set[tuple[int, str]] = set()
         self.terms = terms_of(config, self.bench.layout, self.bench.fingerprint)
         self.method = self.terms.method
         self.server = Server(self.terms, len(self.clients), self.bench.start_values)
-        self.sites = [
-            Site(self.terms, self.bench, client, config.training, config.seed, config.rounds, labels)
-            for client in self.clients
-        ]
+        about = (config.training, config.seed, config.rounds, labels, config.privacy)
+        self.sites = [Site(self.terms, self.bench, client, *about) for client in self.clients]
         self.identity = f"{config.run_id()} {content_hash(self.data)} {self.bench.fingerprint}"
 
     # -- the run
@@ -119,6 +118,7 @@ class Simulation:
     def _summary(self, site: Site) -> bytes | None:
         payload = site.summary()
         if payload is not None:
+            self._tell_warnings(site)
             self._tell(event="summary", client=site.client.name, up=manifest(payload, array_sizes(payload)))
         return payload
 
@@ -128,6 +128,7 @@ class Simulation:
             began = time.perf_counter()
             download = self.server.download(number, site.client.index)
             done = site.round(number, download)
+            self._tell_warnings(site)
             if done.upload is not None:
                 uploads.append(self.server.accept(number, site.client.index, done.upload))
             seconds = round(time.perf_counter() - began, 4)
@@ -206,6 +207,13 @@ class Simulation:
             for split in ("valid", "test"):
                 event[split] = facts_of(score(self.bench, tensors, getattr(client, split), self.config.training))
             self._tell(**event)
+
+    def _tell_warnings(self, site: Site) -> None:
+        """What a client lets out although there is something against it: said once."""
+        for setting, text in site.warned.items():
+            if (site.client.index, setting) not in self.warned:
+                self.warned.add((site.client.index, setting))
+                self._tell(event="warned", client=site.client.name, text=text)
 
     def _tell(self, **event: object) -> None:
         self.folder.append(event)

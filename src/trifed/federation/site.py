@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trifed.errors import RunError
 from trifed.federation.client import Client, ClientState, score, summary_seeds, temper, train_round
+from trifed.federation.guards import few_tokens, small_components, too_few
 from trifed.federation.messages import encode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.federation.workbench import Workbench
 from trifed.methods.packing import Layout, Tensors, Vector
-from trifed.settings import TrainingSettings
+from trifed.settings import Guarding, PrivacySettings, TrainingSettings
 
 TOWARDS_RECEIVED = 0.75
 """How far the model "between" lies from what was trained (0) to what was received (1)."""
@@ -33,6 +35,7 @@ class Limits:
 
 
 ANYTHING = Limits()
+GUARDED = PrivacySettings()
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,13 @@ class Done:
 class Site:
     """One client. `state`: what it keeps from round to round; `own`: of the start what comes from its labels.
 
-    `labels`: how many there are in all; `rounds`: of the whole run, which the learning rate's schedule needs.
+    `labels`: how many there are in all; `rounds`: of the whole run, which the learning rate's schedule needs;
+    `privacy`: what this client lets out; `warned`: by setting, what there first was against something it let out.
     """
 
     def __init__(
         self, terms: Terms, bench: Workbench, client: Client, training: TrainingSettings, seed: int, rounds: int,
-        labels: int,
+        labels: int, privacy: PrivacySettings = GUARDED,
     ) -> None:  # fmt: skip
         self.terms = terms
         self.bench = bench
@@ -64,6 +68,8 @@ class Site:
         self.training = training
         self.seed = seed
         self.rounds = rounds
+        self.privacy = privacy
+        self.warned: dict[str, str] = {}
         self.state = ClientState({}, {}, 0)
         make = terms.method.own_start
         own = make(terms.options, client.train.labels, labels) if make else {}
@@ -82,13 +88,18 @@ class Site:
         self.state = ClientState({**self.bench.start, **self.own}, {}, 0)
 
     def summary(self) -> bytes | None:
-        """The one-time summary of this client's training data; None where the method asks for none."""
+        """The one-time summary of this client's training data; None where the method asks for none.
+
+        Raises:
+            RunError: it would show single examples.
+        """
         make = self.terms.method.summarise
         if make is None:
             return None
         features = self.bench.base_features(self.client.train, self.training)
         seeds = summary_seeds(self.seed, self.client.index)
         found = make(self.terms.options, features, self.client.train.labels, seeds)
+        self._guard("small_components", small_components(found))
         return encode_summary(self.terms.header("summary", 0, self.client.index), found)
 
     # -- rounds
@@ -97,8 +108,11 @@ class Site:
         """Take what came, within this client's limits, train, and write the upload.
 
         Raises:
-            MessageError: the download is none of this round, client and run; nothing has changed then.
+            RunError: the upload would show single examples.
+            MessageError: the download is none of this round, client and run. Nothing has changed then.
         """
+        few = few_tokens(self.client, self.bench.layout, self.training, self.seed, number)
+        self._guard("few_tokens", too_few({self.client.name: few}) if few else "")
         values = None if download is None else self.take(number, download, limits)
         kept_own = values is not None and limits.worse_by is not None and self._worse(values, limits.worse_by)
         if kept_own:
@@ -117,6 +131,14 @@ class Site:
         )
         self.state = done.state
         return Done(self._upload(number, done.sends), done.loss, done.state.steps - before, kept_own)
+
+    def _guard(self, setting: str, against: str) -> None:
+        """Refuse what there is something against, or let it out with a warning, or without one."""
+        policy: Guarding = getattr(self.privacy, setting)
+        if against and policy == "refuse":
+            raise RunError(against)
+        if against and policy == "warn":
+            self.warned.setdefault(setting, against)
 
     def _worse(self, values: Vector, by: float) -> bool:
         """Is what came worse for this client's validation examples than what it has?"""

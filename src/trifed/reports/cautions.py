@@ -21,6 +21,7 @@ def cautions(source: Source) -> list[str]:
         *_on_scoring(study),
         *_on_data(source),
         *_on_tuning(study),
+        *_on_guards(source),
         "Few bytes are no protection by themselves: nothing here measures what a message reveals about the data.",
     ]
 
@@ -33,6 +34,13 @@ def _on_seeds(study: Study) -> Iterable[str]:
         yield f"{fewest} seeds are few draws of the cut and of the training."
     if any(partition.differences for partition in study.results.values()):
         yield "The intervals are for these clients and this data; other data may rank the methods otherwise."
+
+
+def _on_guards(source: Source) -> Iterable[str]:
+    let_out = dict.fromkeys(text for details in source.details.values() for text in details.warned)
+    if let_out:
+        shown = listing(few(list(let_out)))
+        yield f"Sent although it stands on so little that it can show single examples: {shown}."
 
 
 def _by_method(study: Study, say: Callable[[MethodResult], str]) -> dict[str, str]:

@@ -92,6 +92,9 @@ class Watch:
     def _on_trouble(self, event: Event) -> None:
         self.say(event["text"])
 
+    def _on_warned(self, event: Event) -> None:
+        self.say(f"{event['client']}: {event['text']}")
+
     def _on_closing(self, event: Event) -> None:
         self.say("measuring the controls, writing the clients' adapters")
 

@@ -98,7 +98,16 @@ def read_details(folders: dict[str, RunFolder]) -> Details:
     clients = len(split["clients"]) if split else 1
     manifest_of = {method: manifest(folder.events(), clients) for method, folder in folders.items()}
     sent = {method: found for method, found in manifest_of.items() if found}
-    return Details(split, matrices, number, sent, _before(next(iter(folders.values()), None)))
+    before = _before(next(iter(folders.values()), None))
+    return Details(split, matrices, number, sent, before, tuple(_warned(folders)))
+
+
+def _warned(folders: dict[str, RunFolder]) -> Iterable[str]:
+    """Clients that let out what a guard would have kept, with the setting that let it."""
+    for method, folder in folders.items():
+        for event in folder.events():
+            if event["event"] == "warned":
+                yield f"{event['client']} with {method} ({event['text'].partition(':')[0]})"
 
 
 def _before(folder: RunFolder | None) -> dict[str, float | None]:

@@ -190,7 +190,7 @@ class Details:
 
     `split`: split.json. `matrices`: method → name → (n_clients, n_clients), of `round`. `manifest`: method →
     tensor → bytes per client: once up, up a round, once down, down a round. `before`: client → accuracy at the
-    common start.
+    common start. `warned`: what guards were told to let out, as `CLIENT with METHOD (SETTING)`.
     """
 
     split: dict[str, Any] | None = None
@@ -198,6 +198,7 @@ class Details:
     round: int = 0
     manifest: dict[str, dict[str, tuple[float, float, float, float]]] = field(default_factory=dict)
     before: dict[str, float | None] = field(default_factory=dict)
+    warned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from trifed.federation.client import SAMPLING
 from trifed.federation.results import summarise_events
 from trifed.federation.store import Event, RunFolder
 from trifed.methods.interface import Upload
+from trifed.settings import GUARDS
 from trifed.sites.life import Life
 from trifed.sites.opening import agree_on_frames, begin, open_clients
 from trifed.sites.protocol import LEFT_AT_HOME, Channel, Fact, Reply, Request, read_layout
@@ -233,6 +234,8 @@ class Coordinator:
 
 def settings_to_send(config: RunConfig) -> str:
     """A run's settings as JSON, without what is the clients' own or the server's alone."""
-    values = config.model_dump(mode="json", exclude_none=True, exclude={"deployment", "baselines", "trackers"})
+    away = {"deployment", "baselines", "trackers"}
+    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=away)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
-    return json.dumps(values)
+    agreed = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
+    return json.dumps({**values, "privacy": agreed} if agreed else values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -21,12 +22,14 @@ from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.nested import layer
+from trifed.settings import GUARDS
 from trifed.sites.node_settings import LEFT, NodeSettings
-from trifed.sites.node_store import NodeStore
+from trifed.sites.node_store import BASES, NodeStore, first_known
 from trifed.sites.protocol import Reply, Request, digest, read_layout, write_layout
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
+LOGGER = logging.getLogger(__name__)
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
 
@@ -55,6 +58,7 @@ class Node:
         self.digest = ""
         self.stamp: Stamp = ()
         self.data = ""
+        self.warned: set[str] = set()
 
     def answer(self, request: Request) -> Reply:
         """The reply to any request; what is wrong with it, or with this client, is said in `error`."""
@@ -72,9 +76,17 @@ class Node:
                 return Reply({"left": 1}, error=f"{self.settings.name} has left for good")
             if request.kind != "hello" and run != self.run and not self._take_up(run):
                 return Reply(lost=True)  # not even the run's settings: it is greeted again
-            return ways[request.kind](request)
+            return self._say_warnings(ways[request.kind](request))
         except TrifedError as error:
             return Reply(error=str(error))
+
+    def _say_warnings(self, reply: Reply) -> Reply:
+        """Say here, and not to the server, what was let out although there is something against it."""
+        for setting, text in self.site.warned.items() if self.site else ():
+            if setting not in self.warned:
+                LOGGER.warning("%s", text)
+                self.warned.add(setting)
+        return reply
 
     # -- what is asked
 
@@ -180,17 +192,32 @@ class Node:
         own: dict[str, Any] = {"data": layer(self.settings.data, WHOLE_TABLE)}
         own |= {"model": {"name": self.settings.model}} if self.settings.model else {}
         own |= {"training": {"device": self.settings.device}} if self.settings.device else {}
+        # Whoever leads the run does not say what may leave this client.
+        own |= {"privacy": self.settings.privacy.model_dump(include=GUARDS)}
         config = make_config(layer(values, own), f"the run's settings with those of {self.settings.name}")
         task = TASKS[config.task]
         if task.labelled and not config.data.labels:
             raise RunError("data.labels: the run has to name all labels, for no client sees those of the others")
         base = task.load(config.model.name, config.model.dtype)
+        self._know(base, f"{config.model.name} as {config.model.dtype}")
         settings = (config.model, config.adapter, config.training)
         method = METHODS[config.method.name]
         self.bench = build_workbench(base, method, config.data.labels or [""], config.seed, settings, task)
         self.digest = digest(self.bench.layout, self.bench.start_values)  # before frames, if there will be any
         self.run, self.config, self.base, self.site = run, config, base, None
         self.store = NodeStore.at(self.settings.folder / run, dict(values))
+
+    def _know(self, base: LoadedBase, name: str) -> None:
+        """Refuse other weights than this client wants, or than it had when it first loaded a model so named."""
+        site, wanted, found = self.settings.name, self.settings.base, base.fingerprint
+        if not found.startswith(wanted):
+            raise RunError(f"the base model here is {found[:16]}, and {site} takes none but {wanted[:16]}")
+        known = first_known(self.settings.folder, name, found)
+        if known != found:
+            raise RunError(
+                f"the base model here is {found[:16]}, and it was {known[:16]} when {site} first loaded it; put "
+                f"that back, or, if the change is meant, take its line out of the site's {BASES}"
+            )
 
     def _take_up(self, run: str) -> bool:
         """Go on with a run that this process has not seen: from the disk, if it is there."""
@@ -215,7 +242,7 @@ class Node:
         frames = self._parts()[1].frames()
         if frames is not None:
             bench.fix_frames(frames)
-        self.site = Site(terms, bench, client, config.training, config.seed, config.rounds, labels)
+        self.site = Site(terms, bench, client, config.training, config.seed, config.rounds, labels, config.privacy)
         self.site.start()
 
     def _data_changed(self, place: int, mark: str) -> bool:

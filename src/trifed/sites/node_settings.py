@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.config import explain_all, read_toml
 from trifed.errors import ConfigError
+from trifed.settings import PrivacySettings
 
 LEFT = "left.json"
 """In a client's folder: it has left for good."""
@@ -25,6 +26,10 @@ class NodeSettings(BaseModel):
     data: dict[str, Any] = Field(description="as [data] of a run: source, and columns where they differ")
     model: str | None = Field(None, description="where the base model lies here, if elsewhere than in the run")
     device: str | None = Field(None, description="as training.device")
+    base: str = Field(
+        "", pattern=r"^([0-9a-f]{16,64})?$", description="sha256 of the base, 16 digits or more; no other is taken"
+    )
+    privacy: PrivacySettings = PrivacySettings()
     folder: Path = Field(Path("trifed-node"), description="where runs keep adapters and state")
     worse_by: float | None = Field(
         None, ge=0, description="nats of validation loss beyond which what is received is not taken; none: always"

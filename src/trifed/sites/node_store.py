@@ -2,6 +2,7 @@
 
 ::
 
+    FOLDER/bases.json             the weights of every base model when it was first loaded here, sha256
     FOLDER/RUN/
         run.json                  the run's settings as the server sent them
         data.json                 a hash of this client's data as it was opened with, and a mark for the server
@@ -34,6 +35,28 @@ from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
 OWN = "own/"
+BASES = "bases.json"
+
+
+def first_known(folder: Path, name: str, fingerprint: str) -> str:
+    """The fingerprint that a base model so named had when it was first loaded here; `fingerprint`, the first time.
+
+    Raises:
+        RunError: nothing can be written there, or what is there cannot be read.
+    """
+    path = folder / BASES
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if name not in known:
+            known[name] = fingerprint
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be kept ({error.strerror}); name another folder") from error
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); put it back from a backup, or remove it") from error
+    return known[name]
 
 
 class NodeStore:

@@ -34,6 +34,7 @@ LINES = {
     "summary": "{client}: summary, {kilobytes:.1f} KB",
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
     "kept its own": "round {round}  {client} keeps its own: what it received was worse for its data",
+    "warned": "{client}: {text}",
     "left out": "round {round}  {client} is left out: {reason}",
     "round": "round {round}  done in {seconds:.0f} s",
     "scores": "round {round}  {client}: {percent:.1f} % on its test data ({stage})",

@@ -53,6 +53,10 @@ class EncodedTokens:
         """Tokens of each example, (n,)."""
         return np.array([len(ids) for ids in self.ids], np.int64)
 
+    def inputs(self, row: int) -> dict[str, set[int]]:
+        """The tokens of an example, equal ones once."""
+        return {"": set(self.ids[row])}
+
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given rows, padded on the right to the longest of them; what stands in the padding is not read."""
         ids = [self.ids[row] for row in rows]

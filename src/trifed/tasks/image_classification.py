@@ -35,6 +35,7 @@ class EncodedImages:
     """Images at the model's size.
 
     `pixels`: (n, 3, height, width) uint8; the model reads (`scale` · pixels − `mean`) / `std`, these (3,) each.
+    `patches`: the fewest pieces that a layer of the model sees an image in.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,6 +44,7 @@ class EncodedImages:
     mean: Tensor
     std: Tensor
     cut: int = 0
+    patches: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +53,11 @@ class EncodedImages:
     def lengths(self) -> NDArray[np.int64]:
         """All alike, (n,)."""
         return np.ones(len(self), np.int64)
+
+    def inputs(self, row: int) -> dict[str, set[tuple[int, int]]]:
+        """The patches of an image; those of two images are the same where the images are."""
+        image = hash(self.pixels[row].tobytes())
+        return {"": {(image, patch) for patch in range(self.patches)}}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given rows as the model was pre-trained to see them."""
@@ -79,7 +86,18 @@ def encode_images(processor: Any, config: Any, examples: Examples) -> EncodedIma
     scale = processor.rescale_factor if processor.do_rescale else 1.0
     shift, spread = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
     mean, std = (torch.tensor(np.broadcast_to(value, 3), dtype=torch.float32) for value in (shift, spread))
-    return EncodedImages(pixels, examples.labels, scale, mean, std)
+    return EncodedImages(pixels, examples.labels, scale, mean, std, patches=_patches(config, pixels))
+
+
+def _patches(config: Any, pixels: NDArray[np.uint8]) -> int:
+    """Patches of an image where a model has the fewest; 1 where its configuration does not say."""
+    side = getattr(config, "patch_size", None)
+    if not isinstance(side, int):
+        return 1
+    # Each stage of a model with stages, such as Swin's, halves what it gets in both directions.
+    stages = len(config.depths) if hasattr(config, "depths") else 1
+    height, width = (int(size) // (side << (stages - 1)) for size in pixels.shape[2:])
+    return max(1, height * width)
 
 
 def _pixels(processor: Any, encoded: list[bytes]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,10 @@ class EncodedPairs:
     def lengths(self) -> NDArray[np.int64]:
         """All alike, (n,): which captions are compared must not depend on their lengths."""
         return self.images.lengths
+
+    def inputs(self, row: int) -> dict[str, set[Any]]:
+        """The patches of an image, which one tower reads, and the tokens of its caption, which the other reads."""
+        return {"vis": self.images.inputs(row)[""], "text": set(self.tokens["input_ids"][row].tolist())}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """Images and captions of the given rows."""

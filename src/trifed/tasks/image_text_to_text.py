@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,12 @@ class EncodedScenes:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example, those of its image among them, (n,)."""
         return self.tokens.lengths
+
+    def inputs(self, row: int) -> dict[str, set[Any]]:
+        """The tokens of an example, equal ones once, and those of its image, each by its place in that image."""
+        stands_for = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        image, places = hash(self.images[row]), count()
+        return {"": {(image, next(places)) if i == stands_for else i for i in self.tokens.ids[row]}}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given rows, padded on the right to the longest of them, and the pixels of their images."""

@@ -6,7 +6,7 @@ Everything above asks a `Task` and never which one it is.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -32,6 +32,13 @@ class Encoded(Protocol):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """How much there is to read of each example, (n,): those of like length go into one batch."""
+
+    def inputs(self, row: int) -> Mapping[str, Set[Hashable]]:
+        """What layers read of an example, whatever is the same once: token ids, or patches of an image.
+
+        By how the names of the layers begin that read it; "" for all. Where tokens stand does not count: where a
+        model adds no positions, equal tokens are equal inputs.
+        """
 
     @property
     def cut(self) -> int:

@@ -59,6 +59,10 @@ class EncodedText:
         """Tokens of each example, (n,)."""
         return np.array([len(ids) for ids in self.ids], np.int64)
 
+    def inputs(self, row: int) -> dict[str, set[int]]:
+        """The tokens of an example, equal ones once."""
+        return {"": set(self.ids[row])}
+
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """The given rows, padded to the longest of them (and to a multiple of 8, which kernels like)."""
         ids = [self.ids[row] for row in rows]
