@@ -161,7 +161,7 @@ def _findings(config: RunConfig, plan: Plan, parts: list[Part], finished: bool) 
             "labels": [row for part in parts for row in part.labels],
             "means": [row for part in parts for row in part.means],
             "notes": list(_notes(config)),
-            "configuration": {**config.model_dump(mode="json"), "audit": asdict(plan)},
+            "configuration": {**config.model_dump(mode="json"), "audit": json.loads(json.dumps(asdict(plan)))},
             "environment": parts[0].environment,
         }
     )

@@ -17,10 +17,10 @@ Floats = NDArray[np.float64]
 
 
 def labels_from(observed: Tensors, batch: int) -> list[int] | None:
-    """The labels of a batch, with their multiplicity, from the gradient of the head; None where it is not sent.
+    """The labels of a batch, with their multiplicity, from the gradient of the head; None if it is not sent.
 
-    Row k of a softmax head's gradient is Σ_i (p_ik − [y_i = k]) x_i / n. Where k occurs m times, among features far
-    from each other, its square is about m ‖x‖² / n², else some p_k² of that; and where signs alone are left, as of
+    Row k of a softmax head's gradient is Σ_i (p_ik − [y_i = k]) x_i / n. Where k occurs m times among features far
+    from each other its square is about m ‖x‖² / n², else some p_k² of that; and where signs alone are left, as of
     AdamW's steps, rows of labels that occur go against the others (after Zhao et al., "iDLG", 2020, arXiv
     2001.02610). A label's share of the batch is its share of both together.
     """

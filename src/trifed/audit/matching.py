@@ -28,8 +28,10 @@ NEIGHBOURS = 8
 """Tokens that are considered at each place."""
 PRIOR = 0.02
 """How much a nat of the language prior weighs against cosine similarity."""
-SMOOTH = 1e-2
+SMOOTH = 3e-2
 """Of an image: weight of the total variation."""
+SHAKEN = 0.1
+"""Noise on the image that an attack starts from, in standard deviations of the model's inputs."""
 
 Progress = Callable[[], None]
 
@@ -134,7 +136,7 @@ def most_likely(found: Tensor, words: Tensor, prior: Callable[[int, int], float]
 def match_images(
     bench: Workbench,
     observed: Tensors,
-    shape: tuple[int, ...],
+    mean: Tensor,
     labels: NDArray[np.int64],
     limits: tuple[Tensor, Tensor],
     iterations: int,
@@ -143,9 +145,11 @@ def match_images(
 ) -> Tensor:
     """Images (n, 3, height, width), as the model reads them, whose gradient is like what was observed.
 
-    `limits`: the darkest and the brightest value of each colour, (3, 1, 1).
+    `mean`: an image that is known of such data, (3, height, width), where the attack starts; `limits`: the darkest
+    and the brightest value of each colour, (3, 1, 1).
     """  # fmt: skip
-    start = torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32))
+    noise = rng.normal(0, SHAKEN, (len(labels), *mean.shape))
+    start = mean + torch.from_numpy(noise.astype(np.float32))
 
     def made(pixels: Tensor) -> Mapping[str, Tensor]:
         return {"pixel_values": pixels.clamp(*limits), "labels": torch.from_numpy(labels)}

@@ -18,9 +18,9 @@ class Plan:
     rounds: int = 2
     batches: tuple[int, ...] = (1, 8)
     trials: int = 6
-    matched: int = 2
+    matched: int = 1
     match_up_to: int = 1
-    iterations: int = 80
+    iterations: int = 60
     clients: int = 3
     members: int = 24
     controls: tuple[str, ...] = ("fedavg-full", "fedavg-lora")

@@ -23,23 +23,25 @@ FALSE_POSITIVES = 0.01
 def text_scores(originals: Sequence[Tokens], found: Sequence[Tokens]) -> dict[str, float]:
     """Of a batch: precision, recall and F1 of its tokens as one bag; ROUGE and exact copies text by text.
 
-    Each original is compared with one text that was found, so that the sum of their ROUGE-1 is largest: in a batch
+    Each original is compared with one text that was found, so that the sum of their scores is largest: in a batch
     there is no order. ROUGE-n and -L are F-measures over tokens (Lin, "ROUGE", 2004).
     """
     bag, guess = (Counter(token for text in texts for token in text) for texts in (originals, found))
     precision, recall, f1 = overlap(bag, guess)
-    ones = np.array([[overlap(ngrams(o, 1), ngrams(f, 1))[2] for f in found] for o in originals])
-    pairs = list(zip(*linear_sum_assignment(-ones), strict=True)) if ones.size else []
-    total = len(originals)
+    rouge = np.array([[alike(original, other) for other in found] for original in originals])
+    pairs = list(zip(*linear_sum_assignment(-rouge.sum(2)), strict=True)) if rouge.size else []
+    one, two, longest_common = (float(sum(rouge[o, f, n] for o, f in pairs)) / len(originals) for n in range(3))
+    exact = sum(list(originals[o]) == list(found[f]) for o, f in pairs) / len(originals)
     return {
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "rouge1": sum(ones[pair] for pair in pairs) / total,
-        "rouge2": sum(overlap(ngrams(originals[o], 2), ngrams(found[f], 2))[2] for o, f in pairs) / total,
-        "rougeL": sum(longest(originals[o], found[f]) for o, f in pairs) / total,
-        "exact": sum(list(originals[o]) == list(found[f]) for o, f in pairs) / total,
-    }
+        "precision": precision, "recall": recall, "f1": f1, "rouge1": one, "rouge2": two, "rougeL": longest_common,
+        "exact": exact,
+    }  # fmt: skip
+
+
+def alike(one: Tokens, other: Tokens) -> tuple[float, float, float]:
+    """ROUGE-1, -2 and -L of two texts."""
+    first, second = (overlap(ngrams(one, n), ngrams(other, n))[2] for n in (1, 2))
+    return first, second, longest(one, other)
 
 
 def ngrams(tokens: Tokens, n: int) -> Counter[tuple[int, ...]]:

@@ -38,18 +38,20 @@ class _Stop(Exception):  # noqa: N818
 class Span:
     """The row space of one matrix. `through`: what maps a layer's input into it, (d, width); None for nothing.
 
-    `basis`: (width, rank), orthonormal.
+    `basis`: (width, k), orthonormal, of the space or, where it fills more than half, of what is orthogonal to it
+    (`outside`); `rank`: of the space.
     """
 
     basis: Tensor
+    outside: bool
+    rank: int
     through: Tensor | None
 
     def distance(self, inputs: Tensor) -> Tensor:
         """How far inputs (..., d) are from it, 0 to 1, (...)."""
         vectors = inputs if self.through is None else inputs @ self.through
-        inside = vectors @ self.basis
-        share = inside.square().sum(-1) / vectors.square().sum(-1).clamp_min(1e-30)
-        return (1 - share).clamp_min(0).sqrt()
+        share = (vectors @ self.basis).square().sum(-1) / vectors.square().sum(-1).clamp_min(1e-30)
+        return (share if self.outside else (1 - share).clamp_min(0)).sqrt()
 
 
 def open_layers(bench: Workbench, ids: Callable[[Tensor], dict[str, Tensor]]) -> list[str]:
@@ -125,15 +127,17 @@ def spans(bench: Workbench, observed: Tensors, layers: list[str]) -> list[Span]:
             through = everything[f"{layer}.lora_A.weight"].T
             if part.startswith("B") and f"{layer}.lora_C.weight" in everything:
                 through = through @ everything[f"{layer}.lora_C.weight"].T
-        _, size, right = torch.linalg.svd(torch.from_numpy(values).double(), full_matrices=False)
-        rank = int((size > NOISE * size[0]).sum()) if size[0] > 0 else 0
-        if 0 < rank < values.shape[1]:
-            found.append(Span(right[:rank].T.float(), through))
+        _, size, right = torch.linalg.svd(torch.from_numpy(values).double())
+        rank, width = int((size > NOISE * size[0]).sum()) if size[0] > 0 else 0, values.shape[1]
+        if 0 < rank < width:
+            outside = rank > width // 2
+            basis = right[rank:] if outside else right[:rank]
+            found.append(Span(basis.T.float().contiguous(), outside, rank, through))
     # An input itself says more than what a frame leaves of it; and a key's gradient lacks a direction, because a
     # softmax does not see what is added to all of its inputs.
     kept = [span for span in found if span.through is None] or found
-    most = max((span.basis.shape[1] for span in kept), default=0)
-    return [span for span in kept if span.basis.shape[1] == most]
+    most = max((span.rank for span in kept), default=0)
+    return [span for span in kept if span.rank == most]
 
 
 def distances(

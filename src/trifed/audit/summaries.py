@@ -13,6 +13,7 @@ from trifed.federation.messages import decode_summary
 from trifed.federation.site import Site
 from trifed.methods.summaries import SUMMARY_DIM, projected
 from trifed.similarity import Summary
+from trifed.similarity.summary import MERGED
 
 FLOOR = 1e-6
 """Least variance that a likelihood is computed with, in units of the features' own."""
@@ -50,6 +51,11 @@ def seen(victim: Victim, site: Site) -> Seen | None:
     )  # fmt: skip
 
 
+def component_labels(summary: Summary, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each label, (n,), that of the components that stand for it: its own, or that of merged ones."""
+    return np.where(np.isin(labels, summary.labels), labels, MERGED)
+
+
 def membership(found: Seen) -> tuple[Floats, Floats]:
     """Log-likelihood of members and of others under the nearest component of their label, (n,) each.
 
@@ -63,7 +69,10 @@ def membership(found: Seen) -> tuple[Floats, Floats]:
                 if (score := _likely(found.summary, x, y)) is not None
             ]
         )
-        for points, labels in ((found.members, found.labels), (found.others, found.other_labels))
+        for points, labels in (
+            (found.members, component_labels(found.summary, found.labels)),
+            (found.others, component_labels(found.summary, found.other_labels)),
+        )
     )  # type: ignore[return-value]
 
 
@@ -83,8 +92,9 @@ def nearest(found: Seen) -> list[tuple[int, bool]]:
     As (place, is it a member): a place among members or others. A component whose label others lack is left out.
     """
     answers = []
+    members, others = (component_labels(found.summary, labels) for labels in (found.labels, found.other_labels))
     for mean, label in zip(found.summary.means.astype(np.float64), found.summary.labels, strict=True):
-        one, two = np.flatnonzero(found.labels == label), np.flatnonzero(found.other_labels == label)
+        one, two = np.flatnonzero(members == label), np.flatnonzero(others == label)
         count = min(len(one), len(two))
         if not count:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,7 +56,7 @@ class Some:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def inputs(self, row: int) -> Mapping[str, frozenset[Hashable]]:
+    def inputs(self, row: int) -> Mapping[str, Set[Hashable]]:
         """Of one of these rows."""
         return self.whole.inputs(int(self.rows[row]))
 
@@ -116,7 +116,14 @@ class Victim:
         sim, number = self.simulation, self.round + 1
         labels = len(sim.data.label_names)
         site = Site(
-            sim.terms, self.bench, client, self.config.training, self.config.seed, self.config.rounds, labels
+            sim.terms,
+            self.bench,
+            client,
+            self.config.training,
+            self.config.seed,
+            self.config.rounds,
+            labels,
+            LETS_OUT,
         )
         site.state = self.site.state
         known = site.known
