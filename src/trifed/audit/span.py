@@ -27,6 +27,8 @@ NOISE = 1e-6
 """Singular values under this share of the largest are rounding."""
 NEAR = 2e-3
 """A vector this near to a span, relative to its length, is in it."""
+CROWD = 8
+"""Times the rank, as many vectors may be near to a span that says something."""
 Floats = NDArray[np.float32]
 
 
@@ -160,11 +162,23 @@ def distances(
     return found
 
 
-def texts_from(far: Floats, batch: int) -> list[list[int]]:
-    """Up to `batch` texts from the tokens that are near, by place, the nearest first; none if nothing is near."""
+def texts_from(far: Floats, batch: int, rank: int, known: Mapping[int, int]) -> list[list[int]]:
+    """Up to `batch` texts from the tokens that are near; none where a span says nothing.
+
+    `rank`: of the span, and there are hardly more different inputs; `known`: how often each token occurs in texts
+    of others, by which those that are near are preferred. A span that much more is near to than it can hold is
+    nearly everything, and says nothing.
+    """
+    tokens, places = np.nonzero(far < NEAR)
+    if not rank or len(tokens) > CROWD * rank:
+        return []
+    order = np.argsort([-known.get(int(token), 0) for token in tokens], kind="stable")
+    chosen: dict[int, list[int]] = {}
+    for place, token in [(int(places[n]), int(tokens[n])) for n in order][:rank]:
+        if len(chosen.setdefault(place, [])) < batch:
+            chosen[place].append(token)
     texts: list[list[int]] = [[] for _ in range(batch)]
-    for place in range(far.shape[1]):
-        near = np.flatnonzero(far[:, place] < NEAR)
-        for text, token in zip(texts, near[np.argsort(far[near, place])][:batch], strict=False):
-            text.append(int(token))
+    for place in sorted(chosen):
+        for text, token in zip(texts, chosen[place], strict=False):
+            text.append(token)
     return [text for text in texts if text]
