@@ -95,15 +95,16 @@ def test_private_factors_give_nothing_to_who_does_not_know_them(toy_values):
         assert f1(rows, attack="span", sees="gradient", knows=knows) == guess
 
 
-def test_texts_are_read_off_place_by_place_the_frequent_first():
+def test_texts_are_read_off_place_by_place_the_nearest_first():
     far = np.ones((5, 3), np.float32)
-    far[2, 0], far[4, 0], far[1, 1], far[3, 2] = 1e-4, 1e-5, 1e-4, 0.5
-    known = {2: 5, 4: 7}
-    assert texts_from(far, 1, 3, known) == [[4, 1]]
-    assert texts_from(far, 2, 3, known) == [[4, 1], [2]]
-    assert texts_from(far, 2, 2, known) == [[4], [2]]  # two dimensions hold no third token
-    assert texts_from(np.ones((5, 3), np.float32), 2, 3, known) == []
-    assert texts_from(np.zeros((5, 3), np.float32), 2, 1, known) == []  # everything is near: that says nothing
+    far[2, 0], far[4, 0], far[1, 1], far[3, 2] = 2e-6, 1e-6, 1e-6, 0.5
+    assert texts_from(far, 1, 3) == [[4, 1]]
+    assert texts_from(far, 2, 3) == [[4, 1], [2]]
+    assert texts_from(far, 2, 2) == []  # three tokens in two dimensions: then everything is near
+    far[4, 2] = 3e-6  # a second place for a token that has one
+    assert texts_from(far, 2, 3) == [[4, 1], [2]]
+    assert texts_from(far, 2, 4) == [[4, 1, 4], [2]]
+    assert texts_from(np.ones((5, 3), np.float32), 2, 3) == []
 
 
 def test_update_is_what_the_protocol_sends(toy_values):

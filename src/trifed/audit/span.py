@@ -25,10 +25,10 @@ CHUNK = 512
 """Tokens that are tried together."""
 NOISE = 1e-6
 """Singular values under this share of the largest are rounding."""
-NEAR = 2e-3
-"""A vector this near to a span, relative to its length, is in it."""
-CROWD = 8
-"""Times the rank, as many vectors may be near to a span that says something."""
+ROUGHLY = 5e-3
+"""What is nearer than this in float32 is looked at again in float64."""
+NEAR = (1e-3, 1e-4, 1e-5)
+"""A vector this near to a span, relative to its length, is in it: the first that the span has room for."""
 Floats = NDArray[np.float32]
 
 
@@ -51,8 +51,14 @@ class Span:
 
     def distance(self, inputs: Tensor) -> Tensor:
         """How far inputs (..., d) are from it, 0 to 1, (...)."""
-        vectors = inputs if self.through is None else inputs @ self.through
-        share = (vectors @ self.basis).square().sum(-1) / vectors.square().sum(-1).clamp_min(1e-30)
+        vectors = inputs if self.through is None else inputs @ self.through.to(inputs.dtype)
+        if vectors.dtype == torch.float64 and not self.outside:  # 1 − share would have lost half of its digits
+            basis = self.basis.double()
+            left = vectors - (vectors @ basis) @ basis.T
+            return left.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
+        share = (vectors @ self.basis.to(vectors.dtype)).square().sum(-1) / vectors.square().sum(-1).clamp_min(
+            1e-30
+        )
         return (share if self.outside else (1 - share).clamp_min(0)).sqrt()
 
 
@@ -134,7 +140,7 @@ def spans(bench: Workbench, observed: Tensors, layers: list[str]) -> list[Span]:
         if 0 < rank < width:
             outside = rank > width // 2
             basis = right[rank:] if outside else right[:rank]
-            found.append(Span(basis.T.float().contiguous(), outside, rank, through))
+            found.append(Span(basis.T.contiguous(), outside, rank, through))
     # An input itself says more than what a frame leaves of it; and a key's gradient lacks a direction, because a
     # softmax does not see what is added to all of its inputs.
     kept = [span for span in found if span.through is None] or found
@@ -158,25 +164,37 @@ def distances(
         for place, trial in enumerate(trials):
             if trial:
                 far = torch.stack([span.distance(inputs) for span in trial]).mean(0)
+                near = far < ROUGHLY
+                if near.any():
+                    exact = inputs[near].double()
+                    far[near] = torch.stack([span.distance(exact) for span in trial]).mean(0).float()
                 found[place][first : first + len(tokens)] = far.cpu().numpy()
     return found
 
 
-def texts_from(far: Floats, batch: int, rank: int, known: Mapping[int, int]) -> list[list[int]]:
-    """Up to `batch` texts from the tokens that are near; none where a span says nothing.
+def texts_from(far: Floats, batch: int, rank: int) -> list[list[int]]:
+    """Up to `batch` texts from the tokens that are near, in order of their places; none where a span says nothing.
 
-    `rank`: of the span, and there are hardly more different inputs; `known`: how often each token occurs in texts
-    of others, by which those that are near are preferred. A span that much more is near to than it can hold is
-    nearly everything, and says nothing.
+    `rank`: of the span, which holds no more different inputs. Where words and places are added to each other, a
+    span that holds a at 1, b at 1 and b at 2 holds a at 2 as well: which tokens there are is sure, where they
+    stand is not. So every token gets its nearest place first, and then others get what is left of the rank.
     """
-    tokens, places = np.nonzero(far < NEAR)
-    if not rank or len(tokens) > CROWD * rank:
+    for near in NEAR:
+        tokens, places = np.nonzero(far < near)
+        if len(np.unique(tokens)) <= rank:
+            break
+    else:
         return []
-    order = np.argsort([-known.get(int(token), 0) for token in tokens], kind="stable")
+    order = np.argsort(far[tokens, places], kind="stable")
     chosen: dict[int, list[int]] = {}
-    for place, token in [(int(places[n]), int(tokens[n])) for n in order][:rank]:
-        if len(chosen.setdefault(place, [])) < batch:
-            chosen[place].append(token)
+    known: set[int] = set()
+    for again in (False, True):
+        for token, place in ((int(tokens[n]), int(places[n])) for n in order):
+            there = chosen.setdefault(place, [])
+            room = len(there) < batch and sum(map(len, chosen.values())) < rank
+            if token not in there and room and (again or token not in known):
+                there.append(token)
+                known.add(token)
     texts: list[list[int]] = [[] for _ in range(batch)]
     for place in sorted(chosen):
         for text, token in zip(texts, chosen[place], strict=False):

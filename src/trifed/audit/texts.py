@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +46,6 @@ class TextTrials:
         tokenizer = self.victim.bench.base.processor
         self.special = set(tokenizer.all_special_ids)
         self.known = [text for other in self.victim.others for text in self._texts(other.train)] or [[0]]
-        self.counts = Counter(token for text in self.known for token in text)
         for batch in self.plan.batches:
             if batch <= len(train):
                 rng = seeded(self.plan.seed, batch)
@@ -101,7 +99,7 @@ class TextTrials:
         longest = max(int(self.train.lengths[rows].max()) for rows in trials)
         far = distances(bench, layers, found, longest, self.ids)
         ranks = [span[0].rank if span else 0 for span in found]
-        return [texts_from(near, batch, rank, self.counts) for near, rank in zip(far, ranks, strict=True)]
+        return [texts_from(near, batch, rank) for near, rank in zip(far, ranks, strict=True)]
 
     def by_matching(self, rows: Rows, observed: Tensors) -> Texts:
         """Texts whose gradient is most alike."""
