@@ -137,8 +137,8 @@ def test_flower_is_imported_in_one_file():
     assert partitioners <= {"data"}
 
 
-def test_similarity_and_methods_know_no_torch():
-    for part in ("similarity", "methods"):
+def test_similarity_methods_and_privacy_know_no_torch():
+    for part in ("similarity", "methods", "privacy"):
         for path in (SOURCE / part).glob("*.py"):
             assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "peft"}, path
 

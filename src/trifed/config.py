@@ -23,6 +23,7 @@ from trifed.settings import (
     AdapterSettings,
     DeploymentSettings,
     ModelSettings,
+    PrivacySettings,
     TaskName,
     TrackerName,
     TrainingSettings,
@@ -67,6 +68,7 @@ class RunConfig(BaseModel):
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
     wire: WireSettings = WireSettings()
+    privacy: PrivacySettings = PrivacySettings()
     deployment: DeploymentSettings = DeploymentSettings()
 
     @model_validator(mode="before")
@@ -91,7 +93,8 @@ class RunConfig(BaseModel):
 
     def run_id(self) -> str:
         """Twelve hex digits that change with anything that changes the numbers."""
-        return hashlib.sha256(self.model_dump_json(exclude=NO_NUMBERS).encode()).hexdigest()[:12]
+        left_out = NO_NUMBERS if self.privacy.on else NO_NUMBERS | {"privacy"}
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
 
 NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}
@@ -120,6 +123,8 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
             "training.micro_batch: a pair is learned against all others of its step, so a step in parts would be "
             "another one; leave it out, or take a smaller batch_size"
         )
+    if config is not None:
+        problems += _privacy_problems(config)
     if config is not None and not problems:
         problems += config.method.options().problems(config.adapter)
     if config is None or problems:
@@ -227,6 +232,23 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
             yield _unknown_method("baselines", name)
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
+
+
+def _privacy_problems(config: RunConfig) -> Iterator[str]:
+    """What would leave a client outside of what [privacy] covers, or break what it says."""
+    if not config.privacy.on:
+        return
+    for name in (config.method.name, *config.baselines):
+        if name in METHODS and METHODS[name].frames:
+            yield (
+                f"privacy: '{name}' sends each client's gradient before the first round, which no noise covers; "
+                f"take another method, or leave [privacy] out"
+            )
+    if config.privacy.summary and config.task == "causal-lm" and config.model.packing:
+        yield (
+            "privacy.summary: with model.packing one text reaches into several blocks, and ε is for one block; "
+            "set model.packing = false"
+        )
 
 
 def _unknown_method(place: str, name: str) -> str:

@@ -101,6 +101,43 @@ class WireSettings(_Settings):
     bits: Bits = Field(32, description="a number; under 32 changes travel, and what rounding loses is sent later")
 
 
+class SummaryPrivacy(_Settings):
+    """Noise on what a client tells of its data before the first round: protects each training example."""
+
+    epsilon: float = Field(gt=0.01, le=1000, description="ε of all summaries of a client, record added or removed")
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    releases: int = Field(
+        1,
+        ge=1,
+        description="summaries that ε is for: one more each time a client's data may change during the run",
+    )
+
+
+class UpdatePrivacy(_Settings):
+    """Clipping and noise on what a client sends each round: protects its updates, all rounds together."""
+
+    epsilon: float = Field(gt=0.01, le=1000, description="ε of all rounds, a client's updates added or removed")
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    clip: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest L2 norm of a round's change, all that travels together",
+    )
+
+
+class PrivacySettings(_Settings):
+    """Differential privacy of what leaves a client."""
+
+    summary: SummaryPrivacy | None = Field(None, description="noise on the one-time summary; off unless given")
+    update: UpdatePrivacy | None = Field(None, description="clipping and noise on each round's upload; off")
+
+    @property
+    def on(self) -> bool:
+        """Is anything protected?"""
+        return self.summary is not None or self.update is not None
+
+
 class DeploymentSettings(_Settings):
     """Between sites: who has to be there, and how long is waited. Changes no number of a simulated run."""
 

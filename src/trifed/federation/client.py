@@ -21,7 +21,7 @@ BELIEF = tuple(step / 20 for step in range(20, -1, -1))
 WITHIN = 0.5
 """Standard errors within which a loss counts as no worse than the least."""
 
-TRAINING, SUMMARY, SAMPLING, PROJECTION = 1, 2, 3, 4
+TRAINING, SUMMARY, SAMPLING, PROJECTION, NOISE = 1, 2, 3, 4, 5
 """Purposes of seeded generators: the same run seed never drives two of them alike."""
 
 

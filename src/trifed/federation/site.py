@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trifed.federation.client import Client, ClientState, score, summary_seeds, temper, train_round
+from trifed.federation.guard import Guard
 from trifed.federation.messages import encode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.federation.workbench import Workbench
 from trifed.methods.packing import Layout, Tensors, Vector
+from trifed.methods.summaries import projected
 from trifed.settings import TrainingSettings
+from trifed.similarity import Summary
 
 TOWARDS_RECEIVED = 0.75
 """How far the model "between" lies from what was trained (0) to what was received (1)."""
@@ -34,6 +39,9 @@ class Limits:
 
 ANYTHING = Limits()
 
+Keep = Callable[[ClientState, bytes | None], None]
+"""The state after a round, and the upload that is about to leave."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -52,11 +60,12 @@ class Site:
     """One client. `state`: what it keeps from round to round; `own`: of the start what comes from its labels.
 
     `labels`: how many there are in all; `rounds`: of the whole run, which the learning rate's schedule needs.
+    `guard`: noise and ledger where the run has [privacy].
     """
 
     def __init__(
         self, terms: Terms, bench: Workbench, client: Client, training: TrainingSettings, seed: int, rounds: int,
-        labels: int,
+        labels: int, guard: Guard | None = None,
     ) -> None:  # fmt: skip
         self.terms = terms
         self.bench = bench
@@ -64,6 +73,8 @@ class Site:
         self.training = training
         self.seed = seed
         self.rounds = rounds
+        self.labels = labels
+        self.guard = guard
         self.state = ClientState({}, {}, 0)
         make = terms.method.own_start
         own = make(terms.options, client.train.labels, labels) if make else {}
@@ -81,24 +92,54 @@ class Site:
         """Take the common start, and over it what the method takes from this client's labels."""
         self.state = ClientState({**self.bench.start, **self.own}, {}, 0)
 
-    def summary(self) -> bytes | None:
-        """The one-time summary of this client's training data; None where the method asks for none."""
+    @property
+    def examples(self) -> int:
+        """How many training examples this client says it has: with a guard no exact number."""
+        return self.guard.examples if self.guard else len(self.client.train)
+
+    def summary(self, mark: str = "") -> bytes | None:
+        """The one-time summary of this client's training data; None where the method asks for none.
+
+        `mark`: of the data, where there is a guard: the same noised summary is told again of the same data.
+        """
         make = self.terms.method.summarise
         if make is None:
             return None
-        features = self.bench.base_features(self.client.train, self.training)
-        seeds = summary_seeds(self.seed, self.client.index)
-        found = make(self.terms.options, features, self.client.train.labels, seeds)
+        found = self._noised_summary(mark) if self.guard else None
+        if found is None:
+            features = self.bench.base_features(self.client.train, self.training)
+            seeds = summary_seeds(self.seed, self.client.index)
+            found = make(self.terms.options, features, self.client.train.labels, seeds)
+            if self.guard:
+                self.guard.tell_unprotected(found)
         return encode_summary(self.terms.header("summary", 0, self.client.index), found)
+
+    def _noised_summary(self, mark: str) -> Summary | None:
+        """By the guard, of the labels that are public: of one where the task learns none."""
+        labelled, train = self.bench.task.labelled, self.client.train
+
+        def data() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+            features = np.nan_to_num(self.bench.base_features(train, self.training))
+            seeds = summary_seeds(self.seed, self.client.index)
+            return projected(features, seeds), train.labels if labelled else np.zeros(len(train), np.int64)
+
+        return self.guard.summary(mark, self.labels if labelled else 1, data) if self.guard else None
 
     # -- rounds
 
-    def round(self, number: int, download: bytes | None, limits: Limits = ANYTHING) -> Done:
+    def round(
+        self, number: int, download: bytes | None, limits: Limits = ANYTHING, keep: Keep | None = None
+    ) -> Done:
         """Take what came, within this client's limits, train, and write the upload.
+
+        `keep` is called before the upload counts as released: before the ledger has it, where there is one.
 
         Raises:
             MessageError: the download is none of this round, client and run; nothing has changed then.
+            RunError: the privacy budget has nothing left for this round's upload; none is made then.
         """
+        if self.guard and self.bench.layout:
+            self.guard.check(number)
         values = None if download is None else self.take(number, download, limits)
         kept_own = values is not None and limits.worse_by is not None and self._worse(values, limits.worse_by)
         if kept_own:
@@ -116,7 +157,12 @@ class Site:
             proximal=method.proximal(self.terms.options) if method.proximal else None,
         )
         self.state = done.state
-        return Done(self._upload(number, done.sends), done.loss, done.state.steps - before, kept_own)
+        upload = self._upload(number, done.sends)
+        if keep:
+            keep(self.state, upload)
+        if self.guard and upload is not None:
+            self.guard.enter(number, upload)
+        return Done(upload, done.loss, done.state.steps - before, kept_own)
 
     def _worse(self, values: Vector, by: float) -> bool:
         """Is what came worse for this client's validation examples than what it has?"""
@@ -132,33 +178,47 @@ class Site:
         """What a download of round `number` brings, (n_values,), within limits; raises as `round` does."""
         header, known = self.terms.header("download", number, self.client.index), self.known
         arrived = self.terms.wire.decode(download, header, known)[1]
-        self._remember(received=arrived)
+        if self.terms.wire.bits is not None or (self.guard and self.guard.updates):
+            self._remember(received=arrived)
         if limits.others_at_most < 1 and self.state.steps:
             own = self.bench.pack(self.state.tensors)
             arrived = (own + limits.others_at_most * (arrived - own)).astype(np.float32)
         return arrived
 
     def _upload(self, number: int, tensors: dict[str, Tensor]) -> bytes | None:
+        """The upload. With a guard all that enters it of the training is the clipped and noised change.
+
+        What rounding keeps back is then a part of numbers that could have been sent as they are, and so is all
+        that it adds to later uploads: post-processing.
+        """
         if not self.bench.layout:
             return None
-        header, known = self.terms.header("upload", number, self.client.index, len(self.client.train)), self.known
+        header, known = self.terms.header("upload", number, self.client.index, self.examples), self.known
         wanted = self.bench.pack(tensors)
+        if self.guard and self.guard.updates:
+            wanted = self.received + self.guard.noised(number, wanted - self.received)
         if "owed" in self.state.wire:
             wanted = wanted + self.state.wire["owed"]
         payload = self.terms.wire.encode(header, wanted, known)
-        self._remember(owed=wanted - self.terms.wire.decode(payload, header, known)[1])
+        if self.terms.wire.bits is not None:
+            self._remember(owed=wanted - self.terms.wire.decode(payload, header, known)[1])
         return payload
 
     @property
     def known(self) -> Vector:
-        """What both sides know that this client had last; nothing where the values themselves travel."""
-        if self.terms.wire.bits is None:
-            return np.zeros(0, np.float32)
+        """What a message's numbers are changes against: what both sides know that this client had last.
+
+        Nothing where the values themselves travel.
+        """
+        return np.zeros(0, np.float32) if self.terms.wire.bits is None else self.received
+
+    @property
+    def received(self) -> Vector:
+        """What the server sent this client last, before that the common start; nothing of the client's data."""
         return self.state.wire.get("received", self.bench.start_values)
 
     def _remember(self, **vectors: Vector) -> None:
-        if self.terms.wire.bits is not None:
-            self.state = replace(self.state, wire={**self.state.wire, **vectors})
+        self.state = replace(self.state, wire={**self.state.wire, **vectors})
 
     # -- models
 

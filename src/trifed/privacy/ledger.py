@@ -1,0 +1,212 @@
+"""One client's ledger: every release, written before it leaves, and what all of them have cost.
+
+::
+
+    ledger.json     {"client": …, "budget": the run's [privacy], "entries": [{"what": "update", "round": 3,
+                     "multiplier": 8.1, "digest": "…"}, …]}
+
+`multiplier` is the noise's standard deviation in sensitivities, null where a release had no noise. `digest` is of
+the released numbers: the same message sent again tells nothing new, and is no new entry. Anything else is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trifed.atomic import write_for_good
+from trifed.errors import RunError
+from trifed.privacy.accounting import epsilon_of, noise_multiplier
+from trifed.settings import PrivacySettings
+
+RECORD = "one training example of the client added or removed"
+CLIENT = "all updates of the client added or removed"
+
+What = Literal["summary", "update"]
+SUMMARY: What = "summary"
+UPDATE: What = "update"
+FILE = "ledger.json"
+
+
+class Entry(BaseModel):
+    """One release. `round`: 0 for a summary; `multiplier`: None without noise; `digest`: of what was released."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: What
+    round: int
+    multiplier: float | None = Field(ge=0)
+    digest: str
+
+
+class Book(BaseModel):
+    """What the file holds. `lost`: entries were lost, so every round before the next counts as one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    client: str
+    budget: PrivacySettings
+    entries: tuple[Entry, ...] = ()
+    lost: bool = False
+
+
+class Spent(NamedTuple):
+    """ε at δ, and between which data sets it holds: `relation`. `covers`: of which releases, and how many."""
+
+    relation: str
+    covers: str
+    releases: int
+    epsilon: float
+    delta: float
+
+
+class Ledger:
+    """The ledger in a folder, begun where there is none.
+
+    Raises:
+        RunError: there is one that cannot be read, or one of another client or budget.
+    """
+
+    def __init__(self, folder: Path, client: str, budget: PrivacySettings) -> None:
+        self.path = folder / FILE
+        new = Book(client=client, budget=budget)
+        self.book = read_ledger(self.path) if self.path.exists() else new
+        if self.book.model_copy(update={"entries": (), "lost": False}) != new:
+            raise RunError(
+                f"{self.path}: this ledger is of {self.book.client} with another [privacy] than this run has; put "
+                f"the settings back, or start a new run"
+            )
+
+    def check(self, what: What, number: int, multiplier: float | None) -> None:
+        """Before anything is computed for a release of round `number`: would it go over the budget?
+
+        What is there already may be about to be sent again; whether it is the same, `enter` sees.
+
+        Raises:
+            RunError: it would.
+        """
+        if not any(entry.what == what and entry.round == number for entry in self.book.entries):
+            self.check_new(what, multiplier)
+
+    def check_new(self, what: What, multiplier: float | None) -> None:
+        """As `check`, of what is not there yet."""
+        self._within(Entry(what=what, round=0, multiplier=multiplier, digest=""))
+
+    def enter(self, what: What, number: int, digest: str, multiplier: float | None) -> None:
+        """Write an entry, so that it is on the disk before what it stands for leaves.
+
+        Raises:
+            RunError: the release would go over the budget. Nothing is written then, and it must not leave.
+        """
+        entry = Entry(what=what, round=number, multiplier=multiplier, digest=digest)
+        if entry in self.book.entries:
+            return
+        self._within(entry)
+        self._write(entries=(*self.book.entries, entry))
+
+    def enter_missing(self, what: What, number: int, digest: str, multiplier: float | None) -> None:
+        """As `enter`, unless there is any entry for that round."""
+        if not any(entry.what == what and entry.round == number for entry in self.book.entries):
+            self.enter(what, number, digest, multiplier)
+
+    def lose(self) -> None:
+        """Note that entries may have been lost with a disk, or taken back by a backup."""
+        self._write(lost=True)
+
+    def _write(self, **changes: object) -> None:
+        book = self.book.model_copy(update=changes)
+        write_for_good(self.path, book.model_dump_json(indent=1) + "\n")
+        self.book = book
+
+    def _within(self, entry: Entry) -> None:
+        limit = self.book.budget.summary if entry.what == SUMMARY else self.book.budget.update
+        if limit is None or entry.multiplier is None:
+            return
+        found = epsilon_of(_noise([*self.book.entries, entry], entry.what), limit.delta)
+        if found <= limit.epsilon:
+            return
+        before = sum(known.what == entry.what for known in self.book.entries)
+        more = "privacy.summary.releases" if entry.what == SUMMARY else "rounds"
+        raise RunError(
+            f"privacy.{entry.what}: {self.book.client} has made {before} releases, and one more would bring ε to "
+            f"{found:.2f}, over the {limit.epsilon:g} of its budget (δ = {limit.delta:g}); it is not made. "
+            f"A new run with more {more} or a larger ε plans for it; what was spent stays spent ({self.path})"
+        )
+
+
+def read_ledger(path: Path) -> Book:
+    """A ledger's file.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    try:
+        return Book.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no ledger there; only runs with [privacy] keep one") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path}: this ledger is damaged, so what was spent is not known; put a copy back. Without one, start "
+            f"a new run, and count what was spent here in full"
+        ) from error
+
+
+def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
+    """What releases have cost, by relation.
+
+    `RECORD`: a summary has its own sensitivity; an update may move anywhere in the ball of radius `clip`, which is
+    twice the sensitivity of leaving it out, so its noise counts half. `CLIENT`: updates alone, which a summary is
+    no part of. A release without noise makes ε infinite.
+    """
+    deltas = [part.delta for part in (budget.summary, budget.update) if part is not None]
+    delta = min(deltas, default=1e-5)
+    summaries, updates = _noise(entries, SUMMARY), _noise(entries, UPDATE)
+    halved = [z / 2 for z in updates]
+    both = [*summaries, *halved]
+    return [
+        Spent(RECORD, "the summary alone", len(summaries), epsilon_of(summaries, delta), delta),
+        Spent(RECORD, "summary and updates", len(both), epsilon_of(both, delta), delta),
+        Spent(CLIENT, "updates; not the summary", len(updates), epsilon_of(updates, delta), delta),
+    ]
+
+
+def promised(budget: PrivacySettings, rounds: int, *, summarises: bool, uploads: bool) -> list[Spent]:
+    """What a run costs a client that takes part in every round and tells all summaries that its budget is for.
+
+    `summarises`, `uploads`: does the run's method tell summaries, does it send updates?
+    """
+    planned: list[Entry] = []
+    if summarises:
+        told = budget.summary
+        z = noise_multiplier(told.epsilon, told.delta, told.releases) if told else None
+        planned += _planned(SUMMARY, z, range(told.releases if told else 1))
+    if uploads:
+        sent = budget.update
+        z = noise_multiplier(sent.epsilon, sent.delta, rounds) if sent else None
+        planned += _planned(UPDATE, z, range(1, rounds + 1))
+    return spent(planned, budget)
+
+
+def facts_of(found: Iterable[Spent]) -> list[dict[str, str | int | float | None]]:
+    """For JSON; an infinite ε is null."""
+    return [{**line._asdict(), "epsilon": line.epsilon if math.isfinite(line.epsilon) else None} for line in found]
+
+
+def _planned(what: What, multiplier: float | None, numbers: Iterable[int]) -> list[Entry]:
+    return [Entry(what=what, round=number, multiplier=multiplier, digest="") for number in numbers]
+
+
+def _noise(entries: Iterable[Entry], what: What) -> list[float]:
+    """Multipliers of one kind of release, 0 for none."""
+    return [entry.multiplier or 0.0 for entry in entries if entry.what == what]
+
+
+def as_json(book: Book) -> dict[str, object]:
+    """A ledger and what it adds up to."""
+    found: dict[str, object] = json.loads(book.model_dump_json())
+    return {**found, "spent": facts_of(spent(book.entries, book.budget))}

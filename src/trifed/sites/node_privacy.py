@@ -1,0 +1,42 @@
+"""What a node does where its run has [privacy]: true noise, and nothing said that no noise covers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from pathlib import Path
+
+from trifed.config import RunConfig
+from trifed.errors import DataError, TrifedError
+from trifed.federation.guard import Guard, Guarded
+from trifed.federation.store import PRIVACY
+from trifed.privacy import secure_noise
+from trifed.sites.protocol import Fact, Reply, Request
+
+UNTOLD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds": 0.0}
+"""In the place of facts that depend on a client's data."""
+
+
+def guard_at(config: RunConfig, folder: Path, name: str) -> Guard | None:
+    """A client's guard, its ledger in the run's folder at the node; None where the run has no [privacy].
+
+    Noise is the operating system's, never the run's seed, which the server knows.
+    """
+    if not config.privacy.on:
+        return None
+    return Guard(config.privacy, Guarded(name, folder / PRIVACY, config.rounds, lambda _: secure_noise))
+
+
+def key_of(request: Request) -> str:
+    """What an upload answers: the same request again gets the same message again."""
+    download = hashlib.sha256(request.parts.get("download", b"")).hexdigest()
+    return f"{request.number('place')} {request.number('round')} {request.number('counts')} {download}"
+
+
+def refusal(error: TrifedError, config: RunConfig | None) -> Reply:
+    """An error as the server may read it: what is wrong with private data is told to this node's log alone."""
+    if config is None or not config.privacy.on or not isinstance(error, DataError):
+        return Reply(error=str(error))
+    logging.getLogger(__name__).warning("%s", error)
+    return Reply(error="its data cannot be used as they are; its own log says why")
