@@ -244,6 +244,10 @@ def _privacy_problems(config: RunConfig) -> Iterator[str]:
                 f"privacy: '{name}' sends each client's gradient before the first round, which no noise covers; "
                 f"take another method, or leave [privacy] out"
             )
+    if config.privacy.update and not config.privacy.summary:
+        for name in (config.method.name, *config.baselines):
+            if name in METHODS and METHODS[name].summarise:
+                yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give it an epsilon too"
     if config.privacy.summary and config.task == "causal-lm" and config.model.packing:
         yield (
             "privacy.summary: with model.packing one text reaches into several blocks, and ε is for one block; "

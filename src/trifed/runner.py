@@ -23,6 +23,7 @@ from trifed.federation.client import Client, score, summary_seeds
 from trifed.federation.exports import Classifier, Writer, load_client, load_writer, save_client
 from trifed.federation.matching import Matcher, load_matcher
 from trifed.federation.results import perplexity, spread, summarise_events
+from trifed.federation.spending import most_spent
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
@@ -208,6 +209,9 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         **summarise_events(folder.events(), simulation.method.scored, bench.lora_bytes),
         "controls": {},
     }
+    spending = most_spent(folder.path)
+    if spending is not None:
+        summary["privacy"] = spending
     if bench.task.gives == "answer":
         summary["perplexity"] = perplexity(summary["clients"])
     controls = _controls(simulation) if config.controls and bench.task.labelled else {}

@@ -31,6 +31,7 @@ What = Literal["summary", "update"]
 SUMMARY: What = "summary"
 UPDATE: What = "update"
 FILE = "ledger.json"
+EVERYTHING = "summary and updates"
 
 
 class Entry(BaseModel):
@@ -170,7 +171,7 @@ def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
     both = [*summaries, *halved]
     return [
         Spent(RECORD, "the summary alone", len(summaries), epsilon_of(summaries, delta), delta),
-        Spent(RECORD, "summary and updates", len(both), epsilon_of(both, delta), delta),
+        Spent(RECORD, EVERYTHING, len(both), epsilon_of(both, delta), delta),
         Spent(CLIENT, "updates; not the summary", len(updates), epsilon_of(updates, delta), delta),
     ]
 

@@ -21,7 +21,7 @@ from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.nested import layer
-from trifed.sites.node_privacy import UNTOLD, guard_at, key_of, refusal
+from trifed.sites.node_privacy import UNTOLD, guard_at, key_of, refusal, within
 from trifed.sites.node_settings import LEFT, NodeSettings
 from trifed.sites.node_store import NodeStore
 from trifed.sites.protocol import Reply, Request, digest, read_layout, write_layout
@@ -200,6 +200,7 @@ class Node:
         own |= {"model": {"name": self.settings.model}} if self.settings.model else {}
         own |= {"training": {"device": self.settings.device}} if self.settings.device else {}
         config = make_config(layer(values, own), f"the run's settings with those of {self.settings.name}")
+        within(config, self.settings.most_epsilon, self.settings.name)
         task = TASKS[config.task]
         if task.labelled and not config.data.labels:
             raise RunError("data.labels: the run has to name all labels, for no client sees those of the others")

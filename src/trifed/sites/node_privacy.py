@@ -8,10 +8,12 @@ import math
 from pathlib import Path
 
 from trifed.config import RunConfig
-from trifed.errors import DataError, TrifedError
+from trifed.errors import DataError, RunError, TrifedError
 from trifed.federation.guard import Guard, Guarded
+from trifed.federation.spending import promise
 from trifed.federation.store import PRIVACY
-from trifed.privacy import secure_noise
+from trifed.privacy import RECORD, secure_noise
+from trifed.privacy.ledger import EVERYTHING
 from trifed.sites.protocol import Fact, Reply, Request
 
 UNTOLD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds": 0.0}
@@ -26,6 +28,26 @@ def guard_at(config: RunConfig, folder: Path, name: str) -> Guard | None:
     if not config.privacy.on:
         return None
     return Guard(config.privacy, Guarded(name, folder / PRIVACY, config.rounds, lambda _: secure_noise))
+
+
+def within(config: RunConfig, most: float | None, name: str) -> None:
+    """Does the run ask for no more than this client gives?
+
+    Raises:
+        RunError: it has no [privacy], or a larger ε for one training example over the whole run.
+    """
+    if most is None:
+        return
+    asked = (
+        next(line.epsilon for line in promise(config) if line.covers == EVERYTHING)
+        if config.privacy.on
+        else math.inf
+    )
+    if asked > most:
+        raise RunError(
+            f"{name} takes part in runs of ε up to {most:g}, {RECORD} (most_epsilon), and this run "
+            f"{f'has {asked:.2f}' if math.isfinite(asked) else 'protects not everything that leaves'}"
+        )
 
 
 def key_of(request: Request) -> str:
