@@ -247,7 +247,7 @@ def _privacy_problems(config: RunConfig) -> Iterator[str]:
     if config.privacy.update and not config.privacy.summary:
         for name in (config.method.name, *config.baselines):
             if name in METHODS and METHODS[name].summarise:
-                yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give it an epsilon too"
+                yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give an epsilon"
     if config.privacy.summary and config.task == "causal-lm" and config.model.packing:
         yield (
             "privacy.summary: with model.packing one text reaches into several blocks, and ε is for one block; "

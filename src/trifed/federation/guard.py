@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save_file
 
 from trifed.atomic import whole_file
 from trifed.errors import RunError
@@ -86,7 +86,7 @@ class Guard:
             found = noised_summary(features, labels, n_labels, z, self.whose.draw(0))
             with whole_file(self.whose.folder / KEPT) as path:  # first, so that it can be told again after a crash
                 save_file(found.to_arrays(), path, {MARK: mark})
-        self.ledger.enter(SUMMARY, 0, _digest_of(found), z)
+        self.ledger.enter(SUMMARY, 0, _digest(found.to_arrays()), z)
         self.examples = _examples(found)
         return found
 
@@ -107,7 +107,7 @@ class Guard:
 
     def tell_unprotected(self, summary: Summary) -> None:
         """Enter a summary that goes out as it is."""
-        self.ledger.enter(SUMMARY, 0, _digest_of(summary), None)
+        self.ledger.enter(SUMMARY, 0, _digest(summary.to_arrays()), None)
 
     def _kept(self, mark: str | None) -> Summary | None:
         """The summary that was told last, of data with this mark, or any; None where there is none."""
@@ -149,16 +149,16 @@ class Guard:
 
     def enter(self, number: int, payload: bytes) -> None:
         """Enter an upload before it leaves; RunError where it would go over the budget, and must not leave."""
-        self.ledger.enter(UPDATE, number, _digest(payload), self.update_noise)
+        self.ledger.enter(UPDATE, number, _digest(load(payload)), self.update_noise)
 
 
 def _examples(told: Summary) -> int:
     return max(1, int(told.class_counts.sum()))
 
 
-def _digest_of(summary: Summary) -> str:
-    return _digest(b"".join(array.tobytes() for array in summary.to_arrays().values()))
-
-
-def _digest(payload: bytes) -> str:
-    return hashlib.sha256(payload).hexdigest()[:32]
+def _digest(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """Of numbers that are released; not of a message's bytes, whose header safetensors writes in any order."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return found.hexdigest()[:32]
