@@ -3,7 +3,7 @@
 The attacker knows all but whether the canary was there, and has the best score there is for it. On one half of
 many releases a threshold is chosen; on the other, Clopper–Pearson intervals bound false and true positives. With
 95 % confidence ε ≥ log((TPR_low − δ) / FPR_high) (Jagielski, Ullman, Oprea, NeurIPS 2020, arXiv 2006.07709). The
-claim has to lie above; with a quarter of the noise the same attack has to find more than the claim, else it is blind.
+claim has to lie above; with a quarter of the noise the same attack has to find more than that, else it is blind.
 """
 
 from __future__ import annotations

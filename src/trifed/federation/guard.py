@@ -86,7 +86,7 @@ class Guard:
             found = noised_summary(features, labels, n_labels, z, self.whose.draw(0))
             with whole_file(self.whose.folder / KEPT) as path:  # first, so that it can be told again after a crash
                 save_file(found.to_arrays(), path, {MARK: mark})
-        self.ledger.enter(SUMMARY, 0, _digest(found.to_arrays()), z)
+        self.ledger.enter(SUMMARY, 0, digest_of(found.to_arrays()), z)
         self.examples = _examples(found)
         return found
 
@@ -107,7 +107,7 @@ class Guard:
 
     def tell_unprotected(self, summary: Summary) -> None:
         """Enter a summary that goes out as it is."""
-        self.ledger.enter(SUMMARY, 0, _digest(summary.to_arrays()), None)
+        self.ledger.enter(SUMMARY, 0, digest_of(summary.to_arrays()), None)
 
     def _kept(self, mark: str | None) -> Summary | None:
         """The summary that was told last, of data with this mark, or any; None where there is none."""
@@ -149,14 +149,14 @@ class Guard:
 
     def enter(self, number: int, payload: bytes) -> None:
         """Enter an upload before it leaves; RunError where it would go over the budget, and must not leave."""
-        self.ledger.enter(UPDATE, number, _digest(load(payload)), self.update_noise)
+        self.ledger.enter(UPDATE, number, digest_of(load(payload)), self.update_noise)
 
 
 def _examples(told: Summary) -> int:
     return max(1, int(told.class_counts.sum()))
 
 
-def _digest(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+def digest_of(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     """Of numbers that are released; not of a message's bytes, whose header safetensors writes in any order."""
     found = hashlib.sha256()
     for name in sorted(arrays):

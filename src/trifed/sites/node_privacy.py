@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
 from trifed.config import RunConfig
-from trifed.errors import DataError, RunError, TrifedError
-from trifed.federation.guard import Guard, Guarded
+from trifed.errors import DataError, MessageError, RunError, TrifedError
+from trifed.federation.guard import Guard, Guarded, digest_of
 from trifed.federation.spending import promise
 from trifed.federation.store import PRIVACY
 from trifed.privacy import RECORD, secure_noise
@@ -51,8 +53,15 @@ def within(config: RunConfig, most: float | None, name: str) -> None:
 
 
 def key_of(request: Request) -> str:
-    """What an upload answers: the same request again gets the same message again."""
-    download = hashlib.sha256(request.parts.get("download", b"")).hexdigest()
+    """What an upload answers: the same request again gets the same message again.
+
+    Raises:
+        MessageError: the download cannot be read.
+    """
+    try:
+        download = digest_of(load(request.parts["download"])) if "download" in request.parts else "none"
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise MessageError(f"the download is not a readable message ({error}); it is refused") from error
     return f"{request.number('place')} {request.number('round')} {request.number('counts')} {download}"
 
 
