@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from safetensors.numpy import load
@@ -167,3 +169,19 @@ def test_summaries_for_as_many_changes_of_data_as_planned(toy_values, tmp_path):
         PrivacySettings.model_validate({"summary": {"epsilon": 4.0}}), Guarded("y", tmp_path / "y", 2, None)
     )
     assert guard.summary_noise == pytest.approx(3**0.5 * one.summary_noise)
+
+
+def test_who_has_no_examples_is_told_apart_by_nothing(site_of):
+    # It takes part: its change is 0, its upload is noise, its summary too.
+    site = site_of("own-prior", 0)
+    none = replace(site.client.train, **{
+        field.name: getattr(site.client.train, field.name)[:0]
+        for field in fields(site.client.train)
+        if hasattr(getattr(site.client.train, field.name), "__getitem__")
+    })  # fmt: skip
+    site.client = replace(site.client, train=none)
+    told = decode_summary(site.summary("none"), site.terms.header("summary", 0, 0))
+    assert told.class_labels.tolist() == [0, 1, 2]
+    assert site.examples >= 1
+    assert len(all_rounds(site)) == 3
+    assert not site.guard.given[0].any()
