@@ -121,7 +121,9 @@ class Site:
         def data() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
             features = np.nan_to_num(self.bench.base_features(train, self.training))
             seeds = summary_seeds(self.seed, self.client.index)
-            return projected(features, seeds), train.labels if labelled else np.zeros(len(train), np.int64)
+            return projected(features, seeds, self.terms.summary_dim), train.labels if labelled else np.zeros(
+                len(train), np.int64
+            )
 
         return self.guard.summary(mark, self.labels if labelled else 1, data) if self.guard else None
 
