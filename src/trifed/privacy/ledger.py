@@ -136,7 +136,7 @@ class Ledger:
         raise RunError(
             f"privacy.{entry.what}: {self.book.client} has made {before} releases, and one more would bring ε to "
             f"{found:.2f}, over the {limit.epsilon:g} of its budget (δ = {limit.delta:g}); it is not made. "
-            f"A new run with more {more} or a larger ε plans for it; what was spent stays spent ({self.path})"
+            f"A new run with more {more} or a larger ε plans for it; what was spent stays spent"
         )
 
 
