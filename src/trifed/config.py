@@ -244,15 +244,29 @@ def _privacy_problems(config: RunConfig) -> Iterator[str]:
                 f"privacy: '{name}' sends each client's gradient before the first round, which no noise covers; "
                 f"take another method, or leave [privacy] out"
             )
-    if config.privacy.update and not config.privacy.summary:
+    if (config.privacy.update or config.privacy.training) and not config.privacy.summary:
         for name in (config.method.name, *config.baselines):
-            if name in METHODS and METHODS[name].summarise:
+            if name in METHODS and (METHODS[name].summarise or METHODS[name].own_start):
                 yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give an epsilon"
-    if config.privacy.summary and config.task == "causal-lm" and config.model.packing:
+    yield from _training_problems(config)
+    if (config.privacy.summary or config.privacy.training) and config.task == "causal-lm" and config.model.packing:
         yield (
-            "privacy.summary: with model.packing one text reaches into several blocks, and ε is for one block; "
+            "privacy: with model.packing one text reaches into several blocks, and ε is for one block; "
             "set model.packing = false"
         )
+
+
+def _training_problems(config: RunConfig) -> Iterator[str]:
+    """What noised training steps cannot be combined with."""
+    if not config.privacy.training:
+        return
+    if config.training.steps is None:
+        yield (
+            "training.steps: needed with privacy.training, for the number of steps must not depend on how many "
+            "examples a client has"
+        )
+    if config.task == "image-text-pairs":
+        yield "privacy.training: a pair's loss depends on the others of its step, so no example stands by itself"
 
 
 def _unknown_method(place: str, name: str) -> str:

@@ -126,16 +126,32 @@ class UpdatePrivacy(_Settings):
     )
 
 
+class TrainingPrivacy(_Settings):
+    """Noise on every step of local training (DP-SGD): protects each training example in all that is trained."""
+
+    epsilon: float = Field(gt=0.01, le=1000, description="ε of all steps of a run, one example added or removed")
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    clip: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest L2 norm of one example's gradient, over all that trains",
+    )
+    rate: float = Field(0.1, gt=0, le=1, description="chance of each example to be in a step; a public choice")
+
+
 class PrivacySettings(_Settings):
     """Differential privacy of what leaves a client."""
 
     summary: SummaryPrivacy | None = Field(None, description="noise on the one-time summary; off unless given")
     update: UpdatePrivacy | None = Field(None, description="clipping and noise on each round's upload; off")
 
+    training: TrainingPrivacy | None = Field(None, description="noise on every training step (DP-SGD); off")
+
     @property
     def on(self) -> bool:
         """Is anything protected?"""
-        return self.summary is not None or self.update is not None
+        return any((self.summary, self.update, self.training))
 
 
 class DeploymentSettings(_Settings):

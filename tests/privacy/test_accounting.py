@@ -65,7 +65,7 @@ BOTH = PrivacySettings.model_validate({"summary": {"epsilon": 4.0}, "update": {"
 
 
 def entries(*releases):
-    return [Entry(what=what, round=number, multiplier=z, digest="") for what, number, z in releases]
+    return [Entry(what=what, round=number, multiplier=z, digest=f"{number}") for what, number, z in releases]
 
 
 def test_each_relation_counts_what_it_covers():
@@ -84,10 +84,10 @@ def test_what_went_out_without_noise_is_not_passed_over():
 
 
 def test_a_promise_is_what_all_rounds_cost():
-    alone, both, client = promised(BOTH, 20, summarises=True, uploads=True)
+    alone, both, client = promised(BOTH, 20, None, summarises=True, uploads=True)
     assert alone.epsilon == pytest.approx(4.0, rel=1e-4) and client.epsilon == pytest.approx(8.0, rel=1e-4)
     # Half the noise in each round: more than both budgets together.
     assert both.epsilon > 12
     only = PrivacySettings.model_validate({"summary": {"epsilon": 4.0}})
-    assert [line.epsilon for line in promised(only, 20, summarises=True, uploads=True)][1:] == [math.inf] * 2
-    assert promised(only, 20, summarises=True, uploads=False)[1].epsilon == pytest.approx(4.0, rel=1e-4)
+    assert [line.epsilon for line in promised(only, 20, None, summarises=True, uploads=True)][1:] == [math.inf] * 2
+    assert promised(only, 20, None, summarises=True, uploads=False)[1].epsilon == pytest.approx(4.0, rel=1e-4)

@@ -46,7 +46,8 @@ def site_of(toy_values, tmp_path):
     """`site_of("ce-lora", index=1, noise=7, wire={"bits": 4})`: one client of the toy run with its own guard."""
 
     def make(method, index, noise=0, name="a", **changes):
-        config = make_config(toy_values(method=method, privacy=PRIVACY, rounds=ROUNDS, **changes))
+        privacy = {**PRIVACY, **changes.pop("privacy", {})}
+        config = make_config(toy_values(method=method, privacy=privacy, rounds=ROUNDS, **changes))
         task = TASKS[config.task]
         data = make_clients(config.data, config.seed, task.roles)
         settings = (config.model, config.adapter, config.training)
@@ -56,10 +57,10 @@ def site_of(toy_values, tmp_path):
         mine = data.clients[index]
         client = Client(0, mine.name, *(bench.encode(part) for part in (mine.train, mine.valid, mine.test)))
 
-        def draw(number):
-            return seeded_noise(np.random.default_rng([noise, number]))
+        def draw(purpose, number):
+            return seeded_noise(np.random.default_rng([noise, purpose, number]))
 
-        guard = Recording(config.privacy, Guarded("x", tmp_path / name, ROUNDS, draw))
+        guard = Recording(config.privacy, Guarded("x", tmp_path / name, ROUNDS, config.training.steps, draw))
         terms = terms_of(config, bench.layout, bench.fingerprint)
         site = Site(terms, bench, client, config.training, config.seed, ROUNDS, len(data.label_names), guard)
         site.start()
@@ -156,7 +157,7 @@ def test_a_summary_that_was_kept_and_not_entered_is_entered_before_it_is_told(si
 def test_summaries_for_as_many_changes_of_data_as_planned(toy_values, tmp_path):
     config = make_config(toy_values(privacy={"summary": {"epsilon": 4.0, "releases": 3}}))
     rng = np.random.default_rng(0)
-    guard = Guard(config.privacy, Guarded("x", tmp_path, 2, lambda _: seeded_noise(rng)))
+    guard = Guard(config.privacy, Guarded("x", tmp_path, 2, None, lambda *_: seeded_noise(rng)))
 
     def data():
         return np.eye(4), np.zeros(4, np.int64)
@@ -166,7 +167,7 @@ def test_summaries_for_as_many_changes_of_data_as_planned(toy_values, tmp_path):
     with pytest.raises(RunError, match="has made 3 releases"):
         guard.summary("d", 2, data)
     one = Guard(
-        PrivacySettings.model_validate({"summary": {"epsilon": 4.0}}), Guarded("y", tmp_path / "y", 2, None)
+        PrivacySettings.model_validate({"summary": {"epsilon": 4.0}}), Guarded("y", tmp_path / "y", 2, None, None)
     )
     assert guard.summary_noise == pytest.approx(3**0.5 * one.summary_noise)
 
@@ -185,3 +186,18 @@ def test_who_has_no_examples_is_told_apart_by_nothing(site_of):
     assert site.examples >= 1
     assert len(all_rounds(site)) == 3
     assert not site.guard.given[0].any()
+
+
+def test_where_training_is_noised_the_prior_starts_from_noised_counts(site_of):
+    changes = {"privacy": {"training": {"epsilon": 6.0}}, "training": {"steps": 2}}
+    site = site_of("own-prior", 0, **changes)
+    flat = site.own["head.bias"]
+    assert flat.std() == 0  # nothing is known before the summary
+    told = decode_summary(site.summary("data"), site.terms.header("summary", 0, 0))
+    counts = told.class_counts + 0.1
+    np.testing.assert_allclose(site.own["head.bias"], np.log(counts / counts.sum()), rtol=1e-5)
+    np.testing.assert_array_equal(site.state.tensors["head.bias"], site.own["head.bias"])
+    exact = np.bincount(site.client.train.labels, minlength=3)
+    assert told.class_counts.tolist() != exact.tolist()
+    again = site_of("own-prior", 0, **changes)  # a new process begins with what was told
+    np.testing.assert_array_equal(again.own["head.bias"], site.own["head.bias"])

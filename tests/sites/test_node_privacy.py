@@ -195,3 +195,24 @@ def test_accounts_of_a_sites_folder(private, site_tables):
     [account] = accounts_in(site_tables / "nodes" / "amber")
     assert account.run == coordinator.name and account.book.client == "amber"
     assert [line.releases for line in account.spent] == [1, 3, 2]
+
+
+TRAINING = {"summary": {"epsilon": 4.0}, "training": {"epsilon": 6.0, "rate": 0.3}}
+
+
+def test_training_is_noised_at_sites_too(private):
+    coordinator, channel, _ = private(privacy=TRAINING, training={"steps": 2})
+    coordinator.run()
+    for site in SITES:
+        assert ledger(channel, site) == [
+            ("summary", 0), ("training", 1), ("update", 1), ("training", 2), ("update", 2),
+        ]  # fmt: skip
+
+
+def test_no_site_chooses_by_exact_losses_where_training_is_noised(private, events):
+    settings = {"basil": {"worse_by": 0.1}}
+    coordinator, *_ = private(
+        privacy=TRAINING, training={"steps": 2}, settings=settings, deployment={"clients": 2}
+    )
+    coordinator.run()
+    assert "worse_by chooses by exact losses" in str(events(coordinator, "refused"))

@@ -29,7 +29,7 @@ from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench
 from trifed.methods.interface import State
 from trifed.methods.packing import Vector
-from trifed.privacy import seeded_noise
+from trifed.privacy import Noise, seeded_noise
 from trifed.training import seeded
 
 Listener = Callable[[Event], None]
@@ -69,12 +69,12 @@ class Simulation:
         if not settings.on:
             return None
         folder = self.folder.path / PRIVACY / client.name
-        return Guard(
-            settings,
-            Guarded(
-                client.name, folder, self.config.rounds, lambda r: seeded_noise(seeded(seed, NOISE, r, index))
-            ),
-        )
+        rounds, steps = self.config.rounds, self.config.training.steps
+
+        def draw(purpose: int, number: int) -> Noise:
+            return seeded_noise(seeded(seed, NOISE, purpose, number, index))
+
+        return Guard(settings, Guarded(client.name, folder, rounds, steps, draw))
 
     # -- the run
 

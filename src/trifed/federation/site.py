@@ -76,11 +76,18 @@ class Site:
         self.labels = labels
         self.guard = guard
         self.state = ClientState({}, {}, 0)
-        make = terms.method.own_start
-        own = make(terms.options, client.train.labels, labels) if make else {}
-        self.own = {name: torch.from_numpy(values) for name, values in own.items()}
+        self.own = self._own()
 
     # -- before the first round
+
+    def _own(self) -> dict[str, Tensor]:
+        """The start that the method takes from this client's labels; from noised counts if training is noised."""
+        make, labels = self.terms.method.own_start, self.client.train.labels
+        if self.guard and self.guard.settings.training:
+            told = self.guard.told
+            labels = np.repeat(told.class_labels, told.class_counts) if told else labels[:0]
+        own = make(self.terms.options, labels, self.labels) if make else {}
+        return {name: torch.from_numpy(values) for name, values in own.items()}
 
     def gradient(self) -> bytes:
         """The mean gradient of the adapted weights on this client's training data."""
@@ -112,6 +119,9 @@ class Site:
             found = make(self.terms.options, features, self.client.train.labels, seeds)
             if self.guard:
                 self.guard.tell_unprotected(found)
+        if self.guard and self.guard.settings.training and not self.state.steps:
+            self.own = self._own()
+            self.start()
         return encode_summary(self.terms.header("summary", 0, self.client.index), found)
 
     def _noised_summary(self, mark: str) -> Summary | None:
@@ -157,6 +167,7 @@ class Site:
             round_number=number,
             rounds=self.rounds,
             proximal=method.proximal(self.terms.options) if method.proximal else None,
+            privately=self.guard.steps(number, self.training.batch_size) if self.guard else None,
         )
         self.state = done.state
         upload = self._upload(number, done.sends)

@@ -68,7 +68,13 @@ def promise(config: RunConfig) -> list[Spent]:
         raise RunError(f"{config.name}: this run has no [privacy]; `trifed settings` shows it")
     method = METHODS[config.method.name]
     uploads = any(map(method.sends, TRAVELLERS))
-    return promised(config.privacy, config.rounds, summarises=method.summarise is not None, uploads=uploads)
+    return promised(
+        config.privacy,
+        config.rounds,
+        config.training.steps,
+        summarises=method.summarise is not None,
+        uploads=uploads,
+    )
 
 
 TRAVELLERS = ("x.lora_A.weight", "x.lora_B.weight", "x.lora_C.weight", "head.weight", "head.bias", "x.weight")

@@ -1,12 +1,12 @@
 """Differential privacy for what leaves a client: noise, what it is worth, and a ledger of what was spent.
 
-Gaussian mechanisms alone, so that every ε is exact: Balle and Wang, "Improving the Gaussian Mechanism for
-Differential Privacy", ICML 2018 (arXiv 1805.06530), and composition by Dong, Roth and Su, "Gaussian differential
-privacy", JRSS-B 2022 (arXiv 1905.02383). Whoever reads an ε has to know between which two data sets it holds;
-here these are `RECORD` and `CLIENT`.
+Gaussian mechanisms alone, so that every ε but that of training steps is exact: Balle and Wang, "Improving the
+Gaussian Mechanism for Differential Privacy", ICML 2018 (arXiv 1805.06530), and composition by Dong, Roth and Su,
+"Gaussian differential privacy", JRSS-B 2022 (arXiv 1905.02383). Whoever reads an ε has to know between which two
+data sets it holds; here these are `RECORD` and `CLIENT`.
 """
 
-from trifed.privacy.accounting import epsilon_of, noise_multiplier
+from trifed.privacy.accounting import Sampled, epsilon_of, epsilon_with_steps, noise_multiplier, steps_multiplier
 from trifed.privacy.ledger import (
     CLIENT,
     RECORD,
@@ -30,9 +30,11 @@ __all__ = [
     "Entry",
     "Ledger",
     "Noise",
+    "Sampled",
     "Spent",
     "clipped",
     "epsilon_of",
+    "epsilon_with_steps",
     "facts_of",
     "noise_multiplier",
     "noised_summary",
@@ -41,5 +43,6 @@ __all__ = [
     "secure_noise",
     "seeded_noise",
     "spent",
+    "steps_multiplier",
     "unit",
 ]

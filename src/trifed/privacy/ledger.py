@@ -21,21 +21,31 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.atomic import write_for_good
 from trifed.errors import RunError
-from trifed.privacy.accounting import epsilon_of, noise_multiplier
+from trifed.privacy.accounting import (
+    Sampled,
+    epsilon_of,
+    epsilon_with_steps,
+    noise_multiplier,
+    steps_multiplier,
+)
 from trifed.settings import PrivacySettings
 
 RECORD = "one training example of the client added or removed"
 CLIENT = "all updates of the client added or removed"
 
-What = Literal["summary", "update"]
+What = Literal["summary", "update", "training"]
 SUMMARY: What = "summary"
 UPDATE: What = "update"
+TRAINING: What = "training"
 FILE = "ledger.json"
 EVERYTHING = "summary and updates"
 
 
 class Entry(BaseModel):
-    """One release. `round`: 0 for a summary; `multiplier`: None without noise; `digest`: of what was released."""
+    """One release. `round`: 0 for a summary; `multiplier`: None without noise; `digest`: of what was released.
+
+    `rate`, `steps`: of the training whose result an upload is, where its steps are noised.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,6 +53,8 @@ class Entry(BaseModel):
     round: int
     multiplier: float | None = Field(ge=0)
     digest: str
+    rate: float = 1.0
+    steps: int = 1
 
 
 class Book(BaseModel):
@@ -83,37 +95,39 @@ class Ledger:
                 f"the settings back, or start a new run"
             )
 
-    def check(self, what: What, number: int, multiplier: float | None) -> None:
-        """Before anything is computed for a release of round `number`: would it go over the budget?
+    def check(self, entry: Entry) -> None:
+        """Before anything is computed for a release: would it go over the budget? Its digest does not matter.
 
         What is there already may be about to be sent again; whether it is the same, `enter` sees.
 
         Raises:
             RunError: it would.
         """
-        if not any(entry.what == what and entry.round == number for entry in self.book.entries):
-            self.check_new(what, multiplier)
+        if not self._has(entry):
+            self.check_new(entry)
 
-    def check_new(self, what: What, multiplier: float | None) -> None:
+    def check_new(self, entry: Entry) -> None:
         """As `check`, of what is not there yet."""
-        self._within(Entry(what=what, round=0, multiplier=multiplier, digest=""))
+        self._within(entry)
 
-    def enter(self, what: What, number: int, digest: str, multiplier: float | None) -> None:
+    def enter(self, entry: Entry) -> None:
         """Write an entry, so that it is on the disk before what it stands for leaves.
 
         Raises:
             RunError: the release would go over the budget. Nothing is written then, and it must not leave.
         """
-        entry = Entry(what=what, round=number, multiplier=multiplier, digest=digest)
         if entry in self.book.entries:
             return
         self._within(entry)
         self._write(entries=(*self.book.entries, entry))
 
-    def enter_missing(self, what: What, number: int, digest: str, multiplier: float | None) -> None:
+    def enter_missing(self, entry: Entry) -> None:
         """As `enter`, unless there is any entry for that round."""
-        if not any(entry.what == what and entry.round == number for entry in self.book.entries):
-            self.enter(what, number, digest, multiplier)
+        if not self._has(entry):
+            self.enter(entry)
+
+    def _has(self, entry: Entry) -> bool:
+        return any((known.what, known.round) == (entry.what, entry.round) for known in self.book.entries)
 
     def lose(self) -> None:
         """Note that entries may have been lost with a disk, or taken back by a backup."""
@@ -125,18 +139,25 @@ class Ledger:
         self.book = book
 
     def _within(self, entry: Entry) -> None:
-        limit = self.book.budget.summary if entry.what == SUMMARY else self.book.budget.update
+        budget = self.book.budget
+        limits = {SUMMARY: budget.summary, UPDATE: budget.update, TRAINING: budget.training}
+        limit = limits[entry.what]
         if limit is None or entry.multiplier is None:
             return
-        found = epsilon_of(_noise([*self.book.entries, entry], entry.what), limit.delta)
+        alike = [known for known in (*self.book.entries, entry) if known.what == entry.what]
+        found = (
+            epsilon_with_steps([], _steps(alike), limit.delta)
+            if entry.what == TRAINING
+            else epsilon_of(_noise(alike, entry.what), limit.delta)
+        )
         if found <= limit.epsilon:
             return
-        before = sum(known.what == entry.what for known in self.book.entries)
+        made, most = len(alike) - 1, f"{limit.epsilon:g} (δ = {limit.delta:g})"
         more = "privacy.summary.releases" if entry.what == SUMMARY else "rounds"
         raise RunError(
-            f"privacy.{entry.what}: {self.book.client} has made {before} releases, and one more would bring ε to "
-            f"{found:.2f}, over the {limit.epsilon:g} of its budget (δ = {limit.delta:g}); it is not made. "
-            f"A new run with more {more} or a larger ε plans for it; what was spent stays spent"
+            f"privacy.{entry.what}: {self.book.client} has made {made} releases, and one more would bring ε to "
+            f"{found:.2f}, over its {most}; it is not made. A new run with more {more} or a larger ε plans for "
+            f"it; what was spent stays spent"
         )
 
 
@@ -160,36 +181,45 @@ def read_ledger(path: Path) -> Book:
 def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
     """What releases have cost, by relation.
 
-    `RECORD`: a summary has its own sensitivity; an update may move anywhere in the ball of radius `clip`, which is
-    twice the sensitivity of leaving it out, so its noise counts half. `CLIENT`: updates alone, which a summary is
-    no part of. A release without noise makes ε infinite.
+    `RECORD`: a summary has its own sensitivity. An update whose training was noised is made of that training
+    alone; any other may move anywhere in the ball of radius `clip`, which is twice the sensitivity of leaving it
+    out, so its noise counts half. `CLIENT`: updates alone, which a summary is no part of. A release without noise
+    makes ε infinite.
     """
-    deltas = [part.delta for part in (budget.summary, budget.update) if part is not None]
+    deltas = [part.delta for part in (budget.summary, budget.update, budget.training) if part is not None]
     delta = min(deltas, default=1e-5)
-    summaries, updates = _noise(entries, SUMMARY), _noise(entries, UPDATE)
-    halved = [z / 2 for z in updates]
-    both = [*summaries, *halved]
+    summaries, updates, steps = _noise(entries, SUMMARY), _noise(entries, UPDATE), _steps(entries)
+    trained = {(entry.round, entry.digest) for entry in entries if entry.what == TRAINING}
+    others = [entry for entry in entries if (entry.round, entry.digest) not in trained]
+    known = [*summaries, *(z / 2 for z in _noise(others, UPDATE))]
+    both = epsilon_with_steps(known, steps, delta)
     return [
         Spent(RECORD, "the summary alone", len(summaries), epsilon_of(summaries, delta), delta),
-        Spent(RECORD, EVERYTHING, len(both), epsilon_of(both, delta), delta),
+        Spent(RECORD, EVERYTHING, len(summaries) + len(updates), both, delta),
         Spent(CLIENT, "updates; not the summary", len(updates), epsilon_of(updates, delta), delta),
     ]
 
 
-def promised(budget: PrivacySettings, rounds: int, *, summarises: bool, uploads: bool) -> list[Spent]:
+def promised(
+    budget: PrivacySettings, rounds: int, steps: int | None, *, summarises: bool, uploads: bool
+) -> list[Spent]:
     """What a run costs a client that takes part in every round and tells all summaries that its budget is for.
 
-    `summarises`, `uploads`: does the run's method tell summaries, does it send updates?
+    `steps`: of training in a round; `summarises`, `uploads`: does the run's method tell summaries, does it send
+    updates?
     """
     planned: list[Entry] = []
+    told, sent, learned = budget.summary, budget.update, budget.training
     if summarises:
-        told = budget.summary
         z = noise_multiplier(told.epsilon, told.delta, told.releases) if told else None
-        planned += _planned(SUMMARY, z, range(told.releases if told else 1))
-    if uploads:
-        sent = budget.update
+        planned += [_planned(SUMMARY, z, number) for number in range(told.releases if told else 1)]
+    for number in range(1, rounds + 1) if uploads else ():
         z = noise_multiplier(sent.epsilon, sent.delta, rounds) if sent else None
-        planned += _planned(UPDATE, z, range(1, rounds + 1))
+        planned.append(_planned(UPDATE, z, number))
+        if learned and steps:
+            noise = steps_multiplier(learned.epsilon, learned.delta, learned.rate, rounds * steps)
+            found = _planned(TRAINING, noise, number)
+            planned.append(found.model_copy(update={"rate": learned.rate, "steps": steps}))
     return spent(planned, budget)
 
 
@@ -198,8 +228,14 @@ def facts_of(found: Iterable[Spent]) -> list[dict[str, str | int | float | None]
     return [{**line._asdict(), "epsilon": line.epsilon if math.isfinite(line.epsilon) else None} for line in found]
 
 
-def _planned(what: What, multiplier: float | None, numbers: Iterable[int]) -> list[Entry]:
-    return [Entry(what=what, round=number, multiplier=multiplier, digest="") for number in numbers]
+def _planned(what: What, multiplier: float | None, number: int) -> Entry:
+    return Entry(what=what, round=number, multiplier=multiplier, digest="")
+
+
+def _steps(entries: Iterable[Entry]) -> list[Sampled]:
+    """Training steps behind entries."""
+    trained = (entry for entry in entries if entry.what == TRAINING)
+    return [Sampled(entry.multiplier or 0.0, entry.rate, entry.steps) for entry in trained]
 
 
 def _noise(entries: Iterable[Entry], what: What) -> list[float]:

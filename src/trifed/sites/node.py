@@ -200,7 +200,7 @@ class Node:
         own |= {"model": {"name": self.settings.model}} if self.settings.model else {}
         own |= {"training": {"device": self.settings.device}} if self.settings.device else {}
         config = make_config(layer(values, own), f"the run's settings with those of {self.settings.name}")
-        within(config, self.settings.most_epsilon, self.settings.name)
+        within(config, self.settings)
         task = TASKS[config.task]
         if task.labelled and not config.data.labels:
             raise RunError("data.labels: the run has to name all labels, for no client sees those of the others")

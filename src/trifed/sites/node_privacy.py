@@ -16,6 +16,7 @@ from trifed.federation.spending import promise
 from trifed.federation.store import PRIVACY
 from trifed.privacy import RECORD, secure_noise
 from trifed.privacy.ledger import EVERYTHING
+from trifed.sites.node_settings import NodeSettings
 from trifed.sites.protocol import Fact, Reply, Request
 
 UNTOLD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds": 0.0}
@@ -29,15 +30,24 @@ def guard_at(config: RunConfig, folder: Path, name: str) -> Guard | None:
     """
     if not config.privacy.on:
         return None
-    return Guard(config.privacy, Guarded(name, folder / PRIVACY, config.rounds, lambda _: secure_noise))
+    return Guard(
+        config.privacy,
+        Guarded(name, folder / PRIVACY, config.rounds, config.training.steps, lambda *_: secure_noise),
+    )
 
 
-def within(config: RunConfig, most: float | None, name: str) -> None:
+def within(config: RunConfig, settings: NodeSettings) -> None:
     """Does the run ask for no more than this client gives?
 
     Raises:
-        RunError: it has no [privacy], or a larger ε for one training example over the whole run.
+        RunError: it has no [privacy], or a larger ε for one training example over the whole run; or it noises
+            training, and this client would choose by its validation examples what to go on from.
     """
+    most, name = settings.most_epsilon, settings.name
+    if config.privacy.training and settings.worse_by is not None:
+        raise RunError(
+            f"{name}: worse_by chooses by exact losses, which privacy.training does not cover; leave it out"
+        )
     if most is None:
         return
     asked = (

@@ -131,7 +131,7 @@ def entries_or_none(path, client):
             {"privacy": PRIVACY, "baselines": ["fed-sb"], "method": "local"},
             ["privacy: 'fed-sb' sends each client's gradient before the first round"],
         ),
-        ({"privacy": PRIVACY, "task": "causal-lm"}, ["privacy.summary: with model.packing one text reaches"]),
+        ({"privacy": PRIVACY, "task": "causal-lm"}, ["privacy: with model.packing one text reaches"]),
         ({"privacy": {"sumary": {}}}, ["privacy.sumary: unknown setting (did you mean 'summary'?)"]),
     ],
 )

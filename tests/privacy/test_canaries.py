@@ -73,7 +73,7 @@ def test_one_record_in_a_summary(share, holds):
 def update_scores(folder, change, rounds, z_share, rng, n=2000):
     """Scores of n runs of all rounds: what is sent, along the direction of the canary's change."""
     settings = PrivacySettings.model_validate({"update": {"epsilon": EPSILON, "clip": 2.0}})
-    guard = Guard(settings, Guarded("canary", folder, rounds, lambda _: seeded_noise(rng)))
+    guard = Guard(settings, Guarded("canary", folder, rounds, None, lambda *_: seeded_noise(rng)))
     guard.update_noise *= z_share
     return np.array([sum(guard.noised(r, change)[0] for r in range(rounds)) for _ in range(n)])
 
