@@ -7,8 +7,8 @@ Two questions, for settings of `benchmarks/collaboration/groups.py`:
 1. Are the groups still found? A client's summary with and without noise, at ε of --epsilons: how well the
    two-sample ratio and the shared-label ratio part pairs inside a group from pairs across (AUC; .5 is guessing),
    and the mean ratio inside and across, where 1 is what noise explains. Noise is drawn --draws times.
-2. What is left of the accuracy? `own-prior` without [privacy], with noise on the summary (ε = 4), and with noise
-   on the updates as well, at each ε of --epsilons and each --clips; `local` beside it.
+2. What is left of the accuracy? `own-prior` without [privacy], with noise on the summary (ε = 4), and beside it
+   with noise on the updates, at each ε of --epsilons and each of --clips, or on the training steps; and `local`.
 
 Features and runs are kept under --work, and what is there is not made again: broken off, the same line goes on.
 Results go to curve.json beside this file (--out), with the configuration and the machine.
@@ -41,6 +41,8 @@ HERE = Path(__file__).parent
 DELTA = 1e-5
 SUMMARY_EPSILON = 4.0
 SIZES = (48, 200)
+RATE = 0.25
+"""Chance of an example to be in a noised step."""
 
 
 def summaries_of(clients: Clients, epsilon: float | None, seed: int) -> list[similarity.Summary]:
@@ -109,6 +111,9 @@ def variants(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
             update = {"update": {"epsilon": epsilon, "delta": DELTA, "clip": clip}}
             name = f"summary {SUMMARY_EPSILON:g}, updates {epsilon:g}, clip {clip:g}"
             found[name] = {"method": "own-prior", "privacy": {**summary, **update}}
+        steps = {"training": {"epsilon": epsilon, "delta": DELTA, "rate": RATE}}
+        name = f"summary {SUMMARY_EPSILON:g}, training {epsilon:g}"
+        found[name] = {"method": "own-prior", "privacy": {**summary, **steps}}
     return found
 
 

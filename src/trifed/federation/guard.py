@@ -54,7 +54,7 @@ class Guard:
     """Of one client in one run.
 
     Raises:
-        RunError: its ledger is damaged, or of another run.
+        RunError: its ledger is damaged, or of another run; or training is to be noised for no number of steps.
     """
 
     def __init__(self, settings: PrivacySettings, whose: Guarded) -> None:
@@ -65,7 +65,9 @@ class Guard:
         self.summary_noise = noise_multiplier(told.epsilon, told.delta, told.releases) if told else None
         self.update_noise = noise_multiplier(sent.epsilon, sent.delta, whose.rounds) if sent else None
         self.steps_noise: float | None = None
-        if trained and whose.steps:
+        if trained:
+            if not whose.steps:
+                raise RunError("training.steps: needed with privacy.training; set it")
             steps = whose.rounds * whose.steps
             self.steps_noise = steps_multiplier(trained.epsilon, trained.delta, trained.rate, steps)
         self.told = self._kept(None) if told else None

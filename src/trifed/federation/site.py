@@ -129,6 +129,7 @@ class Site:
         labelled, train = self.bench.task.labelled, self.client.train
 
         def data() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+            self.bench.load(self.bench.start)  # a pooler that was trained would bring other examples in
             features = np.nan_to_num(self.bench.base_features(train, self.training))
             seeds = summary_seeds(self.seed, self.client.index)
             return projected(features, seeds, self.terms.summary_dim), train.labels if labelled else np.zeros(
