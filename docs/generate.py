@@ -19,6 +19,7 @@ PAGES = {
     "adapters": ("trifed.adapters", None),
     "similarity": ("trifed.similarity", None),
     "methods": ("trifed.methods.interface", None),
+    "privacy": ("trifed.privacy", None),
     "costs": ("trifed.federation.cost", ("estimate_cost", "Cost", "MethodCost", "Once")),
     "tracking": ("trifed.tracking", ("track", "Tracked")),
     "errors": ("trifed.errors", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -45,6 +46,22 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_for_good(target: Path, text: str) -> None:
+    """Write a file, whole, and come back only when it would survive the machine's sudden end.
+
+    Folders above it are made. Raises OSError where nothing can be written.
+    """
+    with whole_file(target) as path, path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    handle = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the rename itself
+    finally:
+        os.close(handle)
 
 
 def _beside(target: Path) -> Path:

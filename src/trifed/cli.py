@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.console import Console
 
-from trifed.commands import audit, compare, cost, evaluate, export, flower, predict, report, track, watch
+from trifed.commands import audit, compare, cost, evaluate, export, flower, predict, privacy, report, track, watch
 from trifed.config import RunConfig, make_config, overlay, read_toml
 from trifed.errors import ConfigError, RunError, TrifedError
 from trifed.methods import METHODS
@@ -178,7 +178,7 @@ def settings_command() -> None:
     Console().print(render_settings())
 
 
-for command in (audit, compare, cost, evaluate, export, flower, predict, report, track, watch):
+for command in (audit, compare, cost, evaluate, export, flower, predict, privacy, report, track, watch):
     command.register(app)
 
 

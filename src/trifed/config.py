@@ -69,8 +69,8 @@ class RunConfig(BaseModel):
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
     wire: WireSettings = WireSettings()
-    deployment: DeploymentSettings = DeploymentSettings()
     privacy: PrivacySettings = PrivacySettings()
+    deployment: DeploymentSettings = DeploymentSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -95,11 +95,12 @@ class RunConfig(BaseModel):
     def run_id(self) -> str:
         """Twelve hex digits that change with anything that changes the numbers.
 
-        `privacy` counts only where a setting of it that is no guard is not at its default: the runs of versions
-        that had none keep their identity.
+        `privacy` counts only where noise is asked for: the runs of versions that had none keep their identity.
         """
-        counts = self.privacy.model_dump(exclude=GUARDS, exclude_defaults=True)
-        left_out: dict[str, Any] = {**dict.fromkeys(NO_NUMBERS, True), "privacy": GUARDS if counts else True}
+        left_out: dict[str, Any] = {
+            **dict.fromkeys(NO_NUMBERS, True),
+            "privacy": GUARDS if self.privacy.on else True,
+        }
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
 
@@ -129,6 +130,8 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
             "training.micro_batch: a pair is learned against all others of its step, so a step in parts would be "
             "another one; leave it out, or take a smaller batch_size"
         )
+    if config is not None:
+        problems += _privacy_problems(config)
     if config is not None and not problems:
         problems += config.method.options().problems(config.adapter)
     if config is None or problems:
@@ -236,6 +239,41 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
             yield _unknown_method("baselines", name)
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
+
+
+def _privacy_problems(config: RunConfig) -> Iterator[str]:
+    """What would leave a client outside of what [privacy] covers, or break what it says."""
+    if not config.privacy.on:
+        return
+    for name in (config.method.name, *config.baselines):
+        if name in METHODS and METHODS[name].frames:
+            yield (
+                f"privacy: '{name}' sends each client's gradient before the first round, which no noise covers; "
+                f"take another method, or leave [privacy] out"
+            )
+    if (config.privacy.update or config.privacy.training) and not config.privacy.summary:
+        for name in (config.method.name, *config.baselines):
+            if name in METHODS and (METHODS[name].summarise or METHODS[name].own_start):
+                yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give an epsilon"
+    yield from _training_problems(config)
+    if (config.privacy.summary or config.privacy.training) and config.task == "causal-lm" and config.model.packing:
+        yield (
+            "privacy: with model.packing one text reaches into several blocks, and ε is for one block; "
+            "set model.packing = false"
+        )
+
+
+def _training_problems(config: RunConfig) -> Iterator[str]:
+    """What noised training steps cannot be combined with."""
+    if not config.privacy.training:
+        return
+    if config.training.steps is None:
+        yield (
+            "training.steps: needed with privacy.training, for the number of steps must not depend on how many "
+            "examples a client has"
+        )
+    if config.task == "image-text-pairs":
+        yield "privacy.training: a pair's loss depends on the others of its step, so no example stands by itself"
 
 
 def _unknown_method(place: str, name: str) -> str:

@@ -24,6 +24,7 @@ from trifed.federation.exports import Classifier, Writer, load_client, load_writ
 from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.matching import Matcher, load_matcher
 from trifed.federation.results import perplexity, spread, summarise_events
+from trifed.federation.spending import most_spent
 from trifed.federation.store import Event, RunFolder
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
@@ -157,7 +158,7 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     choose_device(config.training)  # a device that is not there should not wait for data and model
     data, bench, clients = prepare(config, listener)
     base = bench.base
-    if config.privacy.few_tokens == "refuse":
+    if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
         refuse_few_tokens(clients, bench.layout, config.training, config.seed, config.rounds)
     folder = make_folder()
     if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused
@@ -216,6 +217,9 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         **summarise_events(folder.events(), simulation.method.scored, bench.lora_bytes),
         "controls": {},
     }
+    spending = most_spent(folder.path)
+    if spending is not None:
+        summary["privacy"] = spending
     if bench.task.gives == "answer":
         summary["perplexity"] = perplexity(summary["clients"])
     controls = _controls(simulation) if config.controls and bench.task.labelled else {}

@@ -107,6 +107,65 @@ class WireSettings(_Settings):
     bits: Bits = Field(32, description="a number; under 32 changes travel, and what rounding loses is sent later")
 
 
+class SummaryPrivacy(_Settings):
+    """Noise on what a client tells of its data before the first round: protects each training example."""
+
+    epsilon: float = Field(gt=0.01, le=1000, description="ε of all summaries of a client, record added or removed")
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    releases: int = Field(
+        1,
+        ge=1,
+        description="summaries that ε is for: one more each time a client's data may change during the run",
+    )
+
+
+class UpdatePrivacy(_Settings):
+    """Clipping and noise on what a client sends each round: protects its updates, all rounds together."""
+
+    epsilon: float = Field(gt=0.01, le=1000, description="ε of all rounds, a client's updates added or removed")
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    clip: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest L2 norm of a round's change, all that travels together",
+    )
+
+
+class TrainingPrivacy(_Settings):
+    """Noise on every step of local training (DP-SGD): protects each training example in all that is trained."""
+
+    epsilon: float = Field(gt=0.01, le=1000, description="ε of all steps of a run, one example added or removed")
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    clip: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest L2 norm of one example's gradient, over all that trains",
+    )
+    rate: float = Field(0.1, gt=0, le=1, description="chance of each example to be in a step; a public choice")
+
+
+class PrivacySettings(_Settings):
+    """What may leave a client: noise, for differential privacy, and guards."""
+
+    summary: SummaryPrivacy | None = Field(None, description="noise on the one-time summary; off unless given")
+    update: UpdatePrivacy | None = Field(None, description="clipping and noise on each round's upload; off")
+    training: TrainingPrivacy | None = Field(None, description="noise on every training step (DP-SGD); off")
+
+    few_tokens: Guarding = Field(
+        "refuse", description="an upload that stands for fewer than 2 x rank different tokens, or patches"
+    )
+    small_components: Guarding = Field(
+        "refuse", description="a summary's mean and variance that stand on fewer than 20 examples"
+    )
+
+    @property
+    def on(self) -> bool:
+        """Is there noise on anything?"""
+        return any((self.summary, self.update, self.training))
+
+
 class DeploymentSettings(_Settings):
     """Between sites: who has to be there, and how long is waited. Changes no number of a simulated run."""
 
@@ -117,17 +176,6 @@ class DeploymentSettings(_Settings):
     join_seconds: float = Field(600, gt=0, description="that are waited for the clients")
     round_seconds: float = Field(
         3600, gt=0, description="after which a round goes on without who has not answered"
-    )
-
-
-class PrivacySettings(_Settings):
-    """What may leave a client."""
-
-    few_tokens: Guarding = Field(
-        "refuse", description="an upload that stands for fewer than 2 x rank different tokens, or patches"
-    )
-    small_components: Guarding = Field(
-        "refuse", description="a summary's mean and variance that stand on fewer than 20 examples"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -34,6 +34,10 @@ class Trained:
     loss: float
     steps: int
     moments: Moments
+
+
+Gradient = Callable[[TaskModel, Mapping[str, nn.Parameter], Encoded, torch.dtype], Tensor]
+"""Model, what trains, data, precision → one step's loss, detached; what trains has its gradient then."""
 
 
 class Pull:
@@ -176,11 +180,13 @@ def train_locally(
     steps_in_all: int,
     moments: Moments | None,
     pull: Pull | None = None,
+    privately: Gradient | None = None,
 ) -> Trained:
     """Train the model's parameters `named`, in place, for one round.
 
     `steps_before` and `steps_in_all` place the round in the run's learning rate schedule. `moments` of an
-    earlier round are taken up; None starts AdamW afresh. `pull` adds a proximal term.
+    earlier round are taken up; None starts AdamW afresh. `pull` adds a proximal term. `privately` chooses each
+    step's examples and makes its gradient; steps are `settings.steps` then, however many examples there are.
     """
     device, precision = (
         next(model.parameters()).device,
@@ -192,15 +198,19 @@ def train_locally(
     if moments:
         _restore_moments(optimizer, named, moments)
     losses: list[Tensor] = []
-    wanted = steps_a_round(len(data), settings)
+    wanted = settings.steps if privately and settings.steps else steps_a_round(len(data), settings)
+    batches = _steps(data.lengths, settings, rng)
     model.train()
     # Dropout draws from torch's global generator: fork it, so that a round neither sees nor moves it.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(rng.integers(SEEDS)))
-        for step, rows in enumerate(_steps(data.lengths, settings, rng)):
+        for step in range(wanted):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(steps_before + step, steps_in_all, settings)
-            losses.append(_backward(model, data, _parts(rows, settings), precision))
+            if privately:
+                losses.append(privately(model, named, data, precision))
+            else:
+                losses.append(_backward(model, data, _parts(next(batches), settings), precision))
             if pull:
                 pull.add_gradient()
             if settings.clip_norm:

@@ -55,7 +55,8 @@ class Span:
         if vectors.dtype == torch.float64 and not self.outside:  # 1 − share would have lost half of its digits
             basis = self.basis.double()
             left = vectors - (vectors @ basis) @ basis.T
-            return left.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
+            far: Tensor = left.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
+            return far
         share = (vectors @ self.basis.to(vectors.dtype)).square().sum(-1) / vectors.square().sum(-1).clamp_min(
             1e-30
         )

@@ -18,6 +18,7 @@ from trifed.data.clients import (
     content_hash,
     make_client,
     make_clients,
+    rows_hash,
     text_examples,
 )
 from trifed.data.demo import demo_corpus_path
@@ -55,6 +56,7 @@ __all__ = [
     "read_test",
     "render_split",
     "render_split_text",
+    "rows_hash",
     "split_table",
     "split_to_json",
     "text_examples",

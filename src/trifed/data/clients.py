@@ -163,6 +163,20 @@ def content_hash(data: FederatedData) -> str:
     return digest.hexdigest()
 
 
+def rows_hash(data: FederatedData) -> str:
+    """Return a SHA-256 over all examples, in whatever order and however they were cut: the data as such."""
+    rows = []
+    for examples in _all_examples(data):
+        columns = [examples.inputs[role] for role in sorted(examples.inputs)]
+        for label, *cells in zip(examples.labels.tolist(), *columns, strict=True):
+            row = hashlib.sha256(str(label).encode())
+            for cell in cells:
+                raw = cell if isinstance(cell, bytes) else cell.encode("utf-8", "surrogatepass")
+                row.update(len(raw).to_bytes(8, "big") + raw)
+            rows.append(row.digest())
+    return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
 def _all_examples(data: FederatedData) -> Iterator[Examples]:
     for client in data.clients:
         yield from (client.train, client.valid, client.test)

@@ -2,6 +2,9 @@
 
 Round r: the server sends each participating client what it has for it, the client trains and uploads, the server
 aggregates. After the last round everybody receives once more, so that uploads and downloads balance.
+
+With [privacy] clients clip and noise as they do at sites, but from the run's seed, so that a run can be repeated.
+**Whoever knows the seed can take that noise off again**: what a simulated run writes is not protected.
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ from torch import Tensor
 
 from trifed.config import RunConfig
 from trifed.data import FederatedData, content_hash
-from trifed.federation.client import SAMPLING, Client, ClientState, score
+from trifed.federation.client import NOISE, SAMPLING, Client, ClientState, score
 from trifed.federation.messages import array_sizes, layout_sizes, manifest
+from trifed.federation.noising import Noised, Noising
 from trifed.federation.results import facts_of
 from trifed.federation.server import Server, layout_of
 from trifed.federation.site import Site, adapted_layout, take_frames
-from trifed.federation.store import Event, RunFolder
+from trifed.federation.store import PRIVACY, Event, RunFolder
 from trifed.federation.terms import terms_of
 from trifed.federation.workbench import Workbench
 from trifed.methods.interface import State
 from trifed.methods.packing import Vector
+from trifed.privacy import Noise, seeded_noise
 from trifed.training import seeded
 
 Listener = Callable[[Event], None]
@@ -51,8 +56,23 @@ class Simulation:
         self.method = self.terms.method
         self.server = Server(self.terms, len(self.clients), self.bench.start_values)
         about = (config.training, config.seed, config.rounds, labels, config.privacy)
-        self.sites = [Site(self.terms, self.bench, client, *about) for client in self.clients]
+        self.sites = [
+            Site(self.terms, self.bench, client, *about, self._noising(client)) for client in self.clients
+        ]
         self.identity = f"{config.run_id()} {content_hash(self.data)} {self.bench.fingerprint}"
+
+    def _noising(self, client: Client) -> Noising | None:
+        """Noise from the run's seed, and a ledger in the run's folder."""
+        seed, index, settings = self.config.seed, client.index, self.config.privacy
+        if not settings.on:
+            return None
+        folder = self.folder.path / PRIVACY / client.name
+        rounds, steps = self.config.rounds, self.config.training.steps
+
+        def draw(purpose: int, number: int) -> Noise:
+            return seeded_noise(seeded(seed, NOISE, purpose, number, index))
+
+        return Noising(settings, Noised(client.name, folder, rounds, steps, draw))
 
     # -- the run
 
@@ -116,7 +136,7 @@ class Simulation:
         self.folder.write_tensors(FRAMES, {name: torch.from_numpy(v) for name, v in frames.items()}, {})
 
     def _summary(self, site: Site) -> bytes | None:
-        payload = site.summary()
+        payload = site.summary(self.identity)
         if payload is not None:
             self._tell_warnings(site)
             self._tell(event="summary", client=site.client.name, up=manifest(payload, array_sizes(payload)))
@@ -166,7 +186,7 @@ class Simulation:
         return {} if payload is None else self.terms.wire.manifest(payload)
 
     def _participants(self, number: int) -> list[Site]:
-        able = [site for site in self.sites if len(site.client.train)]
+        able = [site for site in self.sites if site.examples]
         wanted = max(1, round(self.config.participation * len(able)))
         if wanted >= len(able):
             return able

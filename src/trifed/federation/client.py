@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from trifed.federation.private_training import PrivateSteps
 from trifed.federation.workbench import Workbench
 from trifed.methods.interface import Proximal, SummarySeeds
 from trifed.methods.packing import Tensors, Vector
@@ -21,7 +22,7 @@ BELIEF = tuple(step / 20 for step in range(20, -1, -1))
 WITHIN = 0.5
 """Standard errors within which a loss counts as no worse than the least."""
 
-TRAINING, SUMMARY, SAMPLING, PROJECTION = 1, 2, 3, 4
+TRAINING, SUMMARY, SAMPLING, PROJECTION, NOISE = 1, 2, 3, 4, 5
 """Purposes of seeded generators: the same run seed never drives two of them alike."""
 
 
@@ -70,6 +71,7 @@ def train_round(
     round_number: int,
     rounds: int,
     proximal: Proximal | None = None,
+    privately: PrivateSteps | None = None,
 ) -> Round:
     """Take the download and train for one round."""
     tensors = state.tensors if download is None else bench.receive(state.tensors, download)
@@ -82,9 +84,10 @@ def train_round(
         settings,
         rng=seeded(seed, TRAINING, round_number, client.index),
         steps_before=state.steps,
-        steps_in_all=rounds * steps_a_round(len(client.train), settings),
+        steps_in_all=rounds * ((privately and settings.steps) or steps_a_round(len(client.train), settings)),
         moments=state.moments,
         pull=pull,
+        privately=privately,
     )
     moments = trained.moments if settings.optimizer_state == "keep" else {}
     after = replace(state, tensors=bench.take(), moments=moments, steps=state.steps + trained.steps)

@@ -11,7 +11,6 @@ from trifed.federation.messages import decode_summary
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.methods.interface import Gradient, Setting, State, Upload, is_head
 from trifed.methods.packing import Layout, Tensors, Vector
-from trifed.methods.summaries import SUMMARY_DIM
 from trifed.similarity import Summary
 
 
@@ -86,7 +85,7 @@ class Server:
 
     def _summary(self, client: int, payload: bytes) -> Summary:
         header = self.terms.header("summary", 0, client)
-        found = decode_summary(payload, header, SUMMARY_DIM)
+        found = decode_summary(payload, header, self.terms.summary_dim)
         labels = min((shape[0] for name, shape in self.terms.wire.layout if is_head(name)), default=None)
         if labels is not None and (found.class_labels >= labels).any():
             raise MessageError(f"{header}: a label over the {labels} of the head; it is refused")

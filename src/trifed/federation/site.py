@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trifed.errors import RunError
 from trifed.federation.client import Client, ClientState, score, summary_seeds, temper, train_round
 from trifed.federation.guards import few_tokens, small_components, too_few
 from trifed.federation.messages import encode_summary
+from trifed.federation.noising import Noising
 from trifed.federation.terms import Terms, decode_tensors, encode_tensors
 from trifed.federation.workbench import Workbench
 from trifed.methods.packing import Layout, Tensors, Vector
+from trifed.methods.summaries import projected
 from trifed.settings import Guarding, PrivacySettings, TrainingSettings
+from trifed.similarity import Summary
 
 TOWARDS_RECEIVED = 0.75
 """How far the model "between" lies from what was trained (0) to what was received (1)."""
@@ -37,6 +42,9 @@ class Limits:
 ANYTHING = Limits()
 GUARDED = PrivacySettings()
 
+Keep = Callable[[ClientState, bytes | None], None]
+"""The state after a round, and the upload that is about to leave."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -55,12 +63,13 @@ class Site:
     """One client. `state`: what it keeps from round to round; `own`: of the start what comes from its labels.
 
     `labels`: how many there are in all; `rounds`: of the whole run, which the learning rate's schedule needs;
-    `privacy`: what this client lets out; `warned`: by setting, what there first was against something it let out.
+    `privacy`: what this client lets out; `warned`: by setting, what there first was against something it let out;
+    `noising`: noise and ledger where the run asks for them.
     """
 
     def __init__(
         self, terms: Terms, bench: Workbench, client: Client, training: TrainingSettings, seed: int, rounds: int,
-        labels: int, privacy: PrivacySettings = GUARDED,
+        labels: int, privacy: PrivacySettings = GUARDED, noising: Noising | None = None,
     ) -> None:  # fmt: skip
         self.terms = terms
         self.bench = bench
@@ -68,14 +77,23 @@ class Site:
         self.training = training
         self.seed = seed
         self.rounds = rounds
+        self.labels = labels
         self.privacy = privacy
         self.warned: dict[str, str] = {}
+        self.noising = noising
         self.state = ClientState({}, {}, 0)
-        make = terms.method.own_start
-        own = make(terms.options, client.train.labels, labels) if make else {}
-        self.own = {name: torch.from_numpy(values) for name, values in own.items()}
+        self.own = self._own()
 
     # -- before the first round
+
+    def _own(self) -> dict[str, Tensor]:
+        """The start that the method takes from this client's labels; from noised counts if training is noised."""
+        make, labels = self.terms.method.own_start, self.client.train.labels
+        if self.noising and self.noising.settings.training:
+            told = self.noising.told
+            labels = np.repeat(told.class_labels, told.class_counts) if told else labels[:0]
+        own = make(self.terms.options, labels, self.labels) if make else {}
+        return {name: torch.from_numpy(values) for name, values in own.items()}
 
     def gradient(self) -> bytes:
         """The mean gradient of the adapted weights on this client's training data."""
@@ -87,8 +105,15 @@ class Site:
         """Take the common start, and over it what the method takes from this client's labels."""
         self.state = ClientState({**self.bench.start, **self.own}, {}, 0)
 
-    def summary(self) -> bytes | None:
+    @property
+    def examples(self) -> int:
+        """How many training examples this client says it has: with noise no exact number."""
+        return self.noising.examples if self.noising else len(self.client.train)
+
+    def summary(self, mark: str = "") -> bytes | None:
         """The one-time summary of this client's training data; None where the method asks for none.
+
+        `mark`: of the data, where there is noise: the same noised summary is told again of the same data.
 
         Raises:
             RunError: it would show single examples.
@@ -96,23 +121,51 @@ class Site:
         make = self.terms.method.summarise
         if make is None:
             return None
-        features = self.bench.base_features(self.client.train, self.training)
-        seeds = summary_seeds(self.seed, self.client.index)
-        found = make(self.terms.options, features, self.client.train.labels, seeds)
-        self._guard("small_components", small_components(found))
+        found = self._noised_summary(mark) if self.noising else None
+        if found is None:
+            features = self.bench.base_features(self.client.train, self.training)
+            seeds = summary_seeds(self.seed, self.client.index)
+            found = make(self.terms.options, features, self.client.train.labels, seeds)
+            self._guard("small_components", small_components(found))
+            if self.noising:
+                self.noising.tell_unprotected(found)
+        if self.noising and self.noising.settings.training and not self.state.steps:
+            self.own = self._own()
+            self.start()
         return encode_summary(self.terms.header("summary", 0, self.client.index), found)
+
+    def _noised_summary(self, mark: str) -> Summary | None:
+        """With noise, of the labels that are public: of one where the task learns none."""
+        labelled, train = self.bench.task.labelled, self.client.train
+
+        def data() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+            self.bench.load(self.bench.start)  # a pooler that was trained would bring other examples in
+            features = np.nan_to_num(self.bench.base_features(train, self.training))
+            seeds = summary_seeds(self.seed, self.client.index)
+            return projected(features, seeds, self.terms.summary_dim), train.labels if labelled else np.zeros(
+                len(train), np.int64
+            )
+
+        return self.noising.summary(mark, self.labels if labelled else 1, data) if self.noising else None
 
     # -- rounds
 
-    def round(self, number: int, download: bytes | None, limits: Limits = ANYTHING) -> Done:
+    def round(
+        self, number: int, download: bytes | None, limits: Limits = ANYTHING, keep: Keep | None = None
+    ) -> Done:
         """Take what came, within this client's limits, train, and write the upload.
 
+        `keep` is called before the upload counts as released: before the ledger has it, where there is one.
+
         Raises:
-            RunError: the upload would show single examples.
+            RunError: the upload would show single examples, or the privacy budget has nothing left for it.
             MessageError: the download is none of this round, client and run. Nothing has changed then.
         """
-        few = few_tokens(self.client, self.bench.layout, self.training, self.seed, number)
-        self._guard("few_tokens", too_few({self.client.name: few}) if few else "")
+        if self.noising and self.bench.layout:
+            self.noising.check(number)
+        if not self.privacy.update and not self.privacy.training:  # else noise bounds what an upload shows
+            few = few_tokens(self.client, self.bench.layout, self.training, self.seed, number)
+            self._guard("few_tokens", too_few({self.client.name: few}) if few else "")
         values = None if download is None else self.take(number, download, limits)
         kept_own = values is not None and limits.worse_by is not None and self._worse(values, limits.worse_by)
         if kept_own:
@@ -128,9 +181,15 @@ class Site:
             round_number=number,
             rounds=self.rounds,
             proximal=method.proximal(self.terms.options) if method.proximal else None,
+            privately=self.noising.steps(number, self.training.batch_size) if self.noising else None,
         )
         self.state = done.state
-        return Done(self._upload(number, done.sends), done.loss, done.state.steps - before, kept_own)
+        upload = self._upload(number, done.sends)
+        if keep:
+            keep(self.state, upload)
+        if self.noising and upload is not None:
+            self.noising.enter(number, upload)
+        return Done(upload, done.loss, done.state.steps - before, kept_own)
 
     def _guard(self, setting: str, against: str) -> None:
         """Refuse what there is something against, or let it out with a warning, or without one."""
@@ -154,33 +213,47 @@ class Site:
         """What a download of round `number` brings, (n_values,), within limits; raises as `round` does."""
         header, known = self.terms.header("download", number, self.client.index), self.known
         arrived = self.terms.wire.decode(download, header, known)[1]
-        self._remember(received=arrived)
+        if self.terms.wire.bits is not None or (self.noising and self.noising.updates):
+            self._remember(received=arrived)
         if limits.others_at_most < 1 and self.state.steps:
             own = self.bench.pack(self.state.tensors)
             arrived = (own + limits.others_at_most * (arrived - own)).astype(np.float32)
         return arrived
 
     def _upload(self, number: int, tensors: dict[str, Tensor]) -> bytes | None:
+        """The upload. With noise all that enters it of the training is the clipped and noised change.
+
+        What rounding keeps back is then a part of numbers that could have been sent as they are, and so is all
+        that it adds to later uploads: post-processing.
+        """
         if not self.bench.layout:
             return None
-        header, known = self.terms.header("upload", number, self.client.index, len(self.client.train)), self.known
+        header, known = self.terms.header("upload", number, self.client.index, self.examples), self.known
         wanted = self.bench.pack(tensors)
+        if self.noising and self.noising.updates:
+            wanted = self.received + self.noising.noised(number, wanted - self.received)
         if "owed" in self.state.wire:
             wanted = wanted + self.state.wire["owed"]
         payload = self.terms.wire.encode(header, wanted, known)
-        self._remember(owed=wanted - self.terms.wire.decode(payload, header, known)[1])
+        if self.terms.wire.bits is not None:
+            self._remember(owed=wanted - self.terms.wire.decode(payload, header, known)[1])
         return payload
 
     @property
     def known(self) -> Vector:
-        """What both sides know that this client had last; nothing where the values themselves travel."""
-        if self.terms.wire.bits is None:
-            return np.zeros(0, np.float32)
+        """What a message's numbers are changes against: what both sides know that this client had last.
+
+        Nothing where the values themselves travel.
+        """
+        return np.zeros(0, np.float32) if self.terms.wire.bits is None else self.received
+
+    @property
+    def received(self) -> Vector:
+        """What the server sent this client last, before that the common start; nothing of the client's data."""
         return self.state.wire.get("received", self.bench.start_values)
 
     def _remember(self, **vectors: Vector) -> None:
-        if self.terms.wire.bits is not None:
-            self.state = replace(self.state, wire={**self.state.wire, **vectors})
+        self.state = replace(self.state, wire={**self.state.wire, **vectors})
 
     # -- models
 

@@ -10,6 +10,7 @@
         checkpoint.safetensors end of the last whole round: every client's tensors and moments, the server's state
         frames.safetensors     A, B and the start of C, where a method agrees on them before round 1
         matrices/              similarity and weights, one safetensors file an evaluated round
+        privacy/NAME/          with [privacy]: a client's ledger, and its noised summary
         clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
         predictions.json       each client's predicted labels on its test data
         tensorboard/METHOD/    event files; mlflow.db, a store, and mlflow.json: where trackers were asked for
@@ -36,6 +37,9 @@ from trifed.federation.client import ClientState
 from trifed.methods.interface import State
 
 Event = dict[str, Any]
+
+PRIVACY = "privacy"
+"""In a run's folder, and in a site's folder of a run: ledgers."""
 
 
 class RunFolder:

@@ -10,11 +10,13 @@ from trifed.federation.wire import Wire
 from trifed.methods import METHODS, Method
 from trifed.methods.interface import Options
 from trifed.methods.packing import Layout, Tensors, pack, unpack
+from trifed.methods.summaries import NOISED_DIM, SUMMARY_DIM
 
 
 @dataclass(frozen=True)
 class Terms:
-    """`wire`: how values travel; `run`: the run's identity; `base`: 16 digits of the base's fingerprint."""
+    """`wire`: how values travel; `run`: the run's identity; `base`: 16 digits of the base's fingerprint;
+    `summary_dim`: of the projection that clients summarise their data in."""
 
     method: Method
     options: Options
@@ -22,6 +24,7 @@ class Terms:
     run: str
     base: str
     rank: int
+    summary_dim: int = SUMMARY_DIM
 
     def header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
         """What a message of this run says of itself; `number`: of the round, 0 before the first."""
@@ -37,6 +40,7 @@ def terms_of(config: RunConfig, layout: Layout, fingerprint: str, run: str | Non
         run=run or config.run_id(),
         base=fingerprint[:16],
         rank=config.adapter.rank,
+        summary_dim=NOISED_DIM if config.privacy.summary else SUMMARY_DIM,
     )
 
 

@@ -12,9 +12,13 @@ SUMMARY_DIM = 64
 """Dimensions that a client's features are projected to before they are summarised."""
 
 
-def projected(features: Features, seeds: SummarySeeds) -> Floats:
-    """Features (n, d) in the public projection of a run, (n, SUMMARY_DIM)."""
-    return project(features, dim=SUMMARY_DIM, seed=seeds.projection)
+NOISED_DIM = 16
+"""The same where summaries are noised: noise adds up over dimensions, and what parts clients hardly does."""
+
+
+def projected(features: Features, seeds: SummarySeeds, dim: int = SUMMARY_DIM) -> Floats:
+    """Features (n, d) in the public projection of a run, (n, dim)."""
+    return project(features, dim=dim, seed=seeds.projection)
 
 
 def carry_over(state: State, fresh: State, names: Iterable[str], anew: Collection[int]) -> State:

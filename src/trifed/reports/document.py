@@ -67,6 +67,7 @@ def make_document(source: Source) -> Document:
     if kept:
         sections.append(Section("How it was run", [], kept))
     says = [bytes_sentence(only), controls_sentence(only)] if only and ranked(only) else []
+    says += [line for found in (only.methods.values() if only else []) for line in found.privacy]
     return Document(
         title=study.name,
         subtitle=_subtitle(source),

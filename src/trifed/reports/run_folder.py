@@ -17,6 +17,7 @@ from trifed.errors import RunError
 from trifed.federation.results import summarise_events
 from trifed.federation.store import RunFolder
 from trifed.methods import METHODS
+from trifed.reports.privacy import sentences
 from trifed.reports.study import (
     Details,
     Matrix,
@@ -186,6 +187,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         seconds=summary.get("seconds_total", summary["seconds"]),
         curve=points,
         plateau=_plateau(points),
+        privacy=sentences(method, summary.get("privacy")),
         client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import UnionType
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -40,3 +42,6 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]
             continue
         default = "needed" if field.default is PydanticUndefined else str(field.default)
         yield prefix + name, "-" if default == "None" else default, field.description or ""
+        tables = [part for part in get_args(inner) if isinstance(part, type) and issubclass(part, BaseModel)]
+        if isinstance(inner, UnionType) and len(tables) == 1:  # a table that may be left out
+            yield from _rows(tables[0], f"{prefix}{name}.")

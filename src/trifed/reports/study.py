@@ -77,7 +77,7 @@ class MethodResult(Spread):
     """One method on one partition.
 
     `sd`: over seeds. `perplexity`: mean over clients, of language models. `fedavg_lora_would_send`: all bytes, for
-    the same rounds, where that was counted.
+    the same rounds, where that was counted. `privacy`: what was spent of a budget, a sentence a relation.
     """
 
     citation: str = ""
@@ -95,6 +95,7 @@ class MethodResult(Spread):
     seconds: Number = None
     curve: list[Point] = []
     plateau: Plateau | None = None
+    privacy: list[str] = []
 
 
 class Difference(_Record):

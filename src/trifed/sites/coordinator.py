@@ -17,8 +17,10 @@ from trifed.config import RunConfig
 from trifed.errors import MessageError, RunError
 from trifed.federation.client import SAMPLING
 from trifed.federation.results import summarise_events
+from trifed.federation.spending import promise
 from trifed.federation.store import Event, RunFolder
 from trifed.methods.interface import Upload
+from trifed.privacy import facts_of
 from trifed.settings import GUARDS
 from trifed.sites.life import Life
 from trifed.sites.opening import agree_on_frames, begin, open_clients
@@ -189,6 +191,7 @@ class Coordinator:
             "rounds": config.rounds,
             **summarise_events(self.folder.events(), scored, self.records.facts["lora_bytes"]),
             "controls": {},
+            **({"privacy": {"promised": facts_of(promise(config))}} if config.privacy.on else {}),
         }
 
     def _send(self, kind: str, number: int, places: list[int]) -> tuple[dict[int, Reply], Parts]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trifed.config import RunConfig, make_config
-from trifed.data import content_hash, make_client
+from trifed.data import content_hash, make_client, rows_hash
 from trifed.errors import MessageError, RunError, TrifedError
-from trifed.federation.client import Client, score
+from trifed.federation.client import Client, ClientState, score
 from trifed.federation.exports import save_client
 from trifed.federation.messages import encode_values
 from trifed.federation.results import facts_of
@@ -23,6 +23,7 @@ from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.nested import layer
 from trifed.settings import GUARDS
+from trifed.sites.node_privacy import UNTOLD, key_of, noising_at, refusal, within
 from trifed.sites.node_settings import LEFT, NodeSettings
 from trifed.sites.node_store import BASES, NodeStore, first_known
 from trifed.sites.protocol import Reply, Request, digest, read_layout, write_layout
@@ -57,7 +58,7 @@ class Node:
         self.store: NodeStore | None = None
         self.digest = ""
         self.stamp: Stamp = ()
-        self.data = ""
+        self.data = self.rows = ""
         self.warned: set[str] = set()
 
     def answer(self, request: Request) -> Reply:
@@ -78,7 +79,7 @@ class Node:
                 return Reply(lost=True)  # not even the run's settings: it is greeted again
             return self._say_warnings(ways[request.kind](request))
         except TrifedError as error:
-            return Reply(error=str(error))
+            return refusal(error, self.config if request.facts.get("run") == self.run else None)
 
     def _say_warnings(self, reply: Reply) -> Reply:
         """Say here, and not to the server, what was let out although there is something against it."""
@@ -111,9 +112,11 @@ class Node:
             store.begin()
         self._place(request.number("place"))
         site = self._site()
-        summary = site.summary()
+        if site.noising and request.facts.get("again"):
+            site.noising.opened_again(summarises=site.terms.method.summarise is not None)
+        summary = site.summary(self.rows)
         parts = {} if summary is None else {"summary": summary}
-        told: dict[str, Any] = {"examples": len(site.client.train), "layout": write_layout(bench.layout)}
+        told: dict[str, Any] = {"examples": site.examples, "layout": write_layout(bench.layout)}
         told["data"] = store.keep_data(self.data)
         told["lora_bytes"] = bench.lora_bytes
         told["layers"] = write_layout(adapted_layout(bench)) if site.terms.method.frames else "[]"
@@ -142,24 +145,40 @@ class Node:
             raise RunError(f"it takes no part in a round of fewer than {self.settings.at_least} clients")
         if self._lacks_frames():
             return Reply(lost=True)
+        sent = store.message(key_of(request)) if site.noising else None
+        if site.noising and sent:
+            site.noising.enter(number, sent)
+            return Reply(UNTOLD, {"upload": sent})
         if counts == 0:
             site.start()
         else:
             found = store.state_after(counts, site.own)
             if found is None:
+                if site.noising:
+                    site.noising.lose()
                 return Reply({"has": store.restored()}, lost=True)
             site.state = found
+        return self._trained(request, site, store)
+
+    def _trained(self, request: Request, site: Site, store: NodeStore) -> Reply:
+        """One round from the state at hand; what it leaves is kept before it is told."""
+        number, counts = request.number("round"), request.number("counts")
         began, before = time.monotonic(), site.state
         limits = Limits(self.settings.worse_by, self.settings.others_at_most)
+
+        def keep(state: ClientState, upload: bytes | None) -> None:
+            store.keep(number, counts, state, site.own)
+            if site.noising and upload:
+                store.keep_message(key_of(request), upload)
+
         try:
-            done = site.round(number, request.parts.get("download"), limits)
+            done = site.round(number, request.parts.get("download"), limits, keep)
         except TrifedError:
             site.state = before
             raise
-        store.keep(number, counts, site.state, site.own)
         told: dict[str, Any] = {"loss": done.loss, "steps": done.steps, "kept_own": int(done.kept_own)}
         told["seconds"] = round(time.monotonic() - began, 3)
-        return Reply(told, {"upload": done.upload} if done.upload else {})
+        return Reply(UNTOLD if site.noising else told, {"upload": done.upload} if done.upload else {})
 
     def _finish(self, request: Request) -> Reply:
         bench, store = self._parts()
@@ -175,7 +194,7 @@ class Node:
         tensors = site.tensors(site.terms.method.scored, arrived)
         names = list(self._config().data.labels or [])
         save_client(store.folder / "model", bench, tensors, names, self._base().source)
-        if not self.settings.tell_scores:
+        if not self.settings.tell_scores or site.noising:
             return Reply()
         told: dict[str, Any] = {}
         for split in ("valid", "test"):
@@ -195,6 +214,7 @@ class Node:
         # Whoever leads the run does not say what may leave this client.
         own |= {"privacy": self.settings.privacy.model_dump(include=GUARDS)}
         config = make_config(layer(values, own), f"the run's settings with those of {self.settings.name}")
+        within(config, self.settings)
         task = TASKS[config.task]
         if task.labelled and not config.data.labels:
             raise RunError("data.labels: the run has to name all labels, for no client sees those of the others")
@@ -233,6 +253,7 @@ class Node:
         stamp = stamp_of(config.data.source)
         data = make_client(config.data, config.seed, bench.task.roles, self.settings.name, place)
         self.data, self.stamp = content_hash(data), stamp  # only where they could be read
+        self.rows = rows_hash(data)
         [mine] = data.clients
         client = Client(
             place, mine.name, bench.encode(mine.train), bench.encode(mine.valid), bench.encode(mine.test)
@@ -242,7 +263,9 @@ class Node:
         frames = self._parts()[1].frames()
         if frames is not None:
             bench.fix_frames(frames)
-        self.site = Site(terms, bench, client, config.training, config.seed, config.rounds, labels, config.privacy)
+        noising = noising_at(config, self._parts()[1].folder, self.settings.name)
+        about = (config.training, config.seed, config.rounds, labels, config.privacy, noising)
+        self.site = Site(terms, bench, client, *about)
         self.site.start()
 
     def _data_changed(self, place: int, mark: str) -> bool:

@@ -41,7 +41,15 @@ class NodeSettings(BaseModel):
     idle_seconds: float = Field(
         900, gt=0, description="after which the process with the model ends; it comes again"
     )
-    tell_scores: bool = Field(False, description="accuracy and loss on held-out data go to the server")
+    tell_scores: bool = Field(
+        False, description="accuracy and loss on held-out data go to the server; never in a run with [privacy]"
+    )
+    most_epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="the largest ε of a whole run, one training example added or removed, that this client takes "
+        "part for; none: any run, also without [privacy]",
+    )
 
 
 def node_settings(values: Mapping[str, Any], source: str) -> NodeSettings:

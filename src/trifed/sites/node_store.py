@@ -9,6 +9,8 @@
         frames.safetensors        A, B and the start of C, where a method agrees on them before round 1
         state.safetensors         after the last round: A, B, head, AdamW's moments, what the wire owes
         state-before.safetensors  the same after the round before: the server may not have got the last upload
+        message.safetensors       with [privacy]: the last upload, to be sent again as it was
+        privacy/                  with [privacy]: the ledger, and the noised summary
         model/                    the model that is used in the end, as `trifed run` leaves a client's
 
 Every file is replaced atomically. Whoever can read the folder can read the client's adapter.
@@ -34,6 +36,7 @@ from trifed.federation.store import apart, state_of, state_tensors
 from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
+MESSAGE = "message.safetensors"
 OWN = "own/"
 BASES = "bases.json"
 
@@ -91,8 +94,8 @@ class NodeStore:
         return found
 
     def begin(self) -> None:
-        """Forget all rounds."""
-        for name in (LAST, BEFORE, "frames.safetensors"):
+        """Forget all rounds, but not what they have cost in privacy."""
+        for name in (LAST, BEFORE, MESSAGE, "frames.safetensors"):
             (self.folder / name).unlink(missing_ok=True)
 
     def keep_frames(self, frames: Tensors) -> None:
@@ -104,6 +107,23 @@ class NodeStore:
         """The same, read; None where there are none."""
         path = self.folder / "frames.safetensors"
         return {name: t.numpy() for name, t in load_file(path).items()} if path.is_file() else None
+
+    def keep_message(self, key: str, upload: bytes) -> None:
+        """Keep an upload that is about to be released; `key`: what it answers."""
+        with whole_file(self.folder / MESSAGE) as path:
+            save_file({"upload": torch.frombuffer(bytearray(upload), dtype=torch.uint8)}, path, {"key": key})
+
+    def message(self, key: str) -> bytes | None:
+        """The upload that was the answer to the same; None where there is none."""
+        path = self.folder / MESSAGE
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                same = (file.metadata() or {}).get("key") == key
+                return bytes(file.get_tensor("upload").numpy().tobytes()) if same else None
+        except SafetensorError as error:
+            raise RunError(f"{path}: damaged ({error}); remove it, and the round is a new release") from error
 
     def keep_data(self, content: str) -> str:
         """Keep a hash of the data that the client was opened with; a mark that the server keeps for it.

@@ -1,0 +1,204 @@
+"""Noised training steps: what one example can do to a gradient, what steps cost, and runs that train so."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from trifed import make_config, run
+from trifed.errors import ConfigError
+from trifed.federation.private_training import PrivateSteps
+from trifed.privacy import Sampled, epsilon_of, epsilon_with_steps, read_ledger, seeded_noise, steps_multiplier
+from trifed.training import _backward, train_locally
+
+DELTA = 1e-5
+SUMMARY = {"summary": {"epsilon": 4.0}}
+PRIVACY = {**SUMMARY, "training": {"epsilon": 6.0, "rate": 0.3, "clip": 0.7}}
+STEPS = {"training": {"steps": 3}}
+
+
+# -- what steps cost
+
+
+def test_steps_on_all_examples_are_plain_releases():
+    # Rate 1 is no sampling: the closed form again, up to the grid.
+    for z, count in ((4.0, 50), (1.0, 3)):
+        exact = epsilon_of([z] * count, DELTA)
+        assert exact <= epsilon_with_steps([], [Sampled(z, 1.0, count)], DELTA) <= exact * 1.001
+    both = epsilon_with_steps([2.0], [Sampled(4.0, 1.0, 10)], DELTA)
+    assert both == pytest.approx(epsilon_of([2.0] + [4.0] * 10, DELTA), rel=1e-3)
+
+
+def test_a_sampled_step_costs_what_its_two_distributions_say():
+    # One step: N(0, z²) against (1 − q) N(0, z²) + q N(1, z²). With the density ratio monotone in x, δ(ε) of the
+    # worse direction is Q(x > t) − e^ε P(x > t), where the ratio at t is e^ε.
+    q, z, epsilon = 0.3, 1.2, 0.8
+    t = z**2 * math.log((math.exp(epsilon) - 1 + q) / q) + 0.5
+    delta = (1 - q) * norm.sf(t / z) + q * norm.sf((t - 1) / z) - math.exp(epsilon) * norm.sf(t / z)
+    assert epsilon_with_steps([], [Sampled(z, q, 1)], delta) == pytest.approx(epsilon, rel=2e-3)
+
+
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(1.0, 0.1, 30), (8.0, 0.5, 60)])
+def test_calibrated_noise_meets_its_epsilon_and_wastes_little(epsilon, rate, steps):
+    z = steps_multiplier(epsilon, DELTA, rate, steps)
+    assert 0.98 * epsilon < epsilon_with_steps([], [Sampled(z, rate, steps)], DELTA) <= epsilon
+    # Rounds add up to the run: the ledger's sum is the plan's.
+    thirds = [Sampled(z, rate, steps // 3)] * 3
+    assert epsilon_with_steps([], thirds, DELTA) == epsilon_with_steps([], [Sampled(z, rate, steps)], DELTA)
+
+
+def test_steps_without_noise_cost_all():
+    assert epsilon_with_steps([], [Sampled(0.0, 0.1, 1)], DELTA) == math.inf
+    assert epsilon_with_steps([0.0], [Sampled(2.0, 0.1, 1)], DELTA) == math.inf
+
+
+# -- one example
+
+
+@pytest.fixture
+def bench_and_data(make_bench, toy_table):
+    from trifed.data import text_examples
+
+    texts = [line.split(",") for line in toy_table.read_text().splitlines()[1:13]]
+    names = sorted({row[1] for row in texts})
+    labels = np.array([names.index(row[1]) for row in texts])
+    bench = make_bench("fedavg-lora")
+    return bench, bench.encode(text_examples([row[0] for row in texts], None, labels))
+
+
+def without(data, row):
+    """The same examples but one."""
+    kept = [place for place in range(len(data)) if place != row]
+    return pick(data, kept)
+
+
+def pick(data, rows):
+    changes = {}
+    for field in fields(data):
+        value = getattr(data, field.name)
+        if isinstance(value, np.ndarray):
+            changes[field.name] = value[rows]
+        elif isinstance(value, list):
+            changes[field.name] = [value[row] for row in rows]
+    return replace(data, **changes)
+
+
+def gradient(bench, data, clip, z=0.0, rate=1.0, divisor=1, noise=np.zeros):
+    steps = PrivateSteps(clip, z, rate, divisor, noise)
+    bench.load(bench.start)
+    bench.model.eval()  # without dropout
+    loss = steps(bench.model, bench.parameters, data, torch.float32)
+    return torch.cat([p.grad.flatten() for p in bench.parameters.values()]), loss
+
+
+def test_with_nothing_clipped_and_no_noise_it_is_the_gradient(bench_and_data):
+    bench, data = bench_and_data
+    found, loss = gradient(bench, data, clip=1e6, divisor=len(data))
+    bench.model.zero_grad()
+    whole = _backward(bench.model, data, [np.arange(len(data))], torch.float32)
+    torch.testing.assert_close(found, torch.cat([p.grad.flatten() for p in bench.parameters.values()]))
+    torch.testing.assert_close(loss, whole)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.5, 50.0])
+def test_one_example_moves_the_sum_by_no_more_than_the_clip(clip, bench_and_data):
+    bench, data = bench_and_data
+    whole, _ = gradient(bench, data, clip)
+    moved = [float((whole - gradient(bench, without(data, row), clip)[0]).norm()) for row in range(len(data))]
+    assert max(moved) <= clip * (1 + 1e-4)
+    if clip < 1e-2:  # every gradient is longer: each moves it by the clip, over all that trains together
+        assert moved == pytest.approx([clip] * len(data), rel=1e-3)
+
+
+def test_each_example_is_drawn_by_itself_with_the_same_chance(bench_and_data):
+    bench, data = bench_and_data
+    rng = np.random.default_rng(0)
+    one = pick(data, [0])
+    seen = [
+        math.isfinite(float(gradient(bench, one, 1.0, rate=0.25, noise=seeded_noise(rng))[1])) for _ in range(200)
+    ]
+    # 50 of 200, ± 4 standard deviations of 6.1
+    assert 26 < sum(seen) < 74
+
+
+def test_noise_has_the_size_it_should_have(bench_and_data):
+    bench, data = bench_and_data
+    clean, _ = gradient(bench, data, 0.5, divisor=4)
+    noised, _ = gradient(
+        bench, data, 0.5, z=3.0, divisor=4, noise=lambda n: np.ones(n) * (n == len(data)) - (n != len(data))
+    )
+    # Every number one standard deviation down, 3 · 0.5 / 4; Φ(1) < 1 draws all examples.
+    torch.testing.assert_close(noised, clean - 3.0 * 0.5 / 4)
+
+
+def test_who_has_no_examples_takes_the_same_steps(bench_and_data):
+    bench, data = bench_and_data
+    config = make_config({"data": {"source": "-"}, "training": {"steps": 3, "device": "cpu", "precision": "fp32"}})
+    rng = np.random.default_rng(0)
+    bench.load(bench.start)
+    done = train_locally(
+        bench.model, bench.parameters, pick(data, []), config.training, rng=rng, steps_before=0, steps_in_all=3,
+        moments=None, privately=PrivateSteps(1.0, 2.0, 0.5, 8, seeded_noise(rng)),
+    )  # fmt: skip
+    assert done.steps == 3
+    assert all(not torch.equal(tensor, bench.start[name]) for name, tensor in bench.take().items())
+
+
+# -- runs
+
+
+def test_a_run_that_trains_so_has_entered_every_step(finished):
+    done = finished("own-prior", privacy=PRIVACY, **STEPS)
+    entries = read_ledger(done.path / "privacy" / "amber" / "ledger.json").entries
+    assert [(entry.what, entry.round) for entry in entries] == [
+        ("summary", 0),
+        ("training", 1), ("update", 1), ("training", 2), ("update", 2), ("training", 3), ("update", 3),
+    ]  # fmt: skip
+    trained = [Sampled(e.multiplier, e.rate, e.steps) for e in entries if e.what == "training"]
+    assert sum(part.steps for part in trained) == 9 and {part.rate for part in trained} == {0.3}
+    alone, both, client = done.summary["privacy"]["spent"]
+    # One example: the summary and all steps, together less than one after the other. Updates have no noise of
+    # their own, so all of a client's are not covered.
+    assert both["epsilon"] == epsilon_with_steps([entries[0].multiplier], trained, DELTA)
+    assert 6.0 < both["epsilon"] < alone["epsilon"] + 6.0
+    assert client["epsilon"] is None
+
+
+def test_updates_may_be_noised_as_well(finished):
+    done = finished("own-prior", privacy={**PRIVACY, "update": {"epsilon": 8.0}}, **STEPS)
+    _, both, client = done.summary["privacy"]["spent"]
+    assert client["epsilon"] == pytest.approx(8.0, rel=1e-4)
+    assert both["epsilon"] < 10  # by its training; half the update's noise would be 20
+
+
+def test_the_same_seed_gives_the_same_run(finished, toy_values, tmp_path):
+    first = finished("own-prior", privacy=PRIVACY, **STEPS)
+    again = run(make_config(toy_values(method="own-prior", privacy=PRIVACY, **STEPS)), tmp_path / "again")
+    assert again.summary["curve"] == first.summary["curve"]
+    ledgers = [json.loads((path / "privacy/coral/ledger.json").read_text()) for path in (first.path, again.path)]
+    assert ledgers[0] == ledgers[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"privacy": PRIVACY}, "training.steps: needed with privacy.training"),
+        ({"privacy": {"training": {"epsilon": 6.0}}, **STEPS}, "privacy.summary: missing, and 'own-prior'"),
+        ({"privacy": {"training": {"epsilon": 6.0, "rate": 0}}, **STEPS}, "privacy.training.rate: got 0"),
+        (
+            {"privacy": PRIVACY, **STEPS, "task": "image-text-pairs"},
+            "a pair's loss depends on the others of its step",
+        ),
+        ({"privacy": PRIVACY, **STEPS, "task": "causal-lm"}, "privacy: with model.packing"),
+    ],
+)
+def test_what_cannot_hold_is_refused(changes, words, toy_values):
+    with pytest.raises(ConfigError) as told:
+        make_config(toy_values(**changes))
+    assert words in str(told.value)
