@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from trifed import make_config
+from trifed import make_config, run
 from trifed.audit.audit import audit
 from trifed.audit.claims import claims
 from trifed.audit.plan import Plan
+from trifed.audit.warm_up import left_off
 from trifed.cli import main
 from trifed.config import to_toml
 from trifed.reports.findings import Estimate, Membership, Reconstruction, read_findings
+from trifed.settings import PrivacySettings
 
 
 @pytest.fixture
@@ -78,6 +83,29 @@ def test_a_run_is_attacked_where_it_stands_and_stays_as_it_is(finished, run_cli,
     page = (tmp_path / "audit.html").read_text()
     assert "own-prior" in page and "https://" not in page.replace("https://arxiv", "")
     assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_with_noise_is_attacked_through_its_noise_and_spends_nothing(toy_values, tmp_path):
+    """The same round is sent with and without: what noise of the size of the clip leaves is hardly like it."""
+    noise = {
+        "summary": {"epsilon": 2, "delta": 1e-4},
+        "update": {"epsilon": 2, "delta": 1e-4, "clip": 0.1},
+        "few_tokens": "allow",
+    }
+    done = run(make_config(toy_values(method="own-prior", privacy=noise, wire={"bits": 32})), tmp_path / "run")
+    ledgers = {path: path.read_bytes() for path in (done.path / "privacy").rglob("*") if path.is_file()}
+    assert ledgers
+    victim = left_off(done.path, None)
+    rows = np.arange(8)
+    noised = np.concatenate([part.ravel() for part in victim.update(rows).values()])
+    bare = replace(victim, config=victim.config.model_copy(update={"privacy": PrivacySettings()}))
+    plain = np.concatenate([part.ravel() for part in bare.update(rows).values()])
+    cosine = noised @ plain / np.linalg.norm(noised) / np.linalg.norm(plain)
+    assert abs(cosine) < 0.3 and np.linalg.norm(noised) > 0.1
+
+    found = audit(done.path, tmp_path / "audit", PLAN)
+    assert found.finished
+    assert {path: path.read_bytes() for path in ledgers} == ledgers
 
 
 @pytest.mark.parametrize(

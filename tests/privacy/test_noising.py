@@ -1,4 +1,4 @@
-"""A client's noising on a real model: what it sends is a function of noised numbers, and of nothing else of its."""
+"""A client with noise on a real model: what it sends is a function of noised numbers, and of nothing else."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ def in_summaries(victims: list[Victim]) -> tuple[list[Membership], list[Means]]:
     """Who stands behind a summary, and whether the example nearest to a mean does."""
     scores, sizes, answers, attempts = [], [], [], []
     for victim in victims:
-        found = summaries.seen(victim, victim.simulation.sites[victim.client.index])
+        with victim.site_of(victim.client) as site:
+            found = summaries.seen(victim, site)
         if found is None or not len(found.summary.counts):
             continue
         one, two = summaries.membership(found)

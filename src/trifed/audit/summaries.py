@@ -11,7 +11,8 @@ from trifed.audit.victim import Victim
 from trifed.federation.client import summary_seeds
 from trifed.federation.messages import decode_summary
 from trifed.federation.site import Site
-from trifed.methods.summaries import SUMMARY_DIM, projected
+from trifed.methods.summaries import projected
+from trifed.privacy import unit
 from trifed.similarity import Summary
 from trifed.similarity.summary import MERGED
 
@@ -22,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Seen:
-    """A client's summary as the server has it, and features of examples in its projection, (n, SUMMARY_DIM).
+    """A client's summary as the server has it, and features of examples in its projection, (n, dim).
 
     `members`: those that it was made of, with `labels` (n,); `others`: of the same client, not among them, with
     `other_labels`.
@@ -44,9 +45,10 @@ def seen(victim: Victim, site: Site) -> Seen | None:
     seeds = summary_seeds(victim.config.seed, site.client.index)
     parts = []
     for data in (site.client.train, site.client.test):
-        parts.append(projected(victim.bench.base_features(data, settings), seeds).astype(np.float64))
+        points = projected(victim.bench.base_features(data, settings), seeds, site.terms.summary_dim)
+        parts.append(unit(points) if victim.config.privacy.summary else points.astype(np.float64))
     return Seen(
-        decode_summary(payload, header, SUMMARY_DIM), parts[0], site.client.train.labels, parts[1],
+        decode_summary(payload, header, site.terms.summary_dim), parts[0], site.client.train.labels, parts[1],
         site.client.test.labels,
     )  # fmt: skip
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Hashable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trifed.config import RunConfig
-from trifed.engines.simulator import Simulation
+from trifed.engines.simulator import Simulation, noising_of
 from trifed.errors import RunError
 from trifed.federation.client import Client
 from trifed.federation.site import Site
@@ -19,14 +22,13 @@ from trifed.federation.workbench import Workbench
 from trifed.methods.interface import is_factor
 from trifed.methods.packing import Tensors, Vector, unpack
 from trifed.reports.findings import Knows
-from trifed.settings import PrivacySettings
 from trifed.tasks import Encoded
 from trifed.tasks.interface import Batch
 from trifed.training import seeded, steps_a_round
 
 GUESSING = 9
 """Purpose of the generators that draw what an attacker does not know."""
-LETS_OUT = PrivacySettings(few_tokens="allow", small_components="allow")
+LETS_OUT = {"few_tokens": "allow", "small_components": "allow"}
 """An audit shows what guards are for: it looks at uploads that they would not let out."""
 Rows = NDArray[np.int64]
 
@@ -113,29 +115,35 @@ class Victim:
         The client's own protocol makes it, with its steps, its optimiser's state, and what the wire rounds.
         """
         client = replace(self.client, train=Some(self.client.train, rows))
+        with self.site_of(client) as site:
+            return self._sent(site)
+
+    def _sent(self, site: Site) -> Tensors:
         sim, number = self.simulation, self.round + 1
-        labels = len(sim.data.label_names)
-        site = Site(
-            sim.terms,
-            self.bench,
-            client,
-            self.config.training,
-            self.config.seed,
-            self.config.rounds,
-            labels,
-            LETS_OUT,
-        )
         site.state = self.site.state
         known = site.known
         if self.download is not None and sim.terms.wire.bits is not None:
-            header = sim.terms.header("download", number, client.index)
+            header = sim.terms.header("download", number, site.client.index)
             known = sim.terms.wire.decode(self.download, header, known)[1]
         payload = site.round(number, self.download).upload
         if payload is None:
             raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
-        header = sim.terms.header("upload", number, client.index)
+        header = sim.terms.header("upload", number, site.client.index)
         values = sim.terms.wire.decode(payload, header, known)[1]
         return unpack(self.bench.pack(self.before) - values, self.bench.layout)
+
+    @contextmanager
+    def site_of(self, client: Client) -> Iterator[Site]:
+        """A client's side of the run that lets everything out, with noise where the run has it.
+
+        Its ledger is one of its own: an audit spends nothing.
+        """
+        sim, config, labels = self.simulation, self.config, len(self.simulation.data.label_names)
+        privacy = config.privacy.model_copy(update=LETS_OUT)
+        with TemporaryDirectory(prefix="trifed-audit-") as scratch:
+            noising = noising_of(config, client, Path(scratch))
+            about = (config.training, config.seed, config.rounds, labels, privacy, noising)
+            yield Site(sim.terms, self.bench, client, *about)
 
     def steps(self, examples: int) -> int:
         """Optimiser steps of a round on that many examples."""

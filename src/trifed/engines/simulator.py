@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,22 +58,13 @@ class Simulation:
         self.server = Server(self.terms, len(self.clients), self.bench.start_values)
         about = (config.training, config.seed, config.rounds, labels, config.privacy)
         self.sites = [
-            Site(self.terms, self.bench, client, *about, self._noising(client)) for client in self.clients
+            Site(self.terms, self.bench, client, *about, noising_of(config, client, self._ledger_of(client)))
+            for client in self.clients
         ]
         self.identity = f"{config.run_id()} {content_hash(self.data)} {self.bench.fingerprint}"
 
-    def _noising(self, client: Client) -> Noising | None:
-        """Noise from the run's seed, and a ledger in the run's folder."""
-        seed, index, settings = self.config.seed, client.index, self.config.privacy
-        if not settings.on:
-            return None
-        folder = self.folder.path / PRIVACY / client.name
-        rounds, steps = self.config.rounds, self.config.training.steps
-
-        def draw(purpose: int, number: int) -> Noise:
-            return seeded_noise(seeded(seed, NOISE, purpose, number, index))
-
-        return Noising(settings, Noised(client.name, folder, rounds, steps, draw))
+    def _ledger_of(self, client: Client) -> Path:
+        return self.folder.path / PRIVACY / client.name
 
     # -- the run
 
@@ -238,6 +230,17 @@ class Simulation:
     def _tell(self, **event: object) -> None:
         self.folder.append(event)
         self.listener(event)
+
+
+def noising_of(config: RunConfig, client: Client, folder: Path) -> Noising | None:
+    """Noise from the run's seed, and a ledger in a folder; None where the run has no [privacy]."""
+    if not config.privacy.on:
+        return None
+
+    def draw(purpose: int, number: int) -> Noise:
+        return seeded_noise(seeded(config.seed, NOISE, purpose, number, client.index))
+
+    return Noising(config.privacy, Noised(client.name, folder, config.rounds, config.training.steps, draw))
 
 
 def total_bytes(up_or_down: dict[str, int]) -> int:
