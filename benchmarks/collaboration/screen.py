@@ -5,8 +5,8 @@
 Every variant of `VARIANTS` on clients in planted groups (`groups.py`), so that what sharing can give is known: the
 oracle averages A, B and head within the true groups. Each variant has a small grid of learning rates, and the one
 with the best mean on validation data over the seeds --tune-on is used; where it lies at an end, up to --beyond
-rates further are tried. Other seeds are run at that rate alone. Runs are kept under --work and go on where they were
-broken off; what is finished goes to the file --out (`digest.py` says what is in it).
+rates further are tried. Other seeds are run at that rate alone. Runs are kept under --work and go on where they
+were broken off; what is finished goes to the file --out (`digest.py` says what is in it).
 """
 
 from __future__ import annotations
