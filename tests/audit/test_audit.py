@@ -34,7 +34,15 @@ def run_cli(monkeypatch, capsys):
 
 
 PLAN = Plan(
-    rounds=1, batches=(1, 4), trials=2, matched=1, iterations=3, clients=2, members=8, controls=("fedavg-lora",)
+    rounds=1,
+    batches=(1, 4),
+    trials=2,
+    matched=1,
+    iterations=3,
+    clients=2,
+    members=8,
+    controls=("fedavg-lora",),
+    announced=True,
 )
 
 
@@ -49,6 +57,7 @@ def settings(toy_values, tmp_path):
 def test_an_audit_finds_something_of_every_kind_and_goes_on_where_it_stopped(settings, tmp_path):
     heard: list[str] = []
     found = audit(settings, tmp_path / "audit", PLAN, say=heard.append)
+    assert [text for text in heard if text.startswith("about ") and " minutes in all" in text]
     assert found.finished and found.method == "ce-lora" and found.controls == ["fedavg-lora"]
     rows = {(row.method, row.attack, row.sees, row.knows, row.batch) for row in found.reconstruction}
     levels = {knows for method, _, _, knows, _ in rows if method == "ce-lora"}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trifed.atomic import whole_file
 from trifed.audit.claims import claims
+from trifed.audit.duration import minutes
 from trifed.audit.images import ImageTrials
 from trifed.audit.others import attacked, in_summaries, labels_of, members_in_updates
 from trifed.audit.plan import Plan
@@ -104,7 +105,10 @@ def _part(
         victim = left_off(folder, client)
     else:
         victim = warmed_up(chosen, plan.rounds, client, lambda done: say(f"{name}: round {done} of {plan.rounds}"))
-    found = _attack(victim, plan, say)
+    trials = TRIALS[victim.config.task](victim, plan, say)
+    if name == config.method.name and plan.announced:
+        say(f"about {minutes(victim, trials, plan):.0f} minutes in all, on this machine as busy as it is")
+    found = _attack(victim, trials, plan, say)
     part = found.model_copy(update={"key": key, "seconds": round(time.perf_counter() - began, 1)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as scratch:
@@ -119,8 +123,7 @@ def _read(path: Path) -> Part | None:
         return None  # of another version, or cut off: it is found again
 
 
-def _attack(victim: Victim, plan: Plan, say: Say) -> Part:
-    trials = TRIALS[victim.config.task](victim, plan, say)
+def _attack(victim: Victim, trials: TextTrials | ImageTrials, plan: Plan, say: Say) -> Part:
     rows = trials.all()
     say(f"{victim.config.method.name}: labels")
     labels = labels_of(victim, plan)

@@ -68,14 +68,14 @@ class ImageTrials:
                     found.append(self.row("matching", sees, knows, batch, trials, made))
         return found
 
-    def by_matching(self, rows: Rows, observed: Tensors) -> Pictures:
-        """Images whose gradient is most alike, (n, 3, height, width) in [0, 1]."""
+    def by_matching(self, rows: Rows, observed: Tensors, steps: int | None = None) -> Pictures:
+        """Images whose gradient is most alike, after so many steps, (n, 3, height, width) from 0 to 1."""
         mean, std = (part[:, None, None] for part in (self.train.mean, self.train.std))
         limits = (0 - mean) / std, (255 * self.train.scale - mean) / std
         rng = seeded(self.plan.seed, MATCHING, *(int(row) for row in rows))
         known = (torch.from_numpy(self.mean).float() * (255 * self.train.scale) - mean) / std
-        labels, steps = self.train.labels[rows], STEPS * self.plan.iterations
-        found = match_images(self.victim.bench, observed, known, labels, limits, steps, rng, lambda: None)
+        labels, count = self.train.labels[rows], steps or STEPS * self.plan.iterations
+        found = match_images(self.victim.bench, observed, known, labels, limits, count, rng, lambda: None)
         return ((found * std + mean) / (255 * self.train.scale)).double().numpy()
 
     def row(

@@ -12,7 +12,8 @@ from trifed.methods import METHODS
 class Plan:
     """`rounds`: of warm-up; `batches`: that are attacked; `trials`: of each; `matched`: of these by matching, for
     batches up to `match_up_to`, in `iterations` steps; `clients`: whose members are looked for, up to `members`
-    examples of each; `controls`: methods beside the user's; `seed`: of the examples that are attacked.
+    examples of each; `controls`: methods beside the user's; `seed`: of the examples that are attacked;
+    `announced`: is it said first how long it takes?
     """
 
     rounds: int = 2
@@ -25,12 +26,14 @@ class Plan:
     members: int = 24
     controls: tuple[str, ...] = ("fedavg-full", "fedavg-lora")
     seed: int = 0
+    announced: bool = False
 
 
 SMALL = Plan()
 FULL = replace(
     SMALL, rounds=5, batches=(1, 2, 4, 8, 16, 32), trials=16, matched=8, match_up_to=8, iterations=300, clients=8,
-    members=64, controls=("fedavg-full", "fedavg-lora", "ffa-lora", "fedsa-lora", "ce-lora", "own-prior"),
+    members=64, announced=True,
+    controls=("fedavg-full", "fedavg-lora", "ffa-lora", "fedsa-lora", "ce-lora", "own-prior"),
 )  # fmt: skip
 
 

@@ -101,12 +101,12 @@ class TextTrials:
         ranks = [span[0].rank if span else 0 for span in found]
         return [texts_from(near, batch, rank) for near, rank in zip(far, ranks, strict=True)]
 
-    def by_matching(self, rows: Rows, observed: Tensors) -> Texts:
-        """Texts whose gradient is most alike."""
+    def by_matching(self, rows: Rows, observed: Tensors, steps: int | None = None) -> Texts:
+        """Texts whose gradient is most alike, after so many steps, else the plan's."""
         lengths = [int(length) for length in self.train.lengths[rows]]
         rng = seeded(self.plan.seed, MATCHING, *(int(row) for row in rows))
-        labels, steps = self.train.labels[rows], self.plan.iterations
-        return match_texts(self.victim.bench, observed, lengths, labels, self.known, steps, rng, lambda: None)
+        labels, count = self.train.labels[rows], steps or self.plan.iterations
+        return match_texts(self.victim.bench, observed, lengths, labels, self.known, count, rng, lambda: None)
 
     def embedding(self, observed: list[Tensors], batch: int, trials: list[Rows]) -> list[Reconstruction]:
         """Where the embeddings train, the tokens are those whose row has a gradient: no attack is needed."""

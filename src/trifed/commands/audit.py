@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -68,14 +69,18 @@ def audit_command(
 
         def say(text: str) -> None:
             status.update(text)
-            if console.is_terminal is False or text.startswith("about"):
+            if not console.is_terminal or text.startswith("about"):
                 console.print(text, highlight=False, markup=False)
 
         try:
             found = audit(target, place, plan, client, say)
         except KeyboardInterrupt:
-            again = shlex.join(["trifed", "audit", str(target), *(["--into", str(into)] if into else [])])
-            console.print(f"\nStopped. What is finished is in {place}; to go on, the same again: {again} …")
+            console.print(
+                f"\nStopped. What is finished is in {place}; to go on, the same again:\n"
+                f"  {shlex.join(['trifed', *sys.argv[1:]])}",
+                highlight=False,
+                markup=False,
+            )
             raise typer.Exit(INTERRUPTED) from None
         from trifed.atomic import whole_file
         from trifed.reports.audit import audit_lines, audit_page

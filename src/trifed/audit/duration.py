@@ -1,0 +1,43 @@
+"""How long an audit will take, roughly, from a moment of each kind of work on the user's own model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from trifed.audit.images import STEPS, ImageTrials
+from trifed.audit.inference import membership_scores
+from trifed.audit.plan import Plan
+from trifed.audit.texts import SEES, TextTrials
+from trifed.audit.victim import Some, Victim
+
+CONTROLS_COST = 1.5
+"""A control over the user's method: some train all of the model, some have more that an attacker may not know."""
+
+
+def minutes(victim: Victim, trials: TextTrials | ImageTrials, plan: Plan) -> float:
+    """Of the whole plan, controls included."""
+    levels, rows = len(victim.levels()), np.array([0])
+    seen = victim.gradient(rows)
+    victim.bench.load(victim.before)
+    longer = STEPS if isinstance(trials, ImageTrials) else 1
+    one = _timed(lambda: trials.by_matching(rows, seen, 1)) * longer
+    sizes = [batch for batch in trials.rows if batch <= plan.match_up_to]
+    seconds = one * plan.iterations * plan.matched * levels * len(SEES) * sum((1 + size) / 2 for size in sizes)
+    if isinstance(trials, TextTrials):
+        near = _timed(lambda: trials.by_span(1, [rows], [seen]))
+        seconds += near * len(trials.rows) * levels * len(SEES) * (1 + plan.trials / 4)
+    some = Some(victim.client.train, rows)
+    each = _timed(lambda: membership_scores(victim, victim.before, seen, some, lambda: None))
+    seconds += each * plan.clients * 2 * plan.members * levels
+    others = [name for name in plan.controls if name != victim.config.method.name]
+    return seconds / 60 * (1 + CONTROLS_COST * len(others))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    work()  # the first time is longer
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
