@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -105,6 +108,22 @@ def test_texts_are_read_off_place_by_place_the_nearest_first():
     assert texts_from(far, 2, 3) == [[4, 1], [2]]
     assert texts_from(far, 2, 4) == [[4, 1, 4], [2]]
     assert texts_from(np.ones((5, 3), np.float32), 2, 3) == []
+
+
+def test_of_pairs_both_texts_come_back(toy_values, toy_table, tmp_path):
+    """A model that tells first and second texts apart adds something to each: both have to be tried."""
+    rows = pd.read_csv(toy_table)
+    rows["more"] = rows["text"].str.split().str[-2:].str.join(" ") + " word001"
+    rows["text"] = rows["text"].str.split().str[:2].str.join(" ")
+    rows.to_csv(tmp_path / "pairs.csv", index=False)
+    data = {"source": str(tmp_path / "pairs.csv"), "text_pair": "more"}
+    victim = warm(toy_values, "own-prior", adapter={"rank": 16}, data=data)
+    assert any(any(types) for types in victim.client.train.types)
+    audit = trials(victim, replace(PLAN, matched=1, iterations=2))
+    audit.rows = {1: rows_of(victim)}
+    rows = audit.all()
+    assert f1(rows, attack="span", sees="gradient") == 1
+    assert 0 <= f1(rows, attack="matching", sees="gradient") <= 1
 
 
 def test_update_is_what_the_protocol_sends(toy_values):

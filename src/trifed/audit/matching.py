@@ -79,21 +79,21 @@ def match_texts(
     bench: Workbench,
     observed: Tensors,
     lengths: Sequence[int],
-    labels: NDArray[np.int64],
+    given: Mapping[str, Tensor],
     known: Sequence[Sequence[int]],
     iterations: int,
     rng: np.random.Generator,
     progress: Progress,
 ) -> list[list[int]]:
-    """Texts of these lengths and labels whose gradient is like what was observed."""  # fmt: skip
+    """Texts of these lengths whose gradient is like what was observed. `given`: labels, and where there is text."""
     words = bench.base.model.get_input_embeddings().weight.detach()
-    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    mask = given["attention_mask"]
     size = float(words.std())
     start = torch.from_numpy(rng.normal(0, size, (*mask.shape, words.shape[1])).astype(np.float32))
 
     def made(embeddings: Tensor) -> Mapping[str, Tensor]:
         # Scaled, so that one rate suits every model's embeddings.
-        return {"inputs_embeds": embeddings * size, "attention_mask": mask, "labels": torch.from_numpy(labels)}
+        return {**given, "inputs_embeds": embeddings * size}
 
     norm = float(words.norm(dim=1).mean())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,9 +86,10 @@ class TextTrials:
             rows.append(self.row("matching", sees, knows, batch, some, matched))
         return rows
 
-    def ids(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Tokens (n, length) as the model takes them."""
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    def ids(self, tokens: Tensor, second: int = 0) -> dict[str, Tensor]:
+        """Tokens (n, length) as the model takes them, of the first text of a pair or of the second."""
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return batch if self.train.types is None else {**batch, "token_type_ids": torch.full_like(tokens, second)}
 
     def by_span(self, batch: int, trials: list[Rows], observed: list[Tensors]) -> list[Texts]:
         """Nothing for a trial whose spans say nothing."""
@@ -97,7 +99,9 @@ class TextTrials:
         if not any(found):
             return [[] for _ in trials]
         longest = max(int(self.train.lengths[rows].max()) for rows in trials)
-        far = distances(bench, layers, found, longest, self.ids)
+        sides = [0, 1] if any(any(types) for types in self.train.types or []) else [0]
+        each = [distances(bench, layers, found, longest, partial(self.ids, second=side)) for side in sides]
+        far = [np.minimum.reduce(trial) for trial in zip(*each, strict=True)]
         ranks = [span[0].rank if span else 0 for span in found]
         return [texts_from(near, batch, rank) for near, rank in zip(far, ranks, strict=True)]
 
@@ -105,8 +109,12 @@ class TextTrials:
         """Texts whose gradient is most alike, after so many steps, else the plan's."""
         lengths = [int(length) for length in self.train.lengths[rows]]
         rng = seeded(self.plan.seed, MATCHING, *(int(row) for row in rows))
-        labels, count = self.train.labels[rows], steps or self.plan.iterations
-        return match_texts(self.victim.bench, observed, lengths, labels, self.known, count, rng, lambda: None)
+        count = steps or self.plan.iterations
+        batch = self.train.batch(rows, torch.device("cpu"))
+        given: dict[str, Tensor] = {
+            name: batch[name] for name in ("attention_mask", "token_type_ids", "labels") if name in batch
+        }
+        return match_texts(self.victim.bench, observed, lengths, given, self.known, count, rng, lambda: None)
 
     def embedding(self, observed: list[Tensors], batch: int, trials: list[Rows]) -> list[Reconstruction]:
         """Where the embeddings train, the tokens are those whose row has a gradient: no attack is needed."""

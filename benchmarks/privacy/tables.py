@@ -1,0 +1,103 @@
+"""The tables of docs/threat-model.md, from results/*.json.
+
+python benchmarks/privacy/tables.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trifed.reports.findings import Estimate, Findings, Reconstruction, Sees, read_findings
+
+RESULTS = Path(__file__).parent / "results"
+WHOLE = ("banking77", "sst2", "cifar10")
+NAMES = {"base": "W₀ alone", "start": "start of A, B", "factors": "A and B"}
+
+
+def shown(found: Estimate, digits: int = 2) -> str:
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
+
+
+def best(rows: list[Reconstruction], score: str) -> Reconstruction:
+    return max(rows, key=lambda row: row.scores[score].mean)
+
+
+def back(found: Findings, sees: Sees) -> Iterator[str]:
+    """By method and knowledge, the best attack at each batch size."""
+    score, digits = ("f1", 2) if found.kind == "text" else ("psnr", 1)
+    sizes = sorted({row.batch for row in found.reconstruction})
+    yield "| method | knows | " + " | ".join(f"batch {size}" for size in sizes) + " |"
+    yield "|---|---|" + "---|" * len(sizes)
+    free = [row for row in found.reconstruction if row.attack == "embedding" and row.sees == sees]
+    rows = [row for row in found.reconstruction if row.sees == sees and row.attack in ("span", "matching")]
+    lines = [(f"`{name}`", NAMES[knows], [r for r in rows if r.method == name and r.knows == knows])
+             for name in dict.fromkeys(row.method for row in rows) for knows in NAMES]  # fmt: skip
+    lines += [("`fedavg-full`, embedding's gradient", "all", free)]
+    lines += [("guesser", "nothing", [row for row in found.reconstruction if row.attack == "guesser"])]
+    for name, knows, own in lines:
+        if own:
+            cells = [[row for row in own if row.batch == size] for size in sizes]
+            texts = [shown(best(cell, score).scores[score], digits) if cell else "–" for cell in cells]
+            yield f"| {name} | {knows} | " + " | ".join(texts) + " |"
+
+
+def members(found: Findings) -> Iterator[str]:
+    yield "| method | from | knows | examples in it | AUC | found at 1 % false, % |"
+    yield "|---|---|---|---|---|---|"
+    for row in found.membership:
+        yield (
+            f"| `{row.method}` | {row.source} | {NAMES[row.knows]} | {row.examples:.0f} | {shown(row.auc)} | "
+            f"{100 * row.tpr.mean:.0f} |"
+        )
+
+
+def labels(found: Findings) -> Iterator[str]:
+    sizes = sorted({row.batch for row in found.labels})
+    yield "| method | sees | " + " | ".join(f"batch {size}" for size in sizes) + " |"
+    yield "|---|---|" + "---|" * len(sizes)
+    for method, sees in dict.fromkeys((row.method, row.sees) for row in found.labels):
+        own = {row.batch: row for row in found.labels if (row.method, row.sees) == (method, sees)}
+        yield f"| `{method}` | {sees} | " + " | ".join(shown(own[size].f1) for size in sizes if size in own) + " |"
+    guesses = {row.batch: row.guesser for row in found.labels}
+    yield "| guesser | nothing | " + " | ".join(shown(guesses[size]) for size in sizes) + " |"
+
+
+def sweep(found: dict[str, Findings]) -> Iterator[str]:
+    """`own-prior` alone: from a plain gradient by batch size, and members."""
+    sizes = sorted({row.batch for one in found.values() for row in one.reconstruction})
+    heads = [*(f"F1, batch {size}" for size in sizes), "AUC, update", "AUC, summary"]
+    yield "| | " + " | ".join(heads) + " |"
+    yield "|---|" + "---|" * len(heads)
+    for name, one in found.items():
+        near = [row for row in one.reconstruction if row.sees == "gradient" and row.attack == "span"]
+        rows = {size: [row for row in near if row.batch == size] for size in sizes}
+        cells = [shown(best(here, "f1").scores["f1"]) if here else "–" for here in rows.values()]
+        for source in ("update", "summary"):
+            auc = [row.auc for row in one.membership if row.source == source and row.method == one.method]
+            cells.append(shown(auc[0]) if auc else "–")
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    whole = {name: read_findings(path) for name in WHOLE if (path := RESULTS / f"{name}.json").is_file()}
+    for name, found in whole.items():
+        print(f"\n## {name}: {found.seconds / 60:.0f} minutes\n")
+        for claim in found.claims:
+            print(f"- {'holds' if claim.holds else '**does not hold**'}: {claim.claim}. {claim.why}")
+        for title, lines in (
+            ("from a plain gradient", back(found, "gradient")),
+            ("from what a round sends", back(found, "update")),
+            ("members", members(found)),
+            ("labels", labels(found)),
+        ):
+            print(f"\n### {name}, {title}\n")
+            print("\n".join(lines))
+    others = {path.stem: read_findings(path) for path in sorted(RESULTS.glob("*.json")) if path.stem not in WHOLE}
+    if others:
+        print("\n## own-prior on BANKING77 otherwise\n")
+        print("\n".join(sweep(others)))
+
+
+if __name__ == "__main__":
+    main()
