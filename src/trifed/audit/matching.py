@@ -85,7 +85,7 @@ def match_texts(
     rng: np.random.Generator,
     progress: Progress,
 ) -> list[list[int]]:
-    """Texts of these lengths whose gradient is like what was observed. `given`: labels, and where there is text."""
+    """Texts of these lengths whose gradient is like what was observed. `given`: labels, and what is text."""
     words = bench.base.model.get_input_embeddings().weight.detach()
     mask = given["attention_mask"]
     size = float(words.std())
