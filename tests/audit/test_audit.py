@@ -117,6 +117,16 @@ def test_a_run_with_noise_is_attacked_through_its_noise_and_spends_nothing(toy_v
     assert {path: path.read_bytes() for path in ledgers} == ledgers
 
 
+def test_what_a_guard_would_refuse_is_attacked_all_the_same_and_said(toy_values, tmp_path):
+    """Rank 32 asks for 64 different tokens; two steps of four short texts have fewer."""
+    path = tmp_path / "toy.toml"
+    few = toy_values(method="own-prior", adapter={"rank": 32}, training={"steps": 2, "batch_size": 4})
+    path.write_text(to_toml(make_config(few)))
+    found = audit(path, tmp_path / "audit", replace(PLAN, batches=(1,), controls=()))
+    assert [note for note in found.notes if "is refused: privacy.few_tokens" in note and "64 different" in note]
+    assert found.finished
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -21,7 +21,8 @@ from trifed.audit.texts import TextTrials
 from trifed.audit.victim import Victim
 from trifed.audit.warm_up import left_off, warmed_up
 from trifed.config import RunConfig, make_config, read_toml
-from trifed.errors import ConfigError
+from trifed.errors import ConfigError, RunError
+from trifed.federation.guards import refuse_few_tokens
 from trifed.methods import METHODS
 from trifed.reports.findings import Findings, Labels, Means, Membership, Reconstruction
 from trifed.runner import environment
@@ -46,6 +47,7 @@ class Part(BaseModel):
     membership: list[Membership]
     labels: list[Labels]
     means: list[Means]
+    notes: list[str]
     environment: dict[str, object]
     seconds: float
 
@@ -109,6 +111,8 @@ def _part(
     if name == config.method.name and plan.announced:
         say(f"about {minutes(victim, trials, plan):.0f} minutes in all, on this machine as busy as it is")
     found = _attack(victim, trials, plan, say)
+    if name == config.method.name:
+        found.notes += _refused(config, victim)
     part = found.model_copy(update={"key": key, "seconds": round(time.perf_counter() - began, 1)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as scratch:
@@ -134,7 +138,8 @@ def _attack(victim: Victim, trials: TextTrials | ImageTrials, plan: Plan, say: S
     bench = victim.bench
     return Part(
         key="", client=victim.client.name, round=victim.round, reconstruction=rows, membership=members + told,
-        labels=labels, means=means, environment=environment(victim.config, bench.base, bench), seconds=0.0,
+        labels=labels, means=means, notes=[], environment=environment(victim.config, bench.base, bench),
+        seconds=0.0,
     )  # fmt: skip
 
 
@@ -163,11 +168,22 @@ def _findings(config: RunConfig, plan: Plan, parts: list[Part], finished: bool) 
             "membership": members,
             "labels": [row for part in parts for row in part.labels],
             "means": [row for part in parts for row in part.means],
-            "notes": list(_notes(config)),
+            "notes": [*_notes(config), *(note for part in parts for note in part.notes)],
             "configuration": {**config.model_dump(mode="json"), "audit": json.loads(json.dumps(asdict(plan)))},
             "environment": parts[0].environment,
         }
     )
+
+
+def _refused(config: RunConfig, victim: Victim) -> Iterator[str]:
+    """What a guard has against a run that was attacked all the same."""
+    if config.privacy.few_tokens != "refuse":
+        return
+    clients, bench = victim.simulation.clients, victim.bench
+    try:
+        refuse_few_tokens(clients, bench.layout, config.training, config.seed, config.rounds)
+    except RunError as error:
+        yield f"Without an audit this run is refused: {error}"
 
 
 def _notes(config: RunConfig) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trifed.audit.victim import Victim, victim_of
+from trifed.audit.victim import LETS_OUT, Victim, victim_of
 from trifed.config import RunConfig, make_config, read_toml
 from trifed.engines.simulator import Simulation
 from trifed.errors import RunError
@@ -53,12 +53,15 @@ def warmed_up(config: RunConfig, rounds: int, name: str | None, done: Callable[[
 
 
 def for_warm_up(config: RunConfig) -> RunConfig:
-    """The same run without what only results need, and at a rate that suits what trains."""
+    """The same run without what only results need, at a rate that suits what trains, and with no guard."""
     training = config.training
     if METHODS[config.method.name].adapter == "none":
         update = {"learning_rate": min(FULL_RATE, training.learning_rate), "optimizer_state": "reset"}
         training = training.model_copy(update=update)
-    return config.model_copy(update={"training": training, "trackers": [], "baselines": [], "controls": False})
+    privacy = config.privacy.model_copy(update=LETS_OUT)
+    return config.model_copy(
+        update={"training": training, "privacy": privacy, "trackers": [], "baselines": [], "controls": False}
+    )
 
 
 def chosen(simulation: Simulation, name: str | None) -> int:
