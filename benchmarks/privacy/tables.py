@@ -12,6 +12,7 @@ from trifed.reports.findings import Estimate, Findings, Reconstruction, Sees, re
 
 RESULTS = Path(__file__).parent / "results"
 WHOLE = ("banking77", "sst2", "cifar10")
+ATTACKS = ("span", "matching")
 NAMES = {"base": "W₀ alone", "start": "start of A, B", "factors": "A and B"}
 
 
@@ -30,7 +31,7 @@ def back(found: Findings, sees: Sees) -> Iterator[str]:
     yield "| method | knows | " + " | ".join(f"batch {size}" for size in sizes) + " |"
     yield "|---|---|" + "---|" * len(sizes)
     free = [row for row in found.reconstruction if row.attack == "embedding" and row.sees == sees]
-    rows = [row for row in found.reconstruction if row.sees == sees and row.attack in ("span", "matching")]
+    rows = [row for row in found.reconstruction if row.sees == sees and row.attack in ATTACKS]
     lines = [(f"`{name}`", NAMES[knows], [r for r in rows if r.method == name and r.knows == knows])
              for name in dict.fromkeys(row.method for row in rows) for knows in NAMES]  # fmt: skip
     lines += [("`fedavg-full`, embedding's gradient", "all", free)]
@@ -63,6 +64,37 @@ def labels(found: Findings) -> Iterator[str]:
     yield "| guesser | nothing | " + " | ".join(shown(guesses[size]) for size in sizes) + " |"
 
 
+def overview(whole: dict[str, Findings]) -> Iterator[str]:
+    """One row a method and knowledge: what stands in docs/threat-model.md."""
+    texts = {name: found for name, found in whole.items() if found.kind == "text"}
+    for name, found in texts.items():
+        yield f"\n{name}:\n"
+        heads = ["a text's gradient", "of 2", "of 8", "a round on 1", "on 8", "who took part, AUC", "labels of 8"]
+        yield "| method | knows | " + " | ".join(heads) + " |"
+        yield "|---|---|" + "---|" * len(heads)
+        for method in (found.method, *found.controls):
+            for knows in NAMES:
+                yield from _overview_row(found, method, knows)
+        guess = {row.batch: row.scores["f1"] for row in found.reconstruction if row.attack == "guesser"}
+        of = {row.batch: row.guesser for row in found.labels}
+        cells = [shown(guess[size]) for size in (1, 2, 8, 1, 8)] + ["0.50", shown(of[8]) if 8 in of else "–"]
+        yield "| guesser | nothing | " + " | ".join(cells) + " |"
+
+
+def _overview_row(found: Findings, method: str, knows: str) -> Iterator[str]:
+    rows = [r for r in found.reconstruction if r.method == method and r.knows == knows and r.attack in ATTACKS]
+    if not rows:
+        return
+    cells = []
+    for sees, size in (("gradient", 1), ("gradient", 2), ("gradient", 8), ("update", 1), ("update", 8)):
+        here = [row for row in rows if (row.sees, row.batch) == (sees, size)]
+        cells.append(shown(best(here, "f1").scores["f1"]) if here else "–")
+    auc = [r.auc for r in found.membership if (r.method, r.knows, r.source) == (method, knows, "update")]
+    told = [r.f1 for r in found.labels if (r.method, r.sees, r.batch) == (method, "update", 8)]
+    cells += [shown(auc[0]) if auc else "–", shown(told[0]) if told else "head not sent"]
+    yield f"| `{method}` | {NAMES[knows]} | " + " | ".join(cells) + " |"
+
+
 def sweep(found: dict[str, Findings]) -> Iterator[str]:
     """`own-prior` alone: from a plain gradient by batch size, and members."""
     sizes = sorted({row.batch for one in found.values() for row in one.reconstruction})
@@ -81,6 +113,7 @@ def sweep(found: dict[str, Findings]) -> Iterator[str]:
 
 def main() -> None:
     whole = {name: read_findings(path) for name in WHOLE if (path := RESULTS / f"{name}.json").is_file()}
+    print("\n".join(overview(whole)))
     for name, found in whole.items():
         print(f"\n## {name}: {found.seconds / 60:.0f} minutes\n")
         for claim in found.claims:
