@@ -133,7 +133,9 @@ def test_a_process_that_is_killed_has_entered_all_that_it_released(tmp_path):
 
 
 def test_an_entry_that_cannot_be_written_stops_the_release(ledger, tmp_path):
-    spend = lambda: ledger.enter(entry("summary", 0, "s", SUMMARY_Z))  # noqa: E731
+    def spend():
+        ledger.enter(entry("summary", 0, "s", SUMMARY_Z))
+
     (tmp_path / "ledger.json").mkdir()  # as a disk that takes nothing
     with pytest.raises(OSError):
         spend()

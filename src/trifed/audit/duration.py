@@ -30,7 +30,7 @@ def minutes(victim: Victim, trials: TextTrials | ImageTrials, plan: Plan) -> flo
         near = _timed(lambda: trials.by_span(1, [rows], [seen]))
         seconds += near * len(trials.rows) * levels * len(SEES) * (1 + plan.trials / 4)
     some = Some(victim.client.train, rows)
-    each = _timed(lambda: membership_scores(victim, victim.before, seen, some, lambda: None))
+    each = _timed(lambda: membership_scores(victim, victim.before, seen, some))
     seconds += each * plan.clients * 2 * plan.members * levels
     others = [name for name in plan.controls if name != victim.config.method.name]
     return seconds / 60 * (1 + CONTROLS_COST * len(others))

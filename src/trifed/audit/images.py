@@ -18,7 +18,7 @@ from trifed.audit.matching import match_images
 from trifed.audit.plan import Plan
 from trifed.audit.scores import estimate, image_scores
 from trifed.audit.texts import MATCHING, SEES, SHOWN
-from trifed.audit.victim import Rows, Victim
+from trifed.audit.victim import Rows, Victim, drawn
 from trifed.methods.packing import Tensors
 from trifed.reports.findings import Attack, Attempt, Knows, Reconstruction, Sees
 from trifed.tasks.image_classification import EncodedImages
@@ -49,8 +49,7 @@ class ImageTrials:
         known = np.concatenate(others) if others else train.pixels[:0]
         self.mean = known.mean(0) / 255 if len(known) else np.full(train.pixels.shape[1:], 0.5)
         for batch in (b for b in self.plan.batches if b <= min(len(train), self.plan.match_up_to)):
-            rng = seeded(self.plan.seed, batch)
-            self.rows[batch] = [rng.choice(len(train), batch, replace=False) for _ in range(self.plan.matched)]
+            self.rows[batch] = drawn(self.plan.seed, len(train), batch, self.plan.matched)
 
     def all(self) -> list[Reconstruction]:
         """Matching on every batch, and the guesser."""
@@ -75,7 +74,7 @@ class ImageTrials:
         rng = seeded(self.plan.seed, MATCHING, *(int(row) for row in rows))
         known = (torch.from_numpy(self.mean).float() * (255 * self.train.scale) - mean) / std
         labels, count = self.train.labels[rows], steps or STEPS * self.plan.iterations
-        found = match_images(self.victim.bench, observed, known, labels, limits, count, rng, lambda: None)
+        found = match_images(self.victim.bench, observed, known, labels, limits, count, rng)
         return ((found * std + mean) / (255 * self.train.scale)).double().numpy()
 
     def row(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,11 +38,7 @@ def labels_from(observed: Tensors, batch: int) -> list[int] | None:
 
 
 def membership_scores(
-    victim: Victim,
-    believed: dict[str, torch.Tensor],
-    observed: Tensors,
-    data: Encoded,
-    progress: Callable[[], None],
+    victim: Victim, believed: dict[str, torch.Tensor], observed: Tensors, data: Encoded
 ) -> Floats:
     """For each example the cosine between its own gradient and what was observed of its client, (n,).
 
@@ -64,5 +58,4 @@ def membership_scores(
         shapes = [observed[name].size for name in names]
         own = [torch.zeros(n) if part is None else part.flatten() for part, n in zip(parts, shapes, strict=True)]
         scores[row] = float(torch.cosine_similarity(torch.cat(own), target, dim=0))
-        progress()
     return scores

@@ -34,8 +34,6 @@ SMOOTH = 3e-2
 SHAKEN = 0.1
 """Noise on the image that an attack starts from, in standard deviations of the model's inputs."""
 
-Progress = Callable[[], None]
-
 
 def optimise(
     bench: Workbench,
@@ -45,13 +43,14 @@ def optimise(
     iterations: int,
     rate: float,
     prior: Callable[[Tensor], Tensor],
-    progress: Progress,
 ) -> Tensor:
     """Move `start` to where its gradient is most like what was observed; the best on the way.
 
     `made`: what is optimised → a batch for the model, which holds the attacker's tensors.
     """  # fmt: skip
     params = {name: bench.parameters[name] for name in observed if np.any(observed[name])}
+    if not params:
+        return start
     targets = [torch.from_numpy(observed[name]).flatten() for name in params]
     guess = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([guess], lr=rate)
@@ -71,7 +70,6 @@ def optimise(
         guess.grad = slope
         optimizer.step()
         schedule.step()
-        progress()
     return best
 
 
@@ -83,7 +81,6 @@ def match_texts(
     known: Sequence[Sequence[int]],
     iterations: int,
     rng: np.random.Generator,
-    progress: Progress,
 ) -> list[list[int]]:
     """Texts of these lengths whose gradient is like what was observed. `given`: labels, and what is text."""
     words = bench.base.model.get_input_embeddings().weight.detach()
@@ -101,7 +98,7 @@ def match_texts(
         found: Tensor = ((embeddings * size).norm(dim=-1).mean() / norm - 1).square()
         return found
 
-    found = optimise(bench, start / size, made, observed, iterations, TEXT_RATE, length_prior, progress)
+    found = optimise(bench, start / size, made, observed, iterations, TEXT_RATE, length_prior)
     likely = pair_prior(known)
     return [most_likely(found[place, :length] * size, words, likely) for place, length in enumerate(lengths)]
 
@@ -143,7 +140,6 @@ def match_images(
     limits: tuple[Tensor, Tensor],
     iterations: int,
     rng: np.random.Generator,
-    progress: Progress,
 ) -> Tensor:
     """Images (n, 3, height, width), as the model reads them, whose gradient is like what was observed.
 
@@ -159,4 +155,4 @@ def match_images(
     def smooth(pixels: Tensor) -> Tensor:
         return SMOOTH * ((pixels.diff(dim=2)).abs().mean() + pixels.diff(dim=3).abs().mean())
 
-    return optimise(bench, start, made, observed, iterations, IMAGE_RATE, smooth, progress).clamp(*limits)
+    return optimise(bench, start, made, observed, iterations, IMAGE_RATE, smooth).clamp(*limits)

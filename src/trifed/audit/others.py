@@ -13,14 +13,16 @@ from trifed.audit.guess import guess_labels
 from trifed.audit.inference import labels_from, membership_scores
 from trifed.audit.plan import Plan
 from trifed.audit.scores import estimate, overlap, told_apart
-from trifed.audit.victim import Rows, Some, Victim, victim_of
+from trifed.audit.victim import Rows, Some, Victim, drawn, victim_of
 from trifed.reports.findings import Attempt, Labels, Means, Membership
+from trifed.tasks import Encoded
 from trifed.tasks.text_classification import EncodedText
 from trifed.training import seeded
 
 Say = Callable[[str], None]
 Floats = NDArray[np.float64]
 PICKING = 12
+"""Purpose of the generators that pick whose membership is asked about."""
 SHOWN = 3
 
 
@@ -29,8 +31,7 @@ def labels_of(victim: Victim, plan: Plan) -> list[Labels]:
     train, found = victim.client.train, []
     known = np.concatenate([other.train.labels for other in victim.others] or [train.labels[:0]])
     for batch in (b for b in plan.batches if b <= len(train)):
-        rng = seeded(plan.seed, batch)
-        trials = [rng.choice(len(train), batch, replace=False) for _ in range(plan.trials)]
+        trials = drawn(plan.seed, len(train), batch, plan.trials)
         truth = [Counter(map(int, train.labels[rows])) for rows in trials]
         guesser = [overlap(true, Counter(guess_labels(known, batch)))[2] for true in truth]
         for sees, look in (("gradient", victim.gradient), ("update", victim.update)):
@@ -70,7 +71,7 @@ def members_in_updates(victims: list[Victim], plan: Plan, say: Say) -> list[Memb
         for victim, update in zip(victims, updates, strict=True):
             believed = victim.believed(knows)
             parts = [_some(data, plan, victim) for data in (victim.client.train, victim.client.test)]
-            one, two = (membership_scores(victim, believed, update, part, lambda: None) for part in parts)
+            one, two = (membership_scores(victim, believed, update, part) for part in parts)
             scores.append((one, two))
         examples = float(np.mean([min(len(v.client.train), _read(v)) for v in victims]))
         found.append(_membership(name, "update", knows, examples, scores))
@@ -83,11 +84,10 @@ def _read(victim: Victim) -> int:
     return victim.steps(len(victim.client.train)) * settings.batch_size
 
 
-def _some(data: object, plan: Plan, victim: Victim) -> Some:
+def _some(data: Encoded, plan: Plan, victim: Victim) -> Some:
     rng = seeded(plan.seed, PICKING, victim.client.index)
-    count = len(data)  # type: ignore[arg-type]
-    rows: Rows = np.sort(rng.choice(count, min(count, plan.members), replace=False))
-    return Some(data, rows)  # type: ignore[arg-type]
+    rows: Rows = np.sort(rng.choice(len(data), min(len(data), plan.members), replace=False))
+    return Some(data, rows)
 
 
 def _membership(

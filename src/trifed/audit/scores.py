@@ -108,9 +108,10 @@ def told_apart(
         false, true, _ = roc_curve(truth, scores)
         auc.append(float(roc_auc_score(truth, scores)))
         tpr.append(float(true[false <= FALSE_POSITIVES].max()))
-    return tuple(
-        Estimate(
-            mean=values[0], low=float(np.percentile(values[1:], 2.5)), high=float(np.percentile(values[1:], 97.5))
-        )
-        for values in (auc, tpr)
-    )  # type: ignore[return-value]
+    return _from_draws(auc), _from_draws(tpr)
+
+
+def _from_draws(values: list[float]) -> Estimate:
+    """The first, which is of the sample itself, with the middle 95 % of the others."""
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return Estimate(mean=values[0], low=float(low), high=float(high))

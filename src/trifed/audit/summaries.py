@@ -63,19 +63,15 @@ def membership(found: Seen) -> tuple[Floats, Floats]:
 
     An example whose label has no component is not asked about.
     """
-    return tuple(
-        np.array(
-            [
-                score
-                for x, y in zip(points, labels, strict=True)
-                if (score := _likely(found.summary, x, y)) is not None
-            ]
-        )
-        for points, labels in (
-            (found.members, component_labels(found.summary, found.labels)),
-            (found.others, component_labels(found.summary, found.other_labels)),
-        )
-    )  # type: ignore[return-value]
+    return (
+        _scores(found.summary, found.members, found.labels),
+        _scores(found.summary, found.others, found.other_labels),
+    )
+
+
+def _scores(summary: Summary, points: Floats, labels: NDArray[np.int64]) -> Floats:
+    each = zip(points, component_labels(summary, labels), strict=True)
+    return np.array([score for x, y in each if (score := _likely(summary, x, int(y))) is not None])
 
 
 def _likely(summary: Summary, point: Floats, label: int) -> float | None:

@@ -15,7 +15,7 @@ from trifed.audit.matching import match_texts
 from trifed.audit.plan import Plan
 from trifed.audit.scores import estimate, text_scores
 from trifed.audit.span import distances, open_layers, spans, texts_from
-from trifed.audit.victim import Rows, Victim
+from trifed.audit.victim import Rows, Victim, drawn
 from trifed.methods.packing import Tensors
 from trifed.reports.findings import Attack, Attempt, Knows, Reconstruction, Sees
 from trifed.tasks.text_classification import EncodedText
@@ -32,7 +32,7 @@ MATCHING = 11
 
 @dataclass
 class TextTrials:
-    """Batches of one client's texts. `rows`: by batch size, of the training examples; `texts`: their tokens."""
+    """Batches of one client's texts. `rows`: by batch size, of the training examples."""
 
     victim: Victim
     plan: Plan
@@ -49,8 +49,7 @@ class TextTrials:
         self.known = [text for other in self.victim.others for text in self._texts(other.train)] or [[0]]
         for batch in self.plan.batches:
             if batch <= len(train):
-                rng = seeded(self.plan.seed, batch)
-                self.rows[batch] = [rng.choice(len(train), batch, replace=False) for _ in range(self.plan.trials)]
+                self.rows[batch] = drawn(self.plan.seed, len(train), batch, self.plan.trials)
 
     def _texts(self, encoded: object) -> Texts:
         return encoded.ids if isinstance(encoded, EncodedText) else []
@@ -114,14 +113,12 @@ class TextTrials:
         given: dict[str, Tensor] = {
             name: batch[name] for name in ("attention_mask", "token_type_ids", "labels") if name in batch
         }
-        return match_texts(self.victim.bench, observed, lengths, given, self.known, count, rng, lambda: None)
+        return match_texts(self.victim.bench, observed, lengths, given, self.known, count, rng)
 
     def embedding(self, observed: list[Tensors], batch: int, trials: list[Rows]) -> list[Reconstruction]:
         """Where the embeddings train, the tokens are those whose row has a gradient: no attack is needed."""
-        size = self.victim.bench.base.model.get_input_embeddings().weight.shape
-        name = next(
-            (n for n, v in observed[0].items() if (v.shape == size and "word" in n) or "embed_tokens" in n), ""
-        )
+        own = self.victim.bench.base.model.get_input_embeddings().weight
+        name = next((name for name in observed[0] if self.victim.bench.parameters[name] is own), "")
         if not name or not any(np.any(seen[name]) for seen in observed):
             return []
         found = [[list(map(int, np.flatnonzero(np.abs(seen[name]).max(1))))] for seen in observed]

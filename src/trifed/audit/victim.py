@@ -33,6 +33,12 @@ LETS_OUT = {"few_tokens": "allow", "small_components": "allow"}
 Rows = NDArray[np.int64]
 
 
+def drawn(seed: int, examples: int, batch: int, count: int) -> list[Rows]:
+    """So many batches of a client's examples: of one seed and size the same for every method and attack."""
+    rng = seeded(seed, batch)
+    return [rng.choice(examples, batch, replace=False) for _ in range(count)]
+
+
 @dataclass(frozen=True)
 class Some:
     """The given rows of a client's examples, as examples of their own."""
