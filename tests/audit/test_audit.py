@@ -114,6 +114,7 @@ def test_a_run_with_noise_is_attacked_through_its_noise_and_spends_nothing(toy_v
 
     found = audit(done.path, tmp_path / "audit", PLAN)
     assert found.finished
+    assert not [note for note in found.notes if "exactly" in note]  # the counts have noise
     assert {path: path.read_bytes() for path in ledgers} == ledgers
 
 
@@ -133,6 +134,8 @@ def test_what_a_guard_would_refuse_is_attacked_all_the_same_and_said(toy_values,
         (["nowhere"], "no such file"),
         (["RUN", "--client", "zebra"], "no such client with training data; there are amber, basil, coral"),
         (["RUN", "--control", "fedavg-lra"], "did you mean 'fedavg-lora'"),
+        (["RUN", "--control", "local"], "local sends nothing in a round"),
+        (["RUN", "--batch", "999"], "--batch 999: the client has"),
         (["LOCAL"], "local sends nothing in a round"),
     ],
 )
@@ -144,6 +147,27 @@ def test_what_cannot_be_audited_is_refused_with_nothing_written(finished, run_cl
     assert expected in " ".join(told.split())
     assert "Traceback" not in told
     assert not (tmp_path / "audit").exists()
+
+
+def test_a_place_that_takes_nothing_is_refused_before_the_work(finished, run_cli, tmp_path):
+    (tmp_path / "file").touch()
+    code, told = run_cli("audit", finished("own-prior").path, "--into", tmp_path / "file" / "audit")
+    assert code == 2
+    assert f"{tmp_path / 'file'} is not a folder; give another --into" in " ".join(told.split())
+
+
+def test_what_was_found_before_counts_for_the_same_round_and_data_alone(toy_values, toy_rows, tmp_path):
+    table = toy_rows(tmp_path / "toy.csv")
+    path = tmp_path / "toy.toml"
+    path.write_text(to_toml(make_config(toy_values(method="fedavg-lora", data={"source": str(table)}))))
+    plan = replace(PLAN, batches=(1,), trials=1, matched=0, controls=(), clients=1)
+    heard: list[str] = []
+    audit(path, tmp_path / "audit", plan, say=heard.append)
+    audit(path, tmp_path / "audit", plan, say=heard.append)
+    assert heard.count("fedavg-lora: from before") == 1
+    toy_rows(table, seed=2)
+    audit(path, tmp_path / "audit", plan, say=heard.append)
+    assert heard.count("fedavg-lora: from before") == 1
 
 
 def row(method, attack, knows, mean, **more):

@@ -21,11 +21,14 @@ from trifed.audit.texts import TextTrials
 from trifed.audit.victim import Victim
 from trifed.audit.warm_up import left_off, warmed_up
 from trifed.config import RunConfig, make_config, read_toml
+from trifed.data import FederatedData, content_hash, make_clients
 from trifed.errors import ConfigError, RunError
 from trifed.federation.guards import refuse_few_tokens
+from trifed.federation.store import RunFolder, refuse_unwritable
 from trifed.methods import METHODS
 from trifed.reports.findings import Findings, Labels, Means, Membership, Reconstruction
 from trifed.runner import environment
+from trifed.tasks import TASKS
 
 Say = Callable[[str], None]
 TRIALS: dict[str, type[TextTrials] | type[ImageTrials]] = {
@@ -78,23 +81,39 @@ def audit(
         TrifedError: whatever the user can mend.
     """
     config, folder = configuration_of(target)
+    refuse_unwritable(into, "give another --into")
     own = config.method.name
+    # What was found before counts only for a run that stands where it stood, on the same data.
+    data = make_clients(config.data, config.seed, TASKS[config.task].roles)
+    refuse_batches(data, client, plan)
+    stands = f"{content_hash(data)} {RunFolder.open(folder).rounds_done() if folder else 0}"
     names = [own, *(name for name in plan.controls if name != own)]
     parts: list[Part] = []
     for name in names:
-        parts.append(_part(config, folder if name == own else None, name, into, plan, client, say))
+        parts.append(_part(config, folder if name == own else None, name, into, plan, client, stands, say))
         found = _findings(config, plan, parts, finished=len(parts) == len(names))
         with whole_file(into / "audit.json") as scratch:
             scratch.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return found
 
 
+def refuse_batches(data: FederatedData, client: str | None, plan: Plan) -> None:
+    """Raises RunError where the client has too few examples for any batch; one that is not there is told later."""
+    sizes = [len(found.train) for found in data.clients if len(found.train) and client in (None, found.name)]
+    if sizes and sizes[0] < min(plan.batches):
+        raise RunError(
+            f"--batch {min(plan.batches)}: the client has {sizes[0]} examples to train on; give a smaller one, "
+            f"or another --client"
+        )
+
+
 def _part(
-    config: RunConfig, folder: Path | None, name: str, into: Path, plan: Plan, client: str | None, say: Say
-) -> Part:
+    config: RunConfig, folder: Path | None, name: str, into: Path, plan: Plan, client: str | None, stands: str,
+    say: Say,
+) -> Part:  # fmt: skip
     """What was found of a method, from before or anew."""
     chosen = config if name == config.method.name else config.with_method(name)
-    identity = [chosen.run_id(), str(folder), client, asdict(plan) | {"controls": None}]
+    identity = [chosen.run_id(), stands, client, asdict(plan) | {"controls": None}]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = into / "parts" / f"{name}.json"
     known = _read(path)
@@ -188,6 +207,6 @@ def _refused(config: RunConfig, victim: Victim) -> Iterator[str]:
 
 def _notes(config: RunConfig) -> Iterator[str]:
     yield "The update is that of a client that has the attacked examples alone, for its configured steps."
-    if METHODS[config.method.name].summarise is not None:
+    if METHODS[config.method.name].summarise is not None and not config.privacy.summary:
         yield "The summary that is sent once says how many examples of each label a client has, exactly."
     yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."

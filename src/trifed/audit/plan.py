@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from trifed.errors import ConfigError, nearest
 from trifed.methods import METHODS
 
+PARAMETERS = ("x.lora_A.weight", "x.lora_B.weight", "x.lora_C.weight", "head.weight")
+"""Of each kind one, by which it is seen whether a method sends anything."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,6 +58,9 @@ def made(
             raise ConfigError(
                 [f"--control: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"]
             )
+    silent = [name for name in controls or [] if not any(map(METHODS[name].sends, PARAMETERS))]
+    if silent:
+        raise ConfigError([f"--control: {silent[0]} sends nothing in a round, so there is nothing to attack"])
     return replace(
         plan,
         batches=tuple(sorted(set(batches))) if batches else plan.batches,

@@ -15,6 +15,7 @@
         predictions.json       each client's predicted labels on its test data
         tensorboard/METHOD/    event files; mlflow.db, a store, and mlflow.json: where trackers were asked for
         summary.json           the result, complete only when `finished` is true
+        audit/                 what `trifed audit` found, unless told another place
         exports/FORM/NAME/     what `trifed export` wrote, unless told another place
 """
 
@@ -42,6 +43,18 @@ PRIVACY = "privacy"
 """In a run's folder, and in a site's folder of a run: ledgers."""
 
 
+def refuse_unwritable(path: Path, way_out: str) -> None:
+    """It must be possible to write in a folder, which need not be there yet.
+
+    Raises:
+        RunError: what stands in its place, or above it, is no folder, or may not be written.
+    """
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        kind = "not writable" if nearest.is_dir() else "not a folder"
+        raise RunError(f"{path}: nothing can be kept there, {nearest} is {kind}; {way_out}")
+
+
 class RunFolder:
     """Reads and writes one run's folder. Every file but the event log is replaced atomically."""
 
@@ -55,10 +68,7 @@ class RunFolder:
         Raises:
             RunError: something is already there, or nothing can be written there.
         """
-        parent = next(folder for folder in path.absolute().parents if folder.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            kind = "not writable" if parent.is_dir() else "not a folder"
-            raise RunError(f"{path}: the run cannot be kept there, {parent} is {kind}; give another --runs")
+        refuse_unwritable(path.absolute().parent, "give another --runs")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(
                 f"{path}: a run of this name exists; give another --name, continue it with "
