@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from trifed.audit.victim import LETS_OUT, Victim, victim_of
 from trifed.config import RunConfig, make_config, read_toml
-from trifed.engines.simulator import Simulation
+from trifed.engines.simulator import Simulation, identity_of
 from trifed.errors import RunError
 from trifed.federation.store import RunFolder
 from trifed.methods import METHODS
@@ -52,12 +52,18 @@ def warmed_up(config: RunConfig, rounds: int, name: str | None, done: Callable[[
     return victim_of(simulation, chosen(simulation, name), rounds)
 
 
+def on_processor(config: RunConfig) -> RunConfig:
+    """The same run where attacks are: they take second derivatives of few examples, and know no other device."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"device": "cpu"})})
+
+
 def for_warm_up(config: RunConfig) -> RunConfig:
     """The same run without what only results need, at a rate that suits what trains, and with no guard."""
     training = config.training
     if METHODS[config.method.name].adapter == "none":
         update = {"learning_rate": min(FULL_RATE, training.learning_rate), "optimizer_state": "reset"}
         training = training.model_copy(update=update)
+    config = on_processor(config.model_copy(update={"training": training}))
     privacy = config.privacy.model_copy(update=LETS_OUT)
     return config.model_copy(
         update={"training": training, "privacy": privacy, "trackers": [], "baselines": [], "controls": False}
@@ -84,9 +90,11 @@ def left_off(folder: Path, name: str | None) -> Victim:
     """
     opened = RunFolder.open(folder)
     config = make_config(read_toml(folder / "config.toml"), str(folder / "config.toml"))
-    data, bench, clients = prepare(config)
-    simulation = Simulation(config, data, clients, bench, opened, quiet)
-    checkpoint = opened.load_checkpoint(simulation.identity, cut=False) if opened.has_checkpoint() else None
+    here = on_processor(config)
+    data, bench, clients = prepare(here)
+    simulation = Simulation(here, data, clients, bench, opened, quiet)
+    identity = identity_of(config, data, bench)
+    checkpoint = opened.load_checkpoint(identity, cut=False) if opened.has_checkpoint() else None
     if checkpoint is None:
         raise RunError(f"{folder}: no round of this run is whole; `trifed run --resume {folder}` goes on with it")
     done, states, server = checkpoint

@@ -61,7 +61,7 @@ class Simulation:
             Site(self.terms, self.bench, client, *about, noising_of(config, client, self._ledger_of(client)))
             for client in self.clients
         ]
-        self.identity = f"{config.run_id()} {content_hash(self.data)} {self.bench.fingerprint}"
+        self.identity = identity_of(config, self.data, self.bench)
 
     def _ledger_of(self, client: Client) -> Path:
         return self.folder.path / PRIVACY / client.name
@@ -230,6 +230,11 @@ class Simulation:
     def _tell(self, **event: object) -> None:
         self.folder.append(event)
         self.listener(event)
+
+
+def identity_of(config: RunConfig, data: FederatedData, bench: Workbench) -> str:
+    """What a checkpoint may be continued with."""
+    return f"{config.run_id()} {content_hash(data)} {bench.fingerprint}"
 
 
 def noising_of(config: RunConfig, client: Client, folder: Path) -> Noising | None:
