@@ -15,7 +15,7 @@ SOURCE = Path(trifed.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "version", "settings", "atomic", "nested"},
-    {"data", "adapters", "similarity"},
+    {"data", "adapters", "similarity", "explain"},
     {"methods", "privacy"},
     {"tasks", "config", "controls"},
     {"training", "demo"},

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trifed.config import RunConfig, explain_all, make_config, read_toml
+from trifed.config import RunConfig, make_config, read_toml
 from trifed.errors import ConfigError, nearest
+from trifed.explain import explain_all
 from trifed.methods import METHODS
 from trifed.nested import layer
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trifed.config import explain_all, read_toml
+from trifed.config import read_toml
 from trifed.errors import ConfigError
+from trifed.explain import explain_all
 from trifed.settings import PrivacySettings
 
 LEFT = "left.json"
