@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from trifed import make_config, run
-from trifed.data import text_examples
+from trifed.data import make_clients, text_examples
 from trifed.federation.client import BELIEF, HEAD, WITHIN, temper
 from trifed.federation.store import RunFolder
 from trifed.methods import METHODS as ALL_METHODS
@@ -88,8 +88,12 @@ def test_from_one_example_nothing_is_concluded(client, count):
 
 
 def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tmp_path, monkeypatch):
-    """All else equal, each client's head is the untempered one times one of the factors that are tried."""
-    heads, done = {}, {}
+    """All else equal, each client's head is the untempered one times one of the factors that are tried.
+
+    Its bias differs by what the labels of the validation examples say: log (n + v + s) / Σ (n + v + s) less
+    log (n + s) / Σ (n + s), of label counts n and v and smoothing s.
+    """
+    heads, biases, done = {}, {}, {}
     for tempered in (False, True):
         monkeypatch.setitem(ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], tempered=tempered))
         much = {"epochs": 8, "learning_rate": 0.1}  # for its validation data to speak against it
@@ -97,11 +101,21 @@ def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tm
         done[tempered] = run(make_config(values), tmp_path / str(tempered))
         folders = sorted((done[tempered].path / "clients").iterdir())
         heads[tempered] = [load_file(folder / "head.safetensors")["weight"] for folder in folders]
+        biases[tempered] = [load_file(folder / "head.safetensors")["bias"] for folder in folders]
     factors = [float(b.norm() / a.norm()) for a, b in zip(heads[False], heads[True], strict=True)]
     for plain, scaled, factor in zip(heads[False], heads[True], factors, strict=True):
         assert any(factor == pytest.approx(tried, abs=1e-5) for tried in BELIEF)
         torch.testing.assert_close(scaled, factor * plain, rtol=1e-4, atol=1e-6)
     assert min(factors) < 1
+    config = make_config(values)
+    data, differences = make_clients(config.data, config.seed), []
+    for client, before, after in zip(data.clients, biases[False], biases[True], strict=True):
+        n, v = (np.bincount(part.labels, minlength=len(before)) for part in (client.train, client.valid))
+        with_valid, without = n + v + 0.1, n + 0.1
+        expected = np.log(with_valid / with_valid.sum()) - np.log(without / without.sum())
+        np.testing.assert_allclose(after - before, expected, atol=1e-5)
+        differences.append(np.abs(expected).max())
+    assert max(differences) > 0.01
     scores = [[e for e in RunFolder(one.path).events() if e.get("stage") == "between"] for one in done.values()]
-    losses = [[e["valid"]["loss"] for e in events] for events in scores]
-    assert all(after <= before + 1e-6 for before, after in zip(*losses, strict=True))
+    before, after = ([e["valid"]["loss"] for e in events] for events in scores)
+    assert np.mean(after) < np.mean(before)

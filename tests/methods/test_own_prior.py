@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from trifed import make_config, run
+from trifed.data import make_clients
 from trifed.methods import METHODS, Setting, Upload
 from trifed.methods.interface import SummarySeeds
 
@@ -193,11 +194,14 @@ def test_one_average_for_all_that_share_alike_is_the_average_of_each(groups, see
 
 
 def test_in_a_run_every_client_starts_at_its_own_prior(toy_values, tmp_path):
-    """Trained at a rate of nothing, a client's bias is where it began: at the log of its label shares."""
+    """Trained at a rate of nothing, the bias is the log of the label shares: in the end validation's count too."""
     training = toy_values()["training"] | {"learning_rate": 1e-12}
-    result = run(make_config(toy_values(method="own-prior", rounds=1, training=training)), tmp_path / "run")
-    for client in result.split["clients"]:
-        counts = np.array([client["train_labels"].get(name, 0) for name in result.split["label_names"]]) + 0.1
-        head = load_file(tmp_path / "run" / "clients" / client["name"] / "head.safetensors")
+    config = make_config(toy_values(method="own-prior", rounds=1, training=training))
+    run(config, tmp_path / "run")
+    data = make_clients(config.data, config.seed)
+    for client in data.clients:
+        labels = np.concatenate([client.train.labels, client.valid.labels])
+        counts = np.bincount(labels, minlength=len(data.label_names)) + 0.1
+        head = load_file(tmp_path / "run" / "clients" / client.name / "head.safetensors")
         (bias,) = (values for name, values in head.items() if name.endswith("bias"))
         np.testing.assert_allclose(np.exp(bias), counts / counts.sum(), atol=1e-6)

@@ -86,12 +86,17 @@ class Site:
 
     # -- before the first round
 
-    def _own(self) -> dict[str, Tensor]:
-        """The start that the method takes from this client's labels; from noised counts if training is noised."""
+    def _own(self, all_labels: bool = False) -> dict[str, Tensor]:
+        """The start that the method takes from this client's labels; from noised counts if training is noised.
+
+        `all_labels`: from those of its validation examples too.
+        """
         make, labels = self.terms.method.own_start, self.client.train.labels
         if self.noising and self.noising.settings.training:
             told = self.noising.told
             labels = np.repeat(told.class_labels, told.class_counts) if told else labels[:0]
+        elif all_labels:
+            labels = np.concatenate([labels, self.client.valid.labels])
         own = make(self.terms.options, labels, self.labels) if make else {}
         return {name: torch.from_numpy(values) for name, values in own.items()}
 
@@ -265,8 +270,14 @@ class Site:
         method = self.terms.method
         found = self._at(stage, arrived)
         if method.tempered and stage == method.scored:
+            found = self._with_all_labels(found)
             return temper(self.bench, found, self.client.valid, self.training)
         return found
+
+    def _with_all_labels(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Training needs the prior of what it trains on; what is used, the best estimate there is."""
+        more = self._own(all_labels=True)
+        return {**tensors, **{name: tensors[name] + more[name] - own for name, own in self.own.items()}}
 
     def _at(self, stage: str, arrived: Vector | None) -> dict[str, Tensor]:
         own = self.state.tensors

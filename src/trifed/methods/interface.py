@@ -124,7 +124,8 @@ class Method:
     `scored` says which model a client would use, hence which one is measured: the one it has just trained
     ("trained"), the one it receives after aggregation ("received"), or one that lies between (see
     `federation.site`).
-    `tempered`: before it is used, its head's weight is scaled to the client's validation examples.
+    `tempered`: before it is used, its head's weight is scaled to the client's validation examples, and what
+    `own_start` made of labels is made of theirs too.
 
     `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
     start of C, from the clients' first gradients, before round 1. `own_start` gives tensors that stay with a

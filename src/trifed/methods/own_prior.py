@@ -14,7 +14,7 @@ label: who has none has nothing to say about it. LayerNorms stay frozen.
 
 What a client uses in the end lies three quarters of the way from what it has just trained to what it received,
 its head's weight times the factor in [0, 1] that suits its validation examples: where the likelihood was not
-learned, the prior decides.
+learned, the prior decides, which then counts the labels of those examples too.
 """
 
 from __future__ import annotations
