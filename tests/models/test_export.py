@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import trifed
+from trifed.config import make_config, read_toml, to_toml
 from trifed.errors import AdapterError, RunError
 from trifed.methods import METHODS
 from trifed.models.export import FORMS, export_client, export_clients
@@ -163,6 +164,18 @@ def test_the_card_states_the_runs_own_facts(run_of, exported):
     assert client["bytes_up"] > 0
     assert "base_model:" not in card  # a folder of this machine is no name on a hub
     assert str(run) not in card
+
+
+def test_the_card_of_a_noised_training_says_what_its_guarantee_leaves_out(own_copy, tmp_path):
+    run = own_copy("local")
+    values = read_toml(run / "config.toml")
+    values["training"] = {"steps": 3}
+    values["privacy"] = {"training": {"epsilon": 3.5, "delta": 1e-6, "rate": 0.2}}
+    (run / "config.toml").write_text(to_toml(make_config(values)), encoding="utf-8")
+    card = (export_client(run, "amber", "lora", tmp_path / "lora") / "README.md").read_text(encoding="utf-8")
+    assert "no privacy guarantee" not in card
+    for fact in ("ε = 3.5 and δ = 1e-06", "noise from its seed", "Validation examples"):
+        assert fact in card
 
 
 @pytest.mark.parametrize("pooling", ["cls", "pooler"])

@@ -178,11 +178,25 @@ def _match(exported: Exported) -> Iterator[str]:
     )
 
 
-def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
-    yield (
-        "- **It gives no privacy guarantee.** It was trained on a client's own examples, without differential "
-        "privacy, and may have kept parts of them. Whoever holds this folder can try to find out what they were."
+def _privacy(run: FinishedRun) -> str:
+    """What the model may give away: noise on updates or summaries protects what was sent, not a client's model."""
+    noised = run.config.privacy.training
+    if noised is None:
+        return (
+            "- **It gives no privacy guarantee.** It was trained on a client's own examples, without differential "
+            "privacy, and may have kept parts of them. Whoever holds this folder can try to find out what they "
+            "were."
+        )
+    return (
+        f"- **Its privacy guarantee has limits.** It was trained by DP-SGD, ε = {noised.epsilon:g} and "
+        f"δ = {noised.delta:g} over the whole run, one training example added or removed. Validation examples, by "
+        "which a method may scale its head, are outside of that. The run was simulated, with noise from its seed: "
+        "whoever has the run's folder can take the noise off, and a number of runs costs the sum."
     )
+
+
+def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
+    yield _privacy(run)
     yield (
         "- Its accuracy was measured on held-out examples of this client alone; elsewhere it may be better or "
         "worse. One seed was measured."
