@@ -11,14 +11,18 @@ Two questions, for settings of `benchmarks/collaboration/groups.py`:
    with noise on the updates, at each ε of --epsilons and each of --clips, or on the training steps; and `local`.
 
 Features and runs are kept under --work, and what is there is not made again: broken off, the same line goes on.
-Results go to curve.json beside this file (--out), with the configuration and the machine.
+Results are added to curve.json beside this file (--out), with all arguments the script was called with and
+the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +110,7 @@ def variants(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "own-prior": {"method": "own-prior"},
         f"summary {SUMMARY_EPSILON:g}": {"method": "own-prior", "privacy": summary},
     }
-    for epsilon in given.epsilons:
+    for epsilon in [] if given.summary_only else given.epsilons:
         for clip in given.clips:
             update = {"update": {"epsilon": epsilon, "delta": DELTA, "clip": clip}}
             name = f"summary {SUMMARY_EPSILON:g}, updates {epsilon:g}, clip {clip:g}"
@@ -129,23 +133,35 @@ def values_of(given: argparse.Namespace, source: Path, seed: int) -> dict[str, A
     }  # fmt: skip
 
 
-def accuracy(given: argparse.Namespace) -> dict[str, Any]:
-    """setting → variant → one entry a seed: mean accuracy over clients, and what was spent."""
-    found: dict[str, Any] = {}
-    for setting in given.settings:
-        for seed in range(given.seeds):
-            source = given.work / "tables" / f"{setting}-{given.examples}-{seed}.parquet"
-            if not source.is_file():
-                source.parent.mkdir(parents=True, exist_ok=True)
-                plant(setting, given.data, given.examples, seed).to_parquet(source)
-            for name, chosen in variants(given).items():
-                config = make_config({**values_of(given, source, seed), **chosen})
-                folder = given.work / "runs" / f"{setting}-{config.run_id()}"
-                done = resume(folder) if (folder / "config.toml").is_file() else run(config, folder)
-                entry = {**done.accuracy, "spent": done.summary.get("privacy", {}).get("spent")}
-                found.setdefault(setting, {}).setdefault(name, []).append(entry)
-                print(setting, seed, f"{name}: {100 * entry['mean']:.1f} %", flush=True)
-    return found
+def one(values: dict[str, Any], work: Path, setting: str) -> dict[str, Any]:
+    """Carry out or continue one run: accuracies over clients, and what was spent."""
+    config = make_config(values)
+    folder = work / "runs" / f"{setting}-{config.run_id()}"
+    done = resume(folder) if (folder / "config.toml").is_file() else run(config, folder)
+    clients = {client["name"]: client["now"]["accuracy"] for client in done.summary["clients"]}
+    spent = done.summary.get("privacy", {}).get("spent")
+    return {**done.accuracy, "clients": clients, "spent": spent}
+
+
+def accuracy(given: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Into `found`, setting → variant → seed: accuracies over clients, and what was spent."""
+    jobs: dict[Future[dict[str, Any]], tuple[str, str, int]] = {}
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // given.jobs))
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+        for setting in given.settings:
+            for seed in range(given.seeds):
+                source = given.work / "tables" / f"{setting}-{given.examples}-{seed}.parquet"
+                if not source.is_file():
+                    source.parent.mkdir(parents=True, exist_ok=True)
+                    plant(setting, given.data, given.examples, seed).to_parquet(source)
+                for name, chosen in variants(given).items():
+                    values = {**values_of(given, source, seed), **chosen}
+                    jobs[pool.submit(one, values, given.work, setting)] = setting, name, seed
+        for future in as_completed(jobs):
+            setting, name, seed = jobs[future]
+            entry = future.result()
+            found.setdefault(setting, {}).setdefault(name, {})[str(seed)] = entry
+            print(setting, seed, f"{name}: {100 * entry['mean']:.1f} %", flush=True)
 
 
 def main() -> None:
@@ -161,15 +177,18 @@ def main() -> None:
     parser.add_argument("--epsilons", type=float, nargs="+", default=[2.0, 4.0, 8.0])
     parser.add_argument("--clips", type=float, nargs="+", default=[0.1, 1.0], help="of updates; a public choice")
     parser.add_argument("--only", choices=["find", "accuracy"], help="one of both questions")
+    parser.add_argument("--summary-only", action="store_true", help="no noise on updates or steps; for more seeds")
+    parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
     if given.only != "accuracy":
         result["find"] = find(given)
     if given.only != "find":
-        result["accuracy"] = accuracy(given)
+        accuracy(given, result.setdefault("accuracy", {}))
     bench, base, config = workbench()
-    paths = ("data", "work", "out")
-    result["arguments"] = {name: value for name, value in vars(given).items() if name not in paths}
+    paths = ("data", "work", "out", "jobs")
+    asked = {name: value for name, value in vars(given).items() if name not in paths}
+    result["arguments"] = [*(known for known in result.get("arguments", []) if known != asked), asked]
     result["environment"] = environment(config, base, bench)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -21,6 +21,7 @@ from trifed import make_config, run
 from trifed.cli import app
 from trifed.config import to_toml
 from trifed.federation.store import RunFolder
+from trifed.privacy import promised, read_ledger, spent
 
 pytest.importorskip("flwr")
 from flwr.app import Context, Error, Message, RecordDict
@@ -279,9 +280,13 @@ app = client_app(answer)
 
 
 def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values, processes, tmp_path):
-    """An error, NaN, a wrong shape, another run's message, too slow, killed; one comes late, and one leaves."""
+    """An error, NaN, a wrong shape, another run's message, too slow, killed; one comes late, and one leaves.
+
+    All with noise: each site's ledger has what left it, whether or not it arrived.
+    """
+    privacy = {"summary": {"epsilon": 4.0}, "update": {"epsilon": 8.0, "clip": 0.5}}
     values = toy_values(
-        method="own-prior", rounds=18, name="tickets", data={"labels": LABELS}, wire={"bits": 32}
+        method="own-prior", rounds=18, name="tickets", data={"labels": LABELS}, wire={"bits": 32}, privacy=privacy
     )  # fmt: skip
     values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 40, "quorum": 1}
     server, port = set_up(
@@ -326,3 +331,16 @@ def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values,
     [late] = [e for e in events if e["event"] == "came late"]
     assert trained["dill"] == list(range(late["round"], 19)) and 2 <= late["round"] <= 6
     assert [(e["client"], e["round"]) for e in events if e["event"] == "withdrawn"] == [("coral", 7)]
+
+    def noised(name):
+        [ledger] = (tmp_path / name / "kept").rglob("ledger.json")
+        book = read_ledger(ledger)
+        assert all(entry.multiplier and entry.multiplier > 1 for entry in book.entries)
+        most = promised(book.budget, 18, values["training"].get("steps"), summarises=True, uploads=True)
+        for found, limit in zip(spent(book.entries, book.budget), most, strict=True):
+            assert 0 < found.epsilon <= limit.epsilon * (1 + 1e-9)
+        return [(entry.what, entry.round) for entry in book.entries]
+
+    assert noised("amber") == [("summary", 0), *(("update", number) for number in range(1, 19))]
+    assert noised("coral") == [("summary", 0), *(("update", number) for number in range(1, 6))]  # none arrived
+    assert noised("dill") == [("summary", 0), *(("update", number) for number in trained["dill"])]
