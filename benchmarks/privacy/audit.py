@@ -62,6 +62,8 @@ AUDITS: dict[str, tuple[str, Json, Plan]] = {
     "rank-64": ("banking77", layer(TEXT, {"adapter": {"rank": 64, "alpha": 64}}), SWEEP),
     "steps-1": ("banking77", layer(TEXT, {"training": {"steps": 1}}), SWEEP),
     "steps-32": ("banking77", layer(TEXT, {"training": {"steps": 32}}), SWEEP),
+    "bits-32": ("banking77", layer(TEXT, {"wire": {"bits": 32}}), SWEEP),
+    "rate-0.005": ("banking77", layer(TEXT, {"training": {"learning_rate": 0.005}}), SWEEP),
     "round-1": ("banking77", TEXT, replace(SWEEP, rounds=1)),
     "round-10": ("banking77", TEXT, replace(SWEEP, rounds=10)),
     "summary-epsilon-4": ("banking77", layer(TEXT, NOISE), SWEEP),

@@ -1,12 +1,16 @@
-"""The tables of docs/threat-model.md, from results/*.json.
+"""The tables of docs/threat-model.md, from results/*.json, and of docs/privacy.md, from curve.json.
 
 python benchmarks/privacy/tables.py
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from trifed.reports.findings import Estimate, Findings, Reconstruction, Sees, read_findings
 
@@ -109,6 +113,30 @@ def sweep(found: dict[str, Findings]) -> Iterator[str]:
             auc = [row.auc for row in one.membership if row.source == source and row.method == one.method]
             cells.append(shown(auc[0]) if auc else "–")
         yield f"| {name} | " + " | ".join(cells) + " |"
+    guess = {r.batch: r.scores["f1"] for r in next(iter(found.values())).reconstruction if r.attack == "guesser"}
+    cells = [shown(guess[size]) if size in guess else "–" for size in sizes]
+    yield "| guesser | " + " | ".join([*cells, "0.50", "0.50"]) + " |"
+
+
+def curve(settings: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Mean accuracy, and that less `own-prior` without noise: paired over clients and the seeds that both have."""
+    yield "| | " + " | ".join(f"`{name}`" for name in settings) + " |"
+    yield "|---|" + "---|" * len(settings)
+    for variant in dict.fromkeys(name for found in settings.values() for name in found):
+        cells = []
+        for found in settings.values():
+            plain, own = found["own-prior"], found.get(variant, {})
+            seeds = sorted(set(plain) & set(own))
+            if not seeds:
+                cells.append("–")
+                continue
+            pairs = [(own[s]["clients"][c], plain[s]["clients"][c]) for s in seeds for c in plain[s]["clients"]]
+            one, other = 100 * np.array([pair for pair in pairs if None not in pair]).T
+            drawn = np.random.default_rng(0).integers(len(one), size=(4000, len(one)))
+            low, high = np.percentile((one - other)[drawn].mean(1), [2.5, 97.5])
+            less = "" if variant == "own-prior" else f", {(one - other).mean():+.1f} ({low:+.1f} to {high:+.1f})"
+            cells.append(f"{one.mean():.1f}{less}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
+        yield f"| {variant} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -130,6 +158,10 @@ def main() -> None:
     if others:
         print("\n## own-prior on BANKING77 otherwise\n")
         print("\n".join(sweep(others)))
+    measured = json.loads((RESULTS.parent / "curve.json").read_text())
+    if "accuracy" in measured:
+        print("\n## What [privacy] costs\n")
+        print("\n".join(curve(measured["accuracy"])))
 
 
 if __name__ == "__main__":
