@@ -139,6 +139,8 @@ def jobs(setting: str, seed: int, variants: list[str], given: argparse.Namespace
 
 def grid(setting: str, variant: str, given: argparse.Namespace) -> list[float]:
     """The rates of a variant: its grid, what was tried beyond, and one further where the best is at an end."""
+    if given.rate is not None:
+        return [given.rate]
     least = (GRID_ALONE if VARIANTS[variant].groups == "alone" else GRID)[VARIANTS[variant].adapter]
     found = {*least, *tried(given.work, setting, variant, given.tune_on)}
     best = chosen(given.work, setting, given.tune_on).get(variant)
@@ -194,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--tune-on", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="SEED")
     parser.add_argument("--beyond", type=int, default=0, help="rates tried beyond an end of the grid at most")
+    parser.add_argument("--rate", type=float, help="this one only, as an ablation at the rate of the whole does")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
