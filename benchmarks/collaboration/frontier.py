@@ -33,7 +33,7 @@ def panel(axes: Axes, name: str, count: int, found: Found) -> None:
     for number, variant in enumerate(ordered):
         beside = ordered[number ^ 1] if number ^ 1 < len(ordered) else variant
         values = found.scores[variant]
-        mean, (low, high) = values.mean(), interval(means(values, seeds, clients))
+        mean, (low, high) = np.nanmean(values), interval(means(values, seeds, clients))
         ours = variant.startswith("own-prior")
         place = max(found.bytes_up[variant] / 1000, LEFT)
         axes.errorbar(
@@ -41,11 +41,11 @@ def panel(axes: Axes, name: str, count: int, found: Found) -> None:
             color="C0" if ours else "C7",
         )  # fmt: skip
         # Of two neighbours the better one is named above its point, the other below: they may stand close.
-        offset = (5, 4) if mean >= found.scores[beside].mean() else (5, -10)
+        offset = (5, 4) if mean >= np.nanmean(found.scores[beside]) else (5, -10)
         axes.annotate(variant, (place, mean), xytext=offset, textcoords="offset points", fontsize=7)
     for line, style in ((local, ":"), (ORACLE, "--")):
         if line in found.scores:
-            axes.axhline(found.scores[line].mean(), color="C7", lw=0.8, ls=style)
+            axes.axhline(np.nanmean(found.scores[line]), color="C7", lw=0.8, ls=style)
     axes.axvline(8, color="C3", lw=0.8, alpha=0.5)
     axes.set_xscale("log")
     axes.set_xlim(LEFT * 0.8, 2000)

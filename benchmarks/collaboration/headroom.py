@@ -9,7 +9,8 @@ where the headroom is 2 points or more. Means over clients and seeds, and the sa
 Where nobody has a partner there is no oracle, and where all are alike it is plain federated averaging.
 
 Intervals (95 %) are percentiles of a bootstrap: seeds are drawn again, and within each seed the clients of each
-group, the same for all variants; for worst clients only seeds are. The model counted is the one that a client has
+group, the same for all variants; for worst clients only seeds are. Two variants are compared over the seeds that
+both have. The model counted is the one that a client has
 just trained or the one that comes back, whichever is better on the validation data of all seeds; own-prior always
 makes one of both.
 """
@@ -39,7 +40,10 @@ DRAWS = 4000
 
 @dataclass(frozen=True)
 class Found:
-    """`scores`: by variant, (seeds, clients), %; `groups`: (clients,); `bytes_up`: of a round, all in."""
+    """`scores`: by variant, (seeds, clients), %, NaN for a seed that it lacks; `groups`: (clients,).
+
+    `bytes_up`: of a round, all in.
+    """
 
     scores: dict[str, Floats]
     groups: NDArray[np.int64]
@@ -47,26 +51,28 @@ class Found:
 
 
 def read(kept: Json) -> Found:
-    """One setting of the file: the variants that all its seeds have."""
-    seeds = sorted(kept["seeds"])
-    variants = [v for v in kept["seeds"][seeds[0]] if all(v in kept["seeds"][seed] for seed in seeds)]
+    """One setting of the file."""
+    seeds = [kept["seeds"][seed] for seed in sorted(kept["seeds"], key=int)]
     scores: dict[str, Floats] = {}
-    bytes_up = {variant: float(kept["seeds"][seeds[0]][variant]["bytes_up"]) for variant in variants}
-    for variant in variants:
-        valid = [kept["seeds"][seed][variant]["valid"] for seed in seeds]
-        mean = {stage: sum(v[stage] for v in valid) for stage in valid[0]}
+    bytes_up: dict[str, float] = {}
+    none = [np.nan] * len(kept["groups"])
+    for variant in dict.fromkeys(variant for found in seeds for variant in found):
+        own = [found[variant] for found in seeds if variant in found]
+        bytes_up[variant] = float(own[0]["bytes_up"])
+        mean = {stage: sum(facts["valid"][stage] for facts in own) for stage in own[0]["valid"]}
         stage = "between" if "between" in mean else max(mean, key=mean.__getitem__)
-        scores[variant] = 100 * np.array([kept["seeds"][seed][variant]["clients"][stage] for seed in seeds])
-    alone = next(variant for variant in ALONE if variant in variants)
-    for control in kept["seeds"][seeds[0]][alone]["controls"]:
-        rows = [kept["seeds"][seed][alone]["controls"][control] for seed in seeds]
-        scores[control] = 100 * np.array(rows, np.float64)
+        rows = [found[variant]["clients"][stage] if variant in found else none for found in seeds]
+        scores[variant] = 100 * np.array(rows, np.float64)
+    alone = next(variant for variant in ALONE if variant in scores)
+    controls = [found[alone]["controls"] if alone in found else {} for found in seeds]
+    for control in controls[0]:
+        scores[control] = 100 * np.array([told.get(control, none) for told in controls], np.float64)
     return Found(scores, np.array(kept["groups"]), bytes_up)
 
 
 def best_alone(found: Found) -> str:
     """The name of what a client does best alone."""
-    return max((v for v in (*ALONE, PROBE) if v in found.scores), key=lambda v: found.scores[v].mean())
+    return max((v for v in (*ALONE, PROBE) if v in found.scores), key=lambda v: np.nanmean(found.scores[v]))
 
 
 def draws(found: Found, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -82,15 +88,10 @@ def draws(found: Found, rng: np.random.Generator) -> tuple[NDArray[np.int64], ND
 
 
 def means(scores: Floats, seeds: NDArray[np.int64], clients: NDArray[np.int64]) -> Floats:
-    """The mean in each draw, (DRAWS,)."""
-    mean: Floats = scores[seeds[:, :, None], clients].mean((1, 2))
-    return mean
-
-
-def worsts(scores: Floats, seeds: NDArray[np.int64]) -> Floats:
-    """The mean over seeds of the worst client in each draw, (DRAWS,)."""
-    mean: Floats = scores.min(1)[seeds].mean(1)
-    return mean
+    """The mean in each draw, (DRAWS,), NaN where it has no seed that the scores have."""
+    drawn = scores[seeds[:, :, None], clients]
+    known = (~np.isnan(drawn)).sum((1, 2))
+    return np.divide(np.nansum(drawn, axis=(1, 2)), known, out=np.full(len(known), np.nan), where=known > 0)
 
 
 def interval(values: Floats) -> list[float]:
@@ -106,35 +107,39 @@ def compare(found: Found) -> Json:
     facts: Json = {"local": local, "variants": {}}
     for variant in found.scores:
         entry: Json = {"bytes_up": found.bytes_up.get(variant)}
+        entry["seeds"] = int((~np.isnan(found.scores[variant][:, 0])).sum())
         for kind in ("mean", "worst"):
-
-            def drawn(name: str, kind: str = kind) -> Floats:
-                values = found.scores[name]
-                return means(values, seeds, clients) if kind == "mean" else worsts(values, seeds)
-
-            def value(name: str, kind: str = kind) -> float:
-                values = found.scores[name]
-                return float(values.mean() if kind == "mean" else values.min(1).mean())
-
-            part: Json = {"accuracy": round(value(variant), 2)}
-            for other in (name for name in (local, ORACLE) if name in found.scores):
-                part[f"over {'local' if other == local else other}"] = [
-                    round(value(variant) - value(other), 2),
-                    *interval(drawn(variant) - drawn(other)),
-                ]
-            room = value(ORACLE) - value(local) if ORACLE in found.scores else 0.0
-            if room >= ENOUGH:
-                ratio = (drawn(variant) - drawn(local)) / (drawn(ORACLE) - drawn(local))
-                part["share"] = [round((value(variant) - value(local)) / room, 3), *interval(ratio)]
+            # A seed's worst client is one client: all that is left to draw is seeds.
+            columns = {name: v if kind == "mean" else v.min(1, keepdims=True) for name, v in found.scores.items()}
+            places = clients if kind == "mean" else np.zeros_like(clients[:, :, :1])
+            own, base = columns[variant], columns[local]
+            part: Json = {"accuracy": round(float(np.nanmean(own)), 2)}
+            for other in (name for name in (local, ORACLE) if name in columns):
+                less = own - columns[other]
+                part[f"over {'local' if other == local else other}"] = difference(less, seeds, places)
+            both = ~np.isnan(own - base)
+            part["of local"] = round(float(base[both].mean()), 2)
+            if ORACLE in columns:
+                both &= ~np.isnan(columns[ORACLE])
+                part["of oracle"] = round(float(columns[ORACLE][both].mean()), 2)
+                gain, room = (np.where(both, values - base, np.nan) for values in (own, columns[ORACLE]))
+                if np.nanmean(room) >= ENOUGH:
+                    ratio = means(gain, seeds, places) / means(room, seeds, places)
+                    part["share"] = [round(float(np.nanmean(gain) / np.nanmean(room)), 3), *interval(ratio)]
             entry[kind] = part
         facts["variants"][variant] = entry
     return facts
 
 
+def difference(less: Floats, seeds: NDArray[np.int64], clients: NDArray[np.int64]) -> list[float]:
+    """A mean difference and its interval; `less`: (seeds, clients), NaN where one of both is missing."""
+    return [round(float(np.nanmean(less)), 2), *interval(means(less, seeds, clients))]
+
+
 def line(name: str, entry: Json) -> str:
     """A row of the Markdown table."""
     up = "–" if entry["bytes_up"] is None else f"{entry['bytes_up'] / 1000:.1f} KB"
-    cells = [f"`{name}`", up]
+    cells = [f"`{name}`", str(entry["seeds"]), up]
     for kind in ("mean", "worst"):
         part = entry[kind]
         over = part["over local"]
@@ -152,18 +157,17 @@ def overview(everything: dict[str, Json], methods: Sequence[str]) -> Iterator[st
         known = facts["variants"]
         for method in (m for m in methods if m in known):
             found, oracle = known[method], known.get(ORACLE)
-            mean, share = found["mean"], found["mean"].get("share")
-            worst = [known[facts["local"]], *([oracle] if oracle else []), found]
+            mean, worst, share = found["mean"], found["worst"], found["mean"].get("share")
             cells = [
-                f"`{name}`, {facts['seeds']}",
-                f"{known[facts['local']]['mean']['accuracy']:.1f}",
-                f"{oracle['mean']['accuracy']:.1f}, {oracle['bytes_up'] / 1000:.0f} KB" if oracle else "–",
+                f"`{name}`, {found['seeds']}",
+                f"{mean['of local']:.1f}",
+                f"{mean['of oracle']:.1f}, {oracle['bytes_up'] / 1000:.0f} KB" if oracle else "–",
                 f"`{method}`",
                 f"{found['bytes_up'] / 1000:.1f} KB",
                 f"{mean['accuracy']:.1f}",
                 points(mean["over local"]),
                 percents(share) if share else "–",
-                ", ".join(f"{entry['worst']['accuracy']:.0f}" for entry in worst),
+                ", ".join(f"{worst[key]:.0f}" for key in ("of local", "of oracle", "accuracy") if key in worst),
             ]
             yield "| " + " | ".join(cells) + " |"
 
@@ -190,8 +194,8 @@ def main() -> None:
         facts = everything[setting] = compare(read(kept))
         count = facts["seeds"] = len(kept["seeds"])
         print(f"\n`{setting}`, {count} seed{'s' if count > 1 else ''}, local is `{facts['local']}`\n")
-        print("| | up a round | mean, % | over local | share, % | worst, % | over local | share, % |")
-        print("|---|---|---|---|---|---|---|---|")
+        print("| | seeds | up a round | mean, % | over local | share, % | worst, % | over local | share, % |")
+        print("|---|---|---|---|---|---|---|---|---|")
         order = sorted(facts["variants"], key=lambda v: facts["variants"][v]["mean"]["accuracy"])
         print("\n".join(line(name, facts["variants"][name]) for name in order))
     print()
