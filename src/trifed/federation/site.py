@@ -277,7 +277,8 @@ class Site:
     def _with_all_labels(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Training needs the prior of what it trains on; what is used, the best estimate there is."""
         more = self._own(all_labels=True)
-        return {**tensors, **{name: tensors[name] + more[name] - own for name, own in self.own.items()}}
+        kept = {name: own for name, own in self.own.items() if name in tensors}  # a task may have no head
+        return {**tensors, **{name: tensors[name] + more[name] - own for name, own in kept.items()}}
 
     def _at(self, stage: str, arrived: Vector | None) -> dict[str, Tensor]:
         own = self.state.tensors
