@@ -10,9 +10,8 @@ Where nobody has a partner there is no oracle, and where all are alike it is pla
 
 Intervals (95 %) are percentiles of a bootstrap: seeds are drawn again, and within each seed the clients of each
 group, the same for all variants; for worst clients only seeds are. Two variants are compared over the seeds that
-both have. The model counted is the one that a client has
-just trained or the one that comes back, whichever is better on the validation data of all seeds; own-prior always
-makes one of both.
+both have. The model counted is the one that a client has just trained or the one that comes back, whichever is
+better on the validation data of all seeds; own-prior always makes one of both.
 """
 
 from __future__ import annotations
