@@ -209,5 +209,8 @@ def test_where_training_is_noised_the_prior_starts_from_noised_counts(site_of):
     np.testing.assert_array_equal(site.state.tensors["head.bias"], site.own["head.bias"])
     exact = np.bincount(site.client.train.labels, minlength=3)
     assert told.class_counts.tolist() != exact.tolist()
+    # Without noise the labels of validation examples would count in what is used.
+    assert len(site.client.valid)
+    np.testing.assert_allclose(site.tensors("between", None)["head.bias"], site.own["head.bias"], atol=1e-6)
     again = site_of("own-prior", 0, **changes)  # a new process begins with what was told
     np.testing.assert_array_equal(again.own["head.bias"], site.own["head.bias"])
