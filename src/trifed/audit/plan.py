@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from trifed.errors import ConfigError, nearest
+from trifed.federation.spending import TRAVELLERS
 from trifed.methods import METHODS
-
-PARAMETERS = ("x.lora_A.weight", "x.lora_B.weight", "x.lora_C.weight", "head.weight")
-"""Of each kind one, by which it is seen whether a method sends anything."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def made(
             raise ConfigError(
                 [f"--control: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"]
             )
-    silent = [name for name in controls or [] if not any(map(METHODS[name].sends, PARAMETERS))]
+    silent = [name for name in controls or [] if not any(map(METHODS[name].sends, TRAVELLERS))]
     if silent:
         raise ConfigError([f"--control: {silent[0]} sends nothing in a round, so there is nothing to attack"])
     return replace(
