@@ -8,8 +8,12 @@ from trifed.reports.findings import Claim, Estimate, Membership, Reconstruction
 
 MOST = 0.55
 """AUC up to which members count as hidden."""
-WORKS = 0.85
-"""F1 that the control has to reach for the attack to mean anything."""
+WORKS = {"f1": 0.85, "psnr": 30.0}
+"""What the control has to reach for the attack to mean anything: F1 of tokens, or dB."""
+GIVEN = {
+    "f1": f"tokens away at batch 1, F1 of {WORKS['f1']}",
+    "psnr": f"images away at batch 1, PSNR of {WORKS['psnr']:.0f} dB",
+}
 
 
 def claims(
@@ -48,11 +52,11 @@ def claims(
         for r in rows
         if r.method == full and r.batch == 1 and r.sees == "gradient" and r.attack in ("span", "matching")
     ]
-    if control and score == "f1":
+    if control:
         best = max(control, key=lambda row: row.scores[score].mean)
         yield Claim(
-            claim=f"The attacks work: {full} gives its tokens away at batch 1, F1 of {WORKS} or more",
-            holds=best.scores[score].mean >= WORKS,
+            claim=f"The attacks work: {full} gives its {GIVEN[score]} or more",
+            holds=best.scores[score].mean >= WORKS[score],
             why=f"{_shown(best.scores[score])}, by {best.attack}, without the embedding's gradient",
         )
 

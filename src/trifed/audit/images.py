@@ -1,4 +1,4 @@
-"""Reconstruction of images by matching, beside the mean image of the other clients."""
+"""Reconstruction of images, beside the mean image of the other clients."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from trifed.audit.matching import match_images
+from trifed.audit.patches import from_embedding, from_layers, opening_of
 from trifed.audit.plan import Plan
 from trifed.audit.scores import estimate, image_scores
 from trifed.audit.texts import MATCHING, SEES, SHOWN
@@ -48,11 +49,11 @@ class ImageTrials:
         ]
         known = np.concatenate(others) if others else train.pixels[:0]
         self.mean = known.mean(0) / 255 if len(known) else np.full(train.pixels.shape[1:], 0.5)
-        for batch in (b for b in self.plan.batches if b <= min(len(train), self.plan.match_up_to)):
-            self.rows[batch] = drawn(self.plan.seed, len(train), batch, self.plan.matched)
+        for batch in (b for b in self.plan.batches if b <= len(train)):
+            self.rows[batch] = drawn(self.plan.seed, len(train), batch, self.plan.trials)
 
     def all(self) -> list[Reconstruction]:
-        """Matching on every batch, and the guesser."""
+        """Every attack on every batch, and the guesser. Where a closed form says nothing it guesses."""
         found: list[Reconstruction] = []
         for batch, trials in self.rows.items():
             mean = [np.broadcast_to(self.mean, (batch, *self.mean.shape)) for _ in trials]
@@ -61,11 +62,55 @@ class ImageTrials:
                 self.say(f"{self.victim.config.method.name}: batch {batch}, from its {sees}")
                 look = self.victim.gradient if sees == "gradient" else self.victim.update
                 observed = [look(rows) for rows in trials]
+                if sees == "gradient" and batch == 1:
+                    found += self.embedding(observed, trials, mean)
                 for knows in self.victim.levels():
-                    self.victim.bench.load(self.victim.believed(knows))
-                    made = [self.by_matching(rows, seen) for rows, seen in zip(trials, observed, strict=True)]
-                    found.append(self.row("matching", sees, knows, batch, trials, made))
+                    found += self.attack(sees, knows, batch, trials, observed, mean)
         return found
+
+    def attack(
+        self, sees: Sees, knows: Knows, batch: int, trials: list[Rows], observed: list[Tensors],
+        guessed: list[Pictures],
+    ) -> list[Reconstruction]:  # fmt: skip
+        """By spans, and of the first trials of small batches by matching."""
+        self.victim.bench.load(self.victim.believed(knows))
+        near = [self.by_span(seen) if batch == 1 else None for seen in observed]
+        found = [guess if n is None else n for n, guess in zip(near, guessed, strict=True)]
+        rows = [self.row("span", sees, knows, batch, trials, found)]
+        if batch <= self.plan.match_up_to and self.plan.matched:
+            self.victim.bench.load(self.victim.believed(knows))  # a row's scores load the client's own
+            some = trials[: self.plan.matched]
+            made = [self.by_matching(rows, seen) for rows, seen in zip(some, observed, strict=False)]
+            rows.append(self.row("matching", sees, knows, batch, some, made))
+        return rows
+
+    def by_span(self, observed: Tensors) -> Pictures | None:
+        """One image, in closed form; None where the spans of the first layers say nothing."""
+        bench, side = self.victim.bench, self.train.pixels.shape[-1]
+        opening = opening_of(bench, side)
+        image = from_layers(bench, opening, observed, side) if opening else None
+        return None if image is None else self.seen(image[None])
+
+    def embedding(
+        self, observed: list[Tensors], trials: list[Rows], guessed: list[Pictures]
+    ) -> list[Reconstruction]:
+        """Where patches' and places' embeddings train, their gradients are linear equations of an image."""
+        bench, side = self.victim.bench, self.train.pixels.shape[-1]
+        bench.load(self.victim.before)
+        opening = opening_of(bench, side)
+        found = [from_embedding(bench, opening, seen, side) if opening else None for seen in observed]
+        if all(image is None for image in found):
+            return []
+        pictures = [
+            g if image is None else self.seen(image[None]) for g, image in zip(guessed, found, strict=True)
+        ]
+        return [self.row("embedding", "gradient", "factors", 1, trials, pictures)]
+
+    def seen(self, images: Tensor) -> Pictures:
+        """From what the model reads to 0 to 1, what is darker or brighter cut off."""
+        mean, std = (part[:, None, None] for part in (self.train.mean, self.train.std))
+        whole: Pictures = ((images.cpu() * std + mean) / (255 * self.train.scale)).double().numpy()
+        return whole.clip(0, 1)
 
     def by_matching(self, rows: Rows, observed: Tensors, steps: int | None = None) -> Pictures:
         """Images whose gradient is most alike, after so many steps, (n, 3, height, width) from 0 to 1."""
@@ -75,7 +120,7 @@ class ImageTrials:
         known = (torch.from_numpy(self.mean).float() * (255 * self.train.scale) - mean) / std
         labels, count = self.train.labels[rows], steps or STEPS * self.plan.iterations
         found = match_images(self.victim.bench, observed, known, labels, limits, count, rng)
-        return ((found * std + mean) / (255 * self.train.scale)).double().numpy()
+        return self.seen(found)
 
     def row(
         self, attack: Attack, sees: Sees, knows: Knows, batch: int, trials: list[Rows], found: list[Pictures]
@@ -106,7 +151,7 @@ class ImageTrials:
         def features(pictures: Pictures) -> Tensor:
             pixels = torch.from_numpy(np.ascontiguousarray(pictures)).float() * (255 * self.train.scale)
             with torch.no_grad():
-                return bench.model.features({"pixel_values": (pixels - mean) / std})
+                return bench.model.features({"pixel_values": ((pixels - mean) / std).to(bench.device)}).cpu()
 
         bench.load(self.victim.before)
         one, other = features(originals), features(made)

@@ -50,12 +50,14 @@ def membership_scores(
     bench.load(believed)
     bench.model.eval()
     names = [name for name in observed if np.any(observed[name])]
-    target = torch.from_numpy(np.concatenate([observed[name].ravel() for name in names]))
+    target = torch.from_numpy(np.concatenate([observed[name].ravel() for name in names])).to(bench.device)
     scores = np.zeros(len(data))
     for row in range(len(data)):
-        loss = bench.model.loss(data.batch(np.array([row]), torch.device("cpu")))
+        loss = bench.model.loss(data.batch(np.array([row]), bench.device))
         parts = torch.autograd.grad(loss, [bench.parameters[name] for name in names], allow_unused=True)
         shapes = [observed[name].size for name in names]
-        own = [torch.zeros(n) if part is None else part.flatten() for part, n in zip(parts, shapes, strict=True)]
+        own = [
+            target.new_zeros(n) if part is None else part.flatten() for part, n in zip(parts, shapes, strict=True)
+        ]
         scores[row] = float(torch.cosine_similarity(torch.cat(own), target, dim=0))
     return scores

@@ -51,7 +51,7 @@ def optimise(
     params = {name: bench.parameters[name] for name in observed if np.any(observed[name])}
     if not params:
         return start
-    targets = [torch.from_numpy(observed[name]).flatten() for name in params]
+    targets = [torch.from_numpy(observed[name]).flatten().to(bench.device) for name in params]
     guess = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([guess], lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, iterations)
@@ -86,7 +86,7 @@ def match_texts(
     words = bench.base.model.get_input_embeddings().weight.detach()
     mask = given["attention_mask"]
     size = float(words.std())
-    start = torch.from_numpy(rng.normal(0, size, (*mask.shape, words.shape[1])).astype(np.float32))
+    start = torch.from_numpy(rng.normal(0, size, (*mask.shape, words.shape[1])).astype(np.float32)).to(words)
 
     def made(embeddings: Tensor) -> Mapping[str, Tensor]:
         # Scaled, so that one rate suits every model's embeddings.
@@ -98,7 +98,8 @@ def match_texts(
         found: Tensor = ((embeddings * size).norm(dim=-1).mean() / norm - 1).square()
         return found
 
-    found = optimise(bench, start / size, made, observed, iterations, TEXT_RATE, length_prior)
+    found = optimise(bench, start / size, made, observed, iterations, TEXT_RATE, length_prior).cpu()
+    words = words.cpu()
     likely = pair_prior(known)
     return [most_likely(found[place, :length] * size, words, likely) for place, length in enumerate(lengths)]
 
@@ -147,12 +148,14 @@ def match_images(
     and the brightest value of each colour, (3, 1, 1).
     """  # fmt: skip
     noise = rng.normal(0, SHAKEN, (len(labels), *mean.shape))
-    start = mean + torch.from_numpy(noise.astype(np.float32))
+    start = (mean + torch.from_numpy(noise.astype(np.float32))).to(bench.device)
+    limits = limits[0].to(bench.device), limits[1].to(bench.device)
+    classes = torch.from_numpy(labels).to(bench.device)
 
     def made(pixels: Tensor) -> Mapping[str, Tensor]:
-        return {"pixel_values": pixels.clamp(*limits), "labels": torch.from_numpy(labels)}
+        return {"pixel_values": pixels.clamp(*limits), "labels": classes}
 
     def smooth(pixels: Tensor) -> Tensor:
         return SMOOTH * ((pixels.diff(dim=2)).abs().mean() + pixels.diff(dim=3).abs().mean())
 
-    return optimise(bench, start, made, observed, iterations, IMAGE_RATE, smooth).clamp(*limits)
+    return optimise(bench, start, made, observed, iterations, IMAGE_RATE, smooth).clamp(*limits).cpu()

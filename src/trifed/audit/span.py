@@ -72,6 +72,7 @@ def open_layers(bench: Workbench, ids: Callable[[Tensor], dict[str, Tensor]]) ->
     tokens = torch.randint(words // 4, words, (2, 4), generator=torch.Generator().manual_seed(0))
     tokens[1, 1] = tokens[0, 1]
     caught: dict[str, Tensor] = {}
+    tokens = tokens.to(bench.device)
     _listen(bench, set(_layers(bench)), lambda name, inputs: caught.setdefault(name, inputs), ids(tokens))
     return [name for name, found in caught.items() if torch.allclose(found[0, 1], found[1, 1], atol=1e-5)]
 
@@ -123,10 +124,12 @@ def _inputs(bench: Workbench, layer: str, batch: Mapping[str, Tensor]) -> Tensor
     return heard[0]
 
 
-def spans(bench: Workbench, observed: Tensors, layers: list[str]) -> list[Span]:
-    """The row spaces that say something, of what was observed of these layers; the model is the attacker's."""
+def matrices(bench: Workbench, observed: Tensors, layers: list[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """What was observed of these layers, (rows, width) in float64, and what maps a layer's input into its rows.
+
+    The latter is (d, width), of the model as it is loaded: the attacker's; None for nothing.
+    """
     everything = {plain_name(name): param.detach() for name, param in bench.model.named_parameters()}
-    found = []
     for name, values in observed.items():
         layer, _, part = name.partition(".lora_")
         if (layer if part else name.removesuffix(".weight")) not in layers or values.ndim != 2:
@@ -136,12 +139,19 @@ def spans(bench: Workbench, observed: Tensors, layers: list[str]) -> list[Span]:
             through = everything[f"{layer}.lora_A.weight"].T
             if part.startswith("B") and f"{layer}.lora_C.weight" in everything:
                 through = through @ everything[f"{layer}.lora_C.weight"].T
-        _, size, right = torch.linalg.svd(torch.from_numpy(values).double())
+        yield torch.from_numpy(values).double(), through
+
+
+def spans(bench: Workbench, observed: Tensors, layers: list[str]) -> list[Span]:
+    """The row spaces that say something, of what was observed of these layers; the model is the attacker's."""
+    found = []
+    for values, through in matrices(bench, observed, layers):
+        _, size, right = torch.linalg.svd(values)
         rank, width = int((size > NOISE * size[0]).sum()) if size[0] > 0 else 0, values.shape[1]
         if 0 < rank < width:
             outside = rank > width // 2
             basis = right[rank:] if outside else right[:rank]
-            found.append(Span(basis.T.contiguous(), outside, rank, through))
+            found.append(Span(basis.T.contiguous().to(bench.device), outside, rank, through))
     # An input itself says more than what a frame leaves of it; and a key's gradient lacks a direction, because a
     # softmax does not see what is added to all of its inputs.
     kept = [span for span in found if span.through is None] or found
@@ -160,7 +170,7 @@ def distances(
     words = bench.base.model.get_input_embeddings().num_embeddings
     found = [np.ones((words, length), np.float32) for _ in trials]
     for first in range(0, words, CHUNK):
-        tokens = torch.arange(first, min(first + CHUNK, words))
+        tokens = torch.arange(first, min(first + CHUNK, words), device=bench.device)
         inputs = _inputs(bench, layers[0], ids(tokens[:, None].expand(-1, length).contiguous()))
         for place, trial in enumerate(trials):
             if trial:

@@ -109,7 +109,7 @@ class TextTrials:
         lengths = [int(length) for length in self.train.lengths[rows]]
         rng = seeded(self.plan.seed, MATCHING, *(int(row) for row in rows))
         count = steps or self.plan.iterations
-        batch = self.train.batch(rows, torch.device("cpu"))
+        batch = self.train.batch(rows, self.victim.bench.device)
         given: dict[str, Tensor] = {
             name: batch[name] for name in ("attention_mask", "token_type_ids", "labels") if name in batch
         }

@@ -107,7 +107,7 @@ class Victim:
         bench = self.bench
         bench.load(self.before)
         bench.model.eval()
-        batch = self.client.train.batch(rows, next(bench.model.parameters()).device)
+        batch = self.client.train.batch(rows, bench.device)
         travelling = {name: bench.parameters[name] for name, _ in bench.layout}
         found = torch.autograd.grad(bench.model.loss(batch), list(travelling.values()), allow_unused=True)
         return {

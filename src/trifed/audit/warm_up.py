@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from trifed.audit.victim import LETS_OUT, Victim, victim_of
 from trifed.config import RunConfig, make_config, read_toml
 from trifed.engines.simulator import Simulation, identity_of
@@ -13,6 +15,7 @@ from trifed.errors import RunError
 from trifed.federation.store import RunFolder
 from trifed.methods import METHODS
 from trifed.runner import prepare, quiet
+from trifed.settings import ALL_GPUS
 
 FULL_RATE = 1e-4
 """Largest learning rate of a warm-up in which the base model trains: adapters' rates undo its pre-training."""
@@ -52,9 +55,12 @@ def warmed_up(config: RunConfig, rounds: int, name: str | None, done: Callable[[
     return victim_of(simulation, chosen(simulation, name), rounds)
 
 
-def on_processor(config: RunConfig) -> RunConfig:
-    """The same run where attacks are: they take second derivatives of few examples, and know no other device."""
-    return config.model_copy(update={"training": config.training.model_copy(update={"device": "cpu"})})
+def on_one_device(config: RunConfig) -> RunConfig:
+    """The same run on its own device, or, where that is not here or several GPUs, on the best there is."""
+    training = config.training
+    if training.device == ALL_GPUS or not torch.cuda.is_available():
+        training = training.model_copy(update={"device": "auto"})
+    return config.model_copy(update={"training": training})
 
 
 def for_warm_up(config: RunConfig) -> RunConfig:
@@ -63,7 +69,7 @@ def for_warm_up(config: RunConfig) -> RunConfig:
     if METHODS[config.method.name].adapter == "none":
         update = {"learning_rate": min(FULL_RATE, training.learning_rate), "optimizer_state": "reset"}
         training = training.model_copy(update=update)
-    config = on_processor(config.model_copy(update={"training": training}))
+    config = on_one_device(config.model_copy(update={"training": training}))
     privacy = config.privacy.model_copy(update=LETS_OUT)
     return config.model_copy(
         update={"training": training, "privacy": privacy, "trackers": [], "baselines": [], "controls": False}
@@ -90,7 +96,7 @@ def left_off(folder: Path, name: str | None) -> Victim:
     """
     opened = RunFolder.open(folder)
     config = make_config(read_toml(folder / "config.toml"), str(folder / "config.toml"))
-    here = on_processor(config)
+    here = on_one_device(config)
     data, bench, clients = prepare(here)
     simulation = Simulation(here, data, clients, bench, opened, quiet)
     identity = identity_of(config, data, bench)

@@ -21,8 +21,7 @@ nothing. Span and matching attacks, members of updates and of summaries,
 labels: docs/threat-model.md says who knows what.
 
 The result is a page, audit.html, and audit.json beside it. Ctrl-C stops; the
-same command goes on. So far for text and image classification, on the
-processor.
+same command goes on. So far for text and image classification.
 
 [bold]Examples[/bold]
 

@@ -56,6 +56,11 @@ class Workbench:
         return self.base.fingerprint
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is, or of several places the first."""
+        return next(self.model.parameters()).device
+
+    @property
     def start_values(self) -> Vector:
         """The common start of what travels, packed: (n_values,)."""
         return self.pack(self.start)
