@@ -49,7 +49,7 @@ WHOLE = replace(
     SMALL, rounds=3, batches=(1, 2, 4, 8, 16, 32), trials=8, matched=2, match_up_to=2, iterations=120, clients=8,
     members=64, controls=CONTROLS,
 )  # fmt: skip
-IMAGES = replace(WHOLE, match_up_to=4, iterations=60)
+IMAGES = replace(WHOLE, matched=4, match_up_to=1, iterations=60)
 SWEEP = replace(WHOLE, batches=(1, 2, 4, 8), matched=0, controls=())
 UPDATE: Json = {"delta": 1e-5, "clip": 0.1}
 NOISE: Json = {"privacy": {"summary": {"epsilon": 4.0, "delta": 1e-5}}}

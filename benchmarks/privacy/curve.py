@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def values_of(given: argparse.Namespace, source: Path, seed: int) -> dict[str, A
         "data": {
             "source": str(source), "clients": {"split": "column", "column": "client"},
         },
-        "training": {"steps": 6, "device": "cpu", "precision": "fp32"},
+        "training": {"steps": 6, "device": given.device, "precision": "fp32"},
     }  # fmt: skip
 
 
@@ -143,13 +144,13 @@ def one(values: dict[str, Any], work: Path, setting: str) -> dict[str, Any]:
     return {**done.accuracy, "clients": clients, "spent": spent}
 
 
-def accuracy(given: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Into `found`, setting → variant → seed: accuracies over clients, and what was spent."""
+def accuracy(given: argparse.Namespace, found: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Into `found`, setting → variant → seed: accuracies over clients, and what was spent; kept one by one."""
     jobs: dict[Future[dict[str, Any]], tuple[str, str, int]] = {}
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // given.jobs))
     with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
         for setting in given.settings:
-            for seed in range(given.seeds):
+            for seed in range(given.first_seed, given.first_seed + given.seeds):
                 source = given.work / "tables" / f"{setting}-{given.examples}-{seed}.parquet"
                 if not source.is_file():
                     source.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +162,7 @@ def accuracy(given: argparse.Namespace, found: dict[str, Any]) -> None:
             setting, name, seed = jobs[future]
             entry = future.result()
             found.setdefault(setting, {}).setdefault(name, {})[str(seed)] = entry
+            keep()
             print(setting, seed, f"{name}: {100 * entry['mean']:.1f} %", flush=True)
 
 
@@ -171,6 +173,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "curve.json")
     parser.add_argument("--settings", nargs="+", default=["tasks", "domains", "intents", "topics"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="of runs")
+    parser.add_argument("--device", default="cpu", help="of runs")
     parser.add_argument("--draws", type=int, default=5, help="of the noise on summaries")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--examples", type=int, default=96, help="rows a client in runs")
@@ -181,16 +185,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    if given.only != "accuracy":
-        result["find"] = find(given)
-    if given.only != "find":
-        accuracy(given, result.setdefault("accuracy", {}))
     bench, base, config = workbench()
     paths = ("data", "work", "out", "jobs")
     asked = {name: value for name, value in vars(given).items() if name not in paths}
     result["arguments"] = [*(known for known in result.get("arguments", []) if known != asked), asked]
     result["environment"] = environment(config, base, bench)
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    def keep() -> None:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    if given.only != "accuracy":
+        result["find"] = find(given)
+    if given.only != "find":
+        accuracy(given, result.setdefault("accuracy", {}), keep)
+    keep()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/privacy/patient.py --data DIR --models DIR [--iterations 60 1000] [--jobs 2] [--device cuda]
 
 The runs of audit.py, each method after the same warm-up; single examples, at every level of knowledge. For each
-number of --iterations the mean score with its interval, beside the guesser on the same examples: F1 over tokens, or
-PSNR in dB. Steps are those that the optimiser takes. Results are added to patient.json beside this file.
+number of --iterations, steps of its optimiser, the mean score with its interval, beside the guesser on the
+same examples: F1 over tokens, or PSNR in dB. Results are added to patient.json beside this file.
 """
 
 from __future__ import annotations
@@ -77,9 +77,6 @@ def main() -> None:
         jobs = {}
         for name in given.sets:
             path = settings(name, given.data, given.models, given.work)
-            if "model" in (values := json.loads(path.read_text())) and (given.models / "minilm").is_dir():
-                values["model"].update({"name": str(given.models / "minilm")} if name != "cifar10" else {})
-                path.write_text(json.dumps(values))
             for method in given.methods:
                 asked = given.device, given.iterations, given.trials
                 jobs[pool.submit(one, path, method, *asked)] = name, method
