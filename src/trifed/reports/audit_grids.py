@@ -173,8 +173,10 @@ KNOWS_AT_LENGTH = {
     "factors": "W0, and A and B as they are now: a server that hands them out, is sent them, or got hold of them.",
 }
 ATTACKS = {
-    "embedding": "Reads off which rows of the embedding have a gradient: the tokens themselves, in no order.",
-    "span": "Looks for tokens whose inputs to a layer lie in the span of what was sent: exact for few tokens.",
+    "embedding": "Reads off which rows of the embedding have a gradient: the tokens themselves, in no order. Of "
+    "an image the gradients of its patches and their places are linear equations.",
+    "span": "Looks for tokens whose inputs to a layer lie in the span of what was sent, or solves for patches "
+    "whose inputs do: exact for few tokens, or for one image.",
     "matching": "Makes up examples until what they would send is what was sent.",
     "guesser": "Sees nothing: what knowing the kind of data alone gives, and so the floor for every attack.",
 }
