@@ -22,6 +22,7 @@ from trifed.errors import RunError
 from trifed.federation.client import Client, score, summary_seeds
 from trifed.federation.exports import Classifier, Writer, load_client, load_writer, save_client
 from trifed.federation.guards import refuse_few_tokens
+from trifed.federation.loudness import loudness
 from trifed.federation.matching import Matcher, load_matcher
 from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.spending import most_spent
@@ -160,6 +161,9 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     base = bench.base
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
         refuse_few_tokens(clients, bench.layout, config.training, config.seed, config.rounds)
+    trained = sum(param.numel() for param in bench.parameters.values())
+    for text in loudness(config, bench.start_values.size, trained, [len(client.train) for client in clients]):
+        listener({"event": "trouble", "text": text})
     folder = make_folder()
     if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused
         folder.write_json("environment.json", environment(config, base, bench))
