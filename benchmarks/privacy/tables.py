@@ -24,8 +24,12 @@ def shown(found: Estimate, digits: int = 2) -> str:
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
 
 
-def best(rows: list[Reconstruction], score: str) -> Reconstruction:
-    return max(rows, key=lambda row: row.scores[score].mean)
+def best(found: Findings, rows: list[Reconstruction], score: str) -> Reconstruction:
+    """The best, of those on fewer trials only where it lies above guessing on the same."""
+    guesses = {(r.batch, r.trials): r.scores[score].high for r in found.reconstruction if r.attack == "guesser"}
+    whole = max(row.trials for row in rows)
+    fair = [r for r in rows if r.trials == whole or r.scores[score].low > guesses.get((r.batch, r.trials), 1e9)]
+    return max(fair, key=lambda row: row.scores[score].mean)
 
 
 def back(found: Findings, sees: Sees) -> Iterator[str]:
@@ -43,7 +47,7 @@ def back(found: Findings, sees: Sees) -> Iterator[str]:
     for name, knows, own in lines:
         if own:
             cells = [[row for row in own if row.batch == size] for size in sizes]
-            texts = [shown(best(cell, score).scores[score], digits) if cell else "–" for cell in cells]
+            texts = [shown(best(found, cell, score).scores[score], digits) if cell else "–" for cell in cells]
             yield f"| {name} | {knows} | " + " | ".join(texts) + " |"
 
 
@@ -92,7 +96,7 @@ def _overview_row(found: Findings, method: str, knows: str) -> Iterator[str]:
     cells = []
     for sees, size in (("gradient", 1), ("gradient", 2), ("gradient", 8), ("update", 1), ("update", 8)):
         here = [row for row in rows if (row.sees, row.batch) == (sees, size)]
-        cells.append(shown(best(here, "f1").scores["f1"]) if here else "–")
+        cells.append(shown(best(found, here, "f1").scores["f1"]) if here else "–")
     auc = [r.auc for r in found.membership if (r.method, r.knows, r.source) == (method, knows, "update")]
     told = [r.f1 for r in found.labels if (r.method, r.sees, r.batch) == (method, "update", 8)]
     cells += [shown(auc[0]) if auc else "–", shown(told[0]) if told else "head not sent"]
@@ -108,7 +112,7 @@ def sweep(found: dict[str, Findings]) -> Iterator[str]:
     for name, one in found.items():
         near = [row for row in one.reconstruction if row.sees == "gradient" and row.attack == "span"]
         rows = {size: [row for row in near if row.batch == size] for size in sizes}
-        cells = [shown(best(here, "f1").scores["f1"]) if here else "–" for here in rows.values()]
+        cells = [shown(best(one, here, "f1").scores["f1"]) if here else "–" for here in rows.values()]
         for source in ("update", "summary"):
             auc = [row.auc for row in one.membership if row.source == source and row.method == one.method]
             cells.append(shown(auc[0]) if auc else "–")

@@ -22,8 +22,8 @@ def claims(
     """Those that the rows can decide. `full`, `plain`: the controls that train everything, and plain LoRA."""
     score = "f1" if any("f1" in row.scores for row in rows) else "psnr"
     own = [row for row in rows if row.method == method and row.attack != "guesser"]
-    guesses = {row.batch: row.scores[score] for row in rows if row.attack == "guesser"}
-    weak = [row for row in own if row.knows != "factors" and row.batch in guesses]
+    guesses = {(row.batch, row.trials): row.scores[score] for row in rows if row.attack == "guesser"}
+    weak = [row for row in own if row.knows != "factors" and (row.batch, row.trials) in guesses]
     if weak:
         yield _all_guessing(
             "Without the factors as they are, an attacker has no more than a guesser", weak, guesses
@@ -61,9 +61,9 @@ def claims(
         )
 
 
-def _all_guessing(claim: str, rows: list[Reconstruction], guesses: dict[int, Estimate]) -> Claim:
+def _all_guessing(claim: str, rows: list[Reconstruction], guesses: dict[tuple[int, int], Estimate]) -> Claim:
     score = next(name for name in ("f1", "psnr") if name in rows[0].scores)
-    over = [row for row in rows if row.scores[score].low > guesses[row.batch].high]
+    over = [row for row in rows if row.scores[score].low > guesses[row.batch, row.trials].high]
     return Claim(claim=claim, holds=not over, why=_named(over or rows, score))
 
 

@@ -57,7 +57,8 @@ class ImageTrials:
         found: list[Reconstruction] = []
         for batch, trials in self.rows.items():
             mean = [np.broadcast_to(self.mean, (batch, *self.mean.shape)) for _ in trials]
-            found.append(self.row("guesser", "gradient", "factors", batch, trials, mean))
+            for count in self.plan.guessed(batch, len(trials)):
+                found.append(self.row("guesser", "gradient", "factors", batch, trials[:count], mean[:count]))
             for sees in SEES:
                 self.say(f"{self.victim.config.method.name}: batch {batch}, from its {sees}")
                 look = self.victim.gradient if sees == "gradient" else self.victim.update

@@ -29,6 +29,11 @@ class Plan:
     seed: int = 0
     announced: bool = False
 
+    def guessed(self, batch: int, trials: int) -> list[int]:
+        """Of how many trials a guesser is scored: of all, and of those that are matched, which may be easier."""
+        matched = min(self.matched, trials) if batch <= self.match_up_to else 0
+        return [trials, matched] if 0 < matched < trials else [trials]
+
 
 SMALL = Plan()
 FULL = replace(

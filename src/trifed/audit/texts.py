@@ -59,7 +59,8 @@ class TextTrials:
         found: list[Reconstruction] = []
         for batch, trials in self.rows.items():
             guessed = [self.guess(rows) for rows in trials]
-            found.append(self.row("guesser", "gradient", "factors", batch, trials, guessed))
+            for count in self.plan.guessed(batch, len(trials)):
+                found.append(self.row("guesser", "gradient", "factors", batch, trials[:count], guessed[:count]))
             for sees in SEES:
                 self.say(f"{self.victim.config.method.name}: batch {batch}, from its {sees}")
                 look = self.victim.gradient if sees == "gradient" else self.victim.update

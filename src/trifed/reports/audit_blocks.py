@@ -135,7 +135,7 @@ def _lines(findings: Findings, rows: list[Reconstruction], name: str) -> list[Li
 def _floor(findings: Findings, rows: list[Reconstruction], name: str) -> list[tuple[float, Estimate]]:
     """What the guesser has at each size."""
     floor: dict[float, Estimate] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -row.trials):
         guess = guess_for(findings, row)
         if guess is not None:
             floor.setdefault(getattr(row, name), guess)

@@ -53,11 +53,11 @@ def finite(found: Estimate | None) -> Estimate | None:
 
 
 def guess_for(findings: Findings, row: Reconstruction) -> Estimate | None:
-    """The guesser's score at the same batch; of several guessers the one whose setting is most alike."""
+    """The guesser's score at the same batch, if there is one on the same trials; then with a setting most alike."""
 
     def alike(guess: Reconstruction) -> tuple[bool, ...]:
-        pairs = [(guess.method, row.method), (guess.steps, row.steps), (guess.sees, row.sees)]
-        return tuple(one == other for one, other in [*pairs, (guess.knows, row.knows)])
+        pairs = [(guess.trials, row.trials), (guess.method, row.method), (guess.steps, row.steps)]
+        return tuple(one == other for one, other in [*pairs, (guess.sees, row.sees), (guess.knows, row.knows)])
 
     known = [guess for guess in guesses(findings) if guess.batch == row.batch and main_score(findings, guess)]
     return main_score(findings, max(known, key=alike)) if known else None
