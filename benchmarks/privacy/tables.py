@@ -24,11 +24,16 @@ def shown(found: Estimate, digits: int = 2) -> str:
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
 
 
+def guesses(found: Findings) -> list[Reconstruction]:
+    """Those on all trials last."""
+    return sorted((row for row in found.reconstruction if row.attack == "guesser"), key=lambda row: row.trials)
+
+
 def best(found: Findings, rows: list[Reconstruction], score: str) -> Reconstruction:
     """The best, of those on fewer trials only where it lies above guessing on the same."""
-    guesses = {(r.batch, r.trials): r.scores[score].high for r in found.reconstruction if r.attack == "guesser"}
+    guessed = {(r.batch, r.trials): r.scores[score].high for r in guesses(found)}
     whole = max(row.trials for row in rows)
-    fair = [r for r in rows if r.trials == whole or r.scores[score].low > guesses.get((r.batch, r.trials), 1e9)]
+    fair = [r for r in rows if r.trials == whole or r.scores[score].low > guessed.get((r.batch, r.trials), 1e9)]
     return max(fair, key=lambda row: row.scores[score].mean)
 
 
@@ -83,7 +88,7 @@ def overview(whole: dict[str, Findings]) -> Iterator[str]:
         for method in (found.method, *found.controls):
             for knows in NAMES:
                 yield from _overview_row(found, method, knows)
-        guess = {row.batch: row.scores["f1"] for row in found.reconstruction if row.attack == "guesser"}
+        guess = {row.batch: row.scores["f1"] for row in guesses(found)}
         of = {row.batch: row.guesser for row in found.labels}
         cells = [shown(guess[size]) for size in (1, 2, 8, 1, 8)] + ["0.50", shown(of[8]) if 8 in of else "–"]
         yield "| guesser | nothing | " + " | ".join(cells) + " |"

@@ -53,7 +53,7 @@ def finite(found: Estimate | None) -> Estimate | None:
 
 
 def guess_for(findings: Findings, row: Reconstruction) -> Estimate | None:
-    """The guesser's score at the same batch, if there is one on the same trials; then with a setting most alike."""
+    """The guesser's score at the same batch, if there is one on the same trials; the setting most alike."""
 
     def alike(guess: Reconstruction) -> tuple[bool, ...]:
         pairs = [(guess.trials, row.trials), (guess.method, row.method), (guess.steps, row.steps)]
