@@ -88,3 +88,18 @@ def test_models_without_such_an_opening_have_none(image_values, tiny_vision, kin
     victim = warmed_up(make_config({**values, "method": "own-prior"}), 1, None, lambda done: None)
     opening = opening_of(victim.bench, victim.client.train.pixels.shape[-1])
     assert opening is None or not opening.layers
+
+
+@pytest.mark.parametrize(("kind", "added"), [("vit", 1), ("deit", 2), ("dinov2", 1)])
+def test_what_enters_a_vision_transformer_is_patches_and_what_it_adds(image_values, tiny_vision, kind, added):
+    values = {
+        **image_values,
+        "model": {"name": str(tiny_vision(kind))},
+        "controls": False,
+        "method": "fedavg-full",
+    }
+    victim = warmed_up(make_config(values), 1, None, lambda done: None)
+    opening = opening_of(victim.bench, victim.client.train.pixels.shape[-1])
+    assert opening is not None
+    assert [name.rsplit(".", 1)[1] for name in opening.layers] == ["q_proj", "k_proj", "v_proj"]
+    assert opening.inputs == len(opening.places) + added
