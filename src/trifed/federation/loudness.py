@@ -48,5 +48,9 @@ def loudness(config: RunConfig, sent: int, trained: int, sizes: list[int]) -> It
 
 def _said(what: str, times: float, longest: str, remedies: str) -> str:
     much = f"{times:.0f}" if times >= 10 else f"{times:.1f}"
-    advice = f"; {remedies} or a larger epsilon make it quieter, and `local` needs none" if times > QUIET else ""
+    advice = (
+        f"; {remedies} or a larger epsilon make it quieter; who trains alone and sends nothing needs none"
+        if times > QUIET
+        else ""
+    )
     return f"{what} is about {much} times as long as the longest {longest}{advice}"
