@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trifed.audit.claims import claims
 from trifed.audit.guess import guess_labels, guess_tokens
 from trifed.audit.inference import labels_from
+from trifed.audit.plan import Plan
 from trifed.audit.scores import estimate, image_scores, longest, text_scores, told_apart
 from trifed.models.evaluate_answers import rouge_l
+from trifed.reports.findings import Estimate, Reconstruction
 
 TEXT = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 
@@ -92,3 +95,19 @@ def test_a_guesser_takes_what_is_frequent_elsewhere():
     known = [[1, 1, 1, 1, 1], [2, 2, 2, 3, 4]]
     assert sorted(token for text in guess_tokens(known, 4, 2) for token in text) == [1, 1, 2, 3]
     assert guess_labels(np.array([5, 5, 5, 6]), 4) == [5, 5, 5, 6]
+
+
+def test_what_some_trials_gave_is_held_against_guesses_at_the_same():
+    """Guessing gives .2 of eight texts, .4 of the two that are matched: .4 to .5 of those shows nothing."""
+
+    def row(attack, trials, low, high):
+        score = Estimate(mean=(low + high) / 2, low=low, high=high)
+        about = {"method": "own-prior", "sees": "gradient", "knows": "base", "batch": 1, "steps": 1, "tokens": 9.0}
+        return Reconstruction(attack=attack, trials=trials, scores={"f1": score}, attempts=[], **about)
+
+    easy = [row("guesser", 8, 0.1, 0.3), row("guesser", 2, 0.3, 0.5), row("matching", 2, 0.4, 0.5)]
+    assert [claim.holds for claim in claims("own-prior", easy, [], "fedavg-full", "fedavg-lora")] == [True]
+    told = [*easy[:2], row("matching", 2, 0.6, 0.7)]
+    assert [claim.holds for claim in claims("own-prior", told, [], "fedavg-full", "fedavg-lora")] == [False]
+    assert Plan(matched=2, match_up_to=1).guessed(1, 8) == [8, 2]
+    assert Plan(matched=2, match_up_to=1).guessed(2, 8) == Plan(matched=8).guessed(1, 8) == [8]
