@@ -75,9 +75,13 @@ def audit_command(
         try:
             found = audit(target, place, plan, client, say)
         except KeyboardInterrupt:
+            kept = (
+                f"What is finished is in {place}"
+                if (place / "audit.json").is_file()
+                else "Nothing is finished yet"
+            )
             console.print(
-                f"\nStopped. What is finished is in {place}; to go on, the same again:\n"
-                f"  {shlex.join(['trifed', *sys.argv[1:]])}",
+                f"\nStopped. {kept}; to go on, the same again:\n  {shlex.join(['trifed', *sys.argv[1:]])}",
                 highlight=False,
                 markup=False,
             )
