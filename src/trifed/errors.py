@@ -8,6 +8,8 @@
     ├── ModelError              a base model or its target modules that cannot be used
     ├── AdapterError            an adapter folder or adapter configuration that cannot be used
     ├── RunError                a run folder that exists, is missing, or does not fit
+    │   ├── GuardError          an upload or a summary that would show single examples
+    │   └── BudgetError         a release that would go over a privacy budget
     ├── SimilarityError         arrays that no similarity can be computed from (in trifed.similarity)
     └── MessageError            an upload or a download that must not be accepted
 
@@ -52,6 +54,14 @@ class AdapterError(TrifedError):
 
 class RunError(TrifedError):
     """A run folder that cannot be used as asked."""
+
+
+class GuardError(RunError):
+    """An upload or a summary that would show single examples."""
+
+
+class BudgetError(RunError):
+    """A release that would go over a privacy budget."""
 
 
 class MessageError(TrifedError):

@@ -28,8 +28,10 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from trifed.engines.flower import FlowerChannel, settings_of
-from trifed.sites.protocol import Request
+from trifed.engines.flower import FlowerChannel, client_app, reply_of, settings_of, write
+from trifed.errors import DataError
+from trifed.sites.protocol import Reply, Request
+from trifed.sites.refusals import RefusalCode
 
 SITES = ["amber", "basil", "coral"]
 LABELS = ["billing", "delivery", "login"]
@@ -232,7 +234,36 @@ def test_a_message_that_expired_is_no_answer_and_other_errors_are_one(code, answ
         monkeypatch.setattr(TaskIdentity, name, 1)
     found = FlowerChannel(Grid(code)).ask({7: Request("train", {}, {})}, 5)
     assert list(found) == ([7] if answered else [])
-    assert all(reply.error == f"its node reports error {code}: why" for reply in found.values())
+    known = {ErrorCode.NODE_UNAVAILABLE: RefusalCode.NOT_CONNECTED}
+    assert all(reply == Reply(error=known.get(code, RefusalCode.OTHER)) for reply in found.values())
+
+
+@pytest.mark.parametrize("raised", [DataError, OSError, AttributeError])
+def test_an_exception_at_a_site_travels_as_a_code(raised, monkeypatch, caplog):
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+    def answer(path, request):
+        raise raised("kryptonite in /home/basil")
+
+    context = Context(1, 2, {"node": "/home/basil/node.toml"}, RecordDict(), {})
+    for app_, content in ((answer, write("open", {"run": "a-1"}, {})), (answer, RecordDict())):
+        message = Message(content, 7, "query.open")
+        reply = client_app(app_)(message, context)
+        assert not reply.has_error() and "basil" not in str(reply.content)
+        assert reply_of(reply).error in RefusalCode and not reply_of(reply).parts
+    assert "kryptonite" in caplog.text
+    assert reply_of(client_app(answer)(message, Context(1, 2, {}, RecordDict(), {}))).error == "no_settings"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("", None), ("guard", "guard"), ("label 'x' of /data", "other"), (3, "other")]
+)
+def test_an_error_that_the_server_does_not_know_is_not_repeated(error, code, monkeypatch):
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    told = Message(write("reply", {"error": error, "lost": 0}, {}), 7, "query.open")
+    assert reply_of(told).error == code
 
 
 FAULTY = '''"""Answers for one site, wrongly in some rounds."""

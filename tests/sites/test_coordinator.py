@@ -19,6 +19,7 @@ from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.store import RunFolder
 from trifed.sites.coordinator import settings_to_send
 from trifed.sites.protocol import Reply
+from trifed.sites.refusals import RefusalCode
 from trifed.sites.standing import standing_of
 
 SITES = ["amber", "basil", "coral"]
@@ -110,7 +111,7 @@ def values_instead(values):
 FAULTS = {
     "no answer": "deaf",
     "an answer that comes too late": "late",
-    "an error": lambda reply, request: Reply(error="the disk is full"),
+    "an error": lambda reply, request: Reply(error=RefusalCode.STORAGE),
     "NaN": broken(values_instead([np.nan] * 64)),
     "a wrong shape": broken(values_instead([0.0] * 3)),
     "another run's message": broken(
@@ -138,6 +139,8 @@ def test_who_answers_wrongly_is_left_out_and_the_rest_goes_on(method, fault, fed
     absent.run()
     [left] = events(bad, "left out")
     assert (left["client"], left["round"]) == ("basil", 1) and left["reason"]
+    codes = {"an error": "storage", "no answer": "no_answer", "an answer that comes too late": "no_answer"}
+    assert left["code"] == codes.get(fault, "bad_reply")
     assert_same(state_of(bad), state_of(absent))
     assert {e["round"] for e in events(bad, "trained") if e["client"] == "basil"} == {2}
 
@@ -178,7 +181,7 @@ def test_a_client_that_lost_its_disk_starts_anew(federation, site_tables, events
     channel.faults[("train", 1, "basil")] = forgets
     coordinator.run()
     assert [(e["round"], e["client"]) for e in events(coordinator, "left out")] == [(2, "basil")]
-    assert "lost what it had" in events(coordinator, "left out")[0]["reason"]
+    assert events(coordinator, "left out")[0]["code"] == "lost"
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 3, 4]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from trifed.errors import RunError
 from trifed.sites.coordinator import settings_to_send
-from trifed.sites.protocol import Request
+from trifed.sites.protocol import Reply, Request
+from trifed.sites.refusals import RefusalCode
 from trifed.sites.roll import PATIENCE
 
 SITES = ["amber", "basil", "coral"]
@@ -30,7 +31,7 @@ def test_another_base_model_is_refused(federation, site_tables, tiny_encoder, tm
     coordinator, _ = federation(nodes=nodes)
     coordinator.run()
     [refused] = events(coordinator, "refused")
-    assert "dill has another base model" in refused["reason"]
+    assert refused["code"] == "other_base" and "dill" in refused["reason"]
     assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
 
 
@@ -44,25 +45,24 @@ def test_who_has_no_usable_name_is_refused(federation, name, events):
         reply, facts={**reply.facts, "name": name}
     )
     coordinator.run()
-    assert [e["node"] for e in events(coordinator, "refused")] == ["9"]
+    [refused] = events(coordinator, "refused")
+    assert (refused["node"], refused["code"]) == ("9", "bad_name")
+    assert not name or repr(name) not in refused["reason"]
 
 
 @pytest.mark.parametrize(
-    ("request_", "reason"),
+    "request_",
     [
-        (
-            Request("train", {"run": "../../elsewhere", "round": 1, "counts": 0}),
-            "expected letters, digits and '-'",
-        ),
-        (Request("hello", {"run": "a-1", "config": "{"}), "the run's settings cannot be read"),
-        (Request("hello", {"run": "a-1"}), "'config': got None, expected a text"),
-        (Request("dance", {"run": "a-1"}), "got 'dance', expected one of hello, open"),
-        (Request("train"), "'run': got None"),
+        Request("train", {"run": "../../elsewhere", "round": 1, "counts": 0}),
+        Request("hello", {"run": "a-1", "config": "{"}),
+        Request("hello", {"run": "a-1"}),
+        Request("dance", {"run": "a-1"}),
+        Request("train"),
     ],
 )
-def test_what_a_server_asks_wrongly_is_refused_by_a_client(federation, site_tables, request_, reason):
+def test_what_a_server_asks_wrongly_is_refused_by_a_client(federation, site_tables, request_):
     node = federation.node("amber")
-    assert reason in node.answer(request_).error
+    assert node.answer(request_) == Reply(error=RefusalCode.BAD_REQUEST)
     assert not (site_tables / "nodes").exists() or not list((site_tables / "nodes").rglob("*.json"))
 
 
@@ -71,7 +71,7 @@ def test_too_few_clients_and_a_name_twice(federation, events):
     coordinator, _ = federation(nodes=nodes)
     with pytest.raises(RunError, match="2 of 3 clients came within 2 seconds; start the others' nodes"):
         coordinator.run()
-    assert "a client of the name basil is there already" in events(coordinator, "refused")[0]["reason"]
+    assert [e["code"] for e in events(coordinator, "refused")] == ["name_taken"]
 
 
 @pytest.mark.parametrize("bound", [True, False])
@@ -90,7 +90,7 @@ def test_a_name_stays_with_its_key_unless_the_run_says_otherwise(bound, federati
     joined = [e["client"] for e in events(coordinator, "joined")]
     if bound:
         assert trained == [] and joined == SITES
-        assert "basil has another key than before" in events(coordinator, "refused")[0]["reason"]
+        assert events(coordinator, "refused")[0]["code"] == "other_key"
     else:
         assert trained == [2, 3] and joined == [*SITES, "basil"]
         assert [member.node for member in coordinator.records.members] == [0, 99, 2]
@@ -104,7 +104,7 @@ def test_a_name_stays_with_its_key_when_the_run_goes_on(federation, events):
     moved = {0: nodes[0], 50: federation.node("basil"), 2: nodes[2]}
     again, _ = federation(nodes=moved)
     again.run()
-    assert "basil has another key" in events(again, "refused")[0]["reason"]
+    assert events(again, "refused")[0]["code"] == "other_key"
     assert {e["client"] for e in events(again, "trained") if e["round"] == 2} == {"amber", "coral"}
 
 
@@ -121,10 +121,9 @@ def test_who_never_answers_a_greeting_is_not_greeted_for_ever(federation, events
 def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
     (site_tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
     coordinator, _ = federation()
-    with pytest.raises(
-        RunError, match=r"basil could not be opened: labels that data.labels does not name: weather"
-    ):
+    with pytest.raises(RunError, match=r"^basil could not be opened: ") as raised:
         coordinator.run()
+    assert "weather" not in str(raised.value)
 
 
 def test_who_cannot_be_opened_is_refused_where_enough_others_are_there(federation, site_tables, events):
@@ -132,7 +131,7 @@ def test_who_cannot_be_opened_is_refused_where_enough_others_are_there(federatio
     coordinator, _ = federation(deployment={"clients": 2})
     coordinator.run()
     [refused] = events(coordinator, "refused")
-    assert "amber could not be opened: labels that data.labels does not name" in refused["reason"]
+    assert refused["code"] == "data_unusable" and "amber" in refused["reason"]
     assert events(coordinator, "started")[0]["clients"] == ["basil", "coral"]
     assert [member.name for member in coordinator.records.members] == ["basil", "coral"]
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 2]
@@ -149,4 +148,4 @@ def test_without_labels_a_run_between_sites_says_so(federation, events):
     )
     with pytest.raises(RunError, match="0 of 3 clients came"):
         coordinator.run()
-    assert "the run has to name all labels" in events(coordinator, "refused")[0]["reason"]
+    assert events(coordinator, "refused")[0]["code"] == "settings_unusable"

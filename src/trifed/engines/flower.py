@@ -5,6 +5,7 @@ The only file that imports flwr. What is said is that of `sites.protocol`, one r
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,15 +17,20 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from trifed.engines.worker import ask_worker
-from trifed.errors import RunError, TrifedError
+from trifed.errors import MessageError, TrifedError
 from trifed.sites.protocol import Fact, Reply, Request
+from trifed.sites.refusals import RefusalCode, code_of, read_code
 from trifed.sites.telling import Event, line_of
 
+LOGGER = logging.getLogger(__name__)
 RECORD, PART = "trifed", "part/"
 POLL = 0.5
 """Seconds between two looks for replies."""
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """What Flower says of a message, or of the reply to one, that has outlived its time to live."""
+
+FLOWERS = {ErrorCode.NODE_UNAVAILABLE: RefusalCode.NOT_CONNECTED}
+"""Codes for Flower's own errors; any other means that the node could not answer."""
 
 Answer = Callable[[Path, Request], Reply]
 
@@ -76,25 +82,25 @@ def write(kind: str, facts: Mapping[str, Fact], parts: Mapping[str, bytes]) -> R
 
 
 def read(content: RecordDict) -> tuple[str, dict[str, Any], dict[str, bytes]]:
-    """Kind, facts and parts; RunError where it is no message of this package."""
+    """Kind, facts and parts; MessageError where it is no message of this package."""
     record = content.config_records.get(RECORD)
     if record is None or "kind" not in record:
-        raise RunError("a message that is none of trifed's")
+        raise MessageError("a message that is none of trifed's")
     parts = {n.removeprefix(PART): v for n, v in record.items() if n.startswith(PART) and isinstance(v, bytes)}
     facts = {name: value for name, value in record.items() if name != "kind" and not name.startswith(PART)}
     return str(record["kind"]), facts, parts
 
 
 def reply_of(message: Message) -> Reply:
-    """A client's reply, or Flower's error in the place of one."""
+    """A client's reply; a code for Flower's own error, whose text comes from the client and is not read."""
     if message.has_error():
-        return Reply(error=f"its node reports error {message.error.code}: {message.error.reason}")
+        return Reply(error=FLOWERS.get(message.error.code, RefusalCode.OTHER))
     try:
         _, facts, parts = read(message.content)
-    except RunError as error:
-        return Reply(error=str(error))
-    lost, reason = bool(facts.pop("lost", 0)), str(facts.pop("error", ""))
-    return Reply(facts, parts, reason, lost)
+    except MessageError:
+        return Reply(error=RefusalCode.BAD_REPLY)
+    lost, code = bool(facts.pop("lost", 0)), read_code(facts.pop("error", ""))
+    return Reply(facts, parts, code, lost)
 
 
 def client_app(answer: Answer = ask_worker) -> ClientApp:
@@ -102,19 +108,27 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        kind, facts, parts = read(message.content)
-        node = settings_of(context)
-        if node is None:
-            reply = Reply(error="this node names no settings; start it with --node-config 'node=\"/…/node.toml\"'")
-        else:
-            reply = answer(node, Request(kind, facts, parts))
-        told = {**reply.facts, "lost": int(reply.lost), "error": reply.error}
-        return Message(write(kind, told, reply.parts), reply_to=message)
+        reply = _answer(message, context, answer)
+        told = {**reply.facts, "lost": int(reply.lost), "error": reply.error or ""}
+        return Message(write("reply", told, reply.parts), reply_to=message)
 
     app.train()(handle)
     for kind in ("hello", "open", "gradient", "frames", "finish"):
         app.query(kind)(handle)
     return app
+
+
+def _answer(message: Message, context: Context, answer: Answer) -> Reply:
+    """A client's answer. No exception leaves: Flower would send its text to the server."""
+    try:
+        node = settings_of(context)
+        if node is None:
+            LOGGER.warning("this node names no settings; start it with --node-config 'node=\"/…/node.toml\"'")
+            return Reply(error=RefusalCode.NO_SETTINGS)
+        return answer(node, Request(*read(message.content)))
+    except Exception as error:
+        LOGGER.exception("a message is not answered; the server gets a code alone")
+        return Reply(error=code_of(error))
 
 
 def settings_of(context: Context) -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,9 @@ from typing import Any
 from trifed.errors import TrifedError
 from trifed.sites.node_settings import NodeSettings, read_node_settings
 from trifed.sites.protocol import Fact, Reply, Request
+from trifed.sites.refusals import RefusalCode, code_of, read_code
+
+LOGGER = logging.getLogger(__name__)
 
 SOCKET, LOCK, LOG = "worker.socket", "worker.lock", "worker.log"
 START_SECONDS = 120.0
@@ -36,7 +40,8 @@ LONGEST_PATH = 100
 def ask_worker(path: Path, request: Request) -> Reply:
     """The answer of the node whose settings lie at `path`, from its worker, started where there is none.
 
-    `seconds` among the facts is how long the server waits for it.
+    `seconds` among the facts is how long the server waits for it. An error's text goes to this
+    process's log alone.
     """
     seconds = float(request.facts.get("seconds", LONGEST))
     try:
@@ -45,12 +50,13 @@ def ask_worker(path: Path, request: Request) -> Reply:
             send(connection, request.kind, request.facts, request.parts)
             kind, facts, parts = receive(connection)
     except TrifedError as error:
-        return Reply(error=str(error))
+        LOGGER.warning("%s: %s", path, error)
+        return Reply(error=code_of(error))
     except (OSError, EOFError, ValueError) as error:
-        return Reply(
-            error=f"the process with the model ended or cannot be reached ({error}); see {LOG} at the node"
-        )
-    return Reply(facts, parts, error=str(facts.pop("error", "")), lost=kind == "lost")
+        LOGGER.warning("%s: the process with the model ended or cannot be reached (%s); see %s", path, error, LOG)
+        return Reply(error=RefusalCode.UNREACHABLE)
+    code = read_code(facts.pop("error", ""))
+    return Reply(facts, parts, code, kind == "lost")
 
 
 @contextmanager
@@ -184,7 +190,7 @@ def work(path: Path) -> None:
                     if read_node_settings(path) != node.settings:
                         node = Node(read_node_settings(path))
                     reply = node.answer(request)
-                    facts = {**reply.facts, "error": reply.error}
+                    facts = {**reply.facts, "error": reply.error or ""}
                     send(connection, "lost" if reply.lost else "reply", facts, reply.parts)
                 except (OSError, EOFError, ValueError) as error:  # who asked has gone; the next one may come
                     print(f"not answered: {error}", file=sys.stderr, flush=True)

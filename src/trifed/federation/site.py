@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trifed.errors import RunError
+from trifed.errors import GuardError
 from trifed.federation.client import Client, ClientState, score, summary_seeds, temper, train_round
 from trifed.federation.guards import few_tokens, small_components, too_few
 from trifed.federation.messages import encode_summary
@@ -200,7 +200,7 @@ class Site:
         """Refuse what there is something against, or let it out with a warning, or without one."""
         policy: Guarding = getattr(self.privacy, setting)
         if against and policy == "refuse":
-            raise RunError(against)
+            raise GuardError(against)
         if against and policy == "warn":
             self.warned.setdefault(setting, against)
 

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.atomic import write_for_good
-from trifed.errors import RunError
+from trifed.errors import BudgetError, RunError
 from trifed.privacy.accounting import (
     Sampled,
     epsilon_of,
@@ -154,7 +154,7 @@ class Ledger:
             return
         made, most = len(alike) - 1, f"{limit.epsilon:g} (δ = {limit.delta:g})"
         more = "privacy.summary.releases" if entry.what == SUMMARY else "rounds"
-        raise RunError(
+        raise BudgetError(
             f"privacy.{entry.what}: {self.book.client} has made {made} releases, and one more would bring ε to "
             f"{found:.2f}, over its {most}; it is not made. A new run with more {more} or a larger ε plans for "
             f"it; what was spent stays spent"

@@ -22,10 +22,11 @@ from trifed.federation.store import Event, RunFolder
 from trifed.methods.interface import Upload
 from trifed.privacy import facts_of
 from trifed.settings import GUARDS
-from trifed.sites.life import Life
+from trifed.sites.life import Life, leave_out
 from trifed.sites.opening import agree_on_frames, begin, open_clients
 from trifed.sites.protocol import LEFT_AT_HOME, Channel, Fact, Reply, Request, read_layout
 from trifed.sites.records import Records
+from trifed.sites.refusals import Refusal, RefusalCode
 from trifed.sites.roll import Roll
 from trifed.tasks import TASKS
 from trifed.training import seeded
@@ -121,15 +122,15 @@ class Coordinator:
         uploads: list[Upload] = []
         taken = 0
         for place in places:
-            reason = self.roll.reason_against(answers.get(place))
-            if reason is None:
+            refusal = self.roll.refusal_of(answers.get(place))
+            if refusal is None:
                 try:
                     uploads += self._take(number, place, answers[place], downloads[place])
                     taken += 1
                 except MessageError as error:
-                    reason = str(error)
-            if reason is not None:
-                self._leave_out(number, place, answers.get(place), reason)
+                    refusal = Refusal(RefusalCode.BAD_REPLY, str(error))
+            if refusal is not None:
+                self._leave_out(number, place, answers.get(place), refusal)
         if taken < self.config.deployment.quorum:
             raise RunError(
                 f"round {number}: {taken} of {len(places)} clients sent what counts, and deployment.quorum is "
@@ -156,19 +157,19 @@ class Coordinator:
         )  # fmt: skip
         return uploads
 
-    def _leave_out(self, number: int, place: int, reply: Reply | None, reason: str) -> None:
+    def _leave_out(self, number: int, place: int, reply: Reply | None, refusal: Refusal) -> None:
         if reply is not None:
             self.life.note(place, reply)
-        self._tell(event="left out", round=number, client=self.members[place].name, reason=reason)
+        leave_out(self._tell, number, self.members[place].name, refusal)
 
     def _finish(self) -> None:
         number = self.config.rounds + 1
         places = [place for place, member in enumerate(self.members) if not member.left]
         answers, downloads = self._send("finish", number, places)
         for place in places:
-            reason = self.roll.reason_against(answers.get(place))
-            if reason is not None:
-                self._leave_out(number, place, answers.get(place), reason)
+            refusal = self.roll.refusal_of(answers.get(place))
+            if refusal is not None:
+                self._leave_out(number, place, answers.get(place), refusal)
                 continue
             if downloads[place]:
                 sizes = self.server.terms.wire.manifest(downloads[place]["download"])

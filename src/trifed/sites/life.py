@@ -11,6 +11,7 @@ from trifed.federation.store import RunFolder
 from trifed.sites.opening import member_of, send_frames, tell_summary
 from trifed.sites.protocol import Reply
 from trifed.sites.records import Member, Records
+from trifed.sites.refusals import Refusal, RefusalCode
 from trifed.sites.roll import Roll
 
 
@@ -72,8 +73,8 @@ class Life:
     def _open_again(self, number: int, place: int) -> bool:
         old = self.members[place]
         told = self._open(place, old.name, again=1)
-        if isinstance(told, str):
-            self.tell(event="left out", round=number, client=old.name, reason=told)
+        if isinstance(told, Refusal):
+            leave_out(self.tell, number, old.name, told)
             return False
         old.examples, old.data = told.examples, told.data
         self._tell_of(number, "opened again", old)
@@ -81,25 +82,25 @@ class Life:
 
     def _let_in(self, number: int, name: str) -> bool:
         told = self._open(self.roll.enrol(name), name)
-        if isinstance(told, str):
-            self.roll.dismiss(name, f"{name} could not be opened: {told}")
+        if isinstance(told, Refusal):
+            self.roll.dismiss(name, told)
             return False
         self.members.append(told)
         self._tell_of(number, "came late", told)
         return True
 
-    def _open(self, place: int, name: str, again: int = 0) -> Member | str:
+    def _open(self, place: int, name: str, again: int = 0) -> Member | Refusal:
         """The client as it says it is, once the server has its summary; else what is wrong."""
         reply = self.roll.ask("open", {place: {"start": 0, "again": again}}).get(place)
-        reason = self.roll.reason_against(reply)
-        if reply is None or reason is not None:
-            return str(reason)
+        refusal = self.roll.refusal_of(reply)
+        if reply is None or refusal is not None:
+            return refusal or Refusal.of(RefusalCode.NO_ANSWER)
         try:
             found = member_of(self.roll, name, reply)
             summary = reply.part("summary") if self.server.terms.method.summarise else None
             self.server.admit(place, summary)
         except MessageError as error:
-            return str(error)
+            return Refusal(RefusalCode.BAD_REPLY, str(error))
         if summary is not None:
             tell_summary(self.tell, name, summary)
         return found
@@ -114,9 +115,14 @@ class Life:
             return
         told = send_frames(self.server, self.roll, without, self.records.folder, self.tell)
         for place in without:
-            reason = self.roll.reason_against(told.get(place))
-            if reason is not None:
-                self.tell(event="left out", round=number, client=self.members[place].name, reason=reason)
+            refusal = self.roll.refusal_of(told.get(place))
+            if refusal is not None:
+                leave_out(self.tell, number, self.members[place].name, refusal)
+
+
+def leave_out(tell: Callable[..., None], number: int, name: str, refusal: Refusal) -> None:
+    """Log that a client is left out of a round, and why."""
+    tell(event="left out", round=number, client=name, code=refusal.code.value, reason=refusal.reason)
 
 
 def names_of(members: list[Member]) -> list[str]:

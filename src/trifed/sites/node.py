@@ -12,26 +12,30 @@ from typing import Any
 
 from trifed.config import RunConfig, make_config
 from trifed.data import content_hash, make_client, rows_hash
-from trifed.errors import MessageError, RunError, TrifedError
+from trifed.errors import MessageError, TrifedError
 from trifed.federation.client import Client, ClientState, score
 from trifed.federation.exports import save_client
 from trifed.federation.messages import encode_values
 from trifed.federation.results import facts_of
-from trifed.federation.site import Limits, Site, adapted_layout, take_frames
-from trifed.federation.terms import terms_of
+from trifed.federation.site import Limits, Site, adapted_layout
+from trifed.federation.terms import decode_tensors, terms_of
 from trifed.federation.workbench import Workbench, build_workbench
 from trifed.methods import METHODS
 from trifed.nested import layer
 from trifed.settings import GUARDS
-from trifed.sites.node_privacy import UNTOLD, key_of, noising_at, refusal, within
+from trifed.sites.node_privacy import UNTOLD, key_of, noising_at, within
 from trifed.sites.node_settings import LEFT, NodeSettings
 from trifed.sites.node_store import BASES, NodeStore, first_known
+from trifed.sites.phases import check_asked_for
 from trifed.sites.protocol import Reply, Request, digest, read_layout, write_layout
+from trifed.sites.refusals import RefusalCode, RefusedError, code_of
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
 LOGGER = logging.getLogger(__name__)
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
+FIXED = ("task", "method", "rounds", "privacy")
+"""Of a run's settings: what no later greeting changes, for it says what the site may be asked for."""
 WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -62,7 +66,7 @@ class Node:
         self.warned: set[str] = set()
 
     def answer(self, request: Request) -> Reply:
-        """The reply to any request; what is wrong with it, or with this client, is said in `error`."""
+        """The reply to any request. An error's text goes to this client's log, and its code alone into `error`."""
         ways: dict[str, Callable[[Request], Reply]] = {
             "hello": self._hello, "open": self._open, "gradient": self._gradient, "frames": self._frames,
             "train": self._train, "finish": self._finish,
@@ -74,12 +78,15 @@ class Node:
             if not RUN_NAME.fullmatch(run):  # it names a folder
                 raise MessageError(f"'run': got {run!r}, expected letters, digits and '-'; it is refused")
             if request.kind != "hello" and (self.settings.folder / LEFT).is_file():
-                return Reply({"left": 1}, error=f"{self.settings.name} has left for good")
+                return Reply({"left": 1}, error=RefusalCode.LEFT)
             if request.kind != "hello" and run != self.run and not self._take_up(run):
                 return Reply(lost=True)  # not even the run's settings: it is greeted again
+            if request.kind != "hello":
+                check_asked_for(request, self._config(), self._parts()[1])
             return self._say_warnings(ways[request.kind](request))
-        except TrifedError as error:
-            return refusal(error, self.config if request.facts.get("run") == self.run else None)
+        except (TrifedError, OSError) as error:
+            LOGGER.warning("'%s' refused: %s", request.kind, error)
+            return Reply(error=code_of(error))
 
     def _say_warnings(self, reply: Reply) -> Reply:
         """Say here, and not to the server, what was let out although there is something against it."""
@@ -131,7 +138,14 @@ class Node:
     def _frames(self, request: Request) -> Reply:
         bench, store = self._parts()
         site, layout = self._at_hand(request), read_layout(request.text("layout"))
-        store.keep_frames(take_frames(bench, site.terms, site.client.index, request.part("frames"), layout))
+        header = site.terms.header("frames", 0, site.client.index)
+        frames = decode_tensors(request.part("frames"), header, layout)[1]
+        if store.last_round() is not None and store.has_other_frames(frames):
+            raise RefusedError(
+                RefusalCode.WRONG_PHASE, "other frames than a round was trained in; they are refused"
+            )
+        bench.fix_frames(frames)
+        store.keep_frames(frames)
         site.start()
         return Reply({"digest": digest(bench.layout, bench.start_values)})
 
@@ -139,10 +153,13 @@ class Node:
         _, store = self._parts()
         number, counts, site = request.number("round"), request.number("counts"), self._at_hand(request)
         if self._data_changed(request.number("place"), request.text("data")):
-            return Reply({"changed": 1}, error="its data changed; it tells what it has now before the next round")
+            return Reply({"changed": 1}, error=RefusalCode.DATA_CHANGED)
         site = self._site()
         if request.number("asked") < self.settings.at_least:
-            raise RunError(f"it takes no part in a round of fewer than {self.settings.at_least} clients")
+            least = self.settings.at_least
+            raise RefusedError(
+                RefusalCode.TOO_FEW_CLIENTS, f"it takes no part in a round of fewer than {least} clients"
+            )
         if self._lacks_frames():
             return Reply(lost=True)
         sent = store.message(key_of(request)) if site.noising else None
@@ -193,7 +210,7 @@ class Node:
         arrived = None if download is None else site.take(number, download, limits)
         tensors = site.tensors(site.terms.method.scored, arrived)
         names = list(self._config().data.labels or [])
-        save_client(store.folder / "model", bench, tensors, names, self._base().source)
+        save_client(store.model, bench, tensors, names, self._base().source)
         if not self.settings.tell_scores or site.noising:
             return Reply()
         told: dict[str, Any] = {}
@@ -206,6 +223,11 @@ class Node:
 
     def _prepare(self, run: str, values: Mapping[str, Any]) -> None:
         """Take a run's settings, this client's own over them, and load the base model."""
+        kept = NodeStore.settings_of(self.settings.folder / run)
+        if kept is not None and any(kept.get(name) != values.get(name) for name in FIXED):
+            raise RefusedError(
+                RefusalCode.WRONG_RUN, f"{run}: the run began here with another {', '.join(FIXED)}; it is refused"
+            )
         if run == self.run and self.bench is not None:
             return
         own: dict[str, Any] = {"data": layer(self.settings.data, WHOLE_TABLE)}
@@ -217,7 +239,10 @@ class Node:
         within(config, self.settings)
         task = TASKS[config.task]
         if task.labelled and not config.data.labels:
-            raise RunError("data.labels: the run has to name all labels, for no client sees those of the others")
+            raise RefusedError(
+                RefusalCode.SETTINGS_UNUSABLE,
+                "data.labels: the run has to name all labels, for no client sees those of the others",
+            )
         base = task.load(config.model.name, config.model.dtype)
         self._know(base, f"{config.model.name} as {config.model.dtype}")
         settings = (config.model, config.adapter, config.training)
@@ -231,12 +256,16 @@ class Node:
         """Refuse other weights than this client wants, or than it had when it first loaded a model so named."""
         site, wanted, found = self.settings.name, self.settings.base, base.fingerprint
         if not found.startswith(wanted):
-            raise RunError(f"the base model here is {found[:16]}, and {site} takes none but {wanted[:16]}")
+            raise RefusedError(
+                RefusalCode.BASE_MISMATCH,
+                f"the base model here is {found[:16]}, and {site} takes none but {wanted[:16]}",
+            )
         known = first_known(self.settings.folder, name, found)
         if known != found:
-            raise RunError(
+            raise RefusedError(
+                RefusalCode.BASE_MISMATCH,
                 f"the base model here is {found[:16]}, and it was {known[:16]} when {site} first loaded it; put "
-                f"that back, or, if the change is meant, take its line out of the site's {BASES}"
+                f"that back, or, if the change is meant, take its line out of the site's {BASES}",
             )
 
     def _take_up(self, run: str) -> bool:
@@ -283,24 +312,24 @@ class Node:
 
     def _lacks_frames(self) -> bool:
         """Are frames missing that the method needs? They are sent again to who has lost what it had."""
-        return bool(self._site().terms.method.frames) and self._parts()[1].frames() is None
+        return bool(self._site().terms.method.frames) and not self._parts()[1].has_frames()
 
     def _site(self) -> Site:
         if self.site is None:
-            raise RunError(f"{self.settings.name} was not opened")
+            raise RefusedError(RefusalCode.WRONG_PHASE, f"{self.settings.name} was not opened")
         return self.site
 
     def _parts(self) -> tuple[Workbench, NodeStore]:
         if self.bench is None or self.store is None:
-            raise RunError(f"{self.settings.name} was not greeted")
+            raise RefusedError(RefusalCode.WRONG_PHASE, f"{self.settings.name} was not greeted")
         return self.bench, self.store
 
     def _config(self) -> RunConfig:
         if self.config is None:
-            raise RunError(f"{self.settings.name} was not greeted")
+            raise RefusedError(RefusalCode.WRONG_PHASE, f"{self.settings.name} was not greeted")
         return self.config
 
     def _base(self) -> LoadedBase:
         if self.base is None:
-            raise RunError(f"{self.settings.name} was not greeted")
+            raise RefusedError(RefusalCode.WRONG_PHASE, f"{self.settings.name} was not greeted")
         return self.base

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 
@@ -10,14 +9,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from trifed.config import RunConfig
-from trifed.errors import DataError, MessageError, RunError, TrifedError
+from trifed.errors import MessageError
 from trifed.federation.noising import Noised, Noising, digest_of
 from trifed.federation.spending import promise
 from trifed.federation.store import PRIVACY
 from trifed.privacy import RECORD, secure_noise
 from trifed.privacy.ledger import EVERYTHING
 from trifed.sites.node_settings import NodeSettings
-from trifed.sites.protocol import Fact, Reply, Request
+from trifed.sites.protocol import Fact, Request
+from trifed.sites.refusals import RefusalCode, RefusedError
 
 UNTOLD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds": 0.0}
 """In the place of facts that depend on a client's data."""
@@ -40,13 +40,14 @@ def within(config: RunConfig, settings: NodeSettings) -> None:
     """Does the run ask for no more than this client gives?
 
     Raises:
-        RunError: it has no [privacy], or a larger ε for one training example over the whole run; or it noises
+        RefusedError: it has no [privacy], or a larger ε for one training example over the whole run; or it noises
             training, and this client would choose by its validation examples what to go on from.
     """
     most, name = settings.most_epsilon, settings.name
     if config.privacy.training and settings.worse_by is not None:
-        raise RunError(
-            f"{name}: worse_by chooses by exact losses, which privacy.training does not cover; leave it out"
+        raise RefusedError(
+            RefusalCode.PRIVACY_LIMIT,
+            f"{name}: worse_by chooses by exact losses, which privacy.training does not cover; leave it out",
         )
     if most is None:
         return
@@ -56,9 +57,10 @@ def within(config: RunConfig, settings: NodeSettings) -> None:
         else math.inf
     )
     if asked > most:
-        raise RunError(
+        raise RefusedError(
+            RefusalCode.PRIVACY_LIMIT,
             f"{name} takes part in runs of ε up to {most:g}, {RECORD} (most_epsilon), and this run "
-            f"{f'has {asked:.2f}' if math.isfinite(asked) else 'protects not everything that leaves'}"
+            f"{f'has {asked:.2f}' if math.isfinite(asked) else 'protects not everything that leaves'}",
         )
 
 
@@ -73,11 +75,3 @@ def key_of(request: Request) -> str:
     except (SafetensorError, ValueError, KeyError) as error:
         raise MessageError(f"the download is not a readable message ({error}); it is refused") from error
     return f"{request.number('place')} {request.number('round')} {request.number('counts')} {download}"
-
-
-def refusal(error: TrifedError, config: RunConfig | None) -> Reply:
-    """An error as the server may read it: what is wrong with private data is told to this node's log alone."""
-    if config is None or not config.privacy.on or not isinstance(error, DataError):
-        return Reply(error=str(error))
-    logging.getLogger(__name__).warning("%s", error)
-    return Reply(error="its data cannot be used as they are; its own log says why")

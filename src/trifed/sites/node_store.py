@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -37,6 +38,7 @@ from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
 MESSAGE = "message.safetensors"
+FRAMES = "frames.safetensors"
 OWN = "own/"
 BASES = "bases.json"
 
@@ -95,18 +97,26 @@ class NodeStore:
 
     def begin(self) -> None:
         """Forget all rounds, but not what they have cost in privacy."""
-        for name in (LAST, BEFORE, MESSAGE, "frames.safetensors"):
+        for name in (LAST, BEFORE, MESSAGE, FRAMES):
             (self.folder / name).unlink(missing_ok=True)
 
     def keep_frames(self, frames: Tensors) -> None:
         """Keep what the server made of everybody's gradients."""
-        with whole_file(self.folder / "frames.safetensors") as path:
+        with whole_file(self.folder / FRAMES) as path:
             save_file({name: torch.from_numpy(values) for name, values in frames.items()}, path)
 
     def frames(self) -> Tensors | None:
         """The same, read; None where there are none."""
-        path = self.folder / "frames.safetensors"
-        return {name: t.numpy() for name, t in load_file(path).items()} if path.is_file() else None
+        if not self.has_frames():
+            return None
+        return {name: tensor.numpy() for name, tensor in load_file(self.folder / FRAMES).items()}
+
+    def has_other_frames(self, frames: Tensors) -> bool:
+        """Are frames kept here that are not these?"""
+        kept = self.frames()
+        if kept is None:
+            return False
+        return kept.keys() != frames.keys() or any(not np.array_equal(kept[name], frames[name]) for name in kept)
 
     def keep_message(self, key: str, upload: bytes) -> None:
         """Keep an upload that is about to be released; `key`: what it answers."""
@@ -139,6 +149,35 @@ class NodeStore:
         """Are these data and this mark those of the last opening?"""
         path = self.folder / "data.json"
         return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == {"hash": content, "mark": mark}
+
+    # -- how far the run is
+
+    def opened(self) -> bool:
+        """Was the client opened?"""
+        return (self.folder / "data.json").is_file()
+
+    def last_round(self) -> int | None:
+        """The last round that was trained here; None before that."""
+        return self._round(self.folder / LAST)
+
+    def has_frames(self) -> bool:
+        """Are frames kept here?"""
+        return (self.folder / FRAMES).is_file()
+
+    def counted_round(self) -> int | None:
+        """The round that the last one went on from, which therefore counts at the server; None before that."""
+        return self._round(self.folder / BEFORE)
+
+    def finished(self) -> bool:
+        """Was the model made that is used in the end?"""
+        return self.model.is_dir()
+
+    @property
+    def model(self) -> Path:
+        """The folder of the model that is used in the end."""
+        return self.folder / "model"
+
+    # -- rounds
 
     def keep(self, number: int, counts: int, state: ClientState, own: Mapping[str, Tensor]) -> None:
         """Keep the state after round `number`, and beside it that after round `counts`, which it came from.
@@ -176,7 +215,7 @@ class NodeStore:
 
         What is known of it at the other side of the wire is not what is kept here, so both begin anew with that.
         """
-        number = self._round(self.folder / LAST)
+        number = self.last_round()
         if number is None:
             return 0
         with safe_open(self.folder / LAST, "pt") as file:

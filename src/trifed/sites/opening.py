@@ -16,6 +16,7 @@ from trifed.federation.terms import terms_of
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.sites.protocol import Reply, digest, read_layout, write_layout
 from trifed.sites.records import Member
+from trifed.sites.refusals import RefusalCode
 from trifed.sites.roll import Roll
 
 FRAMES = "frames.safetensors"
@@ -33,14 +34,14 @@ def open_clients(config: RunConfig, run: str, roll: Roll) -> tuple[Server, list[
     """
     while True:
         opened = roll.ask("open", {place: {"start": int(place == 0)} for place in range(len(roll.names))})
-        reasons = {name: roll.reason_against(opened.get(place)) for place, name in enumerate(roll.names)}
-        wrong = [name for name, reason in reasons.items() if reason is not None]
+        refusals = {name: roll.refusal_of(opened.get(place)) for place, name in enumerate(roll.names)}
+        wrong = {name: refusal for name, refusal in refusals.items() if refusal is not None}
         if not wrong:
             break
         if len(roll.names) - len(wrong) < config.deployment.clients:
             roll.need_all(opened, "be opened")
-        for name in wrong:  # the others have other places then, and are opened again
-            roll.dismiss(name, f"{name} could not be opened: {reasons[name]}")
+        for name, refusal in wrong.items():  # the others have other places then, and are opened again
+            roll.dismiss(name, refusal)
     members = [member_of(roll, name, opened[place]) for place, name in enumerate(roll.names)]
     layout, start = _agree_on_start(config, run, roll, opened[0])
     return Server(terms_of(config, layout, roll.agreed[0], run), len(members), start), members, opened
@@ -102,8 +103,8 @@ def send_frames(server: Server, roll: Roll, places: list[int], folder: RunFolder
     told = roll.ask("frames", facts, parts)
     wanted = digest(server.terms.wire.layout, server.start)
     for place, reply in list(told.items()):
-        if roll.reason_against(reply) is None and reply.facts.get("digest") != wanted:
-            told[place] = Reply(error="it starts elsewhere from the same frames; give all the same trifed")
+        if roll.refusal_of(reply) is None and reply.facts.get("digest") != wanted:
+            told[place] = Reply(error=RefusalCode.STARTS_ELSEWHERE)
         sizes = manifest(parts[place]["frames"], layout_sizes(layout))
         tell(event="opening", client=roll.names[place], down=sizes)
     return told

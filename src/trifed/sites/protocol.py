@@ -11,7 +11,8 @@
     finish   the last download                           -> scores, where the client tells them
 
 In the place of an upload a client may say that its data `changed`, that it has `left` for good, or that it has
-lost what the server counts on, and the round of the backup that it `has`.
+lost what the server counts on, and the round of the backup that it `has`. In the place of any answer it sends a
+code of `refusals`, never words.
 
 All but the greeting name the run and the client's place among all. Messages of the method itself, in `parts`, are
 those of `messages` and are checked there.
@@ -27,6 +28,7 @@ from typing import Protocol
 
 from trifed.errors import MessageError
 from trifed.methods.packing import Layout, Vector
+from trifed.sites.refusals import RefusalCode
 
 Fact = str | int | float
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
@@ -43,21 +45,23 @@ class _Said:
         """A fact that is a text; MessageError where it is none."""
         found = self.facts.get(name)
         if not isinstance(found, str):
-            raise MessageError(f"'{name}': got {found!r}, expected a text; it is refused")
+            raise MessageError(f"'{name}': got {_shown(found)}, expected a text; it is refused")
         return found
 
     def number(self, name: str) -> int:
         """A fact that is a whole number of at least 0; MessageError where it is none."""
         found = self.facts.get(name)
         if not isinstance(found, int) or found < 0:
-            raise MessageError(f"'{name}': got {found!r}, expected a whole number of at least 0; it is refused")
+            raise MessageError(
+                f"'{name}': got {_shown(found)}, expected a whole number of at least 0; it is refused"
+            )
         return found
 
     def real(self, name: str) -> float:
         """A fact that is a number, perhaps NaN; MessageError where it is none."""
         found = self.facts.get(name)
         if not isinstance(found, int | float):
-            raise MessageError(f"'{name}': got {found!r}, expected a number; it is refused")
+            raise MessageError(f"'{name}': got {_shown(found)}, expected a number; it is refused")
         return float(found)
 
     def part(self, name: str) -> bytes:
@@ -78,11 +82,11 @@ class Request(_Said):
 
 @dataclass(frozen=True)
 class Reply(_Said):
-    """What a client answers. `error`: why it cannot, in words; `lost`: it lacks what the server counts on."""
+    """What a client answers. `error`: why it cannot; `lost`: it lacks what the server counts on."""
 
     facts: Mapping[str, Fact] = field(default_factory=dict)
     parts: Mapping[str, bytes] = field(default_factory=dict)
-    error: str = ""
+    error: RefusalCode | None = None
     lost: bool = False
 
 
@@ -94,6 +98,11 @@ class Channel(Protocol):
 
     def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
         """The answers that come in time, by node; a node that broke is not among them."""
+
+
+def _shown(value: object) -> str:
+    """A fact in an error's text: a number as it is, of anything else its type alone, which is nobody's words."""
+    return repr(value) if isinstance(value, int | float) else f"'{type(value).__name__}'"
 
 
 def digest(layout: Layout, start: Vector) -> str:

@@ -12,9 +12,9 @@ from trifed.errors import RunError
 from trifed.settings import DeploymentSettings
 from trifed.sites.node_settings import NAME_PATTERN
 from trifed.sites.protocol import Channel, Fact, Reply, Request
+from trifed.sites.refusals import Refusal, RefusalCode
 
 NAME = re.compile(NAME_PATTERN)
-NOT_THERE = "its node is not connected"
 LOOK_AGAIN = 1.0
 """Seconds between two looks at who is there."""
 PATIENCE = 3
@@ -87,7 +87,9 @@ class Roll:
         for place, node in nodes.items():
             if node in answers and answers[node].lost:
                 del self.nodes[self.names[place]]  # greeted again before it is asked again
-        absent = {place: Reply(error=NOT_THERE) for place, node in nodes.items() if node not in here}
+        absent = {
+            place: Reply(error=RefusalCode.NOT_CONNECTED) for place, node in nodes.items() if node not in here
+        }
         return absent | {place: answers[node] for place, node in nodes.items() if node in answers}
 
     def look(self) -> list[str]:
@@ -101,26 +103,27 @@ class Roll:
         self.names.append(name)
         return len(self.names) - 1
 
-    def dismiss(self, name: str, reason: str) -> None:
+    def dismiss(self, name: str, refusal: Refusal) -> None:
         """A client that was enrolled cannot take part; all others have their places from now on."""
         self.names.remove(name)
         self.bound.pop(name)
         node = self.nodes.pop(name, None)
         if node is not None:  # else it will be greeted again
-            self._refuse(node, reason)
+            self._refuse(node, Refusal(refusal.code, f"{name} could not be opened: {refusal.reason}"))
 
-    def reason_against(self, reply: Reply | None) -> str | None:
+    def refusal_of(self, reply: Reply | None) -> Refusal | None:
         """Why an answer does not count before it is read; None where it may."""
         if reply is None:
-            return f"no answer within {self.settings.round_seconds:g} seconds"
-        return reply.error or ("it lost what it had, and starts anew" if reply.lost else None)
+            return Refusal(RefusalCode.NO_ANSWER, f"no answer within {self.settings.round_seconds:g} seconds")
+        code = reply.error or (RefusalCode.LOST if reply.lost else None)
+        return None if code is None else Refusal.of(code)
 
     def need_all(self, answers: Mapping[int, Reply], what: str) -> None:
         """Before the first round everybody counts; RunError where somebody did not answer as asked."""
         for place, name in enumerate(self.names):
-            reason = self.reason_against(answers.get(place))
-            if reason is not None:
-                raise RunError(f"{name} could not {what}: {reason}; mend it, and start the run again")
+            refusal = self.refusal_of(answers.get(place))
+            if refusal is not None:
+                raise RunError(f"{name} could not {what}: {refusal.reason}; mend it, and start the run again")
 
     def _greet(self) -> int:
         """Ask nodes that are new who they are; how many clients there are now."""
@@ -130,11 +133,12 @@ class Roll:
         for node in sorted(new - set(answers)):
             self.silent[node] += 1
             if self.silent[node] == PATIENCE:  # or it would hold up every round
-                self._refuse(node, f"a node did not answer {PATIENCE} greetings, {seconds:g} seconds each")
+                reason = f"a node did not answer {PATIENCE} greetings, {seconds:g} seconds each"
+                self._refuse(node, Refusal(RefusalCode.NO_ANSWER, reason))
         told = {node: reply for node, reply in sorted(answers.items()) if not reply.error}
         for node, reply in sorted(answers.items()):
             if reply.error:
-                self._refuse(node, reply.error)
+                self._refuse(node, Refusal.of(reply.error))
         if self.agreed == ("", "") and told:  # those that most have
             votes = Counter(_identity(reply) for reply in told.values())
             self.agreed = max(sorted(votes), key=votes.__getitem__)
@@ -144,26 +148,31 @@ class Roll:
 
     def _welcome(self, node: int, reply: Reply) -> None:
         name = str(reply.facts.get("name", ""))
-        if not NAME.fullmatch(name):
-            self._refuse(node, f"a node that calls itself {name!r}: expected letters, digits, '.', '_' and '-'")
-        elif _identity(reply) != self.agreed:
-            self._refuse(node, f"{name} has another base model, or starts elsewhere, than the others")
-        elif name in self.gone:
-            self._refuse(node, f"{name} has left this run for good")
-        elif self.names and name not in self.names and not self.settings.late:
-            self._refuse(node, f"{name} was not there when this run began, and deployment.late is false")
-        elif {**self.waiting, **self.nodes}.get(name) in self.channel.nodes():
-            self._refuse(node, f"a client of the name {name} is there already; give each its own")
-        elif self.settings.bound and self.bound.get(name, node) != node:
-            self._refuse(node, f"{name} has another key than before; if that is so, set deployment.bound = false")
+        code = self._against(node, name, reply)
+        if code == RefusalCode.BAD_NAME:  # what stands there is not repeated
+            self._refuse(node, Refusal.of(code))
+        elif code is not None:
+            self._refuse(node, Refusal(code, f"{name}: {Refusal.of(code).reason}"))
         else:
             here = self.nodes if name in self.names or not self.names else self.waiting
             here[name] = self.bound[name] = node
             self.tell(event="joined", client=name)
 
-    def _refuse(self, node: int, reason: str) -> None:
+    def _against(self, node: int, name: str, reply: Reply) -> RefusalCode | None:
+        """Why a node that was greeted may not take part; None where it may."""
+        against = {
+            RefusalCode.BAD_NAME: not NAME.fullmatch(name),
+            RefusalCode.OTHER_BASE: _identity(reply) != self.agreed,
+            RefusalCode.LEFT: name in self.gone,
+            RefusalCode.TOO_LATE: bool(self.names) and name not in self.names and not self.settings.late,
+            RefusalCode.NAME_TAKEN: {**self.waiting, **self.nodes}.get(name) in self.channel.nodes(),
+            RefusalCode.OTHER_KEY: self.settings.bound and self.bound.get(name, node) != node,
+        }
+        return next((code for code, holds in against.items() if holds), None)
+
+    def _refuse(self, node: int, refusal: Refusal) -> None:
         self.refused.add(node)
-        self.tell(event="refused", node=str(node), reason=reason)
+        self.tell(event="refused", node=str(node), code=refusal.code.value, reason=refusal.reason)
 
 
 def _identity(reply: Reply) -> tuple[str, str]:
