@@ -2,34 +2,43 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SOURCES := src tests benchmarks docs/hooks.py
 
-.PHONY: demo test check format docs clean
+.PHONY: help demo test test-quick check format docs clean
 
-demo: $(STAMP)            ## ten sites, one small model, four methods side by side
+help:  ## List these commands.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## Train four methods on the demo data (ten clients, a few minutes) and compare them.
 	$(BIN)/trifed demo
 
-test: $(STAMP)            ## lint, types and tests
-	$(BIN)/ruff format --check src tests benchmarks docs/generate.py
-	$(BIN)/ruff check src tests benchmarks docs/generate.py
+test: $(STAMP)  ## Check style and types, then run all tests. They build the documentation too.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-check: test               ## the same
+test-quick: $(STAMP)  ## Check style, then run the tests that are not marked slow. Takes under three minutes.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-format: $(STAMP)
-	$(BIN)/ruff format src tests benchmarks docs/generate.py
-	$(BIN)/ruff check --fix src tests benchmarks docs/generate.py
+check: test  ## Do the same as make test.
 
-docs: $(STAMP)            ## the reference in docs/reference, from the docstrings
-	$(BIN)/python docs/generate.py
+format: $(STAMP)  ## Format the code and fix what ruff can fix by itself.
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
 
-# torch first and by itself: asked for as a dependency, pip may take a build with several GB of CUDA.
+docs: $(STAMP)  ## Build the documentation site in site/. Fails on any warning.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# torch is installed first and by itself: pip may choose a build with several GB of CUDA for a dependency.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "trifed needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,docs]'
 	touch $(STAMP)
 
-clean:
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove the virtual environment, the site and all caches.
+	rm -rf $(VENV) build site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,63 @@
+"""The documentation site: it builds without a warning, needs no network, and documents every public name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import trifed
+from trifed.methods import METHODS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//"""
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; its folder."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed; it comes with the docs extra")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def documented(site: Path) -> set[str]:
+    """Dotted names of the site's inventory, which follows four lines of header."""
+    body = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    return {line.split()[0] for line in zlib.decompress(body).decode().splitlines()}
+
+
+def test_every_public_name_is_documented(site):
+    public = {f"trifed.{name}" for name in trifed.__all__ if not name.startswith("__")}
+    assert public - documented(site) == set()
+
+
+def test_every_method_and_setting_has_its_place(site):
+    methods = (site / "reference" / "methods.html").read_text(encoding="utf-8")
+    assert {name for name in METHODS if f'<h2 id="{name}"' not in methods} == set()
+    settings = (site / "reference" / "settings.html").read_text(encoding="utf-8")
+    assert all(f"<code>{name}</code>" in settings for name in ("rounds", "wire.bits", "privacy.update.epsilon"))
+
+
+def test_no_page_fetches_anything_from_outside(site):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 20
+    assert [page.name for page in pages if FETCHED.search(page.read_text(encoding="utf-8"))] == []
+
+
+def test_links_out_of_the_docs_folder_lead_to_pages(site):
+    threat_model = (site / "threat-model.html").read_text(encoding="utf-8")
+    assert 'href="index.html#what-leaves-the-building"' in threat_model
+    own_prior = (site / "own-prior.html").read_text(encoding="utf-8")
+    assert 'href="benchmarks/index.html#own-prior-on-the-same-six-partitions"' in own_prior
