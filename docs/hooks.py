@@ -42,8 +42,8 @@ MODULES = {
     "similarity": "trifed.similarity",
     "privacy": "trifed.privacy",
     "costs": "trifed.federation.cost",
-    "tracking": "trifed.tracking",
-    "errors": "trifed.errors",
+    "tracking": "trifed.reports.tracking",
+    "errors": "trifed.common.errors",
 }
 """Page of the reference → the module it documents."""
 
@@ -136,7 +136,7 @@ def methods() -> Iterator[str]:
     yield from (
         "## What a method is made of",
         "",
-        "::: trifed.methods.interface",
+        "::: trifed.methods.base",
         "    options: {heading_level: 3}",
     )
 
@@ -156,7 +156,7 @@ def settings() -> Iterator[str]:
 
 def commands() -> Iterator[str]:
     """List every command with its help text, arguments and flags."""
-    app = typer.main.get_command(importlib.import_module("trifed.cli").app)
+    app = typer.main.get_command(importlib.import_module("trifed.cli.app").app)
     yield from ("# Commands", "")
     yield from described(app, "trifed", 2)
 

@@ -20,11 +20,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from trifed.config import RunConfig, make_config
-from trifed.federation.store import RunFolder
-from trifed.federation.workbench import Workbench, build_workbench
+from trifed.config.run import RunConfig, make_config
+from trifed.experiments.runner import RunResult, run
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS
-from trifed.runner import RunResult, run
 from trifed.tasks.text_classification import load_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -184,13 +184,13 @@ def demo_model() -> str:
 
 
 @pytest.fixture
-def make_bench(toy_values: Callable[..., dict[str, Any]]) -> Callable[..., Workbench]:
+def make_bench(toy_values: Callable[..., dict[str, Any]]) -> Callable[..., SharedModel]:
     """`make_bench("ce-lora", seed=1, adapter={"rank": 2})`: a workbench on the tiny encoder, three labels."""
 
-    def make(method: str, *, labels: int = 3, **changes: Any) -> Workbench:
+    def make(method: str, *, labels: int = 3, **changes: Any) -> SharedModel:
         config = make_config(toy_values(method=method, **changes))
         settings = (config.model, config.adapter, config.training)
-        return build_workbench(
+        return build_shared_model(
             load_encoder(config.model.name), METHODS[config.method.name], labels, config.seed, settings
         )
 

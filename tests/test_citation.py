@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 import trifed
+from trifed.common.version import __version__
 from trifed.methods import METHODS
-from trifed.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CITATION = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))

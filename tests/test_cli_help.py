@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from trifed import cli
-from trifed.config import make_config
+from trifed.cli import app as cli
+from trifed.common.version import __version__
+from trifed.config.run import make_config
+from trifed.experiments.runner import run
 from trifed.reports.settings import render_settings
-from trifed.runner import run
-from trifed.version import __version__
 
 
 class Said(NamedTuple):

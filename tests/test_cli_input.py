@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from test_cli_help import call, finished_run, tree
-from trifed.federation.store import RunFolder
+from trifed.federation.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 import tomli_w
 
 from test_cli_help import call, finished_run
-from trifed.config import read_toml
+from trifed.config.run import read_toml
 
 ROUNDS = 24
-COMMAND = [sys.executable, "-m", "trifed.cli", "run"]
+COMMAND = [sys.executable, "-m", "trifed.cli.app", "run"]
 PATIENCE = 300
 """Seconds; only a machine that is very busy needs more than a few of them."""
 
@@ -136,12 +136,14 @@ def test_in_a_terminal_one_line_moves_and_is_taken_away(environment, toml, tmp_p
     assert "Traceback" not in seen
     assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") == 1  # the cursor is hidden once, and shown again
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
-    frames = [frame.rstrip() for frame in re.split(r"[\r\n]+", plain) if "━ " in frame and "loss" in frame]
-    assert frames
-    for frame in frames:
+    shared_projections = [
+        frame.rstrip() for frame in re.split(r"[\r\n]+", plain) if "━ " in frame and "loss" in frame
+    ]
+    assert shared_projections
+    for frame in shared_projections:
         assert len(frame) <= 80
         assert re.search(r"[\d-]:[\d-]{2}:[\d-]{2} own-prior \d/6  loss \d\.\d+  acc [\d.-]+  [\d.]+ KB", frame)
-    assert any(re.search(r"KB  (amber|basil|coral)$", frame) for frame in frames)
+    assert any(re.search(r"KB  (amber|basil|coral)$", frame) for frame in shared_projections)
     ending = plain[plain.rindex("own-prior  round 6/6") :]
     assert "Test accuracy of each client" in ending
     tables = [line for line in ending.splitlines() if set("│┃┏└") & set(line)]

@@ -9,10 +9,10 @@ import typing
 import pytest
 from pydantic import BaseModel
 
-from trifed.config import DEFAULT_METHOD, NO_NUMBERS, RunConfig, make_config, overlay, read_toml, to_toml
-from trifed.errors import ConfigError
+from trifed.common.errors import ConfigError
+from trifed.config.run import DEFAULT_METHOD, NO_NUMBERS, RunConfig, make_config, overlay, read_toml, to_toml
+from trifed.config.settings import GUARDS, PrivacySettings
 from trifed.methods import METHODS
-from trifed.settings import GUARDS, PrivacySettings
 
 DATA = {"source": "tickets.csv"}
 

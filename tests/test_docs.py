@@ -56,7 +56,7 @@ def test_a_method_is_added_by_following_the_page(own_copy, toy_table, tmp_path):
     commands = [line for block in blocks("add-a-method.md", "") for line in block.splitlines()]
     assert [command.split()[:2] for command in commands] == [["trifed", "cost"], ["trifed", "run"]]
     told = [
-        do([sys.executable, "-m", "trifed.cli", *shlex.split(c)[1:]], tmp_path, PYTHONPATH=str(own_copy))
+        do([sys.executable, "-m", "trifed.cli.app", *shlex.split(c)[1:]], tmp_path, PYTHONPATH=str(own_copy))
         for c in commands
     ]
     (row,) = [row for row in csv.DictReader(told[0].splitlines()) if row["method"] == "capped-lora"]

@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from headroom import ORACLE, Found, best_alone, draws, interval, means, read
+from headroom import ORACLE, LocatedModel, best_alone, draws, interval, means, read
 from matplotlib.axes import Axes
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ LEFT = 0.7
 """KB: where those stand who send nothing."""
 
 
-def panel(axes: Axes, name: str, count: int, found: Found) -> None:
+def panel(axes: Axes, name: str, count: int, found: LocatedModel) -> None:
     """One setting."""
     seeds, clients = draws(found, np.random.default_rng(0))
     local = best_alone(found)

@@ -38,7 +38,7 @@ DRAWS = 4000
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedModel:
     """`scores`: by variant, (seeds, clients), %, NaN for a seed that it lacks; `groups`: (clients,).
 
     `bytes_up`: of a round, all in.
@@ -49,7 +49,7 @@ class Found:
     bytes_up: dict[str, float]
 
 
-def read(kept: Json) -> Found:
+def read(kept: Json) -> LocatedModel:
     """One setting of the file."""
     seeds = [kept["seeds"][seed] for seed in sorted(kept["seeds"], key=int)]
     scores: dict[str, Floats] = {}
@@ -66,15 +66,15 @@ def read(kept: Json) -> Found:
     controls = [found[alone]["controls"] if alone in found else {} for found in seeds]
     for control in controls[0]:
         scores[control] = 100 * np.array([told.get(control, none) for told in controls], np.float64)
-    return Found(scores, np.array(kept["groups"]), bytes_up)
+    return LocatedModel(scores, np.array(kept["groups"]), bytes_up)
 
 
-def best_alone(found: Found) -> str:
+def best_alone(found: LocatedModel) -> str:
     """The name of what a client does best alone."""
     return max((v for v in (*ALONE, PROBE) if v in found.scores), key=lambda v: np.nanmean(found.scores[v]))
 
 
-def draws(found: Found, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def draws(found: LocatedModel, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Seeds, (DRAWS, seeds), and for each a set of clients, (DRAWS, seeds, clients)."""
     seeds, clients = next(iter(found.scores.values())).shape
     drawn = np.zeros((DRAWS, seeds, clients), np.int64)
@@ -98,7 +98,7 @@ def interval(values: Floats) -> list[float]:
     return [round(float(edge), 2) for edge in np.nanpercentile(values, [2.5, 97.5])]
 
 
-def compare(found: Found) -> Json:
+def compare(found: LocatedModel) -> Json:
     """What stands in the table, for each variant, mean and worst."""
     rng = np.random.default_rng(0)
     seeds, clients = draws(found, rng)

@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
+from trifed.federation.preparation import prepare, quiet
 
-from trifed.config import make_config, read_toml
-from trifed.engines.simulator import Simulation
-from trifed.federation.client import score, temper
-from trifed.federation.store import RunFolder
-from trifed.runner import prepare, quiet
+from trifed.config.run import make_config, read_toml
+from trifed.federation.client_update import calibrate, score
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.simulation import Simulation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from digest import chosen, conditions
@@ -97,7 +97,7 @@ def rescored(folder: Path) -> dict[str, float]:
             prior = rule(train, valid, everybody)
             log_prior = torch.from_numpy(np.log(prior / prior.sum())).float()
             bias = model["head.bias"] - site.own["head.bias"] + log_prior
-            used = temper(bench, {**model, "head.bias": bias}, client.valid, config.training)
+            used = calibrate(bench, {**model, "head.bias": bias}, client.valid, config.training)
             found[name].append(score(bench, used, client.test, config.training).accuracy)
     return {name: round(100 * float(np.mean(values)), 2) for name, values in found.items()}
 

@@ -27,14 +27,14 @@ from digest import chosen, conditions, digest, tried
 from groups import SETTINGS, plant
 from variants import OwnPrior, Variant, grouping, register
 
-from trifed.nested import layer
+from trifed.common.dict_merge import deep_merge
 
 HERE = Path(__file__).parent
 Json = dict[str, Any]
 Job = tuple[Path, Json]
 
 ABH = ("A", "B", "head")
-FRAMES: Json = {"adapter": {"rank": 32, "alpha": 32}}
+SHARED_PROJECTIONS: Json = {"adapter": {"rank": 32, "alpha": 32}}
 
 
 def bits(number: int, own: Json | None = None) -> Json:
@@ -44,14 +44,14 @@ def bits(number: int, own: Json | None = None) -> Json:
 VARIANTS: dict[str, Variant | OwnPrior] = {
     "local-lora": Variant("lora", (), "alone"),
     "local-tri-matrix": Variant("tri-matrix", (), "alone"),
-    "local-frames": Variant("public-frames", (), "alone", FRAMES),
+    "local-frames": Variant("public-frames", (), "alone", SHARED_PROJECTIONS),
     "oracle": Variant("lora", ABH),
     "everybody": Variant("lora", ABH, "all"),
     "lora-1-bit": Variant("lora", ABH, own=bits(1)),
     "lora-2-bits": Variant("lora", ABH, own=bits(2)),
-    "frames": Variant("public-frames", ("C", "head"), own=FRAMES),
-    "frames-4-bits": Variant("public-frames", ("C", "head"), own=bits(4, FRAMES)),
-    "frames-1-bit": Variant("public-frames", ("C", "head"), own=bits(1, FRAMES)),
+    "frames": Variant("public-frames", ("C", "head"), own=SHARED_PROJECTIONS),
+    "frames-4-bits": Variant("public-frames", ("C", "head"), own=bits(4, SHARED_PROJECTIONS)),
+    "frames-1-bit": Variant("public-frames", ("C", "head"), own=bits(1, SHARED_PROJECTIONS)),
     "core": Variant("tri-matrix", ("C",)),
     "core-head": Variant("tri-matrix", ("C", "head")),
     "head": Variant("lora", ("head",)),
@@ -60,7 +60,7 @@ VARIANTS: dict[str, Variant | OwnPrior] = {
     "own-prior-everybody": OwnPrior(own={"method": {"apart": 1e9}}),
     "own-prior-no-prior": OwnPrior(prior=False),
     "own-prior-no-rows": OwnPrior(rows=False),
-    "own-prior-no-temper": OwnPrior(temper=False),
+    "own-prior-no-temper": OwnPrior(calibrate=False),
     "own-prior-lora": OwnPrior("lora", own={"adapter": {"rank": 4, "alpha": 8}}),
     "own-prior-lora-2": OwnPrior("lora", own={"adapter": {"rank": 2, "alpha": 4}}),
 }
@@ -119,7 +119,7 @@ def configuration(setting: str, variant: str, rate: float, seed: int, source: Pa
             "precision": "fp32",
         },
     }
-    return layer(values, VARIANTS[variant].own)
+    return deep_merge(values, VARIANTS[variant].own)
 
 
 def jobs(setting: str, seed: int, variants: list[str], given: argparse.Namespace) -> list[Job]:

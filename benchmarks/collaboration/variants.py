@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from trifed.methods import METHODS, Method, Setting, State, Upload
+from trifed.adapters.settings import AdapterKind
+from trifed.methods import METHODS, Method, ServerContext, State, Upload
 from trifed.methods.averaging import start_empty
-from trifed.methods.interface import Options, is_core, is_factor, is_head
+from trifed.methods.base import Options, is_core, is_factor, is_head
 from trifed.methods.packing import Vector
-from trifed.settings import AdapterKind
 from trifed.similarity import mix
 
 PARTS: dict[str, Callable[[str], bool]] = {
@@ -34,7 +34,7 @@ class GroupOptions(Options):
     groups: list[int]
 
 
-def mean_of_the_group(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def mean_of_the_group(options: Options, setting: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
     """w_ij = 1 / size of i's group for its members, (n_clients, n_clients); all take part every round."""
     groups = np.array(cast(GroupOptions, options).groups)
     same = (groups[:, None] == groups[None]).astype(np.float64)
@@ -58,14 +58,14 @@ class Variant:
 
     def method(self, name: str) -> Method:
         """As the package wants it, under this name."""
-        frames = self.adapter == "public-frames"
+        shared_projections = self.adapter == "public-frames"
         return Method(
             name=name,
             citation="a variant of this benchmark",
             adapter=self.adapter,
-            trains=lambda param: is_head(param) or is_core(param) or (is_factor(param) and not frames),
+            trains=lambda param: is_head(param) or is_core(param) or (is_factor(param) and not shared_projections),
             sends=lambda param: any(PARTS[part](param) for part in self.sends),
-            scored="trained",
+            evaluated_model="trained",
             options=GroupOptions,
             start=start_empty,
             aggregate=mean_of_the_group,
@@ -84,7 +84,7 @@ class OwnPrior:
     adapter: AdapterKind = "public-frames"
     prior: bool = True
     rows: bool = True
-    temper: bool = True
+    calibrate: bool = True
     own: dict[str, Any] = field(default_factory=dict)
     groups: str = "found"
 
@@ -95,15 +95,15 @@ class OwnPrior:
             METHODS["own-prior"],
             name=name,
             adapter=self.adapter,
-            tempered=self.temper,
+            calibrated=self.calibrate,
             trains=lambda param: inside(param) or is_head(param),
             sends=lambda param: inside(param) or (is_head(param) and (param == "head.weight" or not self.prior)),
-            own_start=METHODS["own-prior"].own_start if self.prior else None,
+            local_init=METHODS["own-prior"].local_init if self.prior else None,
         )
         return method if self.rows else replace(method, start=_rows_by_all_examples)
 
 
-def _rows_by_all_examples(options: Options, setting: Setting) -> State:
+def _rows_by_all_examples(options: Options, setting: ServerContext) -> State:
     state = METHODS["own-prior"].start(options, setting)
     return {**state, "examples": np.broadcast_to(state["examples"].sum(1, keepdims=True), state["examples"].shape)}
 

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from loopback import corpus, deployment, environment
 
-from trifed.federation.store import RunFolder
+from trifed.federation.run_folder import RunFolder
 from trifed.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -34,8 +34,8 @@ Json = dict[str, Any]
 PAYLOAD = 6352
 BARE_CLIENT = f'''"""Answers at once."""
 
-from trifed.engines.flower import client_app
-from trifed.sites.protocol import Reply
+from trifed.deployment.flower import client_app
+from trifed.deployment.protocol import Reply
 
 app = client_app(lambda path, request: Reply(parts={{"upload": bytes({PAYLOAD})}}))
 '''
@@ -47,8 +47,8 @@ from pathlib import Path
 
 from flwr.serverapp import ServerApp
 
-from trifed.engines.flower import FlowerChannel
-from trifed.sites.protocol import Request
+from trifed.deployment.flower import FlowerChannel
+from trifed.deployment.protocol import Request
 
 app = ServerApp()
 

@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from loopback import corpus, deployment, environment
 
-from trifed.federation.store import RunFolder
+from trifed.federation.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 SITES = ["amber", "basil", "coral"]

@@ -30,18 +30,18 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from trifed.federation.preparation import environment
 
 from trifed import make_config
 from trifed.data import make_clients
-from trifed.engines.simulator import Simulation
-from trifed.federation import client as client_module
-from trifed.federation.client import Client
-from trifed.federation.store import RunFolder
-from trifed.federation.workbench import Workbench, build_workbench
+from trifed.federation import client_update as client_module
+from trifed.federation.client_update import ClientDataset
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.federation.simulation import Simulation
+from trifed.federation.training import autocast, seeded, train_locally, training_batches
 from trifed.methods import METHODS
-from trifed.runner import environment
 from trifed.tasks.base_model import LoadedBase
-from trifed.training import autocast, seeded, train_locally, training_batches
 
 HERE = Path(__file__).parent
 Json = dict[str, Any]
@@ -151,13 +151,13 @@ def federated(method: str, shape: tuple[int, int], given: argparse.Namespace, wo
     config = make_config(settings(work / "table.parquet", method, given, again))
     data = make_clients(config.data, 0)
     began = time.perf_counter()
-    bench = build_workbench(
+    bench = build_shared_model(
         base, METHODS[method], len(data.label_names), 0, (config.model, config.adapter, config.training)
     )
     wait(given.device)
     attaching = time.perf_counter() - began
     clients = [
-        Client(i, c.name, bench.encode(c.train), bench.encode(c.valid), bench.encode(c.test))
+        ClientDataset(i, c.name, bench.encode(c.train), bench.encode(c.valid), bench.encode(c.test))
         for i, c in enumerate(data.clients)
     ]
     seconds: list[float] = []
@@ -196,7 +196,7 @@ def federated(method: str, shape: tuple[int, int], given: argparse.Namespace, wo
     return found
 
 
-def switch(bench: Workbench, device: str) -> float:
+def switch(bench: SharedModel, device: str) -> float:
     """Seconds to take one client's tensors and moments out and put another's in, the median of ten."""
     spent = []
     moments = [param.detach().clone() for param in bench.parameters.values() for _ in range(2)]
@@ -218,7 +218,7 @@ def plain(shape: tuple[int, int], given: argparse.Namespace, work: Path, again: 
     write_table(work / "table.parquet")
     config = make_config(settings(work / "table.parquet", "fedavg-lora", given, False))
     data = make_clients(config.data, 0)
-    bench = build_workbench(
+    bench = build_shared_model(
         base, METHODS["fedavg-lora"], 2, 0, (config.model, config.adapter, config.training)
     )  # for its tokeniser alone
     encoded = bench.encode(data.clients[0].train)

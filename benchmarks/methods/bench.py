@@ -21,9 +21,9 @@ from typing import Any
 
 from rich.console import Console
 
-from trifed.comparison.compare import compare
-from trifed.comparison.config import make_comparison
-from trifed.nested import layer
+from trifed.common.dict_merge import deep_merge
+from trifed.experiments.compare import compare
+from trifed.experiments.compare_config import make_comparison
 from trifed.reports.comparison import CompareWatch, render_comparison
 
 Json = dict[str, Any]
@@ -33,7 +33,7 @@ METHODS = [
     "local", "ce-lora", "fedavg-tri", "fedavg-lora", "ffa-lora", "fedsa-lora", "fed-xs", "fed-sb", "fedprox-lora",
     "pfedme-lora", "fedavg-full",
 ]  # fmt: skip
-FRAMES = {method: {"adapter": {"rank": 32}} for method in ("fed-xs", "fed-sb")}
+SHARED_PROJECTIONS = {method: {"adapter": {"rank": 32}} for method in ("fed-xs", "fed-sb")}
 """Between frozen frames rank 8 has 64 numbers a layer to train; their authors use 24 and more."""
 
 RUN: dict[str, Any] = {
@@ -94,8 +94,8 @@ def settings(data: Path | str, partition: str) -> Json:
     source: Json = {"source": f"{data}/{FOLDERS[name]}/train.parquet"}
     if name in PAIRS:
         source["text_pair"] = "text_pair"
-    conditions = layer(RUN, PAIR_RUN) if name in PAIRS else RUN
-    return layer(conditions, {"data": {**source, "clients": PARTITIONS[partition]}})
+    conditions = deep_merge(RUN, PAIR_RUN) if name in PAIRS else RUN
+    return deep_merge(conditions, {"data": {**source, "clients": PARTITIONS[partition]}})
 
 
 def carry_out(values: Json, work: Path, jobs: int) -> Json:
@@ -145,19 +145,19 @@ def measure(
 
     `own`: settings laid over those of every method.
     """
-    frames = {method: layer(FRAMES.get(method, {}), own) for method in methods}
+    shared_projections = {method: deep_merge(SHARED_PROJECTIONS.get(method, {}), own) for method in methods}
     values: Json = {
         "name": f"quick-{partition}" if quick else partition,
         "methods": list(methods),
         "seeds": SEEDS[:1] if quick else SEEDS,
         "references": [name for name in ("local", "fedavg-lora") if name in methods],
         "run": settings(data, partition) | ({"rounds": 4} if quick else {}),
-        "method_settings": frames,
+        "method_settings": shared_projections,
     }
     if tuned_on(partition) in state["tuning"]:
         tuned = state["tuning"][tuned_on(partition)]["methods"]
         rates = {method: {"training": {"learning_rate": tuned[method]["chosen"]}} for method in methods}
-        values["method_settings"] = layer(rates, frames)
+        values["method_settings"] = deep_merge(rates, shared_projections)
     elif tuned_on(partition) == partition:
         values["tuning"] = {**TUNING, "rounds": TUNING_ROUNDS[partition]}
     else:

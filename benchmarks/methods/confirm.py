@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bench import FRAMES, HERE, PARTITIONS, arguments, carry_out, settings, tuned_on
+from bench import HERE, PARTITIONS, SHARED_PROJECTIONS, arguments, carry_out, settings, tuned_on
 from table import points
 
-from trifed.nested import layer
+from trifed.common.dict_merge import deep_merge
 
 Json = dict[str, Any]
 
@@ -50,7 +50,9 @@ def main() -> None:
             "seeds": given.seeds,
             "references": given.rivals,
             "run": settings(given.data, partition),
-            "method_settings": layer(rates, {name: FRAMES[name] for name in methods if name in FRAMES}),
+            "method_settings": deep_merge(
+                rates, {name: SHARED_PROJECTIONS[name] for name in methods if name in SHARED_PROJECTIONS}
+            ),
         }
         found = carry_out(values, given.work, given.jobs)
         state["results"][partition] = found["results"]["all"]

@@ -25,12 +25,12 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from trifed.comparison.compare import compare
-from trifed.comparison.config import make_comparison
-from trifed.comparison.statistics import interval
-from trifed.config import make_config
+from trifed.common.dict_merge import deep_merge
+from trifed.config.run import make_config
 from trifed.data import make_clients
-from trifed.nested import layer
+from trifed.experiments.compare import compare
+from trifed.experiments.compare_config import make_comparison
+from trifed.experiments.statistics import interval
 from trifed.reports.comparison import CompareWatch, render_comparison
 from trifed.tasks import TASKS
 
@@ -103,14 +103,18 @@ DIRICHLET: Json = {
     "data": {"clients": {"split": "dirichlet", "alpha": 0.5, "min_examples": 40, "max_examples": 192}}
 }
 GROUPS: Json = {"data": {"clients": {"split": "column", "column": "client", "max_examples": 192}}}
-VIT: Json = layer(IMAGES, {"task": "image-classification", "model": {"name": "vit"}})
-TOWERS: Json = layer(IMAGES, {"task": "image-text", "model": {"name": "towers"}, "adapter": {"towers": "vision"}})
+VIT: Json = deep_merge(IMAGES, {"task": "image-classification", "model": {"name": "vit"}})
+TOWERS: Json = deep_merge(
+    IMAGES, {"task": "image-text", "model": {"name": "towers"}, "adapter": {"towers": "vision"}}
+)
 
 PARTITIONS = {
-    "shakespeare": Partition(speakers, layer(LANGUAGE, {"model": {"name": "stories260K", "max_length": 128}})),
+    "shakespeare": Partition(
+        speakers, deep_merge(LANGUAGE, {"model": {"name": "stories260K", "max_length": 128}})
+    ),
     "questions": Partition(
         questions,
-        layer(
+        deep_merge(
             LANGUAGE,
             {
                 "model": {"name": "stories260K", "max_length": 256},
@@ -118,13 +122,13 @@ PARTITIONS = {
             },
         ),
     ),
-    "vit-groups": Partition(pictures, layer(VIT, GROUPS)),
-    "vit-dirichlet-0.5": Partition(pictures, layer(VIT, DIRICHLET), "vit-groups"),
-    "towers-groups": Partition(pictures, layer(TOWERS, GROUPS)),
+    "vit-groups": Partition(pictures, deep_merge(VIT, GROUPS)),
+    "vit-dirichlet-0.5": Partition(pictures, deep_merge(VIT, DIRICHLET), "vit-groups"),
+    "towers-groups": Partition(pictures, deep_merge(TOWERS, GROUPS)),
     "captions-groups": Partition(
-        pictures, layer(layer(TOWERS, GROUPS), {"task": "image-text-pairs", "data": {"text": "caption"}})
+        pictures, deep_merge(deep_merge(TOWERS, GROUPS), {"task": "image-text-pairs", "data": {"text": "caption"}})
     ),
-    "towers-dirichlet-0.5": Partition(pictures, layer(TOWERS, DIRICHLET), "towers-groups"),
+    "towers-dirichlet-0.5": Partition(pictures, deep_merge(TOWERS, DIRICHLET), "towers-groups"),
 }
 TUNING: Json = {"learning_rates": [3e-3, 1e-2], "seed": 100, "rounds": 4, "extend": 1}
 
@@ -132,7 +136,7 @@ TUNING: Json = {"learning_rates": [3e-3, 1e-2], "seed": 100, "rounds": 4, "exten
 def settings(name: str, source: str, models: str) -> Json:
     """[run] of a partition's comparison."""
     own = PARTITIONS[name].settings
-    return layer(own, {"data": {"source": source}, "model": {"name": f"{models}/{own['model']['name']}"}})
+    return deep_merge(own, {"data": {"source": source}, "model": {"name": f"{models}/{own['model']['name']}"}})
 
 
 def bits_per_byte(root: Path, values: Json) -> Json | None:

@@ -22,8 +22,8 @@ from typing import Any
 
 import pandas as pd
 
-from trifed.audit.plan import SMALL, Plan
-from trifed.nested import layer
+from trifed.attacks.plan import SMALL, Plan
+from trifed.common.dict_merge import deep_merge
 
 HERE = Path(__file__).parent
 Json = dict[str, Any]
@@ -43,7 +43,7 @@ BASE: Json = {
     "training": {"steps": 8, "batch_size": 8, "precision": "fp32", "device": "cpu"},
     "privacy": {"few_tokens": "allow"},
 }
-TEXT: Json = layer(BASE, {"model": {"name": "demo", "max_length": 64}})
+TEXT: Json = deep_merge(BASE, {"model": {"name": "demo", "max_length": 64}})
 CONTROLS = ("fedavg-full", "fedavg-lora", "ffa-lora", "fedsa-lora", "ce-lora")
 WHOLE = replace(
     SMALL, rounds=3, batches=(1, 2, 4, 8, 16, 32), trials=8, matched=2, match_up_to=2, iterations=120, clients=8,
@@ -56,23 +56,25 @@ NOISE: Json = {"privacy": {"summary": {"epsilon": 4.0, "delta": 1e-5}}}
 AUDITS: dict[str, tuple[str, Json, Plan]] = {
     "banking77": ("banking77", TEXT, WHOLE),
     "sst2": ("sst2", TEXT, WHOLE),
-    "cifar10": ("cifar10", layer(BASE, {"task": "image-classification"}), IMAGES),
-    "rank-8": ("banking77", layer(TEXT, {"adapter": {"rank": 8, "alpha": 8}}), SWEEP),
-    "rank-16": ("banking77", layer(TEXT, {"adapter": {"rank": 16, "alpha": 16}}), SWEEP),
-    "rank-64": ("banking77", layer(TEXT, {"adapter": {"rank": 64, "alpha": 64}}), SWEEP),
-    "steps-1": ("banking77", layer(TEXT, {"training": {"steps": 1}}), SWEEP),
-    "steps-32": ("banking77", layer(TEXT, {"training": {"steps": 32}}), SWEEP),
-    "bits-32": ("banking77", layer(TEXT, {"wire": {"bits": 32}}), SWEEP),
-    "rate-0.005": ("banking77", layer(TEXT, {"training": {"learning_rate": 0.005}}), SWEEP),
+    "cifar10": ("cifar10", deep_merge(BASE, {"task": "image-classification"}), IMAGES),
+    "rank-8": ("banking77", deep_merge(TEXT, {"adapter": {"rank": 8, "alpha": 8}}), SWEEP),
+    "rank-16": ("banking77", deep_merge(TEXT, {"adapter": {"rank": 16, "alpha": 16}}), SWEEP),
+    "rank-64": ("banking77", deep_merge(TEXT, {"adapter": {"rank": 64, "alpha": 64}}), SWEEP),
+    "steps-1": ("banking77", deep_merge(TEXT, {"training": {"steps": 1}}), SWEEP),
+    "steps-32": ("banking77", deep_merge(TEXT, {"training": {"steps": 32}}), SWEEP),
+    "bits-32": ("banking77", deep_merge(TEXT, {"wire": {"bits": 32}}), SWEEP),
+    "rate-0.005": ("banking77", deep_merge(TEXT, {"training": {"learning_rate": 0.005}}), SWEEP),
     "round-1": ("banking77", TEXT, replace(SWEEP, rounds=1)),
     "round-10": ("banking77", TEXT, replace(SWEEP, rounds=10)),
-    "summary-epsilon-4": ("banking77", layer(TEXT, NOISE), SWEEP),
+    "summary-epsilon-4": ("banking77", deep_merge(TEXT, NOISE), SWEEP),
     **{
         f"update-epsilon-{epsilon}": (
             "banking77",
-            layer(
+            deep_merge(
                 TEXT,
-                layer(NOISE, {"privacy": {"update": {"epsilon": float(epsilon), "delta": 1e-5, "clip": 0.1}}}),
+                deep_merge(
+                    NOISE, {"privacy": {"update": {"epsilon": float(epsilon), "delta": 1e-5, "clip": 0.1}}}
+                ),
             ),
             SWEEP,
         )
@@ -90,11 +92,11 @@ def settings(name: str, data: Path, models: Path | None, work: Path) -> Path:
         rows = pd.read_parquet(data / SOURCES[source])
         rows = rows.rename(columns={"sentence": "text", "img": "image"})
         rows.sample(ROWS[source], random_state=0).to_parquet(table)
-    values = layer(values, {"name": name, "data": {"source": str(table)}})
+    values = deep_merge(values, {"name": name, "data": {"source": str(table)}})
     if source == "cifar10":
         if models is None:
             raise SystemExit("cifar10 needs --models, the folder with `vit`")
-        values = layer(values, {"model": {"name": str(models / "vit")}})
+        values = deep_merge(values, {"model": {"name": str(models / "vit")}})
     path = work / f"{name}.json"
     path.write_text(json.dumps(values))
     return path
@@ -103,8 +105,8 @@ def settings(name: str, data: Path, models: Path | None, work: Path) -> Path:
 def one(name: str, path: Path, work: Path) -> str:
     """Carry out or go on with one audit; a line about it."""
     from trifed import make_config
-    from trifed.audit.audit import audit
-    from trifed.config import to_toml
+    from trifed.attacks.audit import audit
+    from trifed.config.run import to_toml
     from trifed.reports.audit import audit_page
 
     toml = work / f"{name}.toml"

@@ -37,10 +37,9 @@ from trifed.privacy import noise_multiplier, noised_summary, seeded_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "collaboration"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "similarity"))
-from bench import Clients, features, workbench
+from bench import Clients, features, shared_model
 from groups import plant
-
-from trifed.runner import environment
+from trifed.federation.preparation import environment
 
 HERE = Path(__file__).parent
 DELTA = 1e-5
@@ -185,7 +184,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    bench, base, config = workbench()
+    bench, base, config = shared_model()
     paths = ("data", "work", "out", "jobs")
     asked = {name: value for name, value in vars(given).items() if name not in paths}
     result["arguments"] = [*(known for known in result.get("arguments", []) if known != asked), asked]

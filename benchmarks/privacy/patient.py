@@ -27,33 +27,40 @@ METHODS = ("own-prior", *CONTROLS)
 
 def one(path: Path, method: str, device: str, iterations: list[int], trials: int) -> tuple[list[Json], Json]:
     """All rows of one method on one data set, and the machine."""
+    from trifed.federation.preparation import environment
+
     from trifed import make_config
-    from trifed.audit.audit import TRIALS
-    from trifed.audit.warm_up import warmed_up
-    from trifed.runner import environment
+    from trifed.attacks.audit import TRIALS
+    from trifed.attacks.warm_up import warmed_up
 
     values = json.loads(path.read_text())
     values["training"]["device"] = device
     config = make_config(values)
     config = config if method == config.method.name else config.with_method(method)
     plan = replace(SWEEP, batches=(1,), trials=trials, matched=trials)
-    victim = warmed_up(config, plan.rounds, None, lambda done: None)
-    attacks = TRIALS[config.task](victim, plan, lambda text: None)
+    target = warmed_up(config, plan.rounds, None, lambda done: None)
+    attacks = TRIALS[config.task](target, plan, lambda text: None)
     rows, found = attacks.rows[1], []
     guess = attacks.guess if hasattr(attacks, "guess") else lambda _: attacks.mean[None]
     base = {"method": method, "trials": trials}
     floor = attacks.row("guesser", "gradient", "factors", 1, rows, [guess(row) for row in rows])
     found.append({**base, "attack": "guesser", "scores": floor.model_dump()["scores"]})
-    for sees, look in (("gradient", victim.gradient), ("update", victim.update)):
+    for sees, look in (("gradient", target.gradient), ("update", target.update)):
         observed = [look(row) for row in rows]
-        for knows in victim.levels():
+        for knows in target.levels():
             for count in iterations:
-                victim.bench.load(victim.believed(knows))
+                target.bench.load(target.believed(knows))
                 made = [attacks.by_matching(row, seen, count) for row, seen in zip(rows, observed, strict=True)]
-                scored = attacks.row("matching", sees, knows, 1, rows, made).model_dump()["scores"]
-                entry = {"attack": "matching", "sees": sees, "knows": knows, "iterations": count, "scores": scored}
+                evaluated_model = attacks.row("matching", sees, knows, 1, rows, made).model_dump()["scores"]
+                entry = {
+                    "attack": "matching",
+                    "sees": sees,
+                    "knows": knows,
+                    "iterations": count,
+                    "scores": evaluated_model,
+                }
                 found.append({**base, **entry})
-    return found, environment(victim.config, victim.bench.base, victim.bench)
+    return found, environment(target.config, target.bench.base, target.bench)
 
 
 def main() -> None:

@@ -40,13 +40,13 @@ from typing import Any
 import numpy as np
 
 from trifed import make_config
+from trifed.federation.context import run_context
 from trifed.federation.messages import encode_summary
+from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
-from trifed.federation.store import RunFolder
-from trifed.federation.terms import terms_of
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS
-from trifed.methods.interface import SummarySeeds
+from trifed.methods.base import SummarySeeds
 from trifed.similarity import Summary
 from trifed.tasks.text_classification import load_encoder
 
@@ -118,14 +118,14 @@ def client_summary(group: Summary, rng: np.random.Generator, known: bool) -> Sum
 def play(server: Server, number: int, examples: list[int], changes: list[np.ndarray]) -> Json:
     """One round of all clients; seconds of the server's parts, and bytes."""
     found: Json = dict.fromkeys(("download_s", "accept_s", "aggregate_s", "bytes_in", "bytes_out"), 0)
-    wire, none = server.terms.wire, np.zeros_like(server.start)
+    wire, none = server.context.wire, np.zeros_like(server.start)
     for client in range(len(examples)):
         took, payload = timed(partial(server.download, number, client))
         found["download_s"] += took
         found["bytes_out"] += len(payload or b"")
     uploads = []
     for client, count in enumerate(examples):
-        header = server.terms.header("upload", number, client, count)
+        header = server.context.header("upload", number, client, count)
         change = changes[(client + number) % DISTINCT]
         payload = wire.encode(header, change if wire.bits else server.start + change, none)
         took, upload = timed(partial(server.accept, number, client, payload))
@@ -140,10 +140,10 @@ def measure(name: str, clients: int, rounds: int, seed: int, opens: bool, work: 
     method = METHODS[name]
     config = make_config({"method": name, "model": {"name": "demo"}, "data": {"source": "-"}, "seed": seed})
     parts = (config.model, config.adapter, config.training)
-    bench = build_workbench(load_encoder("demo"), method, LABELS, seed, parts)
-    terms = terms_of(config, bench.layout, bench.fingerprint)
+    bench = build_shared_model(load_encoder("demo"), method, LABELS, seed, parts)
+    context = run_context(config, bench.layout, bench.fingerprint)
     start = bench.start_values
-    server = Server(terms, clients, start)
+    server = Server(context, clients, start)
     rng = np.random.default_rng([seed, 2])
     changes = [0.01 * rng.standard_normal(len(start)).astype(np.float32) for _ in range(DISTINCT)]
     payloads, examples = {}, [int(n) for n in rng.integers(20 * LABELS, 60 * LABELS, clients)]
@@ -151,7 +151,7 @@ def measure(name: str, clients: int, rounds: int, seed: int, opens: bool, work: 
         groups = group_summaries(method, seed)
         for client in range(clients):
             summary = client_summary(groups[client % GROUPS], rng, opens)
-            payloads[client] = encode_summary(terms.header("summary", 0, client), summary)
+            payloads[client] = encode_summary(context.header("summary", 0, client), summary)
             examples[client] = int(summary.class_counts.sum())
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the model's
     before = peak()
@@ -174,7 +174,7 @@ def measure(name: str, clients: int, rounds: int, seed: int, opens: bool, work: 
     if "weights" in server.state:
         rows = np.packbits(server.state["weights"] > 0, axis=1)
         found["different_rows_of_who_shares"] = len({row.tobytes() for row in rows})
-    return found | {"before_mib": before, "values": len(start), "bits": terms.wire.bits or 32}
+    return found | {"before_mib": before, "values": len(start), "bits": context.wire.bits or 32}
 
 
 # -- all sizes

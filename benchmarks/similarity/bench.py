@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
+from trifed.federation.preparation import environment
 
 from trifed import make_config, similarity
 from trifed.data import Examples, text_examples
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS
-from trifed.runner import environment
 from trifed.tasks.text_classification import load_encoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "collaboration"))
@@ -59,16 +59,16 @@ def features(data: Path, work: Path, setting: str, seed: int) -> tuple[Clients, 
     return [(kept["x"][r], kept["y"][r]) for r in rows], kept["groups"]
 
 
-def workbench() -> tuple[Any, Any, Any]:
+def shared_model() -> tuple[Any, Any, Any]:
     """The frozen base, its loader's result, and the configuration that stands in the results."""
     config = make_config({"model": {"name": "demo", "max_length": 64}, "data": {"source": "-"}, "method": "local"})
     base = load_encoder(config.model.name)
     parts = (config.model, config.adapter, config.training)
-    return build_workbench(base, METHODS["local"], 2, 0, parts), base, config
+    return build_shared_model(base, METHODS["local"], 2, 0, parts), base, config
 
 
 def embed(examples: Examples) -> NDArray[np.float32]:
-    bench, _, config = workbench()
+    bench, _, config = shared_model()
     found: NDArray[np.float32] = bench.base_features(bench.encode(examples), config.training)
     return found
 
@@ -149,7 +149,7 @@ def main() -> None:
                         place = judged.setdefault(name, {}).setdefault(f"{setting}, {n} examples", {})
                         place.setdefault(key, []).append(round(value, 3))
             print(f"{setting}, seed {seed}", flush=True)
-    bench, base, config = workbench()
+    bench, base, config = shared_model()
     result = {
         "environment": environment(config, base, bench),
         "seeds": list(range(given.seeds)),

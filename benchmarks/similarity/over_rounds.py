@@ -31,10 +31,10 @@ from screen import conditions, configuration, table
 from variants import GroupOptions, Variant, grouping, mean_of_the_group
 
 from trifed import similarity
-from trifed.methods import METHODS, Method, Setting, State, Upload
-from trifed.methods.interface import Options
+from trifed.common.dict_merge import deep_merge
+from trifed.methods import METHODS, Method, ServerContext, State, Upload
+from trifed.methods.base import Options
 from trifed.methods.packing import unpack
-from trifed.nested import layer
 
 HERE = Path(__file__).parent
 Json = dict[str, Any]
@@ -57,7 +57,7 @@ class KeepOptions(GroupOptions):
     keep: str
 
 
-def aggregate_and_keep(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def aggregate_and_keep(options: Options, setting: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
     """As in the collaboration benchmark; what came up, and what had gone down, is written to a file."""
     came = np.stack([upload.values for upload in sorted(uploads, key=lambda upload: upload.client)])
     went = state["mixed"] if "mixed" in state else np.tile(setting.start, (setting.clients, 1))
@@ -88,7 +88,9 @@ def jobs(given: argparse.Namespace) -> Iterator[tuple[Path, Json]]:
                 for kind in FROM:
                     folder = given.work / f"{setting}-{seed}" / f"{name}-{kind}"
                     values = configuration(setting, "oracle", rate, seed, source, groups)
-                    values = layer(values, {**variant.own, "rounds": max(ROUNDS), "evaluate_every": max(ROUNDS)})
+                    values = deep_merge(
+                        values, {**variant.own, "rounds": max(ROUNDS), "evaluate_every": max(ROUNDS)}
+                    )
                     keep = str(folder / "sent")
                     values["method"] = {"name": f"keep-{name}", "keep": keep, **grouping(kind, groups)}
                     yield folder, values

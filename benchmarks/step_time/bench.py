@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from trifed.federation.preparation import environment
 
 from trifed import make_config
 from trifed.data import demo_corpus_path, make_clients
-from trifed.federation.workbench import Workbench, build_workbench
+from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.federation.training import autocast, choose_device, choose_precision, length_order, seeded
 from trifed.methods import METHODS
-from trifed.runner import environment
 from trifed.tasks.text_classification import load_encoder
-from trifed.training import autocast, choose_device, choose_precision, length_order, seeded
 
 HERE = Path(__file__).parent
 WARM_UP = 6
@@ -33,7 +33,7 @@ WARM_UP = 6
 class Contender:
     """One workbench with its optimiser."""
 
-    def __init__(self, bench: Workbench, settings: Any) -> None:
+    def __init__(self, bench: SharedModel, settings: Any) -> None:
         self.bench, self.settings = bench, settings
         self.params = list(bench.parameters.values())
         self.optimizer = torch.optim.AdamW(self.params, lr=1e-3, foreach=True)
@@ -73,7 +73,7 @@ def main() -> None:
     for method in ("local", "ce-lora"):
         base = load_encoder(config.model.name)
         settings = (config.model, config.adapter, config.training)
-        bench = build_workbench(base, METHODS[method], len(data.label_names), 0, settings)
+        bench = build_shared_model(base, METHODS[method], len(data.label_names), 0, settings)
         contenders[method] = Contender(bench, config.training)
     encoded = contenders["local"].bench.encode(data.clients[0].train)
     batches = [encoded.batch(rows, contenders["local"].device) for rows in length_order(encoded, 16)]

@@ -11,50 +11,55 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trifed.errors import TrifedError
-from trifed.version import __version__
+from trifed.common import deprecated_names
+from trifed.common.errors import TrifedError
+from trifed.common.version import __version__
 
 if TYPE_CHECKING:
     from trifed.adapters import TriLoraConfig, export_plain_lora
-    from trifed.comparison.compare import ComparisonResult, compare, load_comparison
-    from trifed.comparison.config import CompareConfig, make_comparison
-    from trifed.config import RunConfig, make_config
-    from trifed.federation.exports import Classifier, Writer, load_client, load_writer
-    from trifed.federation.matching import Matcher, load_matcher
-    from trifed.models.export import export_client
+    from trifed.config.run import RunConfig, make_config
+    from trifed.experiments.compare import ComparisonResult, compare, load_comparison
+    from trifed.experiments.compare_config import CompareConfig, make_comparison
+    from trifed.experiments.runner import RunResult, load_result, resume, run
+    from trifed.export.export import export_client
+    from trifed.federation.client_model import Classifier, Writer, load_client, load_writer
+    from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
     from trifed.reports.writing import report
-    from trifed.runner import RunResult, load_result, resume, run
 
 # PEFT imports bitsandbytes wherever it is installed, which then tells of kernels that it lacks, and later of every
 # layer whose inputs it rounds.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
-    "Classifier": "trifed.federation.exports",
-    "CompareConfig": "trifed.comparison.config",
-    "ComparisonResult": "trifed.comparison.compare",
-    "Matcher": "trifed.federation.matching",
-    "RunConfig": "trifed.config",
-    "RunResult": "trifed.runner",
+    "Classifier": "trifed.federation.client_model",
+    "CompareConfig": "trifed.experiments.compare_config",
+    "ComparisonResult": "trifed.experiments.compare",
+    "RetrievalModel": "trifed.federation.retrieval",
+    "RunConfig": "trifed.config.run",
+    "RunResult": "trifed.experiments.runner",
     "TriLoraConfig": "trifed.adapters",
-    "Writer": "trifed.federation.exports",
-    "compare": "trifed.comparison.compare",
-    "export_client": "trifed.models.export",
+    "Writer": "trifed.federation.client_model",
+    "compare": "trifed.experiments.compare",
+    "export_client": "trifed.export.export",
     "export_plain_lora": "trifed.adapters",
-    "load_client": "trifed.federation.exports",
-    "load_comparison": "trifed.comparison.compare",
-    "load_matcher": "trifed.federation.matching",
-    "load_writer": "trifed.federation.exports",
-    "load_result": "trifed.runner",
-    "make_comparison": "trifed.comparison.config",
-    "make_config": "trifed.config",
+    "load_client": "trifed.federation.client_model",
+    "load_comparison": "trifed.experiments.compare",
+    "load_retrieval_model": "trifed.federation.retrieval",
+    "load_writer": "trifed.federation.client_model",
+    "load_result": "trifed.experiments.runner",
+    "make_comparison": "trifed.experiments.compare_config",
+    "make_config": "trifed.config.run",
     "report": "trifed.reports.writing",
-    "resume": "trifed.runner",
-    "run": "trifed.runner",
+    "resume": "trifed.experiments.runner",
+    "run": "trifed.experiments.runner",
 }
 
 
+deprecated_names.install()
+
+
 def __getattr__(name: str) -> Any:
+    name = deprecated_names.renamed(name)
     if name not in _HOMES:
         raise AttributeError(f"module 'trifed' has no attribute '{name}'")
     value = getattr(import_module(_HOMES[name]), name)
@@ -66,7 +71,7 @@ __all__ = [
     "Classifier",
     "CompareConfig",
     "ComparisonResult",
-    "Matcher",
+    "RetrievalModel",
     "RunConfig",
     "RunResult",
     "TriLoraConfig",
@@ -78,8 +83,8 @@ __all__ = [
     "export_plain_lora",
     "load_client",
     "load_comparison",
-    "load_matcher",
     "load_result",
+    "load_retrieval_model",
     "load_writer",
     "make_comparison",
     "make_config",

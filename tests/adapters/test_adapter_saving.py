@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from trifed.adapters import TriLoraConfig, adapted_layers, frames_hash, load_adapter
-from trifed.errors import AdapterError
+from trifed.common.errors import AdapterError
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

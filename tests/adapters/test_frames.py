@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trifed.adapters import adapted_layers, frames_hash
-from trifed.adapters.frames import fix_signs, hash_frames, public_frames
-from trifed.errors import AdapterError
+from trifed.adapters.shared_projections import fix_signs, hash_frames, public_frames
+from trifed.common.errors import AdapterError
 
 
 def weight(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from trifed.adapters import adapted_layers, export_plain_lora, to_plain_lora
 from trifed.adapters import export as export_module
-from trifed.errors import AdapterError
+from trifed.common.errors import AdapterError
 
 # Runs where this package cannot be imported. One process for all cases: starting torch takes seconds.
 _PLAIN_PEFT = """

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trifed.adapters import TriLoraConfig, adapted_layers
-from trifed.errors import AdapterError
+from trifed.common.errors import AdapterError
 
 
 def trainable(model: nn.Module) -> set[str]:

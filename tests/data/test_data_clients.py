@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from trifed.common.errors import DataError
 from trifed.data import (
     ClientData,
     ClientSettings,
@@ -23,7 +24,6 @@ from trifed.data import (
     split_table,
     split_to_json,
 )
-from trifed.errors import DataError
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 BY_SITE = ClientSettings(split="column", column="site")

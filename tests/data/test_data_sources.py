@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trifed.common.errors import DataError
 from trifed.data import ClientSettings, DataSettings, demo_corpus_path, read_table, read_test
-from trifed.errors import DataError
 
 ROWS = [
     {"text": "one, with a comma", "label": "b", "site": "x"},

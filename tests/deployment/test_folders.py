@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from typer.testing import CliRunner
 
-from trifed.cli import app
-from trifed.errors import ConfigError, RunError
-from trifed.sites.node_settings import LEFT, read_node_settings
+from trifed.cli.app import app
+from trifed.common.errors import ConfigError, RunError
+from trifed.deployment.site_settings import LEFT, read_site_settings
 
 RUN = 'name = "tickets"\nrounds = 2\n[data]\nlabels = ["a", "b"]\nsource = "mine.csv"\ntext = "message"\n'
 
@@ -89,7 +89,7 @@ def test_the_servers_own_data_do_not_go_into_the_app(server):
 
 
 def test_the_sites_settings_are_read_back(site, tmp_path):
-    settings = read_node_settings(site / "node.toml")
+    settings = read_site_settings(site / "node.toml")
     assert (settings.name, settings.tell_scores) == ("berlin", False)
     assert settings.data == {"source": str(tmp_path / "berlin.csv")}
     assert settings.folder == site / "kept"

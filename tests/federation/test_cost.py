@@ -9,11 +9,11 @@ import torch
 from transformers import RobertaForSequenceClassification
 
 from trifed import similarity as sim
-from trifed.errors import ModelError
+from trifed.adapters.settings import AdapterSettings
+from trifed.common.errors import ModelError
 from trifed.federation.cost import Cost, MethodCost, estimate_cost, summary_sizes
 from trifed.federation.messages import ENVELOPE
 from trifed.methods import METHODS
-from trifed.settings import AdapterSettings
 from trifed.tasks.shapes import SHAPES, shape_config, weightless
 
 
@@ -159,7 +159,7 @@ def test_the_numbers_are_those_of_a_runs_event_log(method, finished, costs, tiny
 
 def test_an_opening_is_that_of_a_runs_event_log(finished, costs, tiny_encoder):
     # 2 blocks x query and value: gradients (32, 32) up; A (4, 32), B (32, 4) and C (4, 4) down.
-    methods = [name for name, method in METHODS.items() if method.frames]
+    methods = [name for name, method in METHODS.items() if method.shared_projections]
     assert methods
     for method in methods:
         (once,) = of(costs(str(tiny_encoder), labels=3, rank=4), method).once

@@ -11,24 +11,24 @@ import torch
 
 from test_cli_help import call
 from trifed import make_config, resume, run
-from trifed.errors import RunError
-from trifed.federation import site as site_module
-from trifed.federation.client import TRAINING, Client
+from trifed.common.errors import RunError
+from trifed.config.settings import TrainingSettings
+from trifed.federation import client as site_module
+from trifed.federation.client_update import TRAINING, ClientDataset
 from trifed.federation.guards import FLOOR, few_tokens, refuse_few_tokens, small_components, tokens_needed
-from trifed.federation.store import RunFolder
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.training import rows_of_round, seeded, training_batches
 from trifed.reports.cautions import cautions
 from trifed.reports.reading import read_source
-from trifed.settings import TrainingSettings
 from trifed.similarity import Summary
 from trifed.tasks.text_classification import EncodedText
-from trifed.training import rows_of_round, seeded, training_batches
 
 CORE = (("x.lora_C.weight", (4, 4)),)
 
 
 def client(*ids, name="amber"):
     data = EncodedText([list(row) for row in ids], None, np.zeros(len(ids), np.int64), 0, 0)
-    return Client(0, name, data, data, data)
+    return ClientDataset(0, name, data, data, data)
 
 
 # -- what is counted
@@ -82,14 +82,23 @@ def test_the_rows_of_a_round_are_whole_epochs_in_order(examples, settings):
 
 
 def test_the_rows_that_are_counted_are_those_that_are_trained_on(make_bench, monkeypatch):
-    from trifed.federation.client import ClientState, train_round
+    from trifed.federation.client_update import ClientState, train_round
 
-    bench, read = make_bench("ce-lora"), []
+    shared_model, read = make_bench("ce-lora"), []
     data = client(*[[2, 5 + n, 3] for n in range(20)])
     batch = EncodedText.batch
     monkeypatch.setattr(EncodedText, "batch", lambda self, rows, d: read.append(rows) or batch(self, rows, d))
     training = TrainingSettings(steps=3, batch_size=4, device="cpu", precision="fp32")
-    train_round(bench, data, ClientState(bench.start, {}, 0), None, training, seed=5, round_number=2, rounds=2)
+    train_round(
+        shared_model,
+        data,
+        ClientState(shared_model.start, {}, 0),
+        None,
+        training,
+        seed=5,
+        round_number=2,
+        rounds=2,
+    )
     expected = list(rows_of_round(data.train.lengths, training, seeded(5, TRAINING, 2, 0)))
     np.testing.assert_array_equal(np.concatenate(read), np.concatenate(expected))
 
@@ -99,18 +108,18 @@ def test_under_the_rank_an_update_spans_what_went_in(make_bench):
 
     Of one example of 5 tokens, rank 8: all five A x_t are found in the rows of dC, whatever the rest is.
     """
-    bench = make_bench("ce-lora", adapter={"rank": 8})
+    shared_model = make_bench("ce-lora", adapter={"rank": 8})
     with torch.no_grad():
-        for name, param in bench.parameters.items():
+        for name, param in shared_model.parameters.items():
             param.add_(torch.randn(param.shape, generator=torch.Generator().manual_seed(len(name))) / 4)
     found = {}
-    layer = next(m for n, m in bench.encoder.named_modules() if n.endswith("layer.0.attention.self.query"))
+    layer = next(m for n, m in shared_model.encoder.named_modules() if n.endswith("layer.0.attention.self.query"))
     layer.register_forward_hook(lambda module, inputs, output: found.update(x=inputs[0].detach()[0]))
-    name = next(n for n in bench.parameters if "layer.0.attention.self.query.lora_C" in n)
-    bench.model.eval()
-    bench.model.loss(client([2, 10, 11, 12, 3]).train.batch(np.arange(1), torch.device("cpu"))).backward()
-    change = bench.parameters[name].grad.double().numpy()
-    factor = bench.parameters[name.replace("lora_C", "lora_A")].detach().double().numpy()
+    name = next(n for n in shared_model.parameters if "layer.0.attention.self.query.lora_C" in n)
+    shared_model.model.eval()
+    shared_model.model.loss(client([2, 10, 11, 12, 3]).train.batch(np.arange(1), torch.device("cpu"))).backward()
+    change = shared_model.parameters[name].grad.double().numpy()
+    factor = shared_model.parameters[name.replace("lora_C", "lora_A")].detach().double().numpy()
     read = found["x"][:5].double().numpy() @ factor.T
     rows = np.linalg.svd(change)[2][: np.linalg.matrix_rank(change, rtol=1e-4)]
     assert len(rows) == 5

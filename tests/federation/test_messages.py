@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifed.errors import MessageError
+from trifed.common.errors import MessageError
 from trifed.federation.messages import (
     ENVELOPE,
     Header,

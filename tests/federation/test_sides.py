@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from trifed.federation.preparation import quiet
 
 from trifed import make_config
+from trifed.common.errors import MessageError
 from trifed.data import make_clients
-from trifed.engines.simulator import Simulation
-from trifed.errors import MessageError
-from trifed.federation.client import Client
+from trifed.federation.client import Client, Limits, adapted_layout, receive_shared_projections
+from trifed.federation.client_update import ClientDataset
+from trifed.federation.context import run_context
+from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server, layout_of
-from trifed.federation.site import Limits, Site, adapted_layout, take_frames
-from trifed.federation.store import RunFolder
-from trifed.federation.terms import terms_of
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
+from trifed.federation.simulation import Simulation
 from trifed.methods import METHODS
-from trifed.runner import quiet
 from trifed.tasks import TASKS
 
 ROUNDS = 2
@@ -28,34 +28,46 @@ def parts(config):
     task = TASKS[config.task]
     data = make_clients(config.data, config.seed, task.roles)
     settings = (config.model, config.adapter, config.training)
-    bench = build_workbench(
+    shared_model = build_shared_model(
         task.load(config.model.name), METHODS[config.method.name], data.label_names, config.seed, settings, task
     )
     clients = [
-        Client(i, c.name, bench.encode(c.train), bench.encode(c.valid), bench.encode(c.test))
+        ClientDataset(
+            i, c.name, shared_model.encode(c.train), shared_model.encode(c.valid), shared_model.encode(c.test)
+        )
         for i, c in enumerate(data.clients)
     ]
-    return data, bench, clients
+    return data, shared_model, clients
 
 
 def site_of(config, index):
-    data, bench, clients = parts(config)
-    terms = terms_of(config, bench.layout, bench.fingerprint)
-    return Site(terms, bench, clients[index], config.training, config.seed, config.rounds, len(data.label_names))
+    data, shared_model, clients = parts(config)
+    context = run_context(config, shared_model.layout, shared_model.fingerprint)
+    return Client(
+        context, shared_model, clients[index], config.training, config.seed, config.rounds, len(data.label_names)
+    )
 
 
 def apart(config):
     """The same run with a workbench for each client, the server knowing none of them."""
     sites = [site_of(config, index) for index in range(3)]
     first = sites[0]
-    server = Server(first.terms, len(sites), first.bench.start_values)
-    if first.terms.method.frames:
-        layers = adapted_layout(first.bench)
-        frames = server.frames({site.client.index: site.gradient() for site in sites}, layers)
+    server = Server(first.context, len(sites), first.shared_model.start_values)
+    if first.context.method.shared_projections:
+        layers = adapted_layout(first.shared_model)
+        shared_projections = server.shared_projections(
+            {site.client.index: site.gradient() for site in sites}, layers
+        )
         for site in sites:
             index = site.client.index
-            take_frames(site.bench, site.terms, index, server.frames_for(index, frames), layout_of(frames))
-        server.start = first.bench.start_values
+            receive_shared_projections(
+                site.shared_model,
+                site.context,
+                index,
+                server.shared_projections_for(index, shared_projections),
+                layout_of(shared_projections),
+            )
+        server.start = first.shared_model.start_values
     for site in sites:
         site.start()
     summaries = {site.client.index: site.summary() for site in sites}
@@ -79,8 +91,8 @@ def apart(config):
 )  # fmt: skip
 def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_path):
     config = make_config(toy_values(method=method, rounds=ROUNDS, **changes))
-    data, bench, clients = parts(config)
-    together = Simulation(config, data, clients, bench, RunFolder.create(tmp_path / "run"), quiet)
+    data, shared_model, clients = parts(config)
+    together = Simulation(config, data, clients, shared_model, RunFolder.create(tmp_path / "run"), quiet)
     together.run()
     server, sites = apart(config)
     assert set(server.state) == set(together.server.state)
@@ -90,7 +102,7 @@ def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_p
         payload = server.download(ROUNDS + 1, site.client.index)
         arrived = None if payload is None else site.take(ROUNDS + 1, payload)
         final = together.final_tensors(site.client.index)
-        for name, tensor in site.tensors(site.terms.method.scored, arrived).items():
+        for name, tensor in site.tensors(site.context.method.evaluated_model, arrived).items():
             assert torch.equal(tensor, final[name]), name
         assert site.state.steps == other.state.steps
 
@@ -119,9 +131,9 @@ def test_what_is_worse_for_its_own_data_is_not_taken(worse_by, kept, toy_values)
     for one in (site, other):
         one.start()
         one.round(1, None)
-    noise = 3 * np.random.default_rng(0).standard_normal(site.bench.start_values.shape).astype(np.float32)
-    header = site.terms.header("download", 2, 0)
-    done = site.round(2, site.terms.wire.encode(header, noise, site.known), Limits(worse_by=worse_by))
+    noise = 3 * np.random.default_rng(0).standard_normal(site.shared_model.start_values.shape).astype(np.float32)
+    header = site.context.header("download", 2, 0)
+    done = site.round(2, site.context.wire.encode(header, noise, site.known), Limits(worse_by=worse_by))
     assert done.kept_own is kept
     undisturbed = other.round(2, None)
     assert (done.loss == undisturbed.loss) is kept
@@ -133,9 +145,9 @@ def test_others_get_the_share_that_a_client_allows_them(toy_values):
     site = site_of(config, 0)
     site.start()
     site.round(1, None)
-    own = site.bench.pack(site.state.tensors)
+    own = site.shared_model.pack(site.state.tensors)
     came = np.random.default_rng(0).standard_normal(len(own)).astype(np.float32)
-    payload = site.terms.wire.encode(site.terms.header("download", 2, site.client.index), came, site.known)
+    payload = site.context.wire.encode(site.context.header("download", 2, site.client.index), came, site.known)
     taken = {share: site.take(2, payload, Limits(others_at_most=share)) for share in (0.0, 0.25, 1.0)}
     np.testing.assert_allclose(taken[0.0], own, atol=1e-6)
     np.testing.assert_allclose(taken[0.25], 0.75 * own + 0.25 * came, atol=1e-6)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trifed.methods import METHODS, Setting, Upload
-from trifed.methods.interface import Gradient
+from trifed.methods import METHODS, ServerContext, Upload
+from trifed.methods.base import Gradient
 
 SIZE, CLIENTS = 23, 4
 LAYOUT = (("x.lora_A.weight", (2, 5)), ("x.lora_B.weight", (5, 2)), ("head.bias", (3,)))
 START = np.linspace(-1, 1, SIZE).astype(np.float32)
-SETTING = Setting(CLIENTS, LAYOUT, START)
+SETTING = ServerContext(CLIENTS, LAYOUT, START)
 BY_EXAMPLES = ["fed-sb", "fed-xs", "fedavg-full", "fedavg-lora", "fedprox-lora", "fedsa-lora", "ffa-lora"]
 
 
@@ -76,11 +76,11 @@ def test_fed_sb_starts_at_the_best_low_rank_form_of_the_first_full_step():
     method, rng, eta = METHODS["fed-sb"], np.random.default_rng(0), 0.5
     parts = [rng.standard_normal((6, 4)).astype(np.float32) for _ in range(2)]
     gradients = [Gradient(0, 10, {"x": parts[0]}), Gradient(1, 30, {"x": parts[1]})]
-    frames = method.frames(method.options(first_step=eta), gradients, 2)
-    assert {name: values.shape for name, values in frames.items()} == {
+    shared_projections = method.shared_projections(method.options(first_step=eta), gradients, 2)
+    assert {name: values.shape for name, values in shared_projections.items()} == {
         "x.lora_A.weight": (2, 4), "x.lora_B.weight": (6, 2), "x.lora_C.weight": (2, 2),
     }  # fmt: skip
-    a, b, c = (frames[f"x.lora_{part}.weight"] for part in "ABC")
+    a, b, c = (shared_projections[f"x.lora_{part}.weight"] for part in "ABC")
     step = -eta * np.sign(0.25 * parts[0] + 0.75 * parts[1])
     # Eckart-Young: the error of the best rank-2 approximation is the energy in the other singular values.
     left_out = np.linalg.svd(step, compute_uv=False)[2:]
@@ -91,5 +91,5 @@ def test_fed_sb_starts_at_the_best_low_rank_form_of_the_first_full_step():
 
 
 def test_only_personal_methods_are_scored_as_trained():
-    personal = {name for name, method in METHODS.items() if method.scored == "trained"}
+    personal = {name for name, method in METHODS.items() if method.evaluated_model == "trained"}
     assert personal == {"ce-lora", "fedavg-tri", "fedsa-lora", "local", "pfedme-lora"}

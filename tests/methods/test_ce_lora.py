@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from trifed import similarity as sim
-from trifed.methods import METHODS, Setting, Upload
-from trifed.methods.interface import SummarySeeds
+from trifed.methods import METHODS, ServerContext, Upload
+from trifed.methods.base import SummarySeeds
 
 METHOD = METHODS["ce-lora"]
 RANK = 4
@@ -38,8 +38,8 @@ def summaries(centres: list[float], chosen=None):
 
 
 def begin(chosen, centres):
-    setting = Setting(len(centres), LAYOUT, START, summaries(centres, chosen))
-    return setting, METHOD.start(chosen, setting)
+    context = ServerContext(len(centres), LAYOUT, START, summaries(centres, chosen))
+    return context, METHOD.start(chosen, context)
 
 
 def test_the_noise_floor_is_an_option():
@@ -67,9 +67,9 @@ def planted(groups: list[int], seed: int = 0, noise: float = 0.3) -> list[np.nda
 @pytest.mark.parametrize("measure", MEASURES)
 def test_rows_sum_to_one_and_mixed_is_their_average_of_the_cores(measure):
     chosen = options(model_similarity=measure)
-    setting, state = begin(chosen, [0.0, 0.0, 0.7, 0.9])
+    context, state = begin(chosen, [0.0, 0.0, 0.7, 0.9])
     cores = planted([0, 0, 1, 1])
-    after = METHOD.aggregate(chosen, setting, state, [upload(i, core) for i, core in enumerate(cores)])
+    after = METHOD.aggregate(chosen, context, state, [upload(i, core) for i, core in enumerate(cores)])
     weights = after["weights"]
     assert weights.shape == (4, 4) and (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-12)
@@ -89,8 +89,8 @@ def test_rows_sum_to_one_and_mixed_is_their_average_of_the_cores(measure):
 def test_a_client_gets_more_from_its_own_group(measure, data_share):
     chosen = options(model_similarity=measure, data_share=data_share)
     groups = [0, 1, 0, 1]
-    setting, state = begin(chosen, [0.0, 0.8, 0.0, 0.8])
-    after = METHOD.aggregate(chosen, setting, state, [upload(i, core) for i, core in enumerate(planted(groups))])
+    context, state = begin(chosen, [0.0, 0.8, 0.0, 0.8])
+    after = METHOD.aggregate(chosen, context, state, [upload(i, core) for i, core in enumerate(planted(groups))])
     for i, group in enumerate(groups):
         inside = [after["weights"][i, j] for j in range(4) if groups[j] == group and j != i]
         across = [after["weights"][i, j] for j in range(4) if groups[j] != group]
@@ -104,12 +104,12 @@ def test_clients_are_not_known_by_their_place():
     absent = {4}
 
     def outcome(places: list[int]):
-        setting = Setting(5, LAYOUT, START, {new: told[old] for new, old in enumerate(places)})
-        state = METHOD.start(chosen, setting)
+        context = ServerContext(5, LAYOUT, START, {new: told[old] for new, old in enumerate(places)})
+        state = METHOD.start(chosen, context)
         sent = [upload(new, cores[old]) for new, old in enumerate(places)]
-        state = METHOD.aggregate(chosen, setting, state, sent)
+        state = METHOD.aggregate(chosen, context, state, sent)
         later = [upload(n, 2 * cores[old], 2) for n, old in enumerate(places) if old not in absent]
-        return METHOD.aggregate(chosen, setting, state, later[::-1])
+        return METHOD.aggregate(chosen, context, state, later[::-1])
 
     plain, moved = outcome(list(range(5))), outcome(order)
     for name in ("weights", "similarity_data", "similarity_model"):
@@ -120,9 +120,9 @@ def test_clients_are_not_known_by_their_place():
 
 def test_a_self_weight_of_one_gives_back_each_clients_own_core():
     chosen = options(self_weight=1.0)
-    setting, state = begin(chosen, [0.0, 0.5, 0.9])
+    context, state = begin(chosen, [0.0, 0.5, 0.9])
     cores = planted([0, 1, 2])
-    after = METHOD.aggregate(chosen, setting, state, [upload(i, core) for i, core in enumerate(cores)])
+    after = METHOD.aggregate(chosen, context, state, [upload(i, core) for i, core in enumerate(cores)])
     for client, core in enumerate(cores):
         assert np.array_equal(METHOD.download(after, client), core)
 
@@ -131,19 +131,19 @@ def alike(**values):
     """Three clients with one and the same summary, so that every distance is 0 and S_data is 1 everywhere."""
     chosen = options(data_share=1.0, self_weight=0.4, memory=5.0, **values)
     same = summaries([0.0])[0]
-    setting = Setting(3, LAYOUT, START, dict.fromkeys(range(3), same))
-    return chosen, setting, METHOD.start(chosen, setting)
+    context = ServerContext(3, LAYOUT, START, dict.fromkeys(range(3), same))
+    return chosen, context, METHOD.start(chosen, context)
 
 
 def test_an_absent_client_decays_with_its_age():
     # λ = 1 and S = 1: w_ij ∝ decay_j for j ≠ i, decay_j = exp(-age_j / 5), the rest of the row is 1 - 0.4.
     # Round 1: all three. Rounds 2 and 3: clients 0 and 1. So client 2 is two rounds old: q = exp(-2/5).
-    chosen, setting, state = alike()
+    chosen, context, state = alike()
     cores = planted([0, 1, 2])
-    state = METHOD.aggregate(chosen, setting, state, [upload(i, cores[i], 1) for i in range(3)])
+    state = METHOD.aggregate(chosen, context, state, [upload(i, cores[i], 1) for i in range(3)])
     np.testing.assert_allclose(state["weights"], 0.3 + 0.1 * np.eye(3), rtol=1e-12)
     for number in (2, 3):
-        state = METHOD.aggregate(chosen, setting, state, [upload(i, cores[i], number) for i in range(2)])
+        state = METHOD.aggregate(chosen, context, state, [upload(i, cores[i], number) for i in range(2)])
     q = math.exp(-2 / 5)
     expected = [
         [0.4, 0.6 / (1 + q), 0.6 * q / (1 + q)],
@@ -155,14 +155,14 @@ def test_an_absent_client_decays_with_its_age():
     np.testing.assert_array_equal(state["cores"][2], cores[2])  # its newest core is kept
 
     # It comes back: as fresh as the others.
-    state = METHOD.aggregate(chosen, setting, state, [upload(i, cores[i], 4) for i in range(3)])
+    state = METHOD.aggregate(chosen, context, state, [upload(i, cores[i], 4) for i in range(3)])
     np.testing.assert_allclose(state["weights"], 0.3 + 0.1 * np.eye(3), rtol=1e-12)
 
 
 def test_a_client_that_never_sent_counts_for_nobody_but_still_receives():
-    chosen, setting, state = alike()
+    chosen, context, state = alike()
     cores = planted([0, 1, 2])
-    state = METHOD.aggregate(chosen, setting, state, [upload(i, cores[i], 1) for i in range(2)])
+    state = METHOD.aggregate(chosen, context, state, [upload(i, cores[i], 1) for i in range(2)])
     assert state["weights"][0].tolist() == pytest.approx([0.4, 0.6, 0.0])
     assert state["weights"][1].tolist() == pytest.approx([0.6, 0.4, 0.0])
     # A newcomer's own core says nothing, and S_data alone decides between the others, who are all alike.
@@ -172,22 +172,22 @@ def test_a_client_that_never_sent_counts_for_nobody_but_still_receives():
 
 def test_one_client_alone_gets_its_own_core_back():
     chosen = options()
-    setting, state = begin(chosen, [0.0])
+    context, state = begin(chosen, [0.0])
     core = planted([0])[0]
-    after = METHOD.aggregate(chosen, setting, state, [upload(0, core)])
+    after = METHOD.aggregate(chosen, context, state, [upload(0, core)])
     assert after["weights"].tolist() == [[1.0]]
     assert np.array_equal(METHOD.download(after, 0), core)
 
 
 def test_state_in_state_out():
     chosen = options()
-    setting, state = begin(chosen, [0.0, 0.5])
+    context, state = begin(chosen, [0.0, 0.5])
     before = {name: array.copy() for name, array in state.items()}
     cores = planted([0, 1])
-    first = METHOD.aggregate(chosen, setting, state, [upload(i, core) for i, core in enumerate(cores)])
+    first = METHOD.aggregate(chosen, context, state, [upload(i, core) for i, core in enumerate(cores)])
     assert set(state) == set(before)
     assert all(np.array_equal(state[name], before[name]) for name in before)
-    again = METHOD.aggregate(chosen, setting, state, [upload(i, core) for i, core in enumerate(cores)])
+    again = METHOD.aggregate(chosen, context, state, [upload(i, core) for i, core in enumerate(cores)])
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 

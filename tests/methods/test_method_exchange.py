@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trifed.methods import METHODS
-from trifed.methods.interface import Method, Setting
+from trifed.methods.base import Method, ServerContext
 from trifed.methods.packing import pack, unpack
 
 LAYERS = [f"encoder.layer.{i}.attention.self.{part}" for i in range(2) for part in ("query", "value")]
@@ -53,28 +53,28 @@ def test_every_method_has_its_row():
 @pytest.mark.parametrize("name", sorted(EXCHANGE))
 def test_exactly_these_tensors_train_and_travel(name, make_bench):
     trains, sends = EXCHANGE[name]
-    bench = make_bench(name)
-    assert set(bench.parameters) == trains
-    assert {tensor for tensor, _ in bench.layout} == sends
-    asking = {id(param) for param in bench.model.parameters() if param.requires_grad}
-    assert asking == {id(param) for param in bench.parameters.values()}
+    shared_model = make_bench(name)
+    assert set(shared_model.parameters) == trains
+    assert {tensor for tensor, _ in shared_model.layout} == sends
+    asking = {id(param) for param in shared_model.model.parameters() if param.requires_grad}
+    assert asking == {id(param) for param in shared_model.parameters.values()}
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_is_found_by_its_name_and_sends_only_what_it_trains(name, make_bench):
-    method, bench = METHODS[name], make_bench(name)
+    method, shared_model = METHODS[name], make_bench(name)
     assert isinstance(method, Method) and method.name == name and method.citation
-    assert bench.parameters, "a method that trains nothing"
-    assert {tensor for tensor, _ in bench.layout} <= set(bench.parameters)
+    assert shared_model.parameters, "a method that trains nothing"
+    assert {tensor for tensor, _ in shared_model.layout} <= set(shared_model.parameters)
     assert method.options().model_dump() == method.options(**method.options().model_dump()).model_dump()
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_there_is_nothing_to_download_before_round_one(name, make_bench):
-    method, bench = METHODS[name], make_bench(name)
+    method, shared_model = METHODS[name], make_bench(name)
     if method.summarise is None:
-        setting = Setting(2, bench.layout, bench.start_values)
-        assert method.download(method.start(method.options(), setting), 0) is None
+        context = ServerContext(2, shared_model.layout, shared_model.start_values)
+        assert method.download(method.start(method.options(), context), 0) is None
 
 
 def test_unpack_inverts_pack_in_the_layouts_order():

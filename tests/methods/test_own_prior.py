@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 
 from trifed import make_config, run
 from trifed.data import make_clients
-from trifed.methods import METHODS, Setting, Upload
-from trifed.methods.interface import SummarySeeds
+from trifed.methods import METHODS, ServerContext, Upload
+from trifed.methods.base import SummarySeeds
 
 METHOD = METHODS["own-prior"]
 LAYOUT = (("x.lora_C.weight", (2, 2)), ("head.weight", (3, 4)))
@@ -27,10 +27,10 @@ def summary(counts, centres=CENTRES, seed=0):
 
 def server(*summaries, layout=LAYOUT, **options):
     chosen = METHOD.options(**options)
-    setting = Setting(len(summaries), layout, START[: sum(int(np.prod(s)) for _, s in layout)])
-    with_all = Setting(setting.clients, layout, setting.start, dict(enumerate(summaries)))
+    context = ServerContext(len(summaries), layout, START[: sum(int(np.prod(s)) for _, s in layout)])
+    with_all = ServerContext(context.clients, layout, context.start, dict(enumerate(summaries)))
     state = METHOD.start(chosen, with_all)
-    return state, lambda state, sent: METHOD.aggregate(chosen, setting, state, sent)
+    return state, lambda state, sent: METHOD.aggregate(chosen, context, state, sent)
 
 
 def uploads(clients, counts, size=SIZE, seed=1):
@@ -42,13 +42,13 @@ def uploads(clients, counts, size=SIZE, seed=1):
 def test_the_bias_starts_at_the_log_of_the_own_label_shares():
     """Counts 3, 1, 0 and ½ added to each: 3.5, 1.5 and 0.5 of 5.5."""
     labels = np.array([0, 0, 1, 0])
-    start = METHOD.own_start(METHOD.options(smoothing=0.5), labels, 3)
+    start = METHOD.local_init(METHOD.options(smoothing=0.5), labels, 3)
     assert list(start) == ["head.bias"] and start["head.bias"].dtype == np.float32
     np.testing.assert_allclose(np.exp(start["head.bias"]), np.array([3.5, 1.5, 0.5]) / 5.5, rtol=1e-6)
 
 
 def test_a_client_without_examples_starts_with_equal_shares():
-    start = METHOD.own_start(METHOD.options(), np.zeros(0, np.int64), 4)
+    start = METHOD.local_init(METHOD.options(), np.zeros(0, np.int64), 4)
     np.testing.assert_allclose(np.exp(start["head.bias"]), 0.25, rtol=1e-6)
 
 
@@ -177,8 +177,8 @@ def test_one_average_for_all_that_share_alike_is_the_average_of_each(groups, see
         Upload(int(client), 1, int(state["examples"][client].sum()), rng.standard_normal(SIZE).astype(np.float32))
         for client in rng.permutation(9)[:6]
     ]
-    chosen, setting = METHOD.options(), Setting(9, LAYOUT, START)
-    found = METHOD.aggregate(chosen, setting, state, sent)
+    chosen, context = METHOD.options(), ServerContext(9, LAYOUT, START)
+    found = METHOD.aggregate(chosen, context, state, sent)
     mixed, weights = one_by_one(state, sent)
     np.testing.assert_allclose(found["mixed"], mixed, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found["weights"], weights, rtol=1e-12)
@@ -187,7 +187,7 @@ def test_one_average_for_all_that_share_alike_is_the_average_of_each(groups, see
     turned = {name: array[order] for name, array in state.items()}
     turned["similarity_data"] = turned["similarity_data"][:, order]
     moved = [Upload(int(place[u.client]), 1, u.examples, u.values) for u in sent]
-    again = METHOD.aggregate(chosen, setting, turned, moved)
+    again = METHOD.aggregate(chosen, context, turned, moved)
     np.testing.assert_allclose(again["mixed"], found["mixed"][order], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(again["weights"], found["weights"][np.ix_(order, order)], rtol=1e-12)
     np.testing.assert_array_equal(again["received"], found["received"][order])

@@ -9,9 +9,9 @@ from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import norm
 
+from trifed.config.settings import PrivacySettings
 from trifed.privacy import epsilon_of, noise_multiplier, promised
 from trifed.privacy.ledger import Entry, spent
-from trifed.settings import PrivacySettings
 
 DELTA = 1e-5
 

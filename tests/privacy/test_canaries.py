@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from trifed.federation.noising import Noised, Noising
+from trifed.config.settings import PrivacySettings
+from trifed.federation.dp_mechanism import DpContext, DpMechanism
 from trifed.privacy import noise_multiplier, noised_summary, seeded_noise
-from trifed.settings import PrivacySettings
 
 DELTA = 1e-5
 EPSILON = 1.0
@@ -73,7 +73,7 @@ def test_one_record_in_a_summary(share, holds):
 def update_scores(folder, change, rounds, z_share, rng, n=2000):
     """Scores of n runs of all rounds: what is sent, along the direction of the canary's change."""
     settings = PrivacySettings.model_validate({"update": {"epsilon": EPSILON, "clip": 2.0}})
-    guard = Noising(settings, Noised("canary", folder, rounds, None, lambda *_: seeded_noise(rng)))
+    guard = DpMechanism(settings, DpContext("canary", folder, rounds, None, lambda *_: seeded_noise(rng)))
     guard.update_noise *= z_share
     return np.array([sum(guard.noised(r, change)[0] for r in range(rounds)) for _ in range(n)])
 

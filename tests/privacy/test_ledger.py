@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from trifed.errors import RunError
+from trifed.common.errors import RunError
+from trifed.config.settings import PrivacySettings
 from trifed.privacy import Entry, Ledger, epsilon_of, noise_multiplier, read_ledger
-from trifed.settings import PrivacySettings
 
 BUDGET = PrivacySettings.model_validate({"summary": {"epsilon": 4.0}, "update": {"epsilon": 8.0}})
 ROUNDS = 4
@@ -110,7 +110,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from trifed.privacy import Entry, Ledger
-from trifed.settings import PrivacySettings
+from trifed.config.settings import PrivacySettings
 ledger = Ledger(Path(sys.argv[1]), "amber", PrivacySettings.model_validate({"update": {"epsilon": 1000.0}}))
 for number in range(1, 100_000):
     ledger.enter(Entry(what="update", round=number, digest=str(number), multiplier=1e4))

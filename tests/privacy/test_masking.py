@@ -14,7 +14,7 @@ pytest.importorskip("cryptography")  # of the extra `flower`
 
 from scipy import stats
 
-from trifed.errors import MessageError, RunError
+from trifed.common.errors import MessageError, RunError
 from trifed.privacy.masking import FixedPoint, Masker, signed, stream, summed
 
 

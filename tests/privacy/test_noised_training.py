@@ -12,10 +12,10 @@ import torch
 from scipy.stats import norm
 
 from trifed import make_config, run
-from trifed.errors import ConfigError
-from trifed.federation.private_training import PrivateSteps
+from trifed.common.errors import ConfigError
+from trifed.federation.dp_sgd import DpSgd
+from trifed.federation.training import _backward, train_locally
 from trifed.privacy import Sampled, epsilon_of, epsilon_with_steps, read_ledger, seeded_noise, steps_multiplier
-from trifed.training import _backward, train_locally
 
 DELTA = 1e-5
 SUMMARY = {"summary": {"epsilon": 4.0}}
@@ -68,8 +68,8 @@ def bench_and_data(make_bench, toy_table):
     texts = [line.split(",") for line in toy_table.read_text().splitlines()[1:13]]
     names = sorted({row[1] for row in texts})
     labels = np.array([names.index(row[1]) for row in texts])
-    bench = make_bench("fedavg-lora")
-    return bench, bench.encode(text_examples([row[0] for row in texts], None, labels))
+    shared_model = make_bench("fedavg-lora")
+    return shared_model, shared_model.encode(text_examples([row[0] for row in texts], None, labels))
 
 
 def without(data, row):
@@ -89,65 +89,68 @@ def pick(data, rows):
     return replace(data, **changes)
 
 
-def gradient(bench, data, clip, z=0.0, rate=1.0, divisor=1, noise=np.zeros):
-    steps = PrivateSteps(clip, z, rate, divisor, noise)
-    bench.load(bench.start)
-    bench.model.eval()  # without dropout
-    loss = steps(bench.model, bench.parameters, data, torch.float32)
-    return torch.cat([p.grad.flatten() for p in bench.parameters.values()]), loss
+def gradient(shared_model, data, clip, z=0.0, rate=1.0, divisor=1, noise=np.zeros):
+    steps = DpSgd(clip, z, rate, divisor, noise)
+    shared_model.load(shared_model.start)
+    shared_model.model.eval()  # without dropout
+    loss = steps(shared_model.model, shared_model.parameters, data, torch.float32)
+    return torch.cat([p.grad.flatten() for p in shared_model.parameters.values()]), loss
 
 
 def test_with_nothing_clipped_and_no_noise_it_is_the_gradient(bench_and_data):
-    bench, data = bench_and_data
-    found, loss = gradient(bench, data, clip=1e6, divisor=len(data))
-    bench.model.zero_grad()
-    whole = _backward(bench.model, data, [np.arange(len(data))], torch.float32)
-    torch.testing.assert_close(found, torch.cat([p.grad.flatten() for p in bench.parameters.values()]))
+    shared_model, data = bench_and_data
+    found, loss = gradient(shared_model, data, clip=1e6, divisor=len(data))
+    shared_model.model.zero_grad()
+    whole = _backward(shared_model.model, data, [np.arange(len(data))], torch.float32)
+    torch.testing.assert_close(found, torch.cat([p.grad.flatten() for p in shared_model.parameters.values()]))
     torch.testing.assert_close(loss, whole)
 
 
 @pytest.mark.parametrize("clip", [1e-3, 0.5, 50.0])
 def test_one_example_moves_the_sum_by_no_more_than_the_clip(clip, bench_and_data):
-    bench, data = bench_and_data
-    whole, _ = gradient(bench, data, clip)
-    moved = [float((whole - gradient(bench, without(data, row), clip)[0]).norm()) for row in range(len(data))]
+    shared_model, data = bench_and_data
+    whole, _ = gradient(shared_model, data, clip)
+    moved = [
+        float((whole - gradient(shared_model, without(data, row), clip)[0]).norm()) for row in range(len(data))
+    ]
     assert max(moved) <= clip * (1 + 1e-4)
     if clip < 1e-2:  # every gradient is longer: each moves it by the clip, over all that trains together
         assert moved == pytest.approx([clip] * len(data), rel=1e-3)
 
 
 def test_each_example_is_drawn_by_itself_with_the_same_chance(bench_and_data):
-    bench, data = bench_and_data
+    shared_model, data = bench_and_data
     rng = np.random.default_rng(0)
     one = pick(data, [0])
     seen = [
-        math.isfinite(float(gradient(bench, one, 1.0, rate=0.25, noise=seeded_noise(rng))[1])) for _ in range(200)
+        math.isfinite(float(gradient(shared_model, one, 1.0, rate=0.25, noise=seeded_noise(rng))[1]))
+        for _ in range(200)
     ]
     # 50 of 200, ± 4 standard deviations of 6.1
     assert 26 < sum(seen) < 74
 
 
 def test_noise_has_the_size_it_should_have(bench_and_data):
-    bench, data = bench_and_data
-    clean, _ = gradient(bench, data, 0.5, divisor=4)
+    shared_model, data = bench_and_data
+    clean, _ = gradient(shared_model, data, 0.5, divisor=4)
     noised, _ = gradient(
-        bench, data, 0.5, z=3.0, divisor=4, noise=lambda n: np.ones(n) * (n == len(data)) - (n != len(data))
+        shared_model, data, 0.5, z=3.0, divisor=4, noise=lambda n: np.ones(n) * (n == len(data)) - (n != len(data))
     )
     # Every number one standard deviation down, 3 · 0.5 / 4; Φ(1) < 1 draws all examples.
     torch.testing.assert_close(noised, clean - 3.0 * 0.5 / 4)
 
 
 def test_who_has_no_examples_takes_the_same_steps(bench_and_data):
-    bench, data = bench_and_data
+    shared_model, data = bench_and_data
     config = make_config({"data": {"source": "-"}, "training": {"steps": 3, "device": "cpu", "precision": "fp32"}})
     rng = np.random.default_rng(0)
-    bench.load(bench.start)
+    shared_model.load(shared_model.start)
     done = train_locally(
-        bench.model, bench.parameters, pick(data, []), config.training, rng=rng, steps_before=0, steps_in_all=3,
-        moments=None, privately=PrivateSteps(1.0, 2.0, 0.5, 8, seeded_noise(rng)),
+        shared_model.model, shared_model.parameters, pick(data, []), config.training, rng=rng,
+        steps_before=0, steps_in_all=3, moments=None, privately=DpSgd(1.0, 2.0, 0.5, 8, seeded_noise(rng)),
     )  # fmt: skip
     assert done.steps == 3
-    assert all(not torch.equal(tensor, bench.start[name]) for name, tensor in bench.take().items())
+    assert all(not torch.equal(tensor, shared_model.start[name]) for name, tensor in shared_model.take().items())
 
 
 # -- runs

@@ -9,7 +9,7 @@ import pytest
 
 from test_cli_help import call
 from trifed import make_config, resume, run
-from trifed.errors import ConfigError, RunError
+from trifed.common.errors import ConfigError, RunError
 from trifed.privacy import noise_multiplier, read_ledger
 
 PRIVACY = {"summary": {"epsilon": 4.0}, "update": {"epsilon": 8.0}}
@@ -184,7 +184,7 @@ def test_no_noise_is_no_small_number(privacy, finished):
 
 
 def test_at_the_server_it_is_what_the_run_costs(privacy, toy_values, tmp_path):
-    from trifed.config import to_toml
+    from trifed.config.run import to_toml
 
     (tmp_path / "config.toml").write_text(to_toml(make_config(toy_values(privacy=PRIVACY))))
     said = privacy(tmp_path)

@@ -11,12 +11,12 @@ import torch
 from browser import Browser
 from studies import make_comparison, write_comparison
 
-from trifed.comparison import config as comparing
-from trifed.comparison.compare import planned
-from trifed.comparison.digest import digest
-from trifed.config import make_config
-from trifed.federation.store import RunFolder
-from trifed.runner import run
+from trifed.config.run import make_config
+from trifed.experiments import compare_config as comparing
+from trifed.experiments.compare import planned
+from trifed.experiments.digest import digest
+from trifed.experiments.runner import run
+from trifed.federation.run_folder import RunFolder
 
 STOP_IN_ROUND = 3
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from studies import make_comparison, write_comparison
 
 import trifed
-from trifed import cli
-from trifed.errors import RunError
+from trifed.cli import app as cli
+from trifed.common.errors import RunError
 from trifed.reports.audit import audit_lines, audit_page
 from trifed.reports.cards import closeness, picture_pair, text_pair
 from trifed.reports.findings import Attempt, Claim, Findings, Means

@@ -7,9 +7,9 @@ import io
 import numpy as np
 from rich.console import Console
 
-from trifed.models.evaluate import measure
-from trifed.models.predict import Prediction
-from trifed.models.texts import Asked
+from trifed.export.evaluate import measure
+from trifed.export.inference_inputs import Asked
+from trifed.export.predict import Prediction
 from trifed.reports.models import CONFUSIONS, LABELS, render_evaluations, render_predictions
 
 

@@ -14,8 +14,8 @@ import pytest
 from studies import make_comparison, write_comparison
 
 import trifed
-from trifed.comparison.compare import ComparisonResult
-from trifed.errors import RunError
+from trifed.common.errors import RunError
+from trifed.experiments.compare import ComparisonResult
 from trifed.reports.folder_blocks import cluster_order
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -9,8 +9,8 @@ import re
 import pytest
 from studies import make_comparison, write_comparison
 
-from trifed.errors import RunError
-from trifed.federation.store import RunFolder
+from trifed.common.errors import RunError
+from trifed.federation.run_folder import RunFolder
 from trifed.reports.reading import read_source
 from trifed.reports.run_folder import partition_name
 
@@ -31,7 +31,7 @@ def test_a_run_and_its_baselines_are_a_small_comparison(run_folder):
         assert found.bytes.total == summary["bytes"]["total"]
         assert found.client_accuracy == [client["now"]["accuracy"] for client in summary["clients"]]
         assert found.learning_rate == 1e-2
-    assert only(source).methods["fedavg-lora"].scored == "received"
+    assert only(source).methods["fedavg-lora"].evaluated_model == "received"
     assert set(only(source).controls) == {"probe-alone", "probe-all", "probe-all-prior", "class-means", "majority"}
     assert all(len(spread.client_accuracy) == 3 for spread in only(source).controls.values())
 
@@ -44,7 +44,9 @@ def test_bytes_of_a_round_and_of_a_single_time_add_up(run_folder):
         assert sent.total == pytest.approx(clients * per_client)
         assert [point.bytes for point in found.curve] == sorted(point.bytes for point in found.curve)
         assert found.curve[0].bytes == 0
-        last = 0 if found.scored == "received" else clients * sent.down_per_round  # for what comes after this run
+        last = (
+            0 if found.evaluated_model == "received" else clients * sent.down_per_round
+        )  # for what comes after this run
         assert found.curve[-1].bytes == sent.total - last
 
 

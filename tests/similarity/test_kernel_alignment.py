@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifed.errors import TrifedError
+from trifed.common.errors import TrifedError
 from trifed.similarity import SimilarityError, cosine, linear_cka
 
 

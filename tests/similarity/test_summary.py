@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trifed.errors import MessageError
+from trifed.common.errors import MessageError
 from trifed.similarity import Summary, summarise
 
 

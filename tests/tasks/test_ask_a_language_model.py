@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trifed import export_client, load_writer, make_config, run
-from trifed.cli import app
-from trifed.models.evaluate_answers import rouge_l
+from trifed.cli.app import app
+from trifed.export.evaluate_answers import rouge_l
 
 
 def call(*words, stdin=None):

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trifed import export_client, make_config, run
-from trifed.cli import app
+from trifed.cli.app import app
 
 COLORS = {"amber": (200, 150, 40), "green": (60, 190, 70), "violet": (150, 60, 200)}
 

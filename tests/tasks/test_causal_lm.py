@@ -14,14 +14,15 @@ from torch.nn.functional import cross_entropy
 
 import trifed
 from trifed import make_config, run
-from trifed.config import to_toml
+from trifed.adapters.settings import AdapterSettings
+from trifed.common.errors import ConfigError, DataError, ModelError, RunError
+from trifed.config.run import to_toml
+from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import LANGUAGE, DataSettings, Examples, read_table
-from trifed.errors import ConfigError, DataError, ModelError, RunError
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training import evaluate, train_locally
 from trifed.methods import METHODS
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
-from trifed.training import evaluate, train_locally
 
 TASK = TASKS["causal-lm"]
 FP32 = TrainingSettings(precision="fp32", device="cpu", eval_batch_size=2)
@@ -31,7 +32,7 @@ CPU = torch.device("cpu")
 def bench_of(folder, method="local", targets="auto", **model):
     adapter = AdapterSettings(rank=4, alpha=8, target_modules=targets)
     settings = (ModelSettings(name=str(folder), max_length=64, **model), adapter, FP32)
-    return build_workbench(TASK.load(str(folder)), METHODS[method], 1, 0, settings, TASK)
+    return build_shared_model(TASK.load(str(folder)), METHODS[method], 1, 0, settings, TASK)
 
 
 def examples(**inputs):
@@ -39,9 +40,9 @@ def examples(**inputs):
     return Examples(inputs, np.zeros(count, np.int64))
 
 
-def read(bench, data):
+def read(shared_model, data):
     """Each example as (what is read only, what is learned), joined stretches of text."""
-    decode = bench.base.processor.decode
+    decode = shared_model.base.processor.decode
     return [
         tuple(
             decode([t for t, is_learned in zip(ids, learned, strict=True) if is_learned == part])
@@ -52,33 +53,33 @@ def read(bench, data):
 
 
 def test_of_a_prompt_and_its_answer_the_answer_and_its_end_are_learned(tiny_language):
-    bench = bench_of(tiny_language(), template="Q {prompt} {input}\nA ")
-    data = bench.encode(examples(prompt=["one?", "two?"], input=["", "here"], answer=["yes", "no"]))
-    assert read(bench, data) == [("<s>Q one? \nA ", "yes</s>"), ("<s>Q two? here\nA ", "no</s>")]
+    shared_model = bench_of(tiny_language(), template="Q {prompt} {input}\nA ")
+    data = shared_model.encode(examples(prompt=["one?", "two?"], input=["", "here"], answer=["yes", "no"]))
+    assert read(shared_model, data) == [("<s>Q one? \nA ", "yes</s>"), ("<s>Q two? here\nA ", "no</s>")]
 
 
 def test_without_a_template_instructions_stand_in_the_usual_one(tiny_language):
-    bench = bench_of(tiny_language())
-    data = bench.encode(examples(prompt=["Go", "Go"], input=["", "far"], answer=["I go", "I go"]))
-    assert [before for before, _ in read(bench, data)] == [
+    shared_model = bench_of(tiny_language())
+    data = shared_model.encode(examples(prompt=["Go", "Go"], input=["", "far"], answer=["I go", "I go"]))
+    assert [before for before, _ in read(shared_model, data)] == [
         "<s>### Instruction:\nGo\n\n### Response:\n",
         "<s>### Instruction:\nGo\n\n### Input:\nfar\n\n### Response:\n",
     ]
 
 
 def test_of_a_conversation_all_that_the_assistant_says_is_learned(tiny_language):
-    bench = bench_of(tiny_language(chat=True))
+    shared_model = bench_of(tiny_language(chat=True))
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     talk = json.dumps([{"role": role, "content": content} for role, content in turns])
-    assert read(bench, bench.encode(examples(messages=[talk]))) == [
+    assert read(shared_model, shared_model.encode(examples(messages=[talk]))) == [
         ("<user>a</s><assistant><user>c</s><assistant>", "b</s>d</s>")
     ]
 
 
 def test_prompts_may_stand_in_the_chat_template(tiny_language):
-    bench = bench_of(tiny_language(chat=True), template="chat")
-    data = bench.encode(examples(prompt=["a"], input=["b"], answer=["c"]))
-    assert read(bench, data) == [("<user>a\n\nb</s><assistant>", "c</s>")]
+    shared_model = bench_of(tiny_language(chat=True), template="chat")
+    data = shared_model.encode(examples(prompt=["a"], input=["b"], answer=["c"]))
+    assert read(shared_model, data) == [("<user>a\n\nb</s><assistant>", "c</s>")]
 
 
 def test_without_a_chat_template_a_conversation_is_explained(tiny_language):
@@ -95,8 +96,10 @@ def test_packed_texts_are_all_tokens_in_order(tiny_language):
     assert packed.lengths.tolist() == [64, 64, 29]
     assert whole.lengths.tolist() == [52, 64, 3]
     assert (whole.cut, packed.cut) == (1, 0)
-    bench = bench_of(tiny_language())
-    assert bench.base.processor.decode(list(chain(*packed.ids))) == "".join(f"<s>{text}</s>" for text in texts)
+    shared_model = bench_of(tiny_language())
+    assert shared_model.base.processor.decode(list(chain(*packed.ids))) == "".join(
+        f"<s>{text}</s>" for text in texts
+    )
 
 
 def test_packed_blocks_carry_the_label_of_their_first_token(tiny_language):
@@ -109,27 +112,27 @@ def test_packed_blocks_carry_the_label_of_their_first_token(tiny_language):
 
 
 def test_of_what_is_too_long_the_beginning_of_the_prompt_goes_first(tiny_language):
-    bench = bench_of(tiny_language(), template="{prompt}:")
-    data = bench.encode(examples(prompt=["p" * 80 + "q", "p"], answer=["yes", "y" * 90]))
+    shared_model = bench_of(tiny_language(), template="{prompt}:")
+    data = shared_model.encode(examples(prompt=["p" * 80 + "q", "p"], answer=["yes", "y" * 90]))
     assert data.cut == 2
     # 64 tokens: <s>, then the last of the prompt, ":", and 4 of the answer; in the second case the answer is cut.
-    assert read(bench, data) == [("<s>" + "p" * 57 + "q:", "yes</s>"), ("<s>", "y" * 63)]
+    assert read(shared_model, data) == [("<s>" + "p" * 57 + "q:", "yes</s>"), ("<s>", "y" * 63)]
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_loss_and_accuracy_are_those_of_the_tokens_that_are_learned(tiny_language, packing):
     """In batches of two with padding, against one example at a time through the bare model."""
-    bench = bench_of(tiny_language(), packing=packing, template="{prompt} ")
-    data = bench.encode(examples(prompt=["abc", "d", "ef"], answer=["long answer", "x", "middling"]))
+    shared_model = bench_of(tiny_language(), packing=packing, template="{prompt} ")
+    data = shared_model.encode(examples(prompt=["abc", "d", "ef"], answer=["long answer", "x", "middling"]))
     total, count, shares = 0.0, 0, []
     for ids, learned in zip(data.ids, data.learned, strict=True):
         with torch.no_grad():
-            logits = bench.encoder(input_ids=torch.tensor([ids])).logits[0, :-1]
+            logits = shared_model.encoder(input_ids=torch.tensor([ids])).logits[0, :-1]
         wanted, keep = torch.tensor(ids[1:]), torch.tensor(learned[1:]).bool()
         total += cross_entropy(logits[keep], wanted[keep], reduction="sum").item()
         count += int(keep.sum())
         shares.append((logits.argmax(-1) == wanted)[keep].float().mean().item())
-    scores = evaluate(bench.model, data, FP32)
+    scores = evaluate(shared_model.model, data, FP32)
     assert scores.loss == pytest.approx(total / count, rel=1e-5)
     assert scores.accuracy == pytest.approx(np.mean(shares), rel=1e-5)
     np.testing.assert_allclose(scores.right, shares, rtol=1e-5)
@@ -137,13 +140,13 @@ def test_loss_and_accuracy_are_those_of_the_tokens_that_are_learned(tiny_languag
 
 
 def test_features_are_means_over_the_tokens_whatever_the_padding(tiny_language):
-    bench = bench_of(tiny_language())
-    bench.model.eval()
-    short = bench.encode(examples(prompt=["a"], answer=["b"]))
-    both = bench.encode(examples(prompt=["a", "a" * 30], answer=["b", "b"]))
+    shared_model = bench_of(tiny_language())
+    shared_model.model.eval()
+    short = shared_model.encode(examples(prompt=["a"], answer=["b"]))
+    both = shared_model.encode(examples(prompt=["a", "a" * 30], answer=["b", "b"]))
     with torch.no_grad():
-        alone = bench.model.features(short.batch(np.array([0]), CPU))
-        padded = bench.model.features(both.batch(np.arange(2), CPU))
+        alone = shared_model.model.features(short.batch(np.array([0]), CPU))
+        padded = shared_model.model.features(both.batch(np.arange(2), CPU))
     assert padded.shape == (2, 32)
     torch.testing.assert_close(padded[:1], alone, rtol=1e-5, atol=1e-6)
 
@@ -152,16 +155,16 @@ def test_features_are_means_over_the_tokens_whatever_the_padding(tiny_language):
 @pytest.mark.parametrize("method", ["fedavg-lora", "ce-lora", "fed-xs"])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT says that it found GPT-2's transposed weights
 def test_every_architecture_learns_an_answer(tiny_language, kind, method):
-    bench = bench_of(tiny_language(kind), method, targets="all-linear")
-    batch = bench.encode(examples(prompt=["a", "b"], answer=["xyxy", "zzzz"])).batch(np.arange(2), CPU)
-    before = bench.model.loss(batch).item()
-    optimizer = torch.optim.AdamW(bench.parameters.values(), lr=0.03)
+    shared_model = bench_of(tiny_language(kind), method, targets="all-linear")
+    batch = shared_model.encode(examples(prompt=["a", "b"], answer=["xyxy", "zzzz"])).batch(np.arange(2), CPU)
+    before = shared_model.model.loss(batch).item()
+    optimizer = torch.optim.AdamW(shared_model.parameters.values(), lr=0.03)
     for _ in range(60):
-        bench.model.loss(batch).backward()
+        shared_model.model.loss(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert bench.model.loss(batch).item() < before - 0.2
-    assert not any(name.startswith("head.") for name in bench.parameters)
+    assert shared_model.model.loss(batch).item() < before - 0.2
+    assert not any(name.startswith("head.") for name in shared_model.parameters)
 
 
 @pytest.fixture
@@ -303,12 +306,12 @@ def test_a_text_without_the_place_it_is_for_is_refused(model, said):
 
 def test_a_step_in_which_nothing_is_learned_counts_nothing(tiny_language):
     """An answer that was cut away: no prediction, a loss of 0 and no gradient."""
-    bench = bench_of(tiny_language(), "fedavg-lora")
-    data = bench.encode(examples(prompt=["a"], answer=["b"]))
+    shared_model = bench_of(tiny_language(), "fedavg-lora")
+    data = shared_model.encode(examples(prompt=["a"], answer=["b"]))
     data = replace(data, learned=[[0] * len(ids) for ids in data.ids])
     done = train_locally(
-        bench.model, bench.parameters, data, FP32, rng=np.random.default_rng(0), steps_before=0, steps_in_all=1,
-        moments=None,
+        shared_model.model, shared_model.parameters, data, FP32, rng=np.random.default_rng(0),
+        steps_before=0, steps_in_all=1, moments=None,
     )  # fmt: skip
     assert done.loss == 0
     assert not any(m.any() for name, m in done.moments.items() if name.startswith("exp_avg/"))

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from trifed import make_config, resume, run
-from trifed.adapters.frames import hash_frames, public_frames
+from trifed.adapters.settings import AdapterSettings
+from trifed.adapters.shared_projections import hash_frames, public_frames
+from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples
-from trifed.federation.placing import spread
-from trifed.federation.workbench import build_workbench
+from trifed.federation.device_placement import spread
+from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
 
 GPU = "cuda"
@@ -90,19 +91,19 @@ def test_layers_on_two_devices_are_the_same_model(tiny_language, monkeypatch):
     task, folder = TASKS["causal-lm"], str(tiny_language())
     settings = (ModelSettings(name=folder), AdapterSettings(rank=4), TrainingSettings(device="cuda:all"))
 
-    def bench(where):
-        monkeypatch.setattr("trifed.federation.placing.places", lambda model: where)
-        return build_workbench(task.load(folder), METHODS["fedavg-lora"], 1, 0, settings, task)
+    def shared_model(where):
+        monkeypatch.setattr("trifed.federation.device_placement.places", lambda model: where)
+        return build_shared_model(task.load(folder), METHODS["fedavg-lora"], 1, 0, settings, task)
 
     inner = {"model.embed_tokens": 0, "model.layers.0": 0, "model.rotary_emb": 0}
     split = {**inner, "model.layers.1": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     monkeypatch.setattr(
-        "trifed.federation.placing.spread",
+        "trifed.federation.device_placement.spread",
         lambda model, where: spread(model, where, main="cpu" if "cpu" in where.values() else None),
     )
     losses, gradients = [], []
     for where in ({"": 0}, split):
-        made = bench(where)
+        made = shared_model(where)
         device = next(made.model.parameters()).device
         assert device.type == GPU
         batch = made.encode(Examples({"prompt": ["ab"] * 2, "answer": ["cd", "e"]}, np.zeros(2, np.int64))).batch(

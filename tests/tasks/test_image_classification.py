@@ -14,11 +14,12 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from trifed import export_client, load_client, make_config, run
+from trifed.adapters.settings import AdapterSettings
+from trifed.common.errors import ModelError
+from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import as_png
-from trifed.errors import ModelError
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
 from trifed.tasks.image_classification import augmented
 
@@ -28,7 +29,7 @@ FP32 = TrainingSettings(precision="fp32", device="cpu")
 
 def bench_of(folder, method="local", labels=3, **model):
     settings = (ModelSettings(name=str(folder), **model), AdapterSettings(rank=4), FP32)
-    return build_workbench(TASK.load(str(folder)), METHODS[method], labels, 0, settings, TASK)
+    return build_shared_model(TASK.load(str(folder)), METHODS[method], labels, 0, settings, TASK)
 
 
 def pictures(count=4, seed=0):
@@ -44,8 +45,8 @@ def examples(images):
 
 def test_the_model_sees_what_its_own_processor_makes(tiny_vision):
     """Pixels are rounded to whole numbers after resizing: half of 1/255 over the smallest spread."""
-    bench = bench_of(tiny_vision("vit"))
-    ours = bench.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))["pixel_values"]
+    shared_model = bench_of(tiny_vision("vit"))
+    ours = shared_model.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))["pixel_values"]
     theirs = AutoImageProcessor.from_pretrained(tiny_vision("vit"))(pictures(), return_tensors="pt")[
         "pixel_values"
     ]
@@ -56,18 +57,20 @@ def test_the_model_sees_what_its_own_processor_makes(tiny_vision):
 @pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "swin", "convnext"])
 @pytest.mark.parametrize("method", ["fedavg-lora", "fed-xs"])
 def test_every_architecture_takes_adapters_and_learns(tiny_vision, kind, method):
-    bench = bench_of(tiny_vision(kind), method)
-    batch = bench.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))
-    assert bench.model.features(batch).shape == (4, bench.model.hidden)
-    before = bench.model.loss(batch).item()
-    optimizer = torch.optim.AdamW(bench.parameters.values(), lr=0.03)
+    shared_model = bench_of(tiny_vision(kind), method)
+    batch = shared_model.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))
+    assert shared_model.model.features(batch).shape == (4, shared_model.model.hidden)
+    before = shared_model.model.loss(batch).item()
+    optimizer = torch.optim.AdamW(shared_model.parameters.values(), lr=0.03)
     for _ in range(80):
-        bench.model.loss(batch).backward()
+        shared_model.model.loss(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert bench.model.loss(batch).item() < before / 2
-    inside = [name for name in bench.parameters if not name.startswith("head.")]
-    moved = [name for name in inside if not torch.equal(bench.parameters[name].cpu(), bench.start[name])]
+    assert shared_model.model.loss(batch).item() < before / 2
+    inside = [name for name in shared_model.parameters if not name.startswith("head.")]
+    moved = [
+        name for name in inside if not torch.equal(shared_model.parameters[name].cpu(), shared_model.start[name])
+    ]
     assert moved == inside
 
 
@@ -75,12 +78,12 @@ def test_every_architecture_takes_adapters_and_learns(tiny_vision, kind, method)
 def test_poolings_are_of_the_last_hidden_state(tiny_vision, kind):
     found = {}
     for pooling in ("mean", "cls", "pooler"):
-        bench = bench_of(tiny_vision(kind), pooling=pooling)
-        bench.model.eval()
-        batch = bench.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))
+        shared_model = bench_of(tiny_vision(kind), pooling=pooling)
+        shared_model.model.eval()
+        batch = shared_model.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))
         with torch.no_grad():
-            output = bench.encoder(pixel_values=batch["pixel_values"])
-            found[pooling] = bench.model.features(batch)
+            output = shared_model.encoder(pixel_values=batch["pixel_values"])
+            found[pooling] = shared_model.model.features(batch)
     hidden = output.last_hidden_state
     spatial = kind == "convnext"
     torch.testing.assert_close(found["mean"], hidden.mean((2, 3)) if spatial else hidden.mean(1))
@@ -111,12 +114,12 @@ def test_moved_images_are_windows_of_the_padded_one():
 
 
 def test_only_training_augments(tiny_vision):
-    bench = bench_of(tiny_vision("vit"), augment="flip-crop")
-    batch = bench.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))
-    bench.model.eval()
-    assert torch.equal(bench.model(batch), bench.model(batch))
-    bench.model.train()
-    assert not torch.equal(bench.model(batch), bench.model(batch))
+    shared_model = bench_of(tiny_vision("vit"), augment="flip-crop")
+    batch = shared_model.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))
+    shared_model.model.eval()
+    assert torch.equal(shared_model.model(batch), shared_model.model(batch))
+    shared_model.model.train()
+    assert not torch.equal(shared_model.model(batch), shared_model.model(batch))
 
 
 def test_a_run_learns_and_its_model_takes_images_in_every_form(image_values, tmp_path):

@@ -11,11 +11,12 @@ from PIL import Image
 from transformers import AutoModel
 
 from trifed import export_client, load_client, make_config, run
+from trifed.adapters.settings import AdapterSettings
+from trifed.common.errors import ModelError
+from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
-from trifed.errors import ModelError
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
 
 TASK = TASKS["image-text"]
@@ -27,23 +28,23 @@ def bench_of(folder, method="fedavg-lora", towers="both", **model):
     adapter = AdapterSettings(rank=4, alpha=8, towers=towers)
     training = TrainingSettings(precision="fp32", device="cpu")
     settings = (ModelSettings(name=str(folder), **model), adapter, training)
-    return build_workbench(TASK.load(str(folder)), METHODS[method], LABELS, 0, settings, TASK)
+    return build_shared_model(TASK.load(str(folder)), METHODS[method], LABELS, 0, settings, TASK)
 
 
-def batch_of(bench, count=4):
+def batch_of(shared_model, count=4):
     rng = np.random.default_rng(0)
     images = [as_png(Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))) for _ in range(count)]
-    data = bench.encode(Examples({"image": images}, np.arange(count) % 3))
+    data = shared_model.encode(Examples({"image": images}, np.arange(count) % 3))
     return data.batch(np.arange(count), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_start_is_the_models_own_zero_shot_classifier(tiny_towers, kind):
     """The logits of transformers' class for the same sentences, which say "violet thing" for violet_thing."""
-    bench = bench_of(tiny_towers(kind), class_prompt="photo of {} .")
-    batch = batch_of(bench)
-    bench.model.eval()
-    tokenizer = bench.base.processor.tokenizer
+    shared_model = bench_of(tiny_towers(kind), class_prompt="photo of {} .")
+    batch = batch_of(shared_model)
+    shared_model.model.eval()
+    tokenizer = shared_model.base.processor.tokenizer
     padding = {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
     said = [f"photo of {label.replace('_', ' ')} ." for label in LABELS]
     sentences = tokenizer(said, return_tensors="pt", return_token_type_ids=False, **padding)
@@ -52,7 +53,7 @@ def test_the_start_is_the_models_own_zero_shot_classifier(tiny_towers, kind):
     with torch.no_grad():
         plain = AutoModel.from_pretrained(tiny_towers(kind)).eval()
         theirs = plain(pixel_values=batch["pixel_values"], **sentences).logits_per_image
-        ours = bench.model(batch)
+        ours = shared_model.model(batch)
     assert theirs.std() > 1e-3
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -60,39 +61,41 @@ def test_the_start_is_the_models_own_zero_shot_classifier(tiny_towers, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("towers", ["both", "vision", "text"])
 def test_adapters_stand_in_the_towers_that_are_named(tiny_towers, kind, towers):
-    bench = bench_of(tiny_towers(kind), towers=towers)
-    found = {name.split("_")[0] for name in bench.parameters if ".lora_A." in name}
+    shared_model = bench_of(tiny_towers(kind), towers=towers)
+    found = {name.split("_")[0] for name in shared_model.parameters if ".lora_A." in name}
     assert found == ({"vision", "text"} if towers == "both" else {towers})
-    adapted = sum(p.numel() for n, p in bench.parameters.items() if ".lora_" in n)
-    assert bench.lora_bytes == 4 * (adapted + len(LABELS))
+    adapted = sum(p.numel() for n, p in shared_model.parameters.items() if ".lora_" in n)
+    assert shared_model.lora_bytes == 4 * (adapted + len(LABELS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("towers", "times"), [("vision", 1), ("text", 6), ("both", 6)])
 def test_sentences_are_embedded_once_where_their_tower_is_frozen(tiny_towers, kind, towers, times, monkeypatch):
-    bench = bench_of(tiny_towers(kind), towers=towers)
+    shared_model = bench_of(tiny_towers(kind), towers=towers)
     asked = []
-    embed = bench.model.towers.get_text_features
-    monkeypatch.setattr(bench.model.towers, "get_text_features", lambda **k: asked.append(1) or embed(**k))
-    batch = batch_of(bench)
-    bench.model.eval()
-    before = bench.model.loss(batch).item()
-    optimizer = torch.optim.AdamW(bench.parameters.values(), lr=0.02)
+    embed = shared_model.model.towers.get_text_features
+    monkeypatch.setattr(shared_model.model.towers, "get_text_features", lambda **k: asked.append(1) or embed(**k))
+    batch = batch_of(shared_model)
+    shared_model.model.eval()
+    before = shared_model.model.loss(batch).item()
+    optimizer = torch.optim.AdamW(shared_model.parameters.values(), lr=0.02)
     for _ in range(5):
-        bench.model.loss(batch).backward()
+        shared_model.model.loss(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert len(asked) == times
-    assert bench.model.loss(batch).item() < before
-    moved = {n.split("_")[0] for n, p in bench.parameters.items() if not torch.equal(p, bench.start[n])}
+    assert shared_model.model.loss(batch).item() < before
+    moved = {
+        n.split("_")[0] for n, p in shared_model.parameters.items() if not torch.equal(p, shared_model.start[n])
+    }
     assert moved == {"head.bias", *({"vision", "text"} if towers == "both" else {towers})}
 
 
 def test_kept_sentences_know_no_dropout(tiny_towers):
     """BERT's dropout is on while training; the first batch must not decide what is kept."""
-    bench = bench_of(tiny_towers("dual"), towers="vision")
-    bench.model.train()
-    first = bench.model.classes()
+    shared_model = bench_of(tiny_towers("dual"), towers="vision")
+    shared_model.model.train()
+    first = shared_model.model.classes()
     again = bench_of(tiny_towers("dual"), towers="vision")
     again.model.eval()
     torch.testing.assert_close(first, again.model.classes())
@@ -148,4 +151,4 @@ def test_other_models_and_towers_that_are_not_there_are_refused(tiny_towers, tin
     base = TASKS["text-classification"].load(str(tiny_encoder))
     settings = (ModelSettings(), AdapterSettings(rank=4, towers="text"), TrainingSettings(device="cpu"))
     with pytest.raises(ModelError, match="towers: got 'text', but this model has one tower"):
-        build_workbench(base, METHODS["local"], 2, 0, settings)
+        build_shared_model(base, METHODS["local"], 2, 0, settings)

@@ -15,19 +15,20 @@ from PIL import Image
 from transformers import AutoModel
 from typer.testing import CliRunner
 
-from trifed import export_client, load_client, load_matcher, make_config, run
-from trifed.cli import app
+from trifed import export_client, load_client, load_retrieval_model, make_config, run
+from trifed.adapters.settings import AdapterSettings
+from trifed.cli.app import app
+from trifed.common.errors import ConfigError, DataError, ModelError, RunError
+from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
-from trifed.errors import ConfigError, DataError, ModelError, RunError
-from trifed.federation.client import Client
+from trifed.export.evaluate_matches import measure
+from trifed.federation.client_update import ClientDataset
 from trifed.federation.guards import few_tokens
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training import compared_together, evaluate
 from trifed.methods import METHODS
-from trifed.models.evaluate_matches import measure
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
 from trifed.tasks.image_text_pairs import same_captions
-from trifed.training import compared_together, evaluate
 
 TASK = TASKS["image-text-pairs"]
 KINDS = ["clip", "siglip", "dual"]
@@ -40,7 +41,7 @@ def bench_of(folder, method="fedavg-lora", **training):
         AdapterSettings(rank=4, alpha=8),
         TrainingSettings(precision="fp32", device="cpu", **training),
     )
-    return build_workbench(TASK.load(str(folder)), METHODS[method], 1, 0, settings, TASK)
+    return build_shared_model(TASK.load(str(folder)), METHODS[method], 1, 0, settings, TASK)
 
 
 def pairs(captions=CAPTIONS):
@@ -49,20 +50,20 @@ def pairs(captions=CAPTIONS):
     return Examples({"image": images, "text": list(captions)}, np.zeros(len(captions), np.int64))
 
 
-def batch_of(bench, captions=CAPTIONS):
-    return bench.encode(pairs(captions)).batch(np.arange(len(captions)), torch.device("cpu"))
+def batch_of(shared_model, captions=CAPTIONS):
+    return shared_model.encode(pairs(captions)).batch(np.arange(len(captions)), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_transformers(tiny_towers, kind):
-    bench = bench_of(tiny_towers(kind))
-    batch = batch_of(bench)
-    bench.model.eval()
+    shared_model = bench_of(tiny_towers(kind))
+    batch = batch_of(shared_model)
+    shared_model.model.eval()
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
     with torch.no_grad():
         plain = AutoModel.from_pretrained(tiny_towers(kind)).eval()
         theirs = plain(pixel_values=batch["pixel_values"], **tokens).logits_per_image
-        ours = bench.model(batch)
+        ours = shared_model.model(batch)
     assert theirs.std() > 1e-3
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -70,23 +71,23 @@ def test_logits_are_those_of_transformers(tiny_towers, kind):
 @pytest.mark.parametrize("kind", ["clip", "dual"])
 def test_without_captions_in_common_the_loss_is_clips_own(tiny_towers, kind):
     """Mean over both directions of the cross-entropy with the diagonal."""
-    bench = bench_of(tiny_towers(kind))
-    batch = batch_of(bench, CAPTIONS[:3])
-    bench.model.eval()
-    logits = bench.model(batch)
+    shared_model = bench_of(tiny_towers(kind))
+    batch = batch_of(shared_model, CAPTIONS[:3])
+    shared_model.model.eval()
+    logits = shared_model.model(batch)
     own = -(logits.log_softmax(1).diag().mean() + logits.log_softmax(0).diag().mean()) / 2
-    assert bench.model.loss(batch).item() == pytest.approx(own.item(), rel=1e-5)
+    assert shared_model.model.loss(batch).item() == pytest.approx(own.item(), rel=1e-5)
 
 
 def test_the_loss_of_siglip_is_its_own(tiny_towers):
     """transformers' class computes it for batches without captions in common."""
-    bench = bench_of(tiny_towers("siglip"))
-    batch = batch_of(bench, CAPTIONS[:3])
-    bench.model.eval()
+    shared_model = bench_of(tiny_towers("siglip"))
+    batch = batch_of(shared_model, CAPTIONS[:3])
+    shared_model.model.eval()
     with torch.no_grad():
         plain = AutoModel.from_pretrained(tiny_towers("siglip")).eval()
         theirs = plain(pixel_values=batch["pixel_values"], input_ids=batch["input_ids"], return_loss=True).loss
-        assert bench.model.loss(batch).item() == pytest.approx(theirs.item(), rel=1e-4)
+        assert shared_model.model.loss(batch).item() == pytest.approx(theirs.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,23 +97,25 @@ def test_equal_captions_are_all_right(tiny_towers, kind):
     CLIP's loss is then log n in one direction, whatever the images, for all captions are equally near; in the
     other it is the cross-entropy with the even distribution, at least log n.
     """
-    bench = bench_of(tiny_towers(kind))
-    batch = batch_of(bench, ["a photo of green"] * 4)
+    shared_model = bench_of(tiny_towers(kind))
+    batch = batch_of(shared_model, ["a photo of green"] * 4)
     assert same_captions(batch).all()
-    bench.model.eval()
-    assert bench.model.score(batch).right.tolist() == [1.0] * 4
+    shared_model.model.eval()
+    assert shared_model.model.score(batch).right.tolist() == [1.0] * 4
     if kind != "siglip":
-        assert bench.model.loss(batch).item() >= math.log(4) - 1e-6
-    same = same_captions(batch_of(bench))
+        assert shared_model.model.loss(batch).item() >= math.log(4) - 1e-6
+    same = same_captions(batch_of(shared_model))
     assert same.tolist() == [[i == j or {i, j} == {0, 3} for j in range(4)] for i in range(4)]
 
 
 def test_scores_do_not_depend_on_the_batch_size(tiny_towers):
-    bench = bench_of(tiny_towers())
+    shared_model = bench_of(tiny_towers())
     rng = np.random.default_rng(1)
     words = ["amber", "green", "violet", "thing", "photo", "of", "a"]
-    data = bench.encode(pairs([" ".join(rng.choice(words, 5)) for _ in range(70)]))
-    scores = [evaluate(bench.model, data, TrainingSettings(device="cpu", eval_batch_size=n)) for n in (1, 7, 64)]
+    data = shared_model.encode(pairs([" ".join(rng.choice(words, 5)) for _ in range(70)]))
+    scores = [
+        evaluate(shared_model.model, data, TrainingSettings(device="cpu", eval_batch_size=n)) for n in (1, 7, 64)
+    ]
     assert len({score.accuracy for score in scores}) == 1 and len({score.loss for score in scores}) == 1
     assert scores[0].right.shape == (70,) and len(scores[0].predictions) == 0
 
@@ -212,9 +215,9 @@ def test_from_the_command_line(trained, captions_table, paint, tmp_path):
     refused = call(*asked)
     assert isinstance(refused.exception, DataError)
     assert "give the texts, each with --text" in str(refused.exception)
-    scored = call("evaluate", trained.path, captions_table, "--client", "all", "--format", "json")
-    assert scored.exit_code == 0, scored.output
-    for client in json.loads(scored.stdout)["clients"]:
+    evaluated_model = call("evaluate", trained.path, captions_table, "--client", "all", "--format", "json")
+    assert evaluated_model.exit_code == 0, evaluated_model.output
+    for client in json.loads(evaluated_model.stdout)["clients"]:
         assert (client["examples"], client["captions"]) == (96, 6)
         assert client["caption_found"] > 0.3 > 1 / 6
     table = call("evaluate", trained.path, captions_table, "--client", "north")
@@ -233,7 +236,7 @@ def test_an_export_matches_with_and_without_this_package(
     (tmp_path / "one.png").write_bytes(paint("green"))
     texts = ["a green thing", "a photo of amber", "violet"]
     own = done.matcher("north").among(texts).probabilities([tmp_path / "one.png"])
-    again = load_matcher(folder).among(texts).probabilities([tmp_path / "one.png"])
+    again = load_retrieval_model(folder).among(texts).probabilities([tmp_path / "one.png"])
     np.testing.assert_allclose(again, own, rtol=1e-4)
     told = run_card(folder, f"match([Image.open({str(tmp_path / 'one.png')!r})], {texts!r}).tolist()")
     # A card's pixels are not rounded to bytes first.
@@ -268,13 +271,13 @@ def test_ranks_by_hand():
 
 def test_each_tower_is_asked_for_what_it_reads(tiny_towers):
     """A core in a tower is measured by the inputs of that tower: n of them are enough for rank n / 2, no more."""
-    bench = bench_of(tiny_towers("clip"))
-    data = bench.encode(pairs(["violet"]))
+    shared_model = bench_of(tiny_towers("clip"))
+    data = shared_model.encode(pairs(["violet"]))
     read = data.inputs(0)
     assert set(read) == {"vis", "text"} and len(read["vis"]) == data.images.patches
-    towers = {name.split("_")[0] for name in bench.parameters if "lora_" in name}
+    towers = {name.split("_")[0] for name in shared_model.parameters if "lora_" in name}
     assert towers == {"vision", "text"}
-    settings, alone = TrainingSettings(), Client(0, "amber", data, data, data)
+    settings, alone = TrainingSettings(), ClientDataset(0, "amber", data, data, data)
     texts, images = len(read["text"]), len(read["vis"])
     for tower, there in (("text", texts), ("vision", images)):
         fits, over = ((f"{tower}_model.x.lora_C.weight", (rank, rank)) for rank in (there // 2, there // 2 + 1))

@@ -22,14 +22,15 @@ from transformers import (
 from typer.testing import CliRunner
 
 from trifed import export_client, load_writer, make_config, run
-from trifed.cli import app
+from trifed.adapters.settings import AdapterSettings
+from trifed.cli.app import app
+from trifed.common.errors import ConfigError, DataError, ModelError, RunError
+from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples
-from trifed.errors import ConfigError, DataError, ModelError, RunError
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training import evaluate
 from trifed.methods import METHODS
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
-from trifed.training import evaluate
 
 TASK = TASKS["image-text-to-text"]
 FP32 = TrainingSettings(precision="fp32", device="cpu", eval_batch_size=2)
@@ -43,7 +44,7 @@ def bench_of(folder, adapter=None, **model):
         AdapterSettings(rank=4, alpha=8, **(adapter or {})),
         FP32,
     )
-    return build_workbench(TASK.load(str(folder)), METHODS["local"], 1, 0, settings, TASK)
+    return build_shared_model(TASK.load(str(folder)), METHODS["local"], 1, 0, settings, TASK)
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def made_of(paint, prompts, answers):
     return Examples(inputs, np.zeros(len(prompts), np.int64))
 
 
-def read(bench, data):
+def read(shared_model, data):
     """Each example as (what is read only, what is learned)."""
-    decode = bench.base.processor.tokenizer.decode
+    decode = shared_model.base.processor.tokenizer.decode
     tokens = data.tokens
     return [
         tuple(
@@ -75,10 +76,10 @@ def read(bench, data):
 
 
 def test_the_image_stands_before_the_prompt_and_the_answer_is_learned(tiny_scenes, examples):
-    bench = bench_of(tiny_scenes(), template="Q {prompt}\nA ")
-    data = bench.encode(examples(["one?", "and two?"], ["yes", "no"]))
+    shared_model = bench_of(tiny_scenes(), template="Q {prompt}\nA ")
+    data = shared_model.encode(examples(["one?", "and two?"], ["yes", "no"]))
     image = "<image>" * 4  # 16 pixels a side in patches of 8
-    assert read(bench, data) == [
+    assert read(shared_model, data) == [
         (f"<s>{image}\nQ one?\nA ", "yes</s>"),
         (f"<s>{image}\nQ and two?\nA ", "no</s>"),
     ]
@@ -89,55 +90,57 @@ def test_the_image_stands_before_the_prompt_and_the_answer_is_learned(tiny_scene
 
 
 def test_a_template_says_where_the_image_stands(tiny_scenes, examples):
-    bench = bench_of(tiny_scenes(), template="{prompt} <image>:")
-    assert read(bench, bench.encode(examples(["a"], ["b"]))) == [("<s>a " + "<image>" * 4 + ":", "b</s>")]
+    shared_model = bench_of(tiny_scenes(), template="{prompt} <image>:")
+    assert read(shared_model, shared_model.encode(examples(["a"], ["b"]))) == [
+        ("<s>a " + "<image>" * 4 + ":", "b</s>")
+    ]
 
 
 def test_a_models_own_chat_template_is_used_where_none_is_named(tiny_scenes, examples):
-    bench = bench_of(tiny_scenes(chat=True))
-    data = bench.encode(examples(["a"], ["b"]))
-    assert read(bench, data) == [("<s><user>" + "<image>" * 4 + "a</s><assistant>", "b</s>")]
+    shared_model = bench_of(tiny_scenes(chat=True))
+    data = shared_model.encode(examples(["a"], ["b"]))
+    assert read(shared_model, data) == [("<s><user>" + "<image>" * 4 + "a</s><assistant>", "b</s>")]
     with pytest.raises(ModelError, match="no chat template"):
         bench_of(tiny_scenes(), template="chat").encode(examples(["a"], ["b"]))
 
 
 def test_the_loss_is_that_of_transformers(tiny_scenes, examples):
-    bench = bench_of(tiny_scenes(), template="{prompt}")
-    data = bench.encode(examples(["one?", "two and three?"], ["yes", "not at all"]))
+    shared_model = bench_of(tiny_scenes(), template="{prompt}")
+    data = shared_model.encode(examples(["one?", "two and three?"], ["yes", "not at all"]))
     batch = data.batch(np.arange(2), CPU)
     labels = batch["input_ids"].where(batch["learned"].bool(), -100)
-    bench.model.eval()
+    shared_model.model.eval()
     with torch.no_grad():
-        theirs = bench.encoder(
+        theirs = shared_model.encoder(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
             pixel_values=batch["pixel_values"], labels=labels,
         ).loss  # fmt: skip
-    assert evaluate(bench.model, data, FP32).loss == pytest.approx(float(theirs), rel=1e-5)
+    assert evaluate(shared_model.model, data, FP32).loss == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_another_image_is_another_loss(tiny_scenes, examples, paint):
-    bench = bench_of(tiny_scenes(), template="{prompt}")
+    shared_model = bench_of(tiny_scenes(), template="{prompt}")
     one = examples(["what?"], ["yes"])
     other = Examples({**one.inputs, "image": [paint("violet", 1)]}, one.labels)
-    losses = [evaluate(bench.model, bench.encode(each), FP32).loss for each in (one, other)]
+    losses = [evaluate(shared_model.model, shared_model.encode(each), FP32).loss for each in (one, other)]
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
 def test_what_is_too_long(tiny_scenes, examples):
-    bench = bench_of(tiny_scenes(), template="{prompt}", max_length=12)
-    data = bench.encode(examples(["a"], ["yes and no"]))
+    shared_model = bench_of(tiny_scenes(), template="{prompt}", max_length=12)
+    data = shared_model.encode(examples(["a"], ["yes and no"]))
     assert data.cut == 1
-    assert read(bench, data) == [("<s>" + "<image>" * 4 + "\na", "yes a")]
+    assert read(shared_model, data) == [("<s>" + "<image>" * 4 + "\na", "yes a")]
     with pytest.raises(ModelError, match=r"max_length: 12 leaves no room.*are 16 tokens"):
-        bench.encode(examples(["long prompt"[:10]], ["y"]))
+        shared_model.encode(examples(["long prompt"[:10]], ["y"]))
     with pytest.raises(ModelError, match="reads at most 128"):
         bench_of(tiny_scenes(), max_length=256).encode(examples(["a"], ["b"]))
 
 
 @pytest.mark.parametrize(("towers", "wanted"), [("text", {"language_model"}), ("vision", {"vision_tower"})])
 def test_one_tower_may_be_left_as_it_is(tiny_scenes, towers, wanted):
-    bench = bench_of(tiny_scenes(), adapter={"towers": towers})
-    assert {name.split(".")[1] for name in bench.parameters} == wanted
+    shared_model = bench_of(tiny_scenes(), adapter={"towers": towers})
+    assert {name.split(".")[1] for name in shared_model.parameters} == wanted
 
 
 def test_a_model_that_only_reads_texts_is_refused(tiny_language):
@@ -175,23 +178,29 @@ def gemma(tiny_scenes, tmp_path_factory):
 
 def test_what_a_processor_says_of_each_token_is_padded_with_the_tokens(gemma, examples):
     """Gemma 3's image tokens see each other; its template writes the start token itself, and one is enough."""
-    bench = bench_of(gemma)
-    data = bench.encode(examples(["a", "a longer one"], ["yes", "no"]))
+    shared_model = bench_of(gemma)
+    data = shared_model.encode(examples(["a", "a longer one"], ["yes", "no"]))
     ids, kinds = data.tokens.ids[1], data.rows["token_type_ids"][1]
-    soft = bench.base.processor.tokenizer.image_token_id
+    soft = shared_model.base.processor.tokenizer.image_token_id
     assert ids.count(soft) == 4
     assert ids.count(0) == 1
     assert [token for token, kind in zip(ids, kinds, strict=True) if kind] == [soft] * 4
     batch = data.batch(np.arange(2), CPU)
     assert batch["token_type_ids"].shape == batch["input_ids"].shape
     assert set(batch) == {"input_ids", "attention_mask", "learned", "token_type_ids", "pixel_values"}
-    assert np.isfinite(evaluate(bench.model, data, FP32).loss)
+    assert np.isfinite(evaluate(shared_model.model, data, FP32).loss)
     inputs = examples(["a", "a longer one"], ["", ""]).inputs
-    bench.model.eval()
+    shared_model.model.eval()
     with torch.no_grad():
-        together = TASK.write(bench.model, bench.base, inputs, bench.settings, 3)
+        together = TASK.write(shared_model.model, shared_model.base, inputs, shared_model.settings, 3)
         alone = [
-            TASK.write(bench.model, bench.base, {k: [v[row]] for k, v in inputs.items()}, bench.settings, 3)[0]
+            TASK.write(
+                shared_model.model,
+                shared_model.base,
+                {k: [v[row]] for k, v in inputs.items()},
+                shared_model.settings,
+                3,
+            )[0]
             for row in range(2)
         ]
     assert together == alone

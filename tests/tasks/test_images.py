@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trifed.common.errors import DataError
 from trifed.data import IMAGES, DataSettings, make_clients, open_image, read_table
-from trifed.errors import DataError
 
 
 def settings(source, **more):

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from trifed import export_client, load_writer, make_config, run
+from trifed.adapters.settings import AdapterSettings
+from trifed.common.errors import AdapterError, ModelError
+from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
-from trifed.errors import AdapterError, ModelError
-from trifed.federation.workbench import build_workbench
+from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training import train_locally
 from trifed.methods import METHODS
-from trifed.settings import AdapterSettings, ModelSettings, TrainingSettings
 from trifed.tasks import TASKS
-from trifed.training import train_locally
 
 
 def texts(count=7):
@@ -42,13 +43,13 @@ def trained(request, task, model=None, **training):
     chosen = TrainingSettings(precision="fp32", device="cpu", batch_size=7, learning_rate=0.01, **training)
     settings = (ModelSettings(name=str(folder), max_length=64, **(model or {})), AdapterSettings(rank=4), chosen)
     base = TASKS[task].load(str(folder), settings[0].dtype)
-    bench = build_workbench(base, METHODS["fedavg-lora"], 3, 0, settings, TASKS[task])
+    shared_model = build_shared_model(base, METHODS["fedavg-lora"], 3, 0, settings, TASKS[task])
     done = train_locally(
-        bench.model, bench.parameters, bench.encode(examples()), chosen, rng=np.random.default_rng(0),
-        steps_before=0, steps_in_all=2, moments=None,
+        shared_model.model, shared_model.parameters, shared_model.encode(examples()), chosen,
+        rng=np.random.default_rng(0), steps_before=0, steps_in_all=2, moments=None,
     )  # fmt: skip
     first = {name: m for name, m in done.moments.items() if name.startswith("exp_avg/")}  # 0.1 times the gradient
-    return bench, first, done.loss
+    return shared_model, first, done.loss
 
 
 @pytest.mark.parametrize("task", CASES)
@@ -75,7 +76,7 @@ def test_a_model_that_needs_its_activations_says_so(request, monkeypatch):
     monkeypatch.setattr(type(base.model), "supports_gradient_checkpointing", False)
     settings = (ModelSettings(), AdapterSettings(rank=4), TrainingSettings(gradient_checkpointing=True))
     with pytest.raises(ModelError, match="a 'vit' model cannot do without its activations"):
-        build_workbench(base, METHODS["local"], 3, 0, settings, TASKS["image-classification"])
+        build_shared_model(base, METHODS["local"], 3, 0, settings, TASKS["image-classification"])
 
 
 @pytest.mark.parametrize("task", CASES)
@@ -89,14 +90,14 @@ def test_over_a_base_of_16_bits_what_trains_has_32(request, task, method):
         TrainingSettings(device="cpu"),
     )
     base = TASKS[task].load(str(folder), "bfloat16")
-    bench = build_workbench(base, METHODS[method], 3, 0, settings, TASKS[task])
-    assert {param.dtype for param in bench.parameters.values()} == {torch.float32}
-    assert {param.dtype for param in bench.adapted.values()} == {torch.bfloat16}
-    batch = bench.encode(examples()).batch(np.arange(7), torch.device("cpu"))
-    loss = bench.model.loss(batch)
+    shared_model = build_shared_model(base, METHODS[method], 3, 0, settings, TASKS[task])
+    assert {param.dtype for param in shared_model.parameters.values()} == {torch.float32}
+    assert {param.dtype for param in shared_model.adapted.values()} == {torch.bfloat16}
+    batch = shared_model.encode(examples()).batch(np.arange(7), torch.device("cpu"))
+    loss = shared_model.model.loss(batch)
     loss.backward()
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
-    assert bench.model.features(batch).dtype == torch.float32
+    assert shared_model.model.features(batch).dtype == torch.float32
 
 
 def test_a_run_over_a_base_of_16_bits_is_loaded_as_it_was_trained(tiny_language, tmp_path):
@@ -165,4 +166,4 @@ def test_methods_that_need_the_bases_own_gradient_refuse_few_bits(tiny_language,
     task = TASKS["causal-lm"]
     settings = (ModelSettings(dtype="int8"), AdapterSettings(rank=4), TrainingSettings(device="cpu"))
     with pytest.raises(ModelError, match=f"'{method}' needs the base model's own gradient"):
-        build_workbench(task.load(str(tiny_language())), METHODS[method], 1, 0, settings, task)
+        build_shared_model(task.load(str(tiny_language())), METHODS[method], 1, 0, settings, task)

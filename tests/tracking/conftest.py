@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from trifed.config import make_config
-from trifed.federation.store import RunFolder
-from trifed.runner import run
-from trifed.tracking.scalars import scalars
+from trifed.config.run import make_config
+from trifed.experiments.runner import run
+from trifed.federation.run_folder import RunFolder
+from trifed.reports.tracking.scalars import scalars
 
 Values = dict[tuple[str, int], float]
 

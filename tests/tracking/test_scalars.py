@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from trifed.methods import METHODS
-from trifed.tracking.scalars import Point, Scalars, scalars
+from trifed.reports.tracking.scalars import Point, Scalars, scalars
 
 
-def started(*clients, scored="trained"):
-    return {"event": "started", "method": "x", "scored": scored, "clients": list(clients)}
+def started(*clients, evaluated_model="trained"):
+    return {"event": "started", "method": "x", "scored": evaluated_model, "clients": list(clients)}
 
 
 def trained(number, client, loss, up=10, down=0):

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from trifed.config import make_config
-from trifed.errors import ConfigError
-from trifed.runner import run
-from trifed.tracking import require_trackers, track
-from trifed.tracking.sinks import NEEDS, Source
+from trifed.common.errors import ConfigError
+from trifed.config.run import make_config
+from trifed.experiments.runner import run
+from trifed.reports.tracking import require_trackers, track
+from trifed.reports.tracking.sinks import NEEDS, Source
 
 
 @pytest.fixture

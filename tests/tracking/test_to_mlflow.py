@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from trifed.config import make_config, read_toml
-from trifed.errors import RunError
-from trifed.federation.store import RunFolder
-from trifed.runner import resume
-from trifed.tracking import track
-from trifed.tracking.scalars import Point
-from trifed.tracking.sinks import Source
+from trifed.common.errors import RunError
+from trifed.config.run import make_config, read_toml
+from trifed.experiments.runner import resume
+from trifed.federation.run_folder import RunFolder
+from trifed.reports.tracking import track
+from trifed.reports.tracking.scalars import Point
+from trifed.reports.tracking.sinks import Source
 
 # Ours first: it tells MLflow, before that is imported, not to report home.
 MISSING = "the mlflow extra is not installed: pip install 'trifed[mlflow]'"
-to_mlflow = pytest.importorskip("trifed.tracking.to_mlflow", reason=MISSING)
+to_mlflow = pytest.importorskip("trifed.reports.tracking.to_mlflow", reason=MISSING)
 mlflow = pytest.importorskip("mlflow", reason=MISSING)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trifed.config import make_config
-from trifed.errors import RunError
-from trifed.federation.store import RunFolder
-from trifed.runner import resume, run
-from trifed.tracking import track
+from trifed.common.errors import RunError
+from trifed.config.run import make_config
+from trifed.experiments.runner import resume, run
+from trifed.federation.run_folder import RunFolder
+from trifed.reports.tracking import track
 
 reader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator",

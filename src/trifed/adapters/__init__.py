@@ -1,8 +1,32 @@
-"""Adapters: the tri-matrix LoRA as a PEFT method, and its exact export to plain LoRA."""
+"""Tri-matrix LoRA as a PEFT method, and its exact export to plain LoRA.
 
-from trifed.adapters.export import export_plain_lora, to_plain_lora
-from trifed.adapters.loading import load_adapter
-from trifed.adapters.tri_matrix import TriLoraConfig, TriLoraModel, adapted_layers, frames_hash
+Names are imported when they are first used, because they need torch and `settings` does not.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trifed.adapters.export import export_plain_lora, to_plain_lora
+    from trifed.adapters.loading import load_adapter
+    from trifed.adapters.tri_matrix import TriLoraConfig, TriLoraModel, adapted_layers, frames_hash
+
+_HOMES = {
+    "TriLoraConfig": "tri_matrix",
+    "TriLoraModel": "tri_matrix",
+    "adapted_layers": "tri_matrix",
+    "export_plain_lora": "export",
+    "frames_hash": "tri_matrix",
+    "load_adapter": "loading",
+    "to_plain_lora": "export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trifed.adapters' has no attribute '{name}'")
+    return getattr(import_module(f"trifed.adapters.{_HOMES[name]}"), name)
+
 
 __all__ = [
     "TriLoraConfig",

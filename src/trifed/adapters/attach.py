@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.loading import without_renaming_warning
+from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.adapters.tri_matrix import TriLoraConfig
-from trifed.errors import ModelError
-from trifed.settings import AdapterKind, AdapterSettings
+from trifed.common.errors import ModelError
 
 _ALSO_KNOWN = (["q_proj", "v_proj"], ["query", "value"], ["pwconv1", "pwconv2"])
 """Where PEFT knows nothing: queries and values, as it chooses them for texts; what ConvNeXt has instead."""

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from peft import LoraConfig
 
-from trifed.errors import AdapterError
+from trifed.common.errors import AdapterError
 
 PEFT_TYPE: Final = "TRILORA"
 """What `adapter_config.json` says under `peft_type`; plain PEFT refuses the folder because of it."""

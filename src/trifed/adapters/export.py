@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from trifed.adapters.config import TriLoraConfig
 from trifed.adapters.tri_matrix import adapted_layers
-from trifed.atomic import is_free, whole_folder
-from trifed.errors import AdapterError
+from trifed.common.errors import AdapterError
+from trifed.common.files import is_free, whole_folder
 
 # For these tasks PEFT expects the head in the adapter file, whatever the configuration says.
 _TASKS_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

@@ -11,8 +11,8 @@ from peft.utils.other import transpose
 from torch import nn
 
 from trifed.adapters.config import TriLoraConfig
-from trifed.adapters.frames import public_frames
-from trifed.errors import AdapterError
+from trifed.adapters.shared_projections import public_frames
+from trifed.common.errors import AdapterError
 
 
 class TriLoraVariant(LoraVariant):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from torch import nn
 
 from trifed.adapters import tri_matrix  # noqa: F401  (registers the PEFT type)
 from trifed.adapters.config import PEFT_TYPE
-from trifed.errors import AdapterError
+from trifed.common.errors import AdapterError
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.config import PEFT_TYPE, TriLoraConfig
-from trifed.adapters.frames import hash_frames
 from trifed.adapters.layer import TriLoraLayer, with_core
-from trifed.errors import AdapterError
+from trifed.adapters.shared_projections import hash_frames
+from trifed.common.errors import AdapterError
 
 __all__ = ["TriLoraConfig", "TriLoraModel", "adapted_layers", "frames_hash"]
 
@@ -156,11 +156,11 @@ def frames_hash(model: nn.Module, adapter_name: str = "default") -> str:
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, TriLoraConfig) or config.train != "core":
         raise AdapterError(f"adapter {adapter_name!r} has no public frames: expected one with train='core'")
-    frames = []
+    shared_projections = []
     for name, layer in adapted_layers(model, adapter_name):
         a_frame, b_frame, _ = layer.factors(adapter_name)
-        frames.append((name.removeprefix("base_model.model."), a_frame, b_frame))
-    return hash_frames(frames)
+        shared_projections.append((name.removeprefix("base_model.model."), a_frame, b_frame))
+    return hash_frames(shared_projections)
 
 
 # PeftType is a closed enum, but PEFT's tables are plain dicts and compare the type as a string.

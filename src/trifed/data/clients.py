@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trifed.common.errors import DataError
 from trifed.data.holdout import split_rows
 from trifed.data.partition import assign_clients
 from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
 from trifed.data.sources import Table, read_table, read_test
-from trifed.errors import DataError
 
 SAMPLE_STREAM = 102
 CAP_STREAM = 103

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trifed.common.errors import DataError
 from trifed.data.readers import RawTable
-from trifed.errors import DataError
 
 Cell = tuple[RawTable, int, Any]
 """One cell: its table, its index in that table, its value."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from trifed.errors import DataError
+from trifed.common.errors import DataError
 
 
 def demo_corpus_path() -> Path:

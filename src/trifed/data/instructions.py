@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trifed.common.errors import DataError
 from trifed.data.columns import Cell, place, read_texts
 from trifed.data.roles import Role, Roles
 from trifed.data.settings import DataSettings
-from trifed.errors import DataError
 
 SPEAKERS = ("system", "user", "assistant")
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from trifed.common.errors import DataError
 from trifed.data.settings import ClientSettings
-from trifed.errors import DataError
 
 PARTITION_STREAM = 101
 """What sets the random numbers of the partition apart from all others of the same seed."""

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trifed.errors import DataError
+from trifed.common.errors import DataError
 
 ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trifed.common.errors import DataError
 from trifed.data import columns, images
 from trifed.data.readers import ENDINGS, RawTable, from_arrow, read_file
 from trifed.data.roles import TEXTS, Roles, Unusable
 from trifed.data.settings import DataSettings
-from trifed.errors import DataError
 
 UNLABELLED = "all"
 """The label of every row of a table that has none."""

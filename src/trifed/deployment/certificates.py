@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from trifed.errors import RunError
+from trifed.common.errors import RunError
 
 DAYS = 825
 """For which a server's certificate holds; its authority ten years."""

@@ -15,12 +15,15 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from trifed.adapters.attach import attach, resolve_targets
-from trifed.errors import ModelError, nearest
+from trifed.adapters.settings import AdapterKind, AdapterSettings
+from trifed.common.dict_merge import deep_merge
+from trifed.common.errors import ModelError, nearest
+from trifed.config.settings import Bits, Pooling, WireSettings
 from trifed.federation.messages import Header, encode_values, layout_sizes
-from trifed.federation.quantise import packed_sizes
-from trifed.federation.workbench import adapted_weights, layout_of, named_parameters
+from trifed.federation.quantisation import packed_sizes
+from trifed.federation.shared_model import adapted_weights, layout_of, named_parameters
 from trifed.methods import METHODS, Method
-from trifed.methods.interface import (
+from trifed.methods.base import (
     Options,
     Summarise,
     SummarySeeds,
@@ -29,8 +32,6 @@ from trifed.methods.interface import (
     is_head,
 )
 from trifed.methods.packing import Layout
-from trifed.nested import layer
-from trifed.settings import AdapterKind, AdapterSettings, Bits, Pooling, WireSettings
 from trifed.tasks.base_model import read_config
 from trifed.tasks.image_text import Bias
 from trifed.tasks.shapes import SHAPES, compares, feature_size, shape_config, weightless, writes
@@ -150,7 +151,9 @@ def estimate_cost(
     known: dict[tuple[AdapterKind, int], Parameters] = {("lora", adapter.rank): lora}
     costs = []
     for method in METHODS.values():
-        own = AdapterSettings(**layer(method.defaults.get("adapter", {}), adapter.model_dump(exclude_unset=True)))
+        own = AdapterSettings(
+            **deep_merge(method.defaults.get("adapter", {}), adapter.model_dump(exclude_unset=True))
+        )
         wire = WireSettings(**(method.defaults.get("wire", {}) if bits is None else {"bits": bits}))
         if (method.adapter, own.rank) not in known:
             known[method.adapter, own.rank] = subject.parameters(method.adapter, own)
@@ -205,7 +208,7 @@ def _method_cost(
 
 def _openings(method: Method, parameters: Parameters, labels: int) -> Iterator[Once]:
     """What a client exchanges once, before round 1."""
-    if method.frames is not None:
+    if method.shared_projections is not None:
         up = sum(param.numel() for param in adapted_weights(parameters).values())
         down = sum(param.numel() for name, param in parameters.items() if is_core(name) or is_factor(name))
         yield Once(
@@ -213,10 +216,10 @@ def _openings(method: Method, parameters: Parameters, labels: int) -> Iterator[O
         )
     if method.summarise is not None:
         sizes = summary_sizes(method.summarise, method.options())
-        terms = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
+        context = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
         shown = "one component for each label" if labels else "one component"
         total = sizes.total(max(labels, 1), max(labels, 1))
-        yield Once("summary of the data", total, 0, f"{terms}, counted with {shown}")
+        yield Once("summary of the data", total, 0, f"{context}, counted with {shown}")
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trifed.errors import RunError
-from trifed.federation.client import TRAINING, Client
-from trifed.methods.interface import is_core, is_factor
+from trifed.common.errors import RunError
+from trifed.config.settings import TrainingSettings
+from trifed.federation.client_update import TRAINING, ClientDataset
+from trifed.federation.training import rows_of_round, seeded
+from trifed.methods.base import is_core, is_factor
 from trifed.methods.packing import Layout
-from trifed.settings import TrainingSettings
 from trifed.similarity import Summary
-from trifed.training import rows_of_round, seeded
 
 FLOOR = 20
 """Examples that a mean and a variance have to stand on."""
@@ -51,7 +51,9 @@ def tokens_needed(layout: Layout, layers: str = "") -> int:
     return 2 * max(map(min, sent), default=0)
 
 
-def few_tokens(client: Client, layout: Layout, training: TrainingSettings, seed: int, number: int) -> Few | None:
+def few_tokens(
+    client: ClientDataset, layout: Layout, training: TrainingSettings, seed: int, number: int
+) -> Few | None:
     """What is too few in a client's round `number`; None where it is enough, or where it has nothing to send."""
     data = client.train
     parts = data.inputs(0) if len(data) else {}
@@ -70,7 +72,7 @@ def few_tokens(client: Client, layout: Layout, training: TrainingSettings, seed:
 
 
 def refuse_few_tokens(
-    clients: Iterable[Client], layout: Layout, training: TrainingSettings, seed: int, rounds: int
+    clients: Iterable[ClientDataset], layout: Layout, training: TrainingSettings, seed: int, rounds: int
 ) -> None:
     """Before the first round: would one of the clients' uploads stand on too little, in whatever round?
 

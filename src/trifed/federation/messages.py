@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from trifed.errors import MessageError
+from trifed.common.errors import MessageError
 from trifed.methods.packing import Layout, Vector
 from trifed.similarity import Summary
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.store import Event
-from trifed.training import Scores
+from trifed.federation.run_folder import Event
+from trifed.federation.training import Scores
 
 Json = dict[str, Any]
 
@@ -28,7 +28,7 @@ def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
     }
 
 
-def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> Json:
+def summarise_events(events: Sequence[Event], evaluated_model: str, lora_bytes: int) -> Json:
     """Clients, accuracy over rounds, and all bytes.
 
     `scored`: "trained", "received" or "between", the model that counts. `lora_bytes`: what `fedavg-lora` would
@@ -38,11 +38,11 @@ def summarise_events(events: Sequence[Event], scored: str, lora_bytes: int) -> J
     names = list(started["clients"]) if started else []
     names += dict.fromkeys(e["client"] for e in events if e["event"] == "came late")
     return {
-        "clients": [_client(events, name, scored) for name in names],
-        "accuracy": _latest(events, scored),
+        "clients": [_client(events, name, evaluated_model) for name in names],
+        "accuracy": _latest(events, evaluated_model),
         "accuracy_trained": _latest(events, "trained"),
         "accuracy_received": _latest(events, "received"),
-        "curve": _curve(events, scored),
+        "curve": _curve(events, evaluated_model),
         "bytes": _bytes(events, lora_bytes),
         "seconds": float(sum(e.get("seconds", 0.0) for e in events if e["event"] == "trained")),
         "finished": any(e["event"] == "finished" for e in events),
@@ -79,12 +79,12 @@ def _spread(parts: Sequence[Json]) -> Json:
     return spread([p["accuracy"] for p in parts], [p["examples"] for p in parts])
 
 
-def _bytes_by_round(events: Sequence[Event], scored: str) -> Callable[[int], int]:
+def _bytes_by_round(events: Sequence[Event], evaluated_model: str) -> Callable[[int], int]:
     """All bytes up to the moment at which a round's model stood with the clients.
 
     A model that is received after a round came with the downloads that are logged with the next.
     """
-    later = 0 if scored == "trained" else 1
+    later = 0 if evaluated_model == "trained" else 1
     sent = [
         (e.get("round", 0), sum(e.get("up", {}).values()), sum(e.get("down", {}).values()))
         for e in events
@@ -93,10 +93,10 @@ def _bytes_by_round(events: Sequence[Event], scored: str) -> Callable[[int], int
     return lambda number: sum((n <= number) * up + (n <= number + later) * down for n, up, down in sent)
 
 
-def _curve(events: Sequence[Event], scored: str) -> list[Json]:
+def _curve(events: Sequence[Event], evaluated_model: str) -> list[Json]:
     points = []
-    sent = _bytes_by_round(events, scored)
-    found = [e for e in events if e["event"] == "scores" and e["stage"] in (scored, "start")]
+    sent = _bytes_by_round(events, evaluated_model)
+    found = [e for e in events if e["event"] == "scores" and e["stage"] in (evaluated_model, "start")]
     for number in sorted({e["round"] for e in found}):
         here = [e for e in found if e["round"] == number]
         losses = [e["loss"] for e in events if e["event"] == "trained" and e["round"] == number]
@@ -114,10 +114,10 @@ def _curve(events: Sequence[Event], scored: str) -> list[Json]:
     return points
 
 
-def _client(events: Sequence[Event], name: str, scored: str) -> Json:
+def _client(events: Sequence[Event], name: str, evaluated_model: str) -> Json:
     mine = [e for e in events if e.get("client") == name]
     before = next((e for e in mine if e["event"] == "scores" and e["stage"] == "start"), None)
-    now = next((e for e in reversed(mine) if e["event"] == "scores" and e["stage"] == scored), before)
+    now = next((e for e in reversed(mine) if e["event"] == "scores" and e["stage"] == evaluated_model), before)
     return {
         "name": name,
         "before": before and before["test"],

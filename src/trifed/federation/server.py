@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trifed.errors import MessageError
+from trifed.common.errors import MessageError
+from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.messages import decode_summary
-from trifed.federation.terms import Terms, decode_tensors, encode_tensors
-from trifed.methods.interface import Gradient, Setting, State, Upload, is_head
+from trifed.methods.base import Gradient, ServerContext, State, Upload, is_head
 from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.similarity import Summary
 
@@ -19,8 +19,8 @@ class Server:
     what it had last, where changes travel; `pending`: what it has if the last download came.
     """
 
-    def __init__(self, terms: Terms, clients: int, start: Vector) -> None:
-        self.terms = terms
+    def __init__(self, context: RunContext, clients: int, start: Vector) -> None:
+        self.context = context
         self.clients = clients
         self.start = start
         self.state: State = {}
@@ -30,22 +30,24 @@ class Server:
 
     # -- before the first round
 
-    def frames(self, payloads: Mapping[int, bytes], layers: Layout) -> Tensors:
+    def shared_projections(self, payloads: Mapping[int, bytes], layers: Layout) -> Tensors:
         """Frames of the adapters from the clients' gradients; `layers`: names and shapes of the adapted weights.
 
         Raises:
             MessageError: a gradient is not what it should be.
         """
-        make = self.terms.method.frames
+        make = self.context.method.shared_projections
         gradients = []
         for client, payload in payloads.items():
-            header, found = decode_tensors(payload, self.terms.header("gradient", 0, client), layers)
+            header, found = decode_tensors(payload, self.context.header("gradient", 0, client), layers)
             gradients.append(Gradient(client, header.examples, found))
-        return make(self.terms.options, gradients, self.terms.rank) if make else {}
+        return make(self.context.options, gradients, self.context.rank) if make else {}
 
-    def frames_for(self, client: int, frames: Tensors) -> bytes:
+    def shared_projections_for(self, client: int, shared_projections: Tensors) -> bytes:
         """The message that brings frames to a client."""
-        return encode_tensors(self.terms.header("frames", 0, client), frames, layout_of(frames))
+        return encode_tensors(
+            self.context.header("frames", 0, client), shared_projections, layout_of(shared_projections)
+        )
 
     def open(self, summaries: Mapping[int, bytes]) -> None:
         """Begin, with the clients' one-time summaries where the method asks for them.
@@ -54,8 +56,8 @@ class Server:
             MessageError: a summary is not what it should be.
         """
         self.summaries = {client: self._summary(client, payload) for client, payload in summaries.items()}
-        if self.terms.wire.layout:
-            self.state = self.terms.method.start(self.terms.options, self._setting())
+        if self.context.wire.layout:
+            self.state = self.context.method.start(self.context.options, self._server_context())
 
     # -- later
 
@@ -69,24 +71,24 @@ class Server:
             self.summaries[client] = self._summary(client, summary)
         late = [client] if client >= self.clients else []
         self.clients = max(self.clients, client + 1)
-        self._renew(late)
+        self._on_membership_change(late)
 
     def withdraw(self, client: int) -> None:
         """Delete what is a client's own: its core, its summary, what it had last. Its place stays empty."""
         self.forget(client)
         if client in self.summaries:
             self.summaries[client] = self.summaries[client].emptied()
-        self._renew([client])
+        self._on_membership_change([client])
 
-    def _renew(self, anew: Sequence[int]) -> None:
-        renew = self.terms.method.renew
-        if renew and self.state:
-            self.state = renew(self.terms.options, self._setting(), self.state, anew)
+    def _on_membership_change(self, anew: Sequence[int]) -> None:
+        on_membership_change = self.context.method.on_membership_change
+        if on_membership_change and self.state:
+            self.state = on_membership_change(self.context.options, self._server_context(), self.state, anew)
 
     def _summary(self, client: int, payload: bytes) -> Summary:
-        header = self.terms.header("summary", 0, client)
-        found = decode_summary(payload, header, self.terms.summary_dim)
-        labels = min((shape[0] for name, shape in self.terms.wire.layout if is_head(name)), default=None)
+        header = self.context.header("summary", 0, client)
+        found = decode_summary(payload, header, self.context.summary_dim)
+        labels = min((shape[0] for name, shape in self.context.wire.layout if is_head(name)), default=None)
         if labels is not None and (found.class_labels >= labels).any():
             raise MessageError(f"{header}: a label over the {labels} of the head; it is refused")
         return found
@@ -95,20 +97,20 @@ class Server:
 
     def download(self, number: int, client: int) -> bytes | None:
         """What round `number` begins with at a client; None where there is nothing yet."""
-        values = self.terms.method.download(self.state, client)
+        values = self.context.method.download(self.state, client)
         if values is None:
             return None
-        header, known = self.terms.header("download", number, client), self._known(client)
-        payload = self.terms.wire.encode(header, values, known)
-        if self.terms.wire.bits is not None:
+        header, known = self.context.header("download", number, client), self._known(client)
+        payload = self.context.wire.encode(header, values, known)
+        if self.context.wire.bits is not None:
             # Not what it has before its upload shows that it came.
-            self.pending[client] = self.terms.wire.decode(payload, header, known)[1]
+            self.pending[client] = self.context.wire.decode(payload, header, known)[1]
         return payload
 
     def arrives(self, client: int) -> Vector | None:
         """What a client would have after its next download, (n_values,); None where there is nothing yet."""
-        values = self.terms.method.download(self.state, client)
-        return None if values is None else self.terms.wire.arrives(values, self._known(client))
+        values = self.context.method.download(self.state, client)
+        return None if values is None else self.context.wire.arrives(values, self._known(client))
 
     def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload:
         """A client's upload of round `number`.
@@ -119,9 +121,9 @@ class Server:
         Raises:
             MessageError: it is not what it should be.
         """
-        header = self.terms.header("upload", number, client)
+        header = self.context.header("upload", number, client)
         known = self.pending.get(client, self._known(client))
-        found, values = self.terms.wire.decode(payload, header, known)
+        found, values = self.context.wire.decode(payload, header, known)
         if examples is not None and found.examples != examples:
             raise MessageError(f"{header}: {found.examples} examples, and it began with {examples}; it is refused")
         if client in self.pending:
@@ -136,15 +138,17 @@ class Server:
     def aggregate(self, uploads: Sequence[Upload]) -> None:
         """Close a round; without uploads everything stays."""
         if uploads:
-            self.state = self.terms.method.aggregate(self.terms.options, self._setting(), self.state, uploads)
+            self.state = self.context.method.aggregate(
+                self.context.options, self._server_context(), self.state, uploads
+            )
 
     def _known(self, client: int) -> Vector:
-        if self.terms.wire.bits is None:
+        if self.context.wire.bits is None:
             return np.zeros(0, np.float32)
         return self.known.get(client, self.start)
 
-    def _setting(self) -> Setting:
-        return Setting(self.clients, self.terms.wire.layout, self.start, self.summaries)
+    def _server_context(self) -> ServerContext:
+        return ServerContext(self.clients, self.context.wire.layout, self.start, self.summaries)
 
 
 def layout_of(tensors: Tensors) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from trifed.methods.interface import Method, Options, Setting, State, Upload
+from trifed.methods.base import Method, Options, ServerContext, State, Upload
 
 
 def _collect() -> dict[str, Method]:
@@ -19,4 +19,4 @@ def _collect() -> dict[str, Method]:
 
 METHODS: dict[str, Method] = _collect()
 
-__all__ = ["METHODS", "Method", "Options", "Setting", "State", "Upload"]
+__all__ = ["METHODS", "Method", "Options", "ServerContext", "State", "Upload"]

@@ -10,35 +10,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trifed.methods.interface import Options, Setting, State, Upload
+from trifed.methods.base import Options, ServerContext, State, Upload
 from trifed.methods.packing import Vector
 from trifed.similarity import mix
 
 
-def start_empty(options: Options, setting: Setting) -> State:
+def start_empty(options: Options, context: ServerContext) -> State:
     """Nothing is known before the first uploads."""
     return {}
 
 
-def average_by_examples(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def average_by_examples(
+    options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]
+) -> State:
     """w_j = n_j / Σ n over this round's uploads; mean = Σ w_j θ_j, shape (n_values,)."""
-    return average(setting, state, uploads, [upload.examples for upload in uploads])
+    return average(context, state, uploads, [upload.examples for upload in uploads])
 
 
-def average_evenly(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def average_evenly(options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
     """w_j = 1 / number of this round's uploads; mean = Σ w_j θ_j, shape (n_values,)."""
-    return average(setting, state, uploads, [1] * len(uploads))
+    return average(context, state, uploads, [1] * len(uploads))
 
 
-def average(setting: Setting, state: State, uploads: Sequence[Upload], counts: Sequence[int]) -> State:
+def average(context: ServerContext, state: State, uploads: Sequence[Upload], counts: Sequence[int]) -> State:
     """The mean of the uploads in proportion to `counts`, (n_uploads,); no uploads change nothing."""
     if not uploads:
         return state
     share = np.array(counts, np.float64) / sum(counts)
     mean = mix(share[None, :], np.stack([upload.values for upload in uploads]))[0]
-    row = np.zeros(setting.clients)
+    row = np.zeros(context.clients)
     row[[upload.client for upload in uploads]] = share
-    return {"mean": mean.astype(np.float32), "weights": np.tile(row, (setting.clients, 1))}
+    return {"mean": mean.astype(np.float32), "weights": np.tile(row, (context.clients, 1))}
 
 
 def download_mean(state: State, client: int) -> Vector | None:

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from trifed import similarity as sim
-from trifed.methods.interface import (
+from trifed.adapters.settings import AdapterSettings
+from trifed.methods.base import (
     Features,
     Labels,
     Method,
     Options,
-    Setting,
+    ServerContext,
     State,
     SummarySeeds,
     Upload,
@@ -34,7 +35,6 @@ from trifed.methods.interface import (
 )
 from trifed.methods.packing import Vector
 from trifed.methods.summaries import carry_over, projected
-from trifed.settings import AdapterSettings
 
 
 class CeLoraOptions(Options):
@@ -64,26 +64,26 @@ def _summarise(options: Options, features: Features, labels: Labels, seeds: Summ
     return sim.summarise(projected(features, seeds), labels, seed=seeds.own, match_labels=match)
 
 
-def _start(options: Options, setting: Setting) -> State:
-    summaries = [setting.summaries[client] for client in range(setting.clients)]
+def _start(options: Options, context: ServerContext) -> State:
+    summaries = [context.summaries[client] for client in range(context.clients)]
     chosen = cast(CeLoraOptions, options)
     distances = sim.pairwise_distances(summaries, match_labels=chosen.match_labels)
     floors = np.array([summary.self_distance * chosen.noise_floor for summary in summaries])
     return {
-        "cores": np.tile(setting.start, (setting.clients, 1)),
-        "last_round": np.full(setting.clients, -1, np.int64),
+        "cores": np.tile(context.start, (context.clients, 1)),
+        "last_round": np.full(context.clients, -1, np.int64),
         "similarity_data": sim.similarity_from_distances(sim.denoise(distances, floors)),
     }
 
 
-def _model_similarity(measure: str, setting: Setting, cores: NDArray[np.generic]) -> NDArray[np.float64]:
+def _model_similarity(measure: str, context: ServerContext, cores: NDArray[np.generic]) -> NDArray[np.float64]:
     """S_model (n_clients, n_clients) from the change of all cores, (n_clients, n_layers, r, r)."""
-    rank = setting.layout[0][1][0]
-    change = (cores.astype(np.float64) - setting.start).reshape(setting.clients, -1, rank, rank)
+    rank = context.layout[0][1][0]
+    change = (cores.astype(np.float64) - context.start).reshape(context.clients, -1, rank, rank)
     return sim.cosine(change) if measure == "cosine" else sim.linear_cka(change, debiased=measure == "cka")
 
 
-def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def _aggregate(options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
     """C̄ = W C, (n_clients, n_values); a client absent for a rounds counts exp(−a / memory), one never seen 0."""
     chosen = cast(CeLoraOptions, options)
     cores, last_round = state["cores"].copy(), state["last_round"].astype(np.int64)
@@ -92,7 +92,7 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
     age = last_round.max() - last_round
     decay = np.where(last_round >= 0, np.exp(-age / chosen.memory), 0.0)
     s_data = state["similarity_data"].astype(np.float64)
-    s_model = _model_similarity(chosen.model_similarity, setting, cores)
+    s_model = _model_similarity(chosen.model_similarity, context, cores)
     both = sim.combine(s_data, s_model, data_share=chosen.data_share)
     own, none = (
         sim.mixing_weights(both, self_weight=share, temperature=chosen.temperature, decay=decay)
@@ -110,10 +110,10 @@ def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequen
     }
 
 
-def _renew(options: Options, setting: Setting, state: State, anew: Sequence[int]) -> State:
+def _on_membership_change(options: Options, context: ServerContext, state: State, anew: Sequence[int]) -> State:
     """Data are compared again; who begins anew has no core that counts, and gets the others' by its data."""
-    fresh = carry_over(state, _start(options, setting), ("cores", "last_round"), anew)
-    return _aggregate(options, setting, fresh, []) if "mixed" in state else fresh
+    fresh = carry_over(state, _start(options, context), ("cores", "last_round"), anew)
+    return _aggregate(options, context, fresh, []) if "mixed" in state else fresh
 
 
 def _download(state: State, client: int) -> Vector | None:
@@ -126,11 +126,11 @@ METHOD = Method(
     adapter="tri-matrix",
     trains=lambda name: is_core(name) or is_factor(name) or is_head(name),
     sends=is_core,
-    scored="trained",
+    evaluated_model="trained",
     options=CeLoraOptions,
     start=_start,
     aggregate=_aggregate,
     download=_download,
     summarise=_summarise,
-    renew=_renew,
+    on_membership_change=_on_membership_change,
 )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.interface import Gradient, Method, Options, is_core, is_head
+from trifed.methods.base import Gradient, Method, Options, is_core, is_head
 from trifed.methods.packing import Tensors
 
 
@@ -30,16 +30,16 @@ class FedSbOptions(Options):
     first_step: float = Field(1e-4, gt=0, allow_inf_nan=False, description="η of the step that C starts from")
 
 
-def _frames(options: Options, gradients: Sequence[Gradient], rank: int) -> Tensors:
+def _shared_projections(options: Options, gradients: Sequence[Gradient], rank: int) -> Tensors:
     """A (r, d_in), B (d_out, r) and C (r, r) of every layer."""
     eta = cast(FedSbOptions, options).first_step
     total = sum(gradient.examples for gradient in gradients)
-    frames: Tensors = {}
+    shared_projections: Tensors = {}
     for layer in gradients[0].layers:
         mean = sum(g.examples / total * g.layers[layer].astype(np.float64) for g in gradients)
         for part, values in zip("ABC", _split(-eta * np.sign(mean), rank), strict=True):
-            frames[f"{layer}.lora_{part}.weight"] = values.astype(np.float32)
-    return frames
+            shared_projections[f"{layer}.lora_{part}.weight"] = values.astype(np.float32)
+    return shared_projections
 
 
 def _split(step: NDArray[np.float64], rank: int) -> tuple[NDArray[np.float64], ...]:
@@ -54,10 +54,10 @@ METHOD = Method(
     adapter="public-frames",
     trains=lambda name: is_core(name) or is_head(name),
     sends=lambda name: is_core(name) or is_head(name),
-    scored="received",
+    evaluated_model="received",
     options=FedSbOptions,
     start=start_empty,
     aggregate=average_by_examples,
     download=download_mean,
-    frames=_frames,
+    shared_projections=_shared_projections,
 )

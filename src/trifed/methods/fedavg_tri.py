@@ -9,7 +9,7 @@ head stay with the client. LayerNorms stay frozen.
 from __future__ import annotations
 
 from trifed.methods.averaging import average_evenly, download_mean, start_empty
-from trifed.methods.interface import Method, Options, is_core, is_factor, is_head
+from trifed.methods.base import Method, Options, is_core, is_factor, is_head
 
 METHOD = Method(
     name="fedavg-tri",
@@ -17,7 +17,7 @@ METHOD = Method(
     adapter="tri-matrix",
     trains=lambda name: is_core(name) or is_factor(name) or is_head(name),
     sends=is_core,
-    scored="trained",
+    evaluated_model="trained",
     options=Options,
     start=start_empty,
     aggregate=average_evenly,

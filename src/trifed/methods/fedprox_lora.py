@@ -13,7 +13,7 @@ from typing import cast
 from pydantic import Field
 
 from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.interface import Method, Options, Proximal, is_factor, is_head
+from trifed.methods.base import Method, Options, Proximal, is_factor, is_head
 
 
 class FedProxOptions(Options):
@@ -32,7 +32,7 @@ METHOD = Method(
     adapter="lora",
     trains=lambda name: is_factor(name) or is_head(name),
     sends=lambda name: is_factor(name) or is_head(name),
-    scored="received",
+    evaluated_model="received",
     options=FedProxOptions,
     start=start_empty,
     aggregate=average_by_examples,

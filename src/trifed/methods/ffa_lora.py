@@ -9,7 +9,7 @@ common and fixed, mean(B_j) A = mean(B_j A): nothing is lost between the factors
 from __future__ import annotations
 
 from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.interface import Method, Options, is_head
+from trifed.methods.base import Method, Options, is_head
 
 METHOD = Method(
     name="ffa-lora",
@@ -17,7 +17,7 @@ METHOD = Method(
     adapter="lora",
     trains=lambda name: ".lora_B." in name or is_head(name),
     sends=lambda name: ".lora_B." in name or is_head(name),
-    scored="received",
+    evaluated_model="received",
     options=Options,
     start=start_empty,
     aggregate=average_by_examples,

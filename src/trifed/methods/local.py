@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trifed.methods.averaging import start_empty
-from trifed.methods.interface import Method, Options, Setting, State, Upload, is_factor, is_head
+from trifed.methods.base import Method, Options, ServerContext, State, Upload, is_factor, is_head
 from trifed.methods.packing import Vector
 
 
-def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def _aggregate(options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
     return state
 
 
@@ -28,7 +28,7 @@ METHOD = Method(
     adapter="lora",
     trains=lambda name: is_factor(name) or is_head(name),
     sends=lambda name: False,
-    scored="trained",
+    evaluated_model="trained",
     options=Options,
     start=start_empty,
     aggregate=_aggregate,

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from trifed import similarity as sim
-from trifed.methods.interface import (
+from trifed.methods.base import (
     Features,
     Labels,
     Method,
     Options,
-    Setting,
+    ServerContext,
     State,
     SummarySeeds,
     Upload,
@@ -52,7 +52,7 @@ class OwnPriorOptions(Options):
     apart: float = Field(2.0, ge=0, description="times the noise at which labels differ in meaning; 0: all alone")
 
 
-def _own_start(options: Options, labels: Labels, n_labels: int) -> Tensors:
+def _local_init(options: Options, labels: Labels, n_labels: int) -> Tensors:
     """log π, (n_labels,): π_y = (n_y + smoothing) / (n + smoothing · n_labels)."""
     counts = np.bincount(labels, minlength=n_labels) + cast(OwnPriorOptions, options).smoothing
     return {BIAS: np.log(counts / counts.sum()).astype(np.float32)}
@@ -62,11 +62,11 @@ def _summarise(options: Options, features: Features, labels: Labels, seeds: Summ
     return sim.summarise(projected(features, seeds), labels, max_components=1, seed=seeds.own)
 
 
-def _start(options: Options, setting: Setting) -> State:
+def _start(options: Options, context: ServerContext) -> State:
     """`similarity_data`: 1 up to what noise explains; `examples`: of each label, (n_clients, n_labels)."""
-    summaries = [setting.summaries[client] for client in range(setting.clients)]
-    rows = max((shape[0] for name, shape in setting.layout if name == HEAD), default=0)
-    examples = np.zeros((setting.clients, rows))
+    summaries = [context.summaries[client] for client in range(context.clients)]
+    rows = max((shape[0] for name, shape in context.layout if name == HEAD), default=0)
+    examples = np.zeros((context.clients, rows))
     for client, summary in enumerate(summaries if rows else []):
         examples[client, summary.class_labels] = summary.class_counts
     # Without labels, or without one in common, nothing speaks against it.
@@ -75,38 +75,38 @@ def _start(options: Options, setting: Setting) -> State:
     return {
         "similarity_data": 1.0 / np.maximum(np.nan_to_num(ratio, nan=1.0), 1.0),
         "examples": examples,
-        "mixed": np.tile(setting.start, (setting.clients, 1)),
-        "received": np.zeros(setting.clients, bool),
+        "mixed": np.tile(context.start, (context.clients, 1)),
+        "received": np.zeros(context.clients, bool),
     }
 
 
-def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def _aggregate(options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
     """For client i each value is Σ_j s_ij k_j θ_j / Σ_j s_ij k_j over the round's uploads.
 
     s_ij: does j share with i? k_j: examples that stand behind j's value, of one label in that label's row of the
     head. Where that is 0 for all, what i has stays.
     """
     sent = [upload.client for upload in uploads]
-    rows, row = sim.different_rows((_agree(options, state) | np.eye(setting.clients, dtype=bool))[:, sent])
+    rows, row = sim.different_rows((_agree(options, state) | np.eye(context.clients, dtype=bool))[:, sent])
     counts = np.array([upload.examples for upload in uploads], np.float64)[:, None]
     behind = np.concatenate([counts, state["examples"][sent].astype(np.float64)], axis=1)
     column = np.concatenate([  # which column of `behind` is a value's k
         np.repeat(np.arange(1, 1 + shape[0]), shape[1]) if name == HEAD else np.repeat(0, int(np.prod(shape)))
-        for name, shape in setting.layout
+        for name, shape in context.layout
     ])  # fmt: skip
     total = (rows @ behind)[:, column]
     sums = rows @ (behind[:, column] * np.stack([upload.values for upload in uploads]))
     mean = np.divide(sums, total, out=np.zeros_like(total), where=total > 0).astype(np.float32)
     mixed = np.where((total > 0)[row], mean[row], state["mixed"].astype(np.float32))
-    weights = np.zeros((setting.clients, setting.clients))
+    weights = np.zeros((context.clients, context.clients))
     weights[:, sent] = (rows * counts.T / np.maximum(rows @ counts, 1))[row]
     received = np.logical_or(state["received"], rows.max(axis=1)[row] > 0)
     return {**state, "mixed": mixed, "weights": weights, "received": received}
 
 
-def _renew(options: Options, setting: Setting, state: State, anew: Sequence[int]) -> State:
+def _on_membership_change(options: Options, context: ServerContext, state: State, anew: Sequence[int]) -> State:
     """Labels are compared again; who begins anew gets the mean of what those have that share with it."""
-    fresh = carry_over(state, _start(options, setting), ("mixed", "received"), anew)
+    fresh = carry_over(state, _start(options, context), ("mixed", "received"), anew)
     for client in anew:
         others = _agree(options, fresh)[client] & fresh["received"].astype(bool)
         if others.any():
@@ -130,14 +130,14 @@ METHOD = Method(
     adapter="public-frames",
     trains=lambda name: is_core(name) or is_head(name),
     sends=lambda name: is_core(name) or name == HEAD,
-    scored="between",
-    tempered=True,
+    evaluated_model="between",
+    calibrated=True,
     options=OwnPriorOptions,
     start=_start,
     aggregate=_aggregate,
     download=_download,
     summarise=_summarise,
-    renew=_renew,
-    own_start=_own_start,
+    on_membership_change=_on_membership_change,
+    local_init=_local_init,
     defaults={"adapter": {"rank": 32}, "wire": {"bits": 1}, "training": {"learning_rate": 0.02}},
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trifed.methods.interface import is_factor, is_head
+from trifed.methods.base import is_factor, is_head
 from trifed.methods.own_prior import HEAD
 from trifed.methods.own_prior import METHOD as IN_FRAMES
 

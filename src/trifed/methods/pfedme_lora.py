@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from trifed.methods.averaging import average_by_examples, download_mean
-from trifed.methods.interface import Method, Options, Proximal, Setting, State, Upload, is_factor, is_head
+from trifed.methods.base import Method, Options, Proximal, ServerContext, State, Upload, is_factor, is_head
 
 
 class PFedMeOptions(Options):
@@ -31,16 +31,16 @@ class PFedMeOptions(Options):
     beta: float = Field(1.0, gt=0, le=1, description="β: the share of the way to the mean that the server takes")
 
 
-def _start(options: Options, setting: Setting) -> State:
-    return {"common": setting.start}
+def _start(options: Options, context: ServerContext) -> State:
+    return {"common": context.start}
 
 
-def _aggregate(options: Options, setting: Setting, state: State, uploads: Sequence[Upload]) -> State:
+def _aggregate(options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
     """w ← (1 − β) w + β Σ_j n_j w_j / Σ n, shape (n_values,)."""
     if not uploads:
         return state
     beta, before = cast(PFedMeOptions, options).beta, state["common"].astype(np.float64)
-    averaged = average_by_examples(options, setting, state, uploads)
+    averaged = average_by_examples(options, context, state, uploads)
     common = (1 - beta) * before + beta * averaged["mean"].astype(np.float64)
     return {**averaged, "mean": common.astype(np.float32), "common": common.astype(np.float32)}
 
@@ -56,7 +56,7 @@ METHOD = Method(
     adapter="lora",
     trains=lambda name: is_factor(name) or is_head(name),
     sends=lambda name: is_factor(name) or is_head(name),
-    scored="trained",
+    evaluated_model="trained",
     options=PFedMeOptions,
     start=_start,
     aggregate=_aggregate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from trifed.methods.interface import Features, State, SummarySeeds
+from trifed.methods.base import Features, State, SummarySeeds
 from trifed.similarity import project
 from trifed.similarity.checks import Floats
 

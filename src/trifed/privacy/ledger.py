@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trifed.atomic import write_for_good
-from trifed.errors import BudgetError, RunError
+from trifed.common.errors import BudgetError, RunError
+from trifed.common.files import write_for_good
+from trifed.config.settings import PrivacySettings
 from trifed.privacy.accounting import (
     Sampled,
     epsilon_of,
@@ -28,7 +29,6 @@ from trifed.privacy.accounting import (
     noise_multiplier,
     steps_multiplier,
 )
-from trifed.settings import PrivacySettings
 
 RECORD = "one training example of the client added or removed"
 CLIENT = "all updates of the client added or removed"

@@ -21,7 +21,7 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from trifed.errors import MessageError, RunError
+from trifed.common.errors import MessageError, RunError
 
 Words = npt.NDArray[np.uint32]
 PURPOSE = b"trifed pairwise mask 1"

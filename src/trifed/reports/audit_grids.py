@@ -155,10 +155,13 @@ def attackers_grid(findings: Findings) -> Grid:
     rows += [[f"knows: {SHORT_KNOWS[known]}", KNOWS_AT_LENGTH[known]] for known in knows]
     tried = {row.attack for row in findings.reconstruction}
     rows += [[attack, means] for attack, means in ATTACKS.items() if attack in tried]
-    scored = [
+    evaluated_model = [
         name for name in SCORES if name in {score for row in findings.reconstruction for score in row.scores}
     ]
-    rows += [[SCORES[name][0], SCORES[name][1]] for name in [*scored, *(["auc"] if findings.membership else [])]]
+    rows += [
+        [SCORES[name][0], SCORES[name][1]]
+        for name in [*evaluated_model, *(["auc"] if findings.membership else [])]
+    ]
     columns = (Column("word", "word"), Column("means", "means", "prose"))
     return Grid("What the words mean", columns, rows)
 

@@ -17,7 +17,7 @@ SEES: tuple[Sees, ...] = ("update", "gradient")
 KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
 """From the attacker who knows most to the one who knows least."""
 
-Setting = tuple[Sees, Knows]
+ServerContext = tuple[Sees, Knows]
 
 
 def methods_of(findings: Findings) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def best_first(findings: Findings, rows: Iterable[Reconstruction]) -> list[Recon
     return [row for _, row in sorted(known, key=lambda item: -item[0])]
 
 
-def by_setting(rows: Sequence[Reconstruction]) -> dict[Setting, list[Reconstruction]]:
+def by_setting(rows: Sequence[Reconstruction]) -> dict[ServerContext, list[Reconstruction]]:
     """Rows by what the attacker sees and knows, what is really sent and the best informed first."""
     groups = {(s, k): [row for row in rows if (row.sees, row.knows) == (s, k)] for s in SEES for k in KNOWS}
     return {setting: group for setting, group in groups.items() if group}

@@ -75,7 +75,7 @@ def _on_scoring(study: Study) -> Iterable[str]:
     widest: dict[str, tuple[float, str]] = {}
     for place, partition in study.results.items():
         for method, found in partition.methods.items():
-            if found.scored != "received" or found.mean is None or found.mean_trained is None:
+            if found.evaluated_model != "received" or found.mean is None or found.mean_trained is None:
                 continue
             gap = abs(found.mean_trained - found.mean)
             where = f" on {place}" if len(study.results) > 1 else ""

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trifed.errors import ConfigError, RunError
+from trifed.common.errors import ConfigError, RunError
 from trifed.federation.cost import Cost, MethodCost
 from trifed.reports.words import size
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trifed.errors import RunError
+from trifed.common.errors import RunError
 
 Knows = Literal["base", "start", "factors"]
 """Beside W0: nothing of the adapter; the start of A and B, which comes from a shared seed; A and B as they are."""

@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from trifed.common.version import __version__
 from trifed.reports.document import Document
 from trifed.reports.grid import Column, Grid
-from trifed.version import __version__
 
 
 def render_markdown(document: Document) -> str:

@@ -12,12 +12,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trifed.export.evaluate import Evaluation
+from trifed.export.evaluate_answers import AnswerEvaluation
+from trifed.export.evaluate_matches import MatchEvaluation
+from trifed.export.generate import Answer
+from trifed.export.predict import Prediction
 from trifed.federation.results import spread
-from trifed.models.answer import Answer
-from trifed.models.evaluate import Evaluation
-from trifed.models.evaluate_answers import AnswerEvaluation
-from trifed.models.evaluate_matches import MatchEvaluation
-from trifed.models.predict import Prediction
 from trifed.reports.words import percent
 
 LABELS, CONFUSIONS = 40, 10

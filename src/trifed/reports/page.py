@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from trifed.common.version import __version__
 from trifed.reports.blocks import Block
 from trifed.reports.cards import Card
 from trifed.reports.document import Document, make_document
@@ -15,7 +16,6 @@ from trifed.reports.run_folder import Say
 from trifed.reports.study import Source
 from trifed.reports.style import DARK, LIGHT
 from trifed.reports.svg import render_svg
-from trifed.version import __version__
 
 BRIEF = ("method", "mean", "interval", "worst", "best", "up_per_round", "total_bytes")
 

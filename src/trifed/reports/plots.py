@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from trifed.atomic import whole_file
+from trifed.common.files import whole_file
 from trifed.reports import panels
 from trifed.reports.study import Source
 from trifed.reports.style import LIGHT, Style, drawing

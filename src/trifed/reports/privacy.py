@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trifed.config import make_config, read_toml
-from trifed.errors import RunError
-from trifed.federation.spending import Account, promise
+from trifed.common.errors import RunError
+from trifed.config.run import make_config, read_toml
+from trifed.federation.privacy_report import Account, promise
 from trifed.privacy import Spent
 from trifed.reports.grid import Column, Grid
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from trifed.config import RunConfig
+from trifed.config.run import RunConfig
 from trifed.data import render_split, render_split_text
-from trifed.federation.store import Event
+from trifed.federation.run_folder import Event
 from trifed.reports.words import percent, size
 
 
@@ -22,7 +22,7 @@ class Watch:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.rounds, self.console = config.rounds, console
         self.methods = [config.method.name, *config.baselines]
-        self.method, self.scored, self.clients = "", "", 1
+        self.method, self.evaluated_model, self.clients = "", "", 1
         self._shown_split = False
         self._restart(0)
 
@@ -70,7 +70,7 @@ class Watch:
         return f"{self.method} ({self.methods.index(self.method) + 1} of {len(self.methods)})"
 
     def _begin(self, event: Event, done: int) -> None:
-        self.method, self.scored, self.clients = event["method"], event["scored"], len(event["clients"])
+        self.method, self.evaluated_model, self.clients = event["method"], event["scored"], len(event["clients"])
         self._restart(done)
 
     def _on_trained(self, event: Event) -> None:
@@ -80,7 +80,7 @@ class Watch:
         self.losses.append(event["loss"])
 
     def _on_scores(self, event: Event) -> None:
-        if event["stage"] != self.scored or not event["round"]:
+        if event["stage"] != self.evaluated_model or not event["round"]:
             return
         self.accuracies.append(event["test"]["accuracy"])
         if len(self.accuracies) == self.clients:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trifed.errors import RunError
-from trifed.federation.store import RunFolder
+from trifed.common.errors import RunError
+from trifed.federation.run_folder import RunFolder
 from trifed.reports.run_folder import Say, read_details, read_run
 from trifed.reports.study import Details, Source, Study
 

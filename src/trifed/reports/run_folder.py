@@ -12,10 +12,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from trifed.config import read_toml
-from trifed.errors import RunError
+from trifed.common.errors import RunError
+from trifed.config.run import read_toml
 from trifed.federation.results import summarise_events
-from trifed.federation.store import RunFolder
+from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS
 from trifed.reports.privacy import sentences
 from trifed.reports.study import (
@@ -177,7 +177,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
     return MethodResult(
         citation=known.citation if known else "",
         learning_rate=config.get("training", {}).get("learning_rate"),
-        scored=next((e["scored"] for e in events if "scored" in e), None),
+        evaluated_model=next((e["scored"] for e in events if "scored" in e), None),
         **{name: spread[name] for name in ("mean", "worst", "best", "weighted_mean")},
         perplexity=(summary.get("perplexity") or {}).get("mean"),
         mean_trained=(summary["accuracy_trained"] or {}).get("mean"),

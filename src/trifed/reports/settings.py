@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich.table import Table
 
-from trifed.config import MethodSettings, RunConfig
+from trifed.config.run import MethodSettings, RunConfig
 from trifed.methods import METHODS
 
 

@@ -6,10 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trifed.sites.standing import RunStanding
+from trifed.deployment.status import RunStatus
 
 
-def render_standing(run: RunStanding) -> RenderableType:
+def render_status(run: RunStatus) -> RenderableType:
     """One row a site; below it why nodes were refused."""
     state = "finished" if run.finished else f"round {run.round} of {run.rounds} is done"
     table = Table(title=state, title_justify="left")

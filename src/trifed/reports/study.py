@@ -82,7 +82,7 @@ class MethodResult(Spread):
 
     citation: str = ""
     learning_rate: Number = None
-    scored: Literal["trained", "received", "between"] | None = None
+    evaluated_model: Literal["trained", "received", "between"] | None = None
     sd: Number = None
     weighted_mean: Number = None
     perplexity: Number = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from trifed.federation.store import Event
+from trifed.federation.run_folder import Event
 from trifed.reports.study import Traffic
 
 EXCHANGES = ("trained", "delivered")

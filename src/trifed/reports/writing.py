@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trifed.atomic import whole_file
-from trifed.errors import RunError
+from trifed.common.errors import RunError
+from trifed.common.files import whole_file
 from trifed.reports.audit import audit_document
 from trifed.reports.document import Document, make_document
 from trifed.reports.findings import read_findings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from trifed.errors import TrifedError
+from trifed.common.errors import TrifedError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

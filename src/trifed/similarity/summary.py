@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trifed.errors import MessageError
+from trifed.common.errors import MessageError
 from trifed.similarity.checks import Ints
 
 MERGED = -1

@@ -1,6 +1,6 @@
 """Tasks: what a batch is, what its loss is, what a feature vector is. One file each."""
 
-from trifed.settings import TaskName
+from trifed.config.settings import TaskName
 from trifed.tasks import (
     causal_lm,
     image_classification,
@@ -9,7 +9,7 @@ from trifed.tasks import (
     image_text_to_text,
     text_classification,
 )
-from trifed.tasks.interface import Batch, Encoded, Scored, Snippet, Task, TaskModel
+from trifed.tasks.base import Batch, Encoded, Scored, Snippet, Task, TaskModel
 
 _ALL = (
     text_classification.TASK, image_classification.TASK, image_text.TASK, image_text_pairs.TASK,

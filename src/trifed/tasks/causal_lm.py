@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trifed.common.errors import ModelError
+from trifed.config.settings import BaseDtype, ModelSettings
 from trifed.data import LANGUAGE, Examples
-from trifed.errors import ModelError
-from trifed.settings import BaseDtype, ModelSettings
+from trifed.tasks.base import Batch, Scored, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.generate import generate
-from trifed.tasks.interface import Batch, Scored, Task, TaskModel
 from trifed.tasks.padding import padded
 from trifed.tasks.prompts import CHAT, asked, prompted, question, rendered
 

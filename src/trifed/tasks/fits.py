@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from trifed.settings import TaskName
+from trifed.config.settings import TaskName
 
 
 def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trifed.tasks.interface import Batch, Scored, TaskModel
+from trifed.tasks.base import Batch, Scored, TaskModel
 
 
 class HeadedModel(TaskModel):

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from trifed.common.errors import ModelError
+from trifed.config.settings import Augment, BaseDtype, ModelSettings, Pooling
 from trifed.data import IMAGES, Examples, as_png, open_image
-from trifed.errors import ModelError
-from trifed.settings import Augment, BaseDtype, ModelSettings, Pooling
+from trifed.tasks.base import Batch, Snippet, Task
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.headed import HeadedModel
-from trifed.tasks.interface import Batch, Snippet, Task
 
 VISION = Wanted(
     "image-classification", "a vision model, such as ViT, DeiT, Swin, DINOv2 or ConvNeXt", AutoImageProcessor,

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from trifed.config.settings import Augment, ModelSettings
 from trifed.data import IMAGES, Examples
-from trifed.settings import Augment, ModelSettings
+from trifed.tasks.base import Batch, Scored, Task
 from trifed.tasks.base_model import LoadedBase
 from trifed.tasks.image_classification import EncodedImages, encode_images
-from trifed.tasks.interface import Batch, Scored, Task
 from trifed.tasks.towers import Towers, common_size, load_two_towers, tokens_of
 
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
+from trifed.config.settings import ModelSettings
 from trifed.data import IMAGES, TEXT, Examples
-from trifed.settings import ModelSettings
+from trifed.tasks.base import Batch, Scored, Task
 from trifed.tasks.base_model import LoadedBase
 from trifed.tasks.image_classification import EncodedImages, encode_images
-from trifed.tasks.interface import Batch, Scored, Task
 from trifed.tasks.towers import FIXED_LENGTH, Towers, common_size, load_two_towers, tokens_of
 
 TOKENS: tuple[str, ...] = ("input_ids", "attention_mask")

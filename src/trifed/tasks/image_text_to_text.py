@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from trifed.common.errors import ModelError
+from trifed.config.settings import BaseDtype, ModelSettings
 from trifed.data import IMAGES, QUESTIONS, Examples, open_image
-from trifed.errors import ModelError
-from trifed.settings import BaseDtype, ModelSettings
+from trifed.tasks.base import Batch, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.causal_lm import EncodedTokens, LanguageModel, check_length
 from trifed.tasks.generate import generate, on_the_left
-from trifed.tasks.interface import Batch, Task, TaskModel
 from trifed.tasks.padding import padded
 from trifed.tasks.prompts import CHAT, asked, question, rendered
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trifed.errors import ModelError
-from trifed.settings import ModelSettings
+from trifed.common.errors import ModelError
+from trifed.config.settings import ModelSettings
 
 WITH_INPUT = "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:\n"
 WITHOUT = "### Instruction:\n{prompt}\n\n### Response:\n"

@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from trifed.errors import ModelError
-from trifed.settings import WRITING
+from trifed.common.errors import ModelError
+from trifed.config.settings import WRITING
 from trifed.tasks.fits import fitting_tasks
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from trifed.common.errors import ModelError
+from trifed.config.settings import BaseDtype, ModelSettings, Pooling
 from trifed.data import TEXTS, Examples
-from trifed.errors import ModelError
-from trifed.settings import BaseDtype, ModelSettings, Pooling
+from trifed.tasks.base import Batch, Snippet, Task
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.headed import HeadedModel
-from trifed.tasks.interface import Batch, Snippet, Task
 from trifed.tasks.padding import padded
 
 ENCODER = Wanted(

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from trifed.settings import Augment, BaseDtype, TaskName
+from trifed.config.settings import Augment, BaseDtype, TaskName
+from trifed.tasks.base import Batch, TaskModel
 from trifed.tasks.base_model import LoadedBase, Wanted, load_base
 from trifed.tasks.image_classification import augmented
-from trifed.tasks.interface import Batch, TaskModel
 
 FIXED_LENGTH = ("siglip", "siglip2")
 """Models that learned texts of one length, padding read as words."""

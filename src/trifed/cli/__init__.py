@@ -1,0 +1,8 @@
+"""The command line: `app` builds it, every other file adds one command by `register(app)`. No logic."""
+
+
+def main() -> None:
+    """Run the command line, the entry point of the `trifed` script."""
+    from trifed.cli.app import main as run
+
+    run()

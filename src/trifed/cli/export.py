@@ -1,0 +1,77 @@
+"""`trifed export`: a client's model as a folder that works elsewhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from trifed.common.errors import RunError
+
+HELP = """Write a client's model as a new folder that works without this run.
+
+[bold]Forms[/bold]
+
+\b
+  tri-matrix     the adapter as it was trained, W0 + s·B·C·A
+  lora           plain PEFT LoRA, C folded into B; the head beside it
+  lora-no-head   the same without the head, for servers of adapters
+  merged         full weights for plain transformers; no base model needed
+
+Each folder has a README.md: where the model comes from, and Python that
+loads it without trifed. Of a baseline, name RUN/baselines/METHOD.
+
+[bold]Examples[/bold]
+
+  trifed export runs/tickets --client berlin --form merged --to berlin
+\b
+  trifed export runs/tickets --all --form lora
+"""
+
+
+class FormName(StrEnum):
+    """The forms, spelled out here so that the help need not wait for torch."""
+
+    TRI_MATRIX = "tri-matrix"
+    LORA = "lora"
+    LORA_NO_HEAD = "lora-no-head"
+    MERGED = "merged"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export", help=HELP)(export_command)
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)],
+    form: Annotated[FormName, typer.Option(help="What to write.")] = FormName.LORA,
+    client: Annotated[str | None, typer.Option(help="Whose model.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every client, each in a folder of its name.")] = False,
+    to: Annotated[
+        Path | None, typer.Option(help="The new folder. Default: RUN/exports/FORM, with the client's name.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where the base model lies now, if it was moved since the run.")
+    ] = None,
+) -> None:
+    """Write a client's model as a new folder."""
+    # Imported late: --help should not wait for torch.
+    from trifed.export.export import export_client, export_clients
+    from trifed.export.locate import listed, open_run
+    from trifed.reports.counting import counting, waiting
+
+    if every == (client is not None):
+        names = listed(open_run(run).names)
+        raise RunError(f"{run}: give either --client NAME or --all; the clients are {names}")
+    if client is not None:
+        with waiting(f"exporting {client}"):
+            written = export_client(run, client, form.value, to, base)
+    else:
+        total = len(open_run(run).names)
+        with counting("exporting clients", total) as told:
+            written = export_clients(run, form.value, to, base, lambda done, *_: told(1 if done else 0))
+    Console().print(f"{written}: {form.value}; how to load it is in its README.md", markup=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""`trifed privacy`: what a run has spent of its privacy budget, by client."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = """What a run has spent of its privacy budget, from its ledgers.
+
+At a site: the site's own ledger, of one run or of all in its folder. Of a
+simulated run: every client's. At the server of a run between sites, where no
+ledger is: what the run costs a client that takes part in all of it.
+
+An ε says nothing without the two data sets between which it holds. Here they
+differ by one training example of the client, or by all of its updates.
+
+[bold]Examples[/bold]
+
+  trifed privacy runs/tickets
+\b
+  trifed privacy trifed-node --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("privacy", help=HELP)(privacy_command)
+
+
+def privacy_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Every entry, as JSON.")] = False,
+) -> None:
+    """Print ledgers as a table."""
+    # Imported late: --help should not wait for torch.
+    from rich.console import Console
+
+    from trifed.federation.privacy_report import accounts_in
+    from trifed.privacy.ledger import as_json as book_as_json
+    from trifed.reports.privacy import privacy_grid, promise_grid, remarks
+    from trifed.reports.tables import render_grid
+
+    accounts = accounts_in(folder)
+    if as_json:
+        typer.echo(json.dumps([{"run": a.run, **book_as_json(a.book)} for a in accounts], indent=2))
+        return
+    console = Console()
+    console.print(render_grid(privacy_grid(accounts) if accounts else promise_grid(folder)))
+    for remark in remarks(folder, accounts):
+        console.print(remark)

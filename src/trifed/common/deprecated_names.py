@@ -1,0 +1,167 @@
+"""Names that earlier versions had: modules that moved, and attributes of `trifed` that were renamed.
+
+Old names stay importable. A moved module is imported under its old name as the very same module object.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+DOCUMENTED = {
+    "trifed.errors": "trifed.common.errors",
+    "trifed.settings": "trifed.config.settings",
+    "trifed.tracking": "trifed.reports.tracking",
+}
+"""Moved modules that the reference documents under their old name: both names stay valid, without a warning."""
+
+MOVED = {
+    "trifed.adapters.frames": "trifed.adapters.shared_projections",
+    "trifed.atomic": "trifed.common.files",
+    "trifed.audit": "trifed.attacks",
+    "trifed.audit.audit": "trifed.attacks.audit",
+    "trifed.audit.claims": "trifed.attacks.claims",
+    "trifed.audit.duration": "trifed.attacks.duration",
+    "trifed.audit.guess": "trifed.attacks.guess",
+    "trifed.audit.images": "trifed.attacks.images",
+    "trifed.audit.inference": "trifed.attacks.inference",
+    "trifed.audit.matching": "trifed.attacks.gradient_matching",
+    "trifed.audit.others": "trifed.attacks.others",
+    "trifed.audit.patches": "trifed.attacks.patches",
+    "trifed.audit.plan": "trifed.attacks.plan",
+    "trifed.audit.scores": "trifed.attacks.scores",
+    "trifed.audit.span": "trifed.attacks.span",
+    "trifed.audit.summaries": "trifed.attacks.summaries",
+    "trifed.audit.texts": "trifed.attacks.texts",
+    "trifed.audit.victim": "trifed.attacks.target",
+    "trifed.audit.warm_up": "trifed.attacks.warm_up",
+    "trifed.commands": "trifed.cli",
+    "trifed.commands.audit": "trifed.cli.audit",
+    "trifed.commands.compare": "trifed.cli.compare",
+    "trifed.commands.cost": "trifed.cli.cost",
+    "trifed.commands.evaluate": "trifed.cli.evaluate",
+    "trifed.commands.export": "trifed.cli.export",
+    "trifed.commands.flower": "trifed.cli.flower",
+    "trifed.commands.predict": "trifed.cli.predict",
+    "trifed.commands.privacy": "trifed.cli.privacy",
+    "trifed.commands.report": "trifed.cli.report",
+    "trifed.commands.track": "trifed.cli.track",
+    "trifed.commands.watch": "trifed.cli.watch",
+    "trifed.comparison": "trifed.experiments",
+    "trifed.comparison.compare": "trifed.experiments.compare",
+    "trifed.comparison.config": "trifed.experiments.compare_config",
+    "trifed.comparison.digest": "trifed.experiments.digest",
+    "trifed.comparison.pool": "trifed.experiments.pool",
+    "trifed.comparison.statistics": "trifed.experiments.statistics",
+    "trifed.comparison.tuning": "trifed.experiments.tuning",
+    "trifed.comparison.worker": "trifed.experiments.worker",
+    "trifed.controls": "trifed.experiments.baselines",
+    "trifed.deployment.leaving": "trifed.deployment.withdrawal",
+    "trifed.deployment.server": "trifed.deployment.server_folder",
+    "trifed.deployment.site": "trifed.deployment.site_folder",
+    "trifed.engines": "trifed.deployment",
+    "trifed.engines.flower": "trifed.deployment.flower",
+    "trifed.engines.simulator": "trifed.federation.simulation",
+    "trifed.engines.worker": "trifed.deployment.worker",
+    "trifed.explain": "trifed.config.validation_errors",
+    "trifed.federation.exports": "trifed.federation.client_model",
+    "trifed.federation.loudness": "trifed.federation.noise_to_signal",
+    "trifed.federation.matching": "trifed.federation.retrieval",
+    "trifed.federation.noising": "trifed.federation.dp_mechanism",
+    "trifed.federation.placing": "trifed.federation.device_placement",
+    "trifed.federation.private_training": "trifed.federation.dp_sgd",
+    "trifed.federation.quantise": "trifed.federation.quantisation",
+    "trifed.federation.site": "trifed.federation.client",
+    "trifed.federation.spending": "trifed.federation.privacy_report",
+    "trifed.federation.store": "trifed.federation.run_folder",
+    "trifed.federation.terms": "trifed.federation.context",
+    "trifed.federation.wire": "trifed.federation.compression",
+    "trifed.federation.workbench": "trifed.federation.shared_model",
+    "trifed.methods.interface": "trifed.methods.base",
+    "trifed.models": "trifed.export",
+    "trifed.models.answer": "trifed.export.generate",
+    "trifed.models.card": "trifed.export.card",
+    "trifed.models.evaluate": "trifed.export.evaluate",
+    "trifed.models.evaluate_answers": "trifed.export.evaluate_answers",
+    "trifed.models.evaluate_matches": "trifed.export.evaluate_matches",
+    "trifed.models.export": "trifed.export.export",
+    "trifed.models.find": "trifed.export.locate",
+    "trifed.models.predict": "trifed.export.predict",
+    "trifed.models.snippets": "trifed.export.snippets",
+    "trifed.models.stock": "trifed.export.native_export",
+    "trifed.models.texts": "trifed.export.inference_inputs",
+    "trifed.models.tower_snippet": "trifed.export.tower_snippet",
+    "trifed.nested": "trifed.common.dict_merge",
+    "trifed.runner": "trifed.experiments.runner",
+    "trifed.sites": "trifed.deployment",
+    "trifed.sites.coordinator": "trifed.deployment.coordinator",
+    "trifed.sites.life": "trifed.deployment.membership",
+    "trifed.sites.node": "trifed.deployment.site_process",
+    "trifed.sites.node_privacy": "trifed.deployment.site_privacy",
+    "trifed.sites.node_settings": "trifed.deployment.site_settings",
+    "trifed.sites.node_store": "trifed.deployment.site_store",
+    "trifed.sites.opening": "trifed.deployment.handshake",
+    "trifed.sites.phases": "trifed.deployment.phases",
+    "trifed.sites.protocol": "trifed.deployment.protocol",
+    "trifed.sites.records": "trifed.deployment.checkpoint",
+    "trifed.sites.refusals": "trifed.deployment.refusals",
+    "trifed.sites.roll": "trifed.deployment.client_manager",
+    "trifed.sites.standing": "trifed.deployment.status",
+    "trifed.sites.telling": "trifed.deployment.event_format",
+    "trifed.tasks.interface": "trifed.tasks.base",
+    "trifed.tracking.live": "trifed.reports.tracking.live",
+    "trifed.tracking.scalars": "trifed.reports.tracking.scalars",
+    "trifed.tracking.sinks": "trifed.reports.tracking.sinks",
+    "trifed.tracking.to_mlflow": "trifed.reports.tracking.to_mlflow",
+    "trifed.tracking.to_tensorboard": "trifed.reports.tracking.to_tensorboard",
+    "trifed.training": "trifed.federation.training",
+    "trifed.version": "trifed.common.version",
+}
+"""Old module -> new module. Importing the old name warns."""
+
+RENAMED = {
+    "Matcher": "RetrievalModel",
+    "load_matcher": "load_retrieval_model",
+}
+"""Old attribute of `trifed` -> new attribute."""
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Import a moved module by its old name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for an old name, None for every other name."""
+        return ModuleSpec(fullname, self) if fullname in MOVED or fullname in DOCUMENTED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Import the module under its new name and return it."""
+        new = DOCUMENTED.get(spec.name) or MOVED[spec.name]
+        if spec.name not in DOCUMENTED:
+            warnings.warn(f"{spec.name} is now {new}", DeprecationWarning, stacklevel=2)
+        module = import_module(new)
+        self._own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own name and spec back; it has been executed already."""
+        module.__spec__ = self._own_spec
+
+
+def install() -> None:
+    """Make old module names importable."""
+    if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(_MovedModules())
+
+
+def renamed(name: str) -> str:
+    """Return today's name of an attribute of `trifed`, with a warning where `name` is an old one."""
+    if name in RENAMED:
+        warnings.warn(f"trifed.{name} is now trifed.{RENAMED[name]}", DeprecationWarning, stacklevel=3)
+    return RENAMED.get(name, name)

@@ -1,0 +1,278 @@
+"""One validated model of a run, from TOML and flags, and back. Every mistake is reported at once."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trifed.adapters.settings import AdapterSettings
+from trifed.common.dict_merge import deep_difference, deep_merge
+from trifed.common.errors import ConfigError, nearest
+from trifed.config.settings import (
+    GUARDS,
+    UNLABELLED,
+    DeploymentSettings,
+    ModelSettings,
+    PrivacySettings,
+    TaskName,
+    TrackerName,
+    TrainingSettings,
+    WireSettings,
+)
+from trifed.config.validation_errors import validation_messages
+from trifed.data import DataSettings
+from trifed.methods import METHODS, Options
+
+DEFAULT_METHOD = "own-prior"
+"""Of the methods here the one that was best, or level with the best, on most of what was measured."""
+
+
+class MethodSettings(BaseModel):
+    """A method's name and, beside it, that method's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = DEFAULT_METHOD
+
+    def options(self) -> Options:
+        """The options, validated by the method itself."""
+        return METHODS[self.name].options(**(self.model_extra or {}))
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: TaskName = Field("text-classification", description="what is learned")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="its folder under runs/"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same numbers")
+    rounds: int = Field(20, ge=1, description="of training and exchange")
+    participation: float = Field(1.0, gt=0, le=1, description="share of the clients drawn each round")
+    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
+    controls: bool = Field(True, description="linear probe and class means beside the result")
+    baselines: list[str] = Field([], description="methods also run on the same split")
+    trackers: list[TrackerName] = Field([], description="tensorboard, mlflow: follow the run there; each an extra")
+    model: ModelSettings = ModelSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    data: DataSettings
+    method: MethodSettings = MethodSettings()
+    training: TrainingSettings = TrainingSettings()
+    wire: WireSettings = WireSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    deployment: DeploymentSettings = DeploymentSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_method_wants_it(cls, values: Any) -> Any:
+        """`method = "local"` is short for `[method] name = "local"`; a method's defaults lie under the rest."""
+        if not isinstance(values, dict):
+            return values
+        method = values.get("method", {})
+        if isinstance(method, str):
+            values = {**values, "method": {"name": method}}
+        return deep_merge(deep_merge(_defaults_of_task(values), _defaults_of(method)), values)
+
+    def with_method(self, name: str) -> RunConfig:
+        """The same run by another method alone, with that method's default options.
+
+        A setting that stands where this run's method has it by default is then where the other one has it.
+        """
+        values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
+        values = deep_difference(values, METHODS[self.method.name].defaults)
+        return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
+
+    def run_id(self) -> str:
+        """Twelve hex digits that change with anything that changes the numbers.
+
+        `privacy` counts only where noise is asked for: the runs of versions that had none keep their identity.
+        """
+        left_out: dict[str, Any] = {
+            **dict.fromkeys(NO_NUMBERS, True),
+            "privacy": GUARDS if self.privacy.on else True,
+        }
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
+
+
+NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}
+"""Settings that no number depends on."""
+
+
+def make_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """Validate a nested dictionary.
+
+    Raises:
+        ConfigError: with every mistake, each by its dotted name.
+    """
+    problems: list[str] = []
+    config = None
+    try:
+        config = RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        problems += validation_messages(error, RunConfig)
+    problems += _method_problems(values.get("method", DEFAULT_METHOD))
+    if config is not None:
+        problems += _baseline_problems(config)
+    if config is not None and not config.data.label and config.task not in UNLABELLED:
+        problems.append(f"data.label: got '', and task = '{config.task}' learns labels; name their column")
+    if config is not None and config.task == "image-text-pairs" and config.training.micro_batch:
+        problems.append(
+            "training.micro_batch: a pair is learned against all others of its step, so a step in parts would be "
+            "another one; leave it out, or take a smaller batch_size"
+        )
+    if config is not None:
+        problems += _privacy_problems(config)
+    if config is not None and not problems:
+        problems += config.method.options().problems(config.adapter)
+    if config is None or problems:
+        raise ConfigError(problems, source)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The raw values of a TOML file.
+
+    Raises:
+        ConfigError: no such file, not readable, not UTF-8, or not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            ["there is no such file; `trifed run --help` shows one to start from"], str(path)
+        ) from error
+    except IsADirectoryError as error:
+        raise ConfigError(
+            ["this is a folder; to go on with a run: trifed run --resume FOLDER"], str(path)
+        ) from error
+    except OSError as error:
+        raise ConfigError([f"cannot be read ({error.strerror}); check its permissions"], str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            [f"not UTF-8 at byte {error.start}, as TOML must be; save the file again as UTF-8"], str(path)
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            [f"not valid TOML: {error}; `trifed run --help` shows a file to start from"], str(path)
+        ) from error
+
+
+def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with flags laid over them; a flag's name is dotted: `training.learning_rate`."""
+    result = {name: dict(item) if isinstance(item, dict) else item for name, item in values.items()}
+    for name, value in dotted.items():
+        head, _, rest = name.partition(".")
+        if not rest:
+            result[head] = value
+            continue
+        inner = result.get(head, {})
+        if head == "method" and isinstance(inner, str):
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
+            continue  # it stands where a table belongs, which make_config reports among the other mistakes
+        if head == "method" and rest == "name" and inner.get("name", DEFAULT_METHOD) != value:
+            inner = {}  # another method's options would only be refused
+        result[head] = overlay(inner, {rest: value})
+    return result
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved configuration; `trifed run` takes it back."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _defaults_of(method: Any) -> Mapping[str, Any]:
+    """The defaults of the method that a run's settings name; none where they name none that is known."""
+    name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else method
+    known = METHODS.get(name) if isinstance(name, str) else None
+    return known.defaults if known else {}
+
+
+def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies under a run's settings where its task is no classification: no label, and a template."""
+    data = values.get("data")
+    if values.get("task") not in UNLABELLED or not isinstance(data, Mapping):
+        return {}
+    found: dict[str, Any] = {"data": {"label": ""}}
+    if values["task"] == "image-text-to-text":
+        found["data"] |= {"prompt": "prompt", "answer": "answer"}
+    if values["task"] != "causal-lm":
+        return found
+    if data.get("messages") is not None:
+        found["model"] = {"template": "chat"}
+    elif data.get("answer") is None:
+        found["model"] = {"template": "{prompt}"}  # a text goes on as it begins
+    return found
+
+
+def _method_problems(method: Any) -> Iterator[str]:
+    settings = {"name": method} if isinstance(method, str) else method
+    name = settings.get("name", DEFAULT_METHOD) if isinstance(settings, dict) else None
+    if not isinstance(name, str):
+        return
+    if name not in METHODS:
+        yield _unknown_method("method.name", name)
+        return
+    try:
+        METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
+    except ValidationError as error:
+        for problem in validation_messages(error, METHODS[name].options):
+            yield f"method.{problem}" + ("" if "name" in settings else f"; no name is given, so this is '{name}'")
+
+
+def _baseline_problems(config: RunConfig) -> Iterator[str]:
+    for place, name in enumerate(config.baselines):
+        if name in config.baselines[:place]:
+            yield f"baselines: '{name}' is there twice; leave one out"
+        elif name not in METHODS:
+            yield _unknown_method("baselines", name)
+        elif name == config.method.name:
+            yield f"baselines: '{name}' is the run's own method; name another one"
+
+
+def _privacy_problems(config: RunConfig) -> Iterator[str]:
+    """What would leave a client outside of what [privacy] covers, or break what it says."""
+    if not config.privacy.on:
+        return
+    for name in (config.method.name, *config.baselines):
+        if name in METHODS and METHODS[name].shared_projections:
+            yield (
+                f"privacy: '{name}' sends each client's gradient before the first round, which no noise covers; "
+                f"take another method, or leave [privacy] out"
+            )
+    if (config.privacy.update or config.privacy.training) and not config.privacy.summary:
+        for name in (config.method.name, *config.baselines):
+            if name in METHODS and (METHODS[name].summarise or METHODS[name].local_init):
+                yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give an epsilon"
+    yield from _training_problems(config)
+    if (config.privacy.summary or config.privacy.training) and config.task == "causal-lm" and config.model.packing:
+        yield (
+            "privacy: with model.packing one text reaches into several blocks, and ε is for one block; "
+            "set model.packing = false"
+        )
+
+
+def _training_problems(config: RunConfig) -> Iterator[str]:
+    """What noised training steps cannot be combined with."""
+    if not config.privacy.training:
+        return
+    if config.training.steps is None:
+        yield (
+            "training.steps: needed with privacy.training, for the number of steps must not depend on how many "
+            "examples a client has"
+        )
+    if config.task == "image-text-pairs":
+        yield "privacy.training: a pair's loss depends on the others of its step, so no example stands by itself"
+
+
+def _unknown_method(place: str, name: str) -> str:
+    return f"{place}: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"

@@ -1,0 +1,85 @@
+"""A mistake that pydantic found, in a sentence: where, what was got, what was expected."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from trifed.common.errors import nearest
+
+
+def validation_messages(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """One sentence for one mistake; of a setting that may be of several types, one for all of them."""
+    sentences: dict[str, str] = {}
+    for item in error.errors():
+        place, sentence = _explain(item, root)
+        known = sentences.get(place)
+        expected = sentence.rpartition(EXPECTED)[2]
+        sentences[place] = f"{known} or {expected}" if known and EXPECTED in sentence else sentence
+    return list(sentences.values())
+
+
+def _explain(item: Any, root: type[BaseModel]) -> tuple[str, str]:
+    """The dotted name of a mistake's setting, and a sentence: what was got, what was expected."""
+    parts = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal", "list["))]
+    place = ".".join(parts) or "configuration"
+    if item["type"] == "extra_forbidden":
+        model = _model_at(root, parts[:-1])
+        known = list(model.model_fields) if model else []
+        return place, f"{place}: unknown setting{nearest(parts[-1], known)}; known here: {', '.join(known)}"
+    if item["type"] == "missing":
+        hint = " (the table to read: a file, a folder or a hub name)" if place == "data.source" else ""
+        return place, f"{place}: missing, and it has no default{hint}"
+    if item["type"] == "value_error":
+        return place, f"{place}: {item['msg'].removeprefix('Value error, ')}"
+    return place, f"{place}: got {item['input']!r}{EXPECTED}{_expected(item)}"
+
+
+EXPECTED = ", expected "
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": 'a list, as ["a", "b"]',
+    "model": "a table of settings",
+    "dict": "a table of settings",
+}
+
+
+def _expected(item: Any) -> str:
+    """What a setting should have been, from pydantic's name for the mistake."""
+    kind, limits = item["type"], item.get("ctx", {})
+    if kind == "literal_error":
+        options = re.findall("'([^']*)'", limits["expected"])
+        near = nearest(item["input"], options) if isinstance(item["input"], str) else ""
+        return f"{limits['expected']}{near}"
+    if kind == "string_pattern_mismatch":
+        return EXAMPLES.get(item["loc"][-1], f"a text that fits {limits['pattern']}")
+    for name, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+        if name in limits:
+            return f"{words} {limits[name]}"
+    found = KINDS.get(kind.split("_")[0])
+    return found if found and "too" not in kind else f"{item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+EXAMPLES = {
+    "name": "letters, digits, '.', '_' and '-', with a letter or digit first",
+    "device": "'auto', 'cpu', 'cuda', 'cuda:1' or 'cuda:all'",
+}
+
+
+def _model_at(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """The settings class that a dotted name leads to."""
+    model: type[BaseModel] | None = root
+    for part in path:
+        annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
+        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return model

@@ -1,0 +1,138 @@
+"""Why a site does not answer as asked: a code travels, the words stay where they were written.
+
+An error's text can hold labels, names and paths, so a site writes it to its own log and sends one code of a closed
+list. The server has a sentence of its own for every code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from trifed.common.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    GuardError,
+    MessageError,
+    ModelError,
+    RunError,
+)
+
+
+class RefusalCode(StrEnum):
+    """All that one side says, in the place of an answer, or of an answer that was not accepted."""
+
+    # sent by a site
+    BAD_REQUEST = "bad_request"
+    NOT_ASKED_FOR = "not_asked_for"
+    WRONG_PHASE = "wrong_phase"
+    WRONG_RUN = "wrong_run"
+    LEFT = "left"
+    DATA_CHANGED = "data_changed"
+    DATA_UNUSABLE = "data_unusable"
+    MODEL_UNUSABLE = "model_unusable"
+    BASE_MISMATCH = "base_mismatch"
+    SETTINGS_UNUSABLE = "settings_unusable"
+    PRIVACY_LIMIT = "privacy_limit"
+    GUARD = "guard"
+    TOO_FEW_CLIENTS = "too_few_clients"
+    STORAGE = "storage"
+    UNREACHABLE = "unreachable"
+    NO_SETTINGS = "no_settings"
+    OTHER = "other"
+    # found by the server
+    LOST = "lost"
+    NO_ANSWER = "no_answer"
+    NOT_CONNECTED = "not_connected"
+    BAD_REPLY = "bad_reply"
+    STARTS_ELSEWHERE = "starts_elsewhere"
+    OTHER_BASE = "other_base"
+    BAD_NAME = "bad_name"
+    NAME_TAKEN = "name_taken"
+    OTHER_KEY = "other_key"
+    TOO_LATE = "too_late"
+
+
+REASONS: dict[RefusalCode, str] = {
+    RefusalCode.BAD_REQUEST: "it could not read the request; give server and sites the same trifed",
+    RefusalCode.NOT_ASKED_FOR: "the run's method or its [privacy] does not ask for such a request",
+    RefusalCode.WRONG_PHASE: "the request does not fit how far the run is at this site",
+    RefusalCode.WRONG_RUN: "it keeps a run of this name with other settings",
+    RefusalCode.LEFT: "it has left for good",
+    RefusalCode.DATA_CHANGED: "its data changed; it is opened again before the next round",
+    RefusalCode.DATA_UNUSABLE: "its data cannot be used",
+    RefusalCode.MODEL_UNUSABLE: "it cannot use the base model",
+    RefusalCode.BASE_MISMATCH: "its base model is not the one that it accepts",
+    RefusalCode.SETTINGS_UNUSABLE: "the run's settings, with its own, cannot be used",
+    RefusalCode.PRIVACY_LIMIT: "the run asks for more than its privacy limits allow",
+    RefusalCode.GUARD: "what it would send could show single examples",
+    RefusalCode.TOO_FEW_CLIENTS: "the round has fewer clients than its at_least asks for",
+    RefusalCode.STORAGE: "it cannot read or write its files",
+    RefusalCode.UNREACHABLE: "its process with the model ended or cannot be reached",
+    RefusalCode.NO_SETTINGS: "its node was started without --node-config 'node=\"/…/node.toml\"'",
+    RefusalCode.OTHER: "it could not answer",
+    RefusalCode.LOST: "it lost what it had, and starts anew",
+    RefusalCode.NO_ANSWER: "it did not answer in time",
+    RefusalCode.NOT_CONNECTED: "its node is not connected",
+    RefusalCode.BAD_REPLY: "its answer is not what was asked for",
+    RefusalCode.STARTS_ELSEWHERE: "it starts elsewhere from the same frames; give all the same trifed",
+    RefusalCode.OTHER_BASE: "it has another base model, or starts elsewhere, than the others",
+    RefusalCode.BAD_NAME: "its name is not made of letters, digits, '.', '_' and '-'",
+    RefusalCode.NAME_TAKEN: "a client of the same name is there already; give each its own",
+    RefusalCode.OTHER_KEY: "it has another key than before; if that is so, set deployment.bound = false",
+    RefusalCode.TOO_LATE: "it was not there when this run began, and deployment.late is false",
+}
+"""The server's words; a site's own log has the particulars."""
+AT_SITE = {
+    RefusalCode.BAD_REQUEST, RefusalCode.WRONG_PHASE, RefusalCode.WRONG_RUN, RefusalCode.DATA_UNUSABLE,
+    RefusalCode.MODEL_UNUSABLE, RefusalCode.BASE_MISMATCH, RefusalCode.SETTINGS_UNUSABLE,
+    RefusalCode.PRIVACY_LIMIT, RefusalCode.GUARD, RefusalCode.STORAGE, RefusalCode.UNREACHABLE, RefusalCode.OTHER,
+}  # fmt: skip
+"""Codes whose particulars are in the site's log alone."""
+
+CODES: dict[type[Exception], RefusalCode] = {
+    GuardError: RefusalCode.GUARD,
+    BudgetError: RefusalCode.PRIVACY_LIMIT,
+    MessageError: RefusalCode.BAD_REQUEST,
+    DataError: RefusalCode.DATA_UNUSABLE,
+    ModelError: RefusalCode.MODEL_UNUSABLE,
+    ConfigError: RefusalCode.SETTINGS_UNUSABLE,
+    OSError: RefusalCode.STORAGE,
+}
+
+
+class RefusedError(RunError):
+    """A request that a site does not answer, with the code that the server gets; the text stays at the site."""
+
+    def __init__(self, code: RefusalCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an answer does not count: a code, and the server's words for it."""
+
+    code: RefusalCode
+    reason: str
+
+    @classmethod
+    def of(cls, code: RefusalCode) -> Refusal:
+        """The refusal of a code, in the words of `REASONS`."""
+        hint = "; its own log says why" if code in AT_SITE else ""
+        return cls(code, f"{REASONS[code]}{hint}")
+
+
+def code_of(error: Exception) -> RefusalCode:
+    """The code that travels in the place of an error's text."""
+    if isinstance(error, RefusedError):
+        return error.code
+    return next((code for kind, code in CODES.items() if isinstance(error, kind)), RefusalCode.OTHER)
+
+
+def read_code(value: object) -> RefusalCode | None:
+    """A code as it came over the wire: None for an empty one, `other` for one that is not known here."""
+    if not value:
+        return None
+    return RefusalCode(value) if isinstance(value, str) and value in REASONS else RefusalCode.OTHER

@@ -1,0 +1,66 @@
+"""How the clients of a run between sites stand, from its folder: who was left out or refused, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trifed.common.errors import RunError
+from trifed.deployment.checkpoint import ClientRecord, ServerCheckpoint
+from trifed.federation.run_folder import Event, RunFolder
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """One client. `last`: the round of its last upload that counts, 0 before that; `reason`: why none since;
+    `seconds`: that its last round took it.
+    """
+
+    name: str
+    examples: int
+    last: int
+    left_out: int
+    sent: int
+    reason: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run. `round`: the last whole one; `refused`: why nodes were not let in, each reason once."""
+
+    round: int
+    rounds: int
+    finished: bool
+    clients: list[ClientStatus]
+    refused: list[str]
+
+
+def run_status(folder: RunFolder, rounds: int) -> RunStatus:
+    """Read a run's folder at the server.
+
+    Raises:
+        RunError: it is no run between sites, or has not begun.
+    """
+    members = ServerCheckpoint(folder).members
+    if not members:
+        raise RunError(f"{folder.path}: no run between sites has begun here; `trifed watch` follows any run")
+    events = folder.events()
+    done = [event["round"] for event in events if event["event"] == "round"]
+    clients = [_client_status(events, member) for member in members]
+    refused = dict.fromkeys(event["reason"] for event in events if event["event"] == "refused")
+    finished = any(event["event"] == "finished" for event in events)
+    return RunStatus(max(done, default=0), rounds, finished, clients, list(refused))
+
+
+def _client_status(events: Sequence[Event], member: ClientRecord) -> ClientStatus:
+    mine = [event for event in events if event.get("client") == member.name]
+    done = [event for event in mine if event["event"] == "trained"]
+    trained = [event["round"] for event in done]
+    out = [event for event in mine if event["event"] == "left out"]
+    last = max(trained, default=0)
+    newest = out[-1] if out and out[-1]["round"] > last else None
+    sent = sum(sum(event.get("up", {}).values()) for event in mine)
+    reason = "it has left for good" if member.left else newest["reason"] if newest else ""
+    seconds = done[-1].get("seconds") if done else None
+    return ClientStatus(member.name, member.examples, last, len(out), sent, reason, seconds)

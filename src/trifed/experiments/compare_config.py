@@ -1,0 +1,180 @@
+"""What a comparison is: one run's settings, and what is varied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trifed.common.dict_merge import deep_merge
+from trifed.common.errors import ConfigError, nearest
+from trifed.config.run import RunConfig, make_config, read_toml
+from trifed.config.validation_errors import validation_messages
+from trifed.methods import METHODS
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+OWN = {"adapter", "method", "wire", "training.learning_rate"}
+"""What a method may have for itself; anything else would be another condition or another budget."""
+
+PLANNED = ("name", "seed", "method", "baselines", "controls")
+"""What the comparison itself sets in every run."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tuning(_Part):
+    """How each method's learning rate is chosen: the best mean validation accuracy on a grid."""
+
+    learning_rates: list[float] = Field([1e-3, 3e-3, 1e-2], min_length=1, description="the grid, rising")
+    seed: int = Field(100, ge=0, description="of the tuning runs; none of the reported seeds")
+    rounds: int | None = Field(None, ge=1, description="of the tuning runs; the run's own unless given")
+    extend: int = Field(
+        2, ge=0, description="how many rates a method gets beyond an end of the grid at which it does best"
+    )
+    partitions: dict[str, str] = Field({}, description="partition = the partition whose rates it takes")
+
+
+class CompareConfig(_Part):
+    """Everything that decides a comparison's numbers."""
+
+    name: str = Field("comparison", pattern=NAME, max_length=100, description="its folder under runs/")
+    methods: list[str] = Field(min_length=1, description="the first is the reference of differences and target")
+    seeds: list[int] = Field([0, 1], min_length=1, description="each is one split and one start")
+    references: list[str] = Field(
+        [], description="methods that all others are set against; the first unless given"
+    )
+    target: float | None = Field(
+        None, gt=0, le=1, description="accuracy of 'bytes to target'; the first method's mean unless given"
+    )
+    run: dict[str, Any] = Field(description="settings of every run, as for trifed run")
+    partitions: dict[str, dict[str, Any]] = Field({}, description="settings laid over [run], by partition")
+    method_settings: dict[str, dict[str, Any]] = Field({}, description="settings laid over those, by method")
+    tuning: Tuning | None = None
+
+    def partition_names(self) -> list[str]:
+        """All partitions; 'all' where none is named."""
+        return list(self.partitions) or ["all"]
+
+    def tuned_on(self, partition: str) -> str | None:
+        """The partition on which a partition's learning rates are chosen; None without tuning."""
+        return self.tuning.partitions.get(partition, partition) if self.tuning else None
+
+    def run_values(self, partition: str, method: str) -> dict[str, Any]:
+        """Nested settings of one run, without seed."""
+        own = dict(self.method_settings.get(method, {}))
+        own["method"] = {**own.get("method", {}), "name": method}
+        return deep_merge(deep_merge(self.run, self.partitions.get(partition, {})), own)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison. `folder`: where, below the comparison's own folder."""
+
+    partition: str
+    method: str
+    config: RunConfig
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.partition} · {self.method} · seed {self.config.seed}"
+
+
+def make_comparison(values: Mapping[str, Any], source: str = "comparison") -> CompareConfig:
+    """Validate nested values.
+
+    Raises:
+        ConfigError: with every mistake, each by its dotted name.
+    """
+    try:
+        config = CompareConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(validation_messages(error, CompareConfig), source) from error
+    problems = list(_problems(config))
+    if not problems:
+        problems = list(dict.fromkeys(_run_problems(config)))
+    if problems:
+        raise ConfigError(problems, source)
+    return config
+
+
+def read_comparison(path: Path) -> CompareConfig:
+    """A comparison from its TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or with every mistake in it.
+    """
+    return make_comparison(read_toml(path), str(path))
+
+
+def _problems(config: CompareConfig) -> Iterator[str]:
+    yield from _twice("methods", config.methods)
+    yield from _twice("seeds", config.seeds)
+    for place, names in (("methods", config.methods), ("method_settings", list(config.method_settings))):
+        for name in names:
+            if name not in METHODS:
+                yield f"{place}: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"
+    yield from _unknown("references", config.references, config.methods)
+    for method, settings in config.method_settings.items():
+        for key in _dotted(settings):
+            if not any(key == own or key.startswith(own + ".") for own in OWN) or key == "method.name":
+                yield (
+                    f"method_settings.{method}.{key}: conditions and budget are equal for all methods; a method "
+                    f"may have its own {', '.join(sorted(OWN))}; put this under [run] or [partitions.NAME]"
+                )
+    for name in config.partitions:
+        if not re.match(NAME, name):
+            yield f"partitions: '{name}' is a folder's name too; use letters, digits, '.', '_' and '-'"
+    for place, settings in (("run", config.run), *((f"partitions.{n}", p) for n, p in config.partitions.items())):
+        for key in PLANNED:
+            if key in settings:
+                yield f"{place}.{key}: the comparison sets this itself; leave it out"
+    if config.tuning:
+        yield from _tuning_problems(config, config.tuning)
+
+
+def _tuning_problems(config: CompareConfig, tuning: Tuning) -> Iterator[str]:
+    if tuning.seed in config.seeds:
+        yield f"tuning.seed: {tuning.seed} is a reported seed; tuning on it would flatter, take another"
+    rates = tuning.learning_rates
+    if any(rate <= 0 for rate in rates) or sorted(set(rates)) != rates:
+        yield f"tuning.learning_rates: got {rates}, expected rising numbers above 0"
+    yield from _unknown("tuning.partitions", [*tuning.partitions, *tuning.partitions.values()], config.partitions)
+    for name, source in tuning.partitions.items():
+        if tuning.partitions.get(source, source) != source:
+            yield f"tuning.partitions.{name}: '{source}' takes its rates elsewhere; name where they are chosen"
+
+
+def _run_problems(config: CompareConfig) -> Iterator[str]:
+    for partition in config.partition_names():
+        for method in config.methods:
+            try:
+                make_config(config.run_values(partition, method))
+            except ConfigError as error:
+                place = f"partitions.{partition}, {method}" if config.partitions else method
+                yield from (f"{problem} (in {place})" for problem in error.problems)
+
+
+def _twice(place: str, names: Sequence[object]) -> Iterator[str]:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            yield f"{place}: {name!r} is there twice; leave one out"
+
+
+def _unknown(place: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys(names):
+        if name not in known:
+            yield f"{place}: '{name}' is not compared; known here: {', '.join(known)}{nearest(name, known)}"
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name

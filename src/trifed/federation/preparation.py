@@ -1,0 +1,94 @@
+"""What a run needs before its first round: data, base model, tokenised examples, and a record of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trifed.config.run import RunConfig
+from trifed.data import FederatedData, make_clients
+from trifed.federation.client_update import ClientDataset
+from trifed.federation.run_folder import Event
+from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.federation.simulation import Listener
+from trifed.federation.training import choose_device, choose_precision
+from trifed.methods import METHODS
+from trifed.tasks import TASKS
+from trifed.tasks.base_model import LoadedBase
+
+PACKAGES = (
+    "trifed",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "flwr-datasets",
+    "numpy",
+    "scikit-learn",
+    "POT",
+)
+
+
+def quiet(event: Event) -> None:
+    """A listener that says nothing."""
+
+
+def prepare(
+    config: RunConfig, listener: Listener = quiet
+) -> tuple[FederatedData, SharedModel, list[ClientDataset]]:
+    """The data of a configured run, the model with its adapter, and the clients' tokenised examples."""
+    task = TASKS[config.task]
+    listener({"event": "loading", "what": "data"})
+    data = make_clients(config.data, config.seed, task.roles)
+    listener({"event": "split", "data": data})
+    listener({"event": "loading", "what": f"model {config.model.name}"})
+    base = task.load(config.model.name, config.model.dtype)
+    settings = (config.model, config.adapter, config.training)
+    shared_model = build_shared_model(
+        base, METHODS[config.method.name], data.label_names, config.seed, settings, task
+    )
+    return data, shared_model, _tokenise(data, shared_model)
+
+
+def _tokenise(data: FederatedData, shared_model: SharedModel) -> list[ClientDataset]:
+    return [
+        ClientDataset(
+            i, c.name, shared_model.encode(c.train), shared_model.encode(c.valid), shared_model.encode(c.test)
+        )
+        for i, c in enumerate(data.clients)
+    ]
+
+
+def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) -> dict[str, Any]:
+    """Versions, hardware and identities that belong to a result."""
+    device = choose_device(config.training)
+    return {
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(choose_precision(config.training, device)).removeprefix("torch."),
+        "base_model": config.model.name,
+        "base_fingerprint": base.fingerprint,
+        "run_id": config.run_id(),
+        "trained_values": sum(p.numel() for p in shared_model.parameters.values()),
+        "sent_values": sum(int(np.prod(shape)) for _, shape in shared_model.layout),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

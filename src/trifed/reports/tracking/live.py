@@ -1,0 +1,124 @@
+"""Feeds trackers: with every event while a run is under way, or from its log afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from trifed.common.errors import RunError, TrifedError
+from trifed.config.run import RunConfig
+from trifed.config.settings import TrackerName
+from trifed.federation.run_folder import Event, RunFolder
+from trifed.reports.tracking.scalars import Scalars, scalars
+from trifed.reports.tracking.sinks import Sink, Source, require_trackers
+
+Listener = Callable[[Event], None]
+
+
+def open_sink(name: TrackerName, source: Source, into: Path | None = None) -> Sink:
+    """A run's place in one tracker; see the sinks for the errors."""
+    # Imported late: their packages are optional, and slow to import.
+    if name == "tensorboard":
+        from trifed.reports.tracking.to_tensorboard import TensorBoardSink
+
+        return TensorBoardSink(source, into)
+    from trifed.reports.tracking.to_mlflow import MlflowSink
+
+    return MlflowSink(source, into)
+
+
+class LiveTracking:
+    """Passes every event on to `listener`, and each whole round's points to the run's trackers.
+
+    A tracker that fails is told of by an event "trouble" and left alone: the run itself goes on, and `track` can
+    fill the tracker afterwards.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, listener: Listener) -> None:
+        self._source, self._listener = Source(folder, config), listener
+        self._sinks: list[Sink] = []
+        self._reader = Scalars()
+        self._finished = False
+
+    def __call__(self, event: Event) -> None:
+        """Take one event that is in the log already."""
+        self._listener(event)
+        if event["event"] in ("started", "resumed"):
+            self._begin()
+        else:
+            self._feed(event)
+
+    def _begin(self) -> None:
+        """Open the trackers and bring them to where the log is, which a resumed run has cut back."""
+        for name in dict.fromkeys(self._source.config.trackers):
+            try:
+                self._sinks.append(open_sink(name, self._source))
+            except TrifedError as error:
+                self._tell_trouble(error)
+        for past in self._source.folder.events() if self._sinks else []:
+            self._feed(past)
+
+    def _feed(self, event: Event) -> None:
+        self._finished = event["event"] == "finished"
+        points = self._reader.take(event)
+        for sink in list(self._sinks) if points else []:
+            try:
+                sink.write(points)
+            except TrifedError as error:
+                self._sinks.remove(sink)
+                self._tell_trouble(error)
+
+    def close(self) -> None:
+        """The run is over or was broken off."""
+        for sink in self._sinks:
+            try:
+                sink.close(self._finished)
+            except TrifedError as error:
+                self._tell_trouble(error)
+
+    def _tell_trouble(self, error: TrifedError) -> None:
+        way_out = f"the run goes on without; afterwards: trifed track {self._source.folder.path} --to ..."
+        self._listener({"event": "trouble", "text": f"tracker: {error}; {way_out}"})
+
+
+class Tracked(NamedTuple):
+    """What was written of one run. `place`: a folder, or the address of a store."""
+
+    method: str
+    rounds: int
+    points: int
+    place: str
+
+
+def track(folder: str | Path, name: TrackerName, into: str | Path | None = None) -> list[Tracked]:
+    """Write a finished or broken-off run, and its baselines, to a tracker from their logs; whole rounds only.
+
+    `into`: for TensorBoard the folder above the run's, for MLflow the folder of its `mlflow.db`; the run's own
+    folder unless given, or for MLflow where MLFLOW_TRACKING_URI says.
+
+    Raises:
+        ConfigError: the tracker is not installed.
+        RunError: no run there, none of its rounds is whole, or the tracker refuses.
+    """
+    own = Source.open(Path(folder))
+    require_trackers([name])
+    inner = [own.folder.path / "baselines" / method for method in own.config.baselines]
+    sources = [own, *(Source.open(path) for path in inner if (path / "config.toml").is_file())]
+    logs = [(source, source.folder.whole_rounds()) for source in sources]
+    if not any(events for _, events in logs):
+        raise RunError(
+            f"{folder}: no round of this run is whole yet; `trifed run --resume {folder}` goes on with it"
+        )
+    return [_write(source, events, name, Path(into) if into else None) for source, events in logs if events]
+
+
+def _write(source: Source, events: list[Event], name: TrackerName, into: Path | None) -> Tracked:
+    sink = open_sink(name, source, into)
+    points = 0
+    last = 0
+    for batch in scalars(events):
+        sink.write(batch)
+        points, last = points + len(batch), batch[0].step
+    sink.close(events[-1]["event"] == "finished")
+    return Tracked(source.method, last, points, sink.place)

@@ -1,0 +1,89 @@
+"""From a run's events to points on curves, one batch a whole round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from trifed.federation.results import spread
+from trifed.federation.run_folder import Event
+
+
+class Point(NamedTuple):
+    """One number of one round. `tag`: its curve's name, as `accuracy/mean` or `client accuracy/amber`."""
+
+    tag: str
+    step: int
+    value: float
+
+
+@dataclass
+class Scalars:
+    """Takes events in their order and gives out the points of every round as soon as it is over.
+
+    Step 0 is the start. Curves: `accuracy/mean`, `/worst` and `/best` over the clients' test data, of the model
+    that the method is scored by; `training loss/mean` in nats; `bytes/up` and `bytes/down`, all so far, envelopes
+    counted; `client accuracy/NAME` and `client training loss/NAME`. What was not measured has no point.
+    """
+
+    evaluated_model: str = ""
+    round: int = 0
+    up: int = 0
+    down: int = 0
+    losses: dict[str, float | None] = field(default_factory=dict)
+    tests: dict[str, Event] = field(default_factory=dict)
+
+    def take(self, event: Event) -> list[Point]:
+        """The next event; the points of a round that it shows to be over."""
+        kind, points = event["event"], []
+        if kind == "started" or kind == "resumed":
+            self.evaluated_model = event["scored"]
+        elif (
+            kind in ("trained", "scores") and event["round"] > self.round
+        ):  # the last delivery belongs to the last
+            points = self.close()
+            self.round = event["round"]
+        self.up += sum(event.get("up", {}).values())
+        self.down += sum(event.get("down", {}).values())
+        if kind == "trained":
+            self.losses[event["client"]] = event["loss"]
+        elif kind == "scores" and event["stage"] in ("start", self.evaluated_model):
+            self.tests[event["client"]] = event["test"]
+        return self.close() if kind == "finished" else points
+
+    def close(self) -> list[Point]:
+        """The points of the round so far; call it when no more of it will come."""
+        points = [
+            Point(tag, self.round, float(value))
+            for tag, value in self._values()
+            if value is not None and math.isfinite(value)
+        ]
+        self.losses, self.tests = {}, {}
+        return points
+
+    def _values(self) -> Iterator[tuple[str, float | None]]:
+        accuracies = {name: test["accuracy"] for name, test in self.tests.items()}
+        spreads = spread(list(accuracies.values()), [test["examples"] for test in self.tests.values()])
+        for name in ("mean", "worst", "best"):
+            yield f"accuracy/{name}", spreads[name]
+        losses = [loss for loss in self.losses.values() if loss is not None and math.isfinite(loss)]
+        yield "training loss/mean", math.fsum(losses) / len(losses) if losses else None
+        yield "bytes/up", self.up
+        yield "bytes/down", self.down
+        for client, accuracy in accuracies.items():
+            yield f"client accuracy/{client}", accuracy
+        for client, loss in self.losses.items():
+            yield f"client training loss/{client}", loss
+
+
+def scalars(events: Iterable[Event]) -> Iterator[list[Point]]:
+    """All points of a log of whole rounds, one batch a round."""
+    reader = Scalars()
+    event: Event | None = None
+    for event in events:
+        if points := reader.take(event):
+            yield points
+    if event is not None and event["event"] != "finished":
+        yield reader.close()

@@ -1,1 +1,0 @@
-"""A run between sites: a coordinator at the server and a node at each client, whatever carries their messages."""

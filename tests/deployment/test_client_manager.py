@@ -1,0 +1,152 @@
+"""Who takes part in a run between sites, who is refused, and who comes back."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from trifed.common.errors import RunError
+from trifed.deployment.client_manager import PATIENCE
+from trifed.deployment.coordinator import settings_to_send
+from trifed.deployment.protocol import Reply, Request
+from trifed.deployment.refusals import RefusalCode
+
+SITES = ["amber", "basil", "coral"]
+
+
+def test_another_base_model_is_refused(federation, site_tables, tiny_encoder, tmp_path, events):
+    import torch
+    from transformers import BertModel
+
+    other = tmp_path / "other-base"
+    shutil.copytree(tiny_encoder, other)
+    model = BertModel.from_pretrained(other)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[5] += 1
+    model.save_pretrained(other)
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    nodes[7] = federation.node("amber", model=str(other), name="dill", folder=site_tables / "nodes" / "dill")
+    coordinator, _ = federation(nodes=nodes)
+    coordinator.run()
+    [refused] = events(coordinator, "refused")
+    assert refused["code"] == "other_base" and "dill" in refused["reason"]
+    assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 101])
+def test_who_has_no_usable_name_is_refused(federation, name, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes)
+    nodes[9] = federation.node("amber", name="dill", folder=nodes[0].settings.folder / "dill")
+    channel.clients[9] = nodes[9]
+    channel.faults[("hello", 0, "dill")] = lambda reply, request: replace(
+        reply, facts={**reply.facts, "name": name}
+    )
+    coordinator.run()
+    [refused] = events(coordinator, "refused")
+    assert (refused["node"], refused["code"]) == ("9", "bad_name")
+    assert not name or repr(name) not in refused["reason"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("train", {"run": "../../elsewhere", "round": 1, "counts": 0}),
+        Request("hello", {"run": "a-1", "config": "{"}),
+        Request("hello", {"run": "a-1"}),
+        Request("dance", {"run": "a-1"}),
+        Request("train"),
+    ],
+)
+def test_what_a_server_asks_wrongly_is_refused_by_a_client(federation, site_tables, request_):
+    node = federation.node("amber")
+    assert node.answer(request_) == Reply(error=RefusalCode.BAD_REQUEST)
+    assert not (site_tables / "nodes").exists() or not list((site_tables / "nodes").rglob("*.json"))
+
+
+def test_too_few_clients_and_a_name_twice(federation, events):
+    nodes = {0: federation.node("amber"), 1: federation.node("basil"), 2: federation.node("basil")}
+    coordinator, _ = federation(nodes=nodes)
+    with pytest.raises(RunError, match="2 of 3 clients came within 2 seconds; start the others' nodes"):
+        coordinator.run()
+    assert [e["code"] for e in events(coordinator, "refused")] == ["name_taken"]
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_name_stays_with_its_key_unless_the_run_says_otherwise(bound, federation, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes, rounds=3, deployment={"bound": bound})
+
+    def moves(reply, request):
+        channel.clients[99] = federation.node("basil")  # another node that calls itself so
+        del channel.clients[1]
+        return reply
+
+    channel.faults[("train", 1, "amber")] = moves
+    coordinator.run()
+    trained = [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"]
+    joined = [e["client"] for e in events(coordinator, "joined")]
+    if bound:
+        assert trained == [] and joined == SITES
+        assert events(coordinator, "refused")[0]["code"] == "other_key"
+    else:
+        assert trained == [2, 3] and joined == [*SITES, "basil"]
+        assert [member.node for member in coordinator.checkpoint.members] == [0, 99, 2]
+
+
+def test_a_name_stays_with_its_key_when_the_run_goes_on(federation, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, _ = federation(nodes=nodes, faults={("train", 2, site): "deaf" for site in SITES})
+    with pytest.raises(RunError, match="round 2: 0 of 3"):
+        coordinator.run()
+    moved = {0: nodes[0], 50: federation.node("basil"), 2: nodes[2]}
+    again, _ = federation(nodes=moved)
+    again.run()
+    assert events(again, "refused")[0]["code"] == "other_key"
+    assert {e["client"] for e in events(again, "trained") if e["round"] == 2} == {"amber", "coral"}
+
+
+def test_who_never_answers_a_greeting_is_not_greeted_for_ever(federation, events):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    nodes[9] = federation.node("amber", name="dill", folder=nodes[0].settings.folder / "dill")
+    coordinator, channel = federation(nodes=nodes, faults={("hello", 0, "dill"): "deaf"}, rounds=4)
+    coordinator.run()
+    assert len([kind for kind, _, name, _ in channel.asked if (kind, name) == ("hello", "dill")]) == PATIENCE
+    [refused] = events(coordinator, "refused")
+    assert refused["node"] == "9" and "did not answer 3 greetings, 2 seconds each" in refused["reason"]
+
+
+def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
+    (site_tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
+    coordinator, _ = federation()
+    with pytest.raises(RunError, match=r"^basil could not be opened: ") as raised:
+        coordinator.run()
+    assert "weather" not in str(raised.value)
+
+
+def test_who_cannot_be_opened_is_refused_where_enough_others_are_there(federation, site_tables, events):
+    (site_tables / "amber.csv").write_text("text,label,site\nhello,weather,amber\n")
+    coordinator, _ = federation(deployment={"clients": 2})
+    coordinator.run()
+    [refused] = events(coordinator, "refused")
+    assert refused["code"] == "data_unusable" and "amber" in refused["reason"]
+    assert events(coordinator, "started")[0]["clients"] == ["basil", "coral"]
+    assert [member.name for member in coordinator.checkpoint.members] == ["basil", "coral"]
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 2]
+
+
+def test_without_labels_a_run_between_sites_says_so(federation, events):
+    coordinator, _ = federation(data={})
+    values = coordinator.config.model_copy(
+        update={"data": coordinator.config.data.model_copy(update={"labels": None})}
+    )
+    coordinator.config = values
+    coordinator.client_manager.hello = replace(
+        coordinator.client_manager.hello,
+        facts={**coordinator.client_manager.hello.facts, "config": settings_to_send(values)},
+    )
+    with pytest.raises(RunError, match="0 of 3 clients came"):
+        coordinator.run()
+    assert events(coordinator, "refused")[0]["code"] == "settings_unusable"

@@ -1,0 +1,377 @@
+"""Flower for real: a SuperLink and three SuperNodes on this machine, with TLS and keys."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from trifed import make_config, run
+from trifed.cli.app import app
+from trifed.config.run import to_toml
+from trifed.federation.run_folder import RunFolder
+from trifed.privacy import promised, read_ledger, spent
+
+pytest.importorskip("flwr")
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
+
+from trifed.common.errors import DataError
+from trifed.deployment.flower import FlowerChannel, client_app, reply_of, settings_of, write
+from trifed.deployment.protocol import Reply, Request
+from trifed.deployment.refusals import RefusalCode
+
+SITES = ["amber", "basil", "coral"]
+LABELS = ["billing", "delivery", "login"]
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def trifed(*words):
+    told = CliRunner().invoke(app, [str(word) for word in words])
+    assert told.exit_code == 0, told.output
+
+
+class Processes:
+    """What a test has started; all of it ends with it."""
+
+    def __init__(self):
+        self.env = {**os.environ, "PATH": PATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.running = []
+
+    def start(self, script, *words):
+        log = script.parent.with_name(f"{script.parent.name}-{script.stem}.log").open("ab")
+        with log:
+            process = subprocess.Popen(
+                [script, *words], env=self.env, stdout=log, stderr=log, start_new_session=True
+            )
+        self.running.append(process)
+        return process
+
+    def kill(self, process):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def end(self, folder):
+        for process in self.running:
+            self.kill(process)
+        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    started = Processes()
+    yield started
+    started.end(tmp_path)
+
+
+def until(true, seconds, folder):
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        if true():
+            return
+        time.sleep(0.2)
+    logs = {path.name: path.read_text(errors="replace")[-2000:] for path in folder.glob("*.log")}
+    raise AssertionError(f"not within {seconds} s: {json.dumps(logs, indent=1)}")
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def set_up(tmp_path, site_tables, values, joins):
+    """The two commands of docs/deployment.md, at the server and at each site; the server's folder."""
+    (tmp_path / "run.toml").write_text(to_toml(make_config(values)))
+    port, server = free_port(), tmp_path / "server"
+    trifed("flower", "init", server, "--run", tmp_path / "run.toml", "--host", "127.0.0.1", "--port", port)
+    trifed("flower", "init", tmp_path / "other", "--run", tmp_path / "run.toml", "--host", "127.0.0.1")
+    for name, (data, authority) in joins.items():
+        trifed(
+            "flower", "join", tmp_path / name, "--name", name, "--superlink", f"127.0.0.1:{port}", "--ca",
+            tmp_path / authority / "ca.pem", "--data", site_tables / f"{data}.csv", "--port", free_port(),
+        )  # fmt: skip
+    return server, port
+
+
+def let_in(processes, server, names):
+    for name in names:
+        (server / "keys" / f"{name}.pub").write_bytes((server.parent / name / f"{name}.pub").read_bytes())
+    told = subprocess.run([server / "register.sh"], env=processes.env, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def events_of(folder):
+    return RunFolder.open(folder).events() if (folder / "events.jsonl").is_file() else []
+
+
+def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
+    site_tables, toy_values, processes, tmp_path
+):
+    values = toy_values(method="own-prior", rounds=3, name="tickets", data={"labels": LABELS})
+    values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 60, "quorum": 3}
+    joins = {site: (site, "server") for site in SITES} | {"dill": ("amber", "server"), "elm": ("amber", "other")}
+    server, port = set_up(tmp_path, site_tables, values, joins)
+    link = processes.start(server / "start.sh")
+    until(lambda: listens(port), 60, tmp_path)
+    let_in(processes, server, [*SITES, "elm"])
+    for site in SITES:
+        processes.start(tmp_path / site / "start.sh")
+
+    # Whoever has no registered key, trusts another authority, or speaks in the open, does not get in.
+    processes.env["RETRY_SECONDS"] = "0"
+    unknown, wrong = (
+        processes.start(tmp_path / name / "start.sh", "--max-retries", "1") for name in ("dill", "elm")
+    )
+    plain = (
+        tmp_path / "plain" / "start.sh"
+    )  # if it got in, it would be greeted, and refused for naming no settings
+    plain.parent.mkdir()
+    plain.write_text(
+        f"#!/bin/sh\nexec flower-supernode --insecure --superlink 127.0.0.1:{port} --port {free_port()}\n"
+    )
+    plain.chmod(0o755)
+    processes.start(plain)
+    assert unknown.wait(60) != 0
+    assert wrong.wait(60) != 0
+
+    folder = server / "runs" / "tickets"
+    leading = processes.start(server / "run.sh")
+
+    def done(kind):
+        return any(e["event"] == kind for e in events_of(folder))
+
+    until(lambda: done("round"), 120, tmp_path)
+    processes.kill(link)  # in the second round
+    processes.kill(leading)
+    assert not done("finished")
+
+    processes.start(server / "start.sh")
+    until(lambda: listens(port), 60, tmp_path)
+    processes.start(server / "run.sh")
+    until(lambda: done("finished"), 180, tmp_path)
+
+    events = RunFolder.open(folder).events()
+    assert [e["event"] for e in events].count("resumed") == 1
+    assert {e["client"] for e in events if e["event"] == "joined"} == set(SITES)
+    assert not [e for e in events if e["event"] in ("left out", "refused")]
+    simulated = run(make_config(values), tmp_path / "simulated")
+    name = RunFolder.open(folder).read_json("federation.json")["run"]
+    for site in SITES:
+        own = load_file(tmp_path / site / "kept" / name / "model" / "adapter_model.safetensors")
+        theirs = load_file(simulated.path / "clients" / site / "adapter_model.safetensors")
+        for tensor in theirs:
+            np.testing.assert_allclose(own[tensor].numpy(), theirs[tensor].numpy(), atol=1e-6, err_msg=site)
+    # One process with the model at each site, however many messages came.
+    for site in SITES:
+        told = subprocess.run(
+            ["pgrep", "-f", f"engines.worker {tmp_path / site}"], capture_output=True, text=True, check=False
+        )
+        assert len(told.stdout.split()) == 1
+
+
+def test_a_simulated_node_finds_its_settings_by_its_number(tmp_path):
+    """As in `simulate.sh`; what a node was started with comes before what the server says."""
+    for name in ("berlin", "paris"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "node.toml").touch()
+
+    def named(node_config, sites=str(tmp_path)):
+        return settings_of(Context(1, 2, node_config, RecordDict(), {"sites": sites}))
+
+    simulated = [named({"partition-id": place, "num-partitions": 3}) for place in range(3)]
+    assert simulated == [tmp_path / "berlin" / "node.toml", tmp_path / "paris" / "node.toml", None]
+    assert named({"node": "/etc/node.toml", "partition-id": 0}) == Path("/etc/node.toml")
+    assert named({}) is None and named({"partition-id": 0}, sites="") is None
+
+
+class Grid:
+    """Answers each message at once, with an error."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def push_messages(self, messages):
+        for place, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = str(place)
+        self.sent = messages
+        return [str(place) for place in range(len(messages))]
+
+    def pull_messages(self, numbers):
+        return [Message(Error(self.code, "why"), reply_to=self.sent[int(number)]) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("code", "answered"),
+    [
+        (ErrorCode.MESSAGE_UNAVAILABLE, False),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, False),
+        (ErrorCode.NODE_UNAVAILABLE, True),
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, True),
+    ],
+)
+def test_a_message_that_expired_is_no_answer_and_other_errors_are_one(code, answered, monkeypatch):
+    """Whichever clock is ahead at the end of a round, Flower's or the server's, the reason is the same."""
+    for name in ("_run_id", "_node_id", "_task_id"):  # a message asks who sends it
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    found = FlowerChannel(Grid(code)).ask({7: Request("train", {}, {})}, 5)
+    assert list(found) == ([7] if answered else [])
+    known = {ErrorCode.NODE_UNAVAILABLE: RefusalCode.NOT_CONNECTED}
+    assert all(reply == Reply(error=known.get(code, RefusalCode.OTHER)) for reply in found.values())
+
+
+@pytest.mark.parametrize("raised", [DataError, OSError, AttributeError])
+def test_an_exception_at_a_site_travels_as_a_code(raised, monkeypatch, caplog):
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+    def answer(path, request):
+        raise raised("kryptonite in /home/basil")
+
+    context = Context(1, 2, {"node": "/home/basil/node.toml"}, RecordDict(), {})
+    for app_, content in ((answer, write("open", {"run": "a-1"}, {})), (answer, RecordDict())):
+        message = Message(content, 7, "query.open")
+        reply = client_app(app_)(message, context)
+        assert not reply.has_error() and "basil" not in str(reply.content)
+        assert reply_of(reply).error in RefusalCode and not reply_of(reply).parts
+    assert "kryptonite" in caplog.text
+    assert reply_of(client_app(answer)(message, Context(1, 2, {}, RecordDict(), {}))).error == "no_settings"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("", None), ("guard", "guard"), ("label 'x' of /data", "other"), (3, "other")]
+)
+def test_an_error_that_the_server_does_not_know_is_not_repeated(error, code, monkeypatch):
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    told = Message(write("reply", {"error": error, "lost": 0}, {}), 7, "query.open")
+    assert reply_of(told).error == code
+
+
+FAULTY = '''"""Answers for one site, wrongly in some rounds."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+
+from trifed.deployment.flower import client_app
+from trifed.deployment.worker import ask_worker
+from trifed.federation.messages import encode_values, Header
+
+
+def instead(reply, values, run=None):
+    upload = reply.parts["upload"]
+    facts = json.loads(upload[8 : 8 + int.from_bytes(upload[:8], "little")])["__metadata__"]
+    numbers = {name: int(facts[name]) for name in ("round", "client", "examples")}
+    header = Header(facts["kind"], run or facts["run"], facts["base"], **numbers)
+    return dataclasses.replace(reply, parts={"upload": encode_values(header, np.asarray(values, np.float32))})
+
+
+def answer(path, request):
+    site, number = path.parent.name, int(request.facts.get("round", 0))
+    reply = ask_worker(path, request)
+    if request.kind != "train" or site != "coral":
+        return reply
+    if number == 1:
+        raise OSError("the disk is full")
+    if number == 2:
+        return instead(reply, [np.nan] * 64)
+    if number == 3:
+        return instead(reply, [0.0] * 3)
+    if number == 4:
+        return instead(reply, [0.0] * 64, run="another-1")
+    if number == 5:
+        (path.parent / "slow").touch()
+        time.sleep(float(request.facts["seconds"]) + 2)
+    return reply
+
+
+app = client_app(answer)
+'''
+
+
+def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values, processes, tmp_path):
+    """An error, NaN, a wrong shape, another run's message, too slow, killed; one comes late, and one leaves.
+
+    All with noise: each site's ledger has what left it, whether or not it arrived.
+    """
+    privacy = {"summary": {"epsilon": 4.0}, "update": {"epsilon": 8.0, "clip": 0.5}}
+    values = toy_values(
+        method="own-prior", rounds=18, name="tickets", data={"labels": LABELS}, wire={"bits": 32}, privacy=privacy
+    )  # fmt: skip
+    values["deployment"] = {"clients": 3, "join_seconds": 120, "round_seconds": 40, "quorum": 1}
+    server, port = set_up(
+        tmp_path, site_tables, values, {name: (name, "server") for name in SITES} | {"dill": ("amber", "server")}
+    )
+    (server / "app" / "tickets" / "client.py").write_text(FAULTY)
+    processes.start(server / "start.sh")
+    until(lambda: listens(port), 60, tmp_path)
+    let_in(processes, server, SITES)
+    nodes = {site: processes.start(tmp_path / site / "start.sh") for site in SITES}
+    folder = server / "runs" / "tickets"
+    processes.start(server / "run.sh")
+
+    def rounds():
+        return max((e["round"] for e in events_of(folder) if e["event"] == "round"), default=0)
+
+    until(lambda: rounds() >= 1, 120, tmp_path)
+    let_in(processes, server, ["dill"])
+    processes.start(tmp_path / "dill" / "start.sh")
+    until(lambda: rounds() >= 4, 120, tmp_path)
+    processes.kill(nodes["basil"])  # in round 5, which coral's slowness keeps open
+    until(lambda: (tmp_path / "coral" / "slow").is_file(), 40, tmp_path)
+    trifed("flower", "withdraw", tmp_path / "coral")  # its answer to round 5 is made; the next it refuses
+    until(lambda: rounds() >= 5, 90, tmp_path)
+    processes.start(tmp_path / "basil" / "start.sh")
+    until(lambda: any(e["event"] == "finished" for e in events_of(folder)), 240, tmp_path)
+
+    events = events_of(folder)
+    out = {(e["client"], e["round"]): e["reason"] for e in events if e["event"] == "left out"}
+    said = {
+        1: "its node reports error", 2: "NaN", 3: "expected one float32", 4: "its run is",
+        5: "no answer within 40", 6: "coral has left for good",
+    }  # fmt: skip
+    for number, reason in said.items():
+        assert reason in out["coral", number], out
+    assert out["basil", 5]
+    trained = {name: [e["round"] for e in events if e["event"] == "trained" and e["client"] == name]
+               for name in [*SITES, "dill"]}  # fmt: skip
+    assert trained["amber"] == list(range(1, 19))
+    assert trained["coral"] == []
+    assert trained["basil"][:4] == [1, 2, 3, 4] and trained["basil"][-1] == 18, out
+    [late] = [e for e in events if e["event"] == "came late"]
+    assert trained["dill"] == list(range(late["round"], 19)) and 2 <= late["round"] <= 6
+    assert [(e["client"], e["round"]) for e in events if e["event"] == "withdrawn"] == [("coral", 7)]
+
+    def noised(name):
+        [ledger] = (tmp_path / name / "kept").rglob("ledger.json")
+        book = read_ledger(ledger)
+        assert all(entry.multiplier and entry.multiplier > 1 for entry in book.entries)
+        most = promised(book.budget, 18, values["training"].get("steps"), summarises=True, uploads=True)
+        for found, limit in zip(spent(book.entries, book.budget), most, strict=True):
+            assert 0 < found.epsilon <= limit.epsilon * (1 + 1e-9)
+        return [(entry.what, entry.round) for entry in book.entries]
+
+    assert noised("amber") == [("summary", 0), *(("update", number) for number in range(1, 19))]
+    assert noised("coral") == [("summary", 0), *(("update", number) for number in range(1, 6))]  # none arrived
+    assert noised("dill") == [("summary", 0), *(("update", number) for number in trained["dill"])]

@@ -1,0 +1,61 @@
+"""Where a base lies. Two GPUs are not to be had in tests; `tests/tasks/test_gpu.py` has one and the processor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from trifed import make_config
+from trifed.common.errors import ConfigError, ModelError, RunError
+from trifed.config.settings import TrainingSettings
+from trifed.federation.device_placement import place, places, spread
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*not available:UserWarning")
+
+
+@pytest.fixture
+def model():
+    """Embeddings of about 0.1 MB and four blocks of about 0.2 MB."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return BertModel(BertConfig(vocab_size=100, max_position_embeddings=64, **sizes))
+
+
+def test_blocks_stay_whole_and_follow_each_other(model):
+    found = places(model, {0: 500_000, 1: 500_000, 2: 500_000})
+    blocks = [found[f"encoder.layer.{number}"] for number in range(4)]
+    assert blocks == sorted(blocks) and len(set(blocks)) > 1
+    assert found["embeddings"] == 0 and set(found.values()) <= {0, 1, 2}
+
+
+def test_a_model_that_all_gpus_together_do_not_hold_is_refused(model):
+    with pytest.raises(ModelError, match=r"do not hold this model; 'encoder.layer.*found no place.*'nf4'"):
+        places(model, {0: 300_000, 1: 300_000})
+
+
+def test_spread_over_one_device_it_is_the_same_model(model):
+    ids = torch.arange(12).reshape(2, 6)
+    model.eval()
+    with torch.no_grad():
+        before = model(ids).last_hidden_state
+        spread(model, {"embeddings": "cpu", "encoder": "cpu", "pooler": "cpu"})
+        torch.testing.assert_close(model(ids).last_hidden_state, before)
+
+
+def test_few_bits_are_not_spread(model, monkeypatch):
+    monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 2)
+    model.is_quantized = True
+    with pytest.raises(ModelError, match="'cuda:all' spreads bases of 32 and 16 bits"):
+        place(model, TrainingSettings(device="cuda:all"))
+
+
+def test_without_a_gpu(model, monkeypatch):
+    monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 0)
+    with pytest.raises(RunError, match="got 'cuda:all', but PyTorch sees 0 CUDA devices"):
+        place(model, TrainingSettings(device="cuda:all"))
+
+
+def test_other_words_are_refused():
+    values = {"data": {"source": "a.csv"}, "training": {"device": "cuda:many"}}
+    with pytest.raises(ConfigError, match="expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'cuda:all'"):
+        make_config(values)
