@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
-from trifed.federation.preparation import prepare, quiet
 
 from trifed.config.run import make_config, read_toml
 from trifed.federation.client_update import calibrate, score
+from trifed.federation.preparation import prepare, quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
 

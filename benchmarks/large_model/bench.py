@@ -30,12 +30,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
-from trifed.federation.preparation import environment
 
 from trifed import make_config
 from trifed.data import make_clients
 from trifed.federation import client_update as client_module
 from trifed.federation.client_update import ClientDataset
+from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.federation.simulation import Simulation

@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "collaboration"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "similarity"))
 from bench import Clients, features, shared_model
 from groups import plant
+
 from trifed.federation.preparation import environment
 
 HERE = Path(__file__).parent

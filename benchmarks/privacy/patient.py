@@ -27,11 +27,10 @@ METHODS = ("own-prior", *CONTROLS)
 
 def one(path: Path, method: str, device: str, iterations: list[int], trials: int) -> tuple[list[Json], Json]:
     """All rows of one method on one data set, and the machine."""
-    from trifed.federation.preparation import environment
-
     from trifed import make_config
     from trifed.attacks.audit import TRIALS
     from trifed.attacks.warm_up import warmed_up
+    from trifed.federation.preparation import environment
 
     values = json.loads(path.read_text())
     values["training"]["device"] = device

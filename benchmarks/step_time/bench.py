@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from trifed.federation.preparation import environment
 
 from trifed import make_config
 from trifed.data import demo_corpus_path, make_clients
+from trifed.federation.preparation import environment
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.federation.training import autocast, choose_device, choose_precision, length_order, seeded
 from trifed.methods import METHODS

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from trifed.federation.preparation import quiet
 
 from trifed import make_config
 from trifed.deployment.coordinator import Coordinator
 from trifed.deployment.site_process import SiteProcess
 from trifed.deployment.site_settings import SiteSettings
+from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
 
 SITES = ["amber", "basil", "coral"]

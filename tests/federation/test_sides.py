@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from trifed.federation.preparation import quiet
 
 from trifed import make_config
 from trifed.common.errors import MessageError
@@ -13,6 +12,7 @@ from trifed.data import make_clients
 from trifed.federation.client import Client, Limits, adapted_layout, receive_shared_projections
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
+from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import build_shared_model
