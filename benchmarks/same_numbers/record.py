@@ -38,7 +38,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,14 +131,15 @@ def hash_of(arrays: Mapping[str, Any]) -> str:
 RECORDER = Recorder()
 
 
-# -- what of trifed is used: all internal names are in this function and in `between_sites`
+# -- what of trifed is used: all internal names are in this function, in `InProcess` and in `lead`
 
 
 def internals() -> SimpleNamespace:
     """The parts that have no public name, wherever this version keeps them."""
     import trifed
+    from trifed.config import to_toml
 
-    found = SimpleNamespace()
+    found = SimpleNamespace(to_toml=to_toml)
     try:
         from trifed.federation.store import RunFolder
     except ImportError:
@@ -176,28 +177,28 @@ class InProcess:
         return replies
 
 
-def between_sites(values: Json, case: Case) -> None:
-    """Lead one run in ./server over sites whose folders lie in ./sites, once or, where it is stopped, twice."""
+def lead(values: Json, changes: bool, listener: Callable[[Json], None], root: Path = Path()) -> None:
+    """Begin or continue a run in ROOT/server over sites whose folders lie in ROOT/sites."""
     from trifed import make_config
 
     use = internals()
 
     def site(name: str, source: str) -> Any:
-        settings = {"name": name, "data": {"source": source}, "folder": Path("sites") / name}
+        settings = {"name": name, "data": {"source": source}, "folder": root / "sites" / name}
         return use.Node(use.NodeSettings(**settings, privacy=GUARDS, tell_scores=True))
 
-    def coordinator(listener: Callable[[Json], None]) -> Any:
-        # Numbers of nodes run against the order of the names, as Flower's do not follow them either.
-        nodes = {10 - place: site(name, f"{name}.csv") for place, name in enumerate(SITES)}
-        channel = InProcess(nodes, lambda request, name: None)
-        if case.changing:
-            channel.after = changing(channel, site)
-        path = Path("server")
-        folder = use.RunFolder.open(path) if path.exists() else use.RunFolder.create(path)
-        folder.write_text("config.toml", "")
-        return use.Coordinator(make_config(values), channel, folder, listener, sleep=lambda seconds: None)
-
-    stopped(case, lambda listener: coordinator(listener).run(), lambda listener: coordinator(listener).run())
+    # Numbers of nodes run against the order of the names, as Flower's do not follow them either.
+    nodes = {10 - place: site(name, f"{name}.csv") for place, name in enumerate(SITES)}
+    channel = InProcess(nodes, lambda request, name: None)
+    if changes:
+        channel.after = changing(channel, site)
+    path, config = root / "server", make_config(values)
+    if path.exists():
+        folder = use.RunFolder.open(path)
+    else:
+        folder = use.RunFolder.create(path)
+        folder.write_text("config.toml", use.to_toml(config))
+    use.Coordinator(config, channel, folder, listener, sleep=lambda seconds: None).run()
 
 
 def changing(channel: InProcess, site: Callable[[str, str], Any]) -> Callable[[Any, str], None]:
@@ -426,7 +427,8 @@ def carry_out(case: Case) -> Json:
                 problems = getattr(error, "problems", [str(error)])
                 return {"refused": sorted(problem.partition(":")[0] for problem in problems)}
             if case.sites:
-                between_sites(values, case)
+                leads = partial(lead, values, case.changing)
+                stopped(case, leads, leads)
                 return {**facts_of(Path("server")), "sites": facts_of(Path("sites"))}
             path = Path("runs/tiny")
             stopped(case, lambda listener: run(config, path, listener), lambda listener: resume(path, listener))
