@@ -115,6 +115,19 @@ def read_comparison(path: Path) -> CompareConfig:
 def _problems(config: CompareConfig) -> Iterator[str]:
     yield from _twice("methods", config.methods)
     yield from _twice("seeds", config.seeds)
+    yield from _method_problems(config)
+    for name in config.partitions:
+        if not re.match(NAME, name):
+            yield f"partitions: '{name}' is a folder's name too; use letters, digits, '.', '_' and '-'"
+    for place, settings in (("run", config.run), *((f"partitions.{n}", p) for n, p in config.partitions.items())):
+        for key in PLANNED:
+            if key in settings:
+                yield f"{place}.{key}: the comparison sets this itself; leave it out"
+    if config.tuning:
+        yield from _tuning_problems(config, config.tuning)
+
+
+def _method_problems(config: CompareConfig) -> Iterator[str]:
     for place, names in (("methods", config.methods), ("method_settings", list(config.method_settings))):
         for name in names:
             if name not in METHODS:
@@ -127,15 +140,6 @@ def _problems(config: CompareConfig) -> Iterator[str]:
                     f"method_settings.{method}.{key}: conditions and budget are equal for all methods; a method "
                     f"may have its own {', '.join(sorted(OWN))}; put this under [run] or [partitions.NAME]"
                 )
-    for name in config.partitions:
-        if not re.match(NAME, name):
-            yield f"partitions: '{name}' is a folder's name too; use letters, digits, '.', '_' and '-'"
-    for place, settings in (("run", config.run), *((f"partitions.{n}", p) for n, p in config.partitions.items())):
-        for key in PLANNED:
-            if key in settings:
-                yield f"{place}.{key}: the comparison sets this itself; leave it out"
-    if config.tuning:
-        yield from _tuning_problems(config, config.tuning)
 
 
 def _tuning_problems(config: CompareConfig, tuning: Tuning) -> Iterator[str]:
