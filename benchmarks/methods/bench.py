@@ -24,7 +24,7 @@ from rich.console import Console
 from trifed.common.dict_merge import deep_merge
 from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import make_comparison
-from trifed.reports.comparison import CompareWatch, render_comparison
+from trifed.reports.comparison.terminal import CompareWatch, render_comparison
 
 Json = dict[str, Any]
 

@@ -31,7 +31,7 @@ from trifed.data import make_clients
 from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import make_comparison
 from trifed.experiments.statistics import interval
-from trifed.reports.comparison import CompareWatch, render_comparison
+from trifed.reports.comparison.terminal import CompareWatch, render_comparison
 from trifed.tasks import TASKS
 
 Json = dict[str, Any]

@@ -107,7 +107,7 @@ def one(name: str, path: Path, work: Path) -> str:
     from trifed import make_config
     from trifed.attacks.audit import audit
     from trifed.config.run import to_toml
-    from trifed.reports.audit import audit_page
+    from trifed.reports.audit.report import audit_page
 
     toml = work / f"{name}.toml"
     toml.write_text(to_toml(make_config(json.loads(path.read_text()))))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trifed.reports.findings import Estimate, Findings, Reconstruction, Sees, read_findings
+from trifed.reports.audit.findings import Estimate, Findings, Reconstruction, Sees, read_findings
 
 RESULTS = Path(__file__).parent / "results"
 WHOLE = ("banking77", "sst2", "cifar10")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trifed.export.export import export_client
     from trifed.federation.client_model import Classifier, Writer, load_client, load_writer
     from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
-    from trifed.reports.writing import report
+    from trifed.reports.report import report
 
 # PEFT imports bitsandbytes wherever it is installed, which then tells of kernels that it lacks, and later of every
 # layer whose inputs it rounds.
@@ -49,7 +49,7 @@ _HOMES = {
     "load_result": "trifed.experiments.runner",
     "make_comparison": "trifed.experiments.compare_config",
     "make_config": "trifed.config.run",
-    "report": "trifed.reports.writing",
+    "report": "trifed.reports.report",
     "resume": "trifed.experiments.runner",
     "run": "trifed.experiments.runner",
 }

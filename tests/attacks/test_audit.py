@@ -15,7 +15,7 @@ from trifed.attacks.warm_up import left_off
 from trifed.cli.app import main
 from trifed.config.run import to_toml
 from trifed.config.settings import PrivacySettings
-from trifed.reports.findings import Estimate, Membership, Reconstruction, read_findings
+from trifed.reports.audit.findings import Estimate, Membership, Reconstruction, read_findings
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from trifed.attacks.inference import labels_from
 from trifed.attacks.plan import Plan
 from trifed.attacks.scores import estimate, image_scores, longest, text_scores, told_apart
 from trifed.export.evaluate_answers import rouge_l
-from trifed.reports.findings import Estimate, Reconstruction
+from trifed.reports.audit.findings import Estimate, Reconstruction
 
 TEXT = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 

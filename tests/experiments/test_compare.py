@@ -18,7 +18,7 @@ from trifed.common.errors import RunError
 from trifed.experiments.compare import compare, load_comparison
 from trifed.experiments.compare_config import make_comparison
 from trifed.federation.run_folder import RunFolder
-from trifed.reports.writing import report
+from trifed.reports.report import report
 
 
 def read(folder, name):

@@ -16,7 +16,7 @@ from trifed.export.export import export_client
 from trifed.export.inference_inputs import Asked, Labelled, read_labelled
 from trifed.export.locate import locate_model, locate_models
 from trifed.export.predict import load_located
-from trifed.reports.models import evaluations_csv, evaluations_json
+from trifed.reports.evaluations import evaluations_csv, evaluations_json
 
 
 def write_examples(path, examples, names):

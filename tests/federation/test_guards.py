@@ -18,8 +18,8 @@ from trifed.federation.client_update import TRAINING, ClientDataset
 from trifed.federation.guards import FLOOR, few_tokens, refuse_few_tokens, small_components, tokens_needed
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.training import rows_of_round, seeded, training_batches
-from trifed.reports.cautions import cautions
-from trifed.reports.reading import read_source
+from trifed.reports.comparison.cautions import cautions
+from trifed.reports.read import read_source
 from trifed.similarity import Summary
 from trifed.tasks.text_classification import EncodedText
 

@@ -204,7 +204,7 @@ def test_where_there_is_nothing_it_says_what_to_give(privacy, finished, tmp_path
 
 def test_the_report_says_what_was_spent_and_between_what(finished, tmp_path):
     from trifed.reports.document import make_document
-    from trifed.reports.reading import read_source
+    from trifed.reports.read import read_source
 
     says = make_document(read_source(finished("own-prior", privacy=PRIVACY).path)).says
     spent = [sentence for sentence in says if "ε" in sentence]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trifed.reports.findings import (
+from trifed.reports.audit.findings import (
     Attempt,
     Claim,
     Estimate,

@@ -17,10 +17,10 @@ from studies import make_comparison, write_comparison
 import trifed
 from trifed.cli import app as cli
 from trifed.common.errors import RunError
-from trifed.reports.audit import audit_lines, audit_page
-from trifed.reports.cards import closeness, picture_pair, text_pair
-from trifed.reports.findings import Attempt, Claim, Findings, Means
-from trifed.reports.reading import silent
+from trifed.reports.audit.cards import closeness, picture_pair, text_pair
+from trifed.reports.audit.findings import Attempt, Claim, Findings, Means
+from trifed.reports.audit.report import audit_lines, audit_page
+from trifed.reports.read import silent
 
 NASTY = '<script>alert("1")</script> & co'
 

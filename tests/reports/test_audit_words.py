@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from audits import image_findings, label_row, member, sure, text_findings, text_row
 
-from trifed.reports.audit import cautions
-from trifed.reports.audit_advice import advice
-from trifed.reports.audit_rows import guess_for, is_above, main_score, methods_of
-from trifed.reports.audit_words import headline, hidden, learned
-from trifed.reports.findings import Claim, Estimate, Findings, Means
+from trifed.reports.audit.advice import advice
+from trifed.reports.audit.findings import Claim, Estimate, Findings, Means
+from trifed.reports.audit.ranking import guess_for, is_above, main_score, methods_of
+from trifed.reports.audit.report import cautions
+from trifed.reports.audit.words import headline, hidden, learned
 
 QUIET = dict.fromkeys((1, 2, 4, 8, 16), 0.12)
 """F1 by batch that no interval tells from the guesser's 0.11."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from trifed.export.evaluate import measure
 from trifed.export.inference_inputs import Asked
 from trifed.export.predict import Prediction
-from trifed.reports.models import CONFUSIONS, LABELS, render_evaluations, render_predictions
+from trifed.reports.evaluations import CONFUSIONS, LABELS, render_evaluations, render_predictions
 
 
 def lines(table, width=80):

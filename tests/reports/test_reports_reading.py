@@ -11,8 +11,8 @@ from studies import make_comparison, write_comparison
 
 from trifed.common.errors import RunError
 from trifed.federation.run_folder import RunFolder
-from trifed.reports.reading import read_source
-from trifed.reports.run_folder import partition_name
+from trifed.reports.read import read_source
+from trifed.reports.run.read import partition_name
 
 
 def only(source):
@@ -142,7 +142,7 @@ def test_a_comparison_is_read_as_written(comparison):
     written = json.loads((comparison / "comparison.json").read_text())
     for place, partition in written["results"].items():
         for method, values in partition["methods"].items():
-            found = source.study.results[place].methods[method].model_dump(mode="json")
+            found = source.study.results[place].methods[method].model_dump(mode="json", by_alias=True)
             assert {key: found[key] for key in values} == values
 
 

@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 from studies import make_comparison
 
-from trifed.reports.cautions import cautions
-from trifed.reports.study import Details, Source, Study
-from trifed.reports.verdicts import bytes_sentence, controls_sentence, headline, level_with_first, verdict
-from trifed.reports.words import points
+from trifed.reports.comparison.cautions import cautions
+from trifed.reports.comparison.verdict import (
+    bytes_sentence,
+    controls_sentence,
+    headline,
+    level_with_first,
+    verdict,
+)
+from trifed.reports.format import points
+from trifed.reports.results import Details, Source, Study
 
 
 def study(*partitions, **means):

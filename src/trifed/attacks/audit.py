@@ -27,7 +27,7 @@ from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder, refuse_unwritable
 from trifed.methods import METHODS
-from trifed.reports.findings import Findings, Labels, Means, Membership, Reconstruction
+from trifed.reports.audit.findings import Findings, Labels, Means, Membership, Reconstruction
 from trifed.tasks import TASKS
 
 Say = Callable[[str], None]

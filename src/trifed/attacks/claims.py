@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trifed.reports.findings import Claim, Estimate, Membership, Reconstruction
+from trifed.reports.audit.findings import Claim, Estimate, Membership, Reconstruction
 
 MOST = 0.55
 """AUC up to which members count as hidden."""

@@ -22,7 +22,7 @@ from trifed.attacks.target import Rows, TargetClient, drawn
 from trifed.attacks.texts import MATCHING, SEES, SHOWN
 from trifed.federation.training import seeded
 from trifed.methods.packing import Tensors
-from trifed.reports.findings import Attack, Attempt, Knows, Reconstruction, Sees
+from trifed.reports.audit.findings import Attack, Attempt, Knows, Reconstruction, Sees
 from trifed.tasks.image_classification import EncodedImages
 
 STEPS = 5

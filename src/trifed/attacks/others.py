@@ -15,7 +15,7 @@ from trifed.attacks.plan import Plan
 from trifed.attacks.scores import estimate, overlap, told_apart
 from trifed.attacks.target import Rows, Subset, TargetClient, drawn, target_client
 from trifed.federation.training import seeded
-from trifed.reports.findings import Attempt, Labels, Means, Membership
+from trifed.reports.audit.findings import Attempt, Labels, Means, Membership
 from trifed.tasks import Encoded
 from trifed.tasks.text_classification import EncodedText
 

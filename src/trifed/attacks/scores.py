@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from trifed.reports.findings import Estimate
+from trifed.reports.audit.findings import Estimate
 
 DRAWS = 2000
 Tokens = Sequence[int]

@@ -22,7 +22,7 @@ from trifed.federation.simulation import Simulation, simulated_dp_mechanism
 from trifed.federation.training import seeded, steps_a_round
 from trifed.methods.base import is_factor
 from trifed.methods.packing import Tensors, Vector, unpack
-from trifed.reports.findings import Knows
+from trifed.reports.audit.findings import Knows
 from trifed.tasks import Encoded
 from trifed.tasks.base import Batch
 

@@ -18,7 +18,7 @@ from trifed.attacks.span import distances, open_layers, spans, texts_from
 from trifed.attacks.target import Rows, TargetClient, drawn
 from trifed.federation.training import seeded
 from trifed.methods.packing import Tensors
-from trifed.reports.findings import Attack, Attempt, Knows, Reconstruction, Sees
+from trifed.reports.audit.findings import Attack, Attempt, Knows, Reconstruction, Sees
 from trifed.tasks.text_classification import EncodedText
 
 Say = Callable[[str], None]

@@ -196,10 +196,10 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     """Run or resume with a display, then print the tables and draw the picture."""
     # Imported late: --help should not wait for transformers and matplotlib.
     from trifed.experiments.runner import resume, run
-    from trifed.reports.plots import plot_result
-    from trifed.reports.progress import LiveWatch, Watch
-    from trifed.reports.reading import read_source
-    from trifed.reports.tables import render_result
+    from trifed.reports.read import read_source
+    from trifed.reports.run.plots import plot_result
+    from trifed.reports.run.tables import render_result
+    from trifed.reports.run.watch import LiveWatch, Watch
 
     console = Console()
     watch = (LiveWatch if console.is_terminal else Watch)(config or _config_of(path), console)

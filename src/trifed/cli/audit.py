@@ -87,7 +87,7 @@ def audit_command(
             )
             raise typer.Exit(INTERRUPTED) from None
         from trifed.common.files import whole_file
-        from trifed.reports.audit import audit_lines, audit_page
+        from trifed.reports.audit.report import audit_lines, audit_page
 
         status.update("Drawing")
         with whole_file(place / "audit.html") as scratch:

@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
         # Imported late: --help should not wait for torch.
         from trifed.experiments.compare import compare, load_comparison
         from trifed.experiments.compare_config import read_comparison
-        from trifed.reports.comparison import CompareWatch, render_comparison
+        from trifed.reports.comparison.terminal import CompareWatch, render_comparison
 
         console = Console()
         wanted = read_comparison(config)

@@ -73,8 +73,8 @@ def evaluate_command(
     from trifed.export.inference_inputs import read_labelled
     from trifed.export.locate import locate_models, named
     from trifed.export.predict import load_located
-    from trifed.reports.counting import counting
-    from trifed.reports.models import evaluations_csv, evaluations_json, render_evaluations
+    from trifed.reports.evaluations import evaluations_csv, evaluations_json, render_evaluations
+    from trifed.reports.progress_bar import counting
 
     models = locate_models(model, client)
     usual = models[0].columns
@@ -98,8 +98,8 @@ def _answers(
     """The same of language models."""
     from trifed.export.evaluate_answers import evaluate_writer
     from trifed.export.generate import load_located_writer
-    from trifed.reports.counting import counting
-    from trifed.reports.models import answers_csv, answers_json, render_answer_evaluations
+    from trifed.reports.evaluations import answers_csv, answers_json, render_answer_evaluations
+    from trifed.reports.progress_bar import counting
 
     output, tokens, base = how
     with counting("prompts", len(models) * len(data.asked)) as told:
@@ -114,8 +114,8 @@ def _matches(
     """The same of models of images and captions."""
     from trifed.export.evaluate_matches import evaluate_retrieval_model
     from trifed.export.predict import load_located_retrieval_model
-    from trifed.reports.counting import counting
-    from trifed.reports.models import answers_csv, answers_json, render_match_evaluations
+    from trifed.reports.evaluations import answers_csv, answers_json, render_match_evaluations
+    from trifed.reports.progress_bar import counting
 
     output, base = how
     with counting("images", len(models) * len(data.asked)) as told:

@@ -62,7 +62,7 @@ def export_command(
     # Imported late: --help should not wait for torch.
     from trifed.export.export import export_client, export_clients
     from trifed.export.locate import listed, open_run
-    from trifed.reports.counting import counting, waiting
+    from trifed.reports.progress_bar import counting, waiting
 
     if every == (client is not None):
         names = listed(open_run(run).names)

@@ -10,7 +10,10 @@ import typer
 from trifed.common.errors import RunError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from trifed.config.run import RunConfig
+    from trifed.deployment.status import RunStatus
     from trifed.federation.run_folder import RunFolder
 
 HELP = """A run between sites, by Flower: a SuperLink at the server, a SuperNode at every site.
@@ -103,10 +106,28 @@ def status_command(
     from rich.console import Console
 
     from trifed.deployment.status import run_status
-    from trifed.reports.standing import render_status
 
     run, config = _run(folder)
-    Console().print(render_status(run_status(run, config.rounds)))
+    Console().print(_render_status(run_status(run, config.rounds)))
+
+
+def _render_status(run: RunStatus) -> RenderableType:
+    """A table with one row a site; below it the reasons for refusals."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    state = "finished" if run.finished else f"round {run.round} of {run.rounds} is done"
+    table = Table(title=state, title_justify="left")
+    table.add_column("site", overflow="fold")
+    for column in ("examples", "last round", "took, s", "left out", "sent, KB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("why not since")
+    for site in run.clients:
+        took = "" if site.seconds is None else f"{site.seconds:.1f}"
+        numbers = (f"{site.examples:,}", str(site.last), took, str(site.left_out), f"{site.sent / 1000:.1f}")
+        table.add_row(Text(site.name), *numbers, Text(site.reason))
+    return Group(table, *(Text(f"refused: {reason}") for reason in run.refused))
 
 
 def withdraw_command(

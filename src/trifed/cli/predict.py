@@ -84,8 +84,8 @@ def predict_command(
     # Imported late: --help should not wait for torch.
     from trifed.export.locate import locate_model, named
     from trifed.export.predict import load_located, load_located_retrieval_model, predict
-    from trifed.reports.counting import counting, waiting
-    from trifed.reports.models import render_predictions
+    from trifed.reports.evaluations import render_predictions
+    from trifed.reports.progress_bar import counting, waiting
 
     found = locate_model(model, client)
     columns = named(found.columns, text_column, pair_column, image_column)
@@ -174,8 +174,8 @@ def _answer(
 ) -> None:
     """The same of a language model."""
     from trifed.export.generate import answer, load_located_writer, write_csv, write_jsonl
-    from trifed.reports.counting import counting, waiting
-    from trifed.reports.models import render_answers
+    from trifed.reports.evaluations import render_answers
+    from trifed.reports.progress_bar import counting, waiting
 
     chosen, out, tokens, base = how
     with waiting("reading the model"):

@@ -41,13 +41,13 @@ def privacy_command(
     from trifed.federation.privacy_report import accounts_in
     from trifed.privacy.ledger import as_json as book_as_json
     from trifed.reports.privacy import privacy_grid, promise_grid, remarks
-    from trifed.reports.tables import render_grid
+    from trifed.reports.tables import to_terminal
 
     accounts = accounts_in(folder)
     if as_json:
         typer.echo(json.dumps([{"run": a.run, **book_as_json(a.book)} for a in accounts], indent=2))
         return
     console = Console()
-    console.print(render_grid(privacy_grid(accounts) if accounts else promise_grid(folder)))
+    console.print(to_terminal(privacy_grid(accounts) if accounts else promise_grid(folder)))
     for remark in remarks(folder, accounts):
         console.print(remark)

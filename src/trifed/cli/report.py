@@ -40,7 +40,7 @@ def report_command(
 ) -> None:
     """Write the report and say where it is."""
     # Imported late: --help should not wait for matplotlib.
-    from trifed.reports.writing import report
+    from trifed.reports.report import report
 
     console = Console(stderr=True)
     with console.status("reading") as status:

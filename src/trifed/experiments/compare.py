@@ -36,7 +36,7 @@ class ComparisonResult:
     def _repr_html_(self) -> str:
         """What a notebook shows: who is ahead, and methods and controls side by side."""
         from trifed.reports.page import render_brief
-        from trifed.reports.study import Source, Study
+        from trifed.reports.results import Source, Study
 
         return render_brief(Source(self.path, "comparison", Study.model_validate(self.data), {}))
 

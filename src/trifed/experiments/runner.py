@@ -70,7 +70,7 @@ class RunResult:
     def _repr_html_(self) -> str:
         """What a notebook shows: the result in a sentence, and methods and controls side by side."""
         from trifed.reports.page import render_brief
-        from trifed.reports.reading import read_source
+        from trifed.reports.read import read_source
 
         return render_brief(read_source(self.path))
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from trifed.common.errors import ConfigError, RunError
 from trifed.federation.cost import Cost, MethodCost
-from trifed.reports.words import size
+from trifed.reports.format import size
 
 PICTURES = (".png", ".svg", ".pdf")
 

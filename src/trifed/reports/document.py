@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trifed.reports.blocks import Block, overview_blocks, partition_blocks, tuning_blocks
-from trifed.reports.cautions import cautions
-from trifed.reports.folder_blocks import folder_blocks
-from trifed.reports.grid import Grid
-from trifed.reports.grids import main_grid, settings_grid
-from trifed.reports.study import Source
-from trifed.reports.verdicts import bytes_sentence, controls_sentence, headline, ranked, verdict
-from trifed.reports.words import listing, plural
+from trifed.reports.comparison.cautions import cautions
+from trifed.reports.comparison.folder_sections import folder_blocks
+from trifed.reports.comparison.sections import Block, overview_blocks, partition_blocks, tuning_blocks
+from trifed.reports.comparison.tables import main_grid, settings_grid
+from trifed.reports.comparison.verdict import bytes_sentence, controls_sentence, headline, ranked, verdict
+from trifed.reports.format import listing, plural
+from trifed.reports.results import Source
+from trifed.reports.tables import Grid
 
 
 @dataclass(frozen=True)

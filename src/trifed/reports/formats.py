@@ -10,7 +10,7 @@ from typing import Any
 
 from trifed.common.version import __version__
 from trifed.reports.document import Document
-from trifed.reports.grid import Column, Grid
+from trifed.reports.tables import Column, Grid
 
 
 def render_markdown(document: Document) -> str:

@@ -8,14 +8,14 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from trifed.common.version import __version__
-from trifed.reports.blocks import Block
-from trifed.reports.cards import Card
+from trifed.reports.audit.cards import Card
+from trifed.reports.comparison.sections import Block
 from trifed.reports.document import Document, make_document
-from trifed.reports.grid import Grid
-from trifed.reports.run_folder import Say
-from trifed.reports.study import Source
+from trifed.reports.figures import render_svg
+from trifed.reports.results import Source
+from trifed.reports.run.read import Say
 from trifed.reports.style import DARK, LIGHT
-from trifed.reports.svg import render_svg
+from trifed.reports.tables import Grid
 
 BRIEF = ("method", "mean", "interval", "worst", "best", "up_per_round", "total_bytes")
 

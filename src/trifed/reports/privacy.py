@@ -11,7 +11,7 @@ from trifed.common.errors import RunError
 from trifed.config.run import make_config, read_toml
 from trifed.federation.privacy_report import Account, promise
 from trifed.privacy import Spent
-from trifed.reports.grid import Column, Grid
+from trifed.reports.tables import Column, Grid
 
 COLUMNS = (
     Column("relation", "data sets that differ by"),

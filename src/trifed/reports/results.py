@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from scipy import stats
 
 
@@ -28,7 +28,7 @@ Matrix = NDArray[np.float64]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class Spread(_Record):
@@ -82,7 +82,7 @@ class MethodResult(Spread):
 
     citation: str = ""
     learning_rate: Number = None
-    evaluated_model: Literal["trained", "received", "between"] | None = None
+    evaluated_model: Literal["trained", "received", "between"] | None = Field(default=None, alias="scored")
     sd: Number = None
     weighted_mean: Number = None
     perplexity: Number = None

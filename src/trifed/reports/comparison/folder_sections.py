@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from trifed.reports import panels
-from trifed.reports.blocks import WIDTH, Block
-from trifed.reports.grid import Grid
-from trifed.reports.grids import manifest_grid, matrix_grid, split_grid
-from trifed.reports.study import Details, Matrix, Partition
+from trifed.reports.comparison import plots as panels
+from trifed.reports.comparison.sections import WIDTH, Block
+from trifed.reports.comparison.tables import manifest_grid, matrix_grid, split_grid
+from trifed.reports.format import plural, size
+from trifed.reports.results import Details, Matrix, Partition
 from trifed.reports.style import Style, short
-from trifed.reports.words import plural, size
+from trifed.reports.tables import Grid
 
 TITLES = {
     "similarity_data": "Similarity of data",

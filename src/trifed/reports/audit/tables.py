@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from trifed.reports.audit_rows import (
+from trifed.reports.audit.findings import Estimate, Findings, Reconstruction
+from trifed.reports.audit.ranking import (
     attacks,
     best_first,
     by_setting,
@@ -16,9 +17,8 @@ from trifed.reports.audit_rows import (
     main_score,
     methods_of,
 )
-from trifed.reports.audit_words import KNOWS, SEES
-from trifed.reports.findings import Estimate, Findings, Reconstruction
-from trifed.reports.grid import Column, Grid
+from trifed.reports.audit.words import KNOWS, SEES
+from trifed.reports.tables import Column, Grid
 
 SHORT_KNOWS = {"base": "W0", "start": "start of A, B", "factors": "A and B"}
 METHOD, KNOWN, SEEN = Column("method", "method"), Column("knows", "knows"), Column("sees", "sees")

@@ -7,20 +7,19 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trifed.reports import audit_grids as grids
-from trifed.reports.audit_advice import advice
-from trifed.reports.audit_blocks import gallery_blocks, means_cards, membership_blocks, reconstruction_blocks
-from trifed.reports.audit_rows import attacks, is_above, methods_of
-from trifed.reports.audit_words import headline, hidden, learned
-from trifed.reports.blocks import Block
+from trifed.reports.audit import tables as grids
+from trifed.reports.audit.advice import advice
+from trifed.reports.audit.findings import Findings
+from trifed.reports.audit.ranking import attacks, is_above, methods_of
+from trifed.reports.audit.sections import gallery_blocks, means_cards, membership_blocks, reconstruction_blocks
+from trifed.reports.audit.words import headline, hidden, learned
+from trifed.reports.comparison.sections import Block
+from trifed.reports.comparison.tables import settings_grid
 from trifed.reports.document import Document, Section
-from trifed.reports.findings import Findings
-from trifed.reports.grid import Grid
-from trifed.reports.grids import settings_grid
+from trifed.reports.format import listing, plural
 from trifed.reports.page import render_html
-from trifed.reports.run_folder import Say
-from trifed.reports.tables import render_grid
-from trifed.reports.words import listing, plural
+from trifed.reports.run.read import Say
+from trifed.reports.tables import Grid, to_terminal
 
 FEW_TRIALS = 20
 IN_SHORT = {
@@ -45,7 +44,7 @@ def audit_lines(findings: Findings) -> RenderableType:
         (findings.membership, grids.membership_grid(findings).only("method", "source", "knows", "examples", "auc",
                                                                   "interval", "tpr")),
     ]  # fmt: skip
-    return Group(*parts, *(part for rows, grid in tables if rows for part in (Text(), render_grid(grid))))
+    return Group(*parts, *(part for rows, grid in tables if rows for part in (Text(), to_terminal(grid))))
 
 
 def _worst_in_short(findings: Findings) -> Grid:

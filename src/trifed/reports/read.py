@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from trifed.common.errors import RunError
 from trifed.federation.run_folder import RunFolder
-from trifed.reports.run_folder import Say, read_details, read_run
-from trifed.reports.study import Details, Source, Study
+from trifed.reports.results import Details, Source, Study
+from trifed.reports.run.read import Say, read_details, read_run
 
 COMPARISON, SETTINGS = "comparison.json", "comparison.toml"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from trifed.reports.study import MethodResult, Partition, Study
-from trifed.reports.words import MOST_NAMED, few, listing, percent, plural, points, size, span
+from trifed.reports.format import MOST_NAMED, few, listing, percent, plural, points, size, span
+from trifed.reports.results import MethodResult, Partition, Study
 
 LONG_CONTROLS = {
     "probe-alone": "a linear probe of the frozen model on each client's own data",

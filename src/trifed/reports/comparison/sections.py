@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trifed.reports import panels
-from trifed.reports.cards import Card
-from trifed.reports.grid import Grid
-from trifed.reports.grids import (
+from trifed.reports.audit.cards import Card
+from trifed.reports.comparison import plots as panels
+from trifed.reports.comparison.tables import (
     client_grid,
     curve_grid,
     difference_grid,
@@ -19,10 +18,11 @@ from trifed.reports.grids import (
     overview_grid,
     tuning_grid,
 )
-from trifed.reports.study import Details, Partition, Study
+from trifed.reports.comparison.verdict import ranked
+from trifed.reports.format import control_label, percent, size
+from trifed.reports.results import Details, Partition, Study
 from trifed.reports.style import Draw, Style, legend_below
-from trifed.reports.verdicts import ranked
-from trifed.reports.words import control_label, percent, size
+from trifed.reports.tables import Grid
 
 WIDTH = 4.7
 HEIGHT = 3.5

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trifed.reports.findings import Attempt
+from trifed.reports.audit.findings import Attempt
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 """What a page may show as it is; any other address would be fetched."""

@@ -18,7 +18,7 @@ from trifed.federation.results import summarise_events
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS
 from trifed.reports.privacy import sentences
-from trifed.reports.study import (
+from trifed.reports.results import (
     Details,
     Matrix,
     MethodResult,
@@ -30,7 +30,7 @@ from trifed.reports.study import (
     Spread,
     Study,
 )
-from trifed.reports.traffic import manifest, traffic
+from trifed.reports.run.traffic import manifest, traffic
 
 Say = Callable[[str], None]
 PLATEAU = 0.01

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from trifed.common.errors import RunError
 from trifed.common.files import whole_file
-from trifed.reports.audit import audit_document
+from trifed.reports.audit.findings import read_findings
+from trifed.reports.audit.report import audit_document
 from trifed.reports.document import Document, make_document
-from trifed.reports.findings import read_findings
 from trifed.reports.formats import render_csv, render_json, render_markdown
 from trifed.reports.page import render_html
-from trifed.reports.reading import COMPARISON, read_source, silent
-from trifed.reports.run_folder import Say
+from trifed.reports.read import COMPARISON, read_source, silent
+from trifed.reports.run.read import Say
 
 AUDIT = "audit.json"
 FORMATS: dict[str, Callable[[Document, Say], str]] = {

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from trifed.reports.words import CONTROLS, percent, size
+from trifed.reports.format import CONTROLS, percent, size
 
 
 class CompareWatch:

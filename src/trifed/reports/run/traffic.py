@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trifed.federation.run_folder import Event
-from trifed.reports.study import Traffic
+from trifed.reports.results import Traffic
 
 EXCHANGES = ("trained", "delivered")
 """Events of a round; whatever else carries bytes happens once, before round 1."""

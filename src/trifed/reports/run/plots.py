@@ -8,10 +8,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from trifed.common.files import whole_file
-from trifed.reports import panels
-from trifed.reports.study import Source
+from trifed.reports.comparison import plots as panels
+from trifed.reports.figures import MISSING_GLYPH
+from trifed.reports.results import Source
 from trifed.reports.style import LIGHT, Style, drawing
-from trifed.reports.svg import MISSING_GLYPH
 
 INCHES = (13.0, 4.4)
 

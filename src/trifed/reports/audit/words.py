@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from trifed.reports import audit_rows as rows_of
-from trifed.reports.audit_rows import best_first, by_setting, guess_for, is_above, main_score
-from trifed.reports.findings import Estimate, Findings, Knows, Labels, Means, Membership, Reconstruction, Sees
-from trifed.reports.words import plural
+from trifed.reports.audit import ranking as rows_of
+from trifed.reports.audit.findings import (
+    Estimate,
+    Findings,
+    Knows,
+    Labels,
+    Means,
+    Membership,
+    Reconstruction,
+    Sees,
+)
+from trifed.reports.audit.ranking import best_first, by_setting, guess_for, is_above, main_score
+from trifed.reports.format import plural
 
 KNOWS = {
     "base": "knowing the base model alone",

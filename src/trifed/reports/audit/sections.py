@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from trifed.reports import audit_grids as grids
-from trifed.reports.audit_panels import Curves, Line
-from trifed.reports.audit_rows import attacks, best_first, finite, guess_for, guesses, main_score, methods_of
-from trifed.reports.audit_words import SEES, amount, size, where
-from trifed.reports.blocks import MOST_UNFOLDED, WIDTH, Block
-from trifed.reports.cards import Card, Pair, closeness, pairs_of
-from trifed.reports.findings import Estimate, Findings, Means, Reconstruction
-from trifed.reports.grid import Column, Grid
+from trifed.reports.audit import tables as grids
+from trifed.reports.audit.cards import Card, Pair, closeness, pairs_of
+from trifed.reports.audit.findings import Estimate, Findings, Means, Reconstruction
+from trifed.reports.audit.plots import Curves, Line
+from trifed.reports.audit.ranking import attacks, best_first, finite, guess_for, guesses, main_score, methods_of
+from trifed.reports.audit.words import SEES, amount, size, where
+from trifed.reports.comparison.sections import MOST_UNFOLDED, WIDTH, Block
 from trifed.reports.style import LIGHT
+from trifed.reports.tables import Column, Grid
 
 YLABEL = {"text": "F1 of tokens", "image": "PSNR, dB"}
 TITLES = {"batch": "How much comes back by batch size", "steps": "How much comes back by local steps"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trifed.reports import audit_rows as rows_of
-from trifed.reports.audit_rows import attacks, by_setting, compared, is_above, main_score
-from trifed.reports.audit_words import brief, where
-from trifed.reports.findings import Findings, Membership, Reconstruction
-from trifed.reports.words import listing, plural
+from trifed.reports.audit import ranking as rows_of
+from trifed.reports.audit.findings import Findings, Membership, Reconstruction
+from trifed.reports.audit.ranking import attacks, by_setting, compared, is_above, main_score
+from trifed.reports.audit.words import brief, where
+from trifed.reports.format import listing, plural
 
 GUARD = 2
 """Tokens that an upload should stand for, in ranks: span attacks are exact below one rank."""

@@ -18,7 +18,7 @@ from trifed.export.evaluate_matches import MatchEvaluation
 from trifed.export.generate import Answer
 from trifed.export.predict import Prediction
 from trifed.federation.results import spread
-from trifed.reports.words import percent
+from trifed.reports.format import percent
 
 LABELS, CONFUSIONS = 40, 10
 """Rows shown of the labels, worst first where there are more, and of the confused pairs."""

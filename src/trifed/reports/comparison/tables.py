@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trifed.reports.grid import Column, Grid
-from trifed.reports.study import Details, Matrix, Partition, Spread, Study
-from trifed.reports.words import control_label, listing
+from trifed.reports.format import control_label, listing
+from trifed.reports.results import Details, Matrix, Partition, Spread, Study
+from trifed.reports.tables import Column, Grid
 
 MAIN = (
     Column("partition", "partition"),

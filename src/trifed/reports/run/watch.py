@@ -13,7 +13,7 @@ from rich.table import Column
 from trifed.config.run import RunConfig
 from trifed.data import render_split, render_split_text
 from trifed.federation.run_folder import Event
-from trifed.reports.words import percent, size
+from trifed.reports.format import percent, size
 
 
 class Watch:

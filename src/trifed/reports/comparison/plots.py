@@ -12,9 +12,9 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from trifed.reports.study import Matrix, Partition, Point, Spread, Study, Tuning
+from trifed.reports.format import control_label, size
+from trifed.reports.results import Matrix, Partition, Point, Spread, Study, Tuning
 from trifed.reports.style import Style, bytes_axis, control_lines, short
-from trifed.reports.words import control_label, size
 
 MOST_NAMED = 26
 """More clients than this are drawn without their names."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from trifed.reports.study import MethodResult, Source, Study
-from trifed.reports.verdicts import ranked
-from trifed.reports.words import few, listing, percent, plural, points
+from trifed.reports.comparison.verdict import ranked
+from trifed.reports.format import few, listing, percent, plural, points
+from trifed.reports.results import MethodResult, Source, Study
 
 FEW_SEEDS = 3
 FEW_TESTS = 100

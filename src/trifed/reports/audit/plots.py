@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from trifed.reports.findings import Estimate
+from trifed.reports.audit.findings import Estimate
 from trifed.reports.style import FONT, Style, legend_below, short
 
 STROKES = {"factors": "-", "start": "--", "base": ":"}

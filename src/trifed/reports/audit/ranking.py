@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import isinf, isnan
 
-from trifed.reports.findings import Estimate, Findings, Knows, Labels, Means, Membership, Reconstruction, Sees
+from trifed.reports.audit.findings import (
+    Estimate,
+    Findings,
+    Knows,
+    Labels,
+    Means,
+    Membership,
+    Reconstruction,
+    Sees,
+)
 
 MAIN_SCORE = {"text": "f1", "image": "psnr"}
 """What a reconstruction is judged by, for each kind of example; more is nearer to the original."""
