@@ -15,7 +15,8 @@ import pytest
 
 import trifed
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = REPOSITORY / "docs"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -36,6 +37,14 @@ def do(command: list[str], folder: Path, **environment: str) -> str:
     )
     assert done.returncode == 0, f"{shlex.join(command)[:200]}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}"
     return done.stdout
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_the_files_that_a_page_names_exist(page):
+    named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|md))`", page.read_text(encoding="utf-8")))
+    named -= {"src/trifed/methods/capped_lora.py"}  # the page that names it adds it
+    folders = [REPOSITORY, REPOSITORY / "src" / "trifed"]
+    assert [name for name in sorted(named) if not any((folder / name).exists() for folder in folders)] == []
 
 
 @pytest.fixture
