@@ -78,7 +78,7 @@ def test_a_name_unlike_any_other_gets_no_suggestion_but_the_list():
 def test_an_unknown_method_is_told_with_the_nearest_one():
     (found,) = problems({"data": DATA, "method": "fedavg-lra"})
     assert found.startswith("method.name: got 'fedavg-lra', expected one of ")
-    assert all(name in found for name in METHODS) and found.endswith("(did you mean 'fedavg-lora'?)")
+    assert all(name in found for name in METHODS) and "(did you mean 'fedavg-lora'?)" in found
 
 
 def test_baselines_are_checked():

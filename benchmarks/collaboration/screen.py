@@ -57,12 +57,12 @@ VARIANTS: dict[str, Variant | OwnPrior] = {
     "head": Variant("lora", ("head",)),
     "own-prior": OwnPrior(),
     "own-prior-32-bits": OwnPrior(own={"wire": {"bits": 32}}),
-    "own-prior-everybody": OwnPrior(own={"method": {"apart": 1e9}}),
-    "own-prior-no-prior": OwnPrior(prior=False),
-    "own-prior-no-rows": OwnPrior(rows=False),
-    "own-prior-no-temper": OwnPrior(calibrate=False),
-    "own-prior-lora": OwnPrior("lora", own={"adapter": {"rank": 4, "alpha": 8}}),
-    "own-prior-lora-2": OwnPrior("lora", own={"adapter": {"rank": 2, "alpha": 4}}),
+    "own-prior-everybody": OwnPrior(own={"aggregation": {"agreement": 1e9}}),
+    "own-prior-no-prior": OwnPrior(own={"personalization": {"label_prior": False}}),
+    "own-prior-no-rows": OwnPrior(own={"aggregation": {"weights": "examples"}}),
+    "own-prior-no-temper": OwnPrior(own={"personalization": {"calibrate": False}}),
+    "own-prior-lora": OwnPrior("own-prior-lora"),
+    "own-prior-lora-2": OwnPrior("own-prior-lora", own={"adapter": {"rank": 2, "alpha": 4}}),
 }
 FINALISTS = ["local-lora", "local-frames", "oracle", "everybody", "own-prior"]
 GRID = {"lora": (3e-3, 1e-2), "tri-matrix": (3e-3, 1e-2), "public-frames": (1e-2, 3e-2), "none": (1e-3,)}

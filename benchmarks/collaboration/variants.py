@@ -2,7 +2,7 @@
 
 A `Variant` is a `Method` like any other: what trains, what is sent, and a mean within each client's group. The
 groups are the planted ones (`planted`), everybody (`all`), or nobody (`alone`); a client keeps what it has just
-trained. An `OwnPrior` is the package's method with or without one of its parts.
+trained. An `OwnPrior` is a preset of the package, with or without one of its parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 
 from trifed.adapters.settings import AdapterKind
 from trifed.methods import METHODS, Method, ServerContext, State, Upload
-from trifed.methods.averaging import start_empty
 from trifed.methods.base import Options, is_core, is_factor, is_head
 from trifed.methods.packing import Vector
 from trifed.similarity import mix
@@ -67,7 +66,6 @@ class Variant:
             sends=lambda param: any(PARTS[part](param) for part in self.sends),
             evaluated_model="trained",
             options=GroupOptions,
-            start=start_empty,
             aggregate=mean_of_the_group,
             download=download_own,
         )
@@ -75,37 +73,20 @@ class Variant:
 
 @dataclass(frozen=True)
 class OwnPrior:
-    """`own-prior`; without `prior` the bias is shared like the head's weight; without `rows` each label's row of
-    the head is averaged by all examples of a client; without `temper` the likelihood is always believed in full;
-    with `adapter` "lora" A and B train and are sent, from the start that all have in common; `own`: settings laid
-    over the run's.
-    """
+    """A preset of the package under another name. `own`: settings laid over the run's, such as its parts."""
 
-    adapter: AdapterKind = "public-frames"
-    prior: bool = True
-    rows: bool = True
-    calibrate: bool = True
+    preset: str = "own-prior"
     own: dict[str, Any] = field(default_factory=dict)
     groups: str = "found"
 
+    @property
+    def adapter(self) -> AdapterKind:
+        """The adapter of the preset."""
+        return METHODS[self.preset].adapter
+
     def method(self, name: str) -> Method:
-        """As the package wants it, under this name."""
-        inside = is_factor if self.adapter == "lora" else is_core
-        method = replace(
-            METHODS["own-prior"],
-            name=name,
-            adapter=self.adapter,
-            calibrated=self.calibrate,
-            trains=lambda param: inside(param) or is_head(param),
-            sends=lambda param: inside(param) or (is_head(param) and (param == "head.weight" or not self.prior)),
-            local_init=METHODS["own-prior"].local_init if self.prior else None,
-        )
-        return method if self.rows else replace(method, start=_rows_by_all_examples)
-
-
-def _rows_by_all_examples(options: Options, setting: ServerContext) -> State:
-    state = METHODS["own-prior"].start(options, setting)
-    return {**state, "examples": np.broadcast_to(state["examples"].sum(1, keepdims=True), state["examples"].shape)}
+        """The preset under this name."""
+        return replace(METHODS[self.preset], name=name)
 
 
 def grouping(kind: str, planted: Sequence[int]) -> dict[str, list[int]]:

@@ -1,7 +1,5 @@
 """How far a client believes the likelihood: the factor that suits its validation examples."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from trifed import make_config, run
 from trifed.data import make_clients, text_examples
 from trifed.federation.client_update import BELIEF, HEAD, WITHIN, calibrate
 from trifed.federation.run_folder import RunFolder
-from trifed.methods import METHODS as ALL_METHODS
 
 TEXTS = [f"{word} {number}" for word in ("basil", "sage", "thyme", "mint") for number in range(6)]
 
@@ -89,7 +86,7 @@ def test_from_one_example_nothing_is_concluded(client, count):
     assert calibrate(shared_model, tensors, few, settings) is tensors
 
 
-def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tmp_path, monkeypatch):
+def test_a_calibrated_model_is_kept_and_evaluated_with_a_smaller_head(toy_values, tmp_path):
     """All else equal, each client's head is the untempered one times one of the factors that are tried.
 
     Its bias differs by what the labels of the validation examples say: log (n + v + s) / Σ (n + v + s) less
@@ -97,9 +94,9 @@ def test_a_tempered_method_is_kept_and_scored_with_a_smaller_head(toy_values, tm
     """
     heads, biases, done = {}, {}, {}
     for calibrated in (False, True):
-        monkeypatch.setitem(ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], calibrated=calibrated))
         much = {"epochs": 8, "learning_rate": 0.1}  # for its validation data to speak against it
         values = toy_values(method="own-prior", adapter={"rank": 4}, data={"valid_fraction": 0.3}, training=much)
+        values["personalization"] = {"calibrate": calibrated}
         done[calibrated] = run(make_config(values), tmp_path / str(calibrated))
         folders = sorted((done[calibrated].path / "clients").iterdir())
         heads[calibrated] = [load_file(folder / "head.safetensors")["weight"] for folder in folders]

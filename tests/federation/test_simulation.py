@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 from trifed import make_config, run
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.run_folder import RunFolder
-from trifed.methods import METHODS as ALL_METHODS
 
 METHODS = ["ce-lora", "fedavg-lora", "local", "fed-sb", "fedavg-full", "pfedme-lora", "own-prior"]
 """Every kind of adapter, of state, and of what is sent."""
@@ -263,21 +261,21 @@ def test_the_last_round_is_scored_before_and_after_the_exchange(method, evaluate
     assert done.summary["accuracy"]["round"] == 3
 
 
-def test_between_is_three_quarters_of_the_way_to_what_came(toy_values, tmp_path, monkeypatch):
+def test_the_interpolated_model_lies_between_the_trained_and_the_received_one(toy_values, tmp_path):
     kept = {}
-    for stage in ("trained", "received", "between"):
-        monkeypatch.setitem(
-            ALL_METHODS, "own-prior", replace(ALL_METHODS["own-prior"], evaluated_model=stage, calibrated=False)
-        )
-        done = run(make_config(toy_values(method="own-prior", adapter={"rank": 4})), tmp_path / stage)
+    for share in (0.0, 1.0, 0.75):
+        parts = {"calibrate": False, "interpolate": share}
+        values = toy_values(method="own-prior", adapter={"rank": 4}, personalization=parts)
+        done = run(make_config(values), tmp_path / str(share))
         stages = {(e["round"], e["stage"]) for e in RunFolder(done.path).events() if e["event"] == "scores"}
-        last = {"trained", "received", stage}
-        assert stages == {(0, "start"), (1, stage), (2, stage), *((3, name) for name in last)}
-        folders = sorted((done.path / "clients").iterdir())
-        kept[stage] = [tensor for folder in folders for tensor in weights_of(folder)]
-    assert any(not torch.equal(one, other) for one, other in zip(kept["trained"], kept["received"], strict=True))
-    for one, other, between in zip(kept["trained"], kept["received"], kept["between"], strict=True):
-        torch.testing.assert_close(between, one / 4 + 3 * other / 4, rtol=1e-5, atol=1e-7)
+        last = {(3, name) for name in ("trained", "received", "between")}
+        assert stages == {(0, "start"), (1, "between"), (2, "between"), *last}
+        kept[share] = [
+            tensor for folder in sorted((done.path / "clients").iterdir()) for tensor in weights_of(folder)
+        ]
+    assert any(not torch.equal(one, other) for one, other in zip(kept[0.0], kept[1.0], strict=True))
+    for trained, received, between in zip(kept[0.0], kept[1.0], kept[0.75], strict=True):
+        torch.testing.assert_close(between, trained / 4 + 3 * received / 4, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["own-prior", "fedavg-lora"])

@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 
 from trifed import make_config, run
 from trifed.data import make_clients
-from trifed.methods import METHODS, ServerContext, Upload
+from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, ServerContext, Upload, compose
 from trifed.methods.base import SummarySeeds
+from trifed.methods.own_prior import PARTS
 
 METHOD = METHODS["own-prior"]
 LAYOUT = (("x.lora_C.weight", (2, 2)), ("head.weight", (3, 4)))
@@ -25,12 +26,17 @@ def summary(counts, centres=CENTRES, seed=0):
     return METHOD.summarise(METHOD.options(), features, labels, SummarySeeds(0, seed))
 
 
-def server(*summaries, layout=LAYOUT, **options):
-    chosen = METHOD.options(**options)
+def with_parts(personalization=None, aggregation=None):
+    personal = PersonalizationSettings(**{**PARTS["personalization"], **(personalization or {})})
+    return compose(METHOD, personal, AggregationSettings(**{**PARTS["aggregation"], **(aggregation or {})}))
+
+
+def server(*summaries, layout=LAYOUT, **aggregation):
+    method, chosen = with_parts(aggregation=aggregation), METHOD.options()
     context = ServerContext(len(summaries), layout, START[: sum(int(np.prod(s)) for _, s in layout)])
     with_all = ServerContext(context.clients, layout, context.start, dict(enumerate(summaries)))
-    state = METHOD.start(chosen, with_all)
-    return state, lambda state, sent: METHOD.aggregate(chosen, context, state, sent)
+    state = method.start(chosen, with_all)
+    return state, lambda state, sent: method.aggregate(chosen, context, state, sent)
 
 
 def uploads(clients, counts, size=SIZE, seed=1):
@@ -42,7 +48,7 @@ def uploads(clients, counts, size=SIZE, seed=1):
 def test_the_bias_starts_at_the_log_of_the_own_label_shares():
     """Counts 3, 1, 0 and ½ added to each: 3.5, 1.5 and 0.5 of 5.5."""
     labels = np.array([0, 0, 1, 0])
-    start = METHOD.local_init(METHOD.options(smoothing=0.5), labels, 3)
+    start = with_parts({"prior_smoothing": 0.5}).local_init(METHOD.options(), labels, 3)
     assert list(start) == ["head.bias"] and start["head.bias"].dtype == np.float32
     np.testing.assert_allclose(np.exp(start["head.bias"]), np.array([3.5, 1.5, 0.5]) / 5.5, rtol=1e-6)
 
@@ -116,13 +122,13 @@ def test_the_order_of_the_clients_does_not_matter():
 @pytest.mark.parametrize("apart", [0, 1.1, 1e9])
 def test_from_how_far_labels_count_as_different_is_a_setting(apart):
     other = summary([60, 60, 60], CENTRES[[1, 2, 0]], seed=2)
-    state, aggregate = server(summary([60, 60, 60]), other, apart=apart)
+    state, aggregate = server(summary([60, 60, 60]), other, agreement=apart)
     state = aggregate(state, uploads(range(2), state["examples"].astype(int)))
     np.testing.assert_array_equal(state["weights"] > 0, np.full((2, 2), True) if apart == 1e9 else np.eye(2))
 
 
 def test_apart_at_nothing_everybody_is_alone_with_what_it_sent():
-    state, aggregate = server(summary([60, 60, 60]), summary([50, 60, 60], seed=1), apart=0)
+    state, aggregate = server(summary([60, 60, 60]), summary([50, 60, 60], seed=1), agreement=0)
     sent = uploads(range(2), state["examples"].astype(int))
     state = aggregate(state, sent)
     np.testing.assert_array_equal(state["weights"], np.eye(2))

@@ -207,6 +207,6 @@ def _refused(config: RunConfig, target: TargetClient) -> Iterator[str]:
 
 def _notes(config: RunConfig) -> Iterator[str]:
     yield "The update is that of a client that has the attacked examples alone, for its configured steps."
-    if METHODS[config.method.name].summarise is not None and not config.privacy.summary:
+    if config.composed_method().summarise is not None and not config.privacy.summary:
         yield "The summary that is sent once says how many examples of each label a client has, exactly."
     yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."

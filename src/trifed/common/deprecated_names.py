@@ -83,6 +83,7 @@ MOVED = {
     "trifed.federation.wire": "trifed.federation.compression",
     "trifed.federation.workbench": "trifed.federation.shared_model",
     "trifed.methods.interface": "trifed.methods.base",
+    "trifed.methods.averaging": "trifed.methods.base",
     "trifed.models": "trifed.export",
     "trifed.models.answer": "trifed.export.generate",
     "trifed.models.card": "trifed.export.card",

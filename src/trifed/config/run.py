@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
-from trifed.common.errors import ConfigError, nearest
+from trifed.common.errors import ConfigError
 from trifed.config.settings import (
     GUARDS,
     UNLABELLED,
@@ -27,7 +27,16 @@ from trifed.config.settings import (
 )
 from trifed.config.validation_errors import validation_messages
 from trifed.data import DataSettings
-from trifed.methods import METHODS, Options
+from trifed.methods import (
+    METHODS,
+    AggregationSettings,
+    Method,
+    Options,
+    PersonalizationSettings,
+    compose,
+    unknown_method,
+)
+from trifed.methods.personalization import part_problems, parts_left_out
 
 DEFAULT_METHOD = "own-prior"
 """Of the methods here the one that was best, or level with the best, on most of what was measured."""
@@ -66,6 +75,8 @@ class RunConfig(BaseModel):
     data: DataSettings
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
+    personalization: PersonalizationSettings = PersonalizationSettings()
+    aggregation: AggregationSettings = AggregationSettings()
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings = PrivacySettings()
     deployment: DeploymentSettings = DeploymentSettings()
@@ -79,7 +90,29 @@ class RunConfig(BaseModel):
         method = values.get("method", {})
         if isinstance(method, str):
             values = {**values, "method": {"name": method}}
-        return deep_merge(deep_merge(_defaults_of_task(values), _defaults_of(method)), values)
+        under = deep_merge(_defaults_of_task(values), deep_merge(_defaults_of(method), _named_by_options(method)))
+        return deep_merge(under, values)
+
+    def composed_method(self) -> Method:
+        """Return the run's method with the client and server parts that the run's settings give it."""
+        return compose(
+            METHODS[self.method.name], self.personalization, self.aggregation, self.task not in UNLABELLED
+        )
+
+    def parts_left_out(self) -> list[str]:
+        """Return a sentence for each part that was asked for and has no meaning for this task or method."""
+        if _parts(self.model_dump(mode="json")) == self._default_parts():
+            return []  # the method's own parts, nothing that somebody asked for
+        method, labelled = METHODS[self.method.name], self.task not in UNLABELLED
+        return list(parts_left_out(method, self.personalization, self.aggregation, labelled))
+
+    def _default_parts(self) -> dict[str, Any]:
+        """Return the tables of parts as the method has them, options that stand for a part's setting included."""
+        given = deep_merge(METHODS[self.method.name].defaults, _named_by_options(self.method.model_dump()))
+        return {
+            "personalization": PersonalizationSettings(**given.get("personalization", {})).model_dump(mode="json"),
+            "aggregation": AggregationSettings(**given.get("aggregation", {})).model_dump(mode="json"),
+        }
 
     def with_method(self, name: str) -> RunConfig:
         """The same run by another method alone, with that method's default options.
@@ -87,23 +120,29 @@ class RunConfig(BaseModel):
         A setting that stands where this run's method has it by default is then where the other one has it.
         """
         values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
-        values = deep_difference(values, METHODS[self.method.name].defaults)
+        same = deep_merge(METHODS[self.method.name].defaults, self._default_parts())
+        values = deep_difference(values, same)
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
         """Twelve hex digits that change with anything that changes the numbers.
 
-        `privacy` counts only where noise is asked for: the runs of versions that had none keep their identity.
+        `privacy` counts only where noise is asked for, and parts only where they are not the method's own: runs of
+        earlier versions, which had neither, keep their identity.
         """
         left_out: dict[str, Any] = {
             **dict.fromkeys(NO_NUMBERS, True),
             "privacy": GUARDS if self.privacy.on else True,
         }
+        if _parts(self.model_dump(mode="json")) == self._default_parts():
+            left_out |= dict.fromkeys(PARTS, True)
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
 
 NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}
 """Settings that no number depends on."""
+PARTS = ("personalization", "aggregation")
+"""Tables of parts that any method can be given."""
 
 
 def make_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
@@ -128,10 +167,11 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
             "training.micro_batch: a pair is learned against all others of its step, so a step in parts would be "
             "another one; leave it out, or take a smaller batch_size"
         )
-    if config is not None:
+    if config is not None and config.method.name in METHODS:
         problems += _privacy_problems(config)
     if config is not None and not problems:
         problems += config.method.options().problems(config.adapter)
+        problems += part_problems(METHODS[config.method.name], config.personalization, config.aggregation)
     if config is None or problems:
         raise ConfigError(problems, source)
     return config
@@ -197,6 +237,23 @@ def _defaults_of(method: Any) -> Mapping[str, Any]:
     return known.defaults if known else {}
 
 
+def _named_by_options(method: Any) -> dict[str, Any]:
+    """Return the run's settings that options of the method stand for, nested."""
+    if not isinstance(method, Mapping):
+        return {}
+    known = METHODS.get(str(method.get("name", DEFAULT_METHOD)))
+    given: dict[str, Any] = {}
+    for option, setting in known.setting_names.items() if known else ():
+        if method.get(option) is not None:
+            table, name = setting.split(".")
+            given.setdefault(table, {})[name] = method[option]
+    return given
+
+
+def _parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in PARTS}
+
+
 def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
     """What lies under a run's settings where its task is no classification: no label, and a template."""
     data = values.get("data")
@@ -220,7 +277,7 @@ def _method_problems(method: Any) -> Iterator[str]:
     if not isinstance(name, str):
         return
     if name not in METHODS:
-        yield _unknown_method("method.name", name)
+        yield f"method.name: {unknown_method(name)}"
         return
     try:
         METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
@@ -234,7 +291,7 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
         if name in config.baselines[:place]:
             yield f"baselines: '{name}' is there twice; leave one out"
         elif name not in METHODS:
-            yield _unknown_method("baselines", name)
+            yield f"baselines: {unknown_method(name)}"
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
 
@@ -243,15 +300,17 @@ def _privacy_problems(config: RunConfig) -> Iterator[str]:
     """What would leave a client outside of what [privacy] covers, or break what it says."""
     if not config.privacy.on:
         return
-    for name in (config.method.name, *config.baselines):
-        if name in METHODS and METHODS[name].shared_projections:
+    methods = {config.method.name: config.composed_method()}
+    methods |= {name: config.with_method(name).composed_method() for name in config.baselines if name in METHODS}
+    for name, method in methods.items():
+        if method.shared_projections:
             yield (
                 f"privacy: '{name}' sends each client's gradient before the first round, which no noise covers; "
                 f"take another method, or leave [privacy] out"
             )
     if (config.privacy.update or config.privacy.training) and not config.privacy.summary:
-        for name in (config.method.name, *config.baselines):
-            if name in METHODS and (METHODS[name].summarise or METHODS[name].local_init):
+        for name, method in methods.items():
+            if method.summarise or method.local_init:
                 yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give an epsilon"
     yield from _training_problems(config)
     if (config.privacy.summary or config.privacy.training) and config.task == "causal-lm" and config.model.packing:
@@ -272,7 +331,3 @@ def _training_problems(config: RunConfig) -> Iterator[str]:
         )
     if config.task == "image-text-pairs":
         yield "privacy.training: a pair's loss depends on the others of its step, so no example stands by itself"
-
-
-def _unknown_method(place: str, name: str) -> str:
-    return f"{place}: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"

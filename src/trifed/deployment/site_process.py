@@ -28,7 +28,6 @@ from trifed.federation.context import decode_tensors, run_context
 from trifed.federation.messages import encode_values
 from trifed.federation.results import facts_of
 from trifed.federation.shared_model import SharedModel, build_shared_model
-from trifed.methods import METHODS
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
@@ -248,7 +247,7 @@ class SiteProcess:
         base = task.load(config.model.name, config.model.dtype)
         self._know(base, f"{config.model.name} as {config.model.dtype}")
         settings = (config.model, config.adapter, config.training)
-        method = METHODS[config.method.name]
+        method = config.composed_method()
         self.shared_model = build_shared_model(
             base, method, config.data.labels or [""], config.seed, settings, task
         )

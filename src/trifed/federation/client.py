@@ -29,9 +29,6 @@ from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.methods.summaries import projected
 from trifed.similarity import Summary
 
-TOWARDS_RECEIVED = 0.75
-"""How far the model "between" lies from what was trained (0) to what was received (1)."""
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -297,7 +294,10 @@ class Client:
         received = self.shared_model.receive(own, arrived)
         if stage == "received":
             return received
-        return {name: torch.lerp(tensor, received[name], TOWARDS_RECEIVED) for name, tensor in own.items()}
+        return {
+            name: torch.lerp(tensor, received[name], self.context.method.interpolation)
+            for name, tensor in own.items()
+        }
 
 
 def adapted_layout(shared_model: SharedModel) -> Layout:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trifed.config.run import RunConfig
 from trifed.federation.compression import Compression
 from trifed.federation.messages import Header, decode_values, encode_values
-from trifed.methods import METHODS, Method
+from trifed.methods import Method
 from trifed.methods.base import Options
 from trifed.methods.packing import Layout, Tensors, pack, unpack
 from trifed.methods.summaries import NOISED_DIM, SUMMARY_DIM
@@ -34,7 +34,7 @@ class RunContext:
 def run_context(config: RunConfig, layout: Layout, fingerprint: str, run: str | None = None) -> RunContext:
     """The terms of a configured run on a base model. `layout`: what travels; `run`: its identity."""
     return RunContext(
-        method=METHODS[config.method.name],
+        method=config.composed_method(),
         options=config.method.options(),
         wire=Compression(layout, None if config.wire.bits == 32 else config.wire.bits),
         run=run or config.run_id(),

@@ -18,7 +18,6 @@ from trifed.federation.run_folder import Event
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.federation.simulation import Listener
 from trifed.federation.training import choose_device, choose_precision
-from trifed.methods import METHODS
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
@@ -51,7 +50,7 @@ def prepare(
     base = task.load(config.model.name, config.model.dtype)
     settings = (config.model, config.adapter, config.training)
     shared_model = build_shared_model(
-        base, METHODS[config.method.name], data.label_names, config.seed, settings, task
+        base, config.composed_method(), data.label_names, config.seed, settings, task
     )
     return data, shared_model, _tokenise(data, shared_model)
 

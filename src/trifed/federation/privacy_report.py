@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.federation.run_folder import PRIVACY
-from trifed.methods import METHODS
 from trifed.privacy import Book, Spent, facts_of, promised, read_ledger, spent
 from trifed.privacy.ledger import FILE
 
@@ -66,7 +65,7 @@ def promise(config: RunConfig) -> list[Spent]:
     """
     if not config.privacy.on:
         raise RunError(f"{config.name}: this run has no [privacy]; `trifed settings` shows it")
-    method = METHODS[config.method.name]
+    method = config.composed_method()
     uploads = any(map(method.sends, TRAVELLERS))
     return promised(
         config.privacy,

@@ -1,22 +1,25 @@
-"""The methods, one file each. Adding one means adding a file here that defines `METHOD`; nothing else changes."""
+"""Federated methods, one file each, and the parts that any of them can be given."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
-
+from trifed.methods.aggregation import AggregationSettings
 from trifed.methods.base import Method, Options, ServerContext, State, Upload
+from trifed.methods.personalization import PersonalizationSettings, compose
+from trifed.methods.registry import METHODS, ORIGINS, code_hash, load_method_file, register_method, unknown_method
 
-
-def _collect() -> dict[str, Method]:
-    found = {}
-    for module in iter_modules(__path__):
-        method = getattr(import_module(f"{__name__}.{module.name}"), "METHOD", None)
-        if isinstance(method, Method):
-            found[method.name] = method
-    return dict(sorted(found.items()))
-
-
-METHODS: dict[str, Method] = _collect()
-
-__all__ = ["METHODS", "Method", "Options", "ServerContext", "State", "Upload"]
+__all__ = [
+    "METHODS",
+    "ORIGINS",
+    "AggregationSettings",
+    "Method",
+    "Options",
+    "PersonalizationSettings",
+    "ServerContext",
+    "State",
+    "Upload",
+    "code_hash",
+    "compose",
+    "load_method_file",
+    "register_method",
+    "unknown_method",
+]

@@ -1,8 +1,11 @@
-"""What a federated method is: data, and a few small pure functions.
+"""Parts of a federated method: its data, and small pure functions.
 
-The server of a method keeps a `State`, a flat dictionary of NumPy arrays, so that checkpoints need not know it.
-Those that a person may want to look at carry agreed names: `weights`, `similarity_data` and `similarity_model`,
-all (n_clients, n_clients).
+The server of a method keeps a `State`, a flat dictionary of NumPy arrays, so that checkpoints need no knowledge of
+it. Three names have a fixed meaning, because reports draw them: `weights`, `similarity_data` and
+`similarity_model`, each (n_clients, n_clients).
+
+The functions of federated averaging are here as well. They are the defaults of `Method`: McMahan et al.,
+"Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017 (arXiv 1602.05629).
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from trifed.adapters.settings import AdapterKind, AdapterSettings
+from trifed.common.strict_settings import StrictSettings
 from trifed.methods.packing import Layout, Tensors, Vector
-from trifed.similarity import Summary
+from trifed.similarity import Summary, mix
 
 State = dict[str, NDArray[np.generic]]
 Features = NDArray[np.float32]
@@ -25,31 +28,31 @@ Labels = NDArray[np.int64]
 
 
 class SummarySeeds(NamedTuple):
-    """`projection` is public and the same for all clients; `own` is the client's."""
+    """Seeds of a data summary: `projection` is public and common to all clients, `own` is the client's."""
 
     projection: int
     own: int
 
 
-class Options(BaseModel):
-    """Settings of one method; each method subclasses it with its own fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Options(StrictSettings):
+    """Settings of one method. A method with settings subclasses it."""
 
     def problems(self, adapter: AdapterSettings) -> list[str]:
-        """What does not go together with the run's adapter, one sentence each."""
+        """Return one sentence for each option that does not go together with the run's adapter."""
         return []
 
 
 Summarise = Callable[[Options, Features, Labels, SummarySeeds], Summary]
+"""Options, features (n, d), labels (n,) and seeds → a client's one-time data summary."""
 
 
 @dataclass(frozen=True)
 class Proximal:
-    """A pull towards an anchor in local training: loss + ½ `strength` · ‖θ − anchor‖² over what travels.
+    """A proximal term of local training: loss + ½ `strength` · ‖θ − anchor‖² over what is sent.
 
-    The anchor is what the client received. It stays (FedProx), or takes `share` of the way to θ every `every`
-    steps and at the end of the round, and is then what is sent in place of θ (pFedMe).
+    The anchor starts at the received values. With `share` 0 it stays there (FedProx). With a larger `share` it
+    moves that part of the way to θ every `every` steps and at the end of the round, and the anchor is sent instead
+    of θ (pFedMe).
     """
 
     strength: float
@@ -58,15 +61,15 @@ class Proximal:
 
     @property
     def moves(self) -> bool:
-        """Is the anchor what is sent?"""
+        """True if the anchor moves, and is what the client sends."""
         return self.share > 0
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """One client's mean gradient of the frozen weights of the adapted layers, before round 1.
+    """One client's mean gradient of the adapted layers' frozen weights, taken before round 1.
 
-    `layers`: name of the layer → the shape of its weight, float32.
+    `layers`: layer name → gradient, float32, in the shape of the layer's weight.
     """
 
     client: int
@@ -75,7 +78,7 @@ class Gradient:
 
 
 LocalInit = Callable[[Options, Labels, int], Tensors]
-"""Options, a client's training labels (n,), number of labels → the start of tensors that stay with the client."""
+"""Options, training labels (n,), number of labels → initial tensors derived from the client's labels."""
 
 SharedProjections = Callable[[Options, Sequence[Gradient], int], Tensors]
 """Options, gradients, rank → `LAYER.lora_A.weight`, `….lora_B.weight` and `….lora_C.weight` of every layer."""
@@ -83,7 +86,7 @@ SharedProjections = Callable[[Options, Sequence[Gradient], int], Tensors]
 
 @dataclass(frozen=True)
 class Upload:
-    """What one client sends in one round. `values`: (n_values,), packed after the run's `Layout`."""
+    """One client's upload of one round. `values`: (n_values,), packed in the order of the run's `Layout`."""
 
     client: int
     round: int
@@ -93,10 +96,10 @@ class Upload:
 
 @dataclass(frozen=True)
 class ServerContext:
-    """What the server knows before round 1.
+    """Facts that a method's server functions may use.
 
-    `start`: (n_values,), the common start of everything that travels. `summaries`: one per client where the
-    method makes them.
+    `start`: (n_values,), the initial values that all clients share. `summaries`: by client, empty if the method
+    makes none.
     """
 
     clients: int
@@ -106,33 +109,73 @@ class ServerContext:
 
 
 OnMembershipChange = Callable[[Options, ServerContext, State, Sequence[int]], State]
-"""Options, setting, state, clients that begin anew → state."""
+"""Options, context, state, clients that start over → state."""
+
+
+def start_empty(options: Options, context: ServerContext) -> State:
+    """Return the state before the first uploads: nothing is known."""
+    return {}
+
+
+def average_by_examples(
+    options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]
+) -> State:
+    """w_j = n_j / Σ n over this round's uploads; mean = Σ w_j θ_j, shape (n_values,)."""
+    return average(context, state, uploads, [upload.examples for upload in uploads])
+
+
+def average_evenly(options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
+    """w_j = 1 / number of this round's uploads; mean = Σ w_j θ_j, shape (n_values,)."""
+    return average(context, state, uploads, [1] * len(uploads))
+
+
+def average(context: ServerContext, state: State, uploads: Sequence[Upload], counts: Sequence[int]) -> State:
+    """Return the mean of the uploads in proportion to `counts`, (n_uploads,); no uploads change nothing."""
+    if not uploads:
+        return state
+    share = np.array(counts, np.float64) / sum(counts)
+    mean = mix(share[None, :], np.stack([upload.values for upload in uploads]))[0]
+    row = np.zeros(context.clients)
+    row[[upload.client for upload in uploads]] = share
+    return {"mean": mean.astype(np.float32), "weights": np.tile(row, (context.clients, 1))}
+
+
+def download_mean(state: State, client: int) -> Vector | None:
+    """Return the one average, (n_values,), which is the same for every client; None before there is one."""
+    return state["mean"].astype(np.float32) if "mean" in state else None
 
 
 @dataclass(frozen=True)
 class Method:
-    """One published method.
+    """One federated method. Its server averages by example count unless it says otherwise.
 
-    `summarise` makes a client's one-time data summary from the frozen features (n, d) and labels (n,) of its
-    training examples; None where the method has no use for one.
-
-    `trains` and `sends` are predicates on parameter names: `….lora_A.weight`, `….lora_B.weight`,
-    `….lora_C.weight`, `head.weight`, `head.bias`; without an adapter, the base model's own names.
-    What trains and is not sent stays with the client from round to round. `download` returns None as long as there
-    is nothing to send to that client.
-
-    `scored` says which model a client would use, hence which one is measured: the one it has just trained
-    ("trained"), the one it receives after aggregation ("received"), or one that lies between (see
-    `federation.site`).
-    `tempered`: before it is used, its head's weight is scaled to the client's validation examples, and what
-    `own_start` made of labels is made of theirs too.
-
-    `proximal` gives local training a pull towards what was received. `frames` makes the frozen A and B, and the
-    start of C, from the clients' first gradients, before round 1. `own_start` gives tensors that stay with a
-    client another start than the common one.
-    `renew`: a client came late, left (its summary is empty then) or told another summary; the state from there on,
-    of as many clients as the setting says. None where no row of the state is a client's.
-    `defaults` are settings of a run, nested as in its TOML, that hold for it unless the user says otherwise.
+    Attributes:
+        name: What users type.
+        citation: Paper, venue, arXiv number.
+        adapter: What is put on the base model.
+        trains: Predicate on parameter names: `….lora_A.weight`, `….lora_B.weight`, `….lora_C.weight`,
+            `head.weight`, `head.bias`; without an adapter, the base model's own names.
+        sends: The same kind of predicate for what is sent. What trains and is not sent stays with the client.
+        evaluated_model: The model that a client uses, hence the one that is evaluated: the model it has just
+            trained, the one it receives after aggregation, or an interpolation between the two.
+        interpolation: For "interpolated": 0 is the trained model, 1 the received one.
+        options: Settings of the method.
+        start: Makes the server's state before round 1.
+        aggregate: Takes a round's uploads into the state.
+        download: Returns the values for one client, (n_values,), or None while there is nothing to send.
+        summarise: Makes a client's one-time data summary; None if the method needs none.
+        proximal: Makes the proximal term of local training; None for none.
+        shared_projections: Makes the frozen A and B, and the initial C, from the clients' first gradients.
+        local_init: Makes initial tensors from the client's labels, for tensors that stay with the client.
+        calibrated: True if the head's weight is scaled on the client's validation examples before the model is
+            used, and the label prior then counts the validation labels too.
+        on_membership_change: Updates the state when a client joins late, leaves (its summary is empty then) or
+            sends a new summary. None if the state holds nothing per client.
+        with_aggregation: Makes the method's server follow other `AggregationSettings`; None for a method whose
+            server cannot. Methods that average by examples can without saying so.
+        setting_names: Option → dotted name of the run's setting that the option stands for.
+        preset_of: The method without its client and server parts; None for a method without such parts.
+        defaults: Settings of a run, nested as in TOML, that hold for this method unless the user says otherwise.
     """
 
     name: str
@@ -140,30 +183,34 @@ class Method:
     adapter: AdapterKind
     trains: Callable[[str], bool]
     sends: Callable[[str], bool]
-    evaluated_model: Literal["trained", "received", "between"]
-    options: type[Options]
-    start: Callable[[Options, ServerContext], State]
-    aggregate: Callable[[Options, ServerContext, State, Sequence[Upload]], State]
-    download: Callable[[State, int], Vector | None]
+    evaluated_model: Literal["trained", "received", "between"] = "received"
+    options: type[Options] = Options
+    start: Callable[[Options, ServerContext], State] = start_empty
+    aggregate: Callable[[Options, ServerContext, State, Sequence[Upload]], State] = average_by_examples
+    download: Callable[[State, int], Vector | None] = download_mean
     summarise: Summarise | None = None
     proximal: Callable[[Options], Proximal] | None = None
     shared_projections: SharedProjections | None = None
     local_init: LocalInit | None = None
     calibrated: bool = False
+    interpolation: float = 1.0
     on_membership_change: OnMembershipChange | None = None
+    with_aggregation: Callable[..., Method] | None = None
+    setting_names: Mapping[str, str] = field(default_factory=dict)
+    preset_of: Method | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_core(name: str) -> bool:
-    """Is this parameter a core C, shape (r, r)?"""
+    """Return whether a parameter is a core C, shape (r, r)."""
     return ".lora_C." in name
 
 
 def is_factor(name: str) -> bool:
-    """Is this parameter an outer factor, A (r, d_in) or B (d_out, r)?"""
+    """Return whether a parameter is an outer factor, A (r, d_in) or B (d_out, r)."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def is_head(name: str) -> bool:
-    """Does this parameter belong to the task head?"""
+    """Return whether a parameter belongs to the task head."""
     return name.startswith("head.")

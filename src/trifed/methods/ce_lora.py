@@ -12,6 +12,8 @@ data and of models, S = λ S_data + (1 − λ) S_model. What the paper leaves op
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal, cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from pydantic import Field
 
 from trifed import similarity as sim
 from trifed.adapters.settings import AdapterSettings
+from trifed.methods.aggregation import AggregationSettings, agreement
 from trifed.methods.base import (
     Features,
     Labels,
@@ -35,6 +38,10 @@ from trifed.methods.base import (
 )
 from trifed.methods.packing import Vector
 from trifed.methods.summaries import carry_over, projected
+
+OWN_RULES = AggregationSettings()
+BY_EXAMPLES = ("examples", "label-rows")
+"""Weights by which a client's examples count; no head is sent, so label rows are the same as examples."""
 
 
 class CeLoraOptions(Options):
@@ -64,16 +71,21 @@ def _summarise(options: Options, features: Features, labels: Labels, seeds: Summ
     return sim.summarise(projected(features, seeds), labels, seed=seeds.own, match_labels=match)
 
 
-def _start(options: Options, context: ServerContext) -> State:
+def _start(options: Options, context: ServerContext, parts: AggregationSettings = OWN_RULES) -> State:
     summaries = [context.summaries[client] for client in range(context.clients)]
     chosen = cast(CeLoraOptions, options)
     distances = sim.pairwise_distances(summaries, match_labels=chosen.match_labels)
     floors = np.array([summary.self_distance * chosen.noise_floor for summary in summaries])
-    return {
+    state: State = {
         "cores": np.tile(context.start, (context.clients, 1)),
         "last_round": np.full(context.clients, -1, np.int64),
         "similarity_data": sim.similarity_from_distances(sim.denoise(distances, floors)),
     }
+    if parts.groups == "agreement":
+        state["agreement"] = agreement(summaries) * parts.agreement > 1.0
+    if parts.weights in BY_EXAMPLES:
+        state["examples"] = np.zeros(context.clients)
+    return state
 
 
 def _model_similarity(measure: str, context: ServerContext, cores: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -87,20 +99,29 @@ def _aggregate(options: Options, context: ServerContext, state: State, uploads: 
     """C̄ = W C, (n_clients, n_values); a client absent for a rounds counts exp(−a / memory), one never seen 0."""
     chosen = cast(CeLoraOptions, options)
     cores, last_round = state["cores"].copy(), state["last_round"].astype(np.int64)
+    after = dict(state)
+    if "examples" in state:
+        after["examples"] = state["examples"].copy()
     for upload in uploads:
         cores[upload.client], last_round[upload.client] = upload.values, upload.round
+        if "examples" in state:
+            after["examples"][upload.client] = upload.examples
     age = last_round.max() - last_round
     decay = np.where(last_round >= 0, np.exp(-age / chosen.memory), 0.0)
+    if "examples" in state:
+        decay = decay * (after["examples"].astype(np.float64) / max(1.0, float(after["examples"].max())))
     s_data = state["similarity_data"].astype(np.float64)
     s_model = _model_similarity(chosen.model_similarity, context, cores)
     both = sim.combine(s_data, s_model, data_share=chosen.data_share)
+    allowed = state["agreement"].astype(bool) if "agreement" in state else None
     own, none = (
-        sim.mixing_weights(both, self_weight=share, temperature=chosen.temperature, decay=decay)
+        sim.mixing_weights(both, self_weight=share, temperature=chosen.temperature, decay=decay, allowed=allowed)
         for share in (chosen.self_weight, 0.0)
     )
     # A core that never trained says nothing: a newcomer gets the others' alone, by similarity of data.
     weights = np.where((last_round >= 0)[:, None], own, none)
     return {
+        **after,
         "cores": cores,
         "last_round": last_round,
         "similarity_data": s_data,
@@ -110,10 +131,23 @@ def _aggregate(options: Options, context: ServerContext, state: State, uploads: 
     }
 
 
-def _on_membership_change(options: Options, context: ServerContext, state: State, anew: Sequence[int]) -> State:
-    """Data are compared again; who begins anew has no core that counts, and gets the others' by its data."""
-    fresh = carry_over(state, _start(options, context), ("cores", "last_round"), anew)
+def _on_membership_change(
+    options: Options,
+    context: ServerContext,
+    state: State,
+    new_clients: Sequence[int],
+    parts: AggregationSettings = OWN_RULES,
+) -> State:
+    """Compare the data again; a client that starts over has no core yet, and gets the others' by its data."""
+    names = [name for name in ("cores", "last_round", "examples") if name in state]
+    fresh = carry_over(state, _start(options, context, parts), names, new_clients)
     return _aggregate(options, context, fresh, []) if "mixed" in state else fresh
+
+
+def _with_aggregation(settings: AggregationSettings) -> Method:
+    """Mix within agreeing groups only, or by examples as well as by similarity."""
+    change = partial(_on_membership_change, parts=settings)
+    return replace(METHOD, start=partial(_start, parts=settings), on_membership_change=change)
 
 
 def _download(state: State, client: int) -> Vector | None:
@@ -133,4 +167,5 @@ METHOD = Method(
     download=_download,
     summarise=_summarise,
     on_membership_change=_on_membership_change,
+    with_aggregation=_with_aggregation,
 )

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trifed.methods.averaging import average_by_examples, download_mean, start_empty
 from trifed.methods.base import Gradient, Method, Options, is_core, is_head
 from trifed.methods.packing import Tensors
 
@@ -54,10 +53,6 @@ METHOD = Method(
     adapter="public-frames",
     trains=lambda name: is_core(name) or is_head(name),
     sends=lambda name: is_core(name) or is_head(name),
-    evaluated_model="received",
     options=FedSbOptions,
-    start=start_empty,
-    aggregate=average_by_examples,
-    download=download_mean,
     shared_projections=_shared_projections,
 )

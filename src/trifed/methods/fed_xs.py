@@ -10,8 +10,7 @@ mean(B C_j A) = B mean(C_j) A, so nothing is lost. LayerNorms stay frozen.
 
 from __future__ import annotations
 
-from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.base import Method, Options, is_core, is_head
+from trifed.methods.base import Method, is_core, is_head
 
 METHOD = Method(
     name="fed-xs",
@@ -19,9 +18,4 @@ METHOD = Method(
     adapter="public-frames",
     trains=lambda name: is_core(name) or is_head(name),
     sends=lambda name: is_core(name) or is_head(name),
-    evaluated_model="received",
-    options=Options,
-    start=start_empty,
-    aggregate=average_by_examples,
-    download=download_mean,
 )

@@ -9,8 +9,7 @@ server averages by example count and sends the one average back. What accuracy c
 
 from __future__ import annotations
 
-from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.base import Method, Options
+from trifed.methods.base import Method
 
 METHOD = Method(
     name="fedavg-full",
@@ -18,9 +17,4 @@ METHOD = Method(
     adapter="none",
     trains=lambda name: True,
     sends=lambda name: True,
-    evaluated_model="received",
-    options=Options,
-    start=start_empty,
-    aggregate=average_by_examples,
-    download=download_mean,
 )

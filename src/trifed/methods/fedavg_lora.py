@@ -9,8 +9,7 @@ sends the one average back to everybody: the personalised case with equal rows. 
 
 from __future__ import annotations
 
-from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.base import Method, Options, is_factor, is_head
+from trifed.methods.base import Method, is_factor, is_head
 
 METHOD = Method(
     name="fedavg-lora",
@@ -18,9 +17,4 @@ METHOD = Method(
     adapter="lora",
     trains=lambda name: is_factor(name) or is_head(name),
     sends=lambda name: is_factor(name) or is_head(name),
-    evaluated_model="received",
-    options=Options,
-    start=start_empty,
-    aggregate=average_by_examples,
-    download=download_mean,
 )

@@ -8,8 +8,7 @@ head stay with the client. LayerNorms stay frozen.
 
 from __future__ import annotations
 
-from trifed.methods.averaging import average_evenly, download_mean, start_empty
-from trifed.methods.base import Method, Options, is_core, is_factor, is_head
+from trifed.methods.base import Method, average_evenly, is_core, is_factor, is_head
 
 METHOD = Method(
     name="fedavg-tri",
@@ -18,8 +17,5 @@ METHOD = Method(
     trains=lambda name: is_core(name) or is_factor(name) or is_head(name),
     sends=is_core,
     evaluated_model="trained",
-    options=Options,
-    start=start_empty,
     aggregate=average_evenly,
-    download=download_mean,
 )

@@ -12,7 +12,6 @@ from typing import cast
 
 from pydantic import Field
 
-from trifed.methods.averaging import average_by_examples, download_mean, start_empty
 from trifed.methods.base import Method, Options, Proximal, is_factor, is_head
 
 
@@ -32,10 +31,6 @@ METHOD = Method(
     adapter="lora",
     trains=lambda name: is_factor(name) or is_head(name),
     sends=lambda name: is_factor(name) or is_head(name),
-    evaluated_model="received",
     options=FedProxOptions,
-    start=start_empty,
-    aggregate=average_by_examples,
-    download=download_mean,
     proximal=_proximal,
 )

@@ -9,8 +9,7 @@ the head stay with the client, so each ends with a model of its own. LayerNorms 
 
 from __future__ import annotations
 
-from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.base import Method, Options, is_factor, is_head
+from trifed.methods.base import Method, is_factor, is_head
 
 METHOD = Method(
     name="fedsa-lora",
@@ -19,8 +18,4 @@ METHOD = Method(
     trains=lambda name: is_factor(name) or is_head(name),
     sends=lambda name: ".lora_A." in name,
     evaluated_model="trained",
-    options=Options,
-    start=start_empty,
-    aggregate=average_by_examples,
-    download=download_mean,
 )

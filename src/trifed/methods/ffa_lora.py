@@ -8,8 +8,7 @@ common and fixed, mean(B_j) A = mean(B_j A): nothing is lost between the factors
 
 from __future__ import annotations
 
-from trifed.methods.averaging import average_by_examples, download_mean, start_empty
-from trifed.methods.base import Method, Options, is_head
+from trifed.methods.base import Method, is_head
 
 METHOD = Method(
     name="ffa-lora",
@@ -17,9 +16,4 @@ METHOD = Method(
     adapter="lora",
     trains=lambda name: ".lora_B." in name or is_head(name),
     sends=lambda name: ".lora_B." in name or is_head(name),
-    evaluated_model="received",
-    options=Options,
-    start=start_empty,
-    aggregate=average_by_examples,
-    download=download_mean,
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trifed.methods.averaging import start_empty
 from trifed.methods.base import Method, Options, ServerContext, State, Upload, is_factor, is_head
 from trifed.methods.packing import Vector
 
@@ -29,8 +28,6 @@ METHOD = Method(
     trains=lambda name: is_factor(name) or is_head(name),
     sends=lambda name: False,
     evaluated_model="trained",
-    options=Options,
-    start=start_empty,
     aggregate=_aggregate,
     download=_download,
 )

@@ -18,8 +18,17 @@ from typing import cast
 import numpy as np
 from pydantic import Field
 
-from trifed.methods.averaging import average_by_examples, download_mean
-from trifed.methods.base import Method, Options, Proximal, ServerContext, State, Upload, is_factor, is_head
+from trifed.methods.base import (
+    Method,
+    Options,
+    Proximal,
+    ServerContext,
+    State,
+    Upload,
+    average_by_examples,
+    is_factor,
+    is_head,
+)
 
 
 class PFedMeOptions(Options):
@@ -60,6 +69,5 @@ METHOD = Method(
     options=PFedMeOptions,
     start=_start,
     aggregate=_aggregate,
-    download=download_mean,
     proximal=_proximal,
 )

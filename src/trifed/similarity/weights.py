@@ -26,15 +26,21 @@ def combine(s_data: npt.ArrayLike, s_model: npt.ArrayLike, data_share: float = 0
 
 
 def mixing_weights(
-    similarity: npt.ArrayLike, *, self_weight: float, temperature: float, decay: npt.ArrayLike | None = None
+    similarity: npt.ArrayLike,
+    *,
+    self_weight: float,
+    temperature: float,
+    decay: npt.ArrayLike | None = None,
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> Floats:
-    """The weights $w_{ij}$ of client j's core in client i's average.
+    """Return the weights $w_{ij}$ of client j's core in client i's average.
 
     - `similarity`: $S$, (N, N); its diagonal is not used.
     - `self_weight`: $w_{ii}$, in [0, 1].
     - `temperature`: > 0; small: only the most similar clients count; large: all others count alike.
     - `decay`: (N,) in [0, 1], how much each client's core still counts (age of its upload); None: all 1. It
       acts on a client's part in the averages of others, not on its own self-weight.
+    - `allowed`: (N, N), True where client j may count for client i; None: everywhere.
 
     Returns W, (N, N), rows summing to 1: $w_{ij} ∝ decay_j · exp(S_{ij}/temperature)$ for j ≠ i, scaled to
     1 - self_weight. Where nobody else counts (N = 1, or all others decayed to 0) the self-weight is 1.
@@ -50,6 +56,8 @@ def mixing_weights(
     if share.shape != (n,) or (share < 0).any() or (share > 1).any():
         raise SimilarityError(f"decay: got {share.shape}, expected ({n},) with numbers from 0 to 1")
     counted = ~np.eye(n, dtype=bool) & (share > 0)[None, :]
+    if allowed is not None:
+        counted &= allowed
     alone = ~counted.any(axis=1)
     scores = _scores(s, share, counted, temperature)
     others = np.where(counted, np.exp(scores), 0.0)

@@ -1,0 +1,178 @@
+"""Server parts that any averaging method can be given: who shares with whom, and how much each upload weighs.
+
+For client i each value is Σ_j s_ij k_j θ_j / Σ_j s_ij k_j over the round's uploads. s_ij: 1 if client j shares
+with client i, else 0. k_j: the weight of client j's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from trifed import similarity as sim
+from trifed.common.strict_settings import StrictSettings
+from trifed.methods.base import (
+    Features,
+    Labels,
+    Method,
+    Options,
+    ServerContext,
+    State,
+    SummarySeeds,
+    Upload,
+    average_by_examples,
+    average_evenly,
+)
+from trifed.methods.packing import Layout, Vector
+from trifed.methods.summaries import carry_over, projected
+
+HEAD, BIAS = "head.weight", "head.bias"
+
+
+class AggregationSettings(StrictSettings):
+    """How the server averages the clients' uploads; for any method whose server averages."""
+
+    weights: Literal["examples", "equal", "label-rows"] | None = Field(
+        None,
+        description="How much an upload weighs in an average: by the client's training examples, all equal, or by "
+        "examples with each row of the head by the client's examples of that label. Unset: the method's own rule.",
+    )
+    groups: Literal["all", "agreement"] | None = Field(
+        None,
+        description="Whose uploads a client's average holds: those of all clients, or of the clients whose data "
+        "summaries agree on the meaning of the labels. Unset: the method's own rule.",
+    )
+    agreement: float = Field(
+        2.0,
+        ge=0,
+        description="With groups = 'agreement': two clients share if their labels' means differ by less than this "
+        "many times what noise explains. With 0 no client shares with another.",
+    )
+
+    @property
+    def needs_summaries(self) -> bool:
+        """True if the server needs the clients' data summaries."""
+        return self.groups == "agreement" or self.weights == "label-rows"
+
+
+@dataclass(frozen=True)
+class GroupedMean:
+    """A server that averages for each client within the client's group, by the settings' weights.
+
+    State: `similarity_data`, (n_clients, n_clients), 1 up to what noise explains; `examples` of each label,
+    (n_clients, n_labels); `mixed`, (n_clients, n_values), the average for each client; `received`, (n_clients,),
+    whether a client's average holds any upload.
+    """
+
+    settings: AggregationSettings
+
+    def summarise(self, options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> sim.Summary:
+        """Return the label counts, and one mean and variance for each label."""
+        return sim.summarise(projected(features, seeds), labels, max_components=1, seed=seeds.own)
+
+    def start(self, options: Options, context: ServerContext) -> State:
+        """Return the state before round 1."""
+        summaries = [context.summaries[client] for client in range(context.clients)]
+        rows = max((shape[0] for name, shape in context.layout if name in (HEAD, BIAS)), default=0)
+        examples = np.zeros((context.clients, rows))
+        for client, summary in enumerate(summaries if rows else []):
+            examples[client, summary.class_labels] = summary.class_counts
+        return {
+            "similarity_data": agreement(summaries),
+            "examples": examples,
+            "mixed": np.tile(context.start, (context.clients, 1)),
+            "received": np.zeros(context.clients, bool),
+        }
+
+    def aggregate(
+        self, options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]
+    ) -> State:
+        """Average for each client; where all weights of a value are 0, the client's value stays."""
+        sent = [upload.client for upload in uploads]
+        rows, row = sim.different_rows((self._shares(state) | np.eye(context.clients, dtype=bool))[:, sent])
+        equal = self.settings.weights == "equal"
+        counts = np.array([1 if equal else upload.examples for upload in uploads], np.float64)[:, None]
+        weights = np.concatenate([counts, state["examples"][sent].astype(np.float64)], axis=1)
+        column = self._weight_columns(context.layout)
+        total = (rows @ weights)[:, column]
+        sums = rows @ (weights[:, column] * np.stack([upload.values for upload in uploads]))
+        mean = np.divide(sums, total, out=np.zeros_like(total), where=total > 0).astype(np.float32)
+        mixed = np.where((total > 0)[row], mean[row], state["mixed"].astype(np.float32))
+        shares = np.zeros((context.clients, context.clients))
+        shares[:, sent] = (rows * counts.T / np.maximum(rows @ counts, 1))[row]
+        received = np.logical_or(state["received"], rows.max(axis=1)[row] > 0)
+        return {**state, "mixed": mixed, "weights": shares, "received": received}
+
+    def on_membership_change(
+        self, options: Options, context: ServerContext, state: State, new_clients: Sequence[int]
+    ) -> State:
+        """Compare the summaries again; a client that starts over gets the mean of those that share with it."""
+        fresh = carry_over(state, self.start(options, context), ("mixed", "received"), new_clients)
+        for client in new_clients:
+            others = self._shares(fresh)[client] & fresh["received"].astype(bool)
+            if others.any():
+                fresh["mixed"][client] = fresh["mixed"][others].mean(0)
+                fresh["received"][client] = True
+        return fresh
+
+    def download(self, state: State, client: int) -> Vector | None:
+        """Return a client's average, (n_values,); None before it holds any upload."""
+        return state["mixed"][client].astype(np.float32) if state["received"][client] else None
+
+    def _shares(self, state: State) -> NDArray[np.bool_]:
+        """Return which clients share with which, (n_clients, n_clients)."""
+        similarity = state["similarity_data"].astype(np.float64)
+        if self.settings.groups != "agreement":
+            return np.ones(similarity.shape, bool)
+        return similarity * self.settings.agreement > 1.0
+
+    def _weight_columns(self, layout: Layout) -> NDArray[np.int64]:
+        """Return each value's column of weights, (n_values,): 0 for the client's, 1 + y for label y's."""
+        by_label = self.settings.weights == "label-rows"
+        return np.concatenate([
+            np.repeat(np.arange(1, 1 + shape[0]), int(np.prod(shape[1:]))) if by_label and name in (HEAD, BIAS)
+            else np.repeat(0, int(np.prod(shape)))
+            for name, shape in layout
+        ])  # fmt: skip
+
+
+def agreement(summaries: Sequence[sim.Summary]) -> NDArray[np.float64]:
+    """Return how well two clients' labels agree in meaning, (n_clients, n_clients): 1 up to what noise explains.
+
+    Clients without labels, or without one in common, count as agreeing: nothing speaks against it.
+    """
+    labelled = len({int(label) for summary in summaries for label in summary.class_labels}) > 1
+    ratio = sim.shared_label_ratio(summaries) if labelled else np.ones((len(summaries), len(summaries)))
+    return 1.0 / np.maximum(np.nan_to_num(ratio, nan=1.0), 1.0)
+
+
+def with_aggregation(method: Method, settings: AggregationSettings) -> Method:
+    """Return the method with its server following `settings`; unchanged where nothing is set.
+
+    Use `can_aggregate` first: it says whether the method's server averages.
+    """
+    if settings.weights is None and settings.groups is None:
+        return method
+    if method.with_aggregation is not None:
+        return method.with_aggregation(settings)
+    if not settings.needs_summaries:
+        return replace(method, aggregate=average_evenly if settings.weights == "equal" else average_by_examples)
+    server = GroupedMean(settings)
+    return replace(
+        method,
+        summarise=server.summarise,
+        start=server.start,
+        aggregate=server.aggregate,
+        download=server.download,
+        on_membership_change=server.on_membership_change,
+    )
+
+
+def can_aggregate(method: Method) -> bool:
+    """Return whether `with_aggregation` can change the method's server."""
+    return method.with_aggregation is not None or method.aggregate in (average_by_examples, average_evenly)

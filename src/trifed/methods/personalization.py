@@ -1,0 +1,139 @@
+"""Client parts that any method can be given: steps by which a client makes the shared result its own.
+
+- Label prior: the head's bias is the log of the client's own label shares, and stays at the client. Where clients
+  differ in how often each label occurs alone, p_i(y | x) ∝ π_i(y) p(x | y), and only the prior π_i is a client's
+  own: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (arXiv 2007.07314); by client as in Zhang
+  et al., "Federated learning with label distribution skew via logits calibration", ICML 2022 (arXiv 2209.00189).
+- Calibration: the head's weight is scaled on the client's validation examples before the model is used.
+- Interpolation: the model that is used lies between the trained and the received one.
+- Proximal term: training is pulled to what was received; Li et al., FedProx, MLSys 2020 (arXiv 1812.06127).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import Field
+
+from trifed.common.strict_settings import StrictSettings
+from trifed.methods.aggregation import BIAS, AggregationSettings, can_aggregate, with_aggregation
+from trifed.methods.base import Labels, Method, Options, Proximal
+from trifed.methods.packing import Tensors
+
+
+class PersonalizationSettings(StrictSettings):
+    """How a client makes the shared result its own; for any method."""
+
+    label_prior: bool = Field(
+        False,
+        description="Keep the head's bias at the client, where it starts at the log of the client's label shares.",
+    )
+    prior_smoothing: float = Field(
+        0.1, gt=0, description="Examples that are added to those of every label before the shares are taken."
+    )
+    calibrate: bool = Field(
+        False,
+        description="Scale the head's weight by the factor in [0, 1] that suits the client's validation examples, "
+        "and count their labels in the label prior too, before the model is used.",
+    )
+    interpolate: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Use a model between the one just trained (0) and the one received (1). Unset: the method's.",
+    )
+    proximal: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Strength μ of a proximal term that pulls local training to the received values. Unset: none.",
+    )
+    keep: list[str] = Field(
+        [],
+        description="Parameters that stay at the client although the method sends them, by name or beginning of a "
+        "name, such as 'head.'.",
+    )
+
+
+def compose(
+    method: Method,
+    personalization: PersonalizationSettings,
+    aggregation: AggregationSettings,
+    labelled: bool = True,
+) -> Method:
+    """Return a method with client parts and server parts in place of those that it has by default.
+
+    Args:
+        method: Any method; of a preset, its parts are replaced.
+        personalization: Client parts.
+        aggregation: Server parts.
+        labelled: False for a task without labels, which has no head: parts that need one are left out.
+    """
+    base = method.preset_of or method
+    plain = with_aggregation(base, aggregation)
+    composed = replace(plain, preset_of=base, calibrated=personalization.calibrate and labelled)
+    prior = personalization.label_prior and labelled
+    kept = (*personalization.keep, *([BIAS] if prior else []))
+    if kept:
+        composed = replace(composed, sends=lambda name: plain.sends(name) and not name.startswith(kept))
+    if prior:
+        composed = replace(composed, local_init=LabelPrior(personalization.prior_smoothing))
+    if personalization.interpolate is not None:
+        composed = replace(composed, evaluated_model="between", interpolation=personalization.interpolate)
+    if personalization.proximal is not None:
+        term = Proximal(strength=personalization.proximal)
+        composed = replace(composed, proximal=lambda options: term)
+    return composed
+
+
+@dataclass(frozen=True)
+class LabelPrior:
+    """Initial bias of the head from a client's label counts. `smoothing`: examples added to each label's."""
+
+    smoothing: float
+
+    def __call__(self, options: Options, labels: Labels, n_labels: int) -> Tensors:
+        """log π, (n_labels,): π_y = (n_y + smoothing) / (n + smoothing · n_labels)."""
+        counts = np.bincount(labels, minlength=n_labels) + self.smoothing
+        return {BIAS: np.log(counts / counts.sum()).astype(np.float32)}
+
+
+def part_problems(
+    method: Method, personalization: PersonalizationSettings, aggregation: AggregationSettings
+) -> Iterator[str]:
+    """Yield one sentence for each part that the method cannot be given."""
+    plain = method.preset_of or method
+    if personalization.proximal is not None and plain.proximal is not None:
+        yield (
+            f"personalization.proximal: '{method.name}' has a proximal term of its own; leave this out and set "
+            f"the method's option"
+        )
+    for name in ("weights", "groups"):
+        if getattr(aggregation, name) is not None and not can_aggregate(plain):
+            yield f"aggregation.{name}: the server of '{method.name}' does not average uploads; leave it out"
+
+
+def parts_left_out(
+    method: Method, personalization: PersonalizationSettings, aggregation: AggregationSettings, labelled: bool
+) -> Iterator[str]:
+    """Yield one sentence for each part that is set and has no meaning for the task or the method."""
+    plain = method.preset_of or method
+    sends_nothing = not any(map(plain.sends, EXAMPLES_OF_NAMES))
+    if not labelled:
+        for name in ("label_prior", "calibrate"):
+            if getattr(personalization, name):
+                yield f"personalization.{name}: left out, because this task has no labels and no head"
+        if aggregation.weights == "label-rows":
+            yield "aggregation.weights: 'label-rows' counts as 'examples', because this task has no labels"
+    elif aggregation.weights == "label-rows" and not any(map(plain.sends, (BIAS, "head.weight"))):
+        yield f"aggregation.weights: 'label-rows' counts as 'examples', because '{method.name}' sends no head"
+    if sends_nothing:
+        for name in ("interpolate", "proximal"):
+            if getattr(personalization, name) is not None:
+                yield f"personalization.{name}: left out, because '{method.name}' sends nothing"
+
+
+EXAMPLES_OF_NAMES = ("x.lora_A.weight", "x.lora_B.weight", "x.lora_C.weight", "head.weight", BIAS, "x.weight")
+"""One parameter name of each kind: a method that sends none of them sends nothing."""

@@ -1,0 +1,163 @@
+"""All methods that can be named: those of this package, of installed packages, of files and of a session.
+
+A method from outside comes by an entry point of the group `trifed.methods`, by `register_method` from Python, or
+from a file that defines `METHOD`. Between sites a server can name a method, never send one: both sides compare
+`code_hash`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from pkgutil import iter_modules
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from trifed.common.errors import ConfigError, nearest
+from trifed.methods.base import Method
+
+GROUP = "trifed.methods"
+BUILT_IN = "trifed"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a method comes from: `kind` is "trifed", "package", "file" or "python", `place` names it."""
+
+    kind: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.place}".strip()
+
+
+METHODS: dict[str, Method] = {}
+"""Every method that a run can name, by its name."""
+
+ORIGINS: dict[str, Origin] = {}
+"""Where each method that is not of this package comes from."""
+
+BROKEN: dict[str, str] = {}
+"""Entry points that could not be loaded: name → reason."""
+
+
+def register_method(method: Method, *, replace: bool = False, origin: Origin = Origin("python")) -> Method:
+    """Make a method known under its name, to this process.
+
+    Args:
+        method: The method.
+        replace: Allow to replace a method that was registered before, as when a notebook cell runs again. A method
+            of this package is never replaced.
+        origin: Where the method comes from.
+
+    Raises:
+        ConfigError: not a `Method`, or its name is taken.
+    """
+    if not isinstance(method, Method):
+        raise ConfigError([f"got {type(method).__name__}, expected a trifed.methods.Method"], str(origin))
+    if method.name in METHODS and not (replace and method.name in ORIGINS):
+        taken = ORIGINS.get(method.name, Origin(BUILT_IN))
+        way_out = "pass replace=True to replace it" if method.name in ORIGINS else "give it another name"
+        raise ConfigError([f"method '{method.name}' exists already, from {taken}; {way_out}"], str(origin))
+    METHODS[method.name] = method
+    ORIGINS[method.name] = origin
+    return method
+
+
+def load_method_file(path: Path) -> Method:
+    """Run a Python file that defines `METHOD`, and register that method.
+
+    Raises:
+        ConfigError: no such file, the file fails, or it defines no `METHOD`.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            [f"no such file; expected a Python file that defines METHOD, got {path}"], "--method-file"
+        )
+    spec = spec_from_file_location(f"trifed_method_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError([f"{path}: not a Python file; its name has to end in .py"], "--method-file")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except LOADING_ERRORS as error:
+        raise ConfigError(
+            [f"{path}: cannot be loaded ({type(error).__name__}: {error})"], "--method-file"
+        ) from error
+    method = getattr(module, "METHOD", None)
+    if not isinstance(method, Method):
+        raise ConfigError(
+            [f"{path}: defines no METHOD; expected METHOD = trifed.methods.Method(...)"], "--method-file"
+        )
+    return register_method(method, replace=True, origin=Origin("file", path.name))
+
+
+def unknown_method(name: str) -> str:
+    """Return a sentence for a method that is not known here."""
+    if name in BROKEN:
+        return f"got '{name}', which is installed and cannot be loaded: {BROKEN[name]}"
+    known = ", ".join(METHODS)
+    return f"got '{name}', expected one of {known}{nearest(name, METHODS)}; --method-file adds one from a file"
+
+
+def code_hash(method: Method) -> str:
+    """Return 16 hex digits over the source files of a method's functions; sites and server compare it."""
+    digest = hashlib.sha256(method.name.encode())
+    for source in sorted(set(_sources(method))):
+        digest.update(source.encode())
+    return digest.hexdigest()[:16]
+
+
+def _sources(method: Method) -> Iterator[str]:
+    for each in (method, *([method.preset_of] if method.preset_of else [])):
+        for field in fields(each):
+            yield from _source(getattr(each, field.name))
+
+
+def _source(value: Any) -> Iterator[str]:
+    """Yield the text of the file that defines a function or class; the function's code where there is no file."""
+    defined = value.__func__ if isinstance(value, MethodType) else value
+    if not isinstance(defined, FunctionType | type):
+        defined = type(defined) if callable(defined) else None
+    if defined is None:
+        return
+    try:
+        path = inspect.getsourcefile(defined)
+        yield (
+            Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else inspect.getsource(defined)
+        )
+    except (OSError, TypeError):
+        code = getattr(defined, "__code__", None)
+        yield f"{code.co_code.hex()} {code.co_consts}" if code else repr(defined)
+
+
+def _built_in() -> Iterator[Method]:
+    for module in iter_modules([str(Path(__file__).parent)]):
+        if module.name != "registry":
+            method = getattr(import_module(f"trifed.methods.{module.name}"), "METHOD", None)
+            if isinstance(method, Method):
+                yield method
+
+
+def _load_entry_point(entry: EntryPoint) -> None:
+    package = entry.dist.name if entry.dist else entry.value
+    try:
+        loaded = entry.load()
+        method = loaded.METHOD if isinstance(loaded, ModuleType) else loaded
+        register_method(method, origin=Origin("package", f"{package} {entry.dist.version if entry.dist else ''}"))
+    except LOADING_ERRORS as error:
+        BROKEN[entry.name] = f"{type(error).__name__} in {entry.value}: {error}"
+
+
+LOADING_ERRORS = (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, OSError, ConfigError)
+"""Errors that a method from outside may raise while it is loaded."""
+
+METHODS.update(sorted((method.name, method) for method in _built_in()))
+for _entry in entry_points(group=GROUP):
+    _load_entry_point(_entry)
