@@ -47,6 +47,13 @@ MODULES = {
 }
 """Page of the reference → the module it documents."""
 
+PARTS_OF_METHODS = {
+    "Parts of a method": "trifed.methods.base",
+    "Server parts for any method": "trifed.methods.aggregation",
+    "Personalization for any method": "trifed.methods.personalization",
+}
+"""Section at the end of the page of methods → the module it documents."""
+
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 """A Markdown link or picture: `!` of a picture, text, target, anchor. The text may contain brackets."""
 
@@ -133,12 +140,8 @@ def methods() -> Iterator[str]:
         module = importlib.import_module(entry.name)
         if hasattr(module, "METHOD"):
             yield from (f"## {module.METHOD.name}", "", f"::: {entry.name}", "    options: {heading_level: 3}", "")
-    yield from (
-        "## What a method is made of",
-        "",
-        "::: trifed.methods.base",
-        "    options: {heading_level: 3}",
-    )
+    for title, name in PARTS_OF_METHODS.items():
+        yield from (f"## {title}", "", f"::: {name}", "    options: {heading_level: 3}", "")
 
 
 def settings() -> Iterator[str]:
