@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trifed.export.export import export_client
     from trifed.federation.client_model import Classifier, Writer, load_client, load_writer
     from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
+    from trifed.methods import Method, register_method
     from trifed.reports.report import report
 
 # PEFT imports bitsandbytes wherever it is installed, which then tells of kernels that it lacks, and later of every
@@ -35,6 +36,7 @@ _HOMES = {
     "CompareConfig": "trifed.experiments.compare_config",
     "ComparisonResult": "trifed.experiments.compare",
     "RetrievalModel": "trifed.federation.retrieval",
+    "Method": "trifed.methods",
     "RunConfig": "trifed.config.run",
     "RunResult": "trifed.experiments.runner",
     "TriLoraConfig": "trifed.adapters",
@@ -49,6 +51,7 @@ _HOMES = {
     "load_result": "trifed.experiments.runner",
     "make_comparison": "trifed.experiments.compare_config",
     "make_config": "trifed.config.run",
+    "register_method": "trifed.methods",
     "report": "trifed.reports.report",
     "resume": "trifed.experiments.runner",
     "run": "trifed.experiments.runner",
@@ -71,6 +74,7 @@ __all__ = [
     "Classifier",
     "CompareConfig",
     "ComparisonResult",
+    "Method",
     "RetrievalModel",
     "RunConfig",
     "RunResult",
@@ -88,6 +92,7 @@ __all__ = [
     "load_writer",
     "make_comparison",
     "make_config",
+    "register_method",
     "report",
     "resume",
     "run",

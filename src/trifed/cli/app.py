@@ -17,7 +17,7 @@ from trifed.common.errors import ConfigError, RunError, TrifedError
 from trifed.common.version import __version__
 from trifed.config.run import RunConfig, make_config, overlay, read_toml
 from trifed.config.settings import TaskName
-from trifed.methods import METHODS
+from trifed.methods import METHODS, use_method_files
 
 INTERRUPTED = 130
 MISTAKE = 2
@@ -82,8 +82,12 @@ def _root(
     version: Annotated[
         bool, Flag("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    method_file: Annotated[
+        list[Path] | None,
+        Flag("--method-file", metavar="FILE.py", help="Python file that defines METHOD, a method; repeatable."),
+    ] = None,
 ) -> None:
-    pass
+    use_method_files(method_file or [])
 
 
 @app.command("run", help=RUN_HELP)
@@ -108,6 +112,14 @@ def run_command(
     column: Annotated[str | None, Flag(help="Column that names the client.")] = None,
     model: Annotated[str | None, Flag(help="Folder, hub name, or 'demo'.")] = None,
     method: Annotated[str | None, Flag(help=f"One of {', '.join(METHODS)}.")] = None,
+    method_file: Annotated[
+        Path | None,
+        Flag(
+            metavar="FILE.py",
+            help="Python file that defines METHOD; the run uses it unless --method says otherwise.",
+            show_default=False,
+        ),
+    ] = None,
     rounds: Annotated[int | None, Flag(help="Rounds of training and exchange.")] = None,
     rank: Annotated[int | None, Flag(help="Rank of the adapters.")] = None,
     learning_rate: Annotated[float | None, Flag(help="Of AdamW.")] = None,
@@ -121,6 +133,7 @@ def run_command(
     resume: Annotated[Path | None, Flag(help="Continue the run in this folder.", show_default=False)] = None,
 ) -> None:
     """Fine-tune one model across clients."""
+    own_method = use_method_files([method_file] if method_file else [])
     flags = {
         "name": name, "task": task, "seed": seed, "rounds": rounds, "baselines": baseline or None,
         "method.name": method, "model.name": model, "adapter.rank": rank, "data.source": data,
@@ -132,6 +145,8 @@ def run_command(
     }  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(_parse_setting(item) for item in setting or [])
+    if own_method and resume is None:
+        given.setdefault("method.name", own_method[0].name)
     if resume is not None:
         if config is not None or given:
             raise RunError("--resume takes the run's own configuration; leave the file and the other flags out")

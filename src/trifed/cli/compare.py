@@ -54,14 +54,22 @@ def register(app: typer.Typer) -> None:
         config: Annotated[Path, typer.Argument(help="A TOML file.", show_default=False)],
         jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out.")] = 1,
         runs: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+        method_file: Annotated[
+            list[Path] | None,
+            typer.Option(
+                metavar="FILE.py", help="Python file that defines METHOD, for `methods` to name; repeatable."
+            ),
+        ] = None,
         show: Annotated[bool, typer.Option("--show", help="Only show what there is so far.")] = False,
     ) -> None:
         # Imported late: --help should not wait for torch.
         from trifed.experiments.compare import compare, load_comparison
         from trifed.experiments.compare_config import read_comparison
+        from trifed.methods import use_method_files
         from trifed.reports.comparison.terminal import CompareWatch, render_comparison
 
         console = Console()
+        use_method_files(method_file or [])
         wanted = read_comparison(config)
         folder = runs / wanted.name
         if show:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from trifed.methods.aggregation import AggregationSettings
 from trifed.methods.base import Method, Options, ServerContext, State, Upload
 from trifed.methods.personalization import PersonalizationSettings, compose
-from trifed.methods.registry import METHODS, ORIGINS, code_hash, load_method_file, register_method, unknown_method
+from trifed.methods.registry import (
+    METHODS,
+    ORIGINS,
+    code_hash,
+    load_method_file,
+    register_method,
+    unknown_method,
+    use_method_files,
+)
 
 __all__ = [
     "METHODS",
@@ -22,4 +30,5 @@ __all__ = [
     "load_method_file",
     "register_method",
     "unknown_method",
+    "use_method_files",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -23,6 +24,8 @@ from trifed.common.errors import ConfigError, nearest
 from trifed.methods.base import Method
 
 GROUP = "trifed.methods"
+FILES = "TRIFED_METHOD_FILES"
+"""Environment variable: files of methods, separated as in PATH, that every process of a command loads."""
 BUILT_IN = "trifed"
 
 
@@ -98,6 +101,18 @@ def load_method_file(path: Path) -> Method:
     return register_method(method, replace=True, origin=Origin("file", path.name))
 
 
+def use_method_files(paths: Sequence[Path]) -> list[Method]:
+    """Load files of methods in this process, and in every process that it starts.
+
+    Raises:
+        ConfigError: as `load_method_file`.
+    """
+    found = [load_method_file(path) for path in paths]
+    if paths:
+        os.environ[FILES] = os.pathsep.join(str(path.resolve()) for path in paths)
+    return found
+
+
 def unknown_method(name: str) -> str:
     """Return a sentence for a method that is not known here."""
     if name in BROKEN:
@@ -161,3 +176,5 @@ LOADING_ERRORS = (ImportError, SyntaxError, AttributeError, NameError, TypeError
 METHODS.update(sorted((method.name, method) for method in _built_in()))
 for _entry in entry_points(group=GROUP):
     _load_entry_point(_entry)
+for _file in filter(None, os.environ.get(FILES, "").split(os.pathsep)):
+    load_method_file(Path(_file))
