@@ -219,7 +219,7 @@ def test_settings_are_accepted(kept: Path, record: Any) -> None:
         if path.parent.name != "flwr":
             make_config(kept_toml(str(path)), str(path))
     for name in ("node.toml", "flower-site/node.toml"):
-        assert record.internals().NodeSettings.model_validate(kept_toml(name)).name == "clinic"
+        assert record.internals().SiteSettings.model_validate(kept_toml(name)).name == "clinic"
 
 
 def test_the_identity_of_a_run_has_not_changed(kept: Path) -> None:

@@ -35,10 +35,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache, partial
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,27 +135,30 @@ RECORDER = Recorder()
 # -- what of trifed is used: all internal names are in this function, in `InProcess` and in `lead`
 
 
-def internals() -> SimpleNamespace:
-    """The parts that have no public name, wherever this version keeps them."""
-    import trifed
-    from trifed.config import to_toml
+def first(*places: str) -> Any:
+    """The first of `module:name` that this version has."""
+    for place in places:
+        module, _, name = place.partition(":")
+        with suppress(ImportError, AttributeError):
+            return getattr(import_module(module), name)
+    raise ImportError(f"this version has none of {', '.join(places)}; name its place in record.py")
 
-    found = SimpleNamespace(to_toml=to_toml)
-    try:
-        from trifed.federation.store import RunFolder
-    except ImportError:
-        from trifed.federation.run_folder import RunFolder
-    try:
-        from trifed.sites.coordinator import Coordinator
-        from trifed.sites.node import Node
-        from trifed.sites.node_settings import NodeSettings
-    except ImportError:
-        from trifed.deployment.coordinator import Coordinator
-        from trifed.deployment.site_process import SiteProcess as Node
-        from trifed.deployment.site_settings import SiteSettings as NodeSettings
-    found.RunFolder, found.Coordinator, found.Node, found.NodeSettings = RunFolder, Coordinator, Node, NodeSettings
-    [found.corpus] = Path(trifed.__file__).parent.rglob("support.jsonl")
-    return found
+
+def internals() -> SimpleNamespace:
+    """The parts that have no public name, wherever this version or an earlier one keeps them."""
+    import trifed
+
+    [corpus] = Path(trifed.__file__).parent.rglob("support.jsonl")
+    return SimpleNamespace(
+        corpus=corpus,
+        to_toml=first("trifed.config.run:to_toml", "trifed.config:to_toml"),
+        RunFolder=first("trifed.federation.run_folder:RunFolder", "trifed.federation.store:RunFolder"),
+        Coordinator=first("trifed.deployment.coordinator:Coordinator", "trifed.sites.coordinator:Coordinator"),
+        SiteProcess=first("trifed.deployment.site_process:SiteProcess", "trifed.sites.node:Node"),
+        SiteSettings=first(
+            "trifed.deployment.site_settings:SiteSettings", "trifed.sites.node_settings:NodeSettings"
+        ),
+    )
 
 
 class InProcess:
@@ -185,7 +189,7 @@ def lead(values: Json, changes: bool, listener: Callable[[Json], None], root: Pa
 
     def site(name: str, source: str) -> Any:
         settings = {"name": name, "data": {"source": source}, "folder": root / "sites" / name}
-        return use.Node(use.NodeSettings(**settings, privacy=GUARDS, tell_scores=True))
+        return use.SiteProcess(use.SiteSettings(**settings, privacy=GUARDS, tell_scores=True))
 
     # Numbers of nodes run against the order of the names, as Flower's do not follow them either.
     nodes = {10 - place: site(name, f"{name}.csv") for place, name in enumerate(SITES)}
