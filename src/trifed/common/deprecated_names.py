@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 DOCUMENTED = {
     "trifed.errors": "trifed.common.errors",
@@ -131,6 +132,12 @@ RENAMED = {
 }
 """Old attribute of `trifed` -> new attribute."""
 
+RENAMED_IN = {
+    "trifed.methods": {"Setting": "ServerContext"},
+    "trifed.methods.base": {"Setting": "ServerContext"},
+}
+"""Module -> old attribute -> new attribute: names that the reference documented."""
+
 
 class _MovedModules(MetaPathFinder, Loader):
     """Import a moved module by its old name."""
@@ -166,3 +173,16 @@ def renamed(name: str) -> str:
     if name in RENAMED:
         warnings.warn(f"trifed.{name} is now trifed.{RENAMED[name]}", DeprecationWarning, stacklevel=3)
     return RENAMED.get(name, name)
+
+
+def renamed_attribute(module: str, name: str) -> Any:
+    """Return what a module's attribute with an old name is today, with a warning.
+
+    Raises:
+        AttributeError: the name is no old one.
+    """
+    if name not in RENAMED_IN[module]:
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+    new = RENAMED_IN[module][name]
+    warnings.warn(f"{module}.{name} is now {module}.{new}", DeprecationWarning, stacklevel=3)
+    return getattr(sys.modules[module], new)

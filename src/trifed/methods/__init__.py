@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from trifed.common.deprecated_names import renamed_attribute
 from trifed.methods.aggregation import AggregationSettings
 from trifed.methods.base import Method, Options, ServerContext, State, Upload
 from trifed.methods.personalization import PersonalizationSettings, compose
@@ -32,3 +35,8 @@ __all__ = [
     "unknown_method",
     "use_method_files",
 ]
+
+if not TYPE_CHECKING:  # or mypy would accept any name
+
+    def __getattr__(name: str) -> Any:
+        return renamed_attribute(__name__, name)

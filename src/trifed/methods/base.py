@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trifed.adapters.settings import AdapterKind, AdapterSettings
+from trifed.common.deprecated_names import renamed_attribute
 from trifed.common.strict_settings import StrictSettings
 from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.similarity import Summary, mix
@@ -214,3 +215,9 @@ def is_factor(name: str) -> bool:
 def is_head(name: str) -> bool:
     """Return whether a parameter belongs to the task head."""
     return name.startswith("head.")
+
+
+if not TYPE_CHECKING:  # or mypy would accept any name
+
+    def __getattr__(name: str) -> Any:
+        return renamed_attribute(__name__, name)
