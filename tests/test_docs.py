@@ -9,9 +9,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from trifed import make_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -42,6 +45,12 @@ def test_the_files_that_a_page_names_exist(page):
     named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|md))`", page.read_text(encoding="utf-8")))
     folders = [REPOSITORY, REPOSITORY / "src" / "trifed"]
     assert [name for name in sorted(named) if not any((folder / name).exists() for folder in folders)] == []
+
+
+def test_the_parts_of_own_prior_fit_another_method():
+    (text,) = blocks("own-prior.md", "toml")
+    config = make_config(tomllib.loads(text))
+    assert config.method.name == "fedavg-lora" and config.personalization.interpolate == 0.75
 
 
 def test_a_method_is_added_by_following_the_page(demo_model, toy_table, tmp_path):
