@@ -8,6 +8,13 @@ from functools import cache
 from pathlib import Path
 
 import trifed
+from trifed import make_config, run
+from trifed.config.run import to_toml
+from trifed.deployment.coordinator import Coordinator
+from trifed.deployment.site_process import SiteProcess
+from trifed.deployment.site_settings import SiteSettings
+from trifed.federation.preparation import quiet
+from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS
 
 SOURCE = Path(trifed.__file__).parent
@@ -165,6 +172,39 @@ def test_similarity_methods_and_privacy_import_no_torch():
 def test_no_file_is_long():
     lengths = {place(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {path: lines for path, lines in lengths.items() if lines > 350} == {}
+
+
+class InProcess:
+    """Carries requests to sites in this process. A node's number says nothing of its client's place."""
+
+    def __init__(self, sites):
+        self.sites = dict(enumerate(reversed(sites), start=5))
+
+    def nodes(self):
+        return set(self.sites)
+
+    def ask(self, requests, seconds):
+        return {node: self.sites[node].answer(request) for node, request in requests.items()}
+
+
+def test_engines_agree(toy_values, site_tables):
+    """Same seed, same numbers to the last bit: in one simulation, and between sites that exchange messages."""
+    values = toy_values(method="own-prior", rounds=2, data={"labels": ["billing", "delivery", "login"]})
+    simulated = run(make_config(values), site_tables / "simulated").path / "clients"
+    names = sorted(path.name for path in simulated.iterdir())
+    sites = [
+        SiteProcess(
+            SiteSettings(name=name, data={"source": str(site_tables / f"{name}.csv")}, folder=site_tables / name)
+        )
+        for name in names
+    ]
+    config = make_config({**values, "deployment": {"clients": len(sites), "join_seconds": 2}})
+    folder = RunFolder.create(site_tables / "server")
+    folder.write_text("config.toml", to_toml(config))
+    Coordinator(config, InProcess(sites), folder, quiet, sleep=lambda seconds: None).run()
+    for name in names:
+        (own,) = (site_tables / name).rglob("model/adapter_model.safetensors")
+        assert own.read_bytes() == (simulated / name / "adapter_model.safetensors").read_bytes()
 
 
 BORDER = {"federation", "deployment", "similarity/summary.py", "privacy/masking.py"}
