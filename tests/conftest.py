@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import csv
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +27,9 @@ from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks.text_classification import load_encoder
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background; processes of tests inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -21,18 +21,37 @@ from trifed.deployment.worker import LOG, SOCKET, ask_worker, send
 LABELS = ["billing", "delivery", "login"]
 
 
-@pytest.fixture
-def node(toy_values, tmp_path):
-    """A node's settings file, and the greeting of a run; its worker is ended afterwards."""
-    values = toy_values(method="own-prior", rounds=2, data={"labels": LABELS})
-    source = values["data"]["source"]
-    text = f'name = "amber"\nfolder = "kept"\nidle_seconds = 60\n[data]\nsource = {json.dumps(source)}\n'
-    path = tmp_path / "node.toml"
-    path.write_text(text)
-    hello = Request("hello", {"run": "run-1", "config": settings_to_send(make_config(values))})
-    yield path, hello
+def write_settings(path, values, **changes):
+    settings = {"name": "amber", "folder": "kept", "idle_seconds": 600, **changes}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    path.write_text("\n".join([*lines, "[data]", f"source = {json.dumps(values['data']['source'])}", ""]))
+
+
+def end_workers(path):
     for pid in workers(path):
         os.kill(pid, signal.SIGKILL)
+    until_gone(path)
+
+
+@pytest.fixture(scope="module")
+def values(toy_values):
+    return toy_values(method="own-prior", rounds=2, data={"labels": LABELS})
+
+
+@pytest.fixture(scope="module")
+def path(values, tmp_path_factory):
+    """A site's settings file. Its worker, whose start takes seconds, is shared by all tests that do not end it."""
+    path = tmp_path_factory.mktemp("site") / "node.toml"
+    write_settings(path, values)
+    yield path
+    end_workers(path)
+
+
+@pytest.fixture
+def hello(values, request):
+    """The greeting of a run of this test's own."""
+    run = f"run-{abs(hash(request.node.name))}"
+    return Request("hello", {"run": run, "config": settings_to_send(make_config(values))})
 
 
 def workers(path):
@@ -44,95 +63,89 @@ def workers(path):
 
 
 def until_gone(path):
-    for _ in range(100):
+    for _ in range(600):
         if not workers(path):
             return
         time.sleep(0.1)
     raise AssertionError("the worker is still there")
 
 
-def open_and_train(path, hello, number=1, counts=0):
-    about = {"run": "run-1", "place": 0}
+def open_and_train(path, hello):
+    about = {"run": hello.facts["run"], "place": 0}
     opened = ask_worker(path, Request("open", about))
     assert opened.error is None
-    told = {**about, "round": number, "counts": counts, "asked": 2, "data": opened.facts["data"]}
-    return ask_worker(path, Request("train", told))
+    train = Request("train", {**about, "round": 1, "counts": 0, "asked": 2, "data": opened.facts["data"]})
+    return train, ask_worker(path, train)
 
 
-def test_one_process_answers_and_keeps_to_its_user(node):
-    path, hello = node
-    told = ask_worker(path, hello)
-    assert (told.error, told.facts["name"]) == (None, "amber")
+def test_one_process_answers_and_keeps_to_its_user(path, hello):
+    reply = ask_worker(path, hello)
+    assert (reply.error, reply.facts["name"]) == (None, "amber")
     first = workers(path)
     assert len(first) == 1
-    assert open_and_train(path, hello).parts["upload"]
+    assert open_and_train(path, hello)[1].parts["upload"]
     assert workers(path) == first
     folder = path.parent / "kept"
     assert (folder / SOCKET).stat().st_mode & 0o077 == 0
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_killed_in_between_it_comes_again_and_goes_on(node):
-    path, hello = node
+def test_nobody_waits_longer_than_the_server(path, hello):
     ask_worker(path, hello)
-    one = open_and_train(path, hello)
-    mark = json.loads(next((path.parent / "kept").rglob("data.json")).read_text())["mark"]
-    for pid in workers(path):
+    [pid] = workers(path)
+    os.kill(pid, signal.SIGSTOP)
+    reply = ask_worker(path, Request("open", {"run": hello.facts["run"], "place": 0, "seconds": 0.5}))
+    os.kill(pid, signal.SIGCONT)
+    assert reply.error == RefusalCode.UNREACHABLE
+
+
+def test_killed_while_it_works_it_says_so(path, hello, monkeypatch, caplog):
+    ask_worker(path, hello)
+    [pid] = workers(path)
+
+    def send_and_kill(*message):
+        send(*message)
         os.kill(pid, signal.SIGKILL)
-    until_gone(path)
-    again = ask_worker(
-        path, Request("train", {"run": "run-1", "place": 0, "round": 1, "counts": 0, "asked": 2, "data": mark})
-    )
+
+    monkeypatch.setattr("trifed.deployment.worker.send", send_and_kill)
+    reply = ask_worker(path, Request("open", {"run": hello.facts["run"], "place": 0}))
+    assert reply == Reply(error=RefusalCode.UNREACHABLE) and LOG in caplog.text
+
+
+def test_killed_in_between_it_comes_again_and_goes_on(path, hello):
+    ask_worker(path, hello)
+    train, one = open_and_train(path, hello)
+    end_workers(path)
+    again = ask_worker(path, train)
     assert again.error is None
     first, second = (load(reply.parts["upload"]) for reply in (one, again))
     assert {name: array.tolist() for name, array in first.items()} == {n: a.tolist() for n, a in second.items()}
 
 
-def test_killed_while_it_works_it_says_so(node, monkeypatch, caplog):
-    path, hello = node
+def test_settings_that_changed_hold_from_the_next_greeting(path, hello, values):
     ask_worker(path, hello)
-    [pid] = workers(path)
-
-    def sends(*message):
-        send(*message)
-        os.kill(pid, signal.SIGKILL)
-
-    monkeypatch.setattr("trifed.deployment.worker.send", sends)
-    told = ask_worker(path, Request("open", {"run": "run-1", "place": 0}))
-    assert told == Reply(error=RefusalCode.UNREACHABLE) and LOG in caplog.text
+    write_settings(path, values, name="basil")
+    assert ask_worker(path, hello).facts["name"] == "basil"
+    write_settings(path, values)
 
 
-def test_nobody_waits_longer_than_the_server(node):
-    path, hello = node
-    ask_worker(path, hello)
-    [pid] = workers(path)
-    os.kill(pid, signal.SIGSTOP)
-    told = ask_worker(path, Request("open", {"run": "run-1", "place": 0, "seconds": 0.5}))
-    assert told.error == RefusalCode.UNREACHABLE
-
-
-def test_idle_it_ends_and_comes_again(node):
-    path, hello = node
-    path.write_text(path.read_text().replace("idle_seconds = 60", "idle_seconds = 0.5"))
+def test_idle_it_ends_and_comes_again_in_a_deep_folder_too(hello, values, tmp_path):
+    """A socket's path has at most some hundred characters."""
+    path, deep = tmp_path / "node.toml", tmp_path / ("x" * 60) / ("y" * 60)
+    write_settings(path, values, folder=str(deep), idle_seconds=0.5)
     assert ask_worker(path, hello).error is None
     until_gone(path)
-    assert not (path.parent / "kept" / SOCKET).exists()
-    assert open_and_train(path, hello).error is None
-
-
-def test_settings_that_changed_hold_from_the_next_greeting(node):
-    path, hello = node
-    ask_worker(path, hello)
-    path.write_text(path.read_text().replace('"amber"', '"basil"'))
-    assert ask_worker(path, hello).facts["name"] == "basil"
+    assert not list(tmp_path.rglob(SOCKET))
+    assert open_and_train(path, hello)[1].error is None
+    end_workers(path)
 
 
 def test_mistakes_in_the_settings_are_said_at_the_site_alone(tmp_path, caplog):
     (tmp_path / "node.toml").write_text('nam = "amber"\n')
-    told = ask_worker(tmp_path / "node.toml", Request("hello"))
-    assert told == Reply(error=RefusalCode.SETTINGS_UNUSABLE)
+    reply = ask_worker(tmp_path / "node.toml", Request("hello"))
+    assert reply == Reply(error=RefusalCode.SETTINGS_UNUSABLE)
     assert str(tmp_path) in caplog.text and "name: missing" in caplog.text
-    assert ask_worker(tmp_path / "other.toml", Request("hello")) == told
+    assert ask_worker(tmp_path / "other.toml", Request("hello")) == reply
 
 
 def test_who_asks_needs_no_torch():
@@ -140,10 +153,3 @@ def test_who_asks_needs_no_torch():
         "import sys, trifed.deployment.worker; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_deep_folders_have_no_trouble_with_sockets(node, toy_values, tmp_path):
-    path, hello = node
-    deep = tmp_path / ("x" * 60) / ("y" * 60)
-    path.write_text(path.read_text().replace('"kept"', json.dumps(str(deep))))
-    assert ask_worker(path, hello).error is None

@@ -1,14 +1,62 @@
-"""Two small comparisons, made once: real processes on the tiny encoder."""
+"""Two small comparisons, made once, in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trifed.experiments import pool
 from trifed.experiments.compare import ComparisonResult, compare
-from trifed.experiments.compare_config import make_comparison
+from trifed.experiments.compare_config import Job, make_comparison
+from trifed.experiments.runner import resume, run
+
+
+class InThisProcess:
+    """Stands for the process of a run, whose start costs more than such a run: runs when polled a second time."""
+
+    stdin, returncode = None, None
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.folder, self.polled = job, folder, 0
+
+    def poll(self) -> int | None:
+        self.polled += 1
+        if self.polled == 2:
+            if (self.folder / "config.toml").is_file():
+                resume(self.folder)
+            else:
+                run(self.job.config, self.folder)
+            self.returncode = 0
+        return self.returncode
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """A comparison does its runs one after the other, without processes."""
+
+    def start(job: Job, root: Path, parallel: int) -> Any:
+        return pool._Running(job, InThisProcess(job, root / job.folder), io.StringIO())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "_start", start)
+        patch.setattr(pool, "POLL_SECONDS", 0)
+        yield
+
+
+@pytest.fixture
+def without_processes() -> Iterator[None]:
+    """Comparisons of this test do their runs in this process."""
+    with in_this_process():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +78,8 @@ def compared(
     """A finished comparison and what its listener heard. Do not write into its folder."""
     told: list[dict[str, Any]] = []
     folder = tmp_path_factory.mktemp("comparisons") / "small"
-    return compare(make_comparison(compare_values()), folder, jobs=2, listener=told.append), told
+    with in_this_process():
+        return compare(make_comparison(compare_values()), folder, listener=told.append), told
 
 
 @pytest.fixture(scope="session")
@@ -40,4 +89,5 @@ def tuned(
     """One method, one seed, its rate chosen from two and one beyond."""
     tuning = {"learning_rates": [1e-5, 1e-4], "seed": 7, "rounds": 2, "extend": 1}
     values = compare_values(name="tuned", methods=["local"], seeds=[0], tuning=tuning)
-    return compare(make_comparison(values), tmp_path_factory.mktemp("comparisons") / "tuned", jobs=2)
+    with in_this_process():
+        return compare(make_comparison(values), tmp_path_factory.mktemp("comparisons") / "tuned")

@@ -58,10 +58,9 @@ def test_all_mistakes_come_at_once(compare_values):
 def test_a_mistake_of_all_methods_is_said_for_each_place_once(compare_values):
     values = compare_values()
     values["run"] = {**values["run"], "rounds": 0}
-    assert refused(values) == [
-        "rounds: got 0, expected at least 1 (in local)",
-        "rounds: got 0, expected at least 1 (in fedavg-lora)",
-    ]
+    problems = refused(values)
+    assert [problem.split()[0] for problem in problems] == ["rounds:", "rounds:"]
+    assert "local" in problems[0] and "fedavg-lora" in problems[1]
 
 
 def test_every_run_gets_the_same_but_for_what_is_varied(compare_values, tmp_path):
@@ -70,8 +69,8 @@ def test_every_run_gets_the_same_but_for_what_is_varied(compare_values, tmp_path
         method_settings={"fedavg-lora": {"adapter": {"rank": 2}, "training": {"learning_rate": 0.5}}},
     )
     jobs = planned(make_comparison(values), tmp_path)
-    assert [str(job) for job in jobs[:4]] == [
-        "a · local · seed 0", "a · fedavg-lora · seed 0", "b · local · seed 0", "b · fedavg-lora · seed 0",
+    assert [(job.partition, job.method, job.config.seed) for job in jobs[:4]] == [
+        ("a", "local", 0), ("a", "fedavg-lora", 0), ("b", "local", 0), ("b", "fedavg-lora", 0),
     ]  # fmt: skip
     assert len({job.folder for job in jobs}) == len(jobs) == 8
     for one, other in zip(jobs[::2], jobs[1::2], strict=True):
