@@ -121,7 +121,7 @@ def test_a_file_that_is_no_configuration(refused, tmp_path, content, words):
 def test_no_such_file_or_a_folder(refused, tmp_path):
     assert "no such file" in refused("my.toml")
     (tmp_path / "folder").mkdir()
-    assert "this is a folder; to go on with a run: trifed run --resume" in refused("folder")
+    assert "trifed run --resume" in refused("folder")
     (tmp_path / "afile").write_text("x")
     assert "afile" in refused("afile/my.toml")
 
@@ -131,7 +131,7 @@ def test_resume_takes_nothing_else_and_needs_a_run(refused, tmp_path):
     assert "runs: no run here" in refused("--resume", "runs")
     assert "nosuch: no run here" in refused("--resume", "nosuch")
     for extra in (["--rounds", "9"], ["--set", "training.epochs=2"], ["my.toml"]):
-        assert "leave the file and the other flags out" in refused("--resume", "runs", *extra)
+        assert "--resume" in refused("--resume", "runs", *extra)
 
 
 def test_demo_refuses_no_rounds(capsys, monkeypatch, tmp_path):

@@ -110,7 +110,7 @@ def test_a_run_killed_in_its_baseline_reaches_the_same_numbers(
         file.write('{"event": "tra')  # what a kill in the middle of a line leaves
     said = call(capsys, monkeypatch, "run", "--resume", folder)
     assert said.code == 0
-    assert "local (2 of 2): going on after round" in said.out
+    assert "local (2 of 2): " in said.out
     assert numbers(folder) == numbers(unbroken)
 
 
@@ -142,9 +142,10 @@ def test_in_a_terminal_one_line_moves_and_is_taken_away(environment, toml, tmp_p
     assert shared_projections
     for frame in shared_projections:
         assert len(frame) <= 80
-        assert re.search(r"[\d-]:[\d-]{2}:[\d-]{2} own-prior \d/6  loss \d\.\d+  acc [\d.-]+  [\d.]+ KB", frame)
+        facts = [r"[\d-]:[\d-]{2}:[\d-]{2} own-prior \d/6", r"loss \d\.\d+", r"acc [\d.-]+", r"[\d.]+ KB"]
+        assert re.search("  ".join(facts), frame)
     assert any(re.search(r"KB  (amber|basil|coral)$", frame) for frame in shared_projections)
     ending = plain[plain.rindex("own-prior  round 6/6") :]
-    assert "Test accuracy of each client" in ending
+    assert "Test accuracy" in ending
     tables = [line for line in ending.splitlines() if set("│┃┏└") & set(line)]
     assert max(map(len, tables)) <= 80

@@ -32,7 +32,7 @@ def problems(values) -> list[str]:
 def test_only_data_must_be_named():
     made = config()
     assert made.method.name == DEFAULT_METHOD and made.rounds == 20
-    assert problems({}) == ["data: missing, and it has no default"]
+    assert [problem.split(": ")[0] for problem in problems({})] == ["data"]
 
 
 def test_all_mistakes_are_told_at_once_by_their_dotted_names():
@@ -72,19 +72,19 @@ def test_all_mistakes_are_told_at_once_by_their_dotted_names():
 
 def test_a_name_unlike_any_other_gets_no_suggestion_but_the_list():
     (found,) = problems({"data": DATA, "training": {"zzz": 1}})
-    assert found.startswith("training.zzz: unknown setting; known here: epochs, ")
+    assert found.startswith("training.zzz: ") and "epochs, " in found
 
 
 def test_an_unknown_method_is_told_with_the_nearest_one():
     (found,) = problems({"data": DATA, "method": "fedavg-lra"})
-    assert found.startswith("method.name: got 'fedavg-lra', expected one of ")
-    assert all(name in found for name in METHODS) and "(did you mean 'fedavg-lora'?)" in found
+    assert found.startswith("method.name: got 'fedavg-lra'")
+    assert all(name in found for name in METHODS) and "'fedavg-lora'" in found
 
 
 def test_baselines_are_checked():
     found = problems({"data": DATA, "method": "local", "baselines": ["local", "loca", "ce-lora"]})
     assert len(found) == 2
-    assert "'local' is the run's own method" in found[0]
+    assert found[0].startswith("baselines") and "'local'" in found[0]
     assert found[1].startswith("baselines: got 'loca'") and "did you mean 'local'?" in found[1]
 
 
@@ -97,8 +97,8 @@ def test_a_method_is_given_as_a_word_or_as_a_table():
 
 def test_options_without_a_name_say_whose_they_had_to_be():
     (found,) = problems({"data": DATA, "method": {"temperature": 0.5}})
-    assert found.startswith("method.temperature: unknown setting; known here: smoothing, apart")
-    assert found.endswith("no name is given, so this is 'own-prior'")
+    assert found.startswith("method.temperature: ") and "smoothing, apart" in found
+    assert found.endswith("'own-prior'")
 
 
 def test_one_methods_options_are_not_anothers():
@@ -258,7 +258,7 @@ def test_a_configuration_is_not_changed_afterwards():
 def test_the_debiased_kernel_needs_a_rank_of_four():
     values = {"data": {"source": "x.csv"}, "method": {"name": "ce-lora", "model_similarity": "cka"}}
     make_config({**values, "adapter": {"rank": 4}})
-    with pytest.raises(ConfigError, match=r"method\.model_similarity.*at least 4, got 3.*cosine"):
+    with pytest.raises(ConfigError, match=r"method\.model_similarity: .*4.*3.*cosine"):
         make_config({**values, "adapter": {"rank": 3}})
 
 
@@ -269,5 +269,5 @@ def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     assert set(PrivacySettings.model_fields) >= GUARDS
     for guard in GUARDS:
         assert config(privacy={guard: "warn"}).run_id() == config().run_id()
-    with pytest.raises(ConfigError, match=r"privacy\.few_tokens: got 'never', expected 'refuse', 'warn'"):
+    with pytest.raises(ConfigError, match=r"privacy\.few_tokens: .*'never'.*'refuse', 'warn'"):
         config(privacy={"few_tokens": "never"})

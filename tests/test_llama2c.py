@@ -221,10 +221,10 @@ def test_a_checkpoint_cut_short_is_named(llama2c: ModuleType, tmp_path: Path) ->
     path = tmp_path / "from" / "tiny.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match=rf"tiny\.bin: got 1000 bytes, expected {len(whole)} for "):
+    with pytest.raises(ValueError, match=rf"tiny\.bin: .*1000 bytes, .*{len(whole)} "):
         llama2c.convert(tmp_path / "from", tmp_path / "to")
     path.write_bytes(whole[:10])
-    with pytest.raises(ValueError, match=r"tiny\.bin: got 10 bytes, expected at least the 28 of the header"):
+    with pytest.raises(ValueError, match=r"tiny\.bin: .*\b10\b.*\b28\b"):
         llama2c.convert(tmp_path / "from", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
@@ -235,28 +235,26 @@ def test_a_checkpoint_cut_short_is_named(llama2c: ModuleType, tmp_path: Path) ->
 def test_a_header_that_cannot_be_is_shown(llama2c: ModuleType, tmp_path: Path, header: tuple[int, ...]) -> None:
     write_tiny(tmp_path / "from")
     (tmp_path / "from" / "tiny.bin").write_bytes(struct.pack("<7i", *header))
-    with pytest.raises(ValueError, match=rf"tiny\.bin: got a header of {', '.join(map(str, header))}, expected "):
+    with pytest.raises(ValueError, match=rf"tiny\.bin: .*{', '.join(map(str, header))}, "):
         llama2c.convert(tmp_path / "from", tmp_path / "to")
 
 
 def test_a_tokenizer_that_does_not_fit_is_named(llama2c: ModuleType, tmp_path: Path) -> None:
     write_tiny(tmp_path / "fewer", tokens=TINY_TOKENS[:-1])
-    with pytest.raises(ValueError, match=r"tok\.bin: got 264 tokens, expected 265 as in the checkpoint"):
+    with pytest.raises(ValueError, match=r"tok\.bin: .*264 tokens, .*265"):
         llama2c.convert(tmp_path / "fewer", tmp_path / "to")
     write_tiny(tmp_path / "twice", tokens=[*TINY_TOKENS[:-1], "a"])
-    with pytest.raises(ValueError, match=r"tok\.bin: got 1 tokens twice, expected 265 different ones"):
+    with pytest.raises(ValueError, match=r"tok\.bin: .*1 .*twice.*265"):
         llama2c.convert(tmp_path / "twice", tmp_path / "to")
     write_tiny(tmp_path / "other", tokens=[*TINY_TOKENS[:3], "the", *TINY_TOKENS[4:]])
-    with pytest.raises(ValueError, match=r"tok\.bin: got 'the' as token 3, expected <0x00>"):
+    with pytest.raises(ValueError, match=r"tok\.bin: .*'the'.* 3, .*<0x00>"):
         llama2c.convert(tmp_path / "other", tmp_path / "to")
     write_tiny(tmp_path / "short")
     path = tmp_path / "short" / "tok.bin"
     whole = path.read_bytes()
     for cut in (1, 5):
         path.write_bytes(whole[:-cut])
-        with pytest.raises(
-            ValueError, match=rf"tok\.bin: got {len(whole) - cut} bytes, expected .* to end token 264"
-        ):
+        with pytest.raises(ValueError, match=rf"tok\.bin: .*{len(whole) - cut} bytes, .* 264"):
             llama2c.convert(tmp_path / "short", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
@@ -271,5 +269,5 @@ def test_the_command_converts_or_says_what_is_wrong(
     assert capsys.readouterr().out == f"{to}\n"
     assert AutoTokenizer.from_pretrained(to)("ab").input_ids == [1, 264]
     (source / "tok.bin").unlink()
-    with pytest.raises(SystemExit, match=r"from: got tiny\.bin, expected one checkpoint .* and one tokenizer"):
+    with pytest.raises(SystemExit, match=r"from: .*tiny\.bin.*checkpoint.*tokenizer"):
         llama2c.main()

@@ -108,11 +108,11 @@ def test_factors_of_another_shape_or_layer_are_refused(bert, saved):
     changed = tensors(saved)
     name = next(n for n in changed if "lora_C" in n)
     save_file(changed | {name: torch.zeros(3, 3)}, saved / "adapter_model.safetensors")
-    with pytest.raises(AdapterError, match=r"has shape \(3, 3\), expected \(4, 4\)"):
+    with pytest.raises(AdapterError, match=r"\(3, 3\).*\(4, 4\)"):
         PeftModel.from_pretrained(bert.base(), saved, ignore_mismatched_sizes=True)
     other = name.replace("layer.0", "layer.9")
     save_file(changed | {other: torch.zeros(4, 4)}, saved / "adapter_model.safetensors")
-    with pytest.raises(AdapterError, match=r"layer\.9.*belongs to no adapted layer"):
+    with pytest.raises(AdapterError, match=r"layer\.9\."):
         load_adapter(bert.base(), saved)
 
 
@@ -133,7 +133,7 @@ def test_folders_that_are_no_tri_matrix_adapter_are_refused(bert, saved, tmp_pat
     with pytest.raises(AdapterError, match=r"has no adapter_model\.safetensors"):
         load_adapter(bert.base(), saved)
     get_peft_model(bert.base(), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "plain")
-    with pytest.raises(AdapterError, match="of type 'LORA': expected 'TRILORA'"):
+    with pytest.raises(AdapterError, match=r"'LORA'.*'TRILORA'"):
         load_adapter(bert.base(), tmp_path / "plain")
     (tmp_path / "plain" / "adapter_config.json").write_text("[]")
     with pytest.raises(AdapterError, match="not a JSON object"):

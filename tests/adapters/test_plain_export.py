@@ -131,13 +131,13 @@ def test_an_export_is_whole_or_not_there(bert, tmp_path, monkeypatch):
 def test_nothing_is_overwritten(bert, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     for target in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(AdapterError, match="is not an empty folder"):
+        with pytest.raises(AdapterError, match=str(target)):
             export_plain_lora(bert.adapted(), target)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
 def test_other_adapters_are_refused(bert):
-    with pytest.raises(AdapterError, match=r"no tri-matrix adapter 'other': the model has \['default'\]"):
+    with pytest.raises(AdapterError, match=r"'other'.*\['default'\]"):
         to_plain_lora(bert.adapted(), "other")
     plain = get_peft_model(bert.base(), LoraConfig(target_modules=["query"]))
     with pytest.raises(AdapterError, match=r"the model has \[\]"):

@@ -168,7 +168,7 @@ def test_a_configuration_changed_after_construction_is_checked_again(bert):
 
 def test_a_rank_above_the_layer_is_refused_before_the_model_is_touched(llama, train):
     base = llama.base()
-    with pytest.raises(AdapterError, match=r"v_proj.*8 outputs and 16 inputs.*largest is 8"):
+    with pytest.raises(AdapterError, match=r"v_proj.*\b8\b.*\b16\b.*\b8\b"):
         llama.adapted(base, r=9, train=train)
     assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
     pattern = {"v_proj": 8}
@@ -294,5 +294,5 @@ def test_autocast_runs_the_adapter_in_bf16_too(family, train, logits, randomise)
 def test_weighted_mixtures_are_refused(bert):
     model = bert.adapted()
     model.add_adapter("second", bert.config())
-    with pytest.raises(AdapterError, match="it would ignore the cores"):
+    with pytest.raises(AdapterError, match="cores"):
         model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mix")

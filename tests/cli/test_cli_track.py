@@ -23,7 +23,7 @@ def test_a_run_is_written_where_it_is_said(track, tmp_path, finished):
     said = track(run.path, "--to", "tensorboard", "--into", "the board")
     assert said.code == 0
     points = (3 + 2 + 3) + 3 * (3 + 2 + 1 + 3 + 3)  # accuracy, bytes, loss; accuracy and loss of three clients
-    assert f"ce-lora: {points} points of 3 rounds, in the board/{run.path.name}" in said.out
+    assert f"ce-lora: {points} " in said.out and f"board/{run.path.name}" in said.out
     assert shlex.split(said.out.splitlines()[-1].removeprefix("To look: ")) == [
         "tensorboard", "--logdir", f"the board/{run.path.name}",
     ]  # fmt: skip
@@ -50,6 +50,6 @@ def test_what_is_refused(track, tmp_path, args, words):
 
 def test_the_help_names_the_extras(track):
     text = track("--help").out
-    assert "Example" in text and "trifed track runs/demo --to tensorboard" in text
+    assert "Example" in text and "trifed track runs/demo" in text and "--to tensorboard" in text
     assert "trifed[tensorboard]" in text and "trifed[mlflow]" in text
     assert max(map(len, text.splitlines())) <= 80

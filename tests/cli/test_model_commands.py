@@ -47,7 +47,7 @@ def rows_of(text):
 def test_export_says_where_the_folder_is(trifed, run_folder, tmp_path, form):
     said = trifed("export", run_folder, "--client", "amber", "--form", form, "--to", tmp_path / "new")
     assert (said.code, said.err) == (0, "")
-    assert said.out == f"{tmp_path / 'new'}: {form}; how to load it is in its README.md\n"
+    assert said.out.startswith(f"{tmp_path / 'new'}: {form}") and said.out.count("\n") == 1
     asked = trifed("predict", tmp_path / "new", "--text", TEXTS[0])
     if form == "lora-no-head":
         assert asked.code == 2 and "without its head" in asked.err
@@ -76,7 +76,7 @@ def test_a_baselines_client_is_exported_from_its_own_folder(trifed, run_folder, 
     shutil.copytree(finished("local").path, whole / "baselines" / "local")
     said = trifed("export", whole / "baselines" / "local", "--client", "amber", "--form", "tri-matrix")
     assert said.code == 2
-    assert "got the form 'tri-matrix'" in said.err and "expected one of lora, lora-no-head, merged" in said.err
+    assert "'tri-matrix'" in said.err and "lora, lora-no-head, merged" in said.err
     assert trifed("export", whole / "baselines" / "local", "--client", "amber").code == 0
     assert (whole / "baselines" / "local" / "exports" / "lora" / "amber" / "README.md").is_file()
 
@@ -85,7 +85,7 @@ def test_a_baselines_client_is_exported_from_its_own_folder(trifed, run_folder, 
 def test_export_asks_for_one_client_or_all(trifed, run_folder, flags):
     said = trifed("export", run_folder, *flags)
     assert said.code == 2
-    assert "give either --client NAME or --all; the clients are amber, basil, coral" in said.err
+    assert "--client NAME" in said.err and "amber, basil, coral" in said.err
 
 
 def test_predict_reads_a_file_lines_and_flags_alike(trifed, run_folder, tmp_path):
@@ -128,26 +128,28 @@ def test_predict_writes_a_new_file_by_its_ending_and_never_over_another(trifed, 
     said = trifed(*amber, "--out", tmp_path / "new.csv" / "below.csv")
     assert said.code == 2 and "cannot be written" in said.err
     said = trifed(*amber, "--out", tmp_path / "other.csv", "--format", "table")
-    assert said.code == 2 and "a table is for a terminal" in said.err
+    assert said.code == 2 and "--format" in said.err
+    assert not (tmp_path / "other.csv").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"new.csv", "new.jsonl"}
 
 
 def test_a_bad_line_leaves_no_file(trifed, run_folder, tmp_path):
     said = trifed("predict", run_folder, "--client", "amber", "--out", tmp_path / "new.csv", stdin=b"good\n\n")
-    assert said == (2, "", "error: standard input, line 2: the text is empty; expected one that is not\n")
+    assert (said.code, said.out) == (2, "")
+    assert "standard input, line 2: " in said.err and said.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_and_text_together_are_refused(trifed, run_folder, toy_table):
     said = trifed("predict", run_folder, toy_table, "--client", "amber", "--text", "invoice")
-    assert said.code == 2 and "give one of the two" in said.err
+    assert said.code == 2 and "--text" in said.err
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_a_column_is_named_by_its_flag(trifed, run_folder, toy_table, command):
     said = trifed(command, run_folder, toy_table, "--client", "amber", "--text-column", "txt")
     assert said.code == 2
-    assert "no column 'txt'" in said.err and "Did you mean 'text'? Set --text-column" in said.err
+    assert all(token in said.err for token in ("'txt'", "'text'?", "--text-column"))
 
 
 def test_evaluate_shows_labels_and_what_is_confused(trifed, run_folder, toy_table):
@@ -165,7 +167,7 @@ def test_evaluate_shows_labels_and_what_is_confused(trifed, run_folder, toy_tabl
 def test_evaluate_refuses_labels_of_another_column(trifed, run_folder, toy_table):
     said = trifed("evaluate", run_folder, toy_table, "--client", "all", "--label-column", "site")
     assert (said.code, said.out) == (2, "")
-    assert "row 1: the label 'amber' is none" in said.err and "it knows billing, delivery, login" in said.err
+    assert "row 1: " in said.err and "'amber'" in said.err and "billing, delivery, login" in said.err
 
 
 def test_ctrl_c_leaves_no_file(run_folder, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,8 @@ def test_duplicates_are_dropped_and_counted(write_rows: WriteRows) -> None:
     rows = [*numbered(30), {"text": "t0", "label": 0}, {"text": "t1", "label": 0}]
     path = write_rows("t.jsonl", rows)
     data = make(path, clients=IID)
-    assert data.notes == ["dropped 2 duplicate rows (1 of them had another label than the row kept)"]
+    [note] = data.notes
+    assert re.findall(r"\d+", note) == ["2", "1"] and "duplicate" in note
     assert sum(row.train + row.valid + row.test for row in split_table(data)) == 30
     kept = make(path, clients=IID, drop_duplicates=False)
     assert sum(row.train + row.valid + row.test for row in split_table(kept)) == 32
@@ -110,36 +112,39 @@ def test_the_global_test_set_loses_rows_of_the_table(write_rows: WriteRows) -> N
     data = make(path, clients=IID, test=str(test))
     assert data.global_test is not None
     assert (data.global_test.texts, data.global_test.labels.tolist()) == (["new"], [1])
-    assert data.notes == ["dropped 1 row of the global test set that also occur in the table"]
+    [note] = data.notes
+    assert re.findall(r"\d+", note) == ["1"] and "global test" in note
     kept = make(path, clients=IID, test=str(test), drop_duplicates=False)
     assert kept.global_test is not None and len(kept.global_test) == 2
     known = write_rows("known.jsonl", numbered(3))
-    with pytest.raises(DataError, match="all 3 rows also occur"):
+    with pytest.raises(DataError, match="all 3 rows"):
         make(path, clients=IID, test=str(known))
 
 
 def test_a_test_label_that_nobody_trains_on_is_named(write_rows: WriteRows) -> None:
     test = write_rows("test.jsonl", [{"text": "new", "label": 1}, {"text": "newer", "label": 7}])
-    with pytest.raises(DataError, match=r"no client's training data: 7 \(1 of 2 rows\)"):
+    with pytest.raises(DataError, match=r": 7 \(1 of 2"):
         make(write_rows("t.jsonl", numbered(30)), clients=IID, test=str(test))
 
 
 def test_both_limits_on_examples_hold(topics: Path) -> None:
     data = make(topics, max_examples=90, clients=ClientSettings(split="iid", count=3, max_examples=20))
     assert [row.train + row.valid + row.test for row in split_table(data)] == [20, 20, 20]
-    assert data.notes == ["kept 90 of 240 rows, drawn at random (data.max_examples)"]
+    [note] = data.notes
+    assert re.findall(r"\d+", note) == ["90", "240"] and "data.max_examples" in note
 
 
 def test_small_clients_are_an_error_or_kept_without_data(write_rows: WriteRows) -> None:
     rows = numbered(40, site="large") + numbered(4, prefix="u", site="small")
     path = write_rows("t.jsonl", rows)
-    with pytest.raises(DataError, match=r"fewer than 10 examples: small \(4\).*allow_empty_clients"):
+    with pytest.raises(DataError, match=r"10 examples: small \(4\).*allow_empty_clients"):
         make(path, clients=BY_SITE)
     data = make(path, clients=BY_SITE, allow_empty_clients=True)
     assert [client.name for client in data.clients] == ["large", "small"]
     assert [len(part) for part in parts(data.clients[1])] == [0, 0, 0]
     assert data.clients[1].train.labels.dtype == np.int64
-    assert data.notes == ["kept without data, for having fewer than 10 examples: small (4)"]
+    [note] = data.notes
+    assert note.endswith("10 examples: small (4)")
     assert "small" in render_split_text(data)
 
 
@@ -162,10 +167,11 @@ def test_clients_with_one_label_are_named(write_rows: WriteRows) -> None:
 
 def test_a_client_without_anything_to_test_on_is_named(write_rows: WriteRows) -> None:
     path = write_rows("t.jsonl", numbered(30, n_labels=30))
-    with pytest.raises(DataError, match="nothing can be held out to test on for client-00"):
+    with pytest.raises(DataError, match="client-00"):
         make(path, clients=IID)
     data = make(path, clients=IID, test_fraction=0.0)
-    assert data.notes == ["no example to spare for validation: client-00, client-01, client-02"]
+    [note] = data.notes
+    assert note.endswith("validation: client-00, client-01, client-02")
 
 
 def test_the_summary_counts_what_the_clients_hold(topics: Path) -> None:
@@ -187,7 +193,7 @@ def rendered(data: FederatedData) -> str:
 def test_few_labels_have_a_column_each(topics: Path) -> None:
     data = make(topics, clients=BY_SITE)
     for text in (render_split_text(data), rendered(data)):
-        assert "topic-3" in text and "3 clients, 4 labels, 240 examples" in text
+        assert all(token in text for token in ("topic-3", "3 clients", "4 labels", "240 examples"))
         assert "most frequent" not in text
 
 

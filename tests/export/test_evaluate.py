@@ -92,8 +92,7 @@ def test_a_label_that_the_model_does_not_know_is_refused(run_of):
     data = Labelled("f.jsonl", "line", [Asked(4, "x"), Asked(7, "y"), Asked(9, "z")], ["login", "Login", "other"])
     with pytest.raises(
         DataError,
-        match=r"f\.jsonl, line 7: the label 'Login' is none .*'amber' knows \(2 such rows in all\); "
-        r"it knows billing, delivery, login\.",
+        match=r"f\.jsonl, line 7.*'Login'.*'amber'.*\(2 .*billing, delivery, login",
     ):
         evaluate_client(found, load_located(found), data)
 

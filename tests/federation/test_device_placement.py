@@ -29,7 +29,7 @@ def test_blocks_stay_whole_and_follow_each_other(model):
 
 
 def test_a_model_that_all_gpus_together_do_not_hold_is_refused(model):
-    with pytest.raises(ModelError, match=r"do not hold this model; 'encoder.layer.*found no place.*'nf4'"):
+    with pytest.raises(ModelError, match=r"'encoder\.layer.*'nf4'"):
         places(model, {0: 300_000, 1: 300_000})
 
 
@@ -45,17 +45,20 @@ def test_spread_over_one_device_it_is_the_same_model(model):
 def test_few_bits_are_not_spread(model, monkeypatch):
     monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 2)
     model.is_quantized = True
-    with pytest.raises(ModelError, match="'cuda:all' spreads bases of 32 and 16 bits"):
+    with pytest.raises(ModelError, match=r"'cuda:all'.*32 and 16 bits"):
         place(model, TrainingSettings(device="cuda:all"))
 
 
 def test_without_a_gpu(model, monkeypatch):
     monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 0)
-    with pytest.raises(RunError, match="got 'cuda:all', but PyTorch sees 0 CUDA devices"):
+    with pytest.raises(RunError, match=r"'cuda:all'.*0 CUDA devices"):
         place(model, TrainingSettings(device="cuda:all"))
 
 
 def test_other_words_are_refused():
     values = {"data": {"source": "a.csv"}, "training": {"device": "cuda:many"}}
-    with pytest.raises(ConfigError, match="expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'cuda:all'"):
+    with pytest.raises(ConfigError) as refused:
         make_config(values)
+    [problem] = refused.value.problems
+    assert problem.startswith("training.device: ")
+    assert all(f"'{device}'" in problem for device in ("cuda:many", "auto", "cpu", "cuda", "cuda:1", "cuda:all"))

@@ -62,8 +62,8 @@ def test_without_a_template_instructions_stand_in_the_usual_one(tiny_language):
     shared_model = bench_of(tiny_language())
     data = shared_model.encode(examples(prompt=["Go", "Go"], input=["", "far"], answer=["I go", "I go"]))
     assert [before for before, _ in read(shared_model, data)] == [
-        "<s>### Instruction:\nGo\n\n### Response:\n",
-        "<s>### Instruction:\nGo\n\n### Input:\nfar\n\n### Response:\n",
+        "\n".join(["<s>### Instruction:", "Go", "", "### Response:", ""]),
+        "\n".join(["<s>### Instruction:", "Go", "", "### Input:", "far", "", "### Response:", ""]),
     ]
 
 
@@ -84,7 +84,7 @@ def test_prompts_may_stand_in_the_chat_template(tiny_language):
 
 def test_without_a_chat_template_a_conversation_is_explained(tiny_language):
     talk = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    with pytest.raises(ModelError, match=r"no chat template.*name columns of prompts and answers"):
+    with pytest.raises(ModelError, match=r"chat template"):
         bench_of(tiny_language()).encode(examples(messages=[talk]))
 
 
@@ -259,10 +259,10 @@ def test_what_is_no_conversation_is_named_by_its_row(tmp_path, talk, said):
 
 
 def test_a_model_of_another_kind_and_too_long_texts_are_refused(tiny_encoder, tiny_language):
-    with pytest.raises(ModelError, match=r"needs a model that predicts the next token.*fits task = 'text-class"):
+    with pytest.raises(ModelError, match=r"next token.*task = 'text-class"):
         TASK.load(str(tiny_encoder))
     base = TASK.load(str(tiny_language()))
-    with pytest.raises(ModelError, match="got 500, but this model reads at most 128 tokens"):
+    with pytest.raises(ModelError, match=r"max_length: .*500.* 128 tokens"):
         TASK.encode(base, examples(text=["a"]), ModelSettings(max_length=500))
 
 
@@ -273,13 +273,15 @@ def test_a_report_says_what_is_measured(tiny_language, instructions, tmp_path):
     assert result.summary["perplexity"]["mean"] == pytest.approx(np.exp(losses).mean())
     assert result.summary["perplexity"]["worst"] == pytest.approx(np.exp(max(losses)))
     page = trifed.report(result.path, tmp_path / "report.md").read_text()
-    assert "mean test next-token accuracy over 2 clients" in page
+    assert "next-token accuracy" in page and "2 clients" in page
     assert f"Perplexity: {np.exp(losses).mean():.3g} in the mean" in page
 
 
 def test_where_labels_are_learned_there_has_to_be_a_column_of_them():
-    with pytest.raises(ConfigError, match=r"data\.label: got '', and task = 'text-classification' learns labels"):
+    with pytest.raises(ConfigError) as refused:
         make_config({"data": {"source": "x.csv", "label": ""}})
+    [problem] = refused.value.problems
+    assert problem.startswith("data.label: ") and "'text-classification'" in problem
 
 
 def test_a_column_of_labels_may_be_named_and_survives_the_file():

@@ -157,16 +157,16 @@ def test_an_export_and_its_card_give_the_same_answers(image_values, tmp_path, fo
 
 
 def test_a_model_of_another_kind_names_the_tasks_that_it_fits(tiny_vision, tiny_encoder):
-    with pytest.raises(ModelError, match=r"is a 'bert' model; .* needs a vision model.*fits task = 'text-class"):
+    with pytest.raises(ModelError, match=r"'bert'.*'text-class"):
         TASK.load(str(tiny_encoder))
-    with pytest.raises(ModelError, match=r"is a 'vit' model; .* needs an encoder.*fits task = 'image-class"):
+    with pytest.raises(ModelError, match=r"'vit'.*'image-class"):
         TASKS["text-classification"].load(str(tiny_vision("vit")))
 
 
 def test_a_processor_of_another_size_is_refused(tiny_vision):
     base = TASK.load(str(tiny_vision("vit")))
     processor = AutoImageProcessor.from_pretrained(tiny_vision("vit"), size={"height": 24, "width": 24})
-    with pytest.raises(ModelError, match="makes 24 × 24 pixels, and this model reads 16 × 16"):
+    with pytest.raises(ModelError, match=r"24 × 24.*16 ×"):
         TASK.encode(replace(base, processor=processor), examples(pictures()), ModelSettings())
 
 

@@ -214,14 +214,14 @@ def test_from_the_command_line(trained, captions_table, paint, tmp_path):
     assert labels == {"a green thing", "a violet thing"}
     refused = call(*asked)
     assert isinstance(refused.exception, DataError)
-    assert "give the texts, each with --text" in str(refused.exception)
+    assert "--text" in str(refused.exception)
     evaluated_model = call("evaluate", trained.path, captions_table, "--client", "all", "--format", "json")
     assert evaluated_model.exit_code == 0, evaluated_model.output
     for client in json.loads(evaluated_model.stdout)["clients"]:
         assert (client["examples"], client["captions"]) == (96, 6)
         assert client["caption_found"] > 0.3 > 1 / 6
     table = call("evaluate", trained.path, captions_table, "--client", "north")
-    assert table.exit_code == 0 and "96 images with 6 captions" in table.output
+    assert table.exit_code == 0 and "96 images" in table.output and "6 captions" in table.output
 
 
 @pytest.mark.parametrize(
@@ -245,15 +245,16 @@ def test_an_export_matches_with_and_without_this_package(
 
 
 def test_what_it_is_not_is_said(trained, tiny_vision, captions_table):
-    with pytest.raises(RunError, match=r"says which text fits an image; in Python: trifed.load_matcher"):
+    with pytest.raises(RunError, match=r"trifed\.load_"):
         load_client(trained.path / "clients" / "north")
-    with pytest.raises(RunError, match=r"says which text fits an image"):
+    with pytest.raises(RunError, match="fits an image"):
         trained.writer("north")
-    with pytest.raises(ModelError, match="needs a model of images and texts"):
+    with pytest.raises(ModelError, match="images and texts"):
         TASK.load(str(tiny_vision("vit")))
     values = values_of("x", captions_table)
-    with pytest.raises(ConfigError, match="a step in parts would be another one"):
+    with pytest.raises(ConfigError) as refused:
         make_config({**values, "training": {"micro_batch": 4}})
+    assert refused.value.problems[0].startswith("training.micro_batch: ")
 
 
 def test_ranks_by_hand():

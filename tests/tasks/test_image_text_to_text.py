@@ -131,7 +131,7 @@ def test_what_is_too_long(tiny_scenes, examples):
     data = shared_model.encode(examples(["a"], ["yes and no"]))
     assert data.cut == 1
     assert read(shared_model, data) == [("<s>" + "<image>" * 4 + "\na", "yes a")]
-    with pytest.raises(ModelError, match=r"max_length: 12 leaves no room.*are 16 tokens"):
+    with pytest.raises(ModelError, match=r"max_length: 12 .*16 tokens"):
         shared_model.encode(examples(["long prompt"[:10]], ["y"]))
     with pytest.raises(ModelError, match="reads at most 128"):
         bench_of(tiny_scenes(), max_length=256).encode(examples(["a"], ["b"]))
@@ -144,7 +144,7 @@ def test_one_tower_may_be_left_as_it_is(tiny_scenes, towers, wanted):
 
 
 def test_a_model_that_only_reads_texts_is_refused(tiny_language):
-    with pytest.raises(ModelError, match=r"needs a model that writes about an image.*fits task = 'causal-lm'"):
+    with pytest.raises(ModelError, match=r"image.*task = 'causal-lm'"):
         TASK.load(str(tiny_language()))
 
 
@@ -259,7 +259,7 @@ def test_answers_are_about_the_image_in_batches_and_alone(trained, tmp_path, pai
     ]
     assert together == alone
     assert {together[0], together[2]} <= set(ANSWERS.values())  # the second prompt is one it never saw
-    with pytest.raises(RunError, match="reads an image with every prompt"):
+    with pytest.raises(RunError, match="an image with every"):
         writer.answer(["color?"])
 
 
@@ -289,7 +289,7 @@ def test_predict_and_evaluate_read_images_and_prompts(trained, scenes_table, tmp
     assert table.exit_code == 0, table.output
     assert len(list(csv.DictReader(io.StringIO(table.stdout)))) == 48
     for words in (["--text", "color?"], ["--image", image], []):
-        assert "give a file with the columns 'photo' and 'ask', or both" in str(call(*asked, *words).exception)
+        assert "'photo' and 'ask'" in str(call(*asked, *words).exception)
     pair = call(*asked, "--image", image, "--image", image, "--text", "color?")
     assert isinstance(pair.exception, DataError)
     done = call("evaluate", trained.path, scenes_table, "--client", "all", "--format", "json", "--tokens", 2)

@@ -75,7 +75,7 @@ def test_a_model_that_needs_its_activations_says_so(request, monkeypatch):
     base = TASKS["image-classification"].load(str(request.getfixturevalue("tiny_vision")()))
     monkeypatch.setattr(type(base.model), "supports_gradient_checkpointing", False)
     settings = (ModelSettings(), AdapterSettings(rank=4), TrainingSettings(gradient_checkpointing=True))
-    with pytest.raises(ModelError, match="a 'vit' model cannot do without its activations"):
+    with pytest.raises(ModelError, match="'vit' model"):
         build_shared_model(base, METHODS["local"], 3, 0, settings, TASKS["image-classification"])
 
 
@@ -157,7 +157,7 @@ def test_a_run_over_a_base_in_few_bits(tiny_language, tmp_path, dtype, method):
 
 def test_without_the_package_for_few_bits(tiny_language, monkeypatch):
     monkeypatch.setattr("trifed.tasks.base_model.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"'nf4' needs bitsandbytes.*pip install 'trifed\[quantized\]'"):
+    with pytest.raises(ModelError, match=r"'nf4'.*'trifed\[quantized\]'"):
         TASKS["causal-lm"].load(str(tiny_language()), "nf4")
 
 
@@ -165,5 +165,5 @@ def test_without_the_package_for_few_bits(tiny_language, monkeypatch):
 def test_methods_that_need_the_bases_own_gradient_refuse_few_bits(tiny_language, method):
     task = TASKS["causal-lm"]
     settings = (ModelSettings(dtype="int8"), AdapterSettings(rank=4), TrainingSettings(device="cpu"))
-    with pytest.raises(ModelError, match=f"'{method}' needs the base model's own gradient"):
+    with pytest.raises(ModelError, match=rf"model\.dtype: got 'int8'.*'{method}'"):
         build_shared_model(task.load(str(tiny_language())), METHODS[method], 1, 0, settings, task)
