@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from trifed.adapters import adapted_layers, export_plain_lora, to_plain_lora
 from trifed.adapters import export as export_module
 from trifed.common.errors import AdapterError
 
-# Runs where this package cannot be imported. One process for all cases: starting torch takes seconds.
+# Runs where this package cannot be imported, once for all cases.
 _PLAIN_PEFT = """
 import json, os, sys, warnings
 sys.modules["trifed"] = None
@@ -41,7 +39,9 @@ for case in json.load(open(f"{root}/cases.json")):
 """
 
 
-def test_plain_peft_computes_the_same_without_this_package(families, ids, randomise, logits, tmp_path):
+def test_plain_peft_computes_the_same_without_this_package(
+    families, ids, randomise, logits, tmp_path, plain_python
+):
     cases = []
     for family in families:
         for train in ("all", "core"):
@@ -61,10 +61,9 @@ def test_plain_peft_computes_the_same_without_this_package(families, ids, random
             assert export_plain_lora(model, folder / "plain") == folder / "plain"
             cases.append({"name": folder.name, "class": type(base).__name__})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-c", _PLAIN_PEFT, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [word for case in cases for word in ("ok", case["name"])]
+    assert plain_python(_PLAIN_PEFT, tmp_path, str(tmp_path)).split() == [
+        word for case in cases for word in ("ok", case["name"])
+    ]
 
 
 def test_the_fold_is_b_times_c_and_the_scale_is_kept(family, train, randomise):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +34,9 @@ WITH_HEAD = [(kind, form) for kind, forms in KINDS.items() for form in forms if 
 # Runs the Python of every folder's README.md where this package cannot be imported.
 ELSEWHERE = """
 import json, os, re, sys
-sys.modules["trifed"] = None
 import numpy as np
-import torch
 
 folders, texts, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-torch.set_num_threads(1)
 results = {}
 for folder in folders:
     os.chdir(folder)
@@ -54,20 +48,18 @@ np.savez(out, **results)
 """
 
 
-def run_cards(folders, tmp_path):
+@pytest.fixture(scope="module")
+def run_cards(plain_python, tmp_path_factory):
     """What the README of each folder computes for TEXTS, (n, n_labels) or (n, hidden), in a plain interpreter."""
-    out = tmp_path / "out.npz"
-    names = [str(folder.resolve()) for folder in folders]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, json.dumps(names), json.dumps(TEXTS), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(out) as results:
-        return {folder: results[name] for folder, name in zip(folders, names, strict=True)}
+
+    def results_of(folders):
+        home = tmp_path_factory.mktemp("elsewhere")
+        names = [str(folder.resolve()) for folder in folders]
+        plain_python(ELSEWHERE, home, json.dumps(names), json.dumps(TEXTS), str(home / "out.npz"))
+        with np.load(home / "out.npz") as results:
+            return {folder: results[name] for folder, name in zip(folders, names, strict=True)}
+
+    return results_of
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +74,9 @@ def exported(run_of, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(exported, tmp_path_factory):
+def elsewhere(exported, run_cards):
     """(kind, form) → what the folder's README computes without this package."""
-    results = run_cards(list(exported.values()), tmp_path_factory.mktemp("elsewhere"))
+    results = run_cards(list(exported.values()))
     return {key: results[folder] for key, folder in exported.items()}
 
 
@@ -179,12 +171,12 @@ def test_the_card_of_a_noised_training_says_what_its_guarantee_leaves_out(own_co
 
 
 @pytest.mark.parametrize("pooling", ["cls", "pooler"])
-def test_every_pooling_gives_a_snippet_that_computes_it(pooling, own_copy, save_as_client, tmp_path):
+def test_every_pooling_gives_a_snippet_that_computes_it(pooling, own_copy, save_as_client, tmp_path, run_cards):
     run = own_copy("local")
     save_as_client(run / "clients" / "amber", METHODS["ce-lora"], pooling=pooling)
     own = trifed.load_client(run / "clients" / "amber").probabilities(TEXTS)
     folders = [export_client(run, "amber", form, tmp_path / form) for form in ("lora", "merged")]
-    for probabilities in run_cards(folders, tmp_path).values():
+    for probabilities in run_cards(folders).values():
         np.testing.assert_allclose(np.log(probabilities), np.log(own), rtol=1e-5, atol=1e-5)
     config = json.loads((tmp_path / "merged" / "config.json").read_text(encoding="utf-8"))
     # BERT's own classifier is one linear layer on the pooler: that pooling alone is a stock class.
@@ -299,7 +291,7 @@ def test_the_cards_header_is_what_a_hub_reads(own_copy, tiny_encoder, tmp_path):
         }
 
 
-def test_a_model_of_two_texts_says_so_in_its_snippet(own_copy, tmp_path):
+def test_a_model_of_two_texts_says_so_in_its_snippet(own_copy, tmp_path, run_cards):
     run = own_copy("local")
     config = (run / "config.toml").read_text(encoding="utf-8")
     changed = config.replace('text = "text"', 'text = "text"\ntext_pair = "other"')
@@ -309,4 +301,4 @@ def test_a_model_of_two_texts_says_so_in_its_snippet(own_copy, tmp_path):
     for folder in folders:
         assert 'classify(["' in (folder / "README.md").read_text(encoding="utf-8")
         assert '"], ["' in (folder / "README.md").read_text(encoding="utf-8")  # two texts
-    assert set(run_cards(folders, tmp_path)) == set(folders)  # each snippet runs its own example
+    assert set(run_cards(folders)) == set(folders)  # each snippet runs its own example

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -77,25 +74,11 @@ np.save(out, logits.numpy())
 """
 
 
-def test_plain_lora_loads_by_plain_peft_without_this_package(finished, tiny_encoder, tmp_path):
+def test_plain_lora_loads_by_plain_peft_without_this_package(finished, tiny_encoder, tmp_path, plain_python):
     folder = finished("local").path / "clients" / "coral"
     texts = ["invoice refund word001", "parcel", "account password reset token word002 word003 word004"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PLAIN,
-            str(tiny_encoder),
-            str(folder),
-            json.dumps(texts),
-            str(tmp_path / "out.npy"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = [str(tiny_encoder), str(folder), json.dumps(texts), str(tmp_path / "out.npy")]
+    plain_python(PLAIN, tmp_path, *words)
     logits = np.load(tmp_path / "out.npy")
     assert logits.std() > 0
     own = load_client(folder).probabilities(texts)
