@@ -16,6 +16,8 @@ import tomli_w
 from test_cli_help import call, finished_run
 from trifed.config.run import read_toml
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 24
 COMMAND = [sys.executable, "-m", "trifed.cli.app", "run"]
 PATIENCE = 300

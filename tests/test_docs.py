@@ -53,6 +53,7 @@ def test_the_parts_of_own_prior_fit_another_method():
     assert config.method.name == "fedavg-lora" and config.personalization.interpolate == 0.75
 
 
+@pytest.mark.slow
 def test_a_method_is_added_by_following_the_page(demo_model, toy_table, tmp_path):
     (tmp_path / "capped_lora.py").write_text(blocks("add-a-method.md", "python")[0], encoding="utf-8")
     with toy_table.open(newline="", encoding="utf-8") as old, (tmp_path / "tickets.csv").open("w") as new:
@@ -68,6 +69,7 @@ def test_a_method_is_added_by_following_the_page(demo_model, toy_table, tmp_path
     assert summary["method"] == "capped-lora" and summary["finished"]
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_as_it_stands(demo_model, tmp_path):
     told = do([sys.executable, "-c", "\n".join(blocks("tutorial.md", "python"))], tmp_path)
     assert "bytes sent" in told and "layer.0.attention.self.query.lora_C.weight" in told

@@ -31,6 +31,7 @@ def test_the_frames_are_the_best_approximation_of_their_rank(rows, columns, rank
     torch.testing.assert_close(b.norm(dim=0), squares[:rank].sqrt(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(1030, 1100), (1100, 1030)])
 def test_large_weights_have_the_frames_that_the_whole_svd_gives(rows, columns):
     w = weight(rows, columns)
@@ -42,6 +43,7 @@ def test_large_weights_have_the_frames_that_the_whole_svd_gives(rows, columns):
     assert hash_frames([("x", a, b)]) == hash_frames([("x", *expected)])
 
 
+@pytest.mark.slow
 def test_large_weights_whose_singular_values_fall_off_are_still_exact():
     """The fourth is a thousandth of the first: squared, half of float64's digits would be gone."""
     left, right = (torch.linalg.qr(weight(size, 6).double()).Q for size in (1030, 1100))

@@ -170,6 +170,7 @@ def test_evaluate_refuses_labels_of_another_column(trifed, run_folder, toy_table
     assert "row 1: " in said.err and "'amber'" in said.err and "billing, delivery, login" in said.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_file(run_folder, tmp_path):
     out = tmp_path / "out" / "labels.csv"
     command = [
@@ -204,6 +205,7 @@ def test_ctrl_c_leaves_no_file(run_folder, tmp_path):
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_in_a_terminal_the_table_comes_whole_after_the_bar(run_folder):
     command = ["-m", "trifed.cli.app", "predict", str(run_folder), "--client", "amber", "--text", TEXTS[0]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}

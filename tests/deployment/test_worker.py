@@ -18,6 +18,8 @@ from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.refusals import RefusalCode
 from trifed.deployment.worker import LOG, SOCKET, ask_worker, send
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["billing", "delivery", "login"]
 
 
