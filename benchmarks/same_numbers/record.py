@@ -5,8 +5,9 @@
 
 Every method runs for three rounds on a random two-layer BERT and three sites of the demo corpus: with 32 bits and
 with 1 bit a number, without and with `[privacy]`, in the simulator and between sites in one process, uninterrupted
-and stopped after round 2 and resumed. Recorded are the event log, a hash of every message, of every tensor file in
-the run's folder and in the sites' folders, the ledgers, and the result. Left out are seconds and random names.
+and stopped after round 2 and resumed. A few cases are of other settings and tasks, one is an audit. Recorded are
+the event log, a hash of every message, of every tensor file in the run's folder and in the sites' folders, the
+ledgers, and the result. Left out are seconds and random names.
 
 The two JSON files have to come from one machine with the same packages: another processor rounds differently.
 """
@@ -29,21 +30,24 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache, partial
 from importlib import import_module
+from io import BytesIO, StringIO
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import safetensors.numpy
@@ -230,12 +234,15 @@ def changing(channel: InProcess, site: Callable[[str, str], Any]) -> Callable[[A
 
 @dataclass(frozen=True)
 class Case:
-    """One run. `changes`: settings over those that all cases have; `changing`: sites come, change and leave."""
+    """One run. `changes`: settings over those that all cases have; `changing`: sites come, change and leave;
+    `audited`: the settings are attacked by `trifed audit` instead of a run.
+    """
 
     name: str
     sites: bool = False
     stop: bool = False
     changing: bool = False
+    audited: bool = False
     changes: Json = field(default_factory=dict)
 
 
@@ -258,6 +265,7 @@ def cases() -> dict[str, Case]:
                             )
                         )
         found += more(engine)
+    found += other_tasks()
     return {case.name: case for case in found}
 
 
@@ -295,13 +303,36 @@ def more(engine: str) -> Iterator[Case]:
         yield Case(f"{engine}/{changes['method']}/{name}", sites=sites, changes=changes)
 
 
-def merged(values: Json, changes: Mapping[str, Any]) -> Json:
-    """`values` with nested `changes` over them; None removes a setting."""
+def other_tasks() -> Iterator[Case]:
+    """A language model and an image classifier, and an audit of a text classifier."""
+    tasks: dict[str, Json] = {
+        "causal-lm": {
+            "model": {"name": "language", "max_length": 64},
+            "data": {"prompt": "text", "answer": "label", "labels": None},
+        },
+        "image-classification": {
+            "model": {"name": "vision", "max_length": None},
+            "data": {"source": "images.parquet", "labels": None},
+        },
+    }
+    for task, changes in tasks.items():
+        for method in ("own-prior", "ce-lora"):
+            for privacy in ("none", "steps"):
+                more = {"task": task, "method": method, "privacy": PRIVACY[privacy]}
+                if task == "causal-lm" and privacy != "none":
+                    more["model"] = {"packing": False}
+                yield Case(f"tasks/{task}/{method}/{privacy}", changes=merged(changes, more, keep=True))
+    yield Case("audit/own-prior", audited=True, changes={"method": "own-prior", "rounds": 1})
+
+
+def merged(values: Json, changes: Mapping[str, Any], keep: bool = False) -> Json:
+    """`values` with nested `changes` over them; None removes a setting, unless it is kept for a later merge."""
     result = dict(values)
     for name, change in changes.items():
         inner = result.get(name)
-        result[name] = merged(inner, change) if isinstance(inner, dict) and isinstance(change, dict) else change
-    return {name: value for name, value in result.items() if value is not None}
+        both = isinstance(inner, dict) and isinstance(change, dict)
+        result[name] = merged(inner, change, keep) if both else change
+    return {name: value for name, value in result.items() if keep or value is not None}
 
 
 def values_of(case: Case, labels: list[str]) -> Json:
@@ -377,6 +408,52 @@ def write_model(folder: Path, texts: list[str]) -> None:
         BertModel(config).save_pretrained(folder)
 
 
+def write_language(folder: Path) -> None:
+    """A random Llama (2 layers, hidden 32) that reads bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    config = AutoConfig.for_model(
+        "llama", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=128, initializer_range=0.2, bos_token_id=0, eos_token_id=1,
+        pad_token_id=None, vocab_size=len(words),
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def write_vision(folder: Path) -> None:
+    """A random ViT (1 layer, hidden 32); beside it `images.parquet`, noisy images of three colors at two sites."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from transformers import AutoConfig, AutoModel, ViTImageProcessor
+
+    config = AutoConfig.for_model(
+        "vit", image_size=16, patch_size=8, num_hidden_layers=1, num_attention_heads=4, hidden_size=32,
+        intermediate_size=64,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    rng, rows = np.random.default_rng(0), []
+    for site in ("north", "south"):
+        for label, color in [("amber", (200, 150, 40)), ("green", (60, 190, 70)), ("violet", (150, 60, 200))] * 8:
+            pixels = rng.normal(color, 60, (20, 18, 3)).clip(0, 255).astype(np.uint8)
+            file = BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            rows.append({"image": {"bytes": file.getvalue(), "path": None}, "label": label, "site": site})
+    pq.write_table(pa.Table.from_pylist(rows), folder.parent / "images.parquet")
+
+
 @cache
 def materials() -> tuple[Path, list[str]]:
     """A folder with model and data, made once in a process, and the labels."""
@@ -385,6 +462,8 @@ def materials() -> tuple[Path, list[str]]:
     labels = write_table(folder)
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
         write_model(folder / "base", [row["text"] for row in csv.DictReader(file)])
+    write_language(folder / "language")
+    write_vision(folder / "vision")
     return folder, labels
 
 
@@ -434,11 +513,42 @@ def carry_out(case: Case) -> Json:
                 leads = partial(lead, values, case.changing)
                 stopped(case, leads, leads)
                 return {**facts_of(Path("server")), "sites": facts_of(Path("sites"))}
+            if case.audited:
+                return audit(config)
             path = Path("runs/tiny")
             stopped(case, lambda listener: run(config, path, listener), lambda listener: resume(path, listener))
             return facts_of(path)
         finally:
             os.chdir(before)
+
+
+def audit(config: Any) -> Json:
+    """What `trifed audit` writes of a configuration, by the command itself."""
+    import trifed.cli
+
+    Path("audited.toml").write_text(internals().to_toml(config), encoding="utf-8")
+    words = [
+        "trifed",
+        "audit",
+        "audited.toml",
+        "--batch",
+        "1",
+        "--trials",
+        "1",
+        "--rounds",
+        "1",
+        "--into",
+        "audit",
+    ]
+    with patch.object(sys, "argv", words), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        try:
+            trifed.cli.main()
+        except SystemExit as ended:
+            if ended.code:
+                raise
+    found = timeless(json.loads(Path("audit/audit.json").read_text(encoding="utf-8")))
+    kept = ("reconstruction", "membership", "labels", "means", "round", "client")
+    return {"audit.json": {name: found[name] for name in kept}, "messages": sorted(RECORDER.messages)}
 
 
 # -- what is recorded
@@ -525,10 +635,13 @@ def main() -> None:
         raise SystemExit(0 if arguments.list else "no case is chosen, or no OUT.json is given; see --help")
     began = time.perf_counter()
     found = {}
-    for name, facts, seconds in results(names, arguments.jobs):
-        found[name] = facts
-        print(f"{seconds:6.2f} s  {name}{'  (refused)' if 'refused' in facts else ''}", flush=True)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        for name, facts, seconds in results(names, arguments.jobs):
+            found[name] = facts
+            print(f"{seconds:6.2f} s  {name}{'  (refused)' if 'refused' in facts else ''}", flush=True)
+    finally:  # what there is when a case fails or somebody stops it: compare.py --part
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(found)} cases in {time.perf_counter() - began:.0f} s: {arguments.out}")
 
 
