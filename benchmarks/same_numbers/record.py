@@ -157,7 +157,11 @@ def internals() -> SimpleNamespace:
         corpus=corpus,
         to_toml=first("trifed.config.run:to_toml", "trifed.config:to_toml"),
         RunFolder=first("trifed.federation.run_folder:RunFolder", "trifed.federation.store:RunFolder"),
-        Coordinator=first("trifed.deployment.coordinator:Coordinator", "trifed.sites.coordinator:Coordinator"),
+        Coordinator=first(
+            "trifed.deployment.site_transport:SiteTransport",
+            "trifed.deployment.coordinator:Coordinator",
+            "trifed.sites.coordinator:Coordinator",
+        ),
         SiteProcess=first("trifed.deployment.site_process:SiteProcess", "trifed.sites.node:Node"),
         SiteSettings=first(
             "trifed.deployment.site_settings:SiteSettings", "trifed.sites.node_settings:NodeSettings"

@@ -162,9 +162,7 @@ def measure(name: str, clients: int, rounds: int, seed: int, opens: bool, work: 
     each = [play(server, number, examples, changes) for number in range(1, rounds + 1)]
     found |= {key: statistics.median(r[key] for r in each[1:] or each) for key in each[0]}
     found |= {"rounds": each, "peak_mib": peak() - before}
-    # What a run between sites keeps after every round; see `Coordinator._save`.
-    known = {f"known/{client}": values for client, values in server.known.items()}
-    kept = {**server.state, **known, "counts": np.full(clients, rounds), "start": start}
+    kept = {**server.state_dict(), "counts": np.full(clients, rounds)}  # of each client the round that counts
     found["state_bytes"] = sum(array.nbytes for array in kept.values())
     with tempfile.TemporaryDirectory(dir=work) as folder:
         run = RunFolder(Path(folder))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from trifed import make_config
-from trifed.deployment.coordinator import Coordinator
 from trifed.deployment.site_process import SiteProcess
 from trifed.deployment.site_settings import SiteSettings
+from trifed.deployment.site_transport import SiteTransport
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
 
@@ -60,7 +60,7 @@ def federation(site_tables, toy_values):
         path = tables / folder
         store = RunFolder.open(path) if path.exists() else RunFolder.create(path)
         store.write_text("config.toml", "")
-        return Coordinator(make_config(values), channel, store, quiet, sleep=lambda seconds: None), channel
+        return SiteTransport(make_config(values), channel, store, quiet, sleep=lambda seconds: None), channel
 
     def node(site, **more):
         settings = {

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from trifed.common.errors import RunError
-from trifed.deployment.client_manager import PATIENCE
-from trifed.deployment.coordinator import settings_to_send
+from trifed.deployment.client_manager import MAX_UNANSWERED
 from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.refusals import RefusalCode
+from trifed.deployment.site_transport import settings_to_send
 
 SITES = ["amber", "basil", "coral"]
 
@@ -93,7 +93,7 @@ def test_a_name_stays_with_its_key_unless_the_run_says_otherwise(bound, federati
         assert events(coordinator, "refused")[0]["code"] == "other_key"
     else:
         assert trained == [2, 3] and joined == [*SITES, "basil"]
-        assert [member.node for member in coordinator.checkpoint.members] == [0, 99, 2]
+        assert [record.node for record in coordinator.checkpoint.records] == [0, 99, 2]
 
 
 def test_a_name_stays_with_its_key_when_the_run_goes_on(federation, events):
@@ -113,7 +113,7 @@ def test_who_never_answers_a_greeting_is_not_greeted_for_ever(federation, events
     nodes[9] = federation.node("amber", name="dill", folder=nodes[0].settings.folder / "dill")
     coordinator, channel = federation(nodes=nodes, faults={("hello", 0, "dill"): "deaf"}, rounds=4)
     coordinator.run()
-    assert len([kind for kind, _, name, _ in channel.asked if (kind, name) == ("hello", "dill")]) == PATIENCE
+    assert len([kind for kind, _, name, _ in channel.asked if (kind, name) == ("hello", "dill")]) == MAX_UNANSWERED
     [refused] = events(coordinator, "refused")
     assert refused["node"] == "9" and "did not answer 3 greetings, 2 seconds each" in refused["reason"]
 
@@ -133,7 +133,7 @@ def test_who_cannot_be_opened_is_refused_where_enough_others_are_there(federatio
     [refused] = events(coordinator, "refused")
     assert refused["code"] == "data_unusable" and "amber" in refused["reason"]
     assert events(coordinator, "started")[0]["clients"] == ["basil", "coral"]
-    assert [member.name for member in coordinator.checkpoint.members] == ["basil", "coral"]
+    assert [record.name for record in coordinator.checkpoint.records] == ["basil", "coral"]
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 2]
 
 

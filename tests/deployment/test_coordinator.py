@@ -15,9 +15,9 @@ from trifed import load_client, make_config, run
 from trifed.cli.app import app
 from trifed.common.errors import RunError
 from trifed.config.run import to_toml
-from trifed.deployment.coordinator import settings_to_send
 from trifed.deployment.protocol import Reply
 from trifed.deployment.refusals import RefusalCode
+from trifed.deployment.site_transport import settings_to_send
 from trifed.deployment.status import run_status
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.run_folder import RunFolder

@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_who_came_late(sites, dill, events, federation):
     again, channel, _ = sites(deployment={"quorum": 3})
     dill(channel)
     again.run()
-    assert trained(events, again, "dill") == [2, 3, 4] and len(again.members) == 4
+    assert trained(events, again, "dill") == [2, 3, 4] and len(again.records) == 4
 
 
 def test_who_came_while_the_server_broke_is_let_in_again(sites, dill, events, monkeypatch):
@@ -153,10 +153,10 @@ def test_who_came_while_the_server_broke_is_let_in_again(sites, dill, events, mo
     coordinator, _, _ = sites(then={("train", 1, "amber"): lambda c, channel, n: dill(channel)})
     save = coordinator.checkpoint.save
 
-    def breaks(number, server, members):
-        if len(members) == 4:
+    def breaks(number, server, records):
+        if len(records) == 4:
             raise KeyboardInterrupt
-        save(number, server, members)
+        save(number, server, records)
 
     monkeypatch.setattr(coordinator.checkpoint, "save", breaks)
     with pytest.raises(KeyboardInterrupt):
@@ -229,9 +229,9 @@ def test_a_run_that_broke_while_a_client_left_does_not_keep_what_was_its_own(sit
     coordinator, *_ = sites("ce-lora", {("train", 1, "coral"): leaves})
     save = coordinator.checkpoint.save
 
-    def breaks(number, server, members):
-        save(number, server, members)
-        if members[1].left:
+    def breaks(number, server, records):
+        save(number, server, records)
+        if records[1].left:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(coordinator.checkpoint, "save", breaks)
@@ -277,7 +277,7 @@ def test_who_leaves_for_good_is_deleted_at_the_server(method, sites, events):
     assert not [key for key in channel.asked if key[2] == "basil" and key[1] > 2]
     state = coordinator.server.state
     assert (np.delete(state["weights"], 1, 0)[:, 1] == 0).all()
-    assert 1 not in coordinator.server.known
+    assert 1 not in coordinator.server.references.confirmed
     if method == "ce-lora":
         np.testing.assert_array_equal(state["cores"][1], coordinator.server.start)
     if method != "fedavg-lora":
@@ -291,7 +291,7 @@ def test_who_leaves_when_the_run_ends_is_deleted_too(sites, events):
     coordinator, *_ = sites("ce-lora", {("train", 2, "coral"): leaves}, rounds=2)
     coordinator.run()
     assert [e["client"] for e in events(coordinator, "withdrawn")] == ["basil"]
-    assert coordinator.checkpoint.members[1].left
+    assert coordinator.checkpoint.records[1].left
     assert coordinator.folder.events()[-1]["event"] == "finished"
 
 
@@ -329,7 +329,7 @@ def test_the_server_withdraws_a_client_of_a_run_that_is_over(sites, events):
     assert before["server/last_round"].tolist() == [2, 2, 2] and after["server/last_round"].tolist() == [2, -1, 2]
     assert [e["event"] for e in coordinator.folder.events()][-2:] == ["finished", "withdrawn"]
     assert run_status(coordinator.folder, 2).finished
-    assert [member.left for member in ServerCheckpoint(coordinator.folder).members] == [False, True, False]
+    assert [record.left for record in ServerCheckpoint(coordinator.folder).records] == [False, True, False]
     with pytest.raises(RunError, match="no client 'basil'; its clients are amber, coral"):
         withdraw_from(coordinator.folder, coordinator.config, "basil")
 

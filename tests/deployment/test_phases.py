@@ -9,9 +9,9 @@ import pytest
 
 from trifed import make_config
 from trifed.common.errors import ConfigError, DataError, MessageError, ModelError, RunError
-from trifed.deployment.coordinator import settings_to_send
 from trifed.deployment.protocol import Reply, Request
-from trifed.deployment.refusals import REASONS, Refusal, RefusalCode, read_code
+from trifed.deployment.refusals import REASONS, RefusalCode, read_code, rejected_for
+from trifed.deployment.site_transport import settings_to_send
 from trifed.privacy.ledger import FILE
 
 SITES = ["amber", "basil", "coral"]
@@ -171,7 +171,7 @@ def test_an_errors_words_stay_at_the_site(federation, monkeypatch, caplog, raise
     sent = json.dumps([dict(reply.facts), reply.error]).encode() + b"".join(reply.parts.values())
     assert SECRET.encode() not in sent
     assert SECRET in caplog.text
-    assert SECRET not in Refusal.of(reply.error).reason
+    assert SECRET not in rejected_for(reply.error).reason
 
 
 def test_real_data_and_folders_say_nothing_either(federation, site_tables, events, caplog):

@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import load
 
 from trifed import make_config
-from trifed.deployment.coordinator import settings_to_send
 from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.refusals import RefusalCode
+from trifed.deployment.site_transport import settings_to_send
 from trifed.deployment.worker import LOG, SOCKET, ask_worker, send
 
 pytestmark = pytest.mark.slow

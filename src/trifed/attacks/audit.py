@@ -198,7 +198,7 @@ def _refused(config: RunConfig, target: TargetClient) -> Iterator[str]:
     """What a guard has against a run that was attacked all the same."""
     if config.privacy.few_tokens != "refuse":
         return
-    clients, shared_model = target.simulation.clients, target.shared_model
+    clients, shared_model = target.simulation.datasets, target.shared_model
     try:
         refuse_few_tokens(clients, shared_model.layout, config.training, config.seed, config.rounds)
     except RunError as error:

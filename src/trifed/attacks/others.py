@@ -54,7 +54,7 @@ def labels_of(target: TargetClient, plan: Plan) -> list[Labels]:
 
 def attacked(target: TargetClient, plan: Plan) -> list[TargetClient]:
     """The clients whose members are looked for: those with most that was not trained on, the victim's run."""
-    able = [c for c in target.simulation.clients if len(c.train) > 1 and len(c.test) > 1]
+    able = [c for c in target.simulation.datasets if len(c.train) > 1 and len(c.test) > 1]
     able.sort(key=lambda client: -len(client.test))
     return [target_client(target.simulation, client.index, target.round) for client in able[: plan.clients]]
 

@@ -100,7 +100,7 @@ class TargetClient:
     @property
     def others(self) -> list[ClientDataset]:
         """The other clients, whose examples stand for what is known of such data in general."""
-        return [client for client in self.simulation.clients if client.index != self.client.index]
+        return [client for client in self.simulation.datasets if client.index != self.client.index]
 
     def gradient(self, rows: Rows) -> Tensors:
         """The gradient of the mean loss of some training examples, of all that travels, by name; no dropout."""
@@ -185,7 +185,7 @@ class TargetClient:
 
 def target_client(simulation: Simulation, index: int, done: int) -> TargetClient:
     """A client of a run that stands after round `done`."""
-    site = simulation.sites[index]
+    site = simulation.clients[index]
     download = simulation.server.download(done + 1, index)
     values: Vector | None = None
     if download is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +12,9 @@ from trifed.attacks.target import LETS_OUT, TargetClient, target_client
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config, read_toml
 from trifed.config.settings import ALL_GPUS
+from trifed.federation.events import ClientScores, RunEvent
 from trifed.federation.preparation import prepare, quiet
+from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation, identity_of
 from trifed.methods import METHODS
@@ -22,23 +24,26 @@ FULL_RATE = 1e-4
 
 
 class WarmUp(Simulation):
-    """A run that is not evaluated and leaves nothing."""
+    """A run that is not evaluated and not logged."""
 
-    def _evaluate(self, number: int) -> None:
-        pass
+    def evaluate(self, number: int, stages: Sequence[str]) -> Iterator[ClientScores]:
+        """Score nothing."""
+        return iter(())
 
-    def _score(self, *ignored: object) -> None:
-        pass
+    def save_checkpoint(self, number: int) -> None:
+        """Keep nothing."""
 
-    def _tell(self, **event: object) -> None:
-        pass
-
-    def rounds(self, count: int, done: Callable[[int], None]) -> None:
-        """The first rounds of the run."""
-        self._begin()
+    def run_rounds(self, count: int, done: Callable[[int], None]) -> None:
+        """Run the first rounds."""
+        run = FederatedRun(self.config, self, self.folder, ignore)
+        run.begin()
         for number in range(1, count + 1):
-            self._round(number)
+            run.round(number)
             done(number)
+
+
+def ignore(event: RunEvent) -> None:
+    """Log nothing."""
 
 
 def warmed_up(config: RunConfig, rounds: int, name: str | None, done: Callable[[int], None]) -> TargetClient:
@@ -51,7 +56,7 @@ def warmed_up(config: RunConfig, rounds: int, name: str | None, done: Callable[[
     data, shared_model, clients = prepare(config)
     with TemporaryDirectory(prefix="trifed-audit-") as scratch:
         simulation = WarmUp(config, data, clients, shared_model, RunFolder(Path(scratch)), quiet)
-        simulation.rounds(rounds, done)
+        simulation.run_rounds(rounds, done)
     return target_client(simulation, chosen(simulation, name), rounds)
 
 
@@ -79,8 +84,8 @@ def for_warm_up(config: RunConfig) -> RunConfig:
 def chosen(simulation: Simulation, name: str | None) -> int:
     """The place of the client that is attacked; RunError where there is none of that name."""
     if not simulation.shared_model.layout:
-        raise RunError(f"{simulation.method.name} sends nothing in a round, so there is nothing to attack")
-    able = {client.name: client.index for client in simulation.clients if len(client.train)}
+        raise RunError(f"{simulation.context.method.name} sends nothing in a round, so there is nothing to attack")
+    able = {client.name: client.index for client in simulation.datasets if len(client.train)}
     if name is None:
         return next(iter(able.values()))
     if name not in able:

@@ -101,7 +101,7 @@ MOVED = {
     "trifed.nested": "trifed.common.dict_merge",
     "trifed.runner": "trifed.experiments.runner",
     "trifed.sites": "trifed.deployment",
-    "trifed.sites.coordinator": "trifed.deployment.coordinator",
+    "trifed.sites.coordinator": "trifed.deployment.site_transport",
     "trifed.sites.life": "trifed.deployment.membership",
     "trifed.sites.node": "trifed.deployment.site_process",
     "trifed.sites.node_privacy": "trifed.deployment.site_privacy",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-Event = dict[str, Any]
+from trifed.federation.events import Event
 
 
 def line_of(event: Event) -> str:

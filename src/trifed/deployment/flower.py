@@ -17,10 +17,11 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from trifed.common.errors import MessageError, TrifedError
-from trifed.deployment.event_format import Event, line_of
+from trifed.deployment.event_format import line_of
 from trifed.deployment.protocol import Fact, Reply, Request
 from trifed.deployment.refusals import RefusalCode, code_of, read_code
 from trifed.deployment.worker import ask_worker
+from trifed.federation.events import Event, Listener
 
 LOGGER = logging.getLogger(__name__)
 RECORD, PART = "trifed", "part/"
@@ -147,7 +148,7 @@ def say(event: Event) -> None:
         print(line, flush=True)
 
 
-def server_app(run: Path, listener: Callable[[Event], None] = say) -> ServerApp:
+def server_app(run: Path, listener: Listener = say) -> ServerApp:
     """A ServerApp that leads the run of a TOML file.
 
     Its run configuration names the folder that the run is kept in, by `folder`; an unfinished run there goes on.
@@ -158,8 +159,8 @@ def server_app(run: Path, listener: Callable[[Event], None] = say) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         # Here, because the ClientApp imports this file anew for every message.
         from trifed.config.run import to_toml
-        from trifed.deployment.coordinator import Coordinator
         from trifed.deployment.server_folder import read_run
+        from trifed.deployment.site_transport import SiteTransport
         from trifed.federation.run_folder import RunFolder
 
         config = read_run(run)
@@ -170,7 +171,7 @@ def server_app(run: Path, listener: Callable[[Event], None] = say) -> ServerApp:
             folder = RunFolder.create(path)
             folder.write_text("config.toml", to_toml(config))
         try:
-            Coordinator(config, FlowerChannel(grid), folder, listener).run()
+            SiteTransport(config, FlowerChannel(grid), folder, listener).run()
         except TrifedError as error:
             # Flower writes a traceback and marks the run as failed; the message is all that there is to read.
             print(f"\ntrifed: {error}\n", flush=True)

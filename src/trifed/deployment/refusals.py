@@ -6,7 +6,6 @@ list. The server has a sentence of its own for every code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from trifed.common.errors import (
@@ -18,6 +17,7 @@ from trifed.common.errors import (
     ModelError,
     RunError,
 )
+from trifed.federation.transport import Rejected
 
 
 class RefusalCode(StrEnum):
@@ -110,18 +110,10 @@ class RefusedError(RunError):
         self.code = code
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why an answer does not count: a code, and the server's words for it."""
-
-    code: RefusalCode
-    reason: str
-
-    @classmethod
-    def of(cls, code: RefusalCode) -> Refusal:
-        """The refusal of a code, in the words of `REASONS`."""
-        hint = "; its own log says why" if code in AT_SITE else ""
-        return cls(code, f"{REASONS[code]}{hint}")
+def rejected_for(code: RefusalCode) -> Rejected:
+    """Return the rejection for a code, with the server's sentence for it."""
+    hint = "; its own log says why" if code in AT_SITE else ""
+    return Rejected(code, f"{REASONS[code]}{hint}")
 
 
 def code_of(error: Exception) -> RefusalCode:

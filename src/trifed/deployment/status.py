@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trifed.common.errors import RunError
-from trifed.deployment.checkpoint import ClientRecord, ServerCheckpoint
-from trifed.federation.run_folder import Event, RunFolder
+from trifed.deployment.checkpoint import ServerCheckpoint
+from trifed.federation.events import Event
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.transport import ClientRecord
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,25 @@ def run_status(folder: RunFolder, rounds: int) -> RunStatus:
     Raises:
         RunError: it is no run between sites, or has not begun.
     """
-    members = ServerCheckpoint(folder).members
-    if not members:
+    records = ServerCheckpoint(folder).records
+    if not records:
         raise RunError(f"{folder.path}: no run between sites has begun here; `trifed watch` follows any run")
     events = folder.events()
     done = [event["round"] for event in events if event["event"] == "round"]
-    clients = [_client_status(events, member) for member in members]
+    clients = [_client_status(events, record) for record in records]
     refused = dict.fromkeys(event["reason"] for event in events if event["event"] == "refused")
     finished = any(event["event"] == "finished" for event in events)
     return RunStatus(max(done, default=0), rounds, finished, clients, list(refused))
 
 
-def _client_status(events: Sequence[Event], member: ClientRecord) -> ClientStatus:
-    mine = [event for event in events if event.get("client") == member.name]
+def _client_status(events: Sequence[Event], record: ClientRecord) -> ClientStatus:
+    mine = [event for event in events if event.get("client") == record.name]
     done = [event for event in mine if event["event"] == "trained"]
     trained = [event["round"] for event in done]
     out = [event for event in mine if event["event"] == "left out"]
     last = max(trained, default=0)
     newest = out[-1] if out and out[-1]["round"] > last else None
     sent = sum(sum(event.get("up", {}).values()) for event in mine)
-    reason = "it has left for good" if member.left else newest["reason"] if newest else ""
+    reason = "it has left for good" if record.left else newest["reason"] if newest else ""
     seconds = done[-1].get("seconds") if done else None
-    return ClientStatus(member.name, member.examples, last, len(out), sent, reason, seconds)
+    return ClientStatus(record.name, record.examples, last, len(out), sent, reason, seconds)

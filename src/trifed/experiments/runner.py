@@ -16,6 +16,7 @@ from trifed.data import Examples, split_to_json
 from trifed.experiments.baselines import ClientFeatures, run_baselines
 from trifed.federation.client_model import Classifier, Writer, load_client, load_writer, save_client
 from trifed.federation.client_update import score, summary_seeds
+from trifed.federation.events import Closing, Listener, Trouble
 from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.noise_to_signal import noise_to_signal
 from trifed.federation.preparation import environment, prepare, quiet
@@ -23,7 +24,7 @@ from trifed.federation.privacy_report import most_spent
 from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.simulation import Listener, Simulation
+from trifed.federation.simulation import Simulation
 from trifed.federation.training import choose_device
 from trifed.reports.tracking import LiveTracking, require_trackers
 from trifed.tasks.base_model import LoadedBase
@@ -143,7 +144,7 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     for text in noise_to_signal(
         config, shared_model.start_values.size, trained, [len(client.train) for client in clients]
     ):
-        listener({"event": "trouble", "text": text})
+        listener(Trouble(text).to_dict())
     folder = make_folder()
     if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused
         folder.write_json("environment.json", environment(config, base, shared_model))
@@ -155,7 +156,7 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
         simulation.run()
     finally:
         tracking.close()
-    listener({"event": "closing"})
+    listener(Closing().to_dict())
     summary = _close(simulation, base)
     summary["seconds_total"] = round(time.perf_counter() - began, 1)
     folder.write_json("summary.json", summary)
@@ -169,9 +170,9 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         simulation.shared_model,
         simulation.folder,
     )
-    names, tests = [c.name for c in simulation.clients], [c.test.labels for c in simulation.clients]
+    names, tests = [c.name for c in simulation.datasets], [c.test.labels for c in simulation.datasets]
     predictions, shares = {}, {}
-    for client in simulation.clients:
+    for client in simulation.datasets:
         tensors = simulation.final_tensors(client.index)
         scores = score(shared_model, tensors, client.test, config.training)
         predictions[client.name], shares[client.name] = scores.predictions, scores.right
@@ -183,7 +184,7 @@ def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
         "method": config.method.name,
         "seed": config.seed,
         "rounds": config.rounds,
-        **summarise_events(folder.events(), simulation.method.evaluated_model, shared_model.lora_bytes),
+        **summarise_events(folder.events(), simulation.context.method.evaluated_model, shared_model.lora_bytes),
         "controls": {},
     }
     spending = most_spent(folder.path)
@@ -219,7 +220,7 @@ def _controls(simulation: Simulation) -> dict[str, list[np.ndarray[Any, np.dtype
                 for part in (c.train, c.valid, c.test)
             )
         )
-        for c in simulation.clients
+        for c in simulation.datasets
     ]
     return run_baselines(parts, summary_seeds(config.seed, 0).projection)
 
@@ -229,7 +230,7 @@ def _global_test(simulation: Simulation, examples: Examples) -> dict[str, Any]:
     encoded = simulation.shared_model.encode(examples)
     known: dict[bytes, float] = {}
     right = []
-    for client in simulation.clients:
+    for client in simulation.datasets:
         tensors = simulation.final_tensors(client.index)
         key = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
         if key not in known:

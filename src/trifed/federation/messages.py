@@ -114,9 +114,16 @@ def decode_summary(payload: bytes, expected: Header, dim: int | None = None) -> 
     return Summary.from_arrays(arrays, dim)
 
 
-def array_sizes(payload: bytes) -> dict[str, int]:
-    """Bytes of each array of a readable message."""
-    return {name: array.nbytes for name, array in load(payload).items()}
+def summary_manifest(payload: bytes) -> dict[str, int]:
+    """Return the bytes of a summary by array name, the rest under '(envelope)'.
+
+    Raises:
+        MessageError: The payload cannot be read.
+    """
+    try:
+        return manifest(payload, {name: array.nbytes for name, array in load(payload).items()})
+    except SafetensorError as error:
+        raise MessageError(f"summary: the payload is not a readable message ({error})") from error
 
 
 def manifest(payload: bytes, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -14,9 +14,8 @@ import torch
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
 from trifed.federation.client_update import ClientDataset
-from trifed.federation.run_folder import Event
+from trifed.federation.events import DataSplit, Event, Listener, Loading
 from trifed.federation.shared_model import SharedModel, build_shared_model
-from trifed.federation.simulation import Listener
 from trifed.federation.training import choose_device, choose_precision
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
@@ -35,7 +34,7 @@ PACKAGES = (
 
 
 def quiet(event: Event) -> None:
-    """A listener that says nothing."""
+    """Ignore an event."""
 
 
 def prepare(
@@ -43,10 +42,10 @@ def prepare(
 ) -> tuple[FederatedData, SharedModel, list[ClientDataset]]:
     """The data of a configured run, the model with its adapter, and the clients' tokenised examples."""
     task = TASKS[config.task]
-    listener({"event": "loading", "what": "data"})
+    listener(Loading("data").to_dict())
     data = make_clients(config.data, config.seed, task.roles)
-    listener({"event": "split", "data": data})
-    listener({"event": "loading", "what": f"model {config.model.name}"})
+    listener(DataSplit(data).to_dict())
+    listener(Loading(f"model {config.model.name}").to_dict())
     base = task.load(config.model.name, config.model.dtype)
     settings = (config.model, config.adapter, config.training)
     shared_model = build_shared_model(

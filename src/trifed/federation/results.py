@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.run_folder import Event
 from trifed.federation.training import Scores
 
 Json = dict[str, Any]

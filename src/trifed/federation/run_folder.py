@@ -35,12 +35,13 @@ from torch import Tensor
 
 from trifed.common.errors import RunError
 from trifed.federation.client_update import ClientState
+from trifed.federation.events import Event as Event
+from trifed.federation.events import Listener, RunEvent
 from trifed.methods.base import State
 
-Event = dict[str, Any]
-
 PRIVACY = "privacy"
-"""In a run's folder, and in a site's folder of a run: ledgers."""
+"""Folder of the ledgers, in a run's folder and in a site's folder of a run."""
+SHARED_PROJECTIONS = "frames.safetensors"
 
 
 def refuse_unwritable(path: Path, way_out: str) -> None:
@@ -165,9 +166,17 @@ class RunFolder:
     # -- checkpoint
 
     def save_checkpoint(
-        self, round_number: int, clients: list[ClientState], server: State, identity: str, members: Any = None
+        self, round_number: int, clients: list[ClientState], server: State, identity: str, records: Any = None
     ) -> None:
-        """All that the next round needs. `identity` pins what it may be continued with; `members`: who, JSON."""
+        """Write the last whole round.
+
+        Args:
+            round_number: The round.
+            clients: State of each client that this process holds.
+            server: The server's arrays.
+            identity: Pins the data and the base model that the run may be continued with.
+            records: The server's records of the clients, ready for JSON.
+        """
         tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
         for index, state in enumerate(clients):
             tensors |= state_tensors(state, f"client/{index}/")
@@ -177,7 +186,7 @@ class RunFolder:
             "steps": [state.steps for state in clients],
             "events_bytes": events.stat().st_size if events.is_file() else 0,
             "identity": identity,
-            "members": members,
+            "members": records,
         }
         self.write_tensors("checkpoint.safetensors", tensors, {"trifed": json.dumps(facts)})
 
@@ -185,8 +194,8 @@ class RunFolder:
         """Was a whole round finished?"""
         return (self.path / "checkpoint.safetensors").is_file()
 
-    def members(self) -> Any:
-        """What the last checkpoint says of who takes part, as it was saved; None where there is none.
+    def client_records(self) -> Any:
+        """Return the client records of the last checkpoint as they were saved; None without a checkpoint.
 
         Raises:
             RunError: the checkpoint is damaged.
@@ -244,6 +253,20 @@ class RunFolder:
             [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])],
             server,
         )
+
+
+class EventLog:
+    """Writes events to a run's log and passes them to a listener."""
+
+    def __init__(self, folder: RunFolder, listener: Listener) -> None:
+        self.folder = folder
+        self.listener = listener
+
+    def __call__(self, event: RunEvent) -> None:
+        """Log one event."""
+        logged = event.to_dict()
+        self.folder.append(logged)
+        self.listener(logged)
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,22 +1,56 @@
-"""The server's side of a run: the method's state, and every message that it writes or reads."""
+"""The server's side of a run: the method's state, and every message that the server writes or reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trifed.common.errors import MessageError
 from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.messages import decode_summary
+from trifed.federation.transport import BAD_REPLY, Rejected
 from trifed.methods.base import Gradient, ServerContext, State, Upload, is_head
-from trifed.methods.packing import Layout, Tensors, Vector
+from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.similarity import Summary
+
+REFERENCE, SUMMARY, START = "known/", "summary/", "start"
+"""Names of a checkpoint's arrays beside the method's state: reference vectors, summaries, the common start."""
+
+
+@dataclass
+class References:
+    """Reference vectors that messages in few bits are deltas from, (n_values,) for each client.
+
+    A download becomes the reference once the client's next upload shows that it arrived.
+    """
+
+    confirmed: dict[int, Vector] = field(default_factory=dict)
+    pending: dict[int, Vector] = field(default_factory=dict)
+
+    def confirm(self, client: int) -> None:
+        """Take the pending download as the reference: the client has it."""
+        if client in self.pending:
+            self.confirmed[client] = self.pending.pop(client)
+
+    def forget(self, client: int) -> None:
+        """Go back to the common start for a client."""
+        self.confirmed.pop(client, None)
+        self.pending.pop(client, None)
 
 
 class Server:
-    """`clients`: how many; `state`: the method's; `summaries`: what clients told of their data; `known`: by client
-    what it had last, where changes travel; `pending`: what it has if the last download came.
+    """The server of one run.
+
+    Attributes:
+        clients: Number of clients.
+        start: Common start of the values that travel, (n_values,).
+        state: The method's state.
+        summaries: The clients' data summaries by index.
+        references: Reference vectors of the messages in few bits.
+        shared_projections: The frozen projections that the method makes before round 1; empty without any.
     """
 
     def __init__(self, context: RunContext, clients: int, start: Vector) -> None:
@@ -25,132 +59,170 @@ class Server:
         self.start = start
         self.state: State = {}
         self.summaries: dict[int, Summary] = {}
-        self.known: dict[int, Vector] = {}
-        self.pending: dict[int, Vector] = {}
+        self.references = References()
+        self.shared_projections: Tensors = {}
+
+    # -- what is kept
+
+    def state_dict(self) -> State:
+        """Return all arrays that a checkpoint needs, the shared projections apart, which have their own file."""
+        arrays: State = {**self.state, START: self.start}
+        arrays |= {f"{REFERENCE}{client}": values for client, values in self.references.confirmed.items()}
+        for client, summary in self.summaries.items():
+            arrays |= {f"{SUMMARY}{client}/{name}": array for name, array in summary.to_arrays().items()}
+        return arrays
+
+    def load_state_dict(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up the arrays of `state_dict`, or the method's state alone; the inverse of `state_dict`."""
+        rest = dict(arrays)
+        self.start = rest.pop(START, self.start).astype(np.float32)
+        references = {client: values.astype(np.float32) for client, _, values in _taken(rest, REFERENCE)}
+        self.references = References(references)
+        summaries: dict[int, dict[str, NDArray[np.generic]]] = {}
+        for client, name, array in _taken(rest, SUMMARY):
+            summaries.setdefault(client, {})[name] = array
+        self.summaries = {client: Summary.from_arrays(found) for client, found in summaries.items()}
+        self.state = rest
 
     # -- before the first round
 
-    def shared_projections(self, payloads: Mapping[int, bytes], layers: Layout) -> Tensors:
-        """Frames of the adapters from the clients' gradients; `layers`: names and shapes of the adapted weights.
+    def make_shared_projections(self, payloads: Mapping[int, bytes], layers: Layout) -> Tensors:
+        """Make the adapters' frozen projections from the clients' gradients, and start the cores from them.
+
+        Args:
+            payloads: The clients' messages by index.
+            layers: Names and shapes of the adapted weights.
 
         Raises:
-            MessageError: a gradient is not what it should be.
+            MessageError: A gradient is not what it should be.
         """
         make = self.context.method.shared_projections
         gradients = []
         for client, payload in payloads.items():
-            header, found = decode_tensors(payload, self.context.header("gradient", 0, client), layers)
-            gradients.append(Gradient(client, header.examples, found))
-        return make(self.context.options, gradients, self.context.rank) if make else {}
+            header, tensors = decode_tensors(payload, self.context.header("gradient", 0, client), layers)
+            gradients.append(Gradient(client, header.examples, tensors))
+        self.shared_projections = make(self.context.options, gradients, self.context.rank) if make else {}
+        self.start_from_projections()
+        return self.shared_projections
 
-    def shared_projections_for(self, client: int, shared_projections: Tensors) -> bytes:
-        """The message that brings frames to a client."""
-        return encode_tensors(
-            self.context.header("frames", 0, client), shared_projections, layout_of(shared_projections)
-        )
+    def start_from_projections(self) -> None:
+        """Replace the common start of the cores by that of the shared projections."""
+        layout = self.context.wire.layout
+        start = {**unpack(self.start, layout), **self.shared_projections}
+        self.start = pack({name: start[name] for name, _ in layout}, layout)
+
+    def shared_projections_for(self, client: int) -> bytes:
+        """Return the message that brings the shared projections to a client."""
+        header, tensors = self.context.header("frames", 0, client), self.shared_projections
+        return encode_tensors(header, tensors, layout_of(tensors))
 
     def open(self, summaries: Mapping[int, bytes]) -> None:
-        """Begin, with the clients' one-time summaries where the method asks for them.
+        """Begin, with the clients' one-time summaries if the method asks for them.
 
         Raises:
-            MessageError: a summary is not what it should be.
+            MessageError: A summary is not what it should be.
         """
         self.summaries = {client: self._summary(client, payload) for client, payload in summaries.items()}
         if self.context.wire.layout:
             self.state = self.context.method.start(self.context.options, self._server_context())
 
-    # -- later
+    # -- clients that come, change and leave
 
     def admit(self, client: int, summary: bytes | None) -> None:
-        """A client that came late, whose place is the next, or one that tells another summary.
+        """Add a client, whose index is the next one, or replace the summary of a known client.
 
         Raises:
-            MessageError: the summary is not what it should be; nothing has changed then.
+            MessageError: The summary is not what it should be; nothing has changed then.
         """
         if summary is not None:
             self.summaries[client] = self._summary(client, summary)
-        late = [client] if client >= self.clients else []
+        new = [client] if client >= self.clients else []
         self.clients = max(self.clients, client + 1)
-        self._on_membership_change(late)
+        self._on_membership_change(new)
 
     def withdraw(self, client: int) -> None:
-        """Delete what is a client's own: its core, its summary, what it had last. Its place stays empty."""
-        self.forget(client)
+        """Delete a client's core, summary and reference vector; its index is not given to another client."""
+        self.references.forget(client)
         if client in self.summaries:
             self.summaries[client] = self.summaries[client].emptied()
         self._on_membership_change([client])
 
-    def _on_membership_change(self, anew: Sequence[int]) -> None:
+    def _on_membership_change(self, reset: Sequence[int]) -> None:
         on_membership_change = self.context.method.on_membership_change
         if on_membership_change and self.state:
-            self.state = on_membership_change(self.context.options, self._server_context(), self.state, anew)
+            self.state = on_membership_change(self.context.options, self._server_context(), self.state, reset)
 
     def _summary(self, client: int, payload: bytes) -> Summary:
         header = self.context.header("summary", 0, client)
-        found = decode_summary(payload, header, self.context.summary_dim)
+        summary = decode_summary(payload, header, self.context.summary_dim)
         labels = min((shape[0] for name, shape in self.context.wire.layout if is_head(name)), default=None)
-        if labels is not None and (found.class_labels >= labels).any():
+        if labels is not None and (summary.class_labels >= labels).any():
             raise MessageError(f"{header}: a label over the {labels} of the head; it is refused")
-        return found
+        return summary
 
     # -- rounds
 
     def download(self, number: int, client: int) -> bytes | None:
-        """What round `number` begins with at a client; None where there is nothing yet."""
+        """Return the message that a client begins round `number` with; None if there is nothing to send yet."""
         values = self.context.method.download(self.state, client)
         if values is None:
             return None
-        header, known = self.context.header("download", number, client), self._known(client)
-        payload = self.context.wire.encode(header, values, known)
+        header, reference = self.context.header("download", number, client), self._reference(client)
+        payload = self.context.wire.encode(header, values, reference)
         if self.context.wire.bits is not None:
-            # Not what it has before its upload shows that it came.
-            self.pending[client] = self.context.wire.decode(payload, header, known)[1]
+            self.references.pending[client] = self.context.wire.decode(payload, header, reference)[1]
         return payload
 
     def arrives(self, client: int) -> Vector | None:
-        """What a client would have after its next download, (n_values,); None where there is nothing yet."""
+        """Return the values that a client has after its next download, (n_values,); None if nothing is sent."""
         values = self.context.method.download(self.state, client)
-        return None if values is None else self.context.wire.arrives(values, self._known(client))
+        return None if values is None else self.context.wire.arrives(values, self._reference(client))
 
-    def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload:
-        """A client's upload of round `number`.
+    def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload | Rejected:
+        """Check and decode a client's upload of round `number`.
 
-        `examples`: how many it said it has to train on, where that is known; who says another number in every
-        round would weigh what it likes.
-
-        Raises:
-            MessageError: it is not what it should be.
+        Args:
+            number: The round.
+            client: The client's index.
+            payload: The message.
+            examples: Training examples that the client has reported, if known: a client that reports another
+                number in every round would choose its own weight.
         """
         header = self.context.header("upload", number, client)
-        known = self.pending.get(client, self._known(client))
-        found, values = self.context.wire.decode(payload, header, known)
+        reference = self.references.pending.get(client, self._reference(client))
+        try:
+            found, values = self.context.wire.decode(payload, header, reference)
+        except MessageError as error:
+            return Rejected(BAD_REPLY, str(error))
         if examples is not None and found.examples != examples:
-            raise MessageError(f"{header}: {found.examples} examples, and it began with {examples}; it is refused")
-        if client in self.pending:
-            self.known[client] = self.pending.pop(client)
+            reason = f"{header}: {found.examples} examples, and it began with {examples}; it is refused"
+            return Rejected(BAD_REPLY, reason)
+        self.references.confirm(client)
         return Upload(client, number, found.examples, values)
 
-    def forget(self, client: int) -> None:
-        """A client has lost what it had: it starts again from the common start."""
-        self.known.pop(client, None)
-        self.pending.pop(client, None)
-
     def aggregate(self, uploads: Sequence[Upload]) -> None:
-        """Close a round; without uploads everything stays."""
+        """Close a round; without uploads the state stays as it is."""
         if uploads:
             self.state = self.context.method.aggregate(
                 self.context.options, self._server_context(), self.state, uploads
             )
 
-    def _known(self, client: int) -> Vector:
+    def _reference(self, client: int) -> Vector:
         if self.context.wire.bits is None:
             return np.zeros(0, np.float32)
-        return self.known.get(client, self.start)
+        return self.references.confirmed.get(client, self.start)
 
     def _server_context(self) -> ServerContext:
         return ServerContext(self.clients, self.context.wire.layout, self.start, self.summaries)
 
 
 def layout_of(tensors: Tensors) -> Layout:
-    """Names and shapes."""
+    """Names and shapes of tensors."""
     return tuple((name, values.shape) for name, values in tensors.items())
+
+
+def _taken(arrays: State, prefix: str) -> Iterator[tuple[int, str, NDArray[np.generic]]]:
+    """Remove all arrays under a prefix and yield client, rest of the name, and array."""
+    for name in [name for name in arrays if name.startswith(prefix)]:
+        client, _, rest = name.removeprefix(prefix).partition("/")
+        yield int(client), rest, arrays.pop(name)

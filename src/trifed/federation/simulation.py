@@ -1,203 +1,179 @@
-"""All clients in one process: one frozen base, tensors swapped in and out, every message through the codec.
-
-Round r: the server sends each participating client what it has for it, the client trains and uploads, the server
-aggregates. After the last round everybody receives once more, so that uploads and downloads balance.
+"""All clients in one process: one frozen base, tensors swapped in and out, every message encoded and checked.
 
 With [privacy] clients clip and noise as they do at sites, but from the run's seed, so that a run can be repeated.
-**Whoever knows the seed can take that noise off again**: what a simulated run writes is not protected.
+**Anyone with the seed can remove that noise again**: the files of a simulated run are not protected.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from trifed.common.errors import MessageError
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation.client import Client, adapted_layout, receive_shared_projections
-from trifed.federation.client_update import NOISE, SAMPLING, ClientDataset, ClientState, score
+from trifed.federation.client_update import NOISE, ClientDataset, ClientState, score
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import DpContext, DpMechanism
-from trifed.federation.messages import array_sizes, layout_sizes, manifest
+from trifed.federation.events import ClientScores, Listener, Warned
 from trifed.federation.results import facts_of
-from trifed.federation.run_folder import PRIVACY, Event, RunFolder
+from trifed.federation.round import FederatedRun
+from trifed.federation.run_folder import PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.training import seeded
+from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Rejected, Reply
 from trifed.methods.base import State
-from trifed.methods.packing import Vector
+from trifed.methods.packing import Layout
 from trifed.privacy import Noise, seeded_noise
 
-Listener = Callable[[Event], None]
-SHARED_PROJECTIONS = "frames.safetensors"
 MATRICES = ("similarity_data", "similarity_model", "weights")
 
 
 @dataclass
 class Simulation:
-    """One run under way. `arrived`: by client what it has received in the end; empty before that."""
+    """The transport within one process, with the clients of one run; `datasets` are the clients' examples."""
 
     config: RunConfig
     data: FederatedData
-    clients: list[ClientDataset]
+    datasets: list[ClientDataset]
     shared_model: SharedModel
     folder: RunFolder
     listener: Listener
-    arrived: dict[int, Vector | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config, labels = self.config, len(self.data.label_names)
+        self.log = EventLog(self.folder, self.listener)
         self.warned: set[tuple[int, str]] = set()
         self.context = run_context(config, self.shared_model.layout, self.shared_model.fingerprint)
-        self.method = self.context.method
-        self.server = Server(self.context, len(self.clients), self.shared_model.start_values)
+        self.server = Server(self.context, len(self.datasets), self.shared_model.start_values)
         about = (config.training, config.seed, config.rounds, labels, config.privacy)
-        self.sites = [
+        ledgers = self.folder.path / PRIVACY
+        self.clients = [
             Client(
                 self.context,
                 self.shared_model,
-                client,
+                dataset,
                 *about,
-                simulated_dp_mechanism(config, client, self._ledger_of(client)),
+                simulated_dp_mechanism(config, dataset, ledgers / dataset.name),
             )
-            for client in self.clients
+            for dataset in self.datasets
         ]
+        self.records = [ClientRecord(c.client.name, c.client.index, c.examples) for c in self.clients]
         self.identity = identity_of(config, self.data, self.shared_model)
 
-    def _ledger_of(self, client: ClientDataset) -> Path:
-        return self.folder.path / PRIVACY / client.name
-
-    # -- the run
-
     def run(self) -> None:
-        """From the last whole round, or from the beginning, to the end."""
+        """Begin, or resume after the last whole round, and run to the end."""
+        FederatedRun(self.config, self, self.folder, self.log).run()
+
+    def final_tensors(self, client: int) -> dict[str, Tensor]:
+        """Return the tensors that a client would use from now on, which are the evaluated ones."""
+        return self._tensors(self.clients[client], self.context.method.evaluated_model)
+
+    # -- the transport
+
+    @property
+    def adapted_layout(self) -> Layout:
+        """Names and shapes of the weights that are adapted."""
+        return adapted_layout(self.shared_model)
+
+    def open(self) -> Opened:
+        """Give every client the common start, or the state of the last checkpoint."""
         checkpoint = self.folder.load_checkpoint(self.identity)
         if checkpoint is None:
-            first = 1
-            self._begin()
-        else:
-            first = self._continue(*checkpoint)
-        for number in range(first, self.config.rounds + 1):
-            self._round(number)
-            self.folder.save_checkpoint(number, self._kept(), self.server.state, self.identity)
-        self._finish()
-
-    def _begin(self) -> None:
-        self._tell(**self._facts("started"))
-        if self.method.shared_projections:
-            self._agree_on_shared_projections()
-            self.server.start = self.shared_model.start_values
-        for site in self.sites:
-            site.start()
-        self._score(0, "start", [site.state.tensors for site in self.sites])
-        summaries = (
-            {site.client.index: self._summary(site) for site in self.sites} if self.method.summarise else {}
-        )
-        self.server.open({client: payload for client, payload in summaries.items() if payload})
-
-    def _continue(self, done: int, states: list[ClientState], server: State) -> int:
-        """Take a checkpoint up, and say so; the number of the next round."""
+            for client in self.clients:
+                client.start()
+            return Opened(self.server)
+        number, states, server = checkpoint
         self.restore(states, server)
-        sent = sum(total_bytes(e.get(way, {})) for e in self.folder.events() for way in ("up", "down"))
-        self._tell(**self._facts("resumed"), round=done, sent=sent)
-        return done + 1
+        sent = sum(sum(e.get(way, {}).values()) for e in self.folder.events() for way in ("up", "down"))
+        return Opened(self.server, resumed=number, sent=sent)
 
     def restore(self, states: list[ClientState], server: State) -> None:
-        """Put clients and server where a checkpoint has them."""
-        if self.method.shared_projections:
-            self.shared_model.set_shared_projections(self.folder.read_arrays(SHARED_PROJECTIONS))
-            self.server.start = self.shared_model.start_values
-        self.server.state = server
-        for site, state in zip(self.sites, states, strict=True):
-            site.state = state
+        """Load the clients' and the server's state from a checkpoint."""
+        if self.context.method.shared_projections:
+            self.server.shared_projections = self.folder.read_arrays(SHARED_PROJECTIONS)
+            self.server.start_from_projections()
+            self.shared_model.set_shared_projections(self.server.shared_projections)
+        self.server.load_state_dict(server)
+        for client, state in zip(self.clients, states, strict=True):
+            client.state = state
             if "received" in state.wire:
-                self.server.known[site.client.index] = state.wire["received"]
+                self.server.references.confirmed[client.client.index] = state.wire["received"]
 
-    def _agree_on_shared_projections(self) -> None:
-        """Every client's first gradient goes up, and the frames that the method makes of them come down."""
-        layers, gradients = adapted_layout(self.shared_model), {}
-        for site in self.sites:
-            if len(site.client.train):
-                payload = gradients[site.client.index] = site.gradient()
-                self._tell(event="opening", client=site.client.name, up=manifest(payload, layout_sizes(layers)))
-        shared_projections = self.server.shared_projections(gradients, layers)
-        layout = layout_of(shared_projections)
-        for client in self.clients:
-            payload = self.server.shared_projections_for(client.index, shared_projections)
-            self._tell(event="opening", client=client.name, down=manifest(payload, layout_sizes(layout)))
-        receive_shared_projections(self.shared_model, self.context, self.clients[-1].index, payload, layout)
-        self.folder.write_tensors(
-            SHARED_PROJECTIONS, {name: torch.from_numpy(v) for name, v in shared_projections.items()}, {}
-        )
+    def ask(
+        self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
+    ) -> Iterator[tuple[int, Reply | Rejected]]:
+        """Let the clients reply one after the other; no message is held longer than its reply takes."""
+        for index in clients:
+            client, began, sent = self.clients[index], time.perf_counter(), message(index)
+            reply = Reply(sent)
+            if kind == "gradient":
+                reply = Reply(sent, client.gradient())
+            elif kind == "summary":
+                reply = Reply(sent, client.summary(self.identity))
+            elif kind == "train":
+                done = client.round(number, sent)
+                seconds = round(time.perf_counter() - began, 4)
+                reply = Reply(sent, done.upload, done.loss, done.steps, seconds)
+            elif kind == "finish" and sent is not None:
+                client.take(number, sent)
+            elif kind == "projections" and sent is not None:
+                layout = layout_of(self.server.shared_projections)
+                receive_shared_projections(self.shared_model, self.context, index, sent, layout)
+                client.start()
+            self.records[index].examples = client.examples  # with noise, known once it has made its summary
+            self._log_warnings(client)
+            yield index, reply
 
-    def _summary(self, site: Client) -> bytes | None:
-        payload = site.summary(self.identity)
-        if payload is not None:
-            self._tell_warnings(site)
-            self._tell(event="summary", client=site.client.name, up=manifest(payload, array_sizes(payload)))
-        return payload
+    def reject(self, number: int, client: int, rejected: Rejected) -> None:
+        """End the run: within one process a bad reply is no accident.
 
-    def _round(self, number: int) -> None:
-        uploads = []
-        for site in self._participants(number):
-            began = time.perf_counter()
-            download = self.server.download(number, site.client.index)
-            done = site.round(number, download)
-            self._tell_warnings(site)
-            if done.upload is not None:
-                uploads.append(self.server.accept(number, site.client.index, done.upload))
-            seconds = round(time.perf_counter() - began, 4)
-            self._tell(
-                event="trained", round=number, client=site.client.name, loss=done.loss, steps=done.steps,
-                seconds=seconds, up=self._sizes(done.upload), down=self._sizes(download),
-            )  # fmt: skip
-        self.server.aggregate(uploads)
-        self._evaluate(number)
+        Raises:
+            MessageError: Always.
+        """
+        raise MessageError(rejected.reason)
 
-    def _evaluate(self, number: int) -> None:
-        last = number == self.config.rounds
-        if number % self.config.evaluate_every and not last:
-            return
-        both = ["trained", "received"] if last and self.shared_model.layout else []
-        for stage in dict.fromkeys([*both, self.method.evaluated_model]):
-            self._score(number, stage, [self._tensors(site, stage) for site in self.sites])
+    def close_round(self, number: int, accepted: Sequence[int]) -> None:
+        """Do nothing: every reply was accepted."""
+
+    def update_clients(self, number: int) -> Sequence[int]:
+        """Return no client: all take part from the beginning to the end."""
+        return ()
+
+    def evaluate(self, number: int, stages: Sequence[str]) -> Iterator[ClientScores]:
+        """Score every client's model at each stage, and write the server's matrices."""
+        for stage in stages:
+            for client in self.clients:
+                dataset, tensors = client.client, self._tensors(client, stage)
+                splits = (
+                    facts_of(score(self.shared_model, tensors, split, self.config.training))
+                    for split in (dataset.valid, dataset.test)
+                )
+                yield ClientScores(number, stage, dataset.name, *splits)
         matrices = {n: torch.tensor(self.server.state[n]) for n in MATRICES if n in self.server.state}
         if matrices:
             self.folder.write_tensors(f"matrices/round-{number:04d}.safetensors", matrices, {})
 
-    def _finish(self) -> None:
-        number = self.config.rounds + 1
-        for site in self.sites:
-            download = self.server.download(number, site.client.index)
-            self.arrived[site.client.index] = None if download is None else site.take(number, download)
-            if download is not None:
-                self._tell(event="delivered", round=number, client=site.client.name, down=self._sizes(download))
-        self._tell(event="finished", round=self.config.rounds)
+    def save_checkpoint(self, number: int) -> None:
+        """Write the clients' and the server's state; before the first round there is none to keep."""
+        if number:
+            self.folder.save_checkpoint(number, self._kept(), self.server.state, self.identity)
 
     # -- its parts
 
-    def _sizes(self, payload: bytes | None) -> dict[str, int]:
-        """Bytes of an exchange by tensor name."""
-        return {} if payload is None else self.context.wire.manifest(payload)
-
-    def _participants(self, number: int) -> list[Client]:
-        able = [site for site in self.sites if site.examples]
-        wanted = max(1, round(self.config.participation * len(able)))
-        if wanted >= len(able):
-            return able
-        drawn = seeded(self.config.seed, SAMPLING, number).choice(len(able), wanted, replace=False)
-        return [able[place] for place in sorted(drawn)]
-
     def _kept(self) -> list[ClientState]:
-        """What clients have to keep: not what the next download replaces, which may be the whole model."""
-        states = [site.state for site in self.sites]
-        if self.method.evaluated_model != "received" or any(
-            self.method.download(self.server.state, client.index) is None for client in self.clients
+        """Return the clients' states without the values that the next download replaces."""
+        states = [client.state for client in self.clients]
+        method, server = self.context.method, self.server
+        if method.evaluated_model != "received" or any(
+            method.download(server.state, index) is None for index in range(len(states))
         ):
             return states
         travels = {name for name, _ in self.shared_model.layout}
@@ -206,54 +182,26 @@ class Simulation:
             for state in states
         ]
 
-    def _tensors(self, site: Client, stage: str) -> dict[str, Tensor]:
-        """The model that a client has at a stage, and, before all have received in the end, would have."""
-        client = site.client.index
-        if stage == "trained":
-            return site.tensors(stage, None)
-        return site.tensors(stage, self.arrived[client] if self.arrived else self.server.arrives(client))
+    def _tensors(self, client: Client, stage: str) -> dict[str, Tensor]:
+        """Return a client's model at a stage, as it is once the next download has arrived."""
+        arrived = None if stage in ("start", "trained") else self.server.arrives(client.client.index)
+        return client.state.tensors if stage == "start" else client.tensors(stage, arrived)
 
-    def final_tensors(self, client: int) -> dict[str, Tensor]:
-        """The tensors that a client would use from now on: those that are scored."""
-        return self._tensors(self.sites[client], self.method.evaluated_model)
-
-    def _facts(self, event: str) -> Event:
-        names = [client.name for client in self.clients]
-        return {
-            "event": event,
-            "method": self.method.name,
-            "scored": self.method.evaluated_model,
-            "clients": names,
-        }
-
-    def _score(self, number: int, stage: str, models: list[dict[str, Tensor]]) -> None:
-        for client, tensors in zip(self.clients, models, strict=True):
-            event: Event = {"event": "scores", "round": number, "stage": stage, "client": client.name}
-            for split in ("valid", "test"):
-                event[split] = facts_of(
-                    score(self.shared_model, tensors, getattr(client, split), self.config.training)
-                )
-            self._tell(**event)
-
-    def _tell_warnings(self, site: Client) -> None:
-        """What a client lets out although there is something against it: said once."""
-        for setting, text in site.warned.items():
-            if (site.client.index, setting) not in self.warned:
-                self.warned.add((site.client.index, setting))
-                self._tell(event="warned", client=site.client.name, text=text)
-
-    def _tell(self, **event: object) -> None:
-        self.folder.append(event)
-        self.listener(event)
+    def _log_warnings(self, client: Client) -> None:
+        """Log the first warning of each guard."""
+        for setting, text in client.warned.items():
+            if (client.client.index, setting) not in self.warned:
+                self.warned.add((client.client.index, setting))
+                self.log(Warned(client.client.name, text))
 
 
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:
-    """What a checkpoint may be continued with."""
+    """Return the identity of the data and the model that a checkpoint may be continued with."""
     return f"{config.run_id()} {content_hash(data)} {shared_model.fingerprint}"
 
 
 def simulated_dp_mechanism(config: RunConfig, client: ClientDataset, folder: Path) -> DpMechanism | None:
-    """Noise from the run's seed, and a ledger in a folder; None where the run has no [privacy]."""
+    """Make noise from the run's seed, and a ledger in a folder; None for a run without [privacy]."""
     if not config.privacy.on:
         return None
 
@@ -261,8 +209,3 @@ def simulated_dp_mechanism(config: RunConfig, client: ClientDataset, folder: Pat
         return seeded_noise(seeded(config.seed, NOISE, purpose, number, client.index))
 
     return DpMechanism(config.privacy, DpContext(client.name, folder, config.rounds, config.training.steps, draw))
-
-
-def total_bytes(up_or_down: dict[str, int]) -> int:
-    """Bytes of one message, envelope included."""
-    return sum(up_or_down.values())

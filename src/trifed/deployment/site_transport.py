@@ -1,0 +1,240 @@
+"""The transport between sites: the server's side of a run whose clients are reached through a `Channel`.
+
+A client that does not reply in time, or whose reply is rejected, is left out of that round; the result is the
+same as if it had not been selected. Below the quorum the run stops; started again in the same folder, it continues
+after its last whole round.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from trifed.common.errors import MessageError, RunError
+from trifed.config.run import RunConfig
+from trifed.config.settings import GUARDS
+from trifed.deployment import protocol
+from trifed.deployment.checkpoint import ServerCheckpoint
+from trifed.deployment.client_manager import ClientManager
+from trifed.deployment.handshake import open_clients
+from trifed.deployment.membership import Membership
+from trifed.deployment.protocol import LEFT_AT_HOME, Channel, Fact, Request, digest, read_layout, write_layout
+from trifed.deployment.refusals import RefusalCode, rejected_for
+from trifed.federation.events import ClientScores, Listener, RoundFinished
+from trifed.federation.privacy_report import promise
+from trifed.federation.results import summarise_events
+from trifed.federation.round import FederatedRun
+from trifed.federation.run_folder import EventLog, RunFolder
+from trifed.federation.server import Server, layout_of
+from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Rejected, Reply
+from trifed.methods.packing import Layout
+from trifed.privacy import facts_of
+from trifed.tasks import TASKS
+
+PARTS = {"projections": "frames", "train": "download", "finish": "download"}
+"""Exchange → name of the server's message in a request."""
+
+
+class SiteTransport:
+    """The server's side of one run, kept in `folder`; `server` and `records` are there once the run has begun."""
+
+    server: Server
+    records: list[ClientRecord]
+    membership: Membership
+
+    def __init__(
+        self, config: RunConfig, channel: Channel, folder: RunFolder, listener: Listener,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.folder = folder
+        self.log = EventLog(folder, listener)
+        self.checkpoint = ServerCheckpoint(folder)
+        self.name = self.checkpoint.facts.get("run") or f"{config.run_id()}-{secrets.token_hex(4)}"
+        hello = Request("hello", {"run": self.name, "config": settings_to_send(config)})
+        self.client_manager = ClientManager(channel, config.deployment, hello, self.log, sleep)
+        self.opened: dict[int, protocol.Reply] = {}
+        self.replies: dict[int, protocol.Reply] = {}
+        self.asked = self.accepted = 0
+        self.began = 0.0
+
+    def run(self) -> None:
+        """Begin, or resume after the last whole round, and run to the end.
+
+        Raises:
+            RunError: Too few clients, or too few uploads in a round; the run can be resumed.
+        """
+        with self.checkpoint.held():
+            FederatedRun(self.config, self, self.folder, self.log).run()
+            self.folder.write_json("summary.json", self._summary())
+
+    # -- the transport
+
+    @property
+    def adapted_layout(self) -> Layout:
+        """Names and shapes of the weights that are adapted."""
+        return read_layout(self.opened[0].text("layers"))
+
+    def open(self) -> Opened:
+        """Wait for the clients, and open them for a new run."""
+        manager = self.client_manager
+        if self.checkpoint.facts:
+            return self._resume()
+        (self.folder.path / "events.jsonl").unlink(missing_ok=True)  # of a run that never began
+        manager.gather()
+        self.server, self.records, self.opened = open_clients(self.config, self.name, manager)
+        self._make_membership()
+        return Opened(self.server, examples=[record.examples for record in self.records])
+
+    def _resume(self) -> Opened:
+        """Load the last whole round, and wait for the clients.
+
+        Raises:
+            RunError: Other settings, the run is over, or the clients have another base model than before.
+        """
+        facts, path, manager = self.checkpoint.facts, self.folder.path, self.client_manager
+        if not self.name.startswith(f"{self.config.run_id()}-"):
+            raise RunError(
+                f"{path}: the settings changed since this run began; put them back, or give the run another name "
+                f"or folder"
+            )
+        if any(event["event"] == "finished" for event in self.folder.events()):
+            raise RunError(f"{path}: this run is finished; give the new one another name or folder")
+        done, self.server, self.records = self.checkpoint.load(self.config)
+        manager.resume(self.records)
+        if manager.identity != (facts["base"], facts["digest"]):
+            raise RunError("the clients have another base model than when this run began; put that back")
+        self._make_membership()
+        return Opened(self.server, resumed=done)
+
+    def _make_membership(self) -> None:
+        parts = (self.server, self.records, self.client_manager, self.checkpoint, self.log)
+        self.membership = Membership(*parts)
+
+    def ask(
+        self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
+    ) -> Iterator[tuple[int, Reply | Rejected]]:
+        """Send all messages at once, and yield the replies in the order of the clients."""
+        sent = {client: message(client) for client in clients}
+        self.asked, self.began = len(sent), time.monotonic()
+        if kind != "summary":  # summaries came when the clients were opened
+            parts = {client: {PARTS[kind]: payload} for client, payload in sent.items() if payload is not None}
+            facts = {client: self._facts(kind, number, client) for client in sent}
+            request = "frames" if kind == "projections" else kind
+            self.replies = self.client_manager.ask(request, facts, parts)
+        for client, payload in sent.items():
+            yield client, self._read(kind, client, payload)
+
+    def _facts(self, kind: Exchange, number: int, client: int) -> dict[str, Fact]:
+        if kind == "projections":
+            return {"layout": write_layout(layout_of(self.server.shared_projections))}
+        if kind == "gradient":
+            return {}
+        record = self.records[client]
+        return {"round": number, "asked": self.asked, "counts": record.counts, "data": record.data}
+
+    def _read(self, kind: Exchange, client: int, sent: bytes | None) -> Reply | Rejected:
+        replies = self.opened if kind == "summary" else self.replies
+        reply = self.client_manager.check(replies.get(client))
+        if isinstance(reply, Rejected):
+            return reply
+        try:
+            if kind == "train":
+                facts = (reply.real("loss"), reply.number("steps"), reply.real("seconds"))
+                payload = reply.part("upload") if self.server.context.wire.layout else None
+                return Reply(sent, payload, *facts, kept_own=bool(reply.facts.get("kept_own")))
+            if kind == "finish":
+                return Reply(sent, scores=_scores(reply))
+            if kind == "projections":
+                expected = digest(self.server.context.wire.layout, self.server.start)
+                same = reply.facts.get("digest") == expected
+                return Reply(sent) if same else rejected_for(RefusalCode.STARTS_ELSEWHERE)
+            return Reply(sent, reply.part(kind))
+        except MessageError as error:
+            return Rejected(RefusalCode.BAD_REPLY, str(error))
+
+    def reject(self, number: int, client: int, rejected: Rejected) -> None:
+        """Note the state that the client reports instead of the reply."""
+        reply = self.replies.get(client)
+        if reply is not None:
+            self.membership.note(client, reply)
+
+    def close_round(self, number: int, accepted: Sequence[int]) -> None:
+        """Check the quorum of a round; after the final download, withdraw the clients that leave.
+
+        Raises:
+            RunError: Fewer accepted replies than `deployment.quorum`.
+        """
+        quorum, self.accepted = self.config.deployment.quorum, len(accepted)
+        if number > self.config.rounds:
+            if self.membership.withdraw_leaving(number):
+                self._save_membership(number - 1)
+            return
+        for client in accepted:
+            self.records[client].counts = number
+        if self.accepted < quorum:
+            raise RunError(
+                f"round {number}: {self.accepted} of {self.asked} clients sent what counts, and deployment.quorum "
+                f"is {quorum}; the run stands at round {number - 1} and can be resumed"
+            )
+
+    def update_clients(self, number: int) -> Sequence[int]:
+        """Let clients join, leave and report changed data; return those that lack the shared projections."""
+        if self.membership.update(number):
+            self._save_membership(number - 1)
+        if number == 1 or not self.server.context.method.shared_projections:
+            return ()
+        return [client for client, record in enumerate(self.records) if not record.counts and not record.left]
+
+    def _save_membership(self, number: int) -> None:
+        self.checkpoint.save(number, self.server, self.records)
+        self.checkpoint.clear_leaving()
+
+    def evaluate(self, number: int, stages: Sequence[str]) -> Sequence[ClientScores]:
+        """Return no scores: the clients' test data stay at the sites."""
+        return ()
+
+    def save_checkpoint(self, number: int) -> None:
+        """Log the end of a round and keep the state; after the opening, keep also what all clients agreed on."""
+        if number:
+            seconds = round(time.monotonic() - self.began, 2)
+            self.log(RoundFinished(number, self.accepted, seconds))
+        self.checkpoint.save(number, self.server, self.records)
+        if not number:
+            lora_bytes = self.opened[0].number("lora_bytes")
+            self.checkpoint.write(self.name, self.server, self.client_manager.identity, lora_bytes)
+
+    def _summary(self) -> dict[str, Any]:
+        """Return the result in the form of a simulated run, without the clients' own data."""
+        config, evaluated_model = self.config, self.server.context.method.evaluated_model
+        return {
+            "name": config.name,
+            "task": config.task,
+            "metric": TASKS[config.task].metric,
+            "method": config.method.name,
+            "seed": config.seed,
+            "rounds": config.rounds,
+            **summarise_events(self.folder.events(), evaluated_model, self.checkpoint.facts["lora_bytes"]),
+            "controls": {},
+            **({"privacy": {"promised": facts_of(promise(config))}} if config.privacy.on else {}),
+        }
+
+
+def _scores(reply: protocol.Reply) -> Mapping[str, Mapping[str, float]] | None:
+    """Read the scores of a client that shares them; MessageError if one is no number."""
+    if "test_accuracy" not in reply.facts:
+        return None
+    names = ("loss", "accuracy", "examples")
+    return {split: {name: reply.real(f"{split}_{name}") for name in names} for split in ("valid", "test")}
+
+
+def settings_to_send(config: RunConfig) -> str:
+    """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
+    excluded = {"deployment", "baselines", "trackers"}
+    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=excluded)
+    values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
+    privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
+    return json.dumps({**values, "privacy": privacy} if privacy else values)
