@@ -14,7 +14,7 @@ from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.server import Server, layout_of
+from trifed.federation.server import References, Server, layout_of
 from trifed.federation.shared_model import build_shared_model
 from trifed.federation.simulation import Simulation
 from trifed.federation.transport import BAD_REPLY, Rejected
@@ -153,3 +153,31 @@ def test_others_get_the_share_that_a_client_allows_them(toy_values):
     np.testing.assert_allclose(taken[0.0], own, atol=1e-6)
     np.testing.assert_allclose(taken[0.25], 0.75 * own + 0.25 * came, atol=1e-6)
     np.testing.assert_array_equal(taken[1.0], came)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [("own-prior", {"wire": {"bits": 4}}), ("ce-lora", {}), ("fed-sb", {})]
+)
+def test_a_server_is_loaded_from_its_arrays(method, changes, toy_values):
+    config = make_config(toy_values(method=method, rounds=ROUNDS, **changes))
+    server, _ = apart(config)
+    loaded = Server(server.context, server.clients, np.zeros(0, np.float32))
+    loaded.load_state_dict(server.state_dict())
+    loaded.shared_projections = server.shared_projections
+    for client in range(server.clients):
+        assert loaded.download(ROUNDS + 1, client) == server.download(ROUNDS + 1, client)
+    first, again = server.state_dict(), loaded.state_dict()
+    assert set(first) == set(again)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
+
+
+def test_a_download_is_the_reference_once_the_upload_shows_that_it_arrived():
+    references = References()
+    references.pending[0] = np.ones(2, np.float32)
+    assert 0 not in references.confirmed
+    references.confirm(0)
+    references.confirm(1)
+    assert references.confirmed.keys() == {0} and not references.pending
+    references.forget(0)
+    assert not references.confirmed

@@ -1,6 +1,6 @@
-"""Flower carries the messages: a ServerApp that leads a run, and a ClientApp that answers for one client.
+"""Flower as the transport of `deployment.protocol`: a ServerApp that leads a run, a ClientApp for one client.
 
-The only file that imports flwr. What is said is that of `sites.protocol`, one record a message.
+This is the only file that imports flwr. Every message is one record.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ RECORD, PART = "trifed", "part/"
 POLL = 0.5
 """Seconds between two looks for replies."""
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-"""What Flower says of a message, or of the reply to one, that has outlived its time to live."""
+"""Flower's errors for a message, or a reply, that has expired."""
 
-FLOWERS = {ErrorCode.NODE_UNAVAILABLE: RefusalCode.NOT_CONNECTED}
-"""Codes for Flower's own errors; any other means that the node could not answer."""
+FLOWER_CODES = {ErrorCode.NODE_UNAVAILABLE: RefusalCode.NOT_CONNECTED}
+"""Flower's errors → codes; any other error means that the node could not answer."""
 
 Answer = Callable[[Path, Request], Reply]
 
@@ -43,14 +43,14 @@ class FlowerChannel:
         self.grid = grid
 
     def nodes(self) -> set[int]:
-        """Nodes that are connected."""
+        """Return the connected nodes."""
         return set(self.grid.get_node_ids())
 
     def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
-        """Send all, and collect what comes within `seconds`; an error of Flower's own becomes a reply with it.
+        """Send all requests; return the replies that come within `seconds`, and Flower's own errors as replies.
 
-        That a message has expired is not one: a message lives as long as the round, and which clock is ahead, the
-        SuperLink's or this one, decides whether Flower says so first. Either way nobody has answered.
+        An expired message counts as no reply. It lives as long as the round, so the clocks of the SuperLink and of
+        this machine decide whether Flower reports that first.
         """
         if not requests:
             return {}
@@ -59,31 +59,31 @@ class FlowerChannel:
             for node, request in requests.items()
         ]
         waiting = dict(zip(self.grid.push_messages(messages), requests, strict=True))
-        found: dict[int, Reply] = {}
+        replies: dict[int, Reply] = {}
         until = time.monotonic() + seconds
         while waiting and time.monotonic() < until:
             for message in self.grid.pull_messages(list(waiting)):
                 node = waiting.pop(message.metadata.reply_to_message_id)
                 if not (message.has_error() and message.error.code in EXPIRED):
-                    found[node] = reply_of(message)
+                    replies[node] = reply_of(message)
             if waiting:
                 time.sleep(POLL)
-        return found
+        return replies
 
 
 def kind_of(request: Request) -> str:
-    """Flower's type of message."""
+    """Return Flower's message type of a request."""
     return "train" if request.kind == "train" else f"query.{request.kind}"
 
 
 def write(kind: str, facts: Mapping[str, Fact], parts: Mapping[str, bytes]) -> RecordDict:
-    """One record with everything in it."""
+    """Write a message as one record."""
     values: dict[str, Any] = {"kind": kind, **facts, **{f"{PART}{name}": part for name, part in parts.items()}}
     return RecordDict({RECORD: ConfigRecord(values)})
 
 
 def read(content: RecordDict) -> tuple[str, dict[str, Any], dict[str, bytes]]:
-    """Kind, facts and parts; MessageError where it is no message of this package."""
+    """Read kind, facts and parts; MessageError if it is no message of this package."""
     record = content.config_records.get(RECORD)
     if record is None or "kind" not in record:
         raise MessageError("a message that is none of trifed's")
@@ -93,9 +93,9 @@ def read(content: RecordDict) -> tuple[str, dict[str, Any], dict[str, bytes]]:
 
 
 def reply_of(message: Message) -> Reply:
-    """A client's reply; a code for Flower's own error, whose text comes from the client and is not read."""
+    """Read a client's reply; Flower's own error becomes a code, because its text comes from the client."""
     if message.has_error():
-        return Reply(error=FLOWERS.get(message.error.code, RefusalCode.OTHER))
+        return Reply(error=FLOWER_CODES.get(message.error.code, RefusalCode.OTHER))
     try:
         _, facts, parts = read(message.content)
     except MessageError:
@@ -105,13 +105,13 @@ def reply_of(message: Message) -> Reply:
 
 
 def client_app(answer: Answer = ask_worker) -> ClientApp:
-    """A ClientApp, imported without torch; `--node-config 'node="/etc/node.toml"'` names the node's settings."""
+    """Make a ClientApp without importing torch; `--node-config 'node="/etc/node.toml"'` gives the settings."""
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
         reply = _answer(message, context, answer)
-        told = {**reply.facts, "lost": int(reply.lost), "error": reply.error or ""}
-        return Message(write("reply", told, reply.parts), reply_to=message)
+        facts = {**reply.facts, "lost": int(reply.lost), "error": reply.error or ""}
+        return Message(write("reply", facts, reply.parts), reply_to=message)
 
     app.train()(handle)
     for kind in ("hello", "open", "gradient", "frames", "finish"):
@@ -120,7 +120,7 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
 
 
 def _answer(message: Message, context: Context, answer: Answer) -> Reply:
-    """A client's answer. No exception leaves: Flower would send its text to the server."""
+    """Return a client's reply. No exception is raised, because Flower would send its text to the server."""
     try:
         node = settings_of(context)
         if node is None:
@@ -133,7 +133,7 @@ def _answer(message: Message, context: Context, answer: Answer) -> Reply:
 
 
 def settings_of(context: Context) -> Path | None:
-    """Where a node's settings lie: as it was started with or, of simulated nodes, as the run says (`sites`)."""
+    """Return the path of a node's settings: given at its start, or by the run (`sites`) for a simulated node."""
     if "node" in context.node_config:
         return Path(str(context.node_config["node"]))
     folder, place = str(context.run_config.get("sites", "")), context.node_config.get("partition-id")
@@ -142,16 +142,16 @@ def settings_of(context: Context) -> Path | None:
 
 
 def say(event: Event) -> None:
-    """A line for whoever follows the run."""
+    """Print an event as a line."""
     line = line_of(event)
     if line:
         print(line, flush=True)
 
 
 def server_app(run: Path, listener: Listener = say) -> ServerApp:
-    """A ServerApp that leads the run of a TOML file.
+    """Make a ServerApp that leads the run of a TOML file.
 
-    Its run configuration names the folder that the run is kept in, by `folder`; an unfinished run there goes on.
+    `folder` in its run configuration is the run's folder; an unfinished run there continues.
     """
     app = ServerApp()
 

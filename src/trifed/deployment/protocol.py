@@ -1,4 +1,4 @@
-"""What server and clients say to each other where they do not share a process, whatever carries it.
+"""Requests and replies between the server and clients at sites, independent of how they are transported.
 
 ::
 
@@ -10,12 +10,11 @@
     train    round, the client's last round that counts, its mark, how many are asked; the download -> the upload
     finish   the last download                           -> scores, where the client tells them
 
-In the place of an upload a client may say that its data `changed`, that it has `left` for good, or that it has
-lost what the server counts on, and the round of the backup that it `has`. In the place of any answer it sends a
-code of `refusals`, never words.
+Instead of an upload a client may report that its data `changed`, that it has `left` for good, or that its state
+is lost, with the round of the backup that it `has`. Instead of any reply it may send a code, never text.
 
-All but the greeting name the run and the client's place among all. Messages of the method itself, in `parts`, are
-those of `messages` and are checked there.
+Every request but the greeting names the run and the client's index (`place`). The method's messages, in `parts`,
+are those of `federation.messages` and are checked there.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ from trifed.methods.packing import Layout, Vector
 
 Fact = str | int | float
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
-"""Of [data]: what only a client itself says."""
+"""Settings of [data] that only a client itself gives."""
 
 
-class _Said:
-    """Facts and messages, which the other side may have forgotten, or made up."""
+class _Message:
+    """Facts and parts, which the other side may have left out or made up."""
 
     facts: Mapping[str, Fact]
     parts: Mapping[str, bytes]
 
     def text(self, name: str) -> str:
-        """A fact that is a text; MessageError where it is none."""
+        """Return a fact that is a text; MessageError if it is not."""
         found = self.facts.get(name)
         if not isinstance(found, str):
             raise MessageError(f"'{name}': got {_shown(found)}, expected a text; it is refused")
         return found
 
     def number(self, name: str) -> int:
-        """A fact that is a whole number of at least 0; MessageError where it is none."""
+        """Return a fact that is a whole number of at least 0; MessageError if it is not."""
         found = self.facts.get(name)
         if not isinstance(found, int) or found < 0:
             raise MessageError(
@@ -58,22 +57,22 @@ class _Said:
         return found
 
     def real(self, name: str) -> float:
-        """A fact that is a number, perhaps NaN; MessageError where it is none."""
+        """Return a fact that is a number, perhaps NaN; MessageError if it is not."""
         found = self.facts.get(name)
         if not isinstance(found, int | float):
             raise MessageError(f"'{name}': got {_shown(found)}, expected a number; it is refused")
         return float(found)
 
     def part(self, name: str) -> bytes:
-        """A message; MessageError where it is missing."""
+        """Return a part; MessageError if it is missing."""
         if name not in self.parts:
-            raise MessageError(f"'{name}' is missing; what is without it is refused")
+            raise MessageError(f"'{name}' is missing; the message is refused")
         return self.parts[name]
 
 
 @dataclass(frozen=True)
-class Request(_Said):
-    """What a client is asked. `parts`: messages by name."""
+class Request(_Message):
+    """A request to a client; `parts` are encoded messages by name."""
 
     kind: str
     facts: Mapping[str, Fact] = field(default_factory=dict)
@@ -81,8 +80,8 @@ class Request(_Said):
 
 
 @dataclass(frozen=True)
-class Reply(_Said):
-    """What a client answers. `error`: why it cannot; `lost`: it lacks what the server counts on."""
+class Reply(_Message):
+    """A client's reply; `error` says why there is no answer, `lost` that the client's state is lost."""
 
     facts: Mapping[str, Fact] = field(default_factory=dict)
     parts: Mapping[str, bytes] = field(default_factory=dict)
@@ -91,34 +90,32 @@ class Reply(_Said):
 
 
 class Channel(Protocol):
-    """The way to the clients, each a node with a number."""
+    """A connection to clients, each a node with a number."""
 
     def nodes(self) -> set[int]:
-        """Those that can be asked now."""
+        """Return the nodes that are connected now."""
 
     def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
-        """The answers that come in time, by node; a node that broke is not among them."""
+        """Send requests by node; return the replies that come within `seconds`."""
 
 
 def _shown(value: object) -> str:
-    """A fact in an error's text: a number as it is, of anything else its type alone, which is nobody's words."""
+    """Format a fact for an error: a number as it is, the type of anything else, so that no text is repeated."""
     return repr(value) if isinstance(value, int | float) else f"'{type(value).__name__}'"
 
 
 def digest(layout: Layout, start: Vector) -> str:
-    """Sixteen hex digits over what travels and where it starts: clients that share a run agree on it."""
-    found = hashlib.sha256(write_layout(layout).encode())
-    found.update(start.tobytes())
-    return found.hexdigest()[:16]
+    """Return 16 hex digits over layout and common start, which all clients of a run agree on."""
+    return hashlib.sha256(write_layout(layout).encode() + start.tobytes()).hexdigest()[:16]
 
 
 def write_layout(layout: Layout) -> str:
-    """Names and shapes as JSON."""
+    """Write a layout as JSON."""
     return json.dumps([[name, list(shape)] for name, shape in layout])
 
 
 def read_layout(text: str) -> Layout:
-    """The inverse; MessageError where it is none."""
+    """Read a layout; MessageError if the text is none."""
     try:
         found = tuple((str(name), tuple(int(size) for size in shape)) for name, shape in json.loads(text))
     except (ValueError, TypeError) as error:

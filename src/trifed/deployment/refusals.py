@@ -1,7 +1,7 @@
-"""Why a site does not answer as asked: a code travels, the words stay where they were written.
+"""Codes for requests that are not answered and replies that do not count.
 
-An error's text can hold labels, names and paths, so a site writes it to its own log and sends one code of a closed
-list. The server has a sentence of its own for every code.
+An error's text can hold labels, names and paths, so a site writes it to its own log and sends a code of a closed
+list. The server has its own sentence for every code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trifed.federation.transport import Rejected
 
 
 class RefusalCode(StrEnum):
-    """All that one side says, in the place of an answer, or of an answer that was not accepted."""
+    """Reasons for a request that is not answered or a reply that is not accepted."""
 
     # sent by a site
     BAD_REQUEST = "bad_request"
@@ -83,13 +83,13 @@ REASONS: dict[RefusalCode, str] = {
     RefusalCode.OTHER_KEY: "it has another key than before; if that is so, set deployment.bound = false",
     RefusalCode.TOO_LATE: "it was not there when this run began, and deployment.late is false",
 }
-"""The server's words; a site's own log has the particulars."""
+"""The server's sentence for each code; the site's own log has the details."""
 AT_SITE = {
     RefusalCode.BAD_REQUEST, RefusalCode.WRONG_PHASE, RefusalCode.WRONG_RUN, RefusalCode.DATA_UNUSABLE,
     RefusalCode.MODEL_UNUSABLE, RefusalCode.BASE_MISMATCH, RefusalCode.SETTINGS_UNUSABLE,
     RefusalCode.PRIVACY_LIMIT, RefusalCode.GUARD, RefusalCode.STORAGE, RefusalCode.UNREACHABLE, RefusalCode.OTHER,
 }  # fmt: skip
-"""Codes whose particulars are in the site's log alone."""
+"""Codes whose details are in the site's log alone."""
 
 CODES: dict[type[Exception], RefusalCode] = {
     GuardError: RefusalCode.GUARD,
@@ -103,7 +103,7 @@ CODES: dict[type[Exception], RefusalCode] = {
 
 
 class RefusedError(RunError):
-    """A request that a site does not answer, with the code that the server gets; the text stays at the site."""
+    """A request that a site refuses; the server gets `code`, and the text stays at the site."""
 
     def __init__(self, code: RefusalCode, text: str) -> None:
         super().__init__(text)
@@ -117,14 +117,14 @@ def rejected_for(code: RefusalCode) -> Rejected:
 
 
 def code_of(error: Exception) -> RefusalCode:
-    """The code that travels in the place of an error's text."""
+    """Return the code that is sent instead of an error's text."""
     if isinstance(error, RefusedError):
         return error.code
     return next((code for kind, code in CODES.items() if isinstance(error, kind)), RefusalCode.OTHER)
 
 
 def read_code(value: object) -> RefusalCode | None:
-    """A code as it came over the wire: None for an empty one, `other` for one that is not known here."""
+    """Read a received code: None for an empty one, `other` for an unknown one."""
     if not value:
         return None
     return RefusalCode(value) if isinstance(value, str) and value in REASONS else RefusalCode.OTHER

@@ -1,4 +1,4 @@
-"""How the clients of a run between sites stand, from its folder: who was left out or refused, and why."""
+"""The status of the clients of a run between sites, read from the run's folder at the server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from trifed.federation.transport import ClientRecord
 
 @dataclass(frozen=True)
 class ClientStatus:
-    """One client. `last`: the round of its last upload that counts, 0 before that; `reason`: why none since;
-    `seconds`: that its last round took it.
+    """The status of one client.
+
+    Attributes:
+        last: The round of the last accepted upload, 0 before that.
+        left_out: Number of rounds that the client was left out of.
+        sent: Bytes that the client has uploaded.
+        reason: Why there has been no accepted upload since; empty if nothing is wrong.
+        seconds: Duration of the client's last round.
     """
 
     name: str
@@ -29,7 +35,7 @@ class ClientStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run. `round`: the last whole one; `refused`: why nodes were not let in, each reason once."""
+    """The status of a run. `round` is the last whole one; `refused` holds each reason for a refused node once."""
 
     round: int
     rounds: int
@@ -39,10 +45,10 @@ class RunStatus:
 
 
 def run_status(folder: RunFolder, rounds: int) -> RunStatus:
-    """Read a run's folder at the server.
+    """Read the status from a run's folder at the server.
 
     Raises:
-        RunError: it is no run between sites, or has not begun.
+        RunError: The folder holds no run between sites, or the run has not begun.
     """
     records = ServerCheckpoint(folder).records
     if not records:

@@ -1,4 +1,4 @@
-"""A site that leaves for good: a mark in its folder, which its node tells the server."""
+"""Leaving a run for good: a mark in the site's folder, which its node reports to the server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trifed.deployment.site_settings import LEFT, read_site_settings
 
 
 def leave(site: Path) -> str:
-    """Mark a site's folder, as `write_site_folder` makes it, as one that has left; its name.
+    """Mark a site's folder, as `write_site_folder` makes it, as left; return the site's name.
 
     Raises:
-        RunError: no site's folder, it has left already, or nothing can be written there.
-        ConfigError: its settings cannot be read.
+        RunError: It is no site's folder, the site has left already, or nothing can be written there.
+        ConfigError: The site's settings cannot be read.
     """
     if not (site / "node.toml").is_file():
         raise RunError(f"{site}: no site's folder (it has no node.toml); at the server name the --client too")

@@ -18,12 +18,15 @@ Sizes = Mapping[str, int]
 class RunEvent:
     """One event; a field that is None is not logged."""
 
-    NAME: ClassVar[str]
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str) -> None:
+        cls.name = name
 
     def to_dict(self) -> Event:
         """Return the dictionary that the log and listeners receive."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"event": self.NAME, **{name: value for name, value in values.items() if value is not None}}
+        return {"event": self.name, **{key: value for key, value in values.items() if value is not None}}
 
 
 Log = Callable[[RunEvent], None]
@@ -31,41 +34,43 @@ Log = Callable[[RunEvent], None]
 
 
 @dataclass(frozen=True)
-class Loading(RunEvent):
+class ClientEvent(RunEvent, name=""):
+    """An event of one client in one round."""
+
+    round: int
+    client: str
+
+
+@dataclass(frozen=True)
+class Loading(RunEvent, name="loading"):
     """Data or a base model are being loaded."""
 
-    NAME = "loading"
     what: str
 
 
 @dataclass(frozen=True)
-class DataSplit(RunEvent):
+class DataSplit(RunEvent, name="split"):
     """The data are split into clients; `data` is a `FederatedData`."""
 
-    NAME = "split"
     data: Any
 
 
 @dataclass(frozen=True)
-class Trouble(RunEvent):
+class Trouble(RunEvent, name="trouble"):
     """A warning that concerns the whole run."""
 
-    NAME = "trouble"
     text: str
 
 
 @dataclass(frozen=True)
-class Closing(RunEvent):
+class Closing(RunEvent, name="closing"):
     """The rounds are over; models and the result are being written."""
-
-    NAME = "closing"
 
 
 @dataclass(frozen=True)
-class Started(RunEvent):
+class Started(RunEvent, name="started"):
     """A run begins. `scored` is the model that is evaluated; `examples` are counted between sites only."""
 
-    NAME = "started"
     method: str
     scored: str
     clients: list[str]
@@ -73,10 +78,9 @@ class Started(RunEvent):
 
 
 @dataclass(frozen=True)
-class Resumed(RunEvent):
+class Resumed(RunEvent, name="resumed"):
     """A run continues after `round`; `sent` is the number of bytes exchanged before, in the simulator only."""
 
-    NAME = "resumed"
     method: str
     scored: str
     clients: list[str]
@@ -85,29 +89,26 @@ class Resumed(RunEvent):
 
 
 @dataclass(frozen=True)
-class OpeningExchange(RunEvent):
+class OpeningExchange(RunEvent, name="opening"):
     """A first gradient was uploaded, or shared projections were downloaded."""
 
-    NAME = "opening"
     client: str
     up: Sizes | None = None
     down: Sizes | None = None
 
 
 @dataclass(frozen=True)
-class SummaryReceived(RunEvent):
+class SummaryReceived(RunEvent, name="summary"):
     """The server received a client's data summary."""
 
-    NAME = "summary"
     client: str
     up: Sizes
 
 
 @dataclass(frozen=True)
-class ClientScores(RunEvent):
+class ClientScores(RunEvent, name="scores"):
     """Loss, accuracy and number of examples of one client's model on its validation and test data."""
 
-    NAME = "scores"
     round: int
     stage: str
     client: str
@@ -116,21 +117,17 @@ class ClientScores(RunEvent):
 
 
 @dataclass(frozen=True)
-class Warned(RunEvent):
+class Warned(RunEvent, name="warned"):
     """A client sends something that a guard warns of."""
 
-    NAME = "warned"
     client: str
     text: str
 
 
 @dataclass(frozen=True)
-class Trained(RunEvent):
+class Trained(ClientEvent, name="trained"):
     """A client's upload was accepted. `loss` is the mean over its steps, in nats."""
 
-    NAME = "trained"
-    round: int
-    client: str
     loss: float
     steps: int
     seconds: float
@@ -139,95 +136,71 @@ class Trained(RunEvent):
 
 
 @dataclass(frozen=True)
-class KeptOwn(RunEvent):
+class KeptOwn(ClientEvent, name="kept its own"):
     """A client trained from its own values because the received ones were worse for its data."""
-
-    NAME = "kept its own"
-    round: int
-    client: str
 
 
 @dataclass(frozen=True)
-class LeftOut(RunEvent):
+class LeftOut(ClientEvent, name="left out"):
     """A client does not count in a round."""
 
-    NAME = "left out"
-    round: int
-    client: str
     code: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Delivered(RunEvent):
+class Delivered(ClientEvent, name="delivered"):
     """A client received its final values."""
 
-    NAME = "delivered"
-    round: int
-    client: str
     down: Sizes
 
 
 @dataclass(frozen=True)
-class RoundFinished(RunEvent):
+class RoundFinished(RunEvent, name="round"):
     """A round between sites is over; `clients` is the number of clients whose replies count."""
 
-    NAME = "round"
     round: int
     clients: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Finished(RunEvent):
+class Finished(RunEvent, name="finished"):
     """The run is over."""
 
-    NAME = "finished"
     round: int
 
 
 @dataclass(frozen=True)
-class Joined(RunEvent):
+class Joined(RunEvent, name="joined"):
     """A client connected and may take part."""
 
-    NAME = "joined"
     client: str
 
 
 @dataclass(frozen=True)
-class Refused(RunEvent):
+class Refused(RunEvent, name="refused"):
     """A node may not take part."""
 
-    NAME = "refused"
     node: str
     code: str
     reason: str
 
 
 @dataclass(frozen=True)
-class CameLate(RunEvent):
+class CameLate(ClientEvent, name="came late"):
     """A client joined a run that had begun."""
 
-    NAME = "came late"
-    round: int
-    client: str
     examples: int
 
 
 @dataclass(frozen=True)
-class OpenedAgain(RunEvent):
+class OpenedAgain(ClientEvent, name="opened again"):
     """A client whose data changed was opened again."""
 
-    NAME = "opened again"
-    round: int
-    client: str
     examples: int
 
 
 @dataclass(frozen=True)
-class Withdrawn(RunEvent):
+class Withdrawn(ClientEvent, name="withdrawn"):
     """A client left for good, and the server deleted its values."""
-
-    NAME = "withdrawn"
-    round: int
-    client: str

@@ -1,4 +1,4 @@
-"""What crosses the wire, as bytes, and the check at the border.
+"""Messages between clients and server as bytes, and the checks of a received message.
 
 A message is one safetensors file: for an exchange of parameters a single packed float32 array `values` in the
 order of the run's layout, for the one-time summary the summary's arrays. Its header says which run, base model,
@@ -25,7 +25,7 @@ ENVELOPE = "(envelope)"
 
 @dataclass(frozen=True)
 class Header:
-    """Whom a message concerns. `base`: the first 16 hex digits of the base model's fingerprint."""
+    """Header of a message; `base` holds the first 16 hex digits of the base model's fingerprint."""
 
     kind: str
     run: str
@@ -39,18 +39,18 @@ class Header:
 
 
 def encode(header: Header, arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """Header and arrays as one safetensors payload."""
+    """Encode header and arrays as one safetensors payload."""
     metadata = {name: str(value) for name, value in asdict(header).items()}
     return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
 
 
 def decode(payload: bytes, expected: Header) -> tuple[Header, dict[str, NDArray[np.generic]]]:
-    """The arrays of a payload whose header is the expected one, all values finite.
+    """Decode a payload and check that its header is the expected one and all values are finite.
 
-    `examples` is the one field of the header that is taken from the message rather than expected.
+    `examples` is the one field of the header that is not compared.
 
     Raises:
-        MessageError: not a safetensors payload, another run, base, round, client or kind, NaN or infinity.
+        MessageError: Not a safetensors payload, another run, base, round, client or kind, NaN or infinity.
     """
     try:
         arrays = load(payload)
@@ -78,15 +78,15 @@ def _read_header(payload: bytes) -> Header:
 
 
 def encode_values(header: Header, values: Vector) -> bytes:
-    """A packed exchange of parameters, (n_values,) float32."""
+    """Encode packed parameters, (n_values,) float32."""
     return encode(header, {"values": values.astype(np.float32, copy=False)})
 
 
 def decode_values(payload: bytes, expected: Header, layout: Layout) -> tuple[Header, Vector]:
-    """The inverse of `encode_values`, with header, dtype and length checked.
+    """Decode packed parameters, and check header, dtype and length.
 
     Raises:
-        MessageError: see `decode`; or the wrong number or type of values.
+        MessageError: See `decode`; or the wrong number or type of values.
     """
     header, arrays = decode(payload, expected)
     size = sum(int(np.prod(shape)) for _, shape in layout)
@@ -100,15 +100,15 @@ def decode_values(payload: bytes, expected: Header, layout: Layout) -> tuple[Hea
 
 
 def encode_summary(header: Header, summary: Summary) -> bytes:
-    """The one-time data summary."""
+    """Encode a client's data summary."""
     return encode(header, summary.to_arrays())
 
 
 def decode_summary(payload: bytes, expected: Header, dim: int | None = None) -> Summary:
-    """The inverse of `encode_summary`, checked; `dim`: of the projection, where it is known.
+    """Decode and check a client's data summary; `dim` is the dimension of its projection, if known.
 
     Raises:
-        MessageError: see `decode`; or arrays that make no summary.
+        MessageError: See `decode`; or arrays that are no summary.
     """
     _, arrays = decode(payload, expected)
     return Summary.from_arrays(arrays, dim)
@@ -127,10 +127,10 @@ def summary_manifest(payload: bytes) -> dict[str, int]:
 
 
 def manifest(payload: bytes, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of a payload by tensor name, the rest under '(envelope)'; they add up to len(payload)."""
+    """Return the bytes of a payload by tensor name, the rest under '(envelope)'; they add up to len(payload)."""
     return {**sizes, ENVELOPE: len(payload) - sum(sizes.values())}
 
 
 def layout_sizes(layout: Layout) -> dict[str, int]:
-    """Bytes of each tensor in an exchange of float32 values."""
+    """Return the bytes of each tensor in a message of float32 values."""
     return {name: 4 * int(np.prod(shape)) for name, shape in layout}

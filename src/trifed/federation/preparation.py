@@ -1,4 +1,4 @@
-"""What a run needs before its first round: data, base model, tokenised examples, and a record of the machine."""
+"""Prepare a run: data, base model, tokenised examples, and a record of the machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quiet(event: Event) -> None:
 def prepare(
     config: RunConfig, listener: Listener = quiet
 ) -> tuple[FederatedData, SharedModel, list[ClientDataset]]:
-    """The data of a configured run, the model with its adapter, and the clients' tokenised examples."""
+    """Load the data of a configured run, the model with its adapter, and the clients' tokenised examples."""
     task = TASKS[config.task]
     listener(Loading("data").to_dict())
     data = make_clients(config.data, config.seed, task.roles)
@@ -64,7 +64,7 @@ def _tokenise(data: FederatedData, shared_model: SharedModel) -> list[ClientData
 
 
 def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) -> dict[str, Any]:
-    """Versions, hardware and identities that belong to a result."""
+    """Return the versions, hardware and identities that belong to a result."""
     device = choose_device(config.training)
     return {
         "packages": {name: version(name) for name in PACKAGES},

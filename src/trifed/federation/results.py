@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
-    """Mean, worst, best over the clients that have test data, and the mean weighted by their test examples."""
+    """Return mean, worst and best over the clients with test data, and the mean weighted by test examples."""
     known = [(a, n) for a, n in zip(accuracies, examples, strict=True) if a is not None and np.isfinite(a)]
     if not known:
         return {"mean": None, "worst": None, "best": None, "weighted_mean": None}
@@ -29,10 +29,12 @@ def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
 
 
 def summarise_events(events: Sequence[Event], evaluated_model: str, lora_bytes: int) -> Json:
-    """Clients, accuracy over rounds, and all bytes.
+    """Compute the result: clients, accuracy over rounds, and bytes.
 
-    `scored`: "trained", "received" or "between", the model that counts. `lora_bytes`: what `fedavg-lora` would
-    send in one message on this model, without its envelope.
+    Args:
+        events: The run's log.
+        evaluated_model: "trained", "received" or "between", the model whose accuracy counts.
+        lora_bytes: Size of one message of `fedavg-lora` on this model, without its envelope.
     """
     started = next((e for e in events if e["event"] == "started"), None)
     names = list(started["clients"]) if started else []
@@ -50,12 +52,12 @@ def summarise_events(events: Sequence[Event], evaluated_model: str, lora_bytes: 
 
 
 def facts_of(scores: Scores) -> dict[str, float]:
-    """The part of scores that goes into the log."""
+    """Return the part of scores that is logged."""
     return {"loss": scores.loss, "accuracy": scores.accuracy, "examples": scores.examples}
 
 
 def perplexity(clients: Sequence[Json]) -> Json:
-    """exp of the clients' loss per token: mean, worst (the highest) and best over those with test data."""
+    """Return exp of the loss per token: mean, worst (highest) and best over the clients with test data."""
     losses = [client["now"]["loss"] for client in clients if client["now"] and client["now"]["loss"] is not None]
     known = np.exp([loss for loss in losses if np.isfinite(loss)])
     if not len(known):
@@ -80,16 +82,12 @@ def _spread(parts: Sequence[Json]) -> Json:
 
 
 def _bytes_by_round(events: Sequence[Event], evaluated_model: str) -> Callable[[int], int]:
-    """All bytes up to the moment at which a round's model stood with the clients.
+    """Return a function: round → all bytes sent until the clients had that round's model.
 
-    A model that is received after a round came with the downloads that are logged with the next.
+    The download that delivers a round's received model is logged with the next round.
     """
     later = 0 if evaluated_model == "trained" else 1
-    sent = [
-        (e.get("round", 0), sum(e.get("up", {}).values()), sum(e.get("down", {}).values()))
-        for e in events
-        if "up" in e or "down" in e
-    ]
+    sent = [(e.get("round", 0), _sent([e], "up"), _sent([e], "down")) for e in events if "up" in e or "down" in e]
     return lambda number: sum((n <= number) * up + (n <= number + later) * down for n, up, down in sent)
 
 
@@ -124,30 +122,31 @@ def _client(events: Sequence[Event], name: str, evaluated_model: str) -> Json:
         "now": now and now["test"],
         "valid": now and now["valid"],
         "rounds": sum(e["event"] == "trained" for e in mine),
-        "bytes_up": sum(sum(e.get("up", {}).values()) for e in mine),
-        "bytes_down": sum(sum(e.get("down", {}).values()) for e in mine),
+        "bytes_up": _sent(mine, "up"),
+        "bytes_down": _sent(mine, "down"),
     }
 
 
+def _sent(events: Sequence[Event], *ways: str) -> int:
+    """Return the bytes of all messages up, down, or both."""
+    return sum(sum(e.get(way, {}).values()) for e in events for way in ways)
+
+
 def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
-    up = sum(sum(e.get("up", {}).values()) for e in events)
-    down = sum(sum(e.get("down", {}).values()) for e in events)
-    summaries = sum(sum(e["up"].values()) for e in events if e["event"] == "summary")
-    openings = [e for e in events if e["event"] == "opening"]
-    trainings = sum(e["event"] == "trained" for e in events)
-    exchanges = [e[way] for e in events if e["event"] == "trained" for way in ("up", "down") if e[way]]
+    up, down = _sent(events, "up"), _sent(events, "down")
+    trained, opening = ([e for e in events if e["event"] == name] for name in ("trained", "opening"))
+    exchanges = [e[way] for e in trained for way in ("up", "down") if e[way]]
     envelope = max((message[ENVELOPE] for message in exchanges), default=0)
-    # Up once a training, down once a training: what plain federated LoRA needs for the same participation.
-    rival = 2 * trainings * (lora_bytes + envelope)
-    total = up + down
+    # One message up and one down for each training: plain federated LoRA's traffic for the same participation.
+    lora_total = 2 * len(trained) * (lora_bytes + envelope)
     return {
         "up": up,
         "down": down,
-        "total": total,
-        "summaries": summaries,
-        "opening_up": sum(sum(e.get("up", {}).values()) for e in openings),
-        "opening_down": sum(sum(e.get("down", {}).values()) for e in openings),
-        "per_upload": exchanges[0] and sum(exchanges[0].values()) if exchanges else 0,
-        "fedavg_lora_would_send": rival,
-        "times_fewer": rival / total if total else None,
+        "total": up + down,
+        "summaries": _sent([e for e in events if e["event"] == "summary"], "up"),
+        "opening_up": _sent(opening, "up"),
+        "opening_down": _sent(opening, "down"),
+        "per_upload": sum(exchanges[0].values()) if exchanges else 0,
+        "fedavg_lora_would_send": lora_total,
+        "times_fewer": lora_total / (up + down) if up + down else None,
     }

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and how it survives being broken off.
+"""A run's folder: its files, and how an interrupted run is resumed from them.
 
 ::
 
@@ -6,17 +6,17 @@
         config.toml            resolved configuration; `trifed run` takes it
         environment.json       versions, hardware, base model, fingerprints
         split.json             clients x labels
-        events.jsonl           one event a line: round, client, loss, accuracy, bytes by tensor name
+        events.jsonl           one event per line: round, client, loss, accuracy, bytes by tensor name
         checkpoint.safetensors end of the last whole round: every client's tensors and moments, the server's state
-        frames.safetensors     A, B and the start of C, where a method agrees on them before round 1
-        matrices/              similarity and weights, one safetensors file an evaluated round
+        frames.safetensors     A, B and the start of C, for a method that makes them before round 1
+        matrices/              similarity and weights, one safetensors file per evaluated round
         privacy/NAME/          with [privacy]: a client's ledger, and its noised summary
         clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
         predictions.json       each client's predicted labels on its test data
-        tensorboard/METHOD/    event files; mlflow.db, a store, and mlflow.json: where trackers were asked for
+        tensorboard/METHOD/    event files; also mlflow.db and mlflow.json, if trackers are configured
         summary.json           the result, complete only when `finished` is true
-        audit/                 what `trifed audit` found, unless told another place
-        exports/FORM/NAME/     what `trifed export` wrote, unless told another place
+        audit/                 results of `trifed audit`, unless another folder is given
+        exports/FORM/NAME/     models of `trifed export`, unless another folder is given
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trifed.common.errors import RunError
+from trifed.common.files import whole_file
 from trifed.federation.client_update import ClientState
 from trifed.federation.events import Event as Event
 from trifed.federation.events import Listener, RunEvent
@@ -45,29 +46,29 @@ SHARED_PROJECTIONS = "frames.safetensors"
 
 
 def refuse_unwritable(path: Path, way_out: str) -> None:
-    """It must be possible to write in a folder, which need not be there yet.
+    """Check that a folder, which may not exist yet, can be written.
 
     Raises:
-        RunError: what stands in its place, or above it, is no folder, or may not be written.
+        RunError: The folder, or the nearest existing one above it, is not a folder or not writable.
     """
     nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         kind = "not writable" if nearest.is_dir() else "not a folder"
-        raise RunError(f"{path}: nothing can be kept there, {nearest} is {kind}; {way_out}")
+        raise RunError(f"{path}: no file can be written there, because {nearest} is {kind}; {way_out}")
 
 
 class RunFolder:
-    """Reads and writes one run's folder. Every file but the event log is replaced atomically."""
+    """Reads and writes one run's folder; every file but the event log is replaced atomically."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
-        """Nothing may be where a new run is to be kept, and it must be possible to write there.
+        """Check that a new run can be written to a folder.
 
         Raises:
-            RunError: something is already there, or nothing can be written there.
+            RunError: Something is already there, or the folder is not writable.
         """
         refuse_unwritable(path.absolute().parent, "give another --runs")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -78,10 +79,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new folder.
+        """Create a new run's folder.
 
         Raises:
-            RunError: something is already there.
+            RunError: Something is already there.
         """
         cls.refuse_existing(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -89,22 +90,19 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run's folder.
+        """Open an existing run's folder.
 
         Raises:
-            RunError: the folder holds no run.
+            RunError: The folder holds no run.
         """
         if not (path / "config.toml").is_file():
             raise RunError(f"{path}: no run here (it has no config.toml); give the folder of a run, as runs/NAME")
         return cls(path)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write one file, whole or not at all."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.tmp")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(target)
+        """Write one text file atomically."""
+        with whole_file(self.path / name) as path:
+            path.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON file; NaN becomes null."""
@@ -115,12 +113,9 @@ class RunFolder:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Write one safetensors file, whole or not at all."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.tmp")
-        save_file(apart(tensors), scratch, dict(metadata))
-        scratch.replace(target)
+        """Write one safetensors file atomically."""
+        with whole_file(self.path / name) as path:
+            save_file(apart(tensors), path, dict(metadata))
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """Read one safetensors file."""
@@ -134,19 +129,19 @@ class RunFolder:
             file.write(json.dumps(plain(event), allow_nan=False) + "\n")
 
     def events(self) -> list[Event]:
-        """All events so far; half a line, which a run that was killed may leave, is none.
+        """Return all events; half a line, which a killed run may leave, is ignored.
 
         Raises:
-            RunError: the log is damaged.
+            RunError: The log is damaged.
         """
         path = self.path / "events.jsonl"
         return self._parse(path.read_bytes()) if path.is_file() else []
 
     def whole_rounds(self) -> list[Event]:
-        """The events up to the end of the last whole round, or of the run if it is over.
+        """Return the events up to the end of the last whole round, or of a finished run.
 
         Raises:
-            RunError: the log or the checkpoint is damaged.
+            RunError: The log or the checkpoint is damaged.
         """
         found = self.events()
         if found and found[-1].get("event") == "finished":
@@ -191,27 +186,27 @@ class RunFolder:
         self.write_tensors("checkpoint.safetensors", tensors, {"trifed": json.dumps(facts)})
 
     def has_checkpoint(self) -> bool:
-        """Was a whole round finished?"""
+        """Return whether a whole round was finished."""
         return (self.path / "checkpoint.safetensors").is_file()
 
     def client_records(self) -> Any:
         """Return the client records of the last checkpoint as they were saved; None without a checkpoint.
 
         Raises:
-            RunError: the checkpoint is damaged.
+            RunError: The checkpoint is damaged.
         """
         return self._read_checkpoint(())[0].get("members") if self.has_checkpoint() else None
 
     def rounds_done(self) -> int:
-        """The last whole round; 0 where none was finished.
+        """Return the last whole round, 0 if there is none.
 
         Raises:
-            RunError: the checkpoint is damaged.
+            RunError: The checkpoint is damaged.
         """
         return int(self._read_checkpoint(())[0]["round"]) if self.has_checkpoint() else 0
 
     def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[Event, dict[str, Tensor]]:
-        """What a checkpoint says of itself, and its tensors: all of them, or those of `names`."""
+        """Read a checkpoint's metadata, and the tensors in `names`, or all."""
         path = self.path / "checkpoint.safetensors"
         try:
             with safe_open(path, "pt") as file:
@@ -221,12 +216,17 @@ class RunFolder:
             raise RunError(f"{path}: damaged ({error}); start the run anew under another --name") from error
 
     def load_checkpoint(self, identity: str, cut: bool = True) -> tuple[int, list[ClientState], State] | None:
-        """The last whole round, with the event log cut back to it; None where no round was finished.
+        """Read the last whole round; None if no round was finished.
 
-        `cut`: false leaves the log as it is, for who does not go on from here.
+        Args:
+            identity: Identity of the data and the base model.
+            cut: Whether to cut the event log back to that round, as a run that continues needs.
+
+        Returns:
+            The round, the clients' states and the server's arrays.
 
         Raises:
-            RunError: the file is damaged, or belongs to other data or another base model.
+            RunError: The file is damaged, or belongs to other data or another base model.
         """
         path = self.path / "checkpoint.safetensors"
         if not path.is_file():
@@ -270,7 +270,7 @@ class EventLog:
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, which safetensors refuses: clients that never trained share their start."""
+    """Copy tensors that share memory, which safetensors refuses: clients that never trained share their start."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
@@ -282,7 +282,7 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
-    """What a client keeps as named tensors; its steps are not among them."""
+    """Return a client's state as named tensors, without its step count."""
     return {
         **{f"{under}tensors/{name}": t for name, t in state.tensors.items()},
         **{f"{under}moments/{name}": t.cpu() for name, t in state.moments.items()},
@@ -291,7 +291,7 @@ def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
 
 
 def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> ClientState:
-    """The inverse of `state_tensors`."""
+    """Make a client's state from named tensors and its step count; the inverse of `state_tensors`."""
 
     def part(kind: str) -> dict[str, Tensor]:
         prefix = f"{under}{kind}/"
@@ -302,7 +302,7 @@ def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> Clie
 
 
 def plain(value: Any) -> Any:
-    """JSON-ready: NumPy numbers become Python's, NaN and infinities None."""
+    """Make a value ready for JSON: NumPy numbers become Python's, NaN and infinities None."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
