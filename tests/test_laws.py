@@ -10,9 +10,9 @@ from pathlib import Path
 import trifed
 from trifed import make_config, run
 from trifed.config.run import to_toml
-from trifed.deployment.coordinator import Coordinator
 from trifed.deployment.site_process import SiteProcess
 from trifed.deployment.site_settings import SiteSettings
+from trifed.deployment.site_transport import SiteTransport
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS
@@ -201,7 +201,7 @@ def test_engines_agree(toy_values, site_tables):
     config = make_config({**values, "deployment": {"clients": len(sites), "join_seconds": 2}})
     folder = RunFolder.create(site_tables / "server")
     folder.write_text("config.toml", to_toml(config))
-    Coordinator(config, InProcess(sites), folder, quiet, sleep=lambda seconds: None).run()
+    SiteTransport(config, InProcess(sites), folder, quiet, sleep=lambda seconds: None).run()
     for name in names:
         (own,) = (site_tables / name).rglob("model/adapter_model.safetensors")
         assert own.read_bytes() == (simulated / name / "adapter_model.safetensors").read_bytes()
