@@ -65,7 +65,7 @@ class ServerCheckpoint:
     def write(self, name: str, server: Server, agreed: tuple[str, str], lora: int) -> None:
         """Keep what all agreed on; `lora`: bytes that `fedavg-lora` would send."""
         base, digest = agreed
-        layout = write_layout(server.context.wire.layout)
+        layout = write_layout(server.context.compression.layout)
         self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora}
         self.folder.write_json(FACTS, self.facts)
 

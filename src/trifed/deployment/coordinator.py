@@ -145,7 +145,7 @@ class Coordinator:
 
     def _take(self, number: int, place: int, reply: Reply, sent: Mapping[str, bytes]) -> list[Upload]:
         """Accept one client's answer; its upload, where the method has any. Raises what is against it."""
-        loss, steps, wire = reply.real("loss"), reply.number("steps"), self.server.context.wire
+        loss, steps, wire = reply.real("loss"), reply.number("steps"), self.server.context.compression
         seconds, member = reply.real("seconds"), self.members[place]
         uploads, up = [], {}
         if wire.layout:
@@ -176,7 +176,7 @@ class Coordinator:
                 self._leave_out(number, place, answers.get(place), refusal)
                 continue
             if downloads[place]:
-                sizes = self.server.context.wire.manifest(downloads[place]["download"])
+                sizes = self.server.context.compression.manifest(downloads[place]["download"])
                 self._tell(event="delivered", round=number, client=self.members[place].name, down=sizes)
             self._tell_scores(place, answers[place])
         if self.membership.take_leave(number):

@@ -122,7 +122,7 @@ def send_shared_projections(
     parts = {place: {"frames": server.shared_projections_for(place, shared_projections)} for place in places}
     facts: dict[int, dict[str, Any]] = {place: {"layout": write_layout(layout)} for place in places}
     told = client_manager.ask("frames", facts, parts)
-    wanted = digest(server.context.wire.layout, server.start)
+    wanted = digest(server.context.compression.layout, server.start)
     for place, reply in list(told.items()):
         if client_manager.refusal_of(reply) is None and reply.facts.get("digest") != wanted:
             told[place] = Reply(error=RefusalCode.STARTS_ELSEWHERE)
@@ -133,6 +133,6 @@ def send_shared_projections(
 
 def _start_with(server: Server, shared_projections: Tensors) -> Vector:
     """The common start, where a core starts as the frames say."""
-    layout = server.context.wire.layout
+    layout = server.context.compression.layout
     own = unpack(server.start, layout)
     return pack({name: shared_projections.get(name, own[name]) for name, _ in layout}, layout)

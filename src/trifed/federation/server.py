@@ -56,7 +56,7 @@ class Server:
             MessageError: a summary is not what it should be.
         """
         self.summaries = {client: self._summary(client, payload) for client, payload in summaries.items()}
-        if self.context.wire.layout:
+        if self.context.compression.layout:
             self.state = self.context.method.start(self.context.options, self._server_context())
 
     # -- later
@@ -88,7 +88,7 @@ class Server:
     def _summary(self, client: int, payload: bytes) -> Summary:
         header = self.context.header("summary", 0, client)
         found = decode_summary(payload, header, self.context.summary_dim)
-        labels = min((shape[0] for name, shape in self.context.wire.layout if is_head(name)), default=None)
+        labels = min((shape[0] for name, shape in self.context.compression.layout if is_head(name)), default=None)
         if labels is not None and (found.class_labels >= labels).any():
             raise MessageError(f"{header}: a label over the {labels} of the head; it is refused")
         return found
@@ -101,16 +101,16 @@ class Server:
         if values is None:
             return None
         header, known = self.context.header("download", number, client), self._known(client)
-        payload = self.context.wire.encode(header, values, known)
-        if self.context.wire.bits is not None:
+        payload = self.context.compression.encode(header, values, known)
+        if self.context.compression.bits is not None:
             # Not what it has before its upload shows that it came.
-            self.pending[client] = self.context.wire.decode(payload, header, known)[1]
+            self.pending[client] = self.context.compression.decode(payload, header, known)[1]
         return payload
 
     def arrives(self, client: int) -> Vector | None:
         """What a client would have after its next download, (n_values,); None where there is nothing yet."""
         values = self.context.method.download(self.state, client)
-        return None if values is None else self.context.wire.arrives(values, self._known(client))
+        return None if values is None else self.context.compression.arrives(values, self._known(client))
 
     def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload:
         """A client's upload of round `number`.
@@ -123,7 +123,7 @@ class Server:
         """
         header = self.context.header("upload", number, client)
         known = self.pending.get(client, self._known(client))
-        found, values = self.context.wire.decode(payload, header, known)
+        found, values = self.context.compression.decode(payload, header, known)
         if examples is not None and found.examples != examples:
             raise MessageError(f"{header}: {found.examples} examples, and it began with {examples}; it is refused")
         if client in self.pending:
@@ -143,12 +143,12 @@ class Server:
             )
 
     def _known(self, client: int) -> Vector:
-        if self.context.wire.bits is None:
+        if self.context.compression.bits is None:
             return np.zeros(0, np.float32)
         return self.known.get(client, self.start)
 
     def _server_context(self) -> ServerContext:
-        return ServerContext(self.clients, self.context.wire.layout, self.start, self.summaries)
+        return ServerContext(self.clients, self.context.compression.layout, self.start, self.summaries)
 
 
 def layout_of(tensors: Tensors) -> Layout:

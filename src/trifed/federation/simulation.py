@@ -19,10 +19,10 @@ from torch import Tensor
 
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
-from trifed.federation.client import Client, adapted_layout, receive_shared_projections
-from trifed.federation.client_update import NOISE, SAMPLING, ClientDataset, ClientState, score
+from trifed.federation.client import Client, ClientSettings, adapted_layout, receive_shared_projections
+from trifed.federation.client_update import SAMPLING, ClientDataset, ClientState, score
 from trifed.federation.context import run_context
-from trifed.federation.dp_mechanism import DpContext, DpMechanism
+from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.messages import array_sizes, layout_sizes, manifest
 from trifed.federation.results import facts_of
 from trifed.federation.run_folder import PRIVACY, Event, RunFolder
@@ -31,7 +31,6 @@ from trifed.federation.shared_model import SharedModel
 from trifed.federation.training import seeded
 from trifed.methods.base import State
 from trifed.methods.packing import Vector
-from trifed.privacy import Noise, seeded_noise
 
 Listener = Callable[[Event], None]
 SHARED_PROJECTIONS = "frames.safetensors"
@@ -56,14 +55,14 @@ class Simulation:
         self.context = run_context(config, self.shared_model.layout, self.shared_model.fingerprint)
         self.method = self.context.method
         self.server = Server(self.context, len(self.clients), self.shared_model.start_values)
-        about = (config.training, config.seed, config.rounds, labels, config.privacy)
+        settings = ClientSettings.of(config, labels)
         self.sites = [
             Client(
                 self.context,
                 self.shared_model,
                 client,
-                *about,
-                simulated_dp_mechanism(config, client, self._ledger_of(client)),
+                settings,
+                simulated_privacy(config, client, self._ledger_of(client)),
             )
             for client in self.clients
         ]
@@ -96,7 +95,7 @@ class Simulation:
             site.start()
         self._score(0, "start", [site.state.tensors for site in self.sites])
         summaries = (
-            {site.client.index: self._summary(site) for site in self.sites} if self.method.summarise else {}
+            {site.dataset.index: self._summary(site) for site in self.sites} if self.method.summarise else {}
         )
         self.server.open({client: payload for client, payload in summaries.items() if payload})
 
@@ -115,16 +114,16 @@ class Simulation:
         self.server.state = server
         for site, state in zip(self.sites, states, strict=True):
             site.state = state
-            if "received" in state.wire:
-                self.server.known[site.client.index] = state.wire["received"]
+            if "received" in state.memory:
+                self.server.known[site.dataset.index] = state.memory["received"]
 
     def _agree_on_shared_projections(self) -> None:
         """Every client's first gradient goes up, and the frames that the method makes of them come down."""
         layers, gradients = adapted_layout(self.shared_model), {}
         for site in self.sites:
-            if len(site.client.train):
-                payload = gradients[site.client.index] = site.gradient()
-                self._tell(event="opening", client=site.client.name, up=manifest(payload, layout_sizes(layers)))
+            if len(site.dataset.train):
+                payload = gradients[site.dataset.index] = site.gradient()
+                self._tell(event="opening", client=site.dataset.name, up=manifest(payload, layout_sizes(layers)))
         shared_projections = self.server.shared_projections(gradients, layers)
         layout = layout_of(shared_projections)
         for client in self.clients:
@@ -139,21 +138,21 @@ class Simulation:
         payload = site.summary(self.identity)
         if payload is not None:
             self._tell_warnings(site)
-            self._tell(event="summary", client=site.client.name, up=manifest(payload, array_sizes(payload)))
+            self._tell(event="summary", client=site.dataset.name, up=manifest(payload, array_sizes(payload)))
         return payload
 
     def _round(self, number: int) -> None:
         uploads = []
         for site in self._participants(number):
             began = time.perf_counter()
-            download = self.server.download(number, site.client.index)
+            download = self.server.download(number, site.dataset.index)
             done = site.round(number, download)
             self._tell_warnings(site)
             if done.upload is not None:
-                uploads.append(self.server.accept(number, site.client.index, done.upload))
+                uploads.append(self.server.accept(number, site.dataset.index, done.upload))
             seconds = round(time.perf_counter() - began, 4)
             self._tell(
-                event="trained", round=number, client=site.client.name, loss=done.loss, steps=done.steps,
+                event="trained", round=number, client=site.dataset.name, loss=done.loss, steps=done.steps,
                 seconds=seconds, up=self._sizes(done.upload), down=self._sizes(download),
             )  # fmt: skip
         self.server.aggregate(uploads)
@@ -173,17 +172,17 @@ class Simulation:
     def _finish(self) -> None:
         number = self.config.rounds + 1
         for site in self.sites:
-            download = self.server.download(number, site.client.index)
-            self.arrived[site.client.index] = None if download is None else site.take(number, download)
+            download = self.server.download(number, site.dataset.index)
+            self.arrived[site.dataset.index] = None if download is None else site.take(number, download)
             if download is not None:
-                self._tell(event="delivered", round=number, client=site.client.name, down=self._sizes(download))
+                self._tell(event="delivered", round=number, client=site.dataset.name, down=self._sizes(download))
         self._tell(event="finished", round=self.config.rounds)
 
     # -- its parts
 
     def _sizes(self, payload: bytes | None) -> dict[str, int]:
         """Bytes of an exchange by tensor name."""
-        return {} if payload is None else self.context.wire.manifest(payload)
+        return {} if payload is None else self.context.compression.manifest(payload)
 
     def _participants(self, number: int) -> list[Client]:
         able = [site for site in self.sites if site.examples]
@@ -208,7 +207,7 @@ class Simulation:
 
     def _tensors(self, site: Client, stage: str) -> dict[str, Tensor]:
         """The model that a client has at a stage, and, before all have received in the end, would have."""
-        client = site.client.index
+        client = site.dataset.index
         if stage == "trained":
             return site.tensors(stage, None)
         return site.tensors(stage, self.arrived[client] if self.arrived else self.server.arrives(client))
@@ -237,10 +236,10 @@ class Simulation:
 
     def _tell_warnings(self, site: Client) -> None:
         """What a client lets out although there is something against it: said once."""
-        for setting, text in site.warned.items():
-            if (site.client.index, setting) not in self.warned:
-                self.warned.add((site.client.index, setting))
-                self._tell(event="warned", client=site.client.name, text=text)
+        for setting, text in site.guards.warnings.items():
+            if (site.dataset.index, setting) not in self.warned:
+                self.warned.add((site.dataset.index, setting))
+                self._tell(event="warned", client=site.dataset.name, text=text)
 
     def _tell(self, **event: object) -> None:
         self.folder.append(event)
@@ -250,17 +249,6 @@ class Simulation:
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:
     """What a checkpoint may be continued with."""
     return f"{config.run_id()} {content_hash(data)} {shared_model.fingerprint}"
-
-
-def simulated_dp_mechanism(config: RunConfig, client: ClientDataset, folder: Path) -> DpMechanism | None:
-    """Noise from the run's seed, and a ledger in a folder; None where the run has no [privacy]."""
-    if not config.privacy.on:
-        return None
-
-    def draw(purpose: int, number: int) -> Noise:
-        return seeded_noise(seeded(config.seed, NOISE, purpose, number, client.index))
-
-    return DpMechanism(config.privacy, DpContext(client.name, folder, config.rounds, config.training.steps, draw))
 
 
 def total_bytes(up_or_down: dict[str, int]) -> int:
