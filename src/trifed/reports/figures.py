@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
@@ -27,8 +27,6 @@ LEGEND_LINE = 0.19
 """Inches that one line of a legend adds to a figure's height."""
 WIDE_LABEL = 40
 """A legend with a longer label, in characters, has one column instead of two."""
-SVG = "http://www.w3.org/2000/svg"
-XLINK = "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True)
@@ -157,30 +155,13 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
 
 
 def _inline(text: str, alt: str, name: str) -> str:
-    for prefix, space in (("", SVG), ("xlink", XLINK)):
-        ElementTree.register_namespace(prefix, space)
-    root = ElementTree.fromstring(text)
-    for metadata in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(metadata)
-    for side in ("width", "height"):
-        del root.attrib[side]
-    root.attrib |= {"role": "img", "aria-label": alt}
-    title = ElementTree.Element(f"{{{SVG}}}title")
-    title.text = alt
-    root.insert(0, title)
-    _prefix_ids(root, name)
+    """Make an SVG file part of a page: without size and metadata, with a title and ids of its own."""
+    title = escape(alt)
     variables = {colour: variable for variable, colour in MARKED.names().items()}
-    found = ElementTree.tostring(root, encoding="unicode")
-    return re.sub("#a1b[23]c[0-9]", lambda colour: f"var({variables[colour.group()]})", found)
-
-
-def _prefix_ids(root: ElementTree.Element, name: str) -> None:
-    """Prefix all ids and all references to them."""
-    for item in root.iter():
-        for key, value in item.attrib.items():
-            if key == "id":
-                item.set(key, f"{name}-{value}")
-            elif key in ("href", f"{{{XLINK}}}href") and value.startswith("#"):
-                item.set(key, f"#{name}-{value[1:]}")
-            elif "url(#" in value:
-                item.set(key, value.replace("url(#", f"url(#{name}-"))
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    root, rest = text.split(">", 1)
+    root = re.sub(r' (width|height)="[^"]*"', "", root)
+    # Only inside tags: a client's name may look like an attribute. Matplotlib escapes "<" and ">" elsewhere.
+    rest = re.sub(r"<[^>]*>", lambda tag: re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", tag.group()), rest)
+    svg = f'{root} role="img" aria-label="{title}"><title>{title}</title>{rest}'
+    return re.sub("#a1b[23]c[0-9]", lambda colour: f"var({variables[colour.group()]})", svg)

@@ -22,7 +22,7 @@ def render_html(document: Document, on_progress: Callable[[str], None]) -> str:
     def draw(block: Block, name: str) -> Markup:
         if block.plot is None:
             return Markup()
-        # Made by ElementTree from text that it escaped.
+        # Matplotlib escapes the text of a figure.
         return Markup(render_svg(block.plot, document.methods, block.inches, block.alt, name))
 
     facts = {"light": LIGHT, "dark": DARK, "version": __version__, "draw": draw, "on_progress": on_progress}

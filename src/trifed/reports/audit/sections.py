@@ -31,6 +31,7 @@ AXES = {"batch": "examples in a batch", "steps": "local steps"}
 TITLES = {"batch": "Score by batch size", "steps": "Score by local steps"}
 SPAN = {"text": (0.0, 1.03), "image": None}
 """Ends of the score's axis, if it has any."""
+SCORE = {"text": "F1 {:.2f} ({:.2f} to {:.2f})", "image": "{:.1f} dB ({:.1f} to {:.1f})"}
 GALLERY_NOTE = {
     "text": "For each method and attack the best setting, and the trial in which most came back. Words that "
     "both texts have are marked.",
@@ -46,7 +47,7 @@ def gallery_blocks(findings: Findings) -> list[Block]:
         return []
     cards = tuple(_card(findings, row) for row in rows)
     columns = ("method", "attack", "sees", "knows", "batch", "steps", "tokens")
-    table = reconstruction_table(findings, rows).only(*columns, title="Originals and reconstructions")
+    table = reconstruction_table(findings, rows).only(*columns, title="Each attack at its best")
     return [Block(Table(table.title, table.columns, table.rows, GALLERY_NOTE[findings.kind]), cards=cards)]
 
 
@@ -61,12 +62,7 @@ def _best_of_each(findings: Findings, rows: Sequence[Reconstruction]) -> list[Re
 def _card(findings: Findings, row: Reconstruction) -> Card:
     guesser = row.attack == "guesser"
     score = main_score(findings, row)
-    form = ".2f" if findings.kind == "text" else ".1f"
-    shown = (
-        f"{YLABEL[findings.kind]} {score.mean:{form}} ({score.low:{form}} to {score.high:{form}})"
-        if score
-        else "-"
-    )
+    shown = SCORE[findings.kind].format(score.mean, score.low, score.high) if score else "-"
     attacker = "sees nothing" if guesser else f"sees {row.sees}, knows {SHORT_KNOWS[row.knows]}"
     return Card(
         "guesser" if guesser else f"{row.method}, {row.attack} attack",

@@ -22,7 +22,12 @@ def comparison_document(source: Source) -> Document:
         sections.append(Section(name, [verdict(partition)] if several else [], blocks))
     if study.tuning:
         note = "Each method's learning rate is the one with the best accuracy on validation data."
-        sections.append(Section("Learning rates", [note], list(tuning_blocks(study))))
+        borrowed = [
+            f"{name} uses the learning rates of {partition.tuned_on}."
+            for name, partition in study.results.items()
+            if partition.tuned_on not in (None, name)
+        ]
+        sections.append(Section("Learning rates", [note, *borrowed], list(tuning_blocks(study))))
     results = [item for partition in study.results.values() for item in partition.methods.items()]
     return Document(
         title=study.name,

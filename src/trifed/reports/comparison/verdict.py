@@ -98,9 +98,7 @@ def _about_controls(study: Study) -> Iterable[Caution]:
         f"{name} ({best})" for name, partition in study.results.items() if (best := better_control(partition))
     ]
     if better:
-        yield Caution(
-            "control-better", f"A control without training beats or equals every method: {listing(better)}."
-        )
+        yield Caution("control-better", f"A control does at least as well as every method: {listing(better)}.")
 
 
 def better_control(partition: Partition) -> str:

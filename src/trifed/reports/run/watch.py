@@ -17,7 +17,7 @@ from trifed.reports.format import clock, percent, size
 
 
 class Watch:
-    """A listener to a run's events that prints a line for each scored round."""
+    """A listener to a run's events: a bar in a terminal, else a line for each scored round."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.rounds, self.console = config.rounds, console
@@ -25,6 +25,17 @@ class Watch:
         self.method, self.evaluated_model, self.clients = "", "", 1
         self.round, self.sent = 0, 0
         self._split_is_shown = False
+        self.task: Any = None
+        self.progress = Progress(
+            # Fixed widths first: what follows then moves nothing, and a narrow terminal cuts the client's name.
+            BarColumn(bar_width=None, table_column=Column(width=16)),
+            TimeRemainingColumn(table_column=Column(width=7, no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+            expand=True,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
@@ -68,11 +79,14 @@ class Watch:
         self.mean: float | None = None
         self.worst: float | None = None
         self.began = time.monotonic()
+        self.progress.start()
+        self.task = self.progress.add_task("starting", total=self.rounds, completed=done)
 
     def _on_trained(self, event: Event) -> None:
         if event["round"] != self.round:
             self.round, self.losses = event["round"], []
         self.losses.append(event["loss"])
+        self._move(self.round - 1 + len(self.losses) / max(1, self.clients), f"  {event['client']}")
 
     def _on_scores(self, event: Event) -> None:
         if event["stage"] != self.evaluated_model or not event["round"]:
@@ -108,52 +122,22 @@ class Watch:
         self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def show_round(self) -> None:
-        """Print the state after a scored round, and the time that is left."""
-        spent = time.monotonic() - self.began
-        left = spent / max(1, self.round - self.first) * (self.rounds - self.round)
-        self.say(f"{self.state()}  left {clock(left)}")
+        """Move the bar to the end of a scored round, or print the state and the time that is left."""
+        self._move(self.round, "")
+        if not self.console.is_terminal:
+            spent = time.monotonic() - self.began
+            left = spent / max(1, self.round - self.first) * (self.rounds - self.round)
+            self.say(f"{self.state()}  left {clock(left)}")
 
-    def close(self) -> None:
-        """End the display."""
-
-
-class LiveWatch(Watch):
-    """A listener that shows one bar in a terminal, which moves with every client."""
-
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        super().__init__(config, console)
-        self.progress = Progress(
-            # Fixed widths first: what follows then moves nothing, and a narrow terminal cuts the client's name.
-            BarColumn(bar_width=None, table_column=Column(width=16)),
-            TimeRemainingColumn(table_column=Column(width=7, no_wrap=True)),
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
-            expand=True,
-            console=console,
-            transient=True,
-        )
-        self.task: Any = None
-
-    def _begin(self, event: Event, done: int, sent: int) -> None:
-        super()._begin(event, done, sent)
-        self.progress.start()
-        self.task = self.progress.add_task("starting", total=self.rounds, completed=done)
-
-    def _on_trained(self, event: Event) -> None:
-        super()._on_trained(event)
-        self._update(self.round - 1 + len(self.losses) / max(1, self.clients), f"  {event['client']}")
-
-    def show_round(self) -> None:
-        """Move the bar to the end of the round."""
-        self._update(self.round, "")
-
-    def _update(self, completed: float, client: str) -> None:
+    def _move(self, completed: float, client: str) -> None:
         accuracy = f"acc {percent(self.mean)}  {size(self.sent)}"
         text = f"{self.method} {self.round}/{self.rounds}  loss {self._loss()}  {accuracy}{client}"
         self.progress.update(self.task, completed=completed, description=text)
 
     def _on_finished(self, event: Event) -> None:
         self.close()
-        self.say(self.state())
+        if self.console.is_terminal:
+            self.say(self.state())
 
     def close(self) -> None:
         """Remove the bar."""
