@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any
 
 from rich.table import Table as RichTable
@@ -32,6 +33,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
 """Kind of a column -> how one of its values is written. None is written as a dash."""
 
 TEXT_KINDS = ("text", "prose", "verdict")
+LABEL_WIDTH = 8
+"""Characters that a number column's label may have in a terminal even if its numbers are shorter."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,11 @@ def to_terminal(table: Table) -> RichTable:
     cells = table.cells()
     shown = RichTable(title=Text(table.title), title_justify="left")
     for place, column in enumerate(table.columns):
-        width = max((len(row[place]) for row in cells), default=0) if column.is_number else None
+        # Rich would shorten a wide column of numbers first; its label takes several lines instead.
+        width = max([LABEL_WIDTH, *(len(row[place]) for row in cells)])
+        label = fill(column.label, width, break_long_words=False) if column.is_number else column.label
         side = "right" if column.is_number else "left"
-        shown.add_column(Text(column.label), justify=side, overflow="fold", min_width=width)
+        shown.add_column(Text(label), justify=side, overflow="fold", no_wrap=column.is_number)
     for row in cells:
         shown.add_row(*map(Text, row))
     return shown

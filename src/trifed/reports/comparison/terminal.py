@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
@@ -11,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from trifed.reports.comparison.tables import difference_table, main_table
-from trifed.reports.comparison.verdict import verdict
+from trifed.reports.comparison.verdict import cautions, verdict
 from trifed.reports.format import clock, percent
-from trifed.reports.results import Study
+from trifed.reports.results import Source, Study
 from trifed.reports.tables import to_terminal
 
-ACCURACY = ("method", "learning_rate", "mean", "interval", "worst", "best", "sd", "rise_in_last_quarter")
+ACCURACY = ("method", "learning_rate", "mean", "sd", "interval", "worst", "best")
 SENT = ("method", "up_per_round", "down_per_round", "once_up", "once_down", "bytes_to_target", "seconds")
 MOST_MISSING = 8
 
@@ -94,6 +95,7 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
         # Side by side where the terminal is wide enough: no number may fall off its edge.
         parts += [Columns([to_terminal(accuracy.without_empty()), to_terminal(sent.without_empty())])]
         parts += [to_terminal(difference_table(partition)), Text(verdict(partition))]
+    parts += [Text(caution.text) for caution in cautions(Source(Path(), "comparison", study, {}))]
     if study.missing:
         parts.append(Text(f"{len(study.missing)} runs are missing; the same command runs them:"))
     runs = [f"  {m.partition} · {m.method} · seed {m.seed}: {m.state}" for m in study.missing]

@@ -31,8 +31,8 @@ def open_sink(name: TrackerName, source: Source, into: Path | None = None) -> Si
 class LiveTracking:
     """A listener that passes every event on to `listener`, and each whole round's points to the run's trackers.
 
-    If a tracker fails, the listener gets an event "trouble" and the tracker gets no more points. The run continues,
-    and `track` can fill the tracker afterwards.
+    If a tracker fails, the listener gets an event "trouble" and the tracker gets no more points. The run
+    continues, and `track` can fill the tracker afterwards.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, listener: Listener) -> None:
