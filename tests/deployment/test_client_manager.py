@@ -69,7 +69,7 @@ def test_what_a_server_asks_wrongly_is_refused_by_a_client(federation, site_tabl
 def test_too_few_clients_and_a_name_twice(federation, events):
     nodes = {0: federation.node("amber"), 1: federation.node("basil"), 2: federation.node("basil")}
     coordinator, _ = federation(nodes=nodes)
-    with pytest.raises(RunError, match="2 of 3 clients came within 2 seconds; start the others' nodes"):
+    with pytest.raises(RunError, match=r"^2 of 3"):
         coordinator.run()
     assert [e["code"] for e in events(coordinator, "refused")] == ["name_taken"]
 
@@ -99,7 +99,7 @@ def test_a_name_stays_with_its_key_unless_the_run_says_otherwise(bound, federati
 def test_a_name_stays_with_its_key_when_the_run_goes_on(federation, events):
     nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
     coordinator, _ = federation(nodes=nodes, faults={("train", 2, site): "deaf" for site in SITES})
-    with pytest.raises(RunError, match="round 2: 0 of 3"):
+    with pytest.raises(RunError, match="0 of 3"):
         coordinator.run()
     moved = {0: nodes[0], 50: federation.node("basil"), 2: nodes[2]}
     again, _ = federation(nodes=moved)
@@ -115,13 +115,13 @@ def test_who_never_answers_a_greeting_is_not_greeted_for_ever(federation, events
     coordinator.run()
     assert len([kind for kind, _, name, _ in channel.asked if (kind, name) == ("hello", "dill")]) == MAX_UNANSWERED
     [refused] = events(coordinator, "refused")
-    assert refused["node"] == "9" and "did not answer 3 greetings, 2 seconds each" in refused["reason"]
+    assert refused["node"] == "9" and refused["code"] == RefusalCode.NO_ANSWER
 
 
 def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
     (site_tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
     coordinator, _ = federation()
-    with pytest.raises(RunError, match=r"^basil could not be opened: ") as raised:
+    with pytest.raises(RunError, match=r"^basil ") as raised:
         coordinator.run()
     assert "weather" not in str(raised.value)
 
@@ -147,6 +147,6 @@ def test_without_labels_a_run_between_sites_says_so(federation, events):
         coordinator.client_manager.hello,
         facts={**coordinator.client_manager.hello.facts, "config": settings_to_send(values)},
     )
-    with pytest.raises(RunError, match="0 of 3 clients came"):
+    with pytest.raises(RunError, match="0 of 3"):
         coordinator.run()
     assert events(coordinator, "refused")[0]["code"] == "settings_unusable"

@@ -192,9 +192,7 @@ def test_below_the_quorum_it_stops_and_can_be_resumed(federation, events):
         faults={("train", 2, "amber"): "deaf", ("train", 2, "coral"): "deaf"},
         nodes={place: federation.node(site, folder=whole.folder.path / site) for place, site in enumerate(SITES)},
     )
-    with pytest.raises(
-        RunError, match=r"round 2: 1 of 3 clients sent what counts.*stands at round 1 and can be resumed"
-    ):
+    with pytest.raises(RunError, match=r"1 of 3.*round 1"):
         stopped.run()
     # New processes everywhere; basil has trained round 2 already and goes back.
     again, channel = federation(
@@ -227,5 +225,5 @@ def test_how_the_sites_stand(federation, site_tables, monkeypatch):
     assert told.exit_code == 0 and "no answer within" in told.output, told.output
     simulated = RunFolder.create(site_tables / "other")
     simulated.write_text("config.toml", to_toml(coordinator.config))
-    with pytest.raises(RunError, match="no run between sites has begun here"):
+    with pytest.raises(RunError, match=str(site_tables / "other")):
         run_status(simulated, 3)

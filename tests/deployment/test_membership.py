@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_who_came_late(sites, dill, events, federation):
     then = {("train", 1, "amber"): lambda c, channel, n: dill(channel)}
     coordinator, channel, _ = sites(then=then, deployment={"quorum": 3})
     channel.faults |= {("train", 3, "amber"): "deaf", ("train", 3, "coral"): "deaf"}
-    with pytest.raises(RunError, match="2 of 4 clients sent what counts"):
+    with pytest.raises(RunError, match="2 of 4"):
         coordinator.run()
     again, channel, _ = sites(deployment={"quorum": 3})
     dill(channel)
@@ -330,7 +330,7 @@ def test_the_server_withdraws_a_client_of_a_run_that_is_over(sites, events):
     assert [e["event"] for e in coordinator.folder.events()][-2:] == ["finished", "withdrawn"]
     assert run_status(coordinator.folder, 2).finished
     assert [record.left for record in ServerCheckpoint(coordinator.folder).records] == [False, True, False]
-    with pytest.raises(RunError, match="no client 'basil'; its clients are amber, coral"):
+    with pytest.raises(RunError, match=r"'basil'.* amber, coral"):
         withdraw_from(coordinator.folder, coordinator.config, "basil")
 
 
@@ -393,5 +393,5 @@ def test_with_no_share_for_others_a_client_ends_as_it_would_alone(sites, site_ta
 
 def test_two_servers_do_not_lead_one_run(sites):
     coordinator, *_ = sites()
-    with coordinator.checkpoint.held(), pytest.raises(RunError, match="another process leads this run"):
+    with coordinator.checkpoint.held(), pytest.raises(RunError, match="another process"):
         sites()[0].run()

@@ -18,7 +18,7 @@ from trifed.federation.client_update import TRAINING, ClientDataset
 from trifed.federation.guards import FLOOR, few_tokens, refuse_few_tokens, small_components, tokens_needed
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.training import rows_of_round, seeded, training_batches
-from trifed.reports.comparison.cautions import cautions
+from trifed.reports.comparison.verdict import cautions
 from trifed.reports.read import read_source
 from trifed.similarity import Summary
 from trifed.tasks.text_classification import EncodedText
@@ -191,8 +191,9 @@ def test_a_run_goes_on_where_it_is_told_to_and_a_report_says_so(policy, short_va
     done = run(make_config(short_values(privacy={"few_tokens": policy})), tmp_path / "run")
     warned = [e for e in RunFolder.open(done.path).events() if e["event"] == "warned"]
     assert [e["client"] for e in warned] == (["dune", "fog"] if policy == "warn" else [])
-    said = " ".join(cautions(read_source(done.path)))
-    assert ("dune with ce-lora (privacy.few_tokens) and fog" in said) == (policy == "warn")
+    found = {caution.code: caution.text for caution in cautions(read_source(done.path))}
+    assert ("few-examples" in found) == (policy == "warn")
+    assert ("dune with ce-lora (privacy.few_tokens)" in found.get("few-examples", "")) == (policy == "warn")
 
 
 def test_a_method_that_sends_no_core_is_not_asked(short_values, tmp_path):

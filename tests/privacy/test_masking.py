@@ -52,7 +52,7 @@ def test_numbers_come_back_to_half_a_step_and_sums_are_exact(clients):
 
 @pytest.mark.parametrize("value", [2.1, -2.1, np.nan, np.inf])
 def test_what_does_not_fit_is_refused(value):
-    with pytest.raises(RunError, match="over 2, or no number"):
+    with pytest.raises(RunError, match=r"over 2\b"):
         FixedPoint(2.0, 3).encode(np.array([0.0, value]))
     with pytest.raises(RunError, match="expected more than 0"):
         FixedPoint(0.0, 3)
@@ -151,7 +151,7 @@ def test_seeds_that_were_revealed_are_of_that_round_alone(cluster):
 
 def test_a_client_lets_no_sum_of_too_few_be_seen(cluster):
     maskers = cluster(4, at_least=3)
-    with pytest.raises(MessageError, match=r"without 2 of 4 clients.*this one wants 3"):
+    with pytest.raises(MessageError, match=r"2 of 4 .* 3"):
         maskers[0].reveal(1, [maskers[1].public, maskers[2].public])
     with pytest.raises(MessageError, match="not in the cluster"):
         maskers[0].reveal(1, [Masker("x", 3).public])
@@ -195,16 +195,16 @@ def test_keys_that_cannot_be_used_are_refused(key, cluster):
         maskers[0].meet([key, maskers[1].public])
     with pytest.raises(MessageError, match="there twice"):
         maskers[0].meet([maskers[1].public, maskers[1].public])
-    with pytest.raises(MessageError, match="2 clients in the cluster, and this one wants 3"):
+    with pytest.raises(MessageError, match=r"2 clients .* 3"):
         maskers[0].meet([maskers[1].public])
 
 
 def test_a_mask_is_used_once(cluster):
     masker = cluster(3)[0]
     masker.mask(1, np.zeros(4, np.uint32))
-    with pytest.raises(RunError, match="a mask is for one vector"):
+    with pytest.raises(RunError, match="one vector"):
         masker.mask(1, np.ones(4, np.uint32))
-    with pytest.raises(RunError, match="a cluster that was met"):
+    with pytest.raises(RunError, match="cluster"):
         Masker("tickets", 2).mask(1, np.zeros(4, np.uint32))
 
 

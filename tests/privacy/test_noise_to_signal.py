@@ -38,7 +38,7 @@ def test_only_who_takes_part_is_averaged_over(toy_values, participation, clients
     (text,) = said(toy_values, privacy, participation=participation)
     z = noise_multiplier(8.0, 1e-5, make_config(toy_values()).rounds)
     assert f"a mean of {clients} clients is about {z * (10_000 / clients) ** 0.5:.0f} times" in text
-    assert text.endswith("who trains alone and sends nothing needs none")
+    assert "sends nothing" in text
 
 
 def test_quiet_noise_needs_no_advice(toy_values):

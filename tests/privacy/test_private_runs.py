@@ -168,7 +168,7 @@ def test_the_table_names_both_relations(privacy, finished):
     rows = [line for line in said.out.splitlines() if "amber" in line]
     assert ["4.00" in rows[0], "20.08" in rows[1], "8.00" in rows[2]] == [True] * 3
     assert "one training example" in rows[0] and "one training example" in rows[1] and "all updates" in rows[2]
-    assert "whoever knows the seed can take its noise off" in " ".join(said.out.split())
+    assert "knows the seed" in " ".join(said.out.split())
 
 
 def test_the_json_has_every_entry(privacy, finished):
@@ -203,10 +203,10 @@ def test_where_there_is_nothing_it_says_what_to_give(privacy, finished, tmp_path
 
 
 def test_the_report_says_what_was_spent_and_between_what(finished, tmp_path):
-    from trifed.reports.document import make_document
+    from trifed.reports.comparison.tables import privacy_table
     from trifed.reports.read import read_source
 
-    says = make_document(read_source(finished("own-prior", privacy=PRIVACY).path)).says
-    spent = [sentence for sentence in says if "ε" in sentence]
-    assert len(spent) == 3 and all("data sets that differ by" in sentence for sentence in spent)
-    assert math.isclose(float(spent[0].split("ε = ")[1].split()[0]), 4.0)
+    (partition,) = read_source(finished("own-prior", privacy=PRIVACY).path).study.results.values()
+    rows = privacy_table(partition).rows
+    assert len(rows) == 3 and all(row["relation"] and row["delta"] for row in rows)
+    assert math.isclose(float(rows[0]["epsilon"]), 4.0)

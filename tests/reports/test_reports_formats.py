@@ -16,7 +16,7 @@ from studies import make_comparison, write_comparison
 import trifed
 from trifed.common.errors import RunError
 from trifed.experiments.compare import ComparisonResult
-from trifed.reports.comparison.folder_sections import cluster_order
+from trifed.reports.comparison.sections import cluster_order
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -150,7 +150,7 @@ def test_a_broken_off_run_says_what_is_missing_and_how_to_go_on(broken_off, writ
         assert "ce-lora: broken off after round 2" in text
         assert "local: not started" in text
         assert f"trifed run --resume {broken_off}" in text
-    assert json.loads(write(broken_off, "json"))["headline"].startswith("Not finished. ce-lora reaches")
+    assert json.loads(write(broken_off, "json"))["headline"].startswith("Not finished. ce-lora")
 
 
 def test_a_comparison_without_any_result_yet_makes_a_page(tmp_path, write):
@@ -158,7 +158,7 @@ def test_a_comparison_without_any_result_yet_makes_a_page(tmp_path, write):
     values.update(results={}, tuning={}, finished=False)
     values["missing"] = [{"partition": "intents-0.5", "method": "local", "seed": 0, "state": "not started"}]
     page = write(write_comparison(tmp_path / "c", values), "html")
-    assert "There is no accuracy to show yet." in page
+    assert "No test accuracy yet." in page
     assert "intents-0.5, not started: local (seed 0)" in page
     values["missing"] = [
         {"partition": "intents-0.5", "method": method, "seed": seed, "state": "not started"}

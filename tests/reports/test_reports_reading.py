@@ -56,8 +56,8 @@ def test_bytes_by_tensor_add_up_too(run_folder):
     assert set(details.manifest) == {"ce-lora", "fedavg-lora"}
     for method, tensors in details.manifest.items():
         sent = only(source).methods[method].bytes
-        columns = [sum(row[place] for row in tensors.values()) for place in range(4)]
-        assert columns == pytest.approx([sent.once_up, sent.up_per_round, sent.once_down, sent.down_per_round])
+        for column in ("once_up", "up_per_round", "once_down", "down_per_round"):
+            assert sum(row[column] for row in tensors.values()) == pytest.approx(getattr(sent, column))
     assert any(".lora_C." in name for name in details.manifest["ce-lora"])
 
 
@@ -88,7 +88,7 @@ def test_of_a_broken_off_run_only_whole_rounds_count(broken_off):
     assert [(m.method, m.state) for m in source.study.missing] == [
         ("ce-lora", "broken off after round 2"), ("local", "not started"),
     ]  # fmt: skip
-    assert source.go_on == f"trifed run --resume {broken_off}"
+    assert source.resume_command == f"trifed run --resume {broken_off}"
     found = only(source).methods["ce-lora"]
     assert [point.round for point in found.curve] == [0, 1, 2]
     events = RunFolder(broken_off).events()
@@ -187,9 +187,9 @@ def test_how_to_go_on_with_a_comparison(tmp_path):
     values["finished"] = False
     folder = write_comparison(tmp_path / "my runs" / "c", values)
     command = f"trifed compare '{folder / 'comparison.toml'}' --runs '{folder.parent}'"
-    assert read_source(folder).go_on == "", "collected results have no settings to go on with"
+    assert read_source(folder).resume_command == "", "collected results have no settings to go on with"
     (folder / "comparison.toml").write_text("")
-    assert read_source(folder).go_on == command
+    assert read_source(folder).resume_command == command
 
 
 def test_numbers_that_are_missing_stay_missing(tmp_path):

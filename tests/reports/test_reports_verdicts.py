@@ -1,4 +1,4 @@
-"""The sentences: whoever wins, and what does not follow."""
+"""Verdicts and cautions follow from numbers and intervals, whichever method wins."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 from studies import make_comparison
 
-from trifed.reports.comparison.cautions import cautions
-from trifed.reports.comparison.verdict import (
-    bytes_sentence,
-    controls_sentence,
-    headline,
-    level_with_first,
-    verdict,
-)
-from trifed.reports.format import points
+from trifed.reports.comparison.verdict import better_control, cautions, leaders, study_verdict, verdict
+from trifed.reports.format import clock, listing, points
 from trifed.reports.results import Details, Source, Study
 
 
@@ -28,129 +21,100 @@ def first(found):
     return found.results["intents"]
 
 
-def say_cautions(found, details=None):
-    return "\n".join(cautions(Source(Path("x"), "comparison", found, details or {})))
+def codes(found, details=None):
+    return [caution.code for caution in cautions(Source(Path("x"), "comparison", found, details or {}))]
 
 
-def test_a_rival_that_wins_is_named_first_with_its_interval():
-    line = headline(study(ce_lora=0.74, fedavg_lora=0.85))
-    assert line == (
-        "fedavg-lora is ahead with 85.0 % mean test accuracy over 5 clients "
-        "(fedavg-lora less ce-lora: +11.0 points, 95 % +8.0 to +14.0)."
-    )
-    assert headline(study(ce_lora=0.9, fedavg_lora=0.8)).startswith("ce-lora is ahead with 90.0 %")
+def test_a_rival_that_wins_is_ahead_with_its_interval():
+    found = study(ce_lora=0.74, fedavg_lora=0.85)
+    assert leaders(first(found)) == ["fedavg-lora"]
+    line = study_verdict(found)
+    assert line.startswith("Ahead: fedavg-lora 85.0 %")
+    assert "fedavg-lora minus ce-lora: +11.0 points, 95 % +8.0 to +14.0" in line
+    assert leaders(first(study(ce_lora=0.9, fedavg_lora=0.8))) == ["ce-lora"]
 
 
 def test_methods_within_the_interval_are_not_ranked():
     found = study(local=0.74, ce_lora=0.75, fedavg_lora=0.5)
-    assert level_with_first(first(found)) == ["ce-lora", "local"]
-    line = headline(found)
-    assert line.startswith("No clear winner: ce-lora 75.0 % and local 74.0 %")
-    assert "+1.0 points, 95 % −2.0 to +4.0" in line
-    assert line.endswith("fedavg-lora is behind.")
+    assert leaders(first(found)) == ["ce-lora", "local"]
+    assert study_verdict(found).startswith("No clear winner: ce-lora 75.0 % and local 74.0 %")
+    assert "fedavg-lora" not in study_verdict(found)
 
 
-def test_a_sentence_names_a_few():
-    found = study(a=0.80, b=0.80, c=0.80, d=0.80, e=0.80, f=0.5, g=0.5, h=0.5, i=0.5, j=0.5)
-    assert "a 80.0 %, b 80.0 %, c 80.0 % and 2 others mean test accuracy" in headline(found)
-    assert headline(found).endswith("f, g, h and 2 others are behind.")
+def test_a_verdict_names_a_few():
+    assert listing(["a", "b", "c", "d", "e"]) == "a, b, c and 2 others"
+    assert listing(["a", "b", "c", "d"]) == "a, b, c and d"
+    assert (listing(["a"]), listing([])) == ("a", "")
 
 
 def test_an_interval_that_touches_zero_is_no_lead():
     found = study(local=0.70, ce_lora=0.73)
     assert first(found).difference("ce-lora", "local").interval[0] == 0
-    assert level_with_first(first(found)) == ["ce-lora", "local"]
+    assert leaders(first(found)) == ["ce-lora", "local"]
 
 
-def test_without_intervals_the_order_is_not_certain():
-    for ahead, says in ((0.80, "There is no interval"), (0.7002, "end alike, at 70.0 %")):
-        values = make_comparison(
-            means={"local": 0.70, "ce-lora": ahead}, clients=2
-        )  # too few for one of their own
-        values["results"]["intents-0.5"]["differences"] = {}
-        assert says in headline(Study.model_validate(values))
+def test_without_intervals_nobody_is_ahead():
+    values = make_comparison(means={"local": 0.70, "ce-lora": 0.80}, clients=2)  # too few for an interval
+    values["results"]["intents-0.5"]["differences"] = {}
+    found = Study.model_validate(values)
+    assert leaders(found.results["intents-0.5"]) == ["ce-lora", "local"]
+    assert "no interval" in study_verdict(found)
 
 
 def test_one_method_and_none():
-    assert verdict(first(study(ce_lora=0.66))).startswith(
-        "ce-lora reaches 66.0 % mean test accuracy over 5 clients"
-    )
+    assert verdict(first(study(ce_lora=0.66))).startswith("ce-lora 66.0 % mean test accuracy over 5 clients")
     nothing = first(study(ce_lora=0.66)).model_copy(update={"methods": {}})
-    assert verdict(nothing) == "There is no accuracy to show yet."
+    assert leaders(nothing) == []
+    assert verdict(nothing).startswith("No test accuracy")
 
 
 def test_several_partitions_are_counted():
     found = study("a", "b", ce_lora=0.74, fedavg_lora=0.85)
-    assert headline(found) == "Of 2 partitions, fedavg-lora is clearly ahead on 2."
+    assert study_verdict(found).endswith("2 partitions: fedavg-lora on 2.")
     level = study("a", "b", ce_lora=0.84, fedavg_lora=0.85, local=0.5)
-    assert headline(level) == (
-        "On none of 2 partitions is one method clearly ahead; fedavg-lora and ce-lora are among the best on each."
-    )
+    assert study_verdict(level).endswith("2 partitions: no method on 2.")
     mixed = found.model_copy(update={"results": {"a": found.results["a"], "b": level.results["b"]}})
-    assert headline(mixed) == "Of 2 partitions, fedavg-lora is clearly ahead on 1 and no method is on 1."
-    assert headline(mixed.model_copy(update={"finished": False})).startswith("Not finished. Of 2")
+    assert study_verdict(mixed).endswith("2 partitions: fedavg-lora on 1 and no method on 1.")
+    assert study_verdict(mixed.model_copy(update={"finished": False})).startswith("Not finished. ")
 
 
-def test_who_sends_how_much():
-    assert bytes_sentence(first(study(local=0.7, ce_lora=0.7, fedavg_lora=0.8))) == (
-        "Each client uploads a round: local nothing, ce-lora 3.3 KB and fedavg-lora 313.6 KB, 96 times the "
-        "smallest upload."
-    )
-    assert bytes_sentence(first(study(local=0.7))) == "Nothing is sent."
-    many = bytes_sentence(first(study(local=0.7, ce_lora=0.7, a=0.7, b=0.7, fedavg_lora=0.8)))
-    assert "local nothing, 3 others between and fedavg-lora 313.6 KB" in many
-
-
-def test_a_control_that_does_better_is_said_so():
-    assert "more than every method here" in controls_sentence(first(study(ce_lora=0.80)))
-    assert "reaches as much, 85.0 %" in controls_sentence(first(study(ce_lora=0.85)))
-    assert controls_sentence(first(study(ce_lora=0.95))).startswith("The best control")
+@pytest.mark.parametrize(("mean", "better"), [(0.80, True), (0.85, True), (0.95, False)])
+def test_a_control_that_does_as_well_is_a_caution(mean, better):
+    found = study(ce_lora=mean)  # the best control reaches 0.85
+    assert bool(better_control(first(found))) is better
+    assert ("control-better" in codes(found)) is better
 
 
 def test_cautions_follow_from_the_numbers():
-    said = say_cautions(study(ce_lora=0.74, fedavg_lora=0.85))
-    assert "Still rising over the last quarter of the rounds: fedavg-lora (+1.3 points)" in said
-    assert "right after a client's own training: fedavg-lora 85.0 %, then 87.0 %" in said
-    assert "2 seeds are few" in said
-    assert "no protection by themselves" in said
-    calm = say_cautions(study(ce_lora=0.74, local=0.85))
-    assert "Still rising" not in calm
-    assert "Scored as" not in calm
+    assert codes(study(ce_lora=0.74, fedavg_lora=0.9)) == ["few-seeds", "still-rising"]
+    assert codes(study(ce_lora=0.74, local=0.9)) == ["few-seeds"]
+    three = Study.model_validate(make_comparison(seeds=(0, 1, 2), means={"ce-lora": 0.9}))
+    assert codes(three) == []
 
 
-def test_of_several_partitions_the_one_is_told_where_scoring_matters_most():
-    found = study("easy", "hard", local=0.74, fedavg_lora=0.85)
-    hard = found.results["hard"].methods
-    hard["fedavg-lora"] = hard["fedavg-lora"].model_copy(update={"mean": 0.6, "mean_trained": 0.7})
-    said = say_cautions(found)
-    assert "training (where it differs most): fedavg-lora 60.0 %, then 70.0 % on hard." in said
+def test_there_are_three_cautions_at_most_and_privacy_comes_first():
+    details = {"intents": Details({"clients": [{"name": "a", "test": 4}]}, warned=("a with ce-lora (s)",))}
+    found = study(ce_lora=0.74, fedavg_lora=0.8).model_copy(update={"tuning": {}})
+    assert codes(found, details) == ["few-examples", "control-better", "few-seeds"]
 
 
-def test_one_seed_is_said_to_be_one():
-    one = Study.model_validate(make_comparison(seeds=(0,)))
-    assert "One seed" in say_cautions(one)
-    assert "One seed" not in say_cautions(Study.model_validate(make_comparison(seeds=(0, 1, 2))))
-
-
-@pytest.mark.parametrize(("tests", "told"), [(42, True), (400, False)])
-def test_few_test_examples_are_told(tests, told):
+@pytest.mark.parametrize(("tests", "expected"), [(42, True), (400, False)])
+def test_few_test_examples_are_a_caution(tests, expected):
     split = {"clients": [{"name": "a", "test": tests}, {"name": "b", "test": 500}]}
-    assert (
-        "42 test examples: one more right is 2.4 points" in say_cautions(study(), {"intents": Details(split)})
-    ) == told
+    assert ("few-tests" in codes(study(local=0.9), {"intents": Details(split)})) == expected
 
 
-def test_an_untuned_or_borrowed_learning_rate_is_told():
-    assert "were set, not searched" in say_cautions(study().model_copy(update={"tuning": {}}))
-    borrowed = say_cautions(study("a", "b"))
-    assert "searched on another partition for b (from a)" in borrowed
-
-
-def test_an_easy_majority_is_told():
-    assert "most frequent label does as well" in say_cautions(study(ce_lora=0.11))
-    assert "most frequent label does as well" not in say_cautions(study(ce_lora=0.5))
+def test_untuned_learning_rates_are_a_caution():
+    found = study(ce_lora=0.8, local=0.9)
+    assert "not-tuned" not in codes(found)
+    assert "not-tuned" in codes(found.model_copy(update={"tuning": {}}))
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0004, "0.0"), (-0.0004, "0.0"), (-0.012, "−1.2"), (0.1, "+10.0")])
 def test_a_difference_of_nothing_has_no_sign(value, shown):
     assert points(value) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (187.9, "3:07"), (3787, "1:03:07")])
+def test_durations(seconds, shown):
+    assert clock(seconds) == shown

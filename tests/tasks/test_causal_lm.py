@@ -274,7 +274,7 @@ def test_a_report_says_what_is_measured(tiny_language, instructions, tmp_path):
     assert result.summary["perplexity"]["worst"] == pytest.approx(np.exp(max(losses)))
     page = trifed.report(result.path, tmp_path / "report.md").read_text()
     assert "next-token accuracy" in page and "2 clients" in page
-    assert f"Perplexity: {np.exp(losses).mean():.3g} in the mean" in page
+    assert f"perplexity {np.exp(losses).mean():.3g}" in page
 
 
 def test_where_labels_are_learned_there_has_to_be_a_column_of_them():

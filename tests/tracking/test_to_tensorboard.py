@@ -91,7 +91,7 @@ def test_half_a_line_at_the_end_of_the_log_is_no_trouble(break_off, expected, tm
 
 def test_without_a_whole_round_there_is_nothing_to_write(break_off, tmp_path):
     folder = break_off(tmp_path / "toy", 1)
-    with pytest.raises(RunError, match="no round of this run is whole yet"):
+    with pytest.raises(RunError, match="no round"):
         track(folder, "tensorboard")
     assert not (folder / "tensorboard").exists()
 
@@ -108,14 +108,14 @@ def test_another_runs_files_are_left_alone(finished_copy, tmp_path):
     other = tmp_path / "board" / "toy" / "ce-lora" / "events.out.tfevents.1.host.1.0"
     other.parent.mkdir(parents=True)
     other.write_bytes(b"theirs")
-    with pytest.raises(RunError, match="holds the event files of another run"):
+    with pytest.raises(RunError, match="another run"):
         track(finished_copy, "tensorboard", tmp_path / "board")
     assert [path.name for path in other.parent.iterdir()] == [other.name]
 
 
 def test_a_place_where_nothing_can_be_written(finished_copy, tmp_path):
     (tmp_path / "board").write_text("a file")
-    with pytest.raises(RunError, match="no event file can be written there"):
+    with pytest.raises(RunError, match="event file"):
         track(finished_copy, "tensorboard", tmp_path / "board")
 
 
@@ -129,7 +129,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(toy_values, tmp_path):
 
     result = run(make_config(toy_values(trackers=["tensorboard"], rounds=1)), tmp_path / "toy", listener)
     (trouble,) = [event["text"] for event in told if event["event"] == "trouble"]
-    assert "no event file can be written there" in trouble
+    assert "event file" in trouble
     assert f"trifed track {tmp_path / 'toy'} --to" in trouble
     assert result.summary["finished"]
     assert "trouble" not in {event["event"] for event in RunFolder.open(result.path).events()}

@@ -214,10 +214,10 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     from trifed.reports.read import read_source
     from trifed.reports.run.plots import plot_result
     from trifed.reports.run.tables import render_result
-    from trifed.reports.run.watch import LiveWatch, Watch
+    from trifed.reports.run.watch import Watch
 
     console = Console()
-    watch = (LiveWatch if console.is_terminal else Watch)(config or _config_of(path), console)
+    watch = Watch(config or _config_of(path), console)
     try:
         result = run(config, path, watch) if config else resume(path, watch)
         watch.close()

@@ -98,14 +98,14 @@ def _answers(
     """The same of language models."""
     from trifed.export.evaluate_answers import evaluate_writer
     from trifed.export.generate import load_located_writer
-    from trifed.reports.evaluations import answers_csv, answers_json, render_answer_evaluations
+    from trifed.reports.evaluations import answers_csv, evaluations_json, render_answer_evaluations
     from trifed.reports.progress_bar import counting
 
     output, tokens, base = how
     with counting("prompts", len(models) * len(data.asked)) as told:
         scores = [evaluate_writer(found, load_located_writer(found, base), data, tokens, told) for found in models]
     table = render_answer_evaluations(scores) if output is Format.TABLE else None
-    _show(named, output, table, lambda: answers_json(scores), lambda: answers_csv(scores))
+    _show(named, output, table, lambda: evaluations_json(scores), lambda: answers_csv(scores))
 
 
 def _matches(
@@ -114,7 +114,7 @@ def _matches(
     """The same of models of images and captions."""
     from trifed.export.evaluate_matches import evaluate_retrieval_model
     from trifed.export.predict import load_located_retrieval_model
-    from trifed.reports.evaluations import answers_csv, answers_json, render_match_evaluations
+    from trifed.reports.evaluations import answers_csv, evaluations_json, render_match_evaluations
     from trifed.reports.progress_bar import counting
 
     output, base = how
@@ -124,7 +124,7 @@ def _matches(
             for found in models
         ]
     table = render_match_evaluations(scores) if output is Format.TABLE else None
-    _show(named, output, table, lambda: answers_json(scores), lambda: answers_csv(scores))
+    _show(named, output, table, lambda: evaluations_json(scores), lambda: answers_csv(scores))
 
 
 def _show(

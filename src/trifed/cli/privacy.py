@@ -40,7 +40,7 @@ def privacy_command(
 
     from trifed.federation.privacy_report import accounts_in
     from trifed.privacy.ledger import as_json as book_as_json
-    from trifed.reports.privacy import privacy_grid, promise_grid, remarks
+    from trifed.reports.privacy import privacy_table, promise_table, remarks
     from trifed.reports.tables import to_terminal
 
     accounts = accounts_in(folder)
@@ -48,6 +48,6 @@ def privacy_command(
         typer.echo(json.dumps([{"run": a.run, **book_as_json(a.book)} for a in accounts], indent=2))
         return
     console = Console()
-    console.print(to_terminal(privacy_grid(accounts) if accounts else promise_grid(folder)))
+    console.print(to_terminal(privacy_table(accounts) if accounts else promise_table(folder)))
     for remark in remarks(folder, accounts):
         console.print(remark)

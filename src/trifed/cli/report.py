@@ -10,7 +10,7 @@ from rich.console import Console
 
 HELP = """A run, a comparison or an audit as one page to look at and to show.
 
-It says who is ahead and by how much, what does not follow, and has the numbers behind every picture.
+It has a verdict, at most three cautions, and the numbers behind every picture.
 
 The page is one file that fetches nothing. Of a run that was broken off it shows what there is.
 

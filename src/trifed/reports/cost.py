@@ -1,110 +1,123 @@
-"""What every method would send, as a table for a terminal, JSON, CSV, Markdown, or a picture."""
+"""Predicted traffic of every method: a table for a terminal, JSON, CSV, Markdown, or a picture."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from trifed.common.errors import ConfigError, RunError
 from trifed.federation.cost import Cost, MethodCost
 from trifed.reports.format import size
+from trifed.reports.tables import Column, Table, to_markdown, write_csv
 
 PICTURES = (".png", ".svg", ".pdf")
-
-COLUMNS = ("method", "adapter", "trains", "sends", "values", "head", "each way", "once", "fewer")
-
+COLUMNS = (
+    Column("method", "method"),
+    Column("adapter", "adapter"),
+    Column("trains", "trains"),
+    Column("sends", "sends"),
+    Column("sent_values", "values", "count"),
+    Column("head_values", "head", "count"),
+    Column("each_way", "each way", "right"),
+    Column("once", "once", "right"),
+    Column("fewer", "fewer", "right"),
+)
 FIELDS = (
     "method", "adapter", "rank", "bits", "trains", "sends", "trained_values", "sent_values", "head_values",
     "bytes_up", "bytes_down", "once_up", "once_down", "times_fewer",
 )  # fmt: skip
 
 
-def render_cost(cost: Cost) -> RenderableType:
-    """The table, and under it what its numbers stand on; a method's adapter under its name, to save width."""
+def cost_table(cost: Cost) -> Table:
+    """Return one row for each method."""
     title = f"{cost.model}: what a client sends each round"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    return Table(title, COLUMNS, [_row(item, cost) for item in cost.methods])
+
+
+def _row(item: MethodCost, cost: Cost) -> dict[str, Any]:
+    once = sum(o.up + o.down for o in item.once)
+    ways = list(dict.fromkeys([size(item.bytes_up), size(item.bytes_down)]))
+    return {
+        **asdict(item),
+        "adapter": ", ".join([item.adapter, *_own(item, cost)]),
+        "trains": " ".join(item.trains),
+        "sends": " ".join(item.sends) or "nothing",
+        "each_way": " / ".join(ways),
+        "once": size(once) if once else None,
+        "fewer": _times(item.times_fewer),
+    }
+
+
+def render_cost(cost: Cost) -> RenderableType:
+    """Render the table and its notes; a method's adapter is below its name, to save width."""
+    table = RichTable(
+        title=cost_table(cost).title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
+    )
     for column in COLUMNS:
-        if column != "adapter":
-            text = column in ("trains", "sends")
-            table.add_column(column, justify="left" if text or column == "method" else "right", no_wrap=not text)
-            table.columns[-1].min_width = len("nothing") if column == "sends" else None
-    for item in cost.methods:
-        name, _, *rest = _cells(item, cost)
+        if column.key != "adapter":
+            width = len("nothing") if column.key == "sends" else None
+            side = "right" if column.is_number else "left"
+            wraps = column.key in ("trains", "sends")
+            table.add_column(column.label, justify=side, no_wrap=not wraps, min_width=width)
+    for item, (name, _, *rest) in zip(cost.methods, cost_table(cost).cells(), strict=True):
         below = [item.adapter, ", ".join(_own(item, cost))]
         table.add_row("\n".join([name, *(f"[dim]{line}[/dim]" for line in below if line)]), *rest)
     return Group(table, Text(), *map(Text, _notes(cost)))
 
 
 def cost_markdown(cost: Cost) -> str:
-    """The same table and notes in Markdown."""
-    lines = [f"**{cost.model}: what a client sends each round**", "", f"| {' | '.join(COLUMNS)} |"]
-    lines += ["|" + "---|" * 4 + "---:|" * (len(COLUMNS) - 4)]
-    lines += [f"| {' | '.join(_cells(item, cost))} |" for item in cost.methods]
-    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(cost))])
+    """Render the table and its notes as Markdown."""
+    table = cost_table(cost)
+    return "\n".join([f"**{table.title}**", "", to_markdown(table), "", *(f"- {note}" for note in _notes(cost))])
 
 
 def cost_json(cost: Cost) -> str:
-    """All of it; bytes and values as whole numbers."""
+    """Render everything as JSON; bytes and values are whole numbers."""
     return json.dumps(asdict(cost), indent=2, allow_nan=False)
 
 
 def cost_csv(cost: Cost) -> str:
-    """One line a method; nothing where there is nothing to compare."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for item in cost.methods:
-        once = {"once_up": sum(o.up for o in item.once), "once_down": sum(o.down for o in item.once)}
-        parts = {"trains": " ".join(item.trains), "sends": " ".join(item.sends)}
-        writer.writerow({**asdict(item), **once, **parts})
-    return file.getvalue().rstrip("\n")
+    """Render one line for each method as CSV; a missing comparison is an empty cell."""
+    rows = [
+        {
+            **asdict(item),
+            "once_up": sum(once.up for once in item.once),
+            "once_down": sum(once.down for once in item.once),
+            "trains": " ".join(item.trains),
+            "sends": " ".join(item.sends),
+        }
+        for item in cost.methods
+    ]
+    return write_csv(rows, FIELDS).rstrip("\n")
 
 
 TEXTS: dict[str, Callable[[Cost], str]] = {"json": cost_json, "csv": cost_csv, "md": cost_markdown}
 """The formats that are plain text, by the name that --format gives them."""
 
 
-def _cells(item: MethodCost, cost: Cost) -> list[str]:
-    once = sum(o.up + o.down for o in item.once)
-    return [
-        item.method,
-        ", ".join([item.adapter, *_own(item, cost)]),
-        " ".join(item.trains),
-        " ".join(item.sends) or "nothing",
-        f"{item.sent_values:,}",
-        f"{item.head_values:,}",
-        size(item.bytes_up)
-        if item.bytes_up == item.bytes_down
-        else f"{size(item.bytes_up)} / {size(item.bytes_down)}",
-        size(once) if once else "-",
-        _times(item.times_fewer),
-    ]
-
-
 def _own(item: MethodCost, cost: Cost) -> list[str]:
-    """Rank and bits of a method that has its own."""
+    """Return rank and bits of a method whose rank and bits are not the common ones."""
     rank = [f"rank {item.rank}"] if item.rank != cost.rank and item.adapter != "none" else []
     return rank + ([f"{item.bits} bit{'s' if item.bits > 1 else ''}"] if item.bits != 32 else [])
 
 
-def _times(value: float | None) -> str:
-    """193×, 2.0×, 0.0024×; a dash where nothing is sent."""
+def _times(value: float | None) -> str | None:
+    """Format a ratio: 193×, 2.0×, 0.0024×."""
     if value is None:
-        return "-"
+        return None
     return f"{value:,.0f}×" if value >= 10 else f"{value:.1f}×" if value >= 1 else f"{value:.2g}×"
 
 
 def _notes(cost: Cost) -> list[str]:
-    """What the numbers stand on."""
+    """Return the assumptions behind the numbers."""
     targets = ", ".join(cost.targets)
     head = f"one linear layer, {cost.features:,} × {cost.labels} and {cost.labels}" if cost.labels else "none"
     if cost.labels and not cost.features:
@@ -125,11 +138,11 @@ def _notes(cost: Cost) -> list[str]:
 
 
 def plot_cost(cost: Cost, target: Path) -> None:
-    """Values sent in one round by each method, on a log scale.
+    """Draw the values that each method sends in one round, on a log scale.
 
     Raises:
-        ConfigError: the file's name ends in none of `PICTURES`.
-        RunError: it cannot be written.
+        ConfigError: The file's name ends in none of `PICTURES`.
+        RunError: It cannot be written.
     """
     check_picture(target)
     import matplotlib
@@ -140,8 +153,8 @@ def plot_cost(cost: Cost, target: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(cost.methods)), layout="constrained")
     for row, item in enumerate(cost.methods):
         axes.barh(row, max(item.sent_values, 1), color="#30638e", height=0.6)
-        said = f"{item.sent_values:,}" if item.sent_values else "nothing"
-        axes.text(max(item.sent_values, 1) * 1.3, row, said, va="center", fontsize=9)
+        label = f"{item.sent_values:,}" if item.sent_values else "nothing"
+        axes.text(max(item.sent_values, 1) * 1.3, row, label, va="center", fontsize=9)
     axes.set_yticks(range(len(cost.methods)), [item.method for item in cost.methods])
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -160,7 +173,7 @@ def check_picture(target: Path) -> None:
     """Refuse a picture that could not be drawn, before anything is computed.
 
     Raises:
-        ConfigError: the name's ending, or its folder.
+        ConfigError: The name's ending is no picture's, or its folder does not exist.
     """
     if target.suffix not in PICTURES:
         raise ConfigError([f"got '{target}', expected a name that ends in {', '.join(PICTURES)}"], "--plot")

@@ -1,17 +1,48 @@
-"""A report before it has a format: sentences, and sections of blocks, each a grid and perhaps the figure of it."""
+"""A report before it has a format, and its forms as Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from trifed.reports.comparison.cautions import cautions
-from trifed.reports.comparison.folder_sections import folder_blocks
-from trifed.reports.comparison.sections import Block, overview_blocks, partition_blocks, tuning_blocks
-from trifed.reports.comparison.tables import main_grid, settings_grid
-from trifed.reports.comparison.verdict import bytes_sentence, controls_sentence, headline, ranked, verdict
-from trifed.reports.format import listing, plural
-from trifed.reports.results import Source
-from trifed.reports.tables import Grid
+from trifed.common.version import __version__
+from trifed.reports.audit.cards import Card
+from trifed.reports.figures import Plot
+from trifed.reports.tables import Column, Table, markdown_text, to_csv, to_markdown
+
+WIDTH, HEIGHT = 4.7, 3.5
+"""Inches of a figure, legend apart."""
+
+
+class Caution(NamedTuple):
+    """A conclusion that the numbers do not support. `code` is stable; `text` is for people."""
+
+    code: str
+    text: str
+
+
+MOST_CAUTIONS = 3
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table, with or without a figure of it.
+
+    Attributes:
+        alt: The figure in words.
+        inches: The figure's width and height, legend apart.
+        folded: True for a table that few readers want to see at once.
+        cards: Examples that a page shows before the table.
+    """
+
+    table: Table
+    plot: Plot | None = None
+    alt: str = ""
+    inches: tuple[float, float] = (WIDTH, HEIGHT)
+    folded: bool = False
+    cards: tuple[Card, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -19,107 +50,106 @@ class Section:
     """A part of the report under its own heading."""
 
     title: str
-    says: list[str]
-    blocks: list[Block]
+    notes: Sequence[str] = ()
+    blocks: Sequence[Block] = ()
 
 
 @dataclass(frozen=True)
 class Document:
     """What every format shows.
 
-    `missing`: what is not there yet; `go_on`: how to get it. `passages`: titles, each with a few sentences, that
-    come before everything else.
+    Attributes:
+        verdict: The result in one sentence.
+        cautions: At most three conclusions that the numbers do not support.
+        missing: What is not there yet.
+        resume_command: The command that computes it; may be empty.
+        main: The table of all numbers, which is also the CSV form.
+        citations: Method and paper.
     """
 
     title: str
     subtitle: str
-    headline: str
-    says: list[str]
-    cautions: list[str]
-    missing: list[str]
-    go_on: str
-    main: Grid
-    sections: list[Section]
+    verdict: str
+    cautions: Sequence[Caution]
+    missing: Sequence[str]
+    main: Table
+    sections: Sequence[Section]
     methods: tuple[str, ...]
-    citations: list[tuple[str, str]]
-    passages: tuple[tuple[str, list[str]], ...] = ()
+    resume_command: str = ""
+    citations: dict[str, str] = field(default_factory=dict)
 
 
-def make_document(source: Source) -> Document:
-    """Everything that there is to say about a run or a comparison."""
-    study = source.study
-    several = len(study.results) > 1
-    only = next(iter(study.results.values())) if len(study.results) == 1 else None
-    sections = [Section("All partitions", [], overview_blocks(study))] if several else []
-    for name, partition in study.results.items():
-        details = source.details.get(name)
-        blocks = [
-            *partition_blocks(name, partition, details),
-            *(folder_blocks(partition, details) if details else []),
-        ]
-        says = [verdict(partition), bytes_sentence(partition), controls_sentence(partition)] if several else []
-        sections.append(Section(name, [sentence for sentence in says if sentence], blocks))
-    if study.tuning:
-        note = "Each method's learning rate was the one with the best accuracy on validation data."
-        sections.append(Section("Learning rates", [note], tuning_blocks(study)))
-    run = [("Configuration", study.configuration), ("Versions and hardware", study.environment)]
-    kept = [Block(settings_grid(title, values), folded=True) for title, values in run if values]
-    if kept:
-        sections.append(Section("How it was run", [], kept))
-    says = [bytes_sentence(only), controls_sentence(only)] if only and ranked(only) else []
-    says += [line for found in (only.methods.values() if only else []) for line in found.privacy]
-    return Document(
-        title=study.name,
-        subtitle=_subtitle(source),
-        headline=headline(study),
-        says=[sentence for sentence in says if sentence],
-        cautions=cautions(source),
-        missing=_missing(source),
-        go_on=source.go_on,
-        main=main_grid(study.results),
-        sections=sections,
-        methods=tuple(study.methods),
-        citations=_citations(source),
-    )
+def settings_section(configuration: dict[str, Any], environment: dict[str, Any]) -> list[Section]:
+    """Return configuration, versions and hardware as folded tables; no section where both are empty."""
+    columns = (Column("name", "name"), Column("value", "value"))
+    parts = {"Configuration": configuration, "Versions and hardware": environment}
+    tables = [Table(title, columns, list(_dotted(values, ""))) for title, values in parts.items() if values]
+    return [Section("How it was run", blocks=[Block(table, folded=True) for table in tables])] if tables else []
 
 
-def _missing(source: Source) -> list[str]:
-    study = source.study
-    if source.kind == "run":
-        lines = [f"{item.method}: {item.state}" for item in study.missing]
-        if lines and not any(partition.controls for partition in study.results.values()):
-            lines.append("the controls, which are measured at the end of a run")
-        return lines
-    places: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for item in study.missing:
-        methods = places.setdefault((item.partition, item.state), {})
-        methods.setdefault(item.method, []).append(str(item.seed))
-    everything = len(study.methods) * len(study.seeds)
-    return [
-        f"{partition}, {state}: "
-        + (
-            "all methods and seeds"
-            if sum(map(len, methods.values())) == everything
-            else ", ".join(f"{method} (seed {listing(seeds)})" for method, seeds in methods.items())
-        )
-        for (partition, state), methods in places.items()
+def _dotted(values: dict[str, Any], prefix: str) -> Iterable[dict[str, str]]:
+    """Flatten nested dictionaries to dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _dotted(value, f"{prefix}{name}.")
+        elif value is not None:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield {"name": f"{prefix}{name}", "value": text or "none"}
+
+
+def render_markdown(document: Document) -> str:
+    """Render all sentences and all tables as Markdown."""
+    return "\n\n".join(_markdown(document)) + "\n"
+
+
+def _markdown(document: Document) -> Iterable[str]:
+    yield from (f"# {markdown_text(document.title)}", f"**{markdown_text(document.verdict)}**")
+    if document.missing:
+        yield from ("## Not finished", _bullets(document.missing))
+    if document.resume_command:
+        yield f"To go on: `{document.resume_command}`"
+    if document.cautions:
+        yield from ("## Cautions", _bullets([caution.text for caution in document.cautions]))
+    for section in document.sections:
+        yield from (f"## {markdown_text(section.title)}", *map(markdown_text, section.notes))
+        for table in (block.table for block in section.blocks):
+            yield from (f"### {markdown_text(table.title)}", to_markdown(table))
+            yield from [markdown_text(table.note)] if table.note else []
+    if document.citations:
+        yield from ("## Methods", _bullets([f"{method}: {paper}" for method, paper in document.citations.items()]))
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
+
+
+def render_json(document: Document) -> str:
+    """Render sentences, and every table as a list of records with raw values, as JSON."""
+    sections = [
+        {
+            "title": section.title,
+            "says": section.notes,
+            "tables": [
+                {"title": b.table.title, "note": b.table.note, "rows": b.table.records()} for b in section.blocks
+            ],
+        }
+        for section in document.sections
     ]
-
-
-def _citations(source: Source) -> list[tuple[str, str]]:
-    found = {
-        method: result.citation
-        for partition in source.study.results.values()
-        for method, result in partition.methods.items()
-        if result.citation
+    value = {
+        "trifed": __version__,
+        "name": document.title,
+        "headline": document.verdict,
+        "not_to_conclude": [caution.text for caution in document.cautions],
+        "cautions": [caution.code for caution in document.cautions],
+        "missing": document.missing,
+        "go_on": document.resume_command,
+        "main": document.main.records(),
+        "sections": sections,
+        "methods": document.citations,
     }
-    return list(found.items())
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _subtitle(source: Source) -> str:
-    """What was compared with what, in half a line."""
-    study = source.study
-    clients = {len(partition.clients) for partition in study.results.values() if partition.clients}
-    parts = [plural(len(study.methods), "method"), plural(len(study.partitions), "partition")]
-    parts += [plural(clients.pop(), "client")] if len(clients) == 1 else []
-    return ", ".join([*parts, plural(len(study.seeds), "seed")])
+def render_csv(document: Document) -> str:
+    """Render the main table as CSV."""
+    return to_csv(document.main)

@@ -1,64 +1,167 @@
-"""A figure as SVG inside a page: text stays text, colours follow the page, a title says what it shows."""
+"""Figures: colours as a theme, one look for each method, and inline SVG that follows the page's colours."""
 
 from __future__ import annotations
 
 import io
 import re
 import warnings
-from xml.etree import ElementTree
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
 
+import matplotlib
+from markupsafe import escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
-from trifed.reports.style import MARKED, VARIABLES, Draw, Style, drawing
+from trifed.reports.format import size
 
-SVG = "http://www.w3.org/2000/svg"
-XLINK = "http://www.w3.org/1999/xlink"
-MISSING_GLYPH = "Glyph .* missing from font"
+MARKERS = "osD^vPX*hp<"
+LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 5)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+LABEL_LENGTH = 22
+FONT = 10.0
+LEGEND_LINE = 0.19
+"""Inches that one line of a legend adds to a figure's height."""
+WIDE_LABEL = 40
+"""A legend with a longer label, in characters, has one column instead of two."""
 
 
-def render_svg(draw: Draw, methods: tuple[str, ...], inches: tuple[float, float], alt: str, name: str) -> str:
-    """Inline SVG.
+@dataclass(frozen=True)
+class Theme:
+    """Colours; `series` has one for each method and is repeated for further methods."""
 
-    `alt`: what a reader who does not see it should know. `name`: unlike that of any other figure of the page,
-    since it makes the figure's ids unlike theirs.
+    ink: str
+    faint: str
+    heat: str
+    series: tuple[str, ...]
+
+    def names(self) -> dict[str, str]:
+        """Return CSS variable -> colour."""
+        series = {f"--series-{place}": colour for place, colour in enumerate(self.series)}
+        return {"--ink": self.ink, "--faint": self.faint, "--heat": self.heat, **series}
+
+    def css(self) -> str:
+        """Return the colours as CSS declarations."""
+        return " ".join(f"{name}: {colour};" for name, colour in self.names().items())
+
+
+LIGHT = Theme(
+    "#1c2126",
+    "#72787f",
+    "#0b6e4f",
+    ("#0b6e4f", "#d1495b", "#30638e", "#a86a10", "#6a4c93", "#00838f", "#8d5524", "#c2185b", "#546e7a", "#558b2f"),
+)
+DARK = Theme(
+    "#e8eaed",
+    "#9aa1a9",
+    "#4cc9a0",
+    ("#4cc9a0", "#ff8a98", "#7db8ea", "#f0b856", "#b99ae6", "#4dd0e1", "#d7a677", "#f48fb1", "#a7bcc7", "#aed581"),
+)
+MARKED = Theme("#a1b2c0", "#a1b2c1", "#a1b2c2", tuple(f"#a1b3c{place}" for place in range(10)))
+"""Colours that occur nowhere else; in the SVG text each is replaced by its CSS variable."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """A theme and the order of the methods, so that a method looks alike in every figure."""
+
+    theme: Theme
+    methods: tuple[str, ...]
+
+    def colour(self, method: str) -> str:
+        """Return a method's colour."""
+        return self.theme.series[self.methods.index(method) % len(self.theme.series)]
+
+    def marker(self, method: str) -> str:
+        """Return a method's marker, for readers who cannot tell the colours apart."""
+        return MARKERS[self.methods.index(method) % len(MARKERS)]
+
+
+Plot = Callable[[Axes, Style], None]
+
+
+def control_lines(count: int) -> list[Any]:
+    """Return one line style for each control."""
+    return list(islice(cycle(LINES), count))
+
+
+@contextmanager
+def drawing(theme: Theme) -> Iterator[None]:
+    """Set up matplotlib for one figure: the theme's ink, names as they are, text that stays text."""
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
+    settings = {
+        **ink,
+        "axes.edgecolor": theme.faint,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": FONT,
+        "axes.titlesize": FONT + 0.5,
+        "legend.frameon": False,
+        "text.parse_math": False,  # a client may be called "$5 shop"
+        "svg.fonttype": "none",
+        "svg.hashsalt": "trifed",
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # Names in other scripts: a browser has the letters that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def short(name: str, length: int = LABEL_LENGTH) -> str:
+    """Cut a name to fit beside an axis."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def bytes_axis(axes: Axes) -> None:
+    """Make the x axis logarithmic, in bytes."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value).replace(".0 ", " ")))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def render_svg(plot: Plot, methods: tuple[str, ...], inches: tuple[float, float], alt: str, name: str) -> str:
+    """Draw a plot as inline SVG.
+
+    Args:
+        plot: Draws onto the axes it is given.
+        methods: All methods of the page, in their order.
+        inches: Width and height without the legend.
+        alt: Description for readers who do not see the figure.
+        name: Prefix of the figure's ids; different for every figure of a page.
     """
     text = io.StringIO()
-    with drawing(MARKED), warnings.catch_warnings():
-        # Names in other scripts: the browser has the letters, whatever matplotlib's own font lacks.
-        warnings.filterwarnings("ignore", message=MISSING_GLYPH)
+    with drawing(MARKED):
         figure = Figure(figsize=inches, layout="constrained")
-        draw(figure, Style(MARKED, methods))
-        figure.savefig(
-            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        axes = figure.subplots()
+        plot(axes, Style(MARKED, methods))
+        _add_legend(figure, axes)
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=metadata)
     return _inline(text.getvalue(), alt, name)
 
 
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the axes and make the figure higher by it."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = 1 if max(map(len, labels)) > WIDE_LABEL else 2
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + LEGEND_LINE * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT - 0.5)
+
+
 def _inline(text: str, alt: str, name: str) -> str:
-    for prefix, space in (("", SVG), ("xlink", XLINK)):
-        ElementTree.register_namespace(prefix, space)
-    root = ElementTree.fromstring(text)
-    for metadata in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(metadata)
-    for size in ("width", "height"):
-        del root.attrib[size]
-    root.set("role", "img")
-    root.set("aria-label", alt)
-    title = ElementTree.Element(f"{{{SVG}}}title")
-    title.text = alt
-    root.insert(0, title)
-    _rename(root, name)
-    found = ElementTree.tostring(root, encoding="unicode")
-    return re.sub("#a1b[23]c[0-9]", lambda colour: f"var({VARIABLES[colour.group()]})", found)
-
-
-def _rename(root: ElementTree.Element, name: str) -> None:
-    """Ids of this figure's own, and all references to them."""
-    for item in root.iter():
-        for key, value in item.attrib.items():
-            if key == "id":
-                item.set(key, f"{name}-{value}")
-            elif key in ("href", f"{{{XLINK}}}href") and value.startswith("#"):
-                item.set(key, f"#{name}-{value[1:]}")
-            elif "url(#" in value:
-                item.set(key, value.replace("url(#", f"url(#{name}-"))
+    """Make an SVG file part of a page: without size and metadata, with a title and ids of its own."""
+    title = escape(alt)
+    variables = {colour: variable for variable, colour in MARKED.names().items()}
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    root, rest = text.split(">", 1)
+    root = re.sub(r' (width|height)="[^"]*"', "", root)
+    # Only inside tags: a client's name may look like an attribute. Matplotlib escapes "<" and ">" elsewhere.
+    rest = re.sub(r"<[^>]*>", lambda tag: re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", tag.group()), rest)
+    svg = f'{root} role="img" aria-label="{title}"><title>{title}</title>{rest}'
+    return re.sub("#a1b[23]c[0-9]", lambda colour: f"var({variables[colour.group()]})", svg)

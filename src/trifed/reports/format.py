@@ -1,4 +1,4 @@
-"""Numbers, lists and names for people."""
+"""Format numbers, lists and names for people."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CONTROLS = {
     "majority": "own majority",
 }
 MOST_NAMED = 4
-"""Things that a sentence names one by one."""
+"""The most items that a sentence names one by one."""
 
 
 def size(count: float) -> str:
-    """Bytes for people: 3.3 KB, 12.4 MB."""
+    """Format bytes: 3.3 KB, 12.4 MB."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -25,12 +25,12 @@ def size(count: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Accuracy with one decimal; a dash where there is nothing to measure."""
+    """Format a share in [0, 1] as a percentage with one decimal; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def points(value: float | None) -> str:
-    """A difference of accuracies with its sign."""
+    """Format a difference of shares as percentage points with a sign; a dash for None."""
     if value is None:
         return "-"
     shown = round(100 * value, 1)
@@ -38,28 +38,29 @@ def points(value: float | None) -> str:
 
 
 def span(interval: tuple[float, float] | None, signed: bool = False) -> str:
-    """`82.0 to 87.3`; a dash where there is none."""
+    """Format an interval of shares: `82.0 to 87.3`; a dash for None."""
     show = points if signed else percent
     return "-" if interval is None else f"{show(interval[0])} to {show(interval[1])}"
 
 
 def control_label(name: str) -> str:
-    """A control's short name."""
+    """Return a control's short name."""
     return CONTROLS.get(name, name)
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 client`, `10 clients`."""
+    """Format a count with its noun: `1 client`, `10 clients`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def few(items: Sequence[str]) -> list[str]:
-    """The first of them, and how many more there are."""
-    if len(items) <= MOST_NAMED:
-        return list(items)
-    return [*items[: MOST_NAMED - 1], f"{len(items) - MOST_NAMED + 1} others"]
-
-
 def listing(items: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join names: `a`, `a and b`, `a, b and c`; the first three and a count where there are more than four."""
+    if len(items) > MOST_NAMED:
+        items = [*items[: MOST_NAMED - 1], f"{len(items) - MOST_NAMED + 1} others"]
     return ", ".join(items[:-1]) + f" and {items[-1]}" if len(items) > 1 else "".join(items)
+
+
+def clock(seconds: float) -> str:
+    """Format a duration: `3:07`, `1:03:07`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

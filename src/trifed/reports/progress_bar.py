@@ -1,4 +1,4 @@
-"""A bar on standard error for work that takes a while, in a terminal only: standard output stays for results."""
+"""A bar on standard error for long work, in a terminal only: standard output is for results."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def counting(what: str, total: int | None, hidden: bool = False) -> Iterator[Callable[[int], None]]:
-    """Gives a function that is told how many more are done.
+    """Show a bar; yields a function that takes how many more items are done.
 
-    `total`: None where nobody knows; `hidden`: results are printed meanwhile, and a bar would get between them.
+    Args:
+        what: Text beside the bar.
+        total: Number of items; None if unknown.
+        hidden: True to show nothing, because results are printed meanwhile.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
@@ -26,6 +29,6 @@ def counting(what: str, total: int | None, hidden: bool = False) -> Iterator[Cal
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A sign of life in a terminal."""
+    """Show a spinner in a terminal."""
     with Console(stderr=True).status(what):
         yield

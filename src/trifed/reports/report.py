@@ -1,4 +1,4 @@
-"""`report`: a run, a comparison or an audit, for people (HTML, Markdown) or for machines (JSON, CSV)."""
+"""`report`: write a report on a run, a comparison or an audit, for people or for programs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.reports.audit.findings import read_findings
 from trifed.reports.audit.report import audit_document
-from trifed.reports.document import Document, make_document
-from trifed.reports.formats import render_csv, render_json, render_markdown
+from trifed.reports.comparison.report import comparison_document
+from trifed.reports.document import Document, render_csv, render_json, render_markdown
 from trifed.reports.page import render_html
 from trifed.reports.read import COMPARISON, read_source, silent
-from trifed.reports.run.read import Say
+from trifed.reports.run.read import OnProgress
 
 AUDIT = "audit.json"
-FORMATS: dict[str, Callable[[Document, Say], str]] = {
+FORMATS: dict[str, Callable[[Document, OnProgress], str]] = {
     "html": render_html,
-    "md": lambda document, say: render_markdown(document),
-    "json": lambda document, say: render_json(document),
-    "csv": lambda document, say: render_csv(document),
+    "md": lambda document, _: render_markdown(document),
+    "json": lambda document, _: render_json(document),
+    "csv": lambda document, _: render_csv(document),
 }
 
 
@@ -28,16 +28,21 @@ def report(
     path: str | Path,
     out: str | Path | None = None,
     format: str | None = None,  # noqa: A002 - the word that people look for
-    say: Say = silent,
+    say: OnProgress = silent,
 ) -> Path:
-    """Write a report of the run, comparison or audit in the folder `path`; returns where it is.
+    """Write a report on the run, comparison or audit in a folder.
 
-    `path`: a run's folder, finished or broken off, a comparison's, an audit's, or an audit's file, `audit.json`.
-    `out`: where to, `report.FORMAT` in that folder unless given; what is there is replaced. `format`: "html",
-    "md", "json" or "csv"; unless given, what `out` ends with, else "html". `say` is told what is being done.
+    Args:
+        path: Folder of a run, finished or broken off, of a comparison or of an audit; or a file `audit.json`.
+        out: File to write, `report.FORMAT` in the folder by default; an existing file is replaced.
+        format: "html", "md", "json" or "csv"; by default the ending of `out`, else "html".
+        say: Called with a line of text before each step.
+
+    Returns:
+        The file that was written.
 
     Raises:
-        RunError: no run, comparison or audit there, files in it are damaged, or nothing can be written to `out`.
+        RunError: No run, comparison or audit is there, a file is damaged, or `out` cannot be written.
     """
     audit = audit_in(Path(path))
     folder = audit.parent if audit is not None else Path(path)
@@ -46,7 +51,9 @@ def report(
     if out is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
         what = "is a folder" if target.is_dir() else "would lie in a folder that does not exist"
         raise RunError(f"out: got {target}, which {what}; expected a file's path, as report.{chosen}")
-    document = make_document(read_source(folder, say)) if audit is None else audit_document(read_findings(audit))
+    document = (
+        comparison_document(read_source(folder, say)) if audit is None else audit_document(read_findings(audit))
+    )
     text = FORMATS[chosen](document, say)
     try:
         with whole_file(target) as partial:
@@ -57,7 +64,7 @@ def report(
 
 
 def audit_in(path: Path) -> Path | None:
-    """An audit's file: the path itself, or what lies in a folder that is no run's and no comparison's."""
+    """Return the file of an audit: the path itself, or audit.json in a folder of no run and no comparison."""
     if path.is_file():
         return path if path.suffix == Path(AUDIT).suffix else None
     other = any((path / name).is_file() for name in ("events.jsonl", COMPARISON))

@@ -1,7 +1,7 @@
-"""Methods side by side, as the reports see them: one view of a comparison, and of a run with its baselines.
+"""Results of methods side by side: the one form in which reports read a comparison, or a run with its baselines.
 
 The classes mirror `comparison.json`; unknown fields are left out, missing numbers are None. Accuracies lie in
-[0, 1]; bytes count headers and envelopes.
+[0, 1]; bytes include headers and envelopes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from scipy import stats
 
 
 def _both_or_none(value: Any) -> Any:
-    """An interval with a missing end is no interval."""
+    """Replace an interval that lacks an end by None."""
     return None if isinstance(value, list | tuple) and None in value else value
 
 
 Number = float | None
 Interval = Annotated[tuple[float, float] | None, BeforeValidator(_both_or_none)]
 Matrix = NDArray[np.float64]
+Manifest = dict[str, dict[str, float]]
+"""Tensor -> column of `Traffic` -> bytes per client."""
 
 
 class _Record(BaseModel):
@@ -32,9 +34,11 @@ class _Record(BaseModel):
 
 
 class Spread(_Record):
-    """Test accuracy over the clients, and the 95 % interval of its mean where one was computed.
+    """Test accuracy over the clients.
 
-    `client_accuracy`: one number a client, in the partition's order; empty where it is not known.
+    Attributes:
+        interval: 95 % interval of the mean, if one was computed.
+        client_accuracy: One number for each client, in the partition's order; empty if unknown.
     """
 
     mean: Number = None
@@ -45,7 +49,7 @@ class Spread(_Record):
 
 
 class Traffic(_Record):
-    """Bytes. All but `total` are means per client; `once_…` is what travels a single time, before round 1."""
+    """Bytes: means per client of one round and of what travels once, before round 1; `total` of everything."""
 
     up_per_round: float = 0.0
     down_per_round: float = 0.0
@@ -55,7 +59,7 @@ class Traffic(_Record):
 
 
 class Point(_Record):
-    """One evaluated round. `bytes`: sent by all clients and to all clients so far."""
+    """One evaluated round. `bytes`: all uploads and downloads so far."""
 
     round: int
     mean: Number = None
@@ -76,8 +80,11 @@ class Plateau(_Record):
 class MethodResult(Spread):
     """One method on one partition.
 
-    `sd`: over seeds. `perplexity`: mean over clients, of language models. `fedavg_lora_would_send`: all bytes, for
-    the same rounds, where that was counted. `privacy`: what was spent of a budget, a sentence a relation.
+    Attributes:
+        sd: Standard deviation of the mean over seeds.
+        perplexity: Mean over clients; language models only.
+        fedavg_lora_would_send: All bytes of plain federated LoRA for the same rounds, if they were counted.
+        privacy: Privacy budget that was spent, or will be at most, one entry for each relation of data sets.
     """
 
     citation: str = ""
@@ -95,7 +102,7 @@ class MethodResult(Spread):
     seconds: Number = None
     curve: list[Point] = []
     plateau: Plateau | None = None
-    privacy: list[str] = []
+    privacy: list[dict[str, Any]] = []
 
 
 class Difference(_Record):
@@ -106,7 +113,7 @@ class Difference(_Record):
 
 
 def paired(one: Sequence[Number], other: Sequence[Number]) -> Difference | None:
-    """Mean difference over clients and its 95 % t interval; None under three clients with test data."""
+    """Return the mean difference over clients and its 95 % t interval; None with fewer than three clients."""
     pairs = zip(one, other, strict=False)
     gaps = np.array([a - b for a, b in pairs if a is not None and b is not None])
     if len(gaps) < 3:
@@ -117,10 +124,7 @@ def paired(one: Sequence[Number], other: Sequence[Number]) -> Difference | None:
 
 
 class Partition(_Record):
-    """One way of cutting one data set into clients, with the methods that ran on it.
-
-    `metric`: what an accuracy is here.
-    """
+    """One split of one data set over clients, and the methods that ran on it. `metric`: what accuracy means."""
 
     seeds: list[int] = []
     metric: str = "accuracy"
@@ -132,7 +136,7 @@ class Partition(_Record):
     differences: dict[str, Difference] = {}
 
     def difference(self, one: str, other: str) -> Difference | None:
-        """`one` minus `other`: as computed, whichever way round, else from the clients' accuracies."""
+        """Return `one` minus `other`, as computed, else from the clients' accuracies; None with too few."""
         found = self.differences.get(f"{one} minus {other}")
         turned = self.differences.get(f"{other} minus {one}")
         if found is not None:
@@ -147,7 +151,7 @@ class Partition(_Record):
 
 
 class Missing(_Record):
-    """A run that is not finished. `state`: "not started" or "broken off after round 3"."""
+    """A run that is not finished. `state`: for example "not started" or "broken off after round 3"."""
 
     partition: str
     method: str
@@ -156,14 +160,14 @@ class Missing(_Record):
 
 
 class Rates(_Record):
-    """Learning rates tried, as text, with their accuracy on validation data; and the one taken."""
+    """Learning rate, as text -> accuracy on validation data; and the rate that was chosen."""
 
     grid: dict[str, Number] = {}
     chosen: Number = None
 
 
 class Tuning(_Record):
-    """The search for each method's learning rate on one partition."""
+    """Search for each method's learning rate on one partition."""
 
     seed: int | None = None
     rounds: int | None = None
@@ -171,7 +175,7 @@ class Tuning(_Record):
 
 
 class Study(_Record):
-    """Everything that `comparison.json` holds."""
+    """Contents of `comparison.json`."""
 
     name: str
     methods: list[str]
@@ -187,27 +191,30 @@ class Study(_Record):
 
 @dataclass(frozen=True)
 class Details:
-    """What only a run's own folder knows, of one partition.
+    """Details of one partition that only the runs' own folders hold.
 
-    `split`: split.json. `matrices`: method → name → (n_clients, n_clients), of `round`. `manifest`: method →
-    tensor → bytes per client: once up, up a round, once down, down a round. `before`: client → accuracy at the
-    common start. `warned`: what guards were told to let out, as `CLIENT with METHOD (SETTING)`.
+    Attributes:
+        split: Contents of split.json.
+        matrices: Method -> name -> (n_clients, n_clients), of `round`.
+        manifest: Method -> tensor -> bytes per client by column of `Traffic`.
+        before: Client -> accuracy at the common start.
+        warned: Uploads that a guard reported and did not stop, as `CLIENT with METHOD (SETTING)`.
     """
 
     split: dict[str, Any] | None = None
     matrices: dict[str, dict[str, Matrix]] = field(default_factory=dict)
     round: int = 0
-    manifest: dict[str, dict[str, tuple[float, float, float, float]]] = field(default_factory=dict)
+    manifest: dict[str, Manifest] = field(default_factory=dict)
     before: dict[str, float | None] = field(default_factory=dict)
     warned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder that was read: its study, what the run folders add by partition, and how to go on if unfinished."""
+    """A folder that was read. `details`: by partition; `resume_command`: empty if finished."""
 
     path: Path
     kind: Literal["run", "comparison"]
     study: Study
     details: dict[str, Details]
-    go_on: str = ""
+    resume_command: str = ""

@@ -15,7 +15,7 @@ from trifed.methods import METHODS
 
 
 def render_settings() -> Table:
-    """One row a setting: dotted name, default, meaning; each method's own options at the end."""
+    """Render one row for each setting: dotted name, default, meaning; methods' own options come last."""
     table = Table(title="Settings, for TOML and --set", title_justify="left", show_lines=False)
     table.add_column("setting", no_wrap=True)
     table.add_column("default", overflow="fold", max_width=18)
@@ -34,14 +34,13 @@ def render_settings() -> Table:
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            if inner is MethodSettings:
-                yield "method.name", MethodSettings().name, f"one of {', '.join(METHODS)}"
-            else:
-                yield from _rows(inner, f"{prefix}{name}.")
-            continue
-        default = "needed" if field.default is PydanticUndefined else str(field.default)
-        yield prefix + name, "-" if default == "None" else default, field.description or ""
-        tables = [part for part in get_args(inner) if isinstance(part, type) and issubclass(part, BaseModel)]
-        if isinstance(inner, UnionType) and len(tables) == 1:  # a table that may be left out
-            yield from _rows(tables[0], f"{prefix}{name}.")
+        if inner is MethodSettings:
+            yield "method.name", MethodSettings().name, f"one of {', '.join(METHODS)}"
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _rows(inner, f"{prefix}{name}.")
+        else:
+            default = "needed" if field.default is PydanticUndefined else str(field.default)
+            yield prefix + name, "-" if default == "None" else default, field.description or ""
+            tables = [part for part in get_args(inner) if isinstance(part, type) and issubclass(part, BaseModel)]
+            if isinstance(inner, UnionType) and len(tables) == 1:  # a table that may be left out
+                yield from _rows(tables[0], f"{prefix}{name}.")

@@ -1,9 +1,12 @@
-"""A table as data: columns with a kind, rows with raw values. Every format shows the same grids."""
+"""The one table type of all reports, and its forms: terminal, Markdown, CSV, records; HTML is a template."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any
 
 from rich.table import Table as RichTable
@@ -13,85 +16,126 @@ from trifed.reports.format import percent, points, size, span
 
 KINDS: dict[str, Callable[[Any], str]] = {
     "text": str,
+    "prose": str,
+    "right": str,
+    "verdict": lambda value: "✓ holds" if value else "✗ does not hold",
     "count": lambda value: f"{value:,}",
     "number": lambda value: f"{value:.4g}",
     "percent": percent,
     "points": points,
     "bytes": lambda value: size(value) if value else "nothing",
+    "ratio": lambda value: f"{value:.2f}",
     "interval": span,
     "points interval": lambda value: span(value, signed=True),
-    "ratio": lambda value: f"{value:.2f}",
     "ratio interval": lambda value: f"{value[0]:.2f} to {value[1]:.2f}",
     "number interval": lambda value: f"{value[0]:.4g} to {value[1]:.4g}",
-    "prose": str,
-    "verdict": lambda value: "✓ holds" if value else "✗ does not hold",
 }
-TEXTS = ("text", "prose", "verdict")
-"""How a value of each kind is written; None is a dash whatever the kind."""
+"""Kind of a column -> how one of its values is written. None is written as a dash."""
+
+TEXT_KINDS = ("text", "prose", "verdict")
+LABEL_WIDTH = 8
+"""Characters that a number column's label may have in a terminal even if its numbers are shorter."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """`key`: for machines; `label`: for people; `kind`: one of `KINDS`."""
+    """A column: `key` for machines, `label` for people, `kind` one of `KINDS`."""
 
     key: str
     label: str
     kind: str = "text"
 
-    def show(self, value: Any) -> str:
-        """A value as text."""
-        return "-" if value is None else KINDS[self.kind](value)
-
     @property
     def is_number(self) -> bool:
-        """Belongs to the right edge?"""
-        return self.kind not in TEXTS
+        """Return True for kinds that are aligned to the right."""
+        return self.kind not in TEXT_KINDS
 
     @property
     def css(self) -> str:
-        """The class of its cells: numbers stand right, sentences wrap."""
+        """Return the CSS class of the cells."""
         return "n" if self.is_number else {"prose": "prose"}.get(self.kind, "")
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table: rows of raw values, one for each column."""
+class Table:
+    """Rows of raw values by column key. A key that a row lacks counts as None; further keys are not shown."""
 
     title: str
     columns: Sequence[Column]
-    rows: list[list[Any]]
-    note: str = field(default="")
+    rows: Sequence[Mapping[str, Any]]
+    note: str = ""
 
     def cells(self) -> list[list[str]]:
-        """Every row as text."""
-        return [[column.show(value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+        """Return every row as text."""
+        return [["-" if v is None else KINDS[c.kind](v) for c, v in self._values(row)] for row in self.rows]
 
-    def only(self, *keys: str) -> Grid:
-        """The same rows with these columns, in this order."""
-        places = {column.key: place for place, column in enumerate(self.columns)}
-        chosen = [places[key] for key in keys]
-        return Grid(
-            self.title,
-            [self.columns[place] for place in chosen],
-            [[row[place] for place in chosen] for row in self.rows],
-            self.note,
-        )
+    def _values(self, row: Mapping[str, Any]) -> list[tuple[Column, Any]]:
+        return [(column, row.get(column.key)) for column in self.columns]
 
-    def without_empty(self) -> Grid:
-        """The same rows without the columns that hold nothing: no value, or bytes that never flow."""
-        kept = [
-            column.key
-            for place, column in enumerate(self.columns)
-            if any(row[place] if column.kind == "bytes" else row[place] is not None for row in self.rows)
-        ]
-        return self.only(*kept)
+    def records(self) -> list[dict[str, Any]]:
+        """Return every row as a dictionary of raw values."""
+        return [{column.key: value for column, value in self._values(row)} for row in self.rows]
+
+    def only(self, *keys: str, title: str = "") -> Table:
+        """Return the rows with these columns, if they exist, in this order; a new title drops the note."""
+        known = {column.key: column for column in self.columns}
+        columns = [known[key] for key in keys if key in known]
+        return Table(title, columns, self.rows) if title else replace(self, columns=columns)
+
+    def without_empty(self) -> Table:
+        """Return the same rows without columns that hold no value, and without bytes that are all zero."""
+        shown = [[v or None if c.kind == "bytes" else v for c, v in self._values(row)] for row in self.rows]
+        kept = [c for place, c in enumerate(self.columns) if any(row[place] is not None for row in shown)]
+        return replace(self, columns=kept)
 
 
-def to_terminal(grid: Grid) -> RichTable:
-    """Render a table for the terminal; cells are shown as they are, whatever brackets they hold."""
-    table = RichTable(title=Text(grid.title), title_justify="left")
-    for column in grid.columns:
-        table.add_column(Text(column.label), justify="right" if column.is_number else "left", overflow="fold")
-    for row in grid.cells():
-        table.add_row(*map(Text, row))
-    return table
+def to_terminal(table: Table) -> RichTable:
+    """Render for the terminal. Text may fold, numbers never; brackets in names are no markup."""
+    cells = table.cells()
+    shown = RichTable(title=Text(table.title), title_justify="left")
+    for place, column in enumerate(table.columns):
+        # Rich would shorten a wide column of numbers first; its label takes several lines instead.
+        width = max([LABEL_WIDTH, *(len(row[place]) for row in cells)])
+        label = fill(column.label, width, break_long_words=False) if column.is_number else column.label
+        side = "right" if column.is_number else "left"
+        shown.add_column(Text(label), justify=side, overflow="fold", no_wrap=column.is_number)
+    for row in cells:
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def to_markdown(table: Table) -> str:
+    """Render as a Markdown table."""
+    rule = "|" + "|".join("--:" if column.is_number else ":--" for column in table.columns) + "|"
+    head, *rows = [[column.label for column in table.columns], *table.cells()]
+    lines = [f"| {' | '.join(map(markdown_text, row))} |" for row in (head, *rows)]
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def markdown_text(text: str) -> str:
+    """Escape what Markdown would interpret, and put the text on one line."""
+    return " ".join("".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text).split())
+
+
+def to_csv(table: Table) -> str:
+    """Render as CSV with raw values; an interval fills two columns, `KEY_low` and `KEY_high`."""
+    names = {
+        column.key: [f"{column.key}_low", f"{column.key}_high"]
+        if column.kind.endswith("interval")
+        else [column.key]
+        for column in table.columns
+    }
+    records = table.records()
+    for record in records:
+        for key, ends in names.items():
+            record |= dict(zip(ends, record[key] or (None, None), strict=True)) if len(ends) > 1 else {}
+    return write_csv(records, [name for ends in names.values() for name in ends])
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
+    """Write the `fields` of all rows as CSV, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,4 +1,4 @@
-"""What was sent beside what was made of it: texts with the right words marked, or pictures."""
+"""Examples beside their reconstructions: texts with the matching words marked, or pictures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from trifed.reports.audit.findings import Attempt
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
-"""What a page may show as it is; any other address would be fetched."""
+"""Addresses that a page may contain; any other address would be fetched."""
 MOST_PAIRS = 3
 LONGEST = 600
-"""Characters of a text that a card shows."""
+"""Most characters of a text that a card shows."""
 
 Pieces = tuple[tuple[str, bool], ...]
 
@@ -28,7 +28,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """An example and what was made of it."""
+    """An example and its reconstruction."""
 
     original: Side
     found: Side
@@ -36,7 +36,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Card:
-    """Pairs under a title. `says`: what stands over the second of a pair; `colour`: a CSS variable."""
+    """Pairs under a title. `says`: heading of the second of each pair; `colour`: a CSS variable."""
 
     title: str
     note: str
@@ -46,26 +46,26 @@ class Card:
 
     @property
     def pictures(self) -> bool:
-        """Are there pictures in it?"""
+        """Return True if the examples are pictures."""
         return any(pair.original.picture for pair in self.pairs)
 
 
 def pairs_of(attempt: Attempt, kind: str) -> tuple[Pair, ...]:
-    """The first few examples of an attempt."""
+    """Return the first few examples of an attempt."""
     both = zip(attempt.original, attempt.found, strict=False)
     pair = text_pair if kind == "text" else picture_pair
     return tuple(pair(original, found) for original, found in list(both)[:MOST_PAIRS])
 
 
 def text_pair(original: str, found: str) -> Pair:
-    """Words of either that the other has too, as often as both have them, are marked; case does not count."""
+    """Mark the words that both texts have, as often as both have them; case does not count."""
     one, other = original[:LONGEST].split(), found[:LONGEST].split()
     common = Counter(map(_plain, one)) & Counter(map(_plain, other))
     return Pair(Side(_marked(one, common.copy())), Side(_marked(other, common.copy())))
 
 
 def _marked(words: Sequence[str], left: Counter[str]) -> Pieces:
-    """Runs of words, alternately marked and not."""
+    """Return runs of words, alternately marked and not."""
     runs: list[tuple[str, bool]] = []
     for word in words:
         right = left[_plain(word)] > 0
@@ -78,17 +78,17 @@ def _marked(words: Sequence[str], left: Counter[str]) -> Pieces:
 
 
 def _plain(word: str) -> str:
-    """A word for comparing, without the punctuation at its ends unless it is nothing else."""
+    """Return a word for comparison: lower case, without punctuation at its ends unless it is nothing else."""
     return word.casefold().strip(".,;:!?\"'()") or word
 
 
 def picture_pair(original: str, found: str) -> Pair:
-    """Pictures that are inside the file; anything else is left out, so that nothing is fetched."""
+    """Return pictures that are inside the file; other addresses are left out, so that nothing is fetched."""
     return Pair(*(Side(picture=text if PICTURE.fullmatch(text) else "") for text in (original, found)))
 
 
 def closeness(attempt: Attempt) -> float:
-    """Share of the words of texts that are marked: which of several attempts to show."""
+    """Return the share of marked words, by which one of several attempts is chosen."""
     pairs = [text_pair(*both) for both in zip(attempt.original, attempt.found, strict=False)]
     pieces = [piece for pair in pairs for side in (pair.original, pair.found) for piece in side.pieces]
     words = sum(len(text.split()) for text, _ in pieces)

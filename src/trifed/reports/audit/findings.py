@@ -1,6 +1,6 @@
-"""What an audit found, as it is kept in `audit.json`: every number with its interval, and who attacks.
+"""Findings of an audit as they are kept in `audit.json`: every number with its interval and its attacker.
 
-Estimates are means over trials with 95 % intervals of a bootstrap over them.
+Estimates are means over trials with 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trifed.common.errors import RunError
 
 Knows = Literal["base", "start", "factors"]
-"""Beside W0: nothing of the adapter; the start of A and B, which comes from a shared seed; A and B as they are."""
+"""What the attacker has beside W0: nothing; the initial A and B, from a shared seed; the current A and B."""
 Sees = Literal["gradient", "update"]
-"""The plain gradient of one batch, the most an upload could ever show; or what a client's round really sends."""
+"""The plain gradient of one batch, the most an upload could ever show; or a client's real upload of a round."""
 Attack = Literal["embedding", "span", "matching", "guesser"]
 
 
@@ -32,18 +32,19 @@ class Estimate(_Found):
 
 
 class Attempt(_Found):
-    """One trial: the examples, and for each the best that the attack made of it. Texts, or PNGs as data URIs."""
+    """One trial: the examples and their reconstructions, as texts or as PNG data URIs."""
 
     original: list[str]
     found: list[str]
 
 
 class Reconstruction(_Found):
-    """How much of the examples an attack gives back.
+    """Similarity of an attack's reconstructions to the examples.
 
-    `tokens`: that an upload stands for, mean over trials; None for images. `scores`: for text
-    precision, recall, f1, rouge1, rouge2, rougeL, exact; for images psnr (dB), ssim, mse, distance (between
-    features of the base model).
+    Attributes:
+        tokens: Number of tokens that an upload covers, mean over trials; None for images.
+        scores: For text precision, recall, f1, rouge1, rouge2, rougeL, exact; for images psnr (dB), ssim, mse,
+            distance (between features of the base model).
     """
 
     method: str
@@ -59,9 +60,9 @@ class Reconstruction(_Found):
 
 
 class Membership(_Found):
-    """Whether an example was among a client's: area under the curve, and true positives at 1 % false ones.
+    """An attack that decides if an example is a client's: AUC, and true positives at 1 % false ones.
 
-    `examples`: that an upload, or a component of a summary, stands for in the mean.
+    `examples`: mean number behind an upload, or behind a component of a summary.
     """
 
     method: str
@@ -76,7 +77,7 @@ class Membership(_Found):
 
 
 class Labels(_Found):
-    """Which labels a batch had: F1 over labels with their multiplicity, and what a guesser has."""
+    """An attack on the labels of a batch: F1 over labels with their multiplicity, and the F1 of a guesser."""
 
     method: str
     sees: Sees
@@ -88,9 +89,12 @@ class Labels(_Found):
 
 
 class Means(_Found):
-    """Whether the example nearest to a mean of a summary, among members and as many others, stands behind it.
+    """An attack on a summary: is the example nearest to a mean one of those behind it?
 
-    `examples`: that a component stands on; `found`: the share of components; `chance`: of picking at random.
+    Attributes:
+        examples: Mean number of examples behind a component.
+        found: Share of components for which it is, among members and as many others.
+        chance: The same share for a random choice.
     """
 
     method: str
@@ -102,7 +106,7 @@ class Means(_Found):
 
 
 class Claim(_Found):
-    """What is expected of the method, whether it held, and the numbers that say so."""
+    """A claim about the method, the result of its test, and the numbers behind it."""
 
     claim: str
     holds: bool
@@ -110,7 +114,7 @@ class Claim(_Found):
 
 
 class Findings(_Found):
-    """One audit. `method`: whose configuration was attacked; the others are controls. `round`: of the attack."""
+    """One audit. `method`: the audited one, the others are controls; `round`: the attacked round."""
 
     format: Literal[1] = 1
     name: str
@@ -134,7 +138,11 @@ class Findings(_Found):
 
 
 def read_findings(path: Path) -> Findings:
-    """Raises RunError: there is no such file, or it is none of an audit."""
+    """Read `audit.json`.
+
+    Raises:
+        RunError: The file does not exist, or is not an audit's.
+    """
     try:
         return Findings.model_validate_json(path.read_bytes())
     except OSError as error:

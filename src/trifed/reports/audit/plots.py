@@ -1,4 +1,4 @@
-"""An audit's curves: a score with its interval against a size, one line a method and knowledge."""
+"""Plots of an audit: a score with its interval against a size, one line for each method and knowledge."""
 
 from __future__ import annotations
 
@@ -8,76 +8,70 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from trifed.reports.audit.findings import Estimate
-from trifed.reports.style import FONT, Style, legend_below, short
+from trifed.reports.figures import FONT, Style, short
 
 STROKES = {"factors": "-", "start": "--", "base": ":"}
 MOST_TICKS = 8
 DODGE = 0.05
-"""How far lines stand from each other along the axis, as a power of 2: intervals should not hide others."""
+"""Distance between lines along the axis, as a power of 2: intervals should not hide each other."""
+
+Points = Sequence[tuple[float, Estimate]]
+"""Size and score."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a figure. `knows` gives its stroke, `method` its colour and marker."""
+    """A line of a figure. `method` gives its colour and marker, `knows` its stroke."""
 
     label: str
     method: str
     knows: str
-    points: list[tuple[float, Estimate]]
+    points: Points
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What a figure of lines shows.
+    """Contents of a figure.
 
-    `floor`: what a guesser has at each x; `level`: what chance gives; `ends`: of the score's axis, which grows
-    where a value lies below.
+    Attributes:
+        floor: The guesser's score at each size.
+        level: The score of chance.
+        ends: Ends of the score's axis, which grows if a value lies below.
     """
 
     lines: list[Line]
     xlabel: str
     ylabel: str
-    floor: Sequence[tuple[float, Estimate]] = ()
+    floor: Points = ()
     level: float | None = None
     ends: tuple[float, float] | None = None
 
     @property
     def sizes(self) -> list[float]:
-        """All x values."""
+        """Return all sizes, ascending."""
         return sorted({x for line in self.lines for x, _ in line.points})
 
-    def draw(self, figure: Figure, style: Style) -> None:
-        """A curve a line where sizes differ, else a row a line."""
-        axes = figure.subplots()
-        if len(self.sizes) > 1:
-            _curves(axes, self, style)
-            legend_below(figure, axes, columns=1 if self.longest > 24 else 2)
-        else:
-            _rows(axes, self, style)
-            if self.floor or self.level is not None:
-                legend_below(figure, axes)
-
-    @property
-    def longest(self) -> int:
-        """Letters of the longest label."""
-        return max(len(line.label) for line in self.lines)
-
     def height(self) -> float:
-        """Inches."""
-        if len(self.sizes) <= 1:
-            return 1.1 + 0.3 * len(self.lines)
-        return 3.3 + 0.19 * (len(self.lines) + 1) / (1 if self.longest > 24 else 2)
+        """Return the figure's height in inches, legend apart."""
+        return 1.1 + 0.3 * len(self.lines) if len(self.sizes) <= 1 else 3.3
 
 
-def _curves(axes: Axes, curves: Curves, style: Style) -> None:
+def draw(axes: Axes, style: Style, curves: Curves) -> None:
+    """Draw curves where sizes differ, else one row for each line."""
+    if len(curves.sizes) > 1:
+        _curves(axes, style, curves)
+    else:
+        _rows(axes, style, curves)
+
+
+def _curves(axes: Axes, style: Style, curves: Curves) -> None:
     for place, line in enumerate(curves.lines):
         shift = 2 ** (DODGE * (place - (len(curves.lines) - 1) / 2))
         points = sorted(line.points, key=lambda point: point[0])
-        xs = [x * shift for x, _ in points]
+        xs, means, lows, highs = _arrays(points)
         look: dict[str, Any] = {"color": style.colour(line.method), "zorder": 3}
         stroke: dict[str, Any] = {
             "ls": STROKES[line.knows],
@@ -85,43 +79,34 @@ def _curves(axes: Axes, curves: Curves, style: Style) -> None:
             "ms": 4.5,
             "lw": 1.5,
         }
-        axes.plot(xs, [found.mean for _, found in points], label=line.label, **look, **stroke)
-        axes.vlines(xs, [found.low for _, found in points], [found.high for _, found in points], lw=1.1, **look)
+        axes.plot(xs * shift, means, label=line.label, **look, **stroke)
+        axes.vlines(xs * shift, lows, highs, lw=1.1, **look)
     axes.set_xscale("log", base=2)
-    _floor(axes, curves, style)
+    if curves.floor:
+        floor = sorted(curves.floor, key=lambda point: point[0])
+        if len(floor) == 1:  # one guess is the same wherever there is a score
+            floor = [(curves.sizes[0], floor[0][1]), (curves.sizes[-1], floor[0][1])]
+        xs, means, lows, highs = _arrays(floor)
+        axes.fill_between(xs, lows, highs, color=style.theme.faint, alpha=0.25, lw=0, zorder=1)
+        axes.plot(xs, means, color=style.theme.faint, lw=1.2, label="guesser", zorder=2)
     if curves.level is not None:
         axes.axhline(curves.level, color=style.theme.faint, ls="--", lw=1.1, label=f"chance, {curves.level:g}")
-    _ticks(axes, curves.sizes)
+    ticks = curves.sizes[:: -(-len(curves.sizes) // MOST_TICKS)]
+    axes.set_xticks(ticks, [f"{size:.4g}" for size in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     if curves.ends:
-        axes.set_ylim(
-            min(curves.ends[0], *(point.low for line in curves.lines for _, point in line.points)), curves.ends[1]
-        )
+        lowest = min(point.low for line in curves.lines for _, point in line.points)
+        axes.set_ylim(min(curves.ends[0], lowest), curves.ends[1])
     axes.set(xlabel=curves.xlabel, ylabel=curves.ylabel)
 
 
-def _floor(axes: Axes, curves: Curves, style: Style) -> None:
-    """The guesser as a grey line with its interval as a band."""
-    if not curves.floor:
-        return
-    floor = sorted(curves.floor, key=lambda point: point[0])
-    xs = np.array([x for x, _ in floor], float)
-    means, lows, highs = (np.array([getattr(f, end) for _, f in floor]) for end in ("mean", "low", "high"))
-    if len(xs) == 1:  # one guess is the same wherever there is a score
-        xs, means, lows, highs = (np.repeat(values, 2) for values in (xs, means, lows, highs))
-        xs = np.array([min(curves.sizes), max(curves.sizes)], float)
-    axes.fill_between(xs, lows, highs, color=style.theme.faint, alpha=0.25, lw=0, zorder=1)
-    axes.plot(xs, means, color=style.theme.faint, lw=1.2, label="guesser", zorder=2)
+def _arrays(points: Points) -> tuple[np.ndarray, ...]:
+    """Return sizes, means, lower and upper ends."""
+    rows = [(size, found.mean, found.low, found.high) for size, found in points]
+    return tuple(np.array(rows, float).T)
 
 
-def _ticks(axes: Axes, sizes: list[float]) -> None:
-    step = -(-len(sizes) // MOST_TICKS)
-    shown = sizes[::step]
-    axes.set_xticks(shown, [f"{size:.4g}" for size in shown])
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _rows(axes: Axes, curves: Curves, style: Style) -> None:
-    """One size alone: each line a row, its interval a bar."""
+def _rows(axes: Axes, style: Style, curves: Curves) -> None:
     for row, line in enumerate(curves.lines):
         for _, found in line.points:
             colour = style.colour(line.method)
@@ -131,11 +116,10 @@ def _rows(axes: Axes, curves: Curves, style: Style) -> None:
         axes.axvspan(guess.low, guess.high, color=style.theme.faint, alpha=0.25, lw=0, label="guesser", zorder=1)
     if curves.level is not None:
         axes.axvline(curves.level, color=style.theme.faint, ls="--", lw=1.1, label=f"chance, {curves.level:g}")
-    axes.set_yticks(
-        range(len(curves.lines)), [short(line.label, 30) for line in curves.lines], fontsize=FONT - 0.5
-    )
+    labels = [short(line.label, 30) for line in curves.lines]
+    axes.set_yticks(range(len(labels)), labels, fontsize=FONT - 0.5)
     axes.set_ylim(len(curves.lines) - 0.4, -0.6)
     if curves.ends:
         axes.set_xlim(min(curves.ends[0], axes.get_xlim()[0]), curves.ends[1])
     at = f", {curves.xlabel} {curves.sizes[0]:.4g}" if curves.sizes else ""
-    axes.set(xlabel=f"{curves.ylabel}{at}")
+    axes.set_xlabel(f"{curves.ylabel}{at}")

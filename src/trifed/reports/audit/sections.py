@@ -1,86 +1,92 @@
-"""Blocks of an audit's page: originals beside reconstructions, and tables with their figures."""
+"""Sections of an audit's report: originals beside reconstructions, and tables with their figures."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import partial
 
-from trifed.reports.audit import tables as grids
-from trifed.reports.audit.cards import Card, Pair, closeness, pairs_of
+from trifed.reports.audit import plots
+from trifed.reports.audit.cards import Card, closeness, pairs_of
 from trifed.reports.audit.findings import Estimate, Findings, Means, Reconstruction
 from trifed.reports.audit.plots import Curves, Line
-from trifed.reports.audit.ranking import attacks, best_first, finite, guess_for, guesses, main_score, methods_of
-from trifed.reports.audit.words import SEES, amount, size, where
-from trifed.reports.comparison.sections import MOST_UNFOLDED, WIDTH, Block
-from trifed.reports.style import LIGHT
-from trifed.reports.tables import Column, Grid
+from trifed.reports.audit.ranking import (
+    SEES,
+    attacks,
+    best_first,
+    finite,
+    guess_for,
+    guesses,
+    main_score,
+    methods_of,
+)
+from trifed.reports.audit.tables import SHORT_KNOWS, membership_table, reconstruction_table, worst_table
+from trifed.reports.document import WIDTH, Block
+from trifed.reports.figures import LIGHT
+from trifed.reports.tables import Column, Table
 
+MOST_UNFOLDED = 12
 YLABEL = {"text": "F1 of tokens", "image": "PSNR, dB"}
-TITLES = {"batch": "How much comes back by batch size", "steps": "How much comes back by local steps"}
 AXES = {"batch": "examples in a batch", "steps": "local steps"}
+TITLES = {"batch": "Score by batch size", "steps": "Score by local steps"}
 SPAN = {"text": (0.0, 1.03), "image": None}
-"""Ends of the axis of the score, where it has any."""
+"""Ends of the score's axis, if it has any."""
+SCORE = {"text": "F1 {:.2f} ({:.2f} to {:.2f})", "image": "{:.1f} dB ({:.1f} to {:.1f})"}
+GALLERY_NOTE = {
+    "text": "For each method and attack the best setting, and the trial in which most came back. Words that "
+    "both texts have are marked.",
+    "image": "For each method and attack the best setting, and its first trial.",
+}
 
 
 def gallery_blocks(findings: Findings) -> list[Block]:
-    """For each method and attack the setting in which most came back, and of its trials the closest."""
-    chosen: list[Reconstruction] = []
-    for method in methods_of(findings):
-        chosen += _best_of_each(findings, attacks(findings, method))
-    chosen += _best_of_each(findings, guesses(findings))[:1]
-    shown = [(row, attempt) for row in chosen if row.attempts for attempt in [max(row.attempts, key=closeness)]]
-    if not shown:
+    """Return examples beside reconstructions, for each method and attack at its best."""
+    rows = [row for method in methods_of(findings) for row in _best_of_each(findings, attacks(findings, method))]
+    rows += _best_of_each(findings, guesses(findings))[:1]
+    if not rows:
         return []
-    cards = tuple(_card(findings, row, pairs_of(attempt, findings.kind)) for row, attempt in shown)
-    columns = (Column("method", "method"), Column("attack", "attack"), Column("setting", "setting"))
-    says = [[c.title, row.attack, f"sees {row.sees}, knows {grids.SHORT_KNOWS[row.knows]}, {size(row)}"]
-            for c, (row, _) in zip(cards, shown, strict=True)]  # fmt: skip
-    which = {
-        "text": "and of its trials the one in which most came back. Marked: words that both have",
-        "image": "and its first trial",
-    }[findings.kind]
-    note = f"For each method and attack the setting that gave most, {which}."
-    return [Block(Grid("Originals beside what attacks made of them", columns, says, note), cards=cards)]
+    cards = tuple(_card(findings, row) for row in rows)
+    columns = ("method", "attack", "sees", "knows", "batch", "steps", "tokens")
+    table = reconstruction_table(findings, rows).only(*columns, title="Each attack at its best")
+    return [Block(Table(table.title, table.columns, table.rows, GALLERY_NOTE[findings.kind]), cards=cards)]
 
 
-def _best_of_each(findings: Findings, rows: list[Reconstruction]) -> list[Reconstruction]:
-    """The best row of each attack that has something to show, best attack first."""
-    first: dict[str, Reconstruction] = {}
+def _best_of_each(findings: Findings, rows: Sequence[Reconstruction]) -> list[Reconstruction]:
+    """Return the best row of each attack that kept examples, best attack first."""
+    best: dict[str, Reconstruction] = {}
     for row in best_first(findings, [row for row in rows if row.attempts]):
-        first.setdefault(row.attack, row)
-    return list(first.values())
+        best.setdefault(row.attack, row)
+    return list(best.values())
 
 
-def _card(findings: Findings, row: Reconstruction, pairs: tuple[Pair, ...]) -> Card:
-    """One method and attack."""
+def _card(findings: Findings, row: Reconstruction) -> Card:
     guesser = row.attack == "guesser"
-    score = amount(findings, main_score(findings, row))
-    level = "sees nothing" if guesser else f"from {where(row.sees, row.knows)}"
-    title = "guesser" if guesser else f"{row.method}, {row.attack} attack"
-    says = "guess" if guesser else "reconstruction"
-    return Card(title, f"{score} in the mean; {level} ({size(row)})", says, _colour(findings, row), pairs)
+    score = main_score(findings, row)
+    shown = SCORE[findings.kind].format(score.mean, score.low, score.high) if score else "-"
+    attacker = "sees nothing" if guesser else f"sees {row.sees}, knows {SHORT_KNOWS[row.knows]}"
+    return Card(
+        "guesser" if guesser else f"{row.method}, {row.attack} attack",
+        f"{shown}; {attacker}; batch of {row.batch}",
+        "guess" if guesser else "reconstruction",
+        "--faint" if guesser else _colour(findings, row.method),
+        pairs_of(max(row.attempts, key=closeness), findings.kind),
+    )
 
 
-def _colour(findings: Findings, row: Reconstruction) -> str:
-    if row.attack == "guesser":
-        return "--faint"
-    return f"--series-{methods_of(findings).index(row.method) % len(LIGHT.series)}"
+def _colour(findings: Findings, method: str) -> str:
+    return f"--series-{methods_of(findings).index(method) % len(LIGHT.series)}"
 
 
 def means_cards(findings: Findings) -> tuple[Card, ...]:
-    """Of each method's summary the trial in which a mean lay nearest to an example."""
-    best: dict[str, Means] = {}
-    for row in sorted(findings.means, key=lambda row: -row.found.mean):
-        if row.attempts:
-            best.setdefault(row.method, row)
-    methods = methods_of(findings)
+    """Return for each method the trial in which a mean of its summary lay nearest to an example."""
+    worst_first = sorted(findings.means, key=lambda row: row.found.mean)
+    best: dict[str, Means] = {row.method: row for row in worst_first if row.attempts}
     return tuple(
         Card(
             f"{method}, summary",
             f"{row.examples:.4g} examples a mean",
             "the example nearest to a mean",
-            f"--series-{methods.index(method) % len(LIGHT.series)}",
+            _colour(findings, method),
             pairs_of(max(row.attempts, key=closeness), findings.kind),
         )
         for method, row in best.items()
@@ -88,19 +94,18 @@ def means_cards(findings: Findings) -> tuple[Card, ...]:
 
 
 def reconstruction_blocks(findings: Findings) -> list[Block]:
-    """The table, then for each thing that an attacker sees the score against batches and against steps."""
+    """Return the table, and for each view of the attacker the score against batch size and against steps."""
     if not findings.reconstruction:
         return []
     figures = [block for name in AXES for sees in SEES for block in _sweep(findings, sees, name)]
-    everything = grids.reconstruction_grid(findings)
+    everything, worst = reconstruction_table(findings), worst_table(findings)
     if len(everything.rows) <= MOST_UNFOLDED:
         return [Block(everything), *figures]
-    worst = grids.worst_grid(findings)
     return [*([Block(worst)] if worst.rows else []), *figures, Block(everything, folded=True)]
 
 
 def _sweep(findings: Findings, sees: str, name: str) -> Iterable[Block]:
-    """The score against one size, the other held where most was measured."""
+    """Yield the score against one size, with the other at the value for which most was measured."""
     rows = [row for row in attacks(findings) if row.sees == sees and main_score(findings, row)]
     other = next(axis for axis in AXES if axis != name)
     sizes = Counter(value for value, _ in {(getattr(row, other), getattr(row, name)) for row in rows})
@@ -108,66 +113,48 @@ def _sweep(findings: Findings, sees: str, name: str) -> Iterable[Block]:
     rows = [row for row in rows if getattr(row, other) == held]
     if not rows or (name == "steps" and len({row.steps for row in rows}) < 2):
         return
+    floors = {getattr(r, name): guess_for(findings, r) for r in sorted(rows, key=lambda r: r.trials)}
+    floor = [(size, guess) for size, guess in sorted(floors.items()) if guess]
     lines = _lines(findings, rows, name)
-    floor = _floor(findings, rows, name)
     curves = Curves(lines, AXES[name], YLABEL[findings.kind], floor, ends=SPAN[findings.kind])
-    more = (
-        f" {AXES[other].capitalize()}: {held}."
-        if len({getattr(row, other) for row in attacks(findings)}) > 1
-        else ""
-    )
-    title = f"{TITLES[name]}, from {SEES[sees]}"
-    yield _figure(title, curves, f"The best attack at each size, with its 95 % interval.{more}")
+    note = f"The best attack at each size, with its 95 % interval. {AXES[other].capitalize()}: {held}."
+    yield _figure(f"{TITLES[name]}, attacker sees {sees}", curves, note)
 
 
-def _lines(findings: Findings, rows: list[Reconstruction], name: str) -> list[Line]:
-    """A line a method and knowledge: of several attacks the best at each size."""
+def _lines(findings: Findings, rows: Sequence[Reconstruction], name: str) -> list[Line]:
+    """Return a line for each method and knowledge: the best attack at each size."""
     found: dict[tuple[str, str], dict[float, Estimate]] = {}
-    for row in best_first(findings, rows):
+    for row in reversed(best_first(findings, rows)):
         score = main_score(findings, row)
         if score is not None:
-            found.setdefault((row.method, row.knows), {}).setdefault(getattr(row, name), score)
-    methods, knows = methods_of(findings), list(grids.SHORT_KNOWS)
+            found.setdefault((row.method, row.knows), {})[getattr(row, name)] = score
+    methods, knows = methods_of(findings), list(SHORT_KNOWS)
     order = sorted(found, key=lambda key: (methods.index(key[0]), -knows.index(key[1])))
-    return [Line(_label(*key), key[0], key[1], list(found[key].items())) for key in order]
+    return [Line(_label(*key), *key, sorted(found[key].items())) for key in order]
 
 
-def _floor(findings: Findings, rows: list[Reconstruction], name: str) -> list[tuple[float, Estimate]]:
-    """What the guesser has at each size."""
-    floor: dict[float, Estimate] = {}
-    for row in sorted(rows, key=lambda row: -row.trials):
-        guess = guess_for(findings, row)
-        if guess is not None:
-            floor.setdefault(getattr(row, name), guess)
-    return list(floor.items())
-
-
-def _label(method: str, knows: str, more: str = "") -> str:
-    return f"{method}{more}, knows {grids.SHORT_KNOWS[knows]}"
+def _label(method: str, knows: str) -> str:
+    return f"{method}, knows {SHORT_KNOWS[knows]}"
 
 
 def membership_blocks(findings: Findings) -> list[Block]:
-    """The table, and areas under curves against how many examples are behind what was seen."""
+    """Return the table, and areas under curves against the number of examples behind an upload or a mean."""
     if not findings.membership:
         return []
-    blocks = [Block(grids.membership_grid(findings).without_empty())]
-    for source, title in (("update", "Members told from updates"), ("summary", "Members told from summaries")):
+    blocks = [Block(membership_table(findings))]
+    for source, title in (("update", "Members found from updates"), ("summary", "Members found from summaries")):
         rows = [row for row in findings.membership if row.source == source and finite(row.auc)]
         found: dict[tuple[str, str, str], list[tuple[float, Estimate]]] = {}
         for row in rows:
             seen = " (gradient)" if row.sees == "gradient" else ""
-            found.setdefault((row.method, row.knows, seen), []).append((row.examples, row.auc))
-        lines = [Line(_label(method, knows, seen), method, knows, points)
-                 for (method, knows, seen), points in found.items()]  # fmt: skip
+            found.setdefault((f"{row.method}{seen}", row.method, row.knows), []).append((row.examples, row.auc))
+        lines = [
+            Line(_label(name, knows), method, knows, points) for (name, method, knows), points in found.items()
+        ]
         if lines:
             what = "examples in an upload" if source == "update" else "examples a mean"
-            blocks.append(
-                _figure(
-                    title,
-                    Curves(lines, what, "AUC", level=0.5, ends=(0.4, 1.03)),
-                    "With 95 % intervals; 0.5 is a coin's.",
-                )
-            )
+            curves = Curves(lines, what, "AUC", level=0.5, ends=(0.4, 1.03))
+            blocks.append(_figure(title, curves, "With 95 % intervals; 0.5 is chance."))
     return blocks
 
 
@@ -180,7 +167,9 @@ def _figure(title: str, curves: Curves, note: str) -> Block:
     )
     points = [(line.label, x, found) for line in curves.lines for x, found in line.points]
     points += [("guesser", x, found) for x, found in curves.floor]
-    rows: list[list[Any]] = [[label, x, found.mean, (found.low, found.high)] for label, x, found in points]
+    rows = [{"line": label, "x": x, "mean": e.mean, "interval": (e.low, e.high)} for label, x, e in points]
     shown = "; ".join(f"{label} {found.mean:.2f} at {x:.4g}" for label, x, found in points)
     alt = f"{curves.ylabel} against {curves.xlabel}, with intervals. {shown}."
-    return Block(Grid(title, columns, rows, note), curves.draw, alt, (WIDTH, curves.height()))
+    return Block(
+        Table(title, columns, rows, note), partial(plots.draw, curves=curves), alt, (WIDTH, curves.height())
+    )

@@ -1,15 +1,18 @@
-"""An audit's findings as grids."""
+"""Tables of an audit's findings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from trifed.reports.audit.findings import Estimate, Findings, Reconstruction
 from trifed.reports.audit.ranking import (
+    CLEAR_AUC,
+    KNOWS,
+    SEES,
     attacks,
     best_first,
-    by_setting,
+    by_attacker,
     finite,
     guess_for,
     guesses,
@@ -17,185 +20,184 @@ from trifed.reports.audit.ranking import (
     main_score,
     methods_of,
 )
-from trifed.reports.audit.words import KNOWS, SEES
-from trifed.reports.tables import Column, Grid
+from trifed.reports.tables import Column, Table
 
 SHORT_KNOWS = {"base": "W0", "start": "start of A, B", "factors": "A and B"}
-METHOD, KNOWN, SEEN = Column("method", "method"), Column("knows", "knows"), Column("sees", "sees")
-TRIALS, BATCH = Column("trials", "trials", "count"), Column("batch", "batch", "count")
+ATTACKER = (Column("method", "method"), Column("sees", "sees"), Column("knows", "knows"))
+SIZES = (
+    Column("batch", "batch", "count"),
+    Column("steps", "steps", "count"),
+    Column("tokens", "tokens", "number"),
+)
+TRIALS = Column("trials", "trials", "count")
 SURE = Column("interval", "95 %", "ratio interval")
-TEXT_SCORES = (
-    Column("precision", "precision", "ratio"),
-    Column("recall", "recall", "ratio"),
-    Column("rouge1", "ROUGE-1", "ratio"),
-    Column("rouge2", "ROUGE-2", "ratio"),
-    Column("rougeL", "ROUGE-L", "ratio"),
-    Column("exact", "exact, %", "percent"),
-)
-IMAGE_SCORES = (
-    Column("ssim", "SSIM", "ratio"),
-    Column("mse", "MSE", "number"),
-    Column("distance", "distance", "number"),
-)
-MAIN_COLUMNS = {
-    "text": (Column("f1", "F1", "ratio"), SURE),
-    "image": (Column("psnr", "PSNR, dB", "number"), Column("interval", "95 %", "number interval")),
+SCORES = {
+    "text": (
+        Column("f1", "F1", "ratio"),
+        SURE,
+        Column("against", "against guessing"),
+        Column("precision", "precision", "ratio"),
+        Column("recall", "recall", "ratio"),
+        Column("rouge1", "ROUGE-1", "ratio"),
+        Column("rouge2", "ROUGE-2", "ratio"),
+        Column("rougeL", "ROUGE-L", "ratio"),
+        Column("exact", "exact, %", "percent"),
+    ),
+    "image": (
+        Column("psnr", "PSNR, dB", "number"),
+        Column("interval", "95 %", "number interval"),
+        Column("against", "against guessing"),
+        Column("ssim", "SSIM", "ratio"),
+        Column("mse", "MSE", "number"),
+        Column("distance", "distance", "number"),
+    ),
 }
 AGAINST = {True: "above", False: "as good", None: None}
+GLOSSARY = {
+    "sees: update": "What a client's round really sends, after all of its local steps.",
+    "sees: gradient": "The plain gradient of one batch of what is sent: the most that an upload could ever show.",
+    "knows: A and B": "W0, and A and B as they are now: a server that distributes, receives or obtained them.",
+    "knows: start of A, B": "W0 and the initial A and B, which come from a seed that clients and server share.",
+    "knows: W0": "The base model W0 and nothing of the adapter: an outsider who sees uploads.",
+    "embedding": "Reads the rows of the embedding that have a gradient: the tokens, in no order. For an image, "
+    "the gradients of its patches and their positions are linear equations.",
+    "span": "Searches for tokens whose inputs to a layer lie in the span of the upload, or solves for patches "
+    "whose inputs do: exact for few tokens, or for one image.",
+    "matching": "Optimises examples until their upload equals the observed one.",
+    "guesser": "Sees nothing: the result of knowing the kind of data alone, the floor for every attack.",
+    "F1": "Tokens that come back, in any order, against those there are: 1 is all of them and no other.",
+    "PSNR": "Closeness of an image in dB: 10 dB more are a tenth of the squared error.",
+    "AUC": "How often a client's example ranks above another example: 0.5 is chance, 1 is always.",
+}
 
 
-def claims_grid(findings: Findings) -> Grid:
-    """What was expected, whether it held, why."""
+def claims_table(findings: Findings) -> Table:
+    """Return what was expected, whether it held, and why."""
     columns = (Column("claim", "claim", "prose"), Column("holds", "", "verdict"), Column("why", "why", "prose"))
-    rows: list[list[Any]] = [[claim.claim, claim.holds, claim.why] for claim in findings.claims]
-    return Grid("What was expected", columns, rows)
+    return Table("What was expected", columns, [dict(claim) for claim in findings.claims])
 
 
-def reconstruction_grid(findings: Findings, every: Findings | None = None) -> Grid:
-    """One row an attack and setting: methods in order, the guesser last. `every`: who has the guesses."""
-    more = TEXT_SCORES if findings.kind == "text" else IMAGE_SCORES
+def reconstruction_table(findings: Findings, rows: Sequence[Reconstruction] | None = None) -> Table:
+    """Return one row for each attack and setting, or for the given rows: methods in order, the guesser last."""
     columns = (
-        METHOD, Column("attack", "attack"), SEEN, KNOWN, BATCH, Column("steps", "steps", "count"),
-        Column("tokens", "tokens", "number"), TRIALS, *MAIN_COLUMNS[findings.kind],
-        Column("against", "against guessing"), *more,
+        ATTACKER[0], Column("attack", "attack"), *ATTACKER[1:], *SIZES, TRIALS, *SCORES[findings.kind]
     )  # fmt: skip
-    rows = [_reconstruction(every or findings, row, more) for row in ordered(findings)]
-    once = [row for place, row in enumerate(rows) if row not in rows[:place]]  # one guesser, kept with each method
-    note = "Tokens: that an upload stands for. 'Above': the interval lies above the guesser's at the same batch."
-    return Grid("Every attack and setting", columns, once, note)
+    shown = [_reconstruction_row(findings, row) for row in ordered(findings, rows)]
+    once = [row for place, row in enumerate(shown) if row not in shown[:place]]  # each method keeps one guesser
+    note = "Tokens: number that an upload covers. 'Above': the interval is above the guesser's at the same batch."
+    return Table("Every attack and setting", columns, once, note)
 
 
-def worst_grid(findings: Findings) -> Grid:
-    """For each method and attacker the setting in which most came back: the row to fear."""
-    groups = [group for method in methods_of(findings) for group in by_setting(attacks(findings, method)).values()]
+def worst_table(findings: Findings) -> Table:
+    """Return for each method and attacker the setting in which most came back."""
+    groups = [group for method in methods_of(findings) for group in by_attacker(attacks(findings, method))]
     chosen = [ranked[0] for group in [*groups, guesses(findings)] if (ranked := best_first(findings, group))]
-    grid = reconstruction_grid(findings.model_copy(update={"reconstruction": chosen}), findings)
-    return Grid("At its worst, for each method and attacker", grid.columns, grid.rows, grid.note).without_empty()
+    found = reconstruction_table(findings, chosen)
+    return Table(
+        "At its worst, for each method and attacker", found.columns, found.rows, found.note
+    ).without_empty()
 
 
-def ordered(findings: Findings) -> list[Reconstruction]:
-    """The audited method's rows, the controls', the guesser's; inside what knows most first, then by batch."""
-    methods, knows = methods_of(findings), ("factors", "start", "base")
+def ordered(findings: Findings, rows: Sequence[Reconstruction] | None) -> list[Reconstruction]:
+    """Sort rows by method, then by the attacker's knowledge, then by size; the guesser comes last."""
+    methods = methods_of(findings)
 
     def place(row: Reconstruction) -> tuple[Any, ...]:
         last = row.attack == "guesser"
-        setting = (0, "", 0) if last else (methods.index(row.method), row.sees, knows.index(row.knows))
-        return (last, *setting, row.batch, row.steps, row.attack)
+        attacker = (0, "", 0) if last else (methods.index(row.method), row.sees, KNOWS.index(row.knows))
+        return (last, *attacker, row.batch, row.steps, row.attack)
 
-    return sorted(findings.reconstruction, key=place)
-
-
-def _reconstruction(findings: Findings, row: Reconstruction, more: Iterable[Column]) -> list[Any]:
-    guesser = row.attack == "guesser"
-    found = main_score(findings, row)
-    who = ["guesser", None, None, None] if guesser else [row.method, row.attack, row.sees, SHORT_KNOWS[row.knows]]
-    against = None if guesser or guess_for(findings, row) is None else AGAINST[is_above(findings, row)]
-    scores = [_mean(row.scores.get(column.key)) for column in more]
-    size = [row.batch, row.steps, row.tokens, row.trials]
-    return [*who, *size, _mean(found), _interval(found), against, *scores]
+    return sorted(findings.reconstruction if rows is None else rows, key=place)
 
 
-def membership_grid(findings: Findings) -> Grid:
-    """Areas under curves, and true positives at 1 % false ones."""
+def _reconstruction_row(findings: Findings, row: Reconstruction) -> dict[str, Any]:
+    scores = {name: _mean(found) for name, found in row.scores.items()}
+    known = {**dict(row), **scores, "interval": _interval(main_score(findings, row))}
+    if row.attack == "guesser":
+        fields = (*(column.key for column in SIZES), "trials", "interval", *scores)
+        return {"method": "guesser", **{name: known[name] for name in fields}}
+    against = None if guess_for(findings, row) is None else AGAINST[is_above(findings, row)]
+    return {**known, "knows": SHORT_KNOWS[row.knows], "against": against}
+
+
+def membership_table(findings: Findings) -> Table:
+    """Return areas under curves, and true positives at 1 % false ones."""
     columns = (
-        METHOD, Column("source", "from"), SEEN, KNOWN, Column("examples", "examples in it", "number"),
+        ATTACKER[0], Column("source", "from"), *ATTACKER[1:], Column("examples", "examples in it", "number"),
         Column("members", "members", "count"), Column("others", "others", "count"), Column("auc", "AUC", "ratio"),
         SURE, Column("tpr", "found at 1 % false, %", "percent"), Column("tpr_interval", "95 %", "interval"),
+        Column("against", "against chance"),
     )  # fmt: skip
     methods = methods_of(findings)
     rows = [
-        [
-            row.method, row.source, row.sees, SHORT_KNOWS[row.knows], row.examples, row.members, row.others,
-            _mean(row.auc), _interval(row.auc), _mean(row.tpr), _interval(row.tpr),
-        ]
+        {
+            **dict(row),
+            "knows": SHORT_KNOWS[row.knows],
+            "auc": _mean(row.auc),
+            "interval": _interval(row.auc),
+            "tpr": _mean(row.tpr),
+            "tpr_interval": _interval(row.tpr),
+            "against": AGAINST[row.auc.low > CLEAR_AUC],
+        }
         for row in sorted(findings.membership, key=lambda r: (methods.index(r.method), r.source, r.examples))
-    ]  # fmt: skip
-    return Grid("Was an example among a client's?", columns, rows, "An AUC of 0.5 is a coin's, 1 is certainty.")
+    ]
+    note = f"An AUC of 0.5 is chance, 1 is certainty. 'Above': the interval lies above {CLEAR_AUC}."
+    return Table("Was an example among a client's?", columns, rows, note).without_empty()
 
 
-def labels_grid(findings: Findings) -> Grid:
-    """F1 over the labels of a batch."""
+def labels_table(findings: Findings) -> Table:
+    """Return F1 over the labels of a batch."""
     columns = (
-        METHOD, SEEN, KNOWN, BATCH, TRIALS, Column("f1", "F1", "ratio"), SURE,
-        Column("guesser", "guesser", "ratio"), Column("guesser_interval", "95 %", "ratio interval"),
+        *ATTACKER, SIZES[0], TRIALS, Column("f1", "F1", "ratio"), SURE, Column("guesser", "guesser", "ratio"),
+        Column("guesser_interval", "95 %", "ratio interval"), Column("against", "against guessing"),
     )  # fmt: skip
     rows = [
-        [
-            row.method, row.sees, SHORT_KNOWS[row.knows], row.batch, row.trials, _mean(row.f1), _interval(row.f1),
-            _mean(row.guesser), _interval(row.guesser),
-        ]
+        {
+            **dict(row),
+            "knows": SHORT_KNOWS[row.knows],
+            "f1": _mean(row.f1),
+            "interval": _interval(row.f1),
+            "guesser": _mean(row.guesser),
+            "guesser_interval": _interval(row.guesser),
+            "against": AGAINST[row.f1.low > row.guesser.high],
+        }
         for row in findings.labels
-    ]  # fmt: skip
-    return Grid("Labels of a batch", columns, rows, "F1 over labels, each counted as often as it occurs.")
+    ]
+    return Table("Labels of a batch", columns, rows, "F1 over labels, each counted as often as it occurs.")
 
 
-def means_grid(findings: Findings) -> Grid:
-    """Components of a summary whose mean leads to an example."""
+def means_table(findings: Findings) -> Table:
+    """Return components of a summary whose mean leads to an example."""
     columns = (
-        METHOD, Column("examples", "examples a mean", "number"), Column("components", "means", "count"),
+        ATTACKER[0], Column("examples", "examples a mean", "number"), Column("components", "means", "count"),
         Column("found", "found, %", "percent"), Column("interval", "95 %", "interval"),
-        Column("chance", "by chance, %", "percent"),
+        Column("chance", "by chance, %", "percent"), Column("against", "against chance"),
     )  # fmt: skip
     rows = [
-        [row.method, row.examples, row.components, _mean(row.found), _interval(row.found), row.chance]
+        {
+            **dict(row),
+            "found": _mean(row.found),
+            "interval": _interval(row.found),
+            "against": AGAINST[row.found.low > row.chance],
+        }
         for row in findings.means
     ]
-    note = "Found: the example nearest to a mean, among members and as many others, stands behind it."
-    return Grid("Examples behind the means of a summary", columns, rows, note)
+    note = "Found: the example nearest to a mean, among members and as many others, is one that it was made of."
+    return Table("Examples behind the means of a summary", columns, rows, note)
 
 
-def attackers_grid(findings: Findings) -> Grid:
-    """The attackers that occur, in words."""
-    settings = [(row.sees, row.knows) for row in attacks(findings)]
-    settings += [(row.sees, row.knows) for row in findings.labels]
-    members = [(row.sees, row.knows) for row in findings.membership]
-    sees = [seen for seen in SEES if any(seen == one for one, _ in [*settings, *members])]
-    knows = [known for known in KNOWS if any(known == one for _, one in [*settings, *members])]
-    rows = [[f"sees: {seen}", SEES_AT_LENGTH[seen]] for seen in sees]
-    rows += [[f"knows: {SHORT_KNOWS[known]}", KNOWS_AT_LENGTH[known]] for known in knows]
-    tried = {row.attack for row in findings.reconstruction}
-    rows += [[attack, means] for attack, means in ATTACKS.items() if attack in tried]
-    evaluated_model = [
-        name for name in SCORES if name in {score for row in findings.reconstruction for score in row.scores}
+def glossary_table(findings: Findings) -> Table:
+    """Return the meaning of every attacker, attack and score that occurs."""
+    rows = [*attacks(findings), *findings.labels, *findings.membership]
+    words = [f"sees: {seen}" for seen in SEES if seen in {row.sees for row in rows}]
+    words += [f"knows: {SHORT_KNOWS[known]}" for known in KNOWS if known in {row.knows for row in rows}]
+    words += [row.attack for row in findings.reconstruction]
+    words += [
+        c.label.split(",")[0] for row in findings.reconstruction for c in SCORES[findings.kind][:1] if row.scores
     ]
-    rows += [
-        [SCORES[name][0], SCORES[name][1]]
-        for name in [*evaluated_model, *(["auc"] if findings.membership else [])]
-    ]
-    columns = (Column("word", "word"), Column("means", "means", "prose"))
-    return Grid("What the words mean", columns, rows)
-
-
-SEES_AT_LENGTH = {
-    "gradient": "The plain gradient of one batch, of what is sent: the most that an upload could ever show.",
-    "update": "What a client's round really sends, after all of its local steps.",
-}
-KNOWS_AT_LENGTH = {
-    "base": "The base model W0 and nothing of the adapter: an outsider who sees uploads.",
-    "start": "W0, and where A and B started: they come from a seed that all clients share, and so the server.",
-    "factors": "W0, and A and B as they are now: a server that hands them out, is sent them, or got hold of them.",
-}
-ATTACKS = {
-    "embedding": "Reads off which rows of the embedding have a gradient: the tokens themselves, in no order. Of "
-    "an image the gradients of its patches and their places are linear equations.",
-    "span": "Looks for tokens whose inputs to a layer lie in the span of what was sent, or solves for patches "
-    "whose inputs do: exact for few tokens, or for one image.",
-    "matching": "Makes up examples until what they would send is what was sent.",
-    "guesser": "Sees nothing: what knowing the kind of data alone gives, and so the floor for every attack.",
-}
-
-
-SCORES = {
-    "f1": (
-        "F1",
-        "Tokens that come back, whatever their order, against those there are: 1 is all of them and no other.",
-    ),
-    "psnr": (
-        "PSNR",
-        "How near an image comes, in dB: 10 dB more are a tenth of the squared error.",
-    ),
-    "auc": ("AUC", "How often an example of the client's ranks above one that is not: 0.5 is a coin, 1 always."),
-}
+    words += ["AUC"] if findings.membership else []
+    shown = [{"word": word, "means": means} for word, means in GLOSSARY.items() if word in words]
+    return Table("What the words mean", (Column("word", "word"), Column("means", "means", "prose")), shown)
 
 
 def _mean(found: Estimate | None) -> float | None:

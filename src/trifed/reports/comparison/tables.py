@@ -1,27 +1,36 @@
-"""The grids of a report: methods side by side, curves, clients, split, bytes by tensor, settings."""
+"""Tables of a run or a comparison: methods side by side, curves, clients, split, bytes, learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trifed.reports.format import control_label, listing
-from trifed.reports.results import Details, Matrix, Partition, Spread, Study
-from trifed.reports.tables import Column, Grid
+from trifed.reports.format import control_label, listing, percent, size
+from trifed.reports.privacy import PRIVACY_COLUMNS, privacy_row
+from trifed.reports.results import Details, Manifest, Matrix, Partition, Spread, Study
+from trifed.reports.tables import Column, Table
 
-MAIN = (
-    Column("partition", "partition"),
-    Column("method", "method"),
+PARTITION, METHOD = Column("partition", "partition"), Column("method", "method")
+ENDS = (
     Column("mean", "mean, %", "percent"),
-    Column("interval", "95 %", "interval"),
     Column("worst", "worst", "percent"),
     Column("best", "best", "percent"),
-    Column("weighted_mean", "by examples", "percent"),
-    Column("sd", "sd over seeds", "percent"),
+)
+TRAFFIC = (
     Column("up_per_round", "up a round", "bytes"),
     Column("down_per_round", "down a round", "bytes"),
     Column("once_up", "up once", "bytes"),
     Column("once_down", "down once", "bytes"),
+)
+MAIN = (
+    PARTITION,
+    METHOD,
+    ENDS[0],
+    Column("interval", "95 %", "interval"),
+    *ENDS[1:],
+    Column("weighted_mean", "by examples", "percent"),
+    Column("sd", "sd over seeds", "percent"),
+    *TRAFFIC,
     Column("total_bytes", "sent in all", "bytes"),
     Column("rounds_to_target", "rounds to target", "number"),
     Column("bytes_to_target", "bytes to target", "bytes"),
@@ -32,177 +41,153 @@ MAIN = (
     Column("rounds", "rounds", "count"),
     Column("seeds", "seeds", "count"),
     Column("seconds", "seconds", "number"),
+    Column("fedavg_lora_would_send", "plain LoRA would send", "bytes"),
+    Column("rise_in_last_quarter", "rise in last quarter", "points"),
 )
+MAIN_TITLE = "Methods and controls side by side"
 
 
-def main_grid(results: Mapping[str, Partition]) -> Grid:
-    """One row a partition and method, then one a control; all numbers of the result."""
+def main_table(results: Mapping[str, Partition], controls: bool = True) -> Table:
+    """Return all numbers: for each partition one row a method, then one row a control unless left out."""
     rows = []
     for name, partition in results.items():
         rows += [_method_row(name, method, partition) for method in partition.methods]
-        rows += [_control_row(name, control, spread) for control, spread in partition.controls.items()]
+        shown = partition.controls if controls else {}
+        rows += [{"partition": name, "method": f"({control_label(c)})", **dict(s)} for c, s in shown.items()]
     note = (
-        "Worst and best are clients. Bytes are per client, headers counted; 'sent in all' is of all clients and "
-        "rounds, up and down."
+        "Worst and best are clients. Bytes are per client, headers included; 'sent in all' is the sum over "
+        "clients and rounds, up and down."
     )
     targets = sorted({partition.target for partition in results.values() if partition.target is not None})
     if targets:
-        note += f" Target: a mean accuracy of {listing([f'{100 * target:.0f} %' for target in targets])}."
-    return Grid("Methods and controls side by side", MAIN, rows, note)
+        note += f" Target: a mean accuracy of {listing([f'{percent(target)} %' for target in targets])}."
+    return Table(MAIN_TITLE, MAIN, rows, note)
 
 
-def _method_row(place: str, method: str, partition: Partition) -> list[Any]:
+def _method_row(place: str, method: str, partition: Partition) -> dict[str, Any]:
     found = partition.methods[method]
-    sent = found.bytes
     rounds = max((point.round for point in found.curve), default=None)
-    return [
-        place, method, found.mean, found.interval, found.worst, found.best, found.weighted_mean, found.sd,
-        sent.up_per_round, sent.down_per_round, sent.once_up, sent.once_down, sent.total,
-        found.rounds_to_target, found.bytes_to_target, found.perplexity, found.mean_trained, found.mean_received,
-        found.learning_rate, rounds, len(partition.seeds), found.seconds,
-    ]  # fmt: skip
+    rise = found.plateau.rise_in_last_quarter if found.plateau else None
+    more = {"total_bytes": found.bytes.total, "rounds": rounds, "seeds": len(partition.seeds)}
+    names = {"partition": place, "method": method, "rise_in_last_quarter": rise}
+    return {**dict(found), **dict(found.bytes), **more, **names}
 
 
-def _control_row(place: str, control: str, spread: Spread) -> list[Any]:
-    row = [place, f"({control_label(control)})", spread.mean, spread.interval, spread.worst, spread.best]
-    return row + [None] * (len(MAIN) - len(row))
-
-
-def difference_grid(partition: Partition) -> Grid:
-    """Paired differences between methods, in points."""
+def difference_table(partition: Partition) -> Table:
+    """Return paired differences between methods, in points."""
     columns = (
         Column("difference", "difference"),
         Column("mean", "points", "points"),
         Column("interval", "95 %", "points interval"),
     )
-    rows = [[name, found.mean, found.interval] for name, found in partition.differences.items()]
-    return Grid("Differences, paired over clients", columns, rows)
+    rows = [{"difference": name, **dict(found)} for name, found in partition.differences.items()]
+    return Table("Differences, paired over clients", columns, rows)
 
 
-def curve_grid(partition: Partition) -> Grid:
-    """One row a method and evaluated round."""
+def privacy_table(partition: Partition) -> Table:
+    """Return the privacy budget of each method, with the data sets between which it holds."""
+    rows = [
+        {**privacy_row(line), "method": method}
+        for method, found in partition.methods.items()
+        for line in found.privacy
+        if line["releases"]
+    ]
+    return Table("Privacy budget", (METHOD, *PRIVACY_COLUMNS), rows)
+
+
+def curve_table(partition: Partition) -> Table:
+    """Return one row for each method and evaluated round."""
     columns = (
-        Column("method", "method"),
+        METHOD,
         Column("round", "round", "count"),
-        Column("mean", "mean, %", "percent"),
-        Column("worst", "worst", "percent"),
-        Column("best", "best", "percent"),
+        *ENDS,
         Column("valid_mean", "validation", "percent"),
         Column("training_loss", "training loss", "number"),
         Column("bytes", "sent so far", "bytes"),
     )
-    rows = [
-        [method, p.round, p.mean, p.worst, p.best, p.valid_mean, p.training_loss, p.bytes]
-        for method, found in partition.methods.items()
-        for p in found.curve
-    ]
-    return Grid("Accuracy over rounds", columns, rows)
+    rows = [{"method": m, **dict(point)} for m, found in partition.methods.items() for point in found.curve]
+    return Table("Accuracy over rounds", columns, rows)
 
 
-def client_grid(partition: Partition, details: Details | None) -> Grid:
-    """One row a client: its examples, and its accuracy under every method and control."""
-    split = {client["name"]: client for client in details.split["clients"]} if details and details.split else {}
-    shown: list[tuple[str, str, Spread]] = [
-        *((name, name, found) for name, found in partition.methods.items()),
-        *((name, f"({control_label(name)})", found) for name, found in partition.controls.items()),
-    ]
-    shown = [item for item in shown if len(item[2].client_accuracy) == len(partition.clients)]
-    columns = [Column("client", "client")]
-    columns += [Column(part, part, "count") for part in ("train", "test")] if split else []
-    before = details.before if details else {}
-    columns += [Column("before", "before", "percent")] if before else []
-    columns += [Column(key, label, "percent") for key, label, _ in shown]
-    rows = []
-    for place, client in enumerate(partition.clients):
-        sizes = [split.get(client, {}).get(part) for part in ("train", "test")] if split else []
-        start = [before.get(client)] if before else []
-        rows.append([client, *sizes, *start, *(found.client_accuracy[place] for _, _, found in shown)])
-    return Grid(f"Test {partition.metric} of each client, %", columns, rows)
+def client_table(partition: Partition, details: Details | None, controls: bool = True) -> Table:
+    """Return one row for each client: its examples, and its accuracy by every method and control."""
+    labels = {name: name for name in partition.methods}
+    labels |= {name: f"({control_label(name)})" for name in partition.controls if controls}
+    spreads: dict[str, Spread] = {**partition.controls, **partition.methods}
+    shown = {name: spreads[name].client_accuracy for name in labels}
+    split = details.split["clients"] if details and details.split else []
+    rows: dict[str, dict[str, Any]] = {client: {} for client in partition.clients}
+    for client in split:
+        rows.get(client["name"], {}).update(train=client["train"], test=client["test"])
+    for place, (client, row) in enumerate(rows.items()):
+        row |= {name: known[place] for name, known in shown.items() if len(known) == len(partition.clients)}
+        row |= {"client": client, "before": details.before.get(client) if details else None}
+    columns = [Column("client", "client"), *(Column(part, part, "count") for part in ("train", "test"))]
+    columns += [Column("before", "before", "percent")]
+    columns += [Column(name, label, "percent") for name, label in labels.items()]
+    return Table(f"Test {partition.metric} of each client, %", columns, list(rows.values())).without_empty()
 
 
-def overview_grid(study: Study) -> Grid:
-    """One row a partition: the mean of every method and control."""
+def overview_table(study: Study) -> Table:
+    """Return one row for each partition: the mean of every method and control."""
     controls = list(dict.fromkeys(name for p in study.results.values() for name in p.controls))
-    columns = [Column("partition", "partition")]
-    columns += [Column(name, name, "percent") for name in study.methods]
+    columns = [PARTITION, *(Column(name, name, "percent") for name in study.methods)]
     columns += [Column(name, f"({control_label(name)})", "percent") for name in controls]
-    rows: list[list[Any]] = []
-    for name, partition in study.results.items():
-        found = [partition.methods.get(method) for method in study.methods]
-        found_controls = [partition.controls.get(control) for control in controls]
-        rows.append([name, *(item.mean if item else None for item in [*found, *found_controls])])
-    return Grid("Mean test accuracy, %", columns, rows)
-
-
-def split_grid(split: dict[str, Any]) -> Grid:
-    """Clients × labels: training examples of each label."""
-    labels = split["label_names"]
-    columns = [
-        Column("client", "client"),
-        *(Column(part, part, "count") for part in ("train", "valid", "test")),
-        *(Column(label, label, "count") for label in labels),
-    ]
     rows = [
-        [c["name"], c["train"], c["valid"], c["test"], *(c["train_labels"].get(label, 0) for label in labels)]
+        {"partition": name, **{key: spread.mean for key, spread in {**p.methods, **p.controls}.items()}}
+        for name, p in study.results.items()
+    ]
+    return Table("Mean test accuracy, %", columns, rows)
+
+
+def split_table(split: dict[str, Any], note: str) -> Table:
+    """Return the training examples of each client and label."""
+    parts = ("client", "train", "valid", "test")
+    keys = {label: f"label {label}" if label in parts else label for label in split["label_names"]}
+    columns = [Column("client", "client"), *(Column(part, part, "count") for part in parts[1:])]
+    columns += [Column(key, label, "count") for label, key in keys.items()]
+    rows = [
+        {**c, "client": c["name"], **{key: c["train_labels"].get(label, 0) for label, key in keys.items()}}
         for c in split["clients"]
     ]
-    return Grid("Training examples of each label", columns, rows)
+    return Table("The split: clients and labels", columns, rows, note)
 
 
-def matrix_grid(title: str, matrix: Matrix, names: Sequence[str]) -> Grid:
-    """A client × client matrix."""
-    columns = [Column("client", "client"), *(Column(name, name, "number") for name in names)]
-    rows = [[name, *map(float, row)] for name, row in zip(names, matrix, strict=True)]
-    return Grid(title, columns, rows)
+def matrix_table(title: str, matrix: Matrix, names: Sequence[str], note: str) -> Table:
+    """Return a client × client matrix."""
+    keys = [f"client {name}" if name == "client" else name for name in names]
+    columns = [Column("client", "client")]
+    columns += [Column(key, name, "number") for key, name in zip(keys, names, strict=True)]
+    rows = [
+        {"client": name, **dict(zip(keys, map(float, row), strict=True))}
+        for name, row in zip(names, matrix, strict=True)
+    ]
+    return Table(title, columns, rows, note)
 
 
-def manifest_grid(manifest: dict[str, tuple[float, float, float, float]]) -> Grid:
-    """Bytes per client of every tensor that travels."""
-    columns = (
-        Column("tensor", "tensor"),
-        Column("once_up", "up once", "bytes"),
-        Column("up_per_round", "up a round", "bytes"),
-        Column("once_down", "down once", "bytes"),
-        Column("down_per_round", "down a round", "bytes"),
+def manifest_table(title: str, manifest: Manifest) -> Table:
+    """Return bytes per client of every tensor that travels, with their sums in the note."""
+    sums = {column.label: sum(row[column.key] for row in manifest.values()) for column in TRAFFIC}
+    note = ", ".join(f"{size(count)} {label}" for label, count in sums.items() if count)
+    columns = (Column("tensor", "tensor"), *(TRAFFIC[place] for place in (2, 0, 3, 1)))
+    return Table(
+        title, columns, [{"tensor": name, **row} for name, row in manifest.items()], f"Per client: {note}."
     )
-    return Grid("Bytes by tensor", columns, [[name, *counts] for name, counts in manifest.items()])
 
 
-def tuning_grid(study: Study) -> Grid:
-    """Every learning rate that was tried, with its accuracy on validation data."""
+def tuning_table(study: Study, partition: str) -> Table:
+    """Return every learning rate that was tried on a partition, with its accuracy on validation data."""
     columns = (
-        Column("partition", "partition"),
-        Column("method", "method"),
+        PARTITION,
+        METHOD,
         Column("learning_rate", "learning rate"),
         Column("validation", "validation, %", "percent"),
         Column("chosen", "chosen"),
     )
     rows = [
-        [name, method, rate, accuracy, "chosen" if _same_rate(rate, rates.chosen) else None]
-        for name, tuning in study.tuning.items()
-        for method, rates in tuning.methods.items()
+        {"partition": partition, "method": method, "learning_rate": rate, "validation": accuracy, "chosen": chosen}
+        for method, rates in study.tuning[partition].methods.items()
         for rate, accuracy in rates.grid.items()
+        for chosen in ["chosen" if rates.chosen is not None and float(rate) == rates.chosen else None]
     ]
-    return Grid("Learning rates tried", columns, rows)
-
-
-def _same_rate(text: str, chosen: float | None) -> bool:
-    try:
-        return chosen is not None and abs(float(text) - chosen) <= 1e-9 * abs(chosen)
-    except ValueError:
-        return False
-
-
-def settings_grid(title: str, values: dict[str, Any]) -> Grid:
-    """A nested dictionary as dotted names and values."""
-    columns = (Column("name", "name"), Column("value", "value"))
-    return Grid(title, columns, [[name, value] for name, value in _dotted(values, "")])
-
-
-def _dotted(values: dict[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _dotted(value, f"{prefix}{name}.")
-        elif value is not None:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield f"{prefix}{name}", shown if shown else "none"
+    return Table(f"Learning rates tried on {partition}", columns, rows).without_empty()

@@ -1,21 +1,29 @@
-"""A comparison in the terminal: how far it is, and its table."""
+"""A comparison in the terminal: its progress, and its tables."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
-from trifed.reports.format import CONTROLS, percent, size
+from trifed.reports.comparison.tables import difference_table, main_table
+from trifed.reports.comparison.verdict import cautions, verdict
+from trifed.reports.format import clock, percent
+from trifed.reports.results import Source, Study
+from trifed.reports.tables import to_terminal
+
+ACCURACY = ("method", "learning_rate", "mean", "sd", "interval", "worst", "best")
+SENT = ("method", "up_per_round", "down_per_round", "once_up", "once_down", "bytes_to_target", "seconds")
+MOST_MISSING = 8
 
 
 class CompareWatch:
-    """Listens to a comparison: one bar in a terminal, a line a finished run everywhere."""
+    """A listener to a comparison: one bar in a terminal, and a line for each finished run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -61,94 +69,35 @@ class CompareWatch:
 
     def _job(self, event: dict[str, Any]) -> None:
         spent = time.monotonic() - self.began
-        left = spent / (event["done"] - self.first) * (event["all"] - event["done"])
-        clock = f"left {int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d}"
-        self.bar.update(self.task, completed=event["done"], left=clock)
-        place = f"{event['done']}/{event['all']}"
+        left = f"left {clock(spent / (event['done'] - self.first) * (event['all'] - event['done']))}"
+        self.bar.update(self.task, completed=event["done"], left=left)
         rate = f"rate {event['job'].config.training.learning_rate:g}"
-        self.say(
-            f"{place}  {event['job']}  {rate}  mean {percent(event['mean'])}  {event['seconds']:.0f} s  {clock}"
-        )
+        numbers = f"mean {percent(event['mean'])}  {event['seconds']:.0f} s"
+        self.say(f"{event['done']}/{event['all']}  {event['job']}  {rate}  {numbers}  {left}")
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.stop()
 
 
 def render_comparison(data: dict[str, Any]) -> RenderableType:
-    """What comparison.json holds: two tables a partition, and what is missing."""
+    """Render the contents of comparison.json: tables and verdict of each partition, and the missing runs."""
+    study = Study.model_validate(data)
     parts: list[RenderableType] = []
-    for name, found in data["results"].items():
+    for name, partition in study.results.items():
+        seeds = f"clients {len(partition.clients)}, seeds {len(partition.seeds)}"
+        accuracy = main_table({name: partition}).only(*ACCURACY, title=f"{name}: test {partition.metric}, {seeds}")
+        sent = main_table({name: partition}, controls=False).only(*SENT, title="What a client sends and receives")
         # Side by side where the terminal is wide enough: no number may fall off its edge.
-        parts += [Columns([_accuracy(name, found), _traffic(found)]), Text(_differences(found))]
-    parts += [Text(line) for line in _missing(data["missing"])]
-    return Group(*parts)
-
-
-def _accuracy(name: str, found: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{name}: test accuracy, %, clients {len(found['clients'])}, seeds {len(found['seeds'])}",
-        title_justify="left",
-    )
-    _columns(table, "method", "rate", "mean ± s.d.", "95 %", "worst", "best")
-    best = max(m["mean"] for m in found["methods"].values())
-    for method, m in found["methods"].items():
-        deviation = "" if m["sd"] is None else f" ± {percent(m['sd'])}"
-        mean = percent(m["mean"]) + deviation
-        style = "bold" if m["mean"] == best else ""
-        table.add_row(method, f"{m['learning_rate']:g}", mean, *_interval_and_ends(m), style=style)
-    table.add_section()
-    for control, c in found["controls"].items():
-        table.add_row(CONTROLS[control], "", percent(c["mean"]), *_interval_and_ends(c), style="dim")
-    return table
-
-
-def _traffic(found: dict[str, Any]) -> Table:
-    table = Table(title="What a client sends and receives, and how long a run took", title_justify="left")
-    target = f"to {percent(found['target'])} %"
-    _columns(table, "method", "up", "down", "once", target, "min")
-    for method, m in found["methods"].items():
-        sent = m["bytes"]
-        counts = (sent["up_per_round"], sent["down_per_round"], sent["once_up"] + sent["once_down"])
-        reached = "-" if m["bytes_to_target"] is None else size(m["bytes_to_target"])
-        table.add_row(method, *(size(c) if c else "-" for c in counts), reached, f"{m['seconds'] / 60:.1f}")
-    return table
-
-
-def _columns(table: Table, *names: str) -> None:
-    for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-
-
-def _interval_and_ends(spread: dict[str, Any]) -> tuple[str, str, str]:
-    return " to ".join(map(percent, spread["interval"])), percent(spread["worst"]), percent(spread["best"])
-
-
-def _differences(found: dict[str, Any]) -> str:
-    lines = ["Points, paired (95 %):"]
-    for name, d in found["differences"].items():
-        low, high = (100 * end for end in d["interval"])
-        clear = "" if low <= 0 <= high else "  *"
-        lines.append(f"  {name}: {100 * d['mean']:+.1f} ({low:+.1f} to {high:+.1f}){clear}")
-    rising = [method for method, m in found["methods"].items() if m["plateau"]["reached"] is False]
-    if rising:
-        lines.append(f"Still rising in the last quarter of the rounds: {', '.join(rising)}.")
-    return "\n".join(
-        [
-            *lines,
-            "up, down: a client and round; once: before round 1; to …: what all send until the mean is there;",
-            "a star: 0 is outside.",
-        ]
-    )
-
-
-def _missing(missing: list[dict[str, Any]]) -> list[str]:
-    if not missing:
-        return []
-    lines = [f"{len(missing)} runs are missing; the same command runs them:"]
-    lines += [f"  {m['partition']} · {m['method']} · seed {m['seed']}: {m['state']}" for m in missing[:8]]
-    return lines + ([f"  and {len(missing) - 8} more"] if len(missing) > 8 else [])
+        parts += [Columns([to_terminal(accuracy.without_empty()), to_terminal(sent.without_empty())])]
+        parts += [to_terminal(difference_table(partition)), Text(verdict(partition))]
+    parts += [Text(caution.text) for caution in cautions(Source(Path(), "comparison", study, {}))]
+    if study.missing:
+        parts.append(Text(f"{len(study.missing)} runs are missing; the same command runs them:"))
+    runs = [f"  {m.partition} · {m.method} · seed {m.seed}: {m.state}" for m in study.missing]
+    more = [f"  and {len(runs) - MOST_MISSING} more"] if len(runs) > MOST_MISSING else []
+    return Group(*parts, *map(Text, [*runs[:MOST_MISSING], *more]))

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from trifed.common.files import whole_file
-from trifed.reports.comparison import plots as panels
-from trifed.reports.figures import MISSING_GLYPH
+from trifed.reports.comparison import plots
+from trifed.reports.figures import LIGHT, Style, drawing
 from trifed.reports.results import Source
-from trifed.reports.style import LIGHT, Style, drawing
 
 INCHES = (13.0, 4.4)
+PANELS = {
+    "Mean over clients (band: worst to best)": plots.curves,
+    "Each client": plots.clients,
+    "What one client sends and receives": plots.sent,
+}
 
 
 def plot_result(source: Source, target: Path) -> None:
-    """Mean accuracy over rounds, each client, and what one client sends, as a PNG."""
+    """Write the picture as a PNG."""
     style = Style(LIGHT, tuple(source.study.methods))
     partition = next(iter(source.study.results.values()))
-    with drawing(LIGHT), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=MISSING_GLYPH)
+    with drawing(LIGHT):
         figure = Figure(figsize=INCHES, layout="constrained")
-        curves, clients, sent = figure.subplots(1, 3, width_ratios=(1.25, 1, 0.95))
-        panels.curves(curves, partition, style)
-        curves.set_title("Mean over clients (band: worst to best)")
-        curves.legend(fontsize=8)
-        panels.clients(clients, partition, style)
-        clients.set_title("Each client")
-        panels.sent(sent, partition, style)
-        sent.set_title("What one client sends and receives")
+        panels = figure.subplots(1, len(PANELS), width_ratios=(1.25, 1, 0.95))
+        for axes, (title, plot) in zip(panels, PANELS.items(), strict=True):
+            plot(axes, style, partition)
+            axes.set_title(title)
+        panels[0].legend(fontsize=8)
         with whole_file(target) as partial:
             figure.savefig(partial, dpi=130, format="png")

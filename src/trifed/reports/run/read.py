@@ -1,10 +1,12 @@
-"""From a run's folder, finished or broken off, to a study of one partition: the run and its baselines."""
+"""Read a run's folder, finished or broken off, as a study of one partition: the run and its baselines."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,11 +17,11 @@ from safetensors.numpy import load_file
 from trifed.common.errors import RunError
 from trifed.config.run import read_toml
 from trifed.federation.results import summarise_events
-from trifed.federation.run_folder import RunFolder
+from trifed.federation.run_folder import Event, RunFolder
 from trifed.methods import METHODS
-from trifed.reports.privacy import sentences
 from trifed.reports.results import (
     Details,
+    Manifest,
     Matrix,
     MethodResult,
     Missing,
@@ -29,18 +31,20 @@ from trifed.reports.results import (
     Source,
     Spread,
     Study,
+    Traffic,
 )
-from trifed.reports.run.traffic import manifest, traffic
 
-Say = Callable[[str], None]
+OnProgress = Callable[[str], None]
 PLATEAU = 0.01
+EXCHANGES = ("trained", "delivered")
+"""Events of a round; every other event with bytes happens once, before round 1."""
 
 
-def read_run(path: Path, say: Say) -> Source:
-    """A run's folder and its baselines'.
+def read_run(path: Path, on_progress: OnProgress) -> Source:
+    """Read a run's folder and its baselines'.
 
     Raises:
-        RunError: no run there, or files in it that are damaged.
+        RunError: There is no run, or a file is damaged.
     """
     folder = RunFolder.open(path)
     config = read_toml(path / "config.toml")
@@ -59,19 +63,19 @@ def read_run(path: Path, say: Say) -> Source:
         missing=[
             Missing(partition=name, method=m, seed=seed, state=state) for m, state in states.items() if state
         ],
-        results={name: _partition(folders, seed, say)},
+        results={name: _partition(folders, seed, on_progress)},
     )
-    go_on = "" if study.finished else f"trifed run --resume {shlex.quote(str(path))}"
-    return Source(path, "run", study, {name: read_details(folders)}, go_on)
+    resume_command = "" if study.finished else f"trifed run --resume {shlex.quote(str(path))}"
+    return Source(path, "run", study, {name: read_details(folders)}, resume_command)
 
 
-def _partition(folders: dict[str, RunFolder], seed: int, say: Say) -> Partition:
+def _partition(folders: dict[str, RunFolder], seed: int, on_progress: OnProgress) -> Partition:
     methods: dict[str, MethodResult] = {}
     controls: dict[str, Spread] = {}
     clients: list[str] = []
     metric = "accuracy"
     for method, folder in folders.items():
-        say(f"reading {method}")
+        on_progress(f"reading {method}")
         summary = _summary(folder)
         if summary is None:
             continue
@@ -80,45 +84,64 @@ def _partition(folders: dict[str, RunFolder], seed: int, say: Say) -> Partition:
         controls = controls or {c: _control(found, clients) for c, found in summary.get("controls", {}).items()}
         if summary["accuracy"] is not None:
             methods[method] = _method_result(method, summary, folder)
-    found = Partition(seeds=[seed], metric=metric, clients=clients, methods=methods, controls=controls)
-    pairs = [(one, other) for place, one in enumerate(methods) for other in list(methods)[place + 1 :]]
-    gaps = {f"{one} minus {other}": found.difference(one, other) for one, other in pairs}
-    return found.model_copy(update={"differences": {name: gap for name, gap in gaps.items() if gap is not None}})
+    partition = Partition(seeds=[seed], metric=metric, clients=clients, methods=methods, controls=controls)
+    gaps = {f"{one} minus {other}": partition.difference(one, other) for one, other in combinations(methods, 2)}
+    return partition.model_copy(update={"differences": {name: gap for name, gap in gaps.items() if gap}})
 
 
 def read_details(folders: dict[str, RunFolder]) -> Details:
-    """What only the run folders know of one partition: split, matrices, bytes by tensor."""
+    """Read details that only the run folders of one partition hold."""
     split = next(filter(None, (_read_json(folder, "split.json") for folder in folders.values())), None)
+    events = {method: folder.events() for method, folder in folders.items()}
     matrices, number = {}, 0
     for method, folder in folders.items():
         files = sorted((folder.path / "matrices").glob("round-*.safetensors"))
-        if files:
-            found = _matrices(files[-1])
-            if len(found) > 1 or any(map(_rows_differ, found.values())):  # else those of a plain average
-                matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
-    clients = len(split["clients"]) if split else 1
-    manifest_of = {method: manifest(folder.events(), clients) for method, folder in folders.items()}
-    sent = {method: found for method, found in manifest_of.items() if found}
-    before = _before(next(iter(folders.values()), None))
-    return Details(split, matrices, number, sent, before, tuple(_warned(folders)))
+        found = _matrices(files[-1]) if files else {}
+        # Equal rows alone are the weights of a plain average.
+        if len(found) > 1 or any(np.ptp(matrix, axis=0).max(initial=0.0) > 1e-9 for matrix in found.values()):
+            matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
+    manifests = {m: manifest(log, len(split["clients"]) if split else 1) for m, log in events.items()}
+    first = next(iter(events.values()), [])
+    before = {
+        e["client"]: e["test"]["accuracy"] for e in first if e["event"] == "scores" and e["stage"] == "start"
+    }
+    warned = [
+        f"{event['client']} with {method} ({event['text'].partition(':')[0]})"
+        for method, log in events.items()
+        for event in log
+        if event["event"] == "warned"
+    ]
+    return Details(
+        split, matrices, number, {m: found for m, found in manifests.items() if found}, before, tuple(warned)
+    )
 
 
-def _warned(folders: dict[str, RunFolder]) -> Iterable[str]:
-    """Clients that let out what a guard would have kept, with the setting that let it."""
-    for method, folder in folders.items():
-        for event in folder.events():
-            if event["event"] == "warned":
-                yield f"{event['client']} with {method} ({event['text'].partition(':')[0]})"
+def traffic(events: Sequence[Event], clients: int) -> Traffic:
+    """Return all bytes, and the bytes per client of one round and of what travels once."""
+    rows = manifest(events, clients).values()
+    total = sum(sum((event.get(way) or {}).values()) for event in events for way in ("up", "down"))
+    return Traffic(**{name: sum(row[name] for row in rows) for name in _COLUMNS}, total=total)
 
 
-def _before(folder: RunFolder | None) -> dict[str, float | None]:
-    """Each client's test accuracy at the start, which all methods share."""
-    events = folder.events() if folder else []
-    return {e["client"]: e["test"]["accuracy"] for e in events if e["event"] == "scores" and e["stage"] == "start"}
+_COLUMNS = ("up_per_round", "down_per_round", "once_up", "once_down")
+
+
+def manifest(events: Sequence[Event], clients: int) -> Manifest:
+    """Return bytes per client by tensor: means over the messages of rounds, and over all clients for the rest."""
+    sums: dict[str, Counter[str]] = {}
+    messages: Counter[str] = Counter()
+    for event in events:
+        for way in ("up", "down"):
+            column = f"{way}_per_round" if event["event"] in EXCHANGES else f"once_{way}"
+            messages[column] += bool(event.get(way))
+            for name, count in (event.get(way) or {}).items():
+                sums.setdefault(name, Counter())[column] += count
+    shares = {c: max(1, messages[c] if c.endswith("round") else clients) for c in _COLUMNS}
+    return {name: {c: row[c] / share for c, share in shares.items()} for name, row in sums.items()}
 
 
 def state_of(folder: RunFolder) -> str:
-    """Empty for a finished run, else how far it came."""
+    """Return how far a run came; empty for a finished one."""
     if not (folder.path / "config.toml").is_file():
         return "not started"
     if (folder.path / "summary.json").is_file():
@@ -128,7 +151,7 @@ def state_of(folder: RunFolder) -> str:
 
 
 def partition_name(config: dict[str, Any]) -> str:
-    """The table's name and how it was cut, as `tickets.csv by column site`."""
+    """Name the table and its split, as `tickets.csv by column site`."""
     data = config.get("data", {})
     clients = data.get("clients", {})
     detail = {
@@ -147,10 +170,8 @@ def _method_of(config: dict[str, Any]) -> str:
 
 def _read_json(folder: RunFolder, name: str) -> Any:
     path = folder.path / name
-    if not path.is_file():
-        return None
     try:
-        return folder.read_json(name)
+        return folder.read_json(name) if path.is_file() else None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(
             f"{path}: not the JSON that a run writes ({error}); put the file back, or run it again"
@@ -158,10 +179,9 @@ def _read_json(folder: RunFolder, name: str) -> Any:
 
 
 def _summary(folder: RunFolder) -> dict[str, Any] | None:
-    """summary.json, or as much of it as the whole rounds of a broken-off run tell; None without any."""
-    if (folder.path / "summary.json").is_file():
-        found: dict[str, Any] = _read_json(folder, "summary.json")
-        return found
+    """Return summary.json, else a summary of the whole rounds so far; None without any."""
+    if found := _read_json(folder, "summary.json"):
+        return dict(found)
     # Without the round that was under way: a mean over the clients that came first would mislead.
     events = folder.whole_rounds()
     started = next((e for e in events if e["event"] == "started"), None)
@@ -171,14 +191,14 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
 def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> MethodResult:
     config = read_toml(folder.path / "config.toml")
     events = folder.events()
-    spread = summary["accuracy"]
     points = [Point(**point) for point in summary["curve"]]
     known = METHODS.get(method)
+    privacy = summary.get("privacy") or {}
     return MethodResult(
         citation=known.citation if known else "",
         learning_rate=config.get("training", {}).get("learning_rate"),
         evaluated_model=next((e["scored"] for e in events if "scored" in e), None),
-        **{name: spread[name] for name in ("mean", "worst", "best", "weighted_mean")},
+        **{name: summary["accuracy"][name] for name in ("mean", "worst", "best", "weighted_mean")},
         perplexity=(summary.get("perplexity") or {}).get("mean"),
         mean_trained=(summary["accuracy_trained"] or {}).get("mean"),
         mean_received=(summary["accuracy_received"] or {}).get("mean"),
@@ -187,7 +207,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         seconds=summary.get("seconds_total", summary["seconds"]),
         curve=points,
         plateau=_plateau(points),
-        privacy=sentences(method, summary.get("privacy")),
+        privacy=privacy.get("spent", privacy.get("promised", [])),
         client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],
     )
 
@@ -198,17 +218,13 @@ def _control(found: dict[str, Any], clients: Iterable[str]) -> Spread:
 
 
 def _plateau(points: Sequence[Point]) -> Plateau | None:
-    """Last quarter of the evaluated rounds against the one before; None under four of them."""
+    """Compare the last quarter of the evaluated rounds with the one before; None with fewer than four rounds."""
     means = [point.mean for point in points if point.round and point.mean is not None]
     quarter = len(means) // 4
     if not quarter:
         return None
     rise = float(np.mean(means[-quarter:]) - np.mean(means[-2 * quarter : -quarter]))
     return Plateau(rise_in_last_quarter=rise, reached=rise < PLATEAU)
-
-
-def _rows_differ(matrix: Matrix) -> bool:
-    return bool(np.ptp(matrix, axis=0).max(initial=0.0) > 1e-9)
 
 
 def _matrices(path: Path) -> dict[str, Matrix]:

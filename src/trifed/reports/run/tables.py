@@ -1,25 +1,23 @@
-"""The end of a run as tables and sentences for a terminal."""
+"""The end of a run for a terminal: clients, methods and controls side by side, and the verdict."""
 
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trifed.reports.comparison.tables import client_grid, main_grid
-from trifed.reports.comparison.verdict import bytes_sentence, controls_sentence, headline
-from trifed.reports.results import Source
+from trifed.reports.comparison.tables import client_table, main_table
+from trifed.reports.comparison.verdict import study_verdict
+from trifed.reports.results import Details, Source
 from trifed.reports.tables import to_terminal
 
-OVERVIEW = ("method", "mean", "worst", "best", "up_per_round", "total_bytes")
+OVERVIEW = ("method", "mean", "worst", "best", "up_per_round", "total_bytes", "fedavg_lora_would_send")
 
 
 def render_result(source: Source) -> RenderableType:
-    """Of a run: clients, methods and controls side by side, and what that says."""
+    """Render a run's result: one table of its clients, one of its methods and controls, one sentence."""
     parts: list[RenderableType] = []
     for name, partition in source.study.results.items():
-        methods = partition.model_copy(update={"controls": {}})
-        parts.append(to_terminal(client_grid(methods, source.details.get(name))))
-        parts.append(to_terminal(main_grid({name: partition}).only(*OVERVIEW).without_empty()))
-        said = (headline(source.study), bytes_sentence(partition), controls_sentence(partition))
-        parts += [Text(sentence) for sentence in said if sentence]
-    return Group(*parts)
+        overview = main_table({name: partition}).only(*OVERVIEW).without_empty()
+        clients = client_table(partition, source.details.get(name, Details()), controls=False)
+        parts += [to_terminal(clients), to_terminal(overview)]
+    return Group(*parts, Text(study_verdict(source.study)))

@@ -1,7 +1,7 @@
 """Experiment trackers: a run's numbers in TensorBoard or MLflow, while it runs or afterwards.
 
-Both are optional extras. Whatever is written comes from the run's own event log, so a tracker can be filled at any
-time, and filling it twice leaves every point there once.
+Both are optional extras. All points come from the run's own event log, so a tracker can be filled at any time, and
+filling it twice does not double a point.
 """
 
 from trifed.reports.tracking.live import LiveTracking, Tracked, track

@@ -1,4 +1,4 @@
-"""Feeds trackers: with every event while a run is under way, or from its log afterwards."""
+"""Fill trackers: with every event while a run is under way, or from its log afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Listener = Callable[[Event], None]
 
 
 def open_sink(name: TrackerName, source: Source, into: Path | None = None) -> Sink:
-    """A run's place in one tracker; see the sinks for the errors."""
+    """Open a run's place in one tracker; the sinks document the errors."""
     # Imported late: their packages are optional, and slow to import.
     if name == "tensorboard":
         from trifed.reports.tracking.to_tensorboard import TensorBoardSink
@@ -29,10 +29,10 @@ def open_sink(name: TrackerName, source: Source, into: Path | None = None) -> Si
 
 
 class LiveTracking:
-    """Passes every event on to `listener`, and each whole round's points to the run's trackers.
+    """A listener that passes every event on to `listener`, and each whole round's points to the run's trackers.
 
-    A tracker that fails is told of by an event "trouble" and left alone: the run itself goes on, and `track` can
-    fill the tracker afterwards.
+    If a tracker fails, the listener gets an event "trouble" and the tracker gets no more points. The run
+    continues, and `track` can fill the tracker afterwards.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, listener: Listener) -> None:
@@ -42,7 +42,7 @@ class LiveTracking:
         self._finished = False
 
     def __call__(self, event: Event) -> None:
-        """Take one event that is in the log already."""
+        """Take one event that is already in the log."""
         self._listener(event)
         if event["event"] in ("started", "resumed"):
             self._begin()
@@ -50,12 +50,12 @@ class LiveTracking:
             self._feed(event)
 
     def _begin(self) -> None:
-        """Open the trackers and bring them to where the log is, which a resumed run has cut back."""
+        """Open the trackers and write the log so far, which is shorter than before in a resumed run."""
         for name in dict.fromkeys(self._source.config.trackers):
             try:
                 self._sinks.append(open_sink(name, self._source))
             except TrifedError as error:
-                self._tell_trouble(error)
+                self._report_failure(error)
         for past in self._source.folder.events() if self._sinks else []:
             self._feed(past)
 
@@ -67,23 +67,23 @@ class LiveTracking:
                 sink.write(points)
             except TrifedError as error:
                 self._sinks.remove(sink)
-                self._tell_trouble(error)
+                self._report_failure(error)
 
     def close(self) -> None:
-        """The run is over or was broken off."""
+        """Close the trackers at the end of the run, finished or broken off."""
         for sink in self._sinks:
             try:
                 sink.close(self._finished)
             except TrifedError as error:
-                self._tell_trouble(error)
+                self._report_failure(error)
 
-    def _tell_trouble(self, error: TrifedError) -> None:
-        way_out = f"the run goes on without; afterwards: trifed track {self._source.folder.path} --to ..."
-        self._listener({"event": "trouble", "text": f"tracker: {error}; {way_out}"})
+    def _report_failure(self, error: TrifedError) -> None:
+        remedy = f"the run continues without it; afterwards: trifed track {self._source.folder.path} --to ..."
+        self._listener({"event": "trouble", "text": f"tracker: {error}; {remedy}"})
 
 
 class Tracked(NamedTuple):
-    """What was written of one run. `place`: a folder, or the address of a store."""
+    """Points written for one run. `place`: a folder, or the address of a store."""
 
     method: str
     rounds: int
@@ -92,14 +92,17 @@ class Tracked(NamedTuple):
 
 
 def track(folder: str | Path, name: TrackerName, into: str | Path | None = None) -> list[Tracked]:
-    """Write a finished or broken-off run, and its baselines, to a tracker from their logs; whole rounds only.
+    """Write the whole rounds of a finished or broken-off run, and of its baselines, to a tracker.
 
-    `into`: for TensorBoard the folder above the run's, for MLflow the folder of its `mlflow.db`; the run's own
-    folder unless given, or for MLflow where MLFLOW_TRACKING_URI says.
+    Args:
+        folder: The run's folder.
+        name: "tensorboard" or "mlflow".
+        into: For TensorBoard the folder above the run's, for MLflow the folder of its `mlflow.db`. Default: the
+            run's own folder; for MLflow the store of MLFLOW_TRACKING_URI, if that is set.
 
     Raises:
-        ConfigError: the tracker is not installed.
-        RunError: no run there, none of its rounds is whole, or the tracker refuses.
+        ConfigError: The tracker is not installed.
+        RunError: There is no run, none of its rounds is whole, or the tracker refuses.
     """
     own = Source.open(Path(folder))
     require_trackers([name])

@@ -1,4 +1,4 @@
-"""From a run's events to points on curves, one batch a whole round."""
+"""Turn a run's events into points on curves, one batch for each whole round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trifed.federation.run_folder import Event
 
 
 class Point(NamedTuple):
-    """One number of one round. `tag`: its curve's name, as `accuracy/mean` or `client accuracy/amber`."""
+    """One number of one round. `tag`: name of its curve, for example `client accuracy/amber`."""
 
     tag: str
     step: int
@@ -21,11 +21,11 @@ class Point(NamedTuple):
 
 @dataclass
 class Scalars:
-    """Takes events in their order and gives out the points of every round as soon as it is over.
+    """A reader of events, in their order, that returns the points of every round as soon as it is over.
 
-    Step 0 is the start. Curves: `accuracy/mean`, `/worst` and `/best` over the clients' test data, of the model
-    that the method is scored by; `training loss/mean` in nats; `bytes/up` and `bytes/down`, all so far, envelopes
-    counted; `client accuracy/NAME` and `client training loss/NAME`. What was not measured has no point.
+    Step 0 is the start. Curves: `accuracy/mean`, `/worst` and `/best` over the clients' test data, for the model
+    that the method is evaluated by; `training loss/mean` in nats; `bytes/up` and `bytes/down`, cumulative, with
+    envelopes; `client accuracy/NAME` and `client training loss/NAME`. A missing measurement has no point.
     """
 
     evaluated_model: str = ""
@@ -36,13 +36,11 @@ class Scalars:
     tests: dict[str, Event] = field(default_factory=dict)
 
     def take(self, event: Event) -> list[Point]:
-        """The next event; the points of a round that it shows to be over."""
+        """Take the next event; return the points of the round that it ends, if any."""
         kind, points = event["event"], []
         if kind == "started" or kind == "resumed":
             self.evaluated_model = event["scored"]
-        elif (
-            kind in ("trained", "scores") and event["round"] > self.round
-        ):  # the last delivery belongs to the last
+        elif kind in ("trained", "scores") and event["round"] > self.round:  # a delivery ends no round
             points = self.close()
             self.round = event["round"]
         self.up += sum(event.get("up", {}).values())
@@ -54,7 +52,7 @@ class Scalars:
         return self.close() if kind == "finished" else points
 
     def close(self) -> list[Point]:
-        """The points of the round so far; call it when no more of it will come."""
+        """Return the points of the current round, which must be over."""
         points = [
             Point(tag, self.round, float(value))
             for tag, value in self._values()
@@ -79,7 +77,7 @@ class Scalars:
 
 
 def scalars(events: Iterable[Event]) -> Iterator[list[Point]]:
-    """All points of a log of whole rounds, one batch a round."""
+    """Yield all points of a log of whole rounds, one batch for each round."""
     reader = Scalars()
     event: Event | None = None
     for event in events:

@@ -1,4 +1,4 @@
-"""Where points go: what every tracker offers, and what each needs to be installed."""
+"""The interface of a tracker, and the packages that each tracker needs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NEEDS: dict[TrackerName, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }
-"""Packages of each tracker's extra, as they are imported."""
+"""Tracker -> importable names of its extra's packages."""
 
 
 class Sink(Protocol):
-    """One run in one tracker. Points that are already there are not doubled."""
+    """One run in one tracker. Writing a point again does not double it."""
 
     place: str
 
@@ -32,23 +32,23 @@ class Sink(Protocol):
         """Add one round's points."""
 
     def close(self, finished: bool) -> None:
-        """No more will come; `finished`: the run reached its end."""
+        """Close the run in the tracker. `finished`: the run reached its end."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A run whose numbers are wanted elsewhere. A baseline belongs to the run beside which it was made."""
+    """A run whose numbers go to a tracker. A baseline belongs to its main run."""
 
     folder: RunFolder
     config: RunConfig
 
     @classmethod
     def open(cls, path: Path) -> Source:
-        """An existing run.
+        """Open an existing run.
 
         Raises:
-            RunError: the folder holds no run.
-            ConfigError: its config.toml is damaged.
+            RunError: The folder holds no run.
+            ConfigError: Its config.toml is damaged.
         """
         folder = RunFolder.open(path)
         place = folder.path / "config.toml"
@@ -56,21 +56,21 @@ class Source:
 
     @property
     def home(self) -> Path:
-        """The folder of the run that this one stands beside, or its own."""
+        """Return the folder of the main run, for a baseline and for the main run itself."""
         path = self.folder.path.resolve()
         return path.parents[1] if path.parent.name == "baselines" else path
 
     @property
     def method(self) -> str:
-        """Which tells a run from its baselines."""
+        """Return the method, which distinguishes a run from its baselines."""
         return self.config.method.name
 
     def parameters(self) -> dict[str, str]:
-        """The resolved configuration, flat: `training.epochs` → "1"."""
+        """Return the resolved configuration, flat: `training.epochs` -> "1"."""
         return dict(_flat("", self.config))
 
     def toml(self) -> str:
-        """The resolved configuration."""
+        """Return the resolved configuration as TOML."""
         return to_toml(self.config)
 
 
@@ -78,7 +78,7 @@ def require_trackers(names: Iterable[TrackerName]) -> None:
     """Refuse trackers that are not installed.
 
     Raises:
-        ConfigError: with the command that installs what is missing.
+        ConfigError: A package is missing; the message has the command that installs it.
     """
     problems = []
     for name in names:

@@ -1,4 +1,4 @@
-"""A run in an MLflow store: an experiment by the run's name, in it one MLflow run by each method's."""
+"""Write a run to an MLflow store: an experiment with its name, and one MLflow run for each method."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trifed.reports.tracking.scalars import Point
 from trifed.reports.tracking.sinks import Source
 
 MEMORY = "mlflow.json"
-"""In the run's folder: which MLflow run it is, by store; so that it is continued, not made again."""
+"""File in the run's folder: store -> id of the MLflow run, which is continued instead of created again."""
 
 SQLITE = "sqlite:///"
 
@@ -35,19 +35,20 @@ _FAILURES = (MlflowException, SQLAlchemyError, OSError)
 _T = TypeVar("_T")
 
 LONGEST = 200
-"""Of a client's name in that of a metric, which may have 250 characters."""
+"""Most characters of a client's name in the name of a metric, which may have 250."""
 
 METRICS, PARAMETERS = 1000, 100
-"""The most that MLflow takes at once."""
+"""The most items that MLflow accepts at once."""
 
 
 class MlflowSink:
-    """Metrics and parameters in `INTO/mlflow.db`, else where MLFLOW_TRACKING_URI says, else in the run's folder.
+    """Metrics and parameters in `INTO/mlflow.db`, in the store of MLFLOW_TRACKING_URI, or in the run's folder.
 
-    MLflow keeps one of two metrics that agree in name, step, time and value. The log holds no clock, so all points
-    carry the time at which the MLflow run was made, and writing them again changes nothing.
+    MLflow keeps one of two metrics that agree in name, step, time and value. The log holds no times, so all points
+    have the time at which the MLflow run was created, and writing them again changes nothing.
 
-    Raises `RunError` for whatever MLflow refuses.
+    Raises:
+        RunError: MLflow refuses.
     """
 
     def __init__(self, source: Source, into: Path | None) -> None:
@@ -59,7 +60,7 @@ class MlflowSink:
             self._run = self._continued(source) or self._new(source)
             self._client.update_run(self._run.info.run_id, status="RUNNING")
         except _FAILURES as error:
-            raise self._trouble(error) from error
+            raise self._error(error) from error
 
     def _continued(self, source: Source) -> Run | None:
         known = _memory(source).get(self.place)
@@ -83,8 +84,8 @@ class MlflowSink:
         )
         run = self._client.create_run(number, run_name=source.method, tags={"trifed.run": source.config.run_id()})
         params = [Param(key, value) for key, value in source.parameters().items()]
-        for some in _batches(params, PARAMETERS):
-            self._client.log_batch(run.info.run_id, params=some)
+        for batch in _batches(params, PARAMETERS):
+            self._client.log_batch(run.info.run_id, params=batch)
         source.folder.write_json(MEMORY, {**_memory(source), self.place: run.info.run_id})
         return run
 
@@ -93,20 +94,20 @@ class MlflowSink:
         now = self._run.info.start_time
         metrics = [Metric(self._name(point.tag), point.value, now, point.step) for point in points]
         try:
-            for some in _batches(metrics, METRICS):
-                self._client.log_batch(self._run.info.run_id, metrics=some)
+            for batch in _batches(metrics, METRICS):
+                self._client.log_batch(self._run.info.run_id, metrics=batch)
         except _FAILURES as error:
-            raise self._trouble(error) from error
+            raise self._error(error) from error
 
     def close(self, finished: bool) -> None:
-        """Mark the MLflow run as over, or as broken off."""
+        """Mark the MLflow run as finished, or as killed."""
         try:
             self._client.set_terminated(self._run.info.run_id, "FINISHED" if finished else "KILLED")
         except _FAILURES as error:
-            raise self._trouble(error) from error
+            raise self._error(error) from error
 
     def _name(self, tag: str) -> str:
-        """A name that MLflow takes; clients whose names it would make alike are told apart by a number."""
+        """Return a metric name that MLflow accepts; a number keeps clients of equal names apart."""
         if tag not in self._names:
             kind, _, rest = tag.partition("/")
             allowed = re.sub(r"^\.*$|[^\w.\- ]", "_", rest)[:LONGEST]
@@ -116,7 +117,7 @@ class MlflowSink:
             self._names[tag] = next(name for name in numbered if name not in taken)
         return self._names[tag]
 
-    def _trouble(self, error: Exception) -> RunError:
+    def _error(self, error: Exception) -> RunError:
         return RunError(f"MLflow at {self.place}: {str(error).strip().splitlines()[0]}")
 
 
@@ -128,7 +129,7 @@ def _store(source: Source, into: Path | None) -> str:
     path = folder / "mlflow.db"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # MLflow itself would try for minutes to open what is no database.
+        # MLflow itself retries for minutes if the file is no database.
         with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA schema_version")
     except (OSError, sqlite3.Error) as error:
@@ -137,7 +138,7 @@ def _store(source: Source, into: Path | None) -> str:
 
 
 def _artifacts(store: str) -> str | None:
-    """Where files would go that belong to an experiment; by default MLflow would make a folder where it stands."""
+    """Return the folder for an experiment's files; MLflow's own default is the working directory."""
     path = Path(store.removeprefix(SQLITE))
     return (path.parent / "mlflow-artifacts").as_uri() if store.startswith(SQLITE) else None
 

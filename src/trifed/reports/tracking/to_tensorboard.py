@@ -1,4 +1,4 @@
-"""A run as TensorBoard event files."""
+"""Write a run as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class TensorBoardSink:
 
     A file cannot be continued, so an earlier one of the same run is replaced: the log has all of its points.
 
-    Raises `RunError` where another run's files are, or nothing can be written.
+    Raises:
+        RunError: The folder holds another run's files, or nothing can be written there.
     """
 
     def __init__(self, source: Source, into: Path | None) -> None:
@@ -30,7 +31,7 @@ class TensorBoardSink:
                 old.unlink()
             self._writer = SummaryWriter(str(self._target), filename_suffix=suffix)
         except OSError as error:
-            raise self._trouble(error) from error
+            raise self._error(error) from error
         self._writer.add_text("configuration", f"```toml\n{source.toml()}```")
 
     def _refuse_others(self, suffix: str) -> None:
@@ -42,17 +43,17 @@ class TensorBoardSink:
             )
 
     def write(self, points: list[Point]) -> None:
-        """Add one round's points, and let a reader see them."""
+        """Add one round's points and flush them to readers."""
         try:
             for point in points:
                 self._writer.add_scalar(point.tag, point.value, point.step)
             self._writer.flush()
         except OSError as error:
-            raise self._trouble(error) from error
+            raise self._error(error) from error
 
     def close(self, finished: bool) -> None:
         """Close the file."""
         self._writer.close()
 
-    def _trouble(self, error: OSError) -> RunError:
+    def _error(self, error: OSError) -> RunError:
         return RunError(f"{self._target}: {error.strerror or error}; no event file can be written there")

@@ -1,0 +1,70 @@
+"""The verdict of an audit in one line, and at most three cautions; both follow from numbers and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trifed.reports.audit.findings import Estimate, Findings
+from trifed.reports.audit.ranking import CLEAR_AUC, attacks, best_first, guess_for, is_above, main_score
+from trifed.reports.document import MOST_CAUTIONS, Caution
+from trifed.reports.format import listing, plural
+
+FEW_TRIALS = 20
+
+
+def verdict(findings: Findings) -> str:
+    """Return the claims that do not hold, else the most that was recovered from the audited method."""
+    start = "" if findings.finished else "Not finished. "
+    broken = [claim.claim.strip().rstrip(".") for claim in findings.claims if not claim.holds]
+    if broken:
+        return f"{start}Does not hold: {listing(broken)}."
+    held = f"{plural(len(findings.claims), 'claim')} held" if findings.claims else "No claim was tested"
+    found = [recovered(findings), members(findings)]
+    return f"{start}{held}: {'; '.join(filter(None, found)) or 'nothing was measured yet'}."
+
+
+def recovered(findings: Findings) -> str:
+    """Return the best reconstruction beside guessing, one that is above guessing if there is any."""
+    rows = best_first(findings, attacks(findings, findings.method))
+    if not rows:
+        return ""
+    row = next((row for row in rows if is_above(findings, row)), rows[0])
+    against = {True: "above guessing", False: "not above guessing", None: "no guesser"}[is_above(findings, row)]
+    best, guess = _score(findings, main_score(findings, row)), guess_for(findings, row)
+    return f"at most {best} recovered, {against} {_score(findings, guess)}".rstrip() + f" (batch of {row.batch})"
+
+
+def members(findings: Findings) -> str:
+    """Return the best attack on membership of the audited method, if it is clearly better than chance."""
+    mine = [row.auc for row in findings.membership if row.method == findings.method]
+    clear = max((auc.mean for auc in mine if auc.low > CLEAR_AUC), default=None)
+    return "" if clear is None else f"members identified with AUC {clear:.2f}"
+
+
+def _score(findings: Findings, found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    return f"F1 {found.mean:.2f}" if findings.kind == "text" else f"{found.mean:.1f} dB"
+
+
+def cautions(findings: Findings) -> list[Caution]:
+    """Return at most three conclusions that the findings do not support."""
+    return [*_about_attacks(findings)][:MOST_CAUTIONS]
+
+
+def _about_attacks(findings: Findings) -> Iterable[Caution]:
+    others = [row for row in attacks(findings) if row.method != findings.method]
+    if findings.reconstruction and not others:
+        yield Caution("no-control", "No control was attacked: nothing shows that the attacks can succeed.")
+    elif others and not any(is_above(findings, row) for row in others):
+        yield Caution("weak-attacks", "No control was read back above guessing: the attacks may be too weak here.")
+    if attacks(findings) and len(attacks(findings)) == len(findings.reconstruction):
+        yield Caution("no-guesser", "There was no guesser: nothing shows which part of a score is guessing.")
+    trials = [row.trials for row in (*findings.reconstruction, *findings.labels)]
+    fewest = min(trials, default=FEW_TRIALS)
+    if fewest < FEW_TRIALS:
+        yield Caution("few-trials", f"A number stands on only {plural(fewest, 'trial')}: read the intervals.")
+    yield Caution(
+        "no-proof", "A failed attack is no proof: only noise with a counted privacy budget bounds all attacks."
+    )
+    yield Caution("honest-server", "A server that changes the base model can learn more than this curious one.")

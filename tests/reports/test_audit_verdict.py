@@ -1,0 +1,133 @@
+"""The verdict of an audit, its cautions, and its comparisons with guessing follow from the numbers."""
+
+from __future__ import annotations
+
+import pytest
+from audits import image_findings, label_row, member, sure, text_findings, text_row
+
+from trifed.reports.audit.findings import Claim, Estimate, Findings, Means
+from trifed.reports.audit.ranking import guess_for, is_above, main_score, methods_of
+from trifed.reports.audit.tables import labels_table, means_table, membership_table, worst_table
+from trifed.reports.audit.verdict import cautions, members, recovered, verdict
+
+QUIET = dict.fromkeys((1, 2, 4, 8, 16), 0.12)
+"""F1 by batch that no interval separates from the guesser's 0.11."""
+
+
+def claim(text: str, holds: bool) -> Claim:
+    return Claim(claim=text, holds=holds, why="numbers")
+
+
+def only(*rows, **changed) -> Findings:
+    """Findings with these reconstructions and nothing else."""
+    return text_findings(reconstruction=list(rows), membership=[], labels=[], means=[], **changed)
+
+
+def codes(findings: Findings) -> list[str]:
+    return [caution.code for caution in cautions(findings)]
+
+
+def against(table) -> list[str | None]:
+    return [row.get("against") for row in table.rows]
+
+
+def test_the_verdict_names_first_the_claims_that_do_not_hold():
+    found = [claim("Nothing comes back.", False), claim("The attack works", True)]
+    assert verdict(text_findings(claims=found)) == "Does not hold: Nothing comes back."
+    found += [claim(f"c{number}", False) for number in range(4)]
+    assert verdict(text_findings(claims=found)).endswith("c0, c1 and 2 others.")
+
+
+def test_else_the_verdict_has_the_best_reconstruction():
+    assert verdict(text_findings()).startswith("2 claims held: ")
+    assert "F1 0.97 recovered, above guessing F1 0.11 (batch of 1)" in verdict(text_findings())
+    assert "F1 0.13 recovered, not above guessing F1 0.11" in verdict(
+        text_findings(QUIET, claims=[claim("c", True)])
+    )
+    assert "14.0 dB recovered, not above guessing 13.0 dB" in verdict(image_findings())
+    assert "18.0 dB recovered, above guessing 13.0 dB" in verdict(image_findings((18.0, 13.0)))
+
+
+def test_the_verdict_prefers_a_row_above_guessing_to_a_higher_one():
+    # A batch of 1 where guessing does as well, and one of 4 that gives something away.
+    rows = [text_row("ce-lora", "span", 0.5), text_row("ce-lora", "guesser", 0.5)]
+    rows += [text_row("ce-lora", "span", 0.4, batch=4), text_row("ce-lora", "guesser", 0.1, batch=4)]
+    assert "F1 0.40 recovered, above guessing F1 0.10 (batch of 4)" in recovered(only(*rows))
+
+
+@pytest.mark.parametrize(("auc", "clear"), [(0.51, False), (0.57, False), (0.59, True)])
+def test_members_are_identified_where_the_interval_lies_over_055(auc, clear):
+    found = text_findings(membership=[member("ce-lora", auc)])
+    assert (f"AUC {auc:.2f}" in members(found)) is clear
+    assert (f"AUC {auc:.2f}" in verdict(found)) is clear
+    assert against(membership_table(found)) == ["above" if clear else "as good"]
+
+
+def test_an_unfinished_or_empty_audit_says_so_first():
+    assert verdict(text_findings(finished=False)).startswith("Not finished. 2 claims held")
+    assert verdict(text_findings(finished=False, claims=[claim("c", False)])) == "Not finished. Does not hold: c."
+    assert recovered(only(claims=[])) == members(only(claims=[])) == ""
+    assert verdict(only(finished=False, claims=[])).startswith("Not finished. No claim was tested")
+
+
+@pytest.mark.parametrize(
+    ("score", "above"),
+    [(0.14, False), (0.149, False), (0.151, True)],  # intervals of ±0.02 part where means are more than 0.04 apart
+)
+def test_above_guessing_is_a_matter_of_intervals(score, above):
+    row = text_row("ce-lora", "span", score)
+    found = only(row, text_row("ce-lora", "guesser", 0.11))
+    assert is_above(found, row) is above
+    assert against(worst_table(found)) == ["above" if above else "as good", None]
+
+
+def test_the_guesser_of_the_same_setting_is_the_one_to_beat():
+    row = text_row("ce-lora", "span", 0.5, batch=4)
+    here, other = (text_row(m, "guesser", f1, batch=4) for m, f1 in (("ce-lora", 0.1), ("fedavg-full", 0.2)))
+    elsewhere = text_row("ce-lora", "guesser", 0.9, batch=1)
+    assert guess_for(only(row, elsewhere, other, here), row) == here.scores["f1"]
+    assert guess_for(only(row, elsewhere, other), row) == other.scores["f1"]
+    assert guess_for(only(row, elsewhere), row) is None
+
+
+def test_without_a_guesser_nothing_is_called_safe_or_lost():
+    found = only(text_row("ce-lora", "span", 0.9), text_row("ce-lora", "span", 0.1, sees="update"))
+    assert is_above(found, found.reconstruction[0]) is None
+    assert against(worst_table(found)) == [None, None]
+    assert "no guesser" in recovered(found)
+    assert "no-guesser" in codes(found)
+
+
+def test_controls_are_not_the_method():
+    row = text_row("fedavg-full", "span", 0.99, knows="base")
+    found = only(row, text_row("ce-lora", "span", 0.11), text_row("ce-lora", "guesser", 0.11))
+    assert "0.99" not in verdict(found)
+    assert methods_of(found) == ("ce-lora", "fedavg-full", "fedavg-lora")
+
+
+@pytest.mark.parametrize(("share", "above"), [(0.9, True), (0.55, False)])
+def test_labels_and_means_are_compared_with_chance(share, above):
+    row = Means(method="ce-lora", examples=5.0, components=9, found=sure(share, 0.1), chance=0.5, attempts=[])
+    assert against(means_table(text_findings(means=[row]))) == ["above" if above else "as good"]
+    labels = text_findings(labels=[label_row(0.92 if above else 0.33)])  # a guesser has 0.3
+    assert against(labels_table(labels)) == ["above" if above else "as good"]
+
+
+def test_cautions_follow_from_what_was_tried():
+    assert codes(text_findings()) == ["no-proof", "honest-server"]
+    alone = only(text_row("ce-lora", "span", 0.1), text_row("ce-lora", "guesser", 0.1))
+    assert codes(alone)[0] == "no-control"
+    weak = only(*alone.reconstruction, text_row("fedavg-full", "span", 0.1))
+    assert codes(weak)[0] == "weak-attacks"
+    few = only(text_row("ce-lora", "span", 0.1, trials=7))
+    assert codes(few) == ["no-control", "no-guesser", "few-trials"]
+
+
+def test_an_exact_image_has_a_score_and_none_at_all_has_none():
+    # An exact copy has no error, and so an infinite PSNR.
+    exact = image_findings().reconstruction[0]
+    inf = float("inf")
+    copied = exact.model_copy(update={"scores": {"psnr": Estimate(mean=inf, low=40.0, high=inf)}})
+    assert main_score(image_findings(), copied) == Estimate(mean=100.0, low=40.0, high=100.0)
+    nothing = exact.model_copy(update={"scores": {"psnr": Estimate(mean=float("nan"), low=0.0, high=0.0)}})
+    assert main_score(image_findings(), nothing) is None
