@@ -91,7 +91,7 @@ def rescored(folder: Path) -> dict[str, float]:
     everybody = np.stack([train for train, _ in counts])
     found: dict[str, list[float]] = {rule: [] for rule in RULES}
     for site, (train, valid) in zip(run.clients, counts, strict=True):
-        client = site.client
+        client = site.dataset
         model = site._at("between", run.server.arrives(client.index))
         for name, rule in RULES.items():
             prior = rule(train, valid, everybody)

@@ -118,7 +118,7 @@ def client_summary(group: Summary, rng: np.random.Generator, known: bool) -> Sum
 def play(server: Server, number: int, examples: list[int], changes: list[np.ndarray]) -> Json:
     """One round of all clients; seconds of the server's parts, and bytes."""
     found: Json = dict.fromkeys(("download_s", "accept_s", "aggregate_s", "bytes_in", "bytes_out"), 0)
-    wire, none = server.context.wire, np.zeros_like(server.start)
+    wire, none = server.context.compression, np.zeros_like(server.start)
     for client in range(len(examples)):
         took, payload = timed(partial(server.download, number, client))
         found["download_s"] += took
@@ -172,7 +172,7 @@ def measure(name: str, clients: int, rounds: int, seed: int, opens: bool, work: 
     if "weights" in server.state:
         rows = np.packbits(server.state["weights"] > 0, axis=1)
         found["different_rows_of_who_shares"] = len({row.tobytes() for row in rows})
-    return found | {"before_mib": before, "values": len(start), "bits": context.wire.bits or 32}
+    return found | {"before_mib": before, "values": len(start), "bits": context.compression.bits or 32}
 
 
 # -- all sizes

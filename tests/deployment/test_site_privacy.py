@@ -80,7 +80,7 @@ def test_no_reply_has_an_exact_fact_of_the_data(private):
             assert reply.facts == {}
     # Which is worth asserting only where the numbers are others than the exact ones.
     assert any(
-        reply.facts["examples"] != len(channel.clients[request.facts["place"]].site.client.train)
+        reply.facts["examples"] != len(channel.clients[request.facts["place"]].site.dataset.train)
         for request, reply in told
         if request.kind == "open"
     )

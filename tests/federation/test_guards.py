@@ -13,7 +13,7 @@ from test_cli_help import call
 from trifed import make_config, resume, run
 from trifed.common.errors import RunError
 from trifed.config.settings import TrainingSettings
-from trifed.federation import client as site_module
+from trifed.federation import guards as guards_module
 from trifed.federation.client_update import TRAINING, ClientDataset
 from trifed.federation.guards import FLOOR, few_tokens, refuse_few_tokens, small_components, tokens_needed
 from trifed.federation.run_folder import RunFolder
@@ -226,7 +226,7 @@ def test_a_summary_on_few_examples(policy, toy_values, tmp_path, monkeypatch):
         floors.append(summary.counts.min())
         return small_components(summary_on([FLOOR - 1]))
 
-    monkeypatch.setattr(site_module, "small_components", below)
+    monkeypatch.setattr(guards_module, "small_components", below)
     config = make_config(toy_values(method="ce-lora", rounds=1, privacy={"small_components": policy}))
     if policy == "refuse":
         with pytest.raises(RunError, match=r"privacy\.small_components: 1 of 1"):

@@ -9,7 +9,14 @@ import torch
 from trifed import make_config
 from trifed.common.errors import MessageError
 from trifed.data import make_clients
-from trifed.federation.client import Client, Limits, adapted_layout, receive_shared_projections
+from trifed.federation.client import (
+    AcceptanceLimits,
+    Client,
+    ClientSettings,
+    adapted_layout,
+    receive_shared_projections,
+)
+from trifed.federation.client_privacy import NoPrivacy
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
 from trifed.federation.preparation import quiet
@@ -44,9 +51,8 @@ def parts(config):
 def site_of(config, index):
     data, shared_model, clients = parts(config)
     context = run_context(config, shared_model.layout, shared_model.fingerprint)
-    return Client(
-        context, shared_model, clients[index], config.training, config.seed, config.rounds, len(data.label_names)
-    )
+    settings = ClientSettings.of(config, len(data.label_names))
+    return Client(context, shared_model, clients[index], settings, NoPrivacy())
 
 
 def apart(config):
@@ -57,10 +63,10 @@ def apart(config):
     if first.context.method.shared_projections:
         layers = adapted_layout(first.shared_model)
         projections = server.make_shared_projections(
-            {site.client.index: site.gradient() for site in sites}, layers
+            {site.dataset.index: site.gradient() for site in sites}, layers
         )
         for site in sites:
-            index = site.client.index
+            index = site.dataset.index
             receive_shared_projections(
                 site.shared_model,
                 site.context,
@@ -71,12 +77,12 @@ def apart(config):
         np.testing.assert_array_equal(server.start, first.shared_model.start_values)
     for site in sites:
         site.start()
-    summaries = {site.client.index: site.summary() for site in sites}
+    summaries = {site.dataset.index: site.summary() for site in sites}
     server.open({client: payload for client, payload in summaries.items() if payload})
     for number in range(1, ROUNDS + 1):
         uploads = []
         for site in sites:
-            index = site.client.index
+            index = site.dataset.index
             done = site.round(number, server.download(number, index))
             uploads += [server.accept(number, index, done.upload)] if done.upload else []
         server.aggregate(uploads)
@@ -100,9 +106,9 @@ def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_p
     for name, array in server.state.items():
         np.testing.assert_array_equal(array, together.server.state[name], err_msg=name)
     for site, other in zip(sites, together.clients, strict=True):
-        payload = server.download(ROUNDS + 1, site.client.index)
+        payload = server.download(ROUNDS + 1, site.dataset.index)
         arrived = None if payload is None else site.take(ROUNDS + 1, payload)
-        final = together.final_tensors(site.client.index)
+        final = together.final_tensors(site.dataset.index)
         for name, tensor in site.tensors(site.context.method.evaluated_model, arrived).items():
             assert torch.equal(tensor, final[name]), name
         assert site.state.steps == other.state.steps
@@ -134,8 +140,10 @@ def test_what_is_worse_for_its_own_data_is_not_taken(worse_by, kept, toy_values)
         one.round(1, None)
     noise = 3 * np.random.default_rng(0).standard_normal(site.shared_model.start_values.shape).astype(np.float32)
     header = site.context.header("download", 2, 0)
-    done = site.round(2, site.context.wire.encode(header, noise, site.known), Limits(worse_by=worse_by))
-    assert done.kept_own is kept
+    done = site.round(
+        2, site.context.compression.encode(header, noise, site.reference), AcceptanceLimits(worse_by=worse_by)
+    )
+    assert done.rejected_download is kept
     undisturbed = other.round(2, None)
     assert (done.loss == undisturbed.loss) is kept
 
@@ -148,8 +156,10 @@ def test_others_get_the_share_that_a_client_allows_them(toy_values):
     site.round(1, None)
     own = site.shared_model.pack(site.state.tensors)
     came = np.random.default_rng(0).standard_normal(len(own)).astype(np.float32)
-    payload = site.context.wire.encode(site.context.header("download", 2, site.client.index), came, site.known)
-    taken = {share: site.take(2, payload, Limits(others_at_most=share)) for share in (0.0, 0.25, 1.0)}
+    payload = site.context.compression.encode(
+        site.context.header("download", 2, site.dataset.index), came, site.reference
+    )
+    taken = {share: site.take(2, payload, AcceptanceLimits(others_at_most=share)) for share in (0.0, 0.25, 1.0)}
     np.testing.assert_allclose(taken[0.0], own, atol=1e-6)
     np.testing.assert_allclose(taken[0.25], 0.75 * own + 0.25 * came, atol=1e-6)
     np.testing.assert_array_equal(taken[1.0], came)

@@ -12,12 +12,13 @@ from trifed import make_config
 from trifed.common.errors import RunError
 from trifed.config.settings import PrivacySettings
 from trifed.data import make_clients
-from trifed.federation.client import Client
+from trifed.federation.client import Client, ClientSettings
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import DpContext, DpMechanism
 from trifed.federation.messages import decode, decode_summary
 from trifed.federation.shared_model import build_shared_model
+from trifed.federation.upload import ClipAndNoise
 from trifed.methods import METHODS
 from trifed.privacy import seeded_noise
 from trifed.tasks import TASKS
@@ -26,19 +27,32 @@ PRIVACY = {"summary": {"epsilon": 4.0}, "update": {"epsilon": 8.0, "clip": 0.5}}
 ROUNDS = 3
 
 
-class Recording(DpMechanism):
-    """A noising that keeps what it has noised; with a `script` that is what it says, whatever it is given."""
+class RecordingStep(ClipAndNoise):
+    """Clip and noise that records changes and noised changes; `script`, if given, replaces the noised ones."""
 
     script: list[np.ndarray] | None = None
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, step):
+        super().__init__(step.clip, step.multiplier, step.noise)
         self.given, self.made = [], []
 
-    def noised(self, number, change):
-        self.given.append(change)
-        self.made.append(super().noised(number, change) if self.script is None else self.script[number - 1])
-        return self.made[-1]
+    def apply(self, values, reference, round_number, memory):
+        self.given.append(values - reference)
+        noised = super().apply(values, reference, round_number, memory) - reference
+        self.made.append(noised if self.script is None else self.script[round_number - 1])
+        return reference + self.made[-1]
+
+
+class Recording(DpMechanism):
+    """A mechanism whose steps record."""
+
+    def upload_steps(self):
+        return [RecordingStep(step) for step in super().upload_steps()]
+
+
+def recorded(site):
+    [step] = [step for step in site.uploads.steps if isinstance(step, RecordingStep)]
+    return step
 
 
 @pytest.fixture
@@ -66,17 +80,8 @@ def site_of(toy_values, tmp_path):
             config.privacy, DpContext("x", tmp_path / name, ROUNDS, config.training.steps, draw)
         )
         context = run_context(config, shared_model.layout, shared_model.fingerprint)
-        site = Client(
-            context,
-            shared_model,
-            client,
-            config.training,
-            config.seed,
-            ROUNDS,
-            len(data.label_names),
-            config.privacy,
-            dp_mechanism,
-        )
+        settings = ClientSettings.of(config, len(data.label_names))
+        site = Client(context, shared_model, client, settings, dp_mechanism)
         site.start()
         return site
 
@@ -93,8 +98,8 @@ def all_rounds(site):
     uploads = [site.round(1, None).upload]
     header = site.context.header("download", 2, 0)
     rng = np.random.default_rng(5)
-    values = (site.received + 0.01 * rng.standard_normal(len(site.received))).astype(np.float32)
-    uploads.append(site.round(2, site.context.wire.encode(header, values, site.known)).upload)
+    values = (site.reference + 0.01 * rng.standard_normal(len(site.reference))).astype(np.float32)
+    uploads.append(site.round(2, site.context.compression.encode(header, values, site.reference)).upload)
     return [numbers(upload) for upload in [*uploads, site.round(3, None).upload]]
 
 
@@ -115,27 +120,25 @@ def test_uploads_are_a_function_of_the_noised_changes_alone(method, bits, site_o
     one = site_of(method, 0, wire={"bits": bits})
     sent = all_rounds(one)
     other = site_of(method, 1, name="b", wire={"bits": bits})
-    other.dp_mechanism.script = one.dp_mechanism.made
+    recorded(other).script = recorded(one).made
     assert all_rounds(other) == sent
-    assert not np.array_equal(
-        one.dp_mechanism.given[0], other.dp_mechanism.given[0]
-    )  # they did learn other things
+    assert not np.array_equal(recorded(one).given[0], recorded(other).given[0])  # they did learn other things
 
 
 def test_what_is_told_is_what_was_received_and_the_noised_change(site_of):
     site = site_of("fedavg-lora", 0)
-    start = site.received
+    start = site.reference
     told = decode(site.round(1, None).upload, site.context.header("upload", 1, 0))[1]["values"]
-    np.testing.assert_array_equal(told, start + site.dp_mechanism.made[0])
+    np.testing.assert_array_equal(told, start + recorded(site).made[0])
 
 
 def test_noise_has_the_size_it_should_have(site_of):
     site = site_of("fedavg-lora", 0)
     site.round(1, None)
-    change, made = site.dp_mechanism.given[0].astype(np.float64), site.dp_mechanism.made[0]
+    change, made = recorded(site).given[0].astype(np.float64), recorded(site).made[0]
     assert np.linalg.norm(change) > 0.5  # so that it is clipped
     noise = made - 0.5 * change / np.linalg.norm(change)
-    sigma = 0.5 * site.dp_mechanism.update_noise
+    sigma = 0.5 * site.privacy.update_noise
     # 1,123 numbers: the standard error of their root mean square is σ/√(2n); five of them.
     assert np.sqrt((noise**2).mean()) == pytest.approx(sigma, rel=5 / np.sqrt(2 * len(noise)))
 
@@ -155,7 +158,7 @@ def test_the_same_data_tell_the_same_summary_and_other_data_a_new_release(site_o
     again = site_of("own-prior", 0, noise=99)  # a new process, whose noise is another
     assert again.examples == site.examples
     assert numbers(again.summary("data")) == first
-    assert len(again.dp_mechanism.ledger.book.entries) == 1
+    assert len(again.privacy.ledger.book.entries) == 1
     before = (tmp_path / "a" / "summary.safetensors").read_bytes()
     with pytest.raises(RunError, match="releases"):
         again.summary("other data")
@@ -167,7 +170,7 @@ def test_a_summary_that_was_kept_and_not_entered_is_entered_before_it_is_told(si
     (tmp_path / "a" / "ledger.json").unlink()  # as if the process had ended between the two
     site = site_of("own-prior", 0)
     assert numbers(site.summary("data")) == first
-    assert len(site.dp_mechanism.ledger.book.entries) == 1
+    assert len(site.privacy.ledger.book.entries) == 1
 
 
 def test_summaries_for_as_many_changes_of_data_as_planned(toy_values, tmp_path):
@@ -192,17 +195,17 @@ def test_summaries_for_as_many_changes_of_data_as_planned(toy_values, tmp_path):
 def test_who_has_no_examples_is_told_apart_by_nothing(site_of):
     # It takes part: its change is 0, its upload is noise, its summary too.
     site = site_of("own-prior", 0)
-    none = replace(site.client.train, **{
-        field.name: getattr(site.client.train, field.name)[:0]
-        for field in fields(site.client.train)
-        if hasattr(getattr(site.client.train, field.name), "__getitem__")
+    none = replace(site.dataset.train, **{
+        field.name: getattr(site.dataset.train, field.name)[:0]
+        for field in fields(site.dataset.train)
+        if hasattr(getattr(site.dataset.train, field.name), "__getitem__")
     })  # fmt: skip
-    site.client = replace(site.client, train=none)
+    site.dataset = replace(site.dataset, train=none)
     told = decode_summary(site.summary("none"), site.context.header("summary", 0, 0))
     assert told.class_labels.tolist() == [0, 1, 2]
     assert site.examples >= 1
     assert len(all_rounds(site)) == 3
-    assert not site.dp_mechanism.given[0].any()
+    assert not recorded(site).given[0].any()
 
 
 def test_where_training_is_noised_the_prior_starts_from_noised_counts(site_of):
@@ -214,10 +217,10 @@ def test_where_training_is_noised_the_prior_starts_from_noised_counts(site_of):
     counts = told.class_counts + 0.1
     np.testing.assert_allclose(site.own["head.bias"], np.log(counts / counts.sum()), rtol=1e-5)
     np.testing.assert_array_equal(site.state.tensors["head.bias"], site.own["head.bias"])
-    exact = np.bincount(site.client.train.labels, minlength=3)
+    exact = np.bincount(site.dataset.train.labels, minlength=3)
     assert told.class_counts.tolist() != exact.tolist()
     # Without noise the labels of validation examples would count in what is used.
-    assert len(site.client.valid)
+    assert len(site.dataset.valid)
     np.testing.assert_allclose(site.tensors("between", None)["head.bias"], site.own["head.bias"], atol=1e-6)
     again = site_of("own-prior", 0, **changes)  # a new process begins with what was told
     np.testing.assert_array_equal(again.own["head.bias"], site.own["head.bias"])

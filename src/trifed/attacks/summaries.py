@@ -41,15 +41,15 @@ def seen(target: TargetClient, site: Client) -> Seen | None:
     payload, settings = site.summary(), target.config.training
     if payload is None:
         return None
-    header = site.context.header("summary", 0, site.client.index)
-    seeds = summary_seeds(target.config.seed, site.client.index)
+    header = site.context.header("summary", 0, site.dataset.index)
+    seeds = summary_seeds(target.config.seed, site.dataset.index)
     parts = []
-    for data in (site.client.train, site.client.test):
+    for data in (site.dataset.train, site.dataset.test):
         points = projected(target.shared_model.base_features(data, settings), seeds, site.context.summary_dim)
         parts.append(unit(points) if target.config.privacy.summary else points.astype(np.float64))
     return Seen(
-        decode_summary(payload, header, site.context.summary_dim), parts[0], site.client.train.labels, parts[1],
-        site.client.test.labels,
+        decode_summary(payload, header, site.context.summary_dim), parts[0], site.dataset.train.labels, parts[1],
+        site.dataset.test.labels,
     )  # fmt: skip
 
 

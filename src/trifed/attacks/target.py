@@ -15,10 +15,11 @@ from torch import Tensor
 
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
-from trifed.federation.client import Client
+from trifed.federation.client import Client, ClientSettings
 from trifed.federation.client_update import ClientDataset
+from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.simulation import Simulation, simulated_dp_mechanism
+from trifed.federation.simulation import Simulation
 from trifed.federation.training import seeded, steps_a_round
 from trifed.methods.base import is_factor
 from trifed.methods.packing import Tensors, Vector, unpack
@@ -95,7 +96,7 @@ class TargetClient:
     @property
     def client(self) -> ClientDataset:
         """The client's examples."""
-        return self.site.client
+        return self.site.dataset
 
     @property
     def others(self) -> list[ClientDataset]:
@@ -127,15 +128,11 @@ class TargetClient:
     def _sent(self, site: Client) -> Tensors:
         sim, number = self.simulation, self.round + 1
         site.state = self.site.state
-        known = site.known
-        if self.download is not None and sim.context.wire.bits is not None:
-            header = sim.context.header("download", number, site.client.index)
-            known = sim.context.wire.decode(self.download, header, known)[1]
         payload = site.round(number, self.download).upload
         if payload is None:
             raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
-        header = sim.context.header("upload", number, site.client.index)
-        values = sim.context.wire.decode(payload, header, known)[1]
+        header = sim.context.header("upload", number, site.dataset.index)
+        values = sim.context.compression.decode(payload, header, site.reference)[1]
         return unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
 
     @contextmanager
@@ -145,11 +142,11 @@ class TargetClient:
         Its ledger is one of its own: an audit spends nothing.
         """
         sim, config, labels = self.simulation, self.config, len(self.simulation.data.label_names)
-        privacy = config.privacy.model_copy(update=LETS_OUT)
+        settings = ClientSettings.of(config, labels)
+        settings = replace(settings, guards=settings.guards.model_copy(update=LETS_OUT))
         with TemporaryDirectory(prefix="trifed-audit-") as scratch:
-            dp_mechanism = simulated_dp_mechanism(config, client, Path(scratch))
-            about = (config.training, config.seed, config.rounds, labels, privacy, dp_mechanism)
-            yield Client(sim.context, self.shared_model, client, *about)
+            privacy = simulated_privacy(config, client, Path(scratch))
+            yield Client(sim.context, self.shared_model, client, settings, privacy)
 
     def steps(self, examples: int) -> int:
         """Optimiser steps of a round on that many examples."""
@@ -190,6 +187,6 @@ def target_client(simulation: Simulation, index: int, done: int) -> TargetClient
     values: Vector | None = None
     if download is not None:
         header = simulation.context.header("download", done + 1, index)
-        values = simulation.context.wire.decode(download, header, site.known)[1]
+        values = simulation.context.compression.decode(download, header, site.reference)[1]
     before = site.state.tensors if values is None else simulation.shared_model.receive(site.state.tensors, values)
     return TargetClient(simulation.config, simulation, site, done, download, before)

@@ -76,7 +76,7 @@ MOVED = {
     "trifed.federation.noising": "trifed.federation.dp_mechanism",
     "trifed.federation.placing": "trifed.federation.device_placement",
     "trifed.federation.private_training": "trifed.federation.dp_sgd",
-    "trifed.federation.quantise": "trifed.federation.quantisation",
+    "trifed.federation.quantise": "trifed.federation.compression",
     "trifed.federation.site": "trifed.federation.client",
     "trifed.federation.spending": "trifed.federation.privacy_report",
     "trifed.federation.store": "trifed.federation.run_folder",

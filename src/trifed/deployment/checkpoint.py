@@ -55,7 +55,7 @@ class ServerCheckpoint:
             lora_bytes: Size of one message of `fedavg-lora` on this model.
         """
         base, digest = identity
-        layout = write_layout(server.context.wire.layout)
+        layout = write_layout(server.context.compression.layout)
         self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora_bytes}
         self.folder.write_json(FACTS, self.facts)
 

@@ -13,6 +13,7 @@ from trifed.config.run import RunConfig
 from trifed.deployment.protocol import Fact, Request
 from trifed.deployment.refusals import RefusalCode, RefusedError
 from trifed.deployment.site_settings import SiteSettings
+from trifed.federation.client_privacy import ClientPrivacy, NoPrivacy
 from trifed.federation.dp_mechanism import DpContext, DpMechanism, digest_of
 from trifed.federation.privacy_report import promise
 from trifed.federation.run_folder import PRIVACY
@@ -23,13 +24,13 @@ UNTOLD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds
 """In the place of facts that depend on a client's data."""
 
 
-def site_dp_mechanism(config: RunConfig, folder: Path, name: str) -> DpMechanism | None:
+def site_privacy(config: RunConfig, folder: Path, name: str) -> ClientPrivacy:
     """A client's noise, its ledger in the run's folder at the node; None where the run has no [privacy].
 
     Noise is the operating system's, never the run's seed, which the server knows.
     """
     if not config.privacy.on:
-        return None
+        return NoPrivacy()
     return DpMechanism(
         config.privacy,
         DpContext(name, folder / PRIVACY, config.rounds, config.training.steps, lambda *_: secure_noise),

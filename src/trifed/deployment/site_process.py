@@ -18,10 +18,10 @@ from trifed.data import content_hash, make_client, rows_hash
 from trifed.deployment.phases import check_asked_for
 from trifed.deployment.protocol import Reply, Request, digest, read_layout, write_layout
 from trifed.deployment.refusals import RefusalCode, RefusedError, code_of
-from trifed.deployment.site_privacy import UNTOLD, key_of, site_dp_mechanism, within
+from trifed.deployment.site_privacy import UNTOLD, key_of, site_privacy, within
 from trifed.deployment.site_settings import LEFT, SiteSettings
 from trifed.deployment.site_store import BASES, SiteStore, first_known
-from trifed.federation.client import Client, Limits, adapted_layout
+from trifed.federation.client import AcceptanceLimits, Client, ClientSettings, adapted_layout
 from trifed.federation.client_model import save_client
 from trifed.federation.client_update import ClientDataset, ClientState, score
 from trifed.federation.context import decode_tensors, run_context
@@ -89,7 +89,7 @@ class SiteProcess:
 
     def _say_warnings(self, reply: Reply) -> Reply:
         """Say here, and not to the server, what was let out although there is something against it."""
-        for setting, text in self.site.warned.items() if self.site else ():
+        for setting, text in self.site.guards.warnings.items() if self.site else ():
             if setting not in self.warned:
                 LOGGER.warning("%s", text)
                 self.warned.add(setting)
@@ -118,8 +118,8 @@ class SiteProcess:
             store.begin()
         self._place(request.number("place"))
         site = self._site()
-        if site.dp_mechanism and request.facts.get("again"):
-            site.dp_mechanism.opened_again(summarises=site.context.method.summarise is not None)
+        if request.facts.get("again"):
+            site.privacy.on_reopen(has_summary=site.context.method.summarise is not None)
         summary = site.summary(self.rows)
         parts = {} if summary is None else {"summary": summary}
         told: dict[str, Any] = {"examples": site.examples, "layout": write_layout(shared_model.layout)}
@@ -129,7 +129,7 @@ class SiteProcess:
             write_layout(adapted_layout(shared_model)) if site.context.method.shared_projections else "[]"
         )
         if request.facts.get("start"):
-            header = site.context.header("start", 0, site.client.index)
+            header = site.context.header("start", 0, site.dataset.index)
             parts["start"] = encode_values(header, shared_model.start_values)
         return Reply(told, parts)
 
@@ -139,7 +139,7 @@ class SiteProcess:
     def _shared_projections(self, request: Request) -> Reply:
         shared_model, store = self._parts()
         site, layout = self._at_hand(request), read_layout(request.text("layout"))
-        header = site.context.header("frames", 0, site.client.index)
+        header = site.context.header("frames", 0, site.dataset.index)
         shared_projections = decode_tensors(request.part("frames"), header, layout)[1]
         if store.last_round() is not None and store.has_other_shared_projections(shared_projections):
             raise RefusedError(
@@ -163,17 +163,16 @@ class SiteProcess:
             )
         if self._lacks_shared_projections():
             return Reply(lost=True)
-        sent = store.message(key_of(request)) if site.dp_mechanism else None
-        if site.dp_mechanism and sent:
-            site.dp_mechanism.enter(number, sent)
+        sent = store.message(key_of(request)) if site.privacy.active else None
+        if sent:
+            site.privacy.on_release(number, sent)
             return Reply(UNTOLD, {"upload": sent})
         if counts == 0:
             site.start()
         else:
             found = store.state_after(counts, site.own)
             if found is None:
-                if site.dp_mechanism:
-                    site.dp_mechanism.lose()
+                site.privacy.on_state_lost()
                 return Reply({"has": store.restored()}, lost=True)
             site.state = found
         return self._trained(request, site, store)
@@ -182,11 +181,11 @@ class SiteProcess:
         """One round from the state at hand; what it leaves is kept before it is told."""
         number, counts = request.number("round"), request.number("counts")
         began, before = time.monotonic(), site.state
-        limits = Limits(self.settings.worse_by, self.settings.others_at_most)
+        limits = AcceptanceLimits(self.settings.worse_by, self.settings.others_at_most)
 
         def keep(state: ClientState, upload: bytes | None) -> None:
             store.keep(number, counts, state, site.own)
-            if site.dp_mechanism and upload:
+            if site.privacy.active and upload:
                 store.keep_message(key_of(request), upload)
 
         try:
@@ -194,9 +193,9 @@ class SiteProcess:
         except TrifedError:
             site.state = before
             raise
-        told: dict[str, Any] = {"loss": done.loss, "steps": done.steps, "kept_own": int(done.kept_own)}
+        told: dict[str, Any] = {"loss": done.loss, "steps": done.steps, "kept_own": int(done.rejected_download)}
         told["seconds"] = round(time.monotonic() - began, 3)
-        return Reply(UNTOLD if site.dp_mechanism else told, {"upload": done.upload} if done.upload else {})
+        return Reply(UNTOLD if site.privacy.active else told, {"upload": done.upload} if done.upload else {})
 
     def _finish(self, request: Request) -> Reply:
         shared_model, store = self._parts()
@@ -207,16 +206,19 @@ class SiteProcess:
         if found is None:
             return Reply({"has": store.restored()}, lost=True)
         site.state = found
-        download, limits = request.parts.get("download"), Limits(others_at_most=self.settings.others_at_most)
+        download, limits = (
+            request.parts.get("download"),
+            AcceptanceLimits(others_at_most=self.settings.others_at_most),
+        )
         arrived = None if download is None else site.take(number, download, limits)
         tensors = site.tensors(site.context.method.evaluated_model, arrived)
         names = list(self._config().data.labels or [])
         save_client(store.model, shared_model, tensors, names, self._base().source)
-        if not self.settings.tell_scores or site.dp_mechanism:
+        if not self.settings.tell_scores or site.privacy.active:
             return Reply()
         told: dict[str, Any] = {}
         for split in ("valid", "test"):
-            scores = facts_of(score(shared_model, tensors, getattr(site.client, split), site.training))
+            scores = facts_of(score(shared_model, tensors, getattr(site.dataset, split), site.settings.training))
             told |= {f"{split}_{name}": value for name, value in scores.items()}
         return Reply(told)
 
@@ -301,9 +303,8 @@ class SiteProcess:
         shared_projections = self._parts()[1].shared_projections()
         if shared_projections is not None:
             shared_model.set_shared_projections(shared_projections)
-        dp_mechanism = site_dp_mechanism(config, self._parts()[1].folder, self.settings.name)
-        about = (config.training, config.seed, config.rounds, labels, config.privacy, dp_mechanism)
-        self.site = Client(context, shared_model, client, *about)
+        privacy = site_privacy(config, self._parts()[1].folder, self.settings.name)
+        self.site = Client(context, shared_model, client, ClientSettings.of(config, labels), privacy)
         self.site.start()
 
     def _data_changed(self, place: int, mark: str) -> bool:

@@ -144,12 +144,12 @@ class SiteTransport:
         try:
             if kind == "train":
                 facts = (reply.real("loss"), reply.number("steps"), reply.real("seconds"))
-                payload = reply.part("upload") if self.server.context.wire.layout else None
+                payload = reply.part("upload") if self.server.context.compression.layout else None
                 return Reply(sent, payload, *facts, kept_own=bool(reply.facts.get("kept_own")))
             if kind == "finish":
                 return Reply(sent, scores=_scores(reply))
             if kind == "projections":
-                expected = digest(self.server.context.wire.layout, self.server.start)
+                expected = digest(self.server.context.compression.layout, self.server.start)
                 same = reply.facts.get("digest") == expected
                 return Reply(sent) if same else rejected_for(RefusalCode.STARTS_ELSEWHERE)
             return Reply(sent, reply.part(kind))

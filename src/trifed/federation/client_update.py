@@ -1,4 +1,4 @@
-"""What a client does in a round: take a download, train, make an upload. The same on every engine."""
+"""Local training of one round, and the state that a client keeps between rounds, on any engine."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from trifed.federation.training import (
     steps_a_round,
     train_locally,
 )
+from trifed.federation.upload import Memory
 from trifed.methods.base import Proximal, SummarySeeds
-from trifed.methods.packing import Tensors, Vector
+from trifed.methods.packing import Vector
 from trifed.tasks import Encoded
 
 HEAD = "head.weight"
@@ -37,7 +38,7 @@ TRAINING, SUMMARY, SAMPLING, PROJECTION, NOISE = 1, 2, 3, 4, 5
 
 @dataclass(frozen=True)
 class ClientDataset:
-    """One site and its tokenised data. `index`: its place among the run's clients."""
+    """A client's tokenised data. `index`: its place among the run's clients."""
 
     index: int
     name: str
@@ -48,74 +49,80 @@ class ClientDataset:
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps from round to round: its tensors, AdamW's moments, optimiser steps so far.
+    """Everything that a client keeps from round to round.
 
-    Where few bits travel also `wire`: `received`, (n_values,), what it received last, against which changes are
-    sent; `owed`, (n_values,), what rounding has kept back from its uploads.
+    Attributes:
+        tensors: trained tensors by name.
+        moments: moments of AdamW.
+        steps: optimiser steps since the first round.
+        memory: what the steps of an upload keep, see `upload.py`.
     """
 
     tensors: dict[str, Tensor]
     moments: Moments
     steps: int
-    wire: Tensors = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Round:
-    """What a client's round leaves: its state, the mean training loss in nats, and the tensors to send from."""
+class TrainedRound:
+    """Result of a round's training.
+
+    Attributes:
+        state: the client's state after it.
+        loss: mean training loss, nats.
+        sent: tensors from which the upload is made.
+    """
 
     state: ClientState
     loss: float
-    sends: dict[str, Tensor]
+    sent: dict[str, Tensor]
 
 
 def train_round(
     shared_model: SharedModel,
-    client: ClientDataset,
+    dataset: ClientDataset,
     state: ClientState,
-    download: Vector | None,
+    received: Vector | None,
     settings: TrainingSettings,
     *,
     seed: int,
     round_number: int,
     rounds: int,
     proximal: Proximal | None = None,
-    privately: DpSgd | None = None,
-) -> Round:
-    """Take the download and train for one round."""
-    tensors = state.tensors if download is None else shared_model.receive(state.tensors, download)
-    shared_model.load(tensors)
+    dp_sgd: DpSgd | None = None,
+) -> TrainedRound:
+    """Train for one round, from the received values where there are any, (n_values,)."""
+    shared_model.load(state.tensors if received is None else shared_model.receive(state.tensors, received))
     proximal_term = (
         ProximalTerm(proximal, {name: shared_model.parameters[name] for name, _ in shared_model.layout})
         if proximal
         else None
     )
+    steps_a_run = rounds * ((dp_sgd and settings.steps) or steps_a_round(len(dataset.train), settings))
     trained = train_locally(
         shared_model.model,
         shared_model.parameters,
-        client.train,
+        dataset.train,
         settings,
-        rng=seeded(seed, TRAINING, round_number, client.index),
+        rng=seeded(seed, TRAINING, round_number, dataset.index),
         steps_before=state.steps,
-        steps_in_all=rounds * ((privately and settings.steps) or steps_a_round(len(client.train), settings)),
+        steps_in_all=steps_a_run,
         moments=state.moments,
         proximal_term=proximal_term,
-        privately=privately,
+        privately=dp_sgd,
     )
     moments = trained.moments if settings.optimizer_state == "keep" else {}
     after = replace(state, tensors=shared_model.take(), moments=moments, steps=state.steps + trained.steps)
-    anchors = (
-        {name: tensor.cpu() for name, tensor in proximal_term.anchors.items()}
-        if proximal_term and proximal_term.term.moves
-        else {}
-    )
-    return Round(after, trained.loss, {**after.tensors, **anchors})
+    anchors = proximal_term.anchors if proximal_term and proximal_term.term.moves else {}
+    sent = {**after.tensors, **{name: tensor.cpu() for name, tensor in anchors.items()}}
+    return TrainedRound(after, trained.loss, sent)
 
 
 def score(
     shared_model: SharedModel, tensors: dict[str, Tensor], data: Encoded, settings: TrainingSettings
 ) -> Scores:
-    """Loss and accuracy of a client's tensors on some data."""
+    """Return loss and accuracy of a client's tensors on some data."""
     shared_model.load(tensors)
     return evaluate(shared_model.model, data, settings)
 
@@ -145,6 +152,7 @@ def calibrate(
 
 
 def summary_seeds(seed: int, client: int) -> SummarySeeds:
-    """Seeds of the one-time data summary."""
-    public, own = seeded(seed, PROJECTION), seeded(seed, SUMMARY, client)
-    return SummarySeeds(int(public.integers(2**31)), int(own.integers(2**31)))
+    """Return the seeds of the one-time data summary: the public projection's, and one of the client's own."""
+    return SummarySeeds(
+        *(int(rng.integers(2**31)) for rng in (seeded(seed, PROJECTION), seeded(seed, SUMMARY, client)))
+    )

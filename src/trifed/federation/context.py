@@ -1,11 +1,11 @@
-"""What both sides of a run have agreed on: the method, and how messages are written and checked."""
+"""Facts of a run that server and clients share: the method, and how messages are written and checked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from trifed.config.run import RunConfig
-from trifed.federation.compression import Compression
+from trifed.federation.compression import Compression, make_compression
 from trifed.federation.messages import Header, decode_values, encode_values
 from trifed.methods import Method
 from trifed.methods.base import Options
@@ -15,28 +15,35 @@ from trifed.methods.summaries import NOISED_DIM, SUMMARY_DIM
 
 @dataclass(frozen=True)
 class RunContext:
-    """`wire`: how values travel; `run`: the run's identity; `base`: 16 digits of the base's fingerprint;
-    `summary_dim`: of the projection that clients summarise their data in."""
+    """Facts of a run that all its messages depend on.
+
+    Attributes:
+        compression: encoding of values that are sent, both ways.
+        run: the run's identity.
+        base: first 16 hex digits of the base model's fingerprint.
+        rank: rank of the adapters.
+        summary_dim: dimension of the projection that clients summarise their data in.
+    """
 
     method: Method
     options: Options
-    wire: Compression
+    compression: Compression
     run: str
     base: str
     rank: int
     summary_dim: int = SUMMARY_DIM
 
     def header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
-        """What a message of this run says of itself; `number`: of the round, 0 before the first."""
+        """Return the header of a message of this run; `number` is the round, 0 before the first."""
         return Header(kind, self.run, self.base, number, client, examples)
 
 
 def run_context(config: RunConfig, layout: Layout, fingerprint: str, run: str | None = None) -> RunContext:
-    """The terms of a configured run on a base model. `layout`: what travels; `run`: its identity."""
+    """Return the context of a configured run. `layout`: of the values that are sent; `run`: its identity."""
     return RunContext(
         method=config.composed_method(),
         options=config.method.options(),
-        wire=Compression(layout, None if config.wire.bits == 32 else config.wire.bits),
+        compression=make_compression(layout, config.wire.bits),
         run=run or config.run_id(),
         base=fingerprint[:16],
         rank=config.adapter.rank,
@@ -45,11 +52,11 @@ def run_context(config: RunConfig, layout: Layout, fingerprint: str, run: str | 
 
 
 def encode_tensors(header: Header, tensors: Tensors, layout: Layout) -> bytes:
-    """A message of tensors in full, as they travel before the first round."""
+    """Return a message with whole tensors in full precision, for use before the first round."""
     return encode_values(header, pack(tensors, layout))
 
 
 def decode_tensors(payload: bytes, expected: Header, layout: Layout) -> tuple[Header, Tensors]:
-    """The inverse; raises what `messages.decode_values` does."""
+    """Return header and tensors of a message of `encode_tensors`; raises as `messages.decode_values`."""
     header, values = decode_values(payload, expected, layout)
     return header, unpack(values, layout)

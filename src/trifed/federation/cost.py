@@ -19,8 +19,8 @@ from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ModelError, nearest
 from trifed.config.settings import Bits, Pooling, WireSettings
+from trifed.federation.compression import packed_sizes
 from trifed.federation.messages import Header, encode_values, layout_sizes
-from trifed.federation.quantisation import packed_sizes
 from trifed.federation.shared_model import adapted_weights, layout_of, named_parameters
 from trifed.methods import METHODS, Method
 from trifed.methods.base import (

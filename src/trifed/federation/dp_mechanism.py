@@ -1,10 +1,10 @@
-"""What stands between a client's data and the wire where a run has [privacy]: noise, the ledger, what it may say.
+"""Differential privacy of one client in one run: noise, the ledger, and the last noised summary.
 
 ::
 
     FOLDER/
         ledger.json              every release, written before it leaves
-        summary.safetensors      the last noised summary, and a mark of the data it was made of
+        summary.safetensors      the last noised summary, and a hash of the data that it was made of
 """
 
 from __future__ import annotations
@@ -21,27 +21,38 @@ from safetensors.numpy import load, save_file
 
 from trifed.common.errors import RunError
 from trifed.common.files import whole_file
+from trifed.config.run import RunConfig
 from trifed.config.settings import PrivacySettings
+from trifed.federation.client_privacy import ClientPrivacy, FeaturesAndLabels, Labels, NoPrivacy
+from trifed.federation.client_update import NOISE, ClientDataset
 from trifed.federation.dp_sgd import DpSgd
-from trifed.methods.packing import Vector
-from trifed.privacy import Entry, Ledger, Noise, clipped, noise_multiplier, noised_summary, steps_multiplier
+from trifed.federation.training import seeded
+from trifed.federation.upload import ClipAndNoise
+from trifed.privacy import (
+    Entry,
+    Ledger,
+    Noise,
+    noise_multiplier,
+    noised_summary,
+    seeded_noise,
+    steps_multiplier,
+)
 from trifed.privacy.ledger import SUMMARY, TRAINING, UPDATE
 from trifed.similarity import Summary
-from trifed.similarity.checks import Ints
 
-KEPT, MARK = "summary.safetensors", "mark"
+SUMMARY_FILE, DATA_ID = "summary.safetensors", "mark"
 LOST = "lost"
-"""The digest of a release whose entry was lost, and that is counted again to be safe."""
+"""Digest of a release whose entry was lost, and which is counted again to be safe."""
 
 Draw = Callable[[int, int], Noise]
-"""Purpose and round, 0 for the summary → where its noise comes from."""
-TOLD, SENT, TRAINED = 0, 1, 2
+"""Purpose and round, 0 for the summary → the source of its noise."""
+SUMMARY_NOISE, UPDATE_NOISE, TRAINING_NOISE = 0, 1, 2
 """Purposes of noise."""
 
 
 @dataclass(frozen=True)
 class DpContext:
-    """Whom noise is for, and where it keeps things. `steps`: of training a round; `draw`: source of noise."""
+    """A client's name and folder, the run's rounds, training steps a round, and the source of noise."""
 
     client: str
     folder: Path
@@ -50,87 +61,90 @@ class DpContext:
     draw: Draw
 
 
-class DpMechanism:
-    """Of one client in one run.
+class DpMechanism(ClientPrivacy):
+    """Noise and ledger of one client in one run.
 
     Raises:
-        RunError: its ledger is damaged, or of another run; or training is to be noised for no number of steps.
+        RunError: its ledger is damaged or belongs to another run; or `training.steps` is missing, on which the
+            noise of private training depends.
     """
 
-    def __init__(self, settings: PrivacySettings, whose: DpContext) -> None:
+    active = True
+
+    def __init__(self, settings: PrivacySettings, context: DpContext) -> None:
         self.settings = settings
-        self.whose = whose
-        self.ledger = Ledger(whose.folder, whose.client, settings)
-        told, sent, trained = settings.summary, settings.update, settings.training
-        self.summary_noise = noise_multiplier(told.epsilon, told.delta, told.releases) if told else None
-        self.update_noise = noise_multiplier(sent.epsilon, sent.delta, whose.rounds) if sent else None
-        self.steps_noise: float | None = None
-        if trained:
-            if not whose.steps:
-                raise RunError("training.steps: needed with privacy.training; set it")
-            steps = whose.rounds * whose.steps
-            self.steps_noise = steps_multiplier(trained.epsilon, trained.delta, trained.rate, steps)
-        self.told = self._kept(None) if told else None
-        """The noised summary that was told last."""
+        self.context = context
+        self.ledger = Ledger(context.folder, context.client, settings)
+        summary, update, training = settings.summary, settings.update, settings.training
+        if training and not context.steps:
+            raise RunError("training.steps: needed with privacy.training; set it")
+        steps = context.rounds * (context.steps or 0)
+        self.summary_noise = (
+            noise_multiplier(summary.epsilon, summary.delta, summary.releases) if summary else None
+        )
+        self.update_noise = noise_multiplier(update.epsilon, update.delta, context.rounds) if update else None
+        self.steps_noise = (
+            steps_multiplier(training.epsilon, training.delta, training.rate, steps) if training else None
+        )
+        self.released = self._released() if summary else None
+        """The noised summary that was released last."""
 
-    @property
-    def examples(self) -> int:
-        """What a client says of how many examples it has: what its noised summary says, else 1, as all do."""
-        return max(1, int(self.told.class_counts.sum())) if self.told else 1
+    # -- before the first round
 
-    # -- the summary
+    def num_examples(self, exact: int) -> int:
+        """Return the count in the noised summary, at least 1; 1 without a noised summary."""
+        return max(1, int(self.released.class_counts.sum())) if self.released else 1
+
+    def labels(self, exact: Labels) -> Labels:
+        """Return labels by the counts in the noised summary where training is noised; else the exact labels."""
+        if not self.settings.training:
+            return exact
+        return np.repeat(self.released.class_labels, self.released.class_counts) if self.released else exact[:0]
 
     def summary(
-        self, mark: str, n_labels: int, data: Callable[[], tuple[NDArray[np.float64], Ints]]
-    ) -> Summary | None:
-        """The noised summary of the data with this mark: the one that was told already, else a new release.
-
-        `data`: projected features (n, dim) and labels (n,). None where summaries are not protected.
+        self, data_id: str, num_labels: int, data: FeaturesAndLabels, exact: Callable[[], Summary]
+    ) -> Summary:
+        """Return the noised summary that these data had before, else a new one; an exact one without noise.
 
         Raises:
-            RunError: a new one would go over the budget.
+            RunError: a new one would exceed the budget.
         """
         z = self.summary_noise
-        if z is None:
-            return None
-        found = self._kept(mark)
-        if found is None:
+        summary = exact() if z is None else self._noised_summary(data_id, num_labels, z, data)
+        self.ledger.enter(Entry(what=SUMMARY, round=0, multiplier=z, digest=digest_of(summary.to_arrays())))
+        if z is not None:
+            self.released = summary
+        return summary
+
+    def _noised_summary(self, data_id: str, num_labels: int, z: float, data: FeaturesAndLabels) -> Summary:
+        summary = self._released(data_id)
+        if summary is None:
             self.ledger.check_new(Entry(what=SUMMARY, round=0, multiplier=z, digest=""))
-            features, labels = data()
-            found = noised_summary(features, labels, n_labels, z, self.whose.draw(TOLD, 0))
-            with whole_file(self.whose.folder / KEPT) as path:  # first, so that it can be told again after a crash
-                save_file(found.to_arrays(), path, {MARK: mark})
-        self.ledger.enter(Entry(what=SUMMARY, round=0, multiplier=z, digest=digest_of(found.to_arrays())))
-        self.told = found
-        return found
+            summary = noised_summary(*data(), num_labels, z, self.context.draw(SUMMARY_NOISE, 0))
+            with whole_file(self.context.folder / SUMMARY_FILE) as path:  # first, to be sent again after a crash
+                save_file(summary.to_arrays(), path, {DATA_ID: data_id})
+        return summary
 
-    def opened_again(self, *, summarises: bool) -> None:
-        """The server has opened this client before: a ledger that is not there was lost with what it said.
-
-        `summarises`: does the method tell summaries? Then one was told.
-        """
+    def on_reopen(self, *, has_summary: bool) -> None:
+        """Begin a ledger that was lost, with the summary that was released."""
         if self.ledger.path.exists():
             return
         self.ledger.lose()
-        if summarises:
+        if has_summary:
             self.ledger.enter(Entry(what=SUMMARY, round=0, multiplier=self.summary_noise, digest=LOST))
 
-    def lose(self) -> None:
-        """This client's rounds are gone, or older than the server knows, and so may be the ledger's."""
+    def on_state_lost(self) -> None:
+        """Note that entries may be missing: each earlier round without an entry is counted."""
         self.ledger.lose()
 
-    def tell_unprotected(self, summary: Summary) -> None:
-        """Enter a summary that goes out as it is."""
-        self.ledger.enter(Entry(what=SUMMARY, round=0, multiplier=None, digest=digest_of(summary.to_arrays())))
-
-    def _kept(self, mark: str | None) -> Summary | None:
-        """The summary that was told last, of data with this mark, or any; None where there is none."""
-        path = self.whose.folder / KEPT
+    def _released(self, data_id: str | None = None) -> Summary | None:
+        """Return the summary that was released last; None if there is none, or one of other data."""
+        path = self.context.folder / SUMMARY_FILE
         if not path.is_file():
             return None
         try:
             with safe_open(path, "np") as file:
-                if mark is not None and (file.metadata() or {}).get(MARK) != mark:
+                if data_id is not None and (file.metadata() or {}).get(DATA_ID) != data_id:
                     return None
                 return Summary.from_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except SafetensorError as error:
@@ -138,57 +152,62 @@ class DpMechanism:
                 f"{path}: damaged ({error}); remove it, and the next summary is a new release"
             ) from error
 
-    # -- updates
+    # -- rounds
 
-    @property
-    def updates(self) -> bool:
-        """Are updates clipped and noised?"""
-        return self.settings.update is not None
-
-    def check(self, number: int) -> None:
-        """Before training for round `number`; RunError where the budget has nothing left for its update."""
+    def check(self, round_number: int) -> None:
+        """Check the budget; first count earlier rounds whose entries were lost."""
         if self.ledger.book.lost:
-            for before in range(1, number):
-                for entry in self._entries(before, LOST):
+            for earlier in range(1, round_number):
+                for entry in self._entries(earlier, LOST):
                     self.ledger.enter_missing(entry)
-        for entry in self._entries(number, ""):
+        for entry in self._entries(round_number, ""):
             self.ledger.check(entry)
 
-    def noised(self, number: int, change: Vector) -> Vector:
-        """A round's change, (n,), clipped and with noise on every number; unchanged where none is asked for."""
-        chosen, z = self.settings.update, self.update_noise
-        if chosen is None or z is None:
-            return change
-        noise = self.whose.draw(SENT, number)(len(change))
-        found: Vector = (clipped(change, chosen.clip) + chosen.clip * z * noise).astype(np.float32)
-        return found
-
-    def steps(self, number: int, divisor: int) -> DpSgd | None:
-        """How round `number` trains: None as without noise; `divisor`: a public number of examples a step."""
-        chosen, z = self.settings.training, self.steps_noise
-        if chosen is None or z is None:
+    def dp_sgd(self, round_number: int, batch_size: int) -> DpSgd | None:
+        """Return the step of DP-SGD; `batch_size` is a public number that divides the sum of gradients."""
+        training, z = self.settings.training, self.steps_noise
+        if training is None or z is None:
             return None
-        return DpSgd(chosen.clip, z, chosen.rate, divisor, self.whose.draw(TRAINED, number))
+        noise = self.context.draw(TRAINING_NOISE, round_number)
+        return DpSgd(training.clip, z, training.rate, batch_size, noise)
 
-    def enter(self, number: int, payload: bytes) -> None:
-        """Enter an upload before it leaves; RunError where it would go over the budget, and must not leave."""
-        for entry in self._entries(number, digest_of(load(payload))):
+    def upload_steps(self) -> list[ClipAndNoise]:
+        """Return the Gaussian mechanism on updates, where the run has it."""
+        update, z = self.settings.update, self.update_noise
+        if update is None or z is None:
+            return []
+        return [ClipAndNoise(update.clip, z, lambda round_number: self.context.draw(UPDATE_NOISE, round_number))]
+
+    def on_release(self, round_number: int, payload: bytes) -> None:
+        """Enter an upload, and the noised training that it shows."""
+        for entry in self._entries(round_number, digest_of(load(payload))):
             self.ledger.enter(entry)
 
-    def _entries(self, number: int, digest: str) -> list[Entry]:
-        """What an upload of a round is entered as: that it was sent, and the training that it shows."""
-        found = [Entry(what=UPDATE, round=number, multiplier=self.update_noise, digest=digest)]
-        chosen, z = self.settings.training, self.steps_noise
-        if chosen is None or z is None:
-            return found
-        steps = self.whose.steps or 0
-        trained = Entry(what=TRAINING, round=number, multiplier=z, digest=digest, rate=chosen.rate, steps=steps)
-        return [trained, *found]
+    def _entries(self, round_number: int, digest: str) -> list[Entry]:
+        """Return the ledger's entries for a round's upload: its training where that is noised, and the update."""
+        update = Entry(what=UPDATE, round=round_number, multiplier=self.update_noise, digest=digest)
+        training, z, steps = self.settings.training, self.steps_noise, self.context.steps or 0
+        if training is None:
+            return [update]
+        of_steps = {"multiplier": z, "rate": training.rate, "steps": steps}
+        return [update.model_copy(update={"what": TRAINING, **of_steps}), update]
+
+
+def simulated_privacy(config: RunConfig, client: ClientDataset, folder: Path) -> ClientPrivacy:
+    """Return a simulated client's protection: noise from the run's seed, and a ledger in `folder`."""
+    if not config.privacy.on:
+        return NoPrivacy()
+
+    def draw(purpose: int, round_number: int) -> Noise:
+        return seeded_noise(seeded(config.seed, NOISE, purpose, round_number, client.index))
+
+    context = DpContext(client.name, folder, config.rounds, config.training.steps, draw)
+    return DpMechanism(config.privacy, context)
 
 
 def digest_of(arrays: Mapping[str, NDArray[np.generic]]) -> str:
-    """Of numbers that are released; not of a message's bytes, whose header safetensors writes in any order."""
-    found = hashlib.sha256()
+    """Return 32 hex digits over released arrays; a message's bytes differ, as its header has no fixed order."""
+    digest = hashlib.sha256()
     for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
-    return found.hexdigest()[:32]
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return digest.hexdigest()[:32]

@@ -1,7 +1,7 @@
-"""What a client looks at before anything leaves it: does it stand on so little that it shows single examples?
+"""Checks before a release: an update or a summary that stands on too little data can show single examples.
 
 The update of a core C (r, r), or of a factor A or B, of a layer that has read the tokens x_1 … x_t is a sum of t
-terms, each with A x_s in it. With t < r these span a space that the update gives away, and every token of the
+terms, each with A x_s in it. With t < r these span a space that the update reveals, and every token of the
 vocabulary can be tried on it: the span attack of Petrov et al., "DAGER: Exact Gradient Inversion for Large
 Language Models", NeurIPS 2024, arXiv 2405.15586. From r tokens on everything is in the span; twice as many are
 asked for.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trifed.common.errors import RunError
-from trifed.config.settings import TrainingSettings
+from trifed.common.errors import GuardError, RunError
+from trifed.config.settings import Guarding, PrivacySettings, TrainingSettings
 from trifed.federation.client_update import TRAINING, ClientDataset
 from trifed.federation.training import rows_of_round, seeded
 from trifed.methods.base import is_core, is_factor
@@ -23,13 +23,13 @@ from trifed.methods.packing import Layout
 from trifed.similarity import Summary
 
 FLOOR = 20
-"""Examples that a mean and a variance have to stand on."""
+"""Least number of examples under a mean and a variance."""
 WAY_OUT = 'or allow it: privacy.{} = "warn", or "allow" to hear nothing of it'
 
 
 @dataclass(frozen=True)
 class Few:
-    """A round's upload that stands on too little: `tokens` different ones, of `examples`, where `needed` are."""
+    """An upload of a round that stands on too little: `tokens` different ones, from `examples`, of `needed`."""
 
     round: int
     tokens: int
@@ -37,15 +37,57 @@ class Few:
     needed: int
 
     def __str__(self) -> str:
-        return f"{self.tokens} different tokens of {_examples(self.examples)} in round {self.round}"
+        examples = "1 example" if self.examples == 1 else f"{self.examples} examples"
+        return f"{self.tokens} different tokens of {examples} in round {self.round}"
+
+
+class ReleaseGuards:
+    """The guards of one client.
+
+    Attributes:
+        warnings: by setting, the first problem of a release that was allowed with a warning.
+    """
+
+    def __init__(self, settings: PrivacySettings) -> None:
+        self.settings = settings
+        self.warnings: dict[str, str] = {}
+
+    def check_upload(
+        self, dataset: ClientDataset, layout: Layout, training: TrainingSettings, seed: int, round_number: int
+    ) -> None:
+        """Check a round's upload before training; noise bounds what an upload shows, and needs no check.
+
+        Raises:
+            GuardError: it stands on too few tokens, and the settings refuse that.
+        """
+        if not self.settings.update and not self.settings.training:
+            few = few_tokens(dataset, layout, training, seed, round_number)
+            self._apply("few_tokens", self.settings.few_tokens, too_few({dataset.name: few}) if few else "")
+
+    def check_summary(self, summary: Summary) -> None:
+        """Check a summary without noise before it is released.
+
+        Raises:
+            GuardError: it has small components, and the settings refuse that.
+        """
+        self._apply("small_components", self.settings.small_components, small_components(summary))
+
+    def _apply(self, setting: str, policy: Guarding, problem: str) -> None:
+        if problem and policy == "refuse":
+            raise GuardError(problem)
+        if problem and policy == "warn":
+            self.warnings.setdefault(setting, problem)
 
 
 def tokens_needed(layout: Layout, layers: str = "") -> int:
-    """Different tokens that an upload has to stand for: twice the largest rank of a core or factor in it.
+    """Return the different tokens that an upload needs: twice the largest rank of a core or factor in it.
 
-    `layers`: how the names of those layers begin that are asked about. 0 where there is none. No number of tokens
-    hides what the whole model shows, for an embedding's rows that changed name the tokens. Nothing is promised
-    there.
+    The whole model shows its tokens whatever their number, by the rows of the embedding that changed; nothing is
+    promised there.
+
+    Args:
+        layout: names and shapes of the tensors that are sent.
+        layers: prefix of the names of the layers to consider; the result is 0 if there are none.
     """
     sent = [shape for name, shape in layout if name.startswith(layers) and (is_core(name) or is_factor(name))]
     return 2 * max(map(min, sent), default=0)
@@ -54,35 +96,36 @@ def tokens_needed(layout: Layout, layers: str = "") -> int:
 def few_tokens(
     client: ClientDataset, layout: Layout, training: TrainingSettings, seed: int, number: int
 ) -> Few | None:
-    """What is too few in a client's round `number`; None where it is enough, or where it has nothing to send."""
+    """Return the shortage of tokens in a client's round `number`; None if there is none, or nothing to send."""
     data = client.train
     parts = data.inputs(0) if len(data) else {}
-    seen: dict[str, set[Hashable]] = {layers: set() for layers in parts if tokens_needed(layout, layers)}
+    needed = {layers: count for layers in parts if (count := tokens_needed(layout, layers))}
+    seen: dict[str, set[Hashable]] = {layers: set() for layers in needed}
     rows: set[int] = set()
     for batch in rows_of_round(data.lengths, training, seeded(seed, TRAINING, number, client.index)):
         for row in set(batch.tolist()) - rows:
-            read = data.inputs(row)
-            for layers, known in seen.items():
-                known |= read[layers]
+            inputs = data.inputs(row)
+            for layers, tokens in seen.items():
+                tokens |= inputs[layers]
         rows.update(batch.tolist())
-        if all(len(known) >= tokens_needed(layout, layers) for layers, known in seen.items()):
+        if all(len(seen[layers]) >= needed[layers] for layers in needed):
             return None
-    short = ((len(known), tokens_needed(layout, layers)) for layers, known in seen.items())
-    return next((Few(number, found, len(rows), needed) for found, needed in short if found < needed), None)
+    short = (layers for layers in needed if len(seen[layers]) < needed[layers])
+    return next((Few(number, len(seen[layers]), len(rows), needed[layers]) for layers in short), None)
 
 
 def refuse_few_tokens(
     clients: Iterable[ClientDataset], layout: Layout, training: TrainingSettings, seed: int, rounds: int
 ) -> None:
-    """Before the first round: would one of the clients' uploads stand on too little, in whatever round?
+    """Check all uploads of a run before its first round.
 
     Raises:
-        RunError: with all of them.
+        RunError: clients have a round whose upload stands on too few tokens; the message names them all.
     """
     found = {}
     for client in clients:
-        every = (few_tokens(client, layout, training, seed, number) for number in range(1, rounds + 1))
-        few = next((few for few in every if few), None)
+        in_each_round = (few_tokens(client, layout, training, seed, number) for number in range(1, rounds + 1))
+        few = next(filter(None, in_each_round), None)
         if few:
             found[client.name] = few
     if found:
@@ -90,7 +133,7 @@ def refuse_few_tokens(
 
 
 def too_few(found: dict[str, Few]) -> str:
-    """Whose uploads stand on too little, why that matters, and the ways out."""
+    """Return the message about clients, by name, whose uploads stand on too few tokens, with the ways out."""
     needed = max(few.needed for few in found.values())
     count = "is one" if len(found) == 1 else f"are {len(found)}"
     names = "; ".join(f"{name}, {few}" for name, few in found.items())
@@ -102,7 +145,7 @@ def too_few(found: dict[str, Few]) -> str:
 
 
 def small_components(summary: Summary) -> str:
-    """What is against a summary: components under the floor; empty where there are none."""
+    """Return the message about a summary's components under the floor; empty if there are none."""
     small = summary.counts[summary.counts < FLOOR]
     if not len(small):
         return ""
@@ -111,7 +154,3 @@ def small_components(summary: Summary) -> str:
         f"stand on fewer than {FLOOR} examples, one of them on {int(np.min(small))}, and can show them; let the "
         f"method merge them, {WAY_OUT.format('small_components')}"
     )
-
-
-def _examples(count: int) -> str:
-    return f"{count} example{'' if count == 1 else 's'}"

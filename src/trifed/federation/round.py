@@ -101,7 +101,7 @@ class FederatedRun:
         self.server.aggregate(uploads)
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluate_every == 0:
-            both = ["trained", "received"] if last and self.server.context.wire.layout else []
+            both = ["trained", "received"] if last and self.server.context.compression.layout else []
             self._evaluate(number, [*dict.fromkeys([*both, method.evaluated_model])])
 
     def finish(self) -> None:
@@ -200,4 +200,4 @@ class FederatedRun:
         return self.transport.records[client].name
 
     def _sizes(self, payload: bytes | None) -> dict[str, int]:
-        return {} if payload is None else self.server.context.wire.manifest(payload)
+        return {} if payload is None else self.server.context.compression.manifest(payload)

@@ -286,7 +286,7 @@ def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
     return {
         **{f"{under}tensors/{name}": t for name, t in state.tensors.items()},
         **{f"{under}moments/{name}": t.cpu() for name, t in state.moments.items()},
-        **{f"{under}wire/{name}": torch.from_numpy(a) for name, a in state.wire.items()},
+        **{f"{under}wire/{name}": torch.from_numpy(a) for name, a in state.memory.items()},
     }
 
 

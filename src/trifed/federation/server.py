@@ -107,7 +107,7 @@ class Server:
 
     def start_from_projections(self) -> None:
         """Replace the common start of the cores by that of the shared projections."""
-        layout = self.context.wire.layout
+        layout = self.context.compression.layout
         start = {**unpack(self.start, layout), **self.shared_projections}
         self.start = pack({name: start[name] for name, _ in layout}, layout)
 
@@ -123,7 +123,7 @@ class Server:
             MessageError: A summary is not what it should be.
         """
         self.summaries = {client: self._summary(client, payload) for client, payload in summaries.items()}
-        if self.context.wire.layout:
+        if self.context.compression.layout:
             self.state = self.context.method.start(self.context.options, self._server_context())
 
     # -- clients that come, change and leave
@@ -155,7 +155,7 @@ class Server:
     def _summary(self, client: int, payload: bytes) -> Summary:
         header = self.context.header("summary", 0, client)
         summary = decode_summary(payload, header, self.context.summary_dim)
-        labels = min((shape[0] for name, shape in self.context.wire.layout if is_head(name)), default=None)
+        labels = min((shape[0] for name, shape in self.context.compression.layout if is_head(name)), default=None)
         if labels is not None and (summary.class_labels >= labels).any():
             raise MessageError(f"{header}: a label over the {labels} of the head; it is refused")
         return summary
@@ -168,15 +168,15 @@ class Server:
         if values is None:
             return None
         header, reference = self.context.header("download", number, client), self._reference(client)
-        payload = self.context.wire.encode(header, values, reference)
-        if self.context.wire.bits is not None:
-            self.references.pending[client] = self.context.wire.decode(payload, header, reference)[1]
+        payload = self.context.compression.encode(header, values, reference)
+        if self.context.compression.bits is not None:
+            self.references.pending[client] = self.context.compression.decode(payload, header, reference)[1]
         return payload
 
     def arrives(self, client: int) -> Vector | None:
         """Return the values that a client has after its next download, (n_values,); None if nothing is sent."""
         values = self.context.method.download(self.state, client)
-        return None if values is None else self.context.wire.arrives(values, self._reference(client))
+        return None if values is None else self.context.compression.arrives(values, self._reference(client))
 
     def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload | Rejected:
         """Check and decode a client's upload of round `number`.
@@ -191,7 +191,7 @@ class Server:
         header = self.context.header("upload", number, client)
         reference = self.references.pending.get(client, self._reference(client))
         try:
-            found, values = self.context.wire.decode(payload, header, reference)
+            found, values = self.context.compression.decode(payload, header, reference)
         except MessageError as error:
             return Rejected(BAD_REPLY, str(error))
         if examples is not None and found.examples != examples:
@@ -208,12 +208,12 @@ class Server:
             )
 
     def _reference(self, client: int) -> Vector:
-        if self.context.wire.bits is None:
+        if self.context.compression.bits is None:
             return np.zeros(0, np.float32)
         return self.references.confirmed.get(client, self.start)
 
     def _server_context(self) -> ServerContext:
-        return ServerContext(self.clients, self.context.wire.layout, self.start, self.summaries)
+        return ServerContext(self.clients, self.context.compression.layout, self.start, self.summaries)
 
 
 def layout_of(tensors: Tensors) -> Layout:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,21 +16,19 @@ from torch import Tensor
 from trifed.common.errors import MessageError
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
-from trifed.federation.client import Client, adapted_layout, receive_shared_projections
-from trifed.federation.client_update import NOISE, ClientDataset, ClientState, score
+from trifed.federation.client import Client, ClientSettings, adapted_layout, receive_shared_projections
+from trifed.federation.client_update import ClientDataset, ClientState, score
 from trifed.federation.context import run_context
-from trifed.federation.dp_mechanism import DpContext, DpMechanism
+from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.events import ClientScores, Listener, Warned
 from trifed.federation.results import facts_of
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.training import seeded
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Rejected, Reply
 from trifed.methods.base import State
 from trifed.methods.packing import Layout
-from trifed.privacy import Noise, seeded_noise
 
 MATRICES = ("similarity_data", "similarity_model", "weights")
 
@@ -53,19 +50,19 @@ class Simulation:
         self.warned: set[tuple[int, str]] = set()
         self.context = run_context(config, self.shared_model.layout, self.shared_model.fingerprint)
         self.server = Server(self.context, len(self.datasets), self.shared_model.start_values)
-        about = (config.training, config.seed, config.rounds, labels, config.privacy)
+        settings = ClientSettings.of(config, labels)
         ledgers = self.folder.path / PRIVACY
         self.clients = [
             Client(
                 self.context,
                 self.shared_model,
                 dataset,
-                *about,
-                simulated_dp_mechanism(config, dataset, ledgers / dataset.name),
+                settings,
+                simulated_privacy(config, dataset, ledgers / dataset.name),
             )
             for dataset in self.datasets
         ]
-        self.records = [ClientRecord(c.client.name, c.client.index, c.examples) for c in self.clients]
+        self.records = [ClientRecord(c.dataset.name, c.dataset.index, c.examples) for c in self.clients]
         self.identity = identity_of(config, self.data, self.shared_model)
 
     def run(self) -> None:
@@ -104,8 +101,8 @@ class Simulation:
         self.server.load_state_dict(server)
         for client, state in zip(self.clients, states, strict=True):
             client.state = state
-            if "received" in state.wire:
-                self.server.references.confirmed[client.client.index] = state.wire["received"]
+            if "received" in state.memory:
+                self.server.references.confirmed[client.dataset.index] = state.memory["received"]
 
     def ask(
         self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
@@ -151,7 +148,7 @@ class Simulation:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
             for client in self.clients:
-                dataset, tensors = client.client, self._tensors(client, stage)
+                dataset, tensors = client.dataset, self._tensors(client, stage)
                 splits = (
                     facts_of(score(self.shared_model, tensors, split, self.config.training))
                     for split in (dataset.valid, dataset.test)
@@ -184,28 +181,17 @@ class Simulation:
 
     def _tensors(self, client: Client, stage: str) -> dict[str, Tensor]:
         """Return a client's model at a stage, as it is once the next download has arrived."""
-        arrived = None if stage in ("start", "trained") else self.server.arrives(client.client.index)
+        arrived = None if stage in ("start", "trained") else self.server.arrives(client.dataset.index)
         return client.state.tensors if stage == "start" else client.tensors(stage, arrived)
 
     def _log_warnings(self, client: Client) -> None:
         """Log the first warning of each guard."""
-        for setting, text in client.warned.items():
-            if (client.client.index, setting) not in self.warned:
-                self.warned.add((client.client.index, setting))
-                self.log(Warned(client.client.name, text))
+        for setting, text in client.guards.warnings.items():
+            if (client.dataset.index, setting) not in self.warned:
+                self.warned.add((client.dataset.index, setting))
+                self.log(Warned(client.dataset.name, text))
 
 
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:
     """Return the identity of the data and the model that a checkpoint may be continued with."""
     return f"{config.run_id()} {content_hash(data)} {shared_model.fingerprint}"
-
-
-def simulated_dp_mechanism(config: RunConfig, client: ClientDataset, folder: Path) -> DpMechanism | None:
-    """Make noise from the run's seed, and a ledger in a folder; None for a run without [privacy]."""
-    if not config.privacy.on:
-        return None
-
-    def draw(purpose: int, number: int) -> Noise:
-        return seeded_noise(seeded(config.seed, NOISE, purpose, number, client.index))
-
-    return DpMechanism(config.privacy, DpContext(client.name, folder, config.rounds, config.training.steps, draw))

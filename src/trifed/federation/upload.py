@@ -1,0 +1,138 @@
+"""An upload as a pipeline of small steps between a client's trained values and the message that leaves it.
+
+::
+
+    trained values → clip and noise → error feedback → encoder (full precision, or quantise) → message
+
+Each step can be left out; without any, and with full precision, the message holds the trained values. A step's
+attributes never change: its state lies in the client's upload memory, under a name of its own, so that it is saved
+and restored with the client.
+
+Uploads are weighted at the server, by the number of examples in a message's header. A weight step is needed once
+the server only sees a sum of uploads, as under a seal: it then comes after clip and noise and before error
+feedback, and the seal comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trifed.federation.compression import Compression
+from trifed.federation.messages import Header
+from trifed.methods.packing import Tensors, Vector
+from trifed.privacy import Noise, clipped
+
+Memory = Tensors
+"""Vectors that a client keeps between its uploads, by name, each (n_values,)."""
+
+RECEIVED, RESIDUAL = "received", "owed"
+"""Names in the memory, as checkpoints have them: the last download, and the error of the last quantised upload."""
+
+
+class UploadStep:
+    """One step of an upload; this base changes nothing. All vectors are (n_values,).
+
+    Attributes:
+        identity: the step's name with its parameters.
+        uses_reference: True if the step needs the values that the client received last.
+    """
+
+    identity: str = "identity"
+    uses_reference: bool = False
+
+    def apply(self, values: Vector, reference: Vector, round_number: int, memory: Memory) -> Vector:
+        """Return the values that the next step gets."""
+        return values
+
+    def settle(self, wanted: Vector, delivered: Vector, memory: Memory) -> Memory:
+        """Return the memory after an upload.
+
+        Args:
+            wanted: values that the encoder got.
+            delivered: values that the receiver decodes.
+            memory: the memory before the upload.
+        """
+        return memory
+
+
+class ClipAndNoise(UploadStep):
+    """Clips the change to the reference to an L2 norm and adds Gaussian noise to each number.
+
+    Everything after this step is post-processing: an upload is a function of noised changes alone.
+    """
+
+    uses_reference = True
+
+    def __init__(self, clip: float, multiplier: float, noise: Callable[[int], Noise]) -> None:
+        """`clip`: largest L2 norm; `multiplier`: σ in units of `clip`; `noise`: its source in a round."""
+        self.clip, self.multiplier, self.noise = clip, multiplier, noise
+        self.identity = f"clip-and-noise clip={clip:g} z={multiplier:.4g}"
+
+    def apply(self, values: Vector, reference: Vector, round_number: int, memory: Memory) -> Vector:
+        """Return the reference plus the clipped and noised change to it."""
+        noise = self.clip * self.multiplier * self.noise(round_number)(len(values))
+        noised: Vector = (clipped(values - reference, self.clip) + noise).astype(np.float32)
+        return reference + noised
+
+
+class ErrorFeedback(UploadStep):
+    """Adds the rounding error of the last upload to this one, so that no part of a change is lost for good.
+
+    Karimireddy et al., "Error feedback fixes SignSGD", ICML 2019 (arXiv 1901.09847). Over any number of rounds,
+    delivered changes and the residual add up to the wanted changes.
+    """
+
+    identity = "error-feedback"
+
+    def apply(self, values: Vector, reference: Vector, round_number: int, memory: Memory) -> Vector:
+        """Return the values plus the residual."""
+        return values + memory[RESIDUAL] if RESIDUAL in memory else values
+
+    def settle(self, wanted: Vector, delivered: Vector, memory: Memory) -> Memory:
+        """Return the memory with the new residual."""
+        return {**memory, RESIDUAL: wanted - delivered}
+
+
+@dataclass(frozen=True)
+class UploadPipeline:
+    """All steps of a client's uploads, in order, and the encoder of the last values."""
+
+    steps: Sequence[UploadStep]
+    compression: Compression
+
+    @property
+    def identity(self) -> str:
+        """Names and parameters of all steps, in order."""
+        return " | ".join([*(step.identity for step in self.steps), self.compression.identity])
+
+    def receive(self, values: Vector, memory: Memory) -> Memory:
+        """Return the memory after a download: with its values, where a step or the encoder uses a reference."""
+        needed = self.compression.bits is not None or any(step.uses_reference for step in self.steps)
+        return {**memory, RECEIVED: values} if needed else memory
+
+    def encode(self, header: Header, values: Vector, reference: Vector, memory: Memory) -> tuple[bytes, Memory]:
+        """Return the message of a round and the memory after it.
+
+        Args:
+            header: the upload's header, with its round.
+            values: the client's trained values, (n_values,).
+            reference: values that client and server both have, (n_values,).
+            memory: the client's upload memory.
+        """
+        for step in self.steps:
+            values = step.apply(values, reference, header.round, memory)
+        payload = self.compression.encode(header, values, reference)
+        lossless = self.compression.bits is None
+        delivered = values if lossless else self.compression.decode(payload, header, reference)[1]
+        for step in self.steps:
+            memory = step.settle(values, delivered, memory)
+        return payload, memory
+
+
+def upload_pipeline(steps: Sequence[UploadStep], compression: Compression) -> UploadPipeline:
+    """Return the given steps, with error feedback after them where the encoder loses something."""
+    feedback = [] if compression.bits is None else [ErrorFeedback()]
+    return UploadPipeline([*steps, *feedback], compression)
