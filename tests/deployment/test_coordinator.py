@@ -175,7 +175,7 @@ def test_a_client_that_lost_its_disk_starts_anew(federation, site_tables, events
 
     def forgets(reply, request):
         for name in ("state.safetensors", "state-before.safetensors"):
-            (nodes[1].store.folder / name).unlink(missing_ok=True)
+            (nodes[1].run.store.folder / name).unlink(missing_ok=True)
         return reply
 
     channel.faults[("train", 1, "basil")] = forgets

@@ -249,15 +249,15 @@ def test_what_came_from_its_labels_moves_with_them(sites):
     then = {}
 
     def look(reply, request):
-        then["bias"] = nodes[1].store.state_after(1, {}).tensors["head.bias"]
-        then["own"] = nodes[1].site.own["head.bias"]
+        then["bias"] = nodes[1].run.store.state_after(1, {}).tensors["head.bias"]
+        then["own"] = nodes[1].run.client.own["head.bias"]
         return reply
 
     coordinator.client_manager.channel.faults[("train", 1, "basil")] = look
     coordinator.run()
-    now = nodes[1].site.own["head.bias"]
+    now = nodes[1].run.client.own["head.bias"]
     assert not np.allclose(now, then["own"])
-    found = nodes[1].store.state_after(1, {"head.bias": now})  # what round 3 went on from
+    found = nodes[1].run.store.state_after(1, {"head.bias": now})  # what round 3 went on from
     np.testing.assert_allclose(found.tensors["head.bias"], then["bias"] + now - then["own"], atol=1e-6)
 
 
@@ -340,11 +340,11 @@ def test_the_server_withdraws_a_client_of_a_run_that_is_over(sites, events):
 @pytest.mark.parametrize("bits", [32, 4])
 def test_a_client_goes_on_from_a_backup(bits, sites, events, site_tables):
     def keep(coordinator, channel, nodes):
-        shutil.copytree(nodes[1].store.folder, site_tables / "backup")
+        shutil.copytree(nodes[1].run.store.folder, site_tables / "backup")
 
     def restore(coordinator, channel, nodes):
-        shutil.rmtree(nodes[1].store.folder)
-        shutil.copytree(site_tables / "backup", nodes[1].store.folder)
+        shutil.rmtree(nodes[1].run.store.folder)
+        shutil.copytree(site_tables / "backup", nodes[1].run.store.folder)
 
     then = {("train", 1, "coral"): keep, ("train", 3, "coral"): restore}
     coordinator, channel, nodes = sites("ce-lora", then, rounds=6, wire={"bits": bits})
@@ -352,7 +352,7 @@ def test_a_client_goes_on_from_a_backup(bits, sites, events, site_tables):
     assert [(e["client"], e["round"]) for e in events(coordinator, "left out")] == [("basil", 4)]
     counts = [f["counts"] for kind, number, name, f in channel.asked if (kind, name) == ("train", "basil")]
     assert counts == [0, 1, 2, 3, 1, 5]  # round 5 goes on from the backup of round 1
-    assert nodes[1].site.state.steps > 0
+    assert nodes[1].run.client.state.steps > 0
 
 
 def test_frames_are_sent_again_to_a_client_that_lost_them(sites, events, federation):
@@ -385,7 +385,7 @@ def test_with_no_share_for_others_a_client_ends_as_it_would_alone(sites, site_ta
     )  # fmt: skip
     monkeypatch.setattr(Server, "download", lambda self, number, client: None)
     alone.run()
-    models = [n.store.folder / "model" / "adapter_model.safetensors" for n in (nodes[1], others[1])]
+    models = [n.run.store.folder / "model" / "adapter_model.safetensors" for n in (nodes[1], others[1])]
     mine, theirs = map(load_file, models)
     for name in theirs:
         np.testing.assert_allclose(mine[name], theirs[name], atol=1e-6, err_msg=name)

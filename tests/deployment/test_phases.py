@@ -46,14 +46,14 @@ class Session:
         return self.node.answer(Request(kind, {**self.about, **facts}, parts or {}))
 
     def kept(self):
-        return {path.name: path.read_bytes() for path in self.node.store.folder.rglob("*") if path.is_file()}
+        return {path.name: path.read_bytes() for path in self.node.run.store.folder.rglob("*") if path.is_file()}
 
 
 def refused(session, kind, code, **facts):
     """It is refused with this code and nothing else, and nothing on the site's disk changes; restarted too."""
     for node in (session.node, session.make()):
         session.node = node
-        node._take_up("run-1")
+        node.resume("run-1")
         before = session.kept()
         reply = session.asked(kind, **{**session.facts(kind), **facts})
         assert (reply.error, reply.parts) == (code, {}) and set(reply.facts) <= {"changed"}
@@ -78,7 +78,7 @@ def test_a_run_without_frames_asks_for_no_gradient_and_everything_has_its_phase(
     for kind, code, facts in wrong:
         refused(session, kind, code, **facts)
     if privacy and phase in ("greeted", "opened"):
-        book = session.node.store.folder / "privacy" / FILE
+        book = session.node.run.store.folder / "privacy" / FILE
         written = [entry["what"] for entry in json.loads(book.read_text())["entries"]] if book.exists() else []
         assert written == ([] if phase == "greeted" else ["summary"])
 
@@ -99,7 +99,7 @@ def test_the_gradient_is_asked_for_in_the_opening_alone(federation):
     refused(session, "frames", WRONG)
     session = Session(federation, "fed-sb", "opened")
     assert session.asked("gradient").parts["gradient"]
-    session.node.config = session.config.model_copy(
+    session.node.run.config = session.config.model_copy(
         update={"privacy": make_config({**VALUES, "privacy": PRIVACY}).privacy}
     )  # as no run is configured
     assert session.asked("gradient") == Reply(error=NOT)
@@ -122,12 +122,12 @@ def test_frames_are_sent_again_but_no_gradient_after_them(federation):
         node = next(node for node in nodes.values() if node.settings.name == "amber")
         about = {"run": request.facts["run"], "place": request.facts["place"]}
         replies.append(node.answer(Request("gradient", about)))
-        kept = node.store.shared_projections()
+        kept = node.run.store.shared_projections()
         replies.append(node.answer(shared_projections[0]))
         changed = bytearray(shared_projections[0].parts["frames"])
         changed[-1] ^= 1
         replies.append(node.answer(Request("frames", shared_projections[0].facts, {"frames": bytes(changed)})))
-        assert node.store.shared_projections().keys() == kept.keys()
+        assert node.run.store.shared_projections().keys() == kept.keys()
         return reply
 
     channel.faults["train", 1, "amber"] = asks
@@ -164,7 +164,7 @@ def test_an_errors_words_stay_at_the_site(federation, monkeypatch, caplog, raise
     def fails(*args, **more):
         raise raised
 
-    monkeypatch.setattr("trifed.deployment.site_process.make_client", fails)
+    monkeypatch.setattr("trifed.deployment.site_run.make_client", fails)
     with caplog.at_level(logging.WARNING):
         reply = session.asked("open")
     assert reply == Reply(error=code)

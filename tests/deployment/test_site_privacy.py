@@ -48,7 +48,7 @@ def private(federation):
 def ledger(channel, site):
     """Entries of a site's ledger: what, round."""
     [node] = [node for node in channel.clients.values() if node.settings.name == site]
-    book = read_ledger(node.store.folder / "privacy" / "ledger.json")
+    book = read_ledger(node.run.store.folder / "privacy" / "ledger.json")
     return [(entry.what, entry.round) for entry in book.entries]
 
 
@@ -72,7 +72,7 @@ def test_no_reply_has_an_exact_fact_of_the_data(private):
         if request.kind == "open":
             summary = load(reply.parts["summary"])
             assert reply.facts["examples"] == max(1, summary["class_counts"].sum())
-            assert node.data not in map(str, reply.facts.values())
+            assert node.run.data_hash not in map(str, reply.facts.values())
         if request.kind == "train":
             assert math.isnan(reply.facts["loss"])
             assert {**reply.facts, "loss": 0} == {"loss": 0, "steps": 0, "kept_own": 0, "seconds": 0.0}
@@ -80,7 +80,7 @@ def test_no_reply_has_an_exact_fact_of_the_data(private):
             assert reply.facts == {}
     # Which is worth asserting only where the numbers are others than the exact ones.
     assert any(
-        reply.facts["examples"] != len(channel.clients[request.facts["place"]].site.dataset.train)
+        reply.facts["examples"] != len(channel.clients[request.facts["place"]].run.client.dataset.train)
         for request, reply in told
         if request.kind == "open"
     )
@@ -148,8 +148,8 @@ def test_a_round_that_is_asked_for_again_gets_the_same_message(federation, priva
 def test_a_site_that_lost_its_disk_counts_what_it_does_not_know_any_more(private, events):
     def lose(reply):
         [node] = [node for node in channel.clients.values() if node.settings.name == "basil"]
-        shutil.rmtree(node.store.folder)
-        node.run = ""
+        shutil.rmtree(node.run.store.folder)
+        node.run = None
         return reply
 
     coordinator, channel, _ = private(then={("train", 1, "basil"): lose}, rounds=4, privacy=TWICE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from trifed.common.errors import ConfigError, nearest
-from trifed.federation.privacy_report import TRAVELLERS
 from trifed.methods import METHODS
+from trifed.methods.personalization import EXAMPLES_OF_NAMES
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def made(
             raise ConfigError(
                 [f"--control: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"]
             )
-    silent = [name for name in controls or [] if not any(map(METHODS[name].sends, TRAVELLERS))]
+    silent = [name for name in controls or [] if not any(map(METHODS[name].sends, EXAMPLES_OF_NAMES))]
     if silent:
         raise ConfigError([f"--control: {silent[0]} sends nothing in a round, so there is nothing to attack"])
     return replace(

@@ -1,4 +1,4 @@
-"""Which requests a run's method and phase ask for, decided from what lies on the site's disk."""
+"""Check that a request fits the run's method and phase, by the files on the site's disk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from trifed.methods import METHODS
 
 
 def check_asked_for(request: Request, config: RunConfig, store: SiteStore) -> None:
-    """Refuse a request that no server sends that follows the run's settings, before anything is computed for it.
+    """Refuse a request that a server which follows the run's settings never sends, before any computation.
 
-    A train request to a site that was not opened passes: the site answers it with `changed`, and is opened again.
-    So do frames that a site has lost, or has already: `Node` compares them with those that it keeps.
+    Two requests pass and are checked later by `SiteRun`: a train request to a site that was not opened (it replies
+    `changed`, and is opened again), and frames that the site has lost or already has.
 
     Raises:
-        RefusedError: the method does not ask for it, or not at this time.
+        RefusedError: the method does not ask for it, or not in this phase.
         MessageError: the request lacks the facts of its kind.
     """
     kind = request.kind
@@ -30,7 +30,7 @@ def check_asked_for(request: Request, config: RunConfig, store: SiteStore) -> No
 
 
 def _wrong_phase(request: Request, config: RunConfig, store: SiteStore) -> str:
-    """The phase that a request does not fit; empty where it fits."""
+    """Return why a request does not fit the run's phase; empty if it does."""
     kind, trained = request.kind, store.last_round() is not None
     if kind != "finish" and store.finished():
         return "the run is finished"
@@ -46,7 +46,7 @@ def _wrong_phase(request: Request, config: RunConfig, store: SiteStore) -> str:
 
 
 def _wrong_round(request: Request, rounds: int, counted: int) -> str:
-    """Where the round is none that can come next. `counted`: the last one known to count at the server."""
+    """Return why a round cannot be next; empty if it can. `counted`: the last round that counts at the server."""
     number, counts = request.number("round"), request.number("counts")
     first, last = (rounds + 1, rounds + 1) if request.kind == "finish" else (counted + 1, rounds)
     if not first <= number <= last or counts >= number:

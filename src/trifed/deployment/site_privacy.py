@@ -1,4 +1,4 @@
-"""What a node does where its run has [privacy]: true noise, and nothing said that no noise covers."""
+"""Privacy at a site: secure noise, limits on what a run may ask for, and facts that are withheld."""
 
 from __future__ import annotations
 
@@ -20,53 +20,48 @@ from trifed.federation.run_folder import PRIVACY
 from trifed.privacy import RECORD, secure_noise
 from trifed.privacy.ledger import EVERYTHING
 
-UNTOLD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds": 0.0}
-"""In the place of facts that depend on a client's data."""
+WITHHELD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds": 0.0}
+"""Reported under privacy in place of facts that depend on the client's data."""
 
 
 def site_privacy(config: RunConfig, folder: Path, name: str) -> ClientPrivacy:
-    """A client's noise, its ledger in the run's folder at the node; None where the run has no [privacy].
+    """Return the protection of a site's client, with its ledger in the run's folder.
 
-    Noise is the operating system's, never the run's seed, which the server knows.
+    Noise comes from the operating system's generator, never from the run's seed, which the server has.
     """
     if not config.privacy.on:
         return NoPrivacy()
-    return DpMechanism(
-        config.privacy,
-        DpContext(name, folder / PRIVACY, config.rounds, config.training.steps, lambda *_: secure_noise),
-    )
+    context = DpContext(name, folder / PRIVACY, config.rounds, config.training.steps, lambda *_: secure_noise)
+    return DpMechanism(config.privacy, context)
 
 
-def within(config: RunConfig, settings: SiteSettings) -> None:
-    """Does the run ask for no more than this client gives?
+def check_privacy_limits(config: RunConfig, settings: SiteSettings) -> None:
+    """Check that a run keeps within the site's privacy limits.
 
     Raises:
-        RefusedError: it has no [privacy], or a larger ε for one training example over the whole run; or it noises
-            training, and this client would choose by its validation examples what to go on from.
+        RefusedError: ε of a training example over the whole run exceeds `most_epsilon`, or is infinite; or
+            training is noised and the site has `worse_by`, which would choose by exact losses.
     """
-    most, name = settings.most_epsilon, settings.name
+    limit, name = settings.most_epsilon, settings.name
     if config.privacy.training and settings.worse_by is not None:
         raise RefusedError(
             RefusalCode.PRIVACY_LIMIT,
             f"{name}: worse_by chooses by exact losses, which privacy.training does not cover; leave it out",
         )
-    if most is None:
+    if limit is None:
         return
-    asked = (
-        next(line.epsilon for line in promise(config) if line.covers == EVERYTHING)
-        if config.privacy.on
-        else math.inf
-    )
-    if asked > most:
+    lines = promise(config) if config.privacy.on else []
+    epsilon = next((line.epsilon for line in lines if line.covers == EVERYTHING), math.inf)
+    if epsilon > limit:
+        what = f"has {epsilon:.2f}" if math.isfinite(epsilon) else "protects not everything that leaves"
         raise RefusedError(
             RefusalCode.PRIVACY_LIMIT,
-            f"{name} takes part in runs of ε up to {most:g}, {RECORD} (most_epsilon), and this run "
-            f"{f'has {asked:.2f}' if math.isfinite(asked) else 'protects not everything that leaves'}",
+            f"{name} takes part in runs of ε up to {limit:g}, {RECORD} (most_epsilon), and this run {what}",
         )
 
 
-def key_of(request: Request) -> str:
-    """What an upload answers: the same request again gets the same message again.
+def request_key(request: Request) -> str:
+    """Return a text that identifies a train request: a repeated request gets the same upload.
 
     Raises:
         MessageError: the download cannot be read.

@@ -1,4 +1,4 @@
-"""What a client says of itself, in a TOML file that never leaves it."""
+"""A site's own settings, in a TOML file that never leaves it."""
 
 from __future__ import annotations
 
@@ -14,47 +14,62 @@ from trifed.config.settings import PrivacySettings
 from trifed.config.validation_errors import validation_messages
 
 LEFT = "left.json"
-"""In a client's folder: it has left for good."""
+"""File in a site's folder after it has left for good."""
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 class SiteSettings(BaseModel):
-    """A client's own part of a run, which the server never sees."""
+    """The site's own part of a run's settings; the server never gets it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=f"^{NAME_PATTERN}$", description="in reports; unique")
-    data: dict[str, Any] = Field(description="as [data] of a run: source, and columns where they differ")
-    model: str | None = Field(None, description="where the base model lies here, if elsewhere than in the run")
-    device: str | None = Field(None, description="as training.device")
+    name: str = Field(
+        pattern=f"^{NAME_PATTERN}$", description="The client's name in reports; each client needs its own."
+    )
+    data: dict[str, Any] = Field(
+        description="The site's [data]: its source, and its columns where they differ from the run's."
+    )
+    model: str | None = Field(
+        None, description="Folder or name of the base model at this site, if it differs from the run's."
+    )
+    device: str | None = Field(None, description="Device to train on, as in training.device.")
     base: str = Field(
-        "", pattern=r"^([0-9a-f]{16,64})?$", description="sha256 of the base, 16 digits or more; no other is taken"
+        "",
+        pattern=r"^([0-9a-f]{16,64})?$",
+        description="At least 16 digits of the base model's sha256; any other model is refused.",
     )
     privacy: PrivacySettings = PrivacySettings()
-    folder: Path = Field(Path("trifed-node"), description="where runs keep adapters and state")
+    folder: Path = Field(Path("trifed-node"), description="Folder for the adapters and states of all runs.")
     worse_by: float | None = Field(
-        None, ge=0, description="nats of validation loss beyond which what is received is not taken; none: always"
+        None,
+        ge=0,
+        description="Nats of validation loss by which received values may be worse; unset: any are accepted.",
     )
     others_at_most: float = Field(
-        1.0, ge=0, le=1, description="the largest share that others get in what this client goes on from"
+        1.0, ge=0, le=1, description="Largest share of received values in the tensors that training starts from."
     )
-    at_least: int = Field(1, ge=1, description="clients in a round, this one too, without which it takes no part")
+    at_least: int = Field(
+        1, ge=1, description="Least number of clients in a round, this one included, for it to take part."
+    )
     idle_seconds: float = Field(
-        900, gt=0, description="after which the process with the model ends; it comes again"
+        900,
+        gt=0,
+        description="Seconds without a request after which the process with the model ends; the next starts it.",
     )
     tell_scores: bool = Field(
-        False, description="accuracy and loss on held-out data go to the server; never in a run with [privacy]"
+        False,
+        description="Report accuracy and loss on held-out data to the server; never in a run with [privacy].",
     )
     most_epsilon: float | None = Field(
         None,
         gt=0,
-        description="the largest ε of a whole run, one training example added or removed, that this client takes "
-        "part for; none: any run, also without [privacy]",
+        description="Largest ε of a whole run, one training example added or removed, that this client accepts; "
+        "unset: any run, also without [privacy].",
     )
 
 
 def site_settings(values: Mapping[str, Any], source: str) -> SiteSettings:
-    """A client's settings, checked; ConfigError with all mistakes, which are said to be in `source`."""
+    """Return checked settings; a ConfigError lists all mistakes, and names `source` as their place."""
     try:
         return SiteSettings.model_validate(dict(values))
     except ValidationError as error:
@@ -62,7 +77,7 @@ def site_settings(values: Mapping[str, Any], source: str) -> SiteSettings:
 
 
 def read_site_settings(path: Path) -> SiteSettings:
-    """A client's settings from its TOML file; paths in it are as seen from that file's folder.
+    """Return the settings in a TOML file; paths in it are relative to the file's folder.
 
     Raises:
         ConfigError: no such file, or mistakes in it, all of them.

@@ -1,19 +1,19 @@
-"""What a client keeps of a run on its own disk.
+"""A site's files: what it keeps of a run on its own disk.
 
 ::
 
     FOLDER/bases.json             the weights of every base model when it was first loaded here, sha256
     FOLDER/RUN/
         run.json                  the run's settings as the server sent them
-        data.json                 a hash of this client's data as it was opened with, and a mark for the server
+        data.json                 a hash of the data that the client was opened with, and a mark for the server
         frames.safetensors        A, B and the start of C, where a method agrees on them before round 1
-        state.safetensors         after the last round: A, B, head, AdamW's moments, what the wire owes
-        state-before.safetensors  the same after the round before: the server may not have got the last upload
+        state.safetensors         after the last round: A, B, head, AdamW's moments, the upload's memory
+        state-before.safetensors  the state one round earlier, in case the server did not get the last upload
         message.safetensors       with [privacy]: the last upload, to be sent again as it was
         privacy/                  with [privacy]: the ledger, and the noised summary
-        model/                    the model that is used in the end, as `trifed run` leaves a client's
+        model/                    the final model, as `trifed run` writes a client's
 
-Every file is replaced atomically. Whoever can read the folder can read the client's adapter.
+Every file is replaced atomically. Anyone who can read the folder can read the client's adapter.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ from trifed.methods.packing import Tensors
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
 MESSAGE = "message.safetensors"
 SHARED_PROJECTIONS = "frames.safetensors"
-OWN = "own/"
+LOCAL_INIT = "own/"
 BASES = "bases.json"
 
 
 def first_known(folder: Path, name: str, fingerprint: str) -> str:
-    """The fingerprint that a base model so named had when it was first loaded here; `fingerprint`, the first time.
+    """Return the fingerprint that a base model of this name had when it was first loaded at this site.
+
+    On the first load that is `fingerprint`, which is written down.
 
     Raises:
-        RunError: nothing can be written there, or what is there cannot be read.
+        RunError: the file cannot be read or written.
     """
     path = folder / BASES
     try:
@@ -65,17 +67,19 @@ def first_known(folder: Path, name: str, fingerprint: str) -> str:
 
 
 class SiteStore:
-    """One run's folder at a client."""
+    """One run's folder at a site."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.model = folder / "model"
+        """The folder of the final model."""
 
     @classmethod
     def at(cls, folder: Path, settings: Mapping[str, Any]) -> SiteStore:
-        """The folder of a run, made where it is not there.
+        """Return the store in a run's folder, with the run's settings written; make the folder if needed.
 
         Raises:
-            RunError: nothing can be written there.
+            RunError: the folder cannot be written.
         """
         store = cls(folder)
         try:
@@ -88,45 +92,135 @@ class SiteStore:
 
     @staticmethod
     def settings_of(folder: Path) -> dict[str, Any] | None:
-        """The settings of the run that is kept there; None where none is."""
+        """Return the settings of the run in a folder; None if there is none."""
         path = folder / "run.json"
-        if not path.is_file():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        return found
+        settings: dict[str, Any] | None = None
+        if path.is_file():
+            settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return settings
 
-    def begin(self) -> None:
-        """Forget all rounds, but not what they have cost in privacy."""
+    def reset(self) -> None:
+        """Remove all rounds; what they have cost in privacy stays in the ledger."""
         for name in (LAST, BEFORE, MESSAGE, SHARED_PROJECTIONS):
             (self.folder / name).unlink(missing_ok=True)
 
-    def keep_shared_projections(self, shared_projections: Tensors) -> None:
-        """Keep what the server made of everybody's gradients."""
+    # -- before the first round
+
+    def save_shared_projections(self, projections: Tensors) -> None:
+        """Save the projections that the server computed from all clients' gradients."""
         with whole_file(self.folder / SHARED_PROJECTIONS) as path:
-            save_file({name: torch.from_numpy(values) for name, values in shared_projections.items()}, path)
+            save_file({name: torch.from_numpy(values) for name, values in projections.items()}, path)
+
+    def has_shared_projections(self) -> bool:
+        """Return True if projections were saved."""
+        return (self.folder / SHARED_PROJECTIONS).is_file()
 
     def shared_projections(self) -> Tensors | None:
-        """The same, read; None where there are none."""
+        """Return the saved projections; None if there are none."""
         if not self.has_shared_projections():
             return None
         return {name: tensor.numpy() for name, tensor in load_file(self.folder / SHARED_PROJECTIONS).items()}
 
-    def has_other_shared_projections(self, shared_projections: Tensors) -> bool:
-        """Are frames kept here that are not these?"""
-        kept = self.shared_projections()
-        if kept is None:
+    def has_other_shared_projections(self, projections: Tensors) -> bool:
+        """Return True if projections were saved that differ from these."""
+        saved = self.shared_projections()
+        if saved is None:
             return False
-        return kept.keys() != shared_projections.keys() or any(
-            not np.array_equal(kept[name], shared_projections[name]) for name in kept
+        return saved.keys() != projections.keys() or not all(
+            np.array_equal(saved[name], projections[name]) for name in saved
         )
 
-    def keep_message(self, key: str, upload: bytes) -> None:
-        """Keep an upload that is about to be released; `key`: what it answers."""
+    def save_data_hash(self, data_hash: str) -> str:
+        """Save the hash of the data that the client was opened with; return a random mark for the server.
+
+        If the server later sends another mark, or the data have another hash, client and server disagree about
+        the client's data.
+        """
+        mark = secrets.token_hex(4)
+        self._write("data.json", {"hash": data_hash, "mark": mark})
+        return mark
+
+    def has_data(self, data_hash: str, mark: str) -> bool:
+        """Return True if hash and mark are those of the last opening."""
+        path = self.folder / "data.json"
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == {
+            "hash": data_hash,
+            "mark": mark,
+        }
+
+    # -- phases
+
+    def opened(self) -> bool:
+        """Return True if the client was opened."""
+        return (self.folder / "data.json").is_file()
+
+    def last_round(self) -> int | None:
+        """Return the last round that was trained here; None before the first."""
+        return (self._facts(LAST) or {}).get("round")
+
+    def counted_round(self) -> int | None:
+        """Return the round that the last one continued, which therefore counts at the server; None before it."""
+        return (self._facts(BEFORE) or {}).get("round")
+
+    def finished(self) -> bool:
+        """Return True if the final model was saved."""
+        return self.model.is_dir()
+
+    # -- rounds
+
+    def save_round(self, number: int, counts: int, state: ClientState, local_init: Mapping[str, Tensor]) -> None:
+        """Save the state after round `number`; that after round `counts`, which it continued, stays beside it.
+
+        `local_init`: initial tensors derived from the client's labels.
+        """
+        last, before = self.folder / LAST, self.folder / BEFORE
+        with whole_file(last) as path:
+            facts = {"round": number, "steps": state.steps}
+            tensors = state_tensors(state) | {f"{LOCAL_INIT}{name}": part for name, part in local_init.items()}
+            save_file(apart(tensors), path, {"trifed": json.dumps(facts)})
+            if self.last_round() == counts:
+                last.replace(before)
+            elif counts == 0:
+                before.unlink(missing_ok=True)
+
+    def state_after(self, number: int, local_init: Mapping[str, Tensor]) -> ClientState | None:
+        """Return the state after a round; None if it is lost.
+
+        If the labels have changed since, the part of the state that came from them moves to `local_init`.
+        """
+        for name in (LAST, BEFORE):
+            facts = self._facts(name)
+            if facts and facts["round"] == number:
+                arrays = load_file(self.folder / name)
+                state = state_of(arrays, facts["steps"])
+                for tensor, now in local_init.items():
+                    state.tensors[tensor] += now - arrays.get(f"{LOCAL_INIT}{tensor}", now)
+                return state
+        return None
+
+    def rebase(self) -> int:
+        """Make the last state a new beginning for both sides; return its round, 0 if there is none.
+
+        After a restored backup the server's reference for this client is another than the one here, so both drop
+        theirs.
+        """
+        facts = self._facts(LAST)
+        if facts is None:
+            return 0
+        arrays = load_file(self.folder / LAST)
+        with whole_file(self.folder / LAST) as path:
+            rest = {name: array for name, array in arrays.items() if not name.startswith("wire/")}
+            save_file(rest, path, {"trifed": json.dumps(facts)})
+        (self.folder / BEFORE).unlink(missing_ok=True)
+        return int(facts["round"])
+
+    def save_upload(self, key: str, upload: bytes) -> None:
+        """Save an upload before it is released; `key` identifies the request that it answers."""
         with whole_file(self.folder / MESSAGE) as path:
             save_file({"upload": torch.frombuffer(bytearray(upload), dtype=torch.uint8)}, path, {"key": key})
 
-    def message(self, key: str) -> bytes | None:
-        """The upload that was the answer to the same; None where there is none."""
+    def upload_for(self, key: str) -> bytes | None:
+        """Return the upload that answered a request with this key; None if there is none."""
         path = self.folder / MESSAGE
         if not path.is_file():
             return None
@@ -137,103 +231,17 @@ class SiteStore:
         except SafetensorError as error:
             raise RunError(f"{path}: damaged ({error}); remove it, and the round is a new release") from error
 
-    def keep_data(self, content: str) -> str:
-        """Keep a hash of the data that the client was opened with; a mark that the server keeps for it.
+    # -- files
 
-        The mark says nothing of the data. Where the server sends another than is kept here, or the data have
-        another hash, the server does not know what the client has.
-        """
-        mark = secrets.token_hex(4)
-        self._write("data.json", {"hash": content, "mark": mark})
-        return mark
-
-    def knows(self, content: str, mark: str) -> bool:
-        """Are these data and this mark those of the last opening?"""
-        path = self.folder / "data.json"
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == {"hash": content, "mark": mark}
-
-    # -- how far the run is
-
-    def opened(self) -> bool:
-        """Was the client opened?"""
-        return (self.folder / "data.json").is_file()
-
-    def last_round(self) -> int | None:
-        """The last round that was trained here; None before that."""
-        return self._round(self.folder / LAST)
-
-    def has_shared_projections(self) -> bool:
-        """Are frames kept here?"""
-        return (self.folder / SHARED_PROJECTIONS).is_file()
-
-    def counted_round(self) -> int | None:
-        """The round that the last one went on from, which therefore counts at the server; None before that."""
-        return self._round(self.folder / BEFORE)
-
-    def finished(self) -> bool:
-        """Was the model made that is used in the end?"""
-        return self.model.is_dir()
-
-    @property
-    def model(self) -> Path:
-        """The folder of the model that is used in the end."""
-        return self.folder / "model"
-
-    # -- rounds
-
-    def keep(self, number: int, counts: int, state: ClientState, own: Mapping[str, Tensor]) -> None:
-        """Keep the state after round `number`, and beside it that after round `counts`, which it came from.
-
-        `own`: what the start took from this client's labels.
-        """
-        last, before = self.folder / LAST, self.folder / BEFORE
-        with whole_file(last) as path:
-            facts = {"round": number, "steps": state.steps}
-            tensors = {**state_tensors(state), **{f"{OWN}{name}": tensor for name, tensor in own.items()}}
-            save_file(apart(tensors), path, {"trifed": json.dumps(facts)})
-            if self._round(last) == counts:
-                last.replace(before)
-            elif counts == 0:
-                before.unlink(missing_ok=True)
-
-    def state_after(self, number: int, own: Mapping[str, Tensor]) -> ClientState | None:
-        """The state after a round; None where it is not kept any more, or never was.
-
-        Where the labels are others by now, what came from them at the start moves with them to `own`.
-        """
-        for path in (self.folder / LAST, self.folder / BEFORE):
-            if self._round(path) == number:
-                with safe_open(path, "pt") as file:
-                    steps = json.loads(file.metadata()["trifed"])["steps"]
-                found = load_file(path)
-                state = state_of(found, steps)
-                for name, now in own.items():
-                    state.tensors[name] += now - found.get(f"{OWN}{name}", now)
-                return state
-        return None
-
-    def restored(self) -> int:
-        """The round of what lies there from a backup, now fit to go on from; 0 where nothing does.
-
-        What is known of it at the other side of the wire is not what is kept here, so both begin anew with that.
-        """
-        number = self.last_round()
-        if number is None:
-            return 0
-        with safe_open(self.folder / LAST, "pt") as file:
-            told = file.metadata()
-        found = {name: t for name, t in load_file(self.folder / LAST).items() if not name.startswith("wire/")}
-        with whole_file(self.folder / LAST) as path:
-            save_file(found, path, told)
-        (self.folder / BEFORE).unlink(missing_ok=True)
-        return number
-
-    def _round(self, path: Path) -> int | None:
+    def _facts(self, name: str) -> dict[str, Any] | None:
+        """Return round and steps of a state's file; None if there is none."""
+        path = self.folder / name
         if not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
-                return int(json.loads(file.metadata()["trifed"])["round"])
+                facts: dict[str, Any] = json.loads(file.metadata()["trifed"])
+                return {**facts, "round": int(facts["round"])}
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: damaged ({error}); remove it, and this client starts anew") from error
 

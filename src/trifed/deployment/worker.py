@@ -1,7 +1,7 @@
-"""The process that holds a node's base model, because Flower starts a new one for every message.
+"""The long-lived process of a site that holds the base model; Flower starts a new process for every message.
 
-It is started when it is needed, answers one request at a time over a socket in the node's own folder, and ends
-when it was idle for `idle_seconds`. Whoever asks it imports neither torch nor transformers.
+It starts when it is needed, answers one request at a time over a socket in the site's folder, and ends after
+`idle_seconds` without a request. The side that asks it imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ LOGGER = logging.getLogger(__name__)
 
 SOCKET, LOCK, LOG = "worker.socket", "worker.lock", "worker.log"
 START_SECONDS = 120.0
-"""Until a worker that was started has to listen."""
+"""Seconds within which a new worker must listen."""
 READY = b"+"
-"""What a worker says first: one that is just being ended accepts connections, and says nothing."""
-LONGEST = 86400.0
-"""Seconds that an answer may take where the server does not say."""
+"""A worker's first byte. One that is just ending still accepts connections, but never sends it."""
+DEFAULT_SECONDS = 86400.0
+"""Seconds that an answer may take if the server sets no limit."""
 LONGEST_PATH = 100
-"""Of a socket, in bytes: systems allow about this much."""
+"""Bytes in the path of a socket; systems allow about this many."""
 
 
 def ask_worker(path: Path, request: Request) -> Reply:
-    """The answer of the node whose settings lie at `path`, from its worker, started where there is none.
+    """Return a site's reply to a request, from its worker, which is started if there is none.
 
-    `seconds` among the facts is how long the server waits for it. An error's text goes to this
-    process's log alone.
+    An error's text goes to this process's log alone.
+
+    Args:
+        path: the site's settings file.
+        request: the request; its fact `seconds` is how long the server waits.
     """
-    seconds = float(request.facts.get("seconds", LONGEST))
+    seconds = float(request.facts.get("seconds", DEFAULT_SECONDS))
     try:
         settings = read_site_settings(path)
         with _connected(path, settings, time.monotonic() + seconds) as connection:
@@ -61,18 +64,16 @@ def ask_worker(path: Path, request: Request) -> Reply:
 
 @contextmanager
 def _connected(path: Path, settings: SiteSettings, until: float) -> Iterator[socket.socket]:
-    """A connection whose every wait ends at `until`, of `time.monotonic`; TimeoutError then."""
+    """Yield a connection to the worker; each wait ends with a TimeoutError at `until`, of `time.monotonic`."""
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(settings.folder / LOCK, until):
-        connection = _connect(settings.folder, until)
-        if connection is None:
-            connection = _start(path, settings, until)
+        connection = _connect(settings.folder, until) or _start(path, settings, until)
     with connection:
         yield connection
 
 
 def _start(path: Path, settings: SiteSettings, until: float) -> socket.socket:
-    # Not by subprocess: the worker outlives whoever starts it.
+    # Not by subprocess, because the worker outlives the process that starts it.
     log = str(settings.folder / LOG)
     pid = os.posix_spawn(
         sys.executable,
@@ -95,15 +96,15 @@ def _start(path: Path, settings: SiteSettings, until: float) -> socket.socket:
 
 
 def _connect(folder: Path, until: float) -> socket.socket | None:
-    """A connection to a worker that has said that it is there; None where none is, or it is just ending."""
+    """Return a connection to a worker that is ready; None if there is none, or it is just ending."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(max(0.01, until - time.monotonic()))
     try:
-        with _short(folder) as place:
-            connection.connect(place)
+        with _socket_path(folder) as address:
+            connection.connect(address)
         if connection.recv(1) == READY:
             return connection
-    except TimeoutError:  # it is there, and busy
+    except TimeoutError:  # it is busy
         connection.close()
         raise
     except OSError:
@@ -113,11 +114,11 @@ def _connect(folder: Path, until: float) -> socket.socket | None:
 
 
 @contextmanager
-def _short(folder: Path) -> Iterator[str]:
-    """The socket's path, short enough for the system: through an open folder where it is deep."""
-    place = str(folder / SOCKET)
-    if len(os.fsencode(place)) <= LONGEST_PATH:
-        yield place
+def _socket_path(folder: Path) -> Iterator[str]:
+    """Yield the socket's path, by an open descriptor of its folder if it is too long for the system."""
+    address = str(folder / SOCKET)
+    if len(os.fsencode(address)) <= LONGEST_PATH:
+        yield address
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -128,7 +129,7 @@ def _short(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _locked(path: Path, until: float) -> Iterator[None]:
-    """One at a time, also between processes; TimeoutError at `until`."""
+    """Hold a lock between processes; TimeoutError at `until`."""
     with path.open("w") as file:
         while True:
             try:
@@ -142,42 +143,39 @@ def _locked(path: Path, until: float) -> Iterator[None]:
 
 
 def send(connection: socket.socket, kind: str, facts: Mapping[str, Fact], parts: Mapping[str, bytes]) -> None:
-    """One message: eight bytes of length, a JSON header, and the parts one behind the other."""
+    """Send one message: the length of a JSON header in eight bytes, the header, and the parts in its order."""
     sizes = {name: len(part) for name, part in parts.items()}
     header = json.dumps({"kind": kind, "facts": dict(facts), "parts": sizes}).encode()
     connection.sendall(len(header).to_bytes(8, "little") + header + b"".join(parts.values()))
 
 
 def receive(connection: socket.socket) -> tuple[str, dict[str, Any], dict[str, bytes]]:
-    """The inverse; EOFError where the other side ended."""
-    header = json.loads(_exactly(connection, int.from_bytes(_exactly(connection, 8), "little")))
-    parts = {name: _exactly(connection, size) for name, size in header["parts"].items()}
-    return header["kind"], header["facts"], parts
+    """Receive one message of `send`: its kind, facts and parts; EOFError if the other side ended."""
+    with connection.makefile("rb") as stream:
 
+        def read(size: int) -> bytes:
+            data = stream.read(size)
+            if len(data) < size:
+                raise EOFError("the other side ended")
+            return data
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    found = bytearray()
-    while len(found) < size:
-        part = connection.recv(min(1 << 20, size - len(found)))
-        if not part:
-            raise EOFError("the other side ended")
-        found += part
-    return bytes(found)
+        header = json.loads(read(int.from_bytes(read(8), "little")))
+        return header["kind"], header["facts"], {name: read(size) for name, size in header["parts"].items()}
 
 
 def work(path: Path) -> None:
-    """Answer for a node until nobody has asked for `idle_seconds`."""
+    """Answer requests to a site until there was none for `idle_seconds`."""
     settings = read_site_settings(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         (settings.folder / SOCKET).unlink(missing_ok=True)
-        with _short(settings.folder) as place:
-            listening.bind(place)
+        with _socket_path(settings.folder) as address:
+            listening.bind(address)
         (settings.folder / SOCKET).chmod(0o600)
         listening.listen()
         listening.settimeout(settings.idle_seconds)
-        from trifed.deployment.site_process import SiteProcess  # after the socket is there: it imports torch
+        from trifed.deployment.site_process import SiteProcess  # after the socket exists: it imports torch
 
-        node = SiteProcess(settings)
+        site = SiteProcess(settings)
         while True:
             try:
                 connection, _ = listening.accept()
@@ -187,12 +185,13 @@ def work(path: Path) -> None:
                 try:
                     connection.sendall(READY)
                     request = Request(*receive(connection))
-                    if read_site_settings(path) != node.settings:
-                        node = SiteProcess(read_site_settings(path))
-                    reply = node.answer(request)
+                    current = read_site_settings(path)
+                    if current != site.settings:
+                        site = SiteProcess(current)
+                    reply = site.answer(request)
                     facts = {**reply.facts, "error": reply.error or ""}
                     send(connection, "lost" if reply.lost else "reply", facts, reply.parts)
-                except (OSError, EOFError, ValueError) as error:  # who asked has gone; the next one may come
+                except (OSError, EOFError, ValueError) as error:  # the asking process ended; the next one may come
                     print(f"not answered: {error}", file=sys.stderr, flush=True)
         (settings.folder / SOCKET).unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ upload by `upload.ErrorFeedback`; the functions here have no memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,26 +36,30 @@ SPANS = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1)
 LARGEST = float(np.finfo(np.float16).max)
 
 
-class Compression(Protocol):
-    """An encoding of the values in `layout`. All vectors are (n_values,) float32."""
+@dataclass(frozen=True)
+class Compression:
+    """An encoding of the values in `layout`; this base sends them as float32. All vectors are (n_values,) float32.
 
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes of the tensors that are sent."""
+    Attributes:
+        layout: names and shapes of the tensors that are sent.
+        bits: bits for each number of a change; None if the values themselves are sent, without a reference.
+    """
 
-    @property
-    def bits(self) -> Bits | None:
-        """Bits for each number of a change; None if the values themselves are sent, without a reference."""
+    layout: Layout
+    bits: Bits | None = None
 
     @property
     def identity(self) -> str:
         """The encoding's name with its parameters."""
+        return "full-precision"
 
     def arrives(self, values: Vector, reference: Vector) -> Vector:
         """Return what the receiver has after a message that encodes `values`."""
+        return values
 
     def encode(self, header: Header, values: Vector, reference: Vector) -> bytes:
         """Return the message that brings a receiver with `reference` to `values`, as near as the bits allow."""
+        return encode_values(header, values)
 
     def decode(self, payload: bytes, expected: Header, reference: Vector) -> tuple[Header, Vector]:
         """Return a message's header and what the receiver has then.
@@ -63,60 +67,40 @@ class Compression(Protocol):
         Raises:
             MessageError: see `messages.decode`; or the wrong number or type of values.
         """
-
-    def manifest(self, payload: bytes) -> dict[str, int]:
-        """Return the bytes of a message by tensor name, the rest under '(envelope)'."""
-
-
-@dataclass(frozen=True)
-class FullPrecision:
-    """Sends the float32 values themselves; the reference is not used."""
-
-    layout: Layout
-    bits: ClassVar[None] = None
-    identity: ClassVar[str] = "full-precision"
-
-    def arrives(self, values: Vector, reference: Vector) -> Vector:
-        """See `Compression`."""
-        return values
-
-    def encode(self, header: Header, values: Vector, reference: Vector) -> bytes:
-        """See `Compression`."""
-        return encode_values(header, values)
-
-    def decode(self, payload: bytes, expected: Header, reference: Vector) -> tuple[Header, Vector]:
-        """See `Compression`."""
         return decode_values(payload, expected, self.layout)
 
     def manifest(self, payload: bytes) -> dict[str, int]:
-        """See `Compression`."""
+        """Return the bytes of a message by tensor name, the rest under '(envelope)'."""
         return manifest(payload, layout_sizes(self.layout))
 
 
+class FullPrecision(Compression):
+    """Sends the float32 values themselves; the reference is not used."""
+
+
 @dataclass(frozen=True)
-class Quantise:
+class Quantise(Compression):
     """Sends the change to the reference in `bits` bits a number."""
 
-    layout: Layout
     bits: Bits
 
     @property
     def identity(self) -> str:
-        """See `Compression`."""
+        """The encoding's name with its parameters."""
         return f"quantise bits={self.bits}"
 
     def arrives(self, values: Vector, reference: Vector) -> Vector:
-        """See `Compression`."""
+        """Return what the receiver has after a message that encodes `values`."""
         change = (values - reference).astype(np.float32)
         return reference + dequantise(*quantise(change, self.layout, self.bits), self.layout, self.bits)
 
     def encode(self, header: Header, values: Vector, reference: Vector) -> bytes:
-        """See `Compression`."""
+        """Return the message with the codes and step sizes of the change."""
         codes, steps = quantise((values - reference).astype(np.float32), self.layout, self.bits)
         return encode(header, {"codes": codes, "steps": steps})
 
     def decode(self, payload: bytes, expected: Header, reference: Vector) -> tuple[Header, Vector]:
-        """See `Compression`."""
+        """Return a message's header, and the reference plus the change."""
         header, arrays = decode(payload, expected)
         n_bytes, n_blocks = -(-_size(self.layout) * self.bits // 8), len(block_starts(self.layout))
         wanted = {"codes": (np.dtype(np.uint8), (n_bytes,)), "steps": (np.dtype(np.float16), (n_blocks,))}
@@ -129,7 +113,7 @@ class Quantise:
         return header, reference + dequantise(codes, steps, self.layout, self.bits)
 
     def manifest(self, payload: bytes) -> dict[str, int]:
-        """See `Compression`."""
+        """Return the bytes of a message by tensor name, the rest under '(envelope)'."""
         return manifest(payload, packed_sizes(self.layout, self.bits))
 
 

@@ -1,4 +1,4 @@
-"""What a run's clients have spent, from the ledgers that lie in a folder."""
+"""The privacy that a run's clients have spent, by the ledgers in its folder, or will spend, by its settings."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any, NamedTuple
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.federation.run_folder import PRIVACY
+from trifed.methods.personalization import EXAMPLES_OF_NAMES
 from trifed.privacy import Book, Spent, facts_of, promised, read_ledger, spent
 from trifed.privacy.ledger import FILE
 
 
 class Account(NamedTuple):
-    """One client's ledger in one run; `run`: the folder's name, and of a baseline which."""
+    """One client's ledger in one run. `run`: name of the run's folder, or of the baseline's."""
 
     run: str
     book: Book
 
     @property
     def spent(self) -> list[Spent]:
-        """By relation."""
+        """Spent ε by relation of data sets."""
         return spent(self.book.entries, self.book.budget)
 
 
 def accounts_in(folder: Path) -> list[Account]:
-    """All ledgers of a run's folder, of a site's folder of a run, or of a site's folder with several runs.
+    """Return all ledgers under a folder: a run's, a site's of one run, or a site's with several runs.
 
     Raises:
         RunError: a ledger is damaged.
@@ -41,10 +42,7 @@ def _run_of(folder: Path, file: Path) -> str:
 
 
 def most_spent(folder: Path) -> dict[str, Any] | None:
-    """For a simulated run's summary.json: by relation what the client that spent most has spent.
-
-    None without ledgers.
-    """
+    """Return the largest ε of any client by relation, for a simulated run's summary.json; None without ledgers."""
     files = sorted((folder / PRIVACY).glob(f"*/{FILE}"))
     if not files:
         return None
@@ -58,7 +56,7 @@ def most_spent(folder: Path) -> dict[str, Any] | None:
 
 
 def promise(config: RunConfig) -> list[Spent]:
-    """What a run costs a client that takes part in all of it.
+    """Return the ε that a run costs a client that takes part in every round.
 
     Raises:
         RunError: the run has no [privacy].
@@ -66,7 +64,7 @@ def promise(config: RunConfig) -> list[Spent]:
     if not config.privacy.on:
         raise RunError(f"{config.name}: this run has no [privacy]; `trifed settings` shows it")
     method = config.composed_method()
-    uploads = any(map(method.sends, TRAVELLERS))
+    uploads = any(map(method.sends, EXAMPLES_OF_NAMES))
     return promised(
         config.privacy,
         config.rounds,
@@ -74,7 +72,3 @@ def promise(config: RunConfig) -> list[Spent]:
         summarises=method.summarise is not None,
         uploads=uploads,
     )
-
-
-TRAVELLERS = ("x.lora_A.weight", "x.lora_B.weight", "x.lora_C.weight", "head.weight", "head.bias", "x.weight")
-"""A name of each kind of parameter; a method that sends none of them sends nothing."""
