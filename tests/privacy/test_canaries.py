@@ -75,7 +75,9 @@ def update_scores(folder, change, rounds, z_share, rng, n=2000):
     settings = PrivacySettings.model_validate({"update": {"epsilon": EPSILON, "clip": 2.0}})
     guard = DpMechanism(settings, DpContext("canary", folder, rounds, None, lambda *_: seeded_noise(rng)))
     guard.update_noise *= z_share
-    return np.array([sum(guard.noised(r, change)[0] for r in range(rounds)) for _ in range(n)])
+    [step] = guard.upload_steps()
+    start = np.zeros_like(change)
+    return np.array([sum(step.apply(change, start, r, {})[0] for r in range(rounds)) for _ in range(n)])
 
 
 @pytest.mark.parametrize(("share", "holds"), [(1.0, True), (0.25, False)])
