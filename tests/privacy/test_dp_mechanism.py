@@ -182,9 +182,9 @@ def test_summaries_for_as_many_changes_of_data_as_planned(toy_values, tmp_path):
         return np.eye(4), np.zeros(4, np.int64)
 
     for mark in "abc":
-        dp_mechanism.summary(mark, 2, data)
+        dp_mechanism.summary(mark, 2, data, exact=data)
     with pytest.raises(RunError, match="has made 3 releases"):
-        dp_mechanism.summary("d", 2, data)
+        dp_mechanism.summary("d", 2, data, exact=data)
     one = DpMechanism(
         PrivacySettings.model_validate({"summary": {"epsilon": 4.0}}),
         DpContext("y", tmp_path / "y", 2, None, None),
