@@ -24,7 +24,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
 
 from trifed.config.run import make_config, read_toml
-from trifed.federation.client_update import calibrate, score
+from trifed.federation.client_update import score
+from trifed.federation.personalization import calibrate
 from trifed.federation.preparation import prepare, quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
@@ -92,11 +93,11 @@ def rescored(folder: Path) -> dict[str, float]:
     found: dict[str, list[float]] = {rule: [] for rule in RULES}
     for site, (train, valid) in zip(run.clients, counts, strict=True):
         client = site.dataset
-        model = site._at("between", run.server.arrives(client.index))
+        model = site.personalization.model("interpolated", site.state.tensors, run.server.arrives(client.index))
         for name, rule in RULES.items():
             prior = rule(train, valid, everybody)
             log_prior = torch.from_numpy(np.log(prior / prior.sum())).float()
-            bias = model["head.bias"] - site.own["head.bias"] + log_prior
+            bias = model["head.bias"] - site.local_init["head.bias"] + log_prior
             used = calibrate(bench, {**model, "head.bias": bias}, client.valid, config.training)
             found[name].append(score(bench, used, client.test, config.training).accuracy)
     return {name: round(100 * float(np.mean(values)), 2) for name, values in found.items()}

@@ -250,12 +250,12 @@ def test_what_came_from_its_labels_moves_with_them(sites):
 
     def look(reply, request):
         then["bias"] = nodes[1].run.store.state_after(1, {}).tensors["head.bias"]
-        then["own"] = nodes[1].run.client.own["head.bias"]
+        then["own"] = nodes[1].run.client.local_init["head.bias"]
         return reply
 
     coordinator.client_manager.channel.faults[("train", 1, "basil")] = look
     coordinator.run()
-    now = nodes[1].run.client.own["head.bias"]
+    now = nodes[1].run.client.local_init["head.bias"]
     assert not np.allclose(now, then["own"])
     found = nodes[1].run.store.state_after(1, {"head.bias": now})  # what round 3 went on from
     np.testing.assert_allclose(found.tensors["head.bias"], then["bias"] + now - then["own"], atol=1e-6)

@@ -11,7 +11,8 @@ from trifed import make_config
 from trifed.common.errors import ConfigError, DataError, MessageError, ModelError, RunError
 from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.refusals import REASONS, RefusalCode, read_code, rejected_for
-from trifed.deployment.site_transport import settings_to_send
+from trifed.deployment.site_transport import greeting, settings_to_send
+from trifed.methods import METHODS, code_hash
 from trifed.privacy.ledger import FILE
 
 SITES = ["amber", "basil", "coral"]
@@ -29,7 +30,7 @@ class Session:
         self.config = coordinator.config
         self.about = {"run": "run-1", "place": 0}
         self.node, self.mark = self.make(), "none"
-        self.asked("hello", config=settings_to_send(self.config))
+        self.asked("hello", **greeting("run-1", self.config).facts)
         steps = {"opened": ["open"], "trained": ["open", "train"], "finished": ["open", "train", "finish"]}
         for kind in steps.get(phase, []):
             reply = self.asked(kind, **self.facts(kind))
@@ -140,7 +141,8 @@ def test_frames_are_sent_again_but_no_gradient_after_them(federation):
 def test_a_run_keeps_the_settings_that_say_what_may_be_asked(federation, change):
     session = Session(federation, "own-prior", "trained", PRIVACY)
     values = {**json.loads(settings_to_send(session.config)), **change}
-    refused(session, "hello", RefusalCode.WRONG_RUN, config=json.dumps(values))
+    method_code = code_hash(METHODS[values["method"]["name"]])
+    refused(session, "hello", RefusalCode.WRONG_RUN, config=json.dumps(values), method_code=method_code)
 
 
 SECRET = "kryptonite"

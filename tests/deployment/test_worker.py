@@ -15,7 +15,7 @@ from safetensors.numpy import load
 from trifed import make_config
 from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.refusals import RefusalCode
-from trifed.deployment.site_transport import settings_to_send
+from trifed.deployment.site_transport import greeting
 from trifed.deployment.worker import LOG, SOCKET, ask_worker, send
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def path(values, tmp_path_factory):
 def hello(values, request):
     """The greeting of a run of this test's own."""
     run = f"run-{abs(hash(request.node.name))}"
-    return Request("hello", {"run": run, "config": settings_to_send(make_config(values))})
+    return greeting(run, make_config(values))
 
 
 def workers(path):

@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from trifed import make_config, run
 from trifed.data import make_clients, text_examples
-from trifed.federation.client_update import BELIEF, HEAD, WITHIN, calibrate
+from trifed.federation.personalization import FACTORS, TOLERANCE, calibrate
 from trifed.federation.run_folder import RunFolder
+from trifed.methods.aggregation import HEAD
 
 TEXTS = [f"{word} {number}" for word in ("basil", "sage", "thyme", "mint") for number in range(6)]
 
@@ -61,22 +62,22 @@ def test_the_factor_is_the_largest_that_is_no_worse(client):
     data = encoded(shared_model, torch.where(torch.arange(len(TEXTS)) % 8 == 0, wrong, right))
     after = calibrate(shared_model, tensors, data, settings)
     found = float((after[HEAD] / tensors[HEAD]).mean())
-    place = next(i for i, factor in enumerate(BELIEF) if found == pytest.approx(factor, abs=1e-5))
+    place = next(i for i, factor in enumerate(FACTORS) if found == pytest.approx(factor, abs=1e-5))
     logits = logits.double()
     losses = np.stack(
         [
             cross_entropy(s * logits + tensors["head.bias"], torch.from_numpy(data.labels), reduction="none")
-            for s in BELIEF
+            for s in FACTORS
         ]
     )
     best = int(losses.mean(1).argmin())
-    assert place < best < len(BELIEF) - 1
+    assert place < best < len(FACTORS) - 1
 
     def errors(factor: int) -> float:
         over = losses[factor] - losses[best]
         return float(over.mean() / (over.std(ddof=1) / len(data) ** 0.5))
 
-    assert errors(place) <= WITHIN < errors(place - 1)
+    assert errors(place) <= TOLERANCE < errors(place - 1)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -103,7 +104,7 @@ def test_a_calibrated_model_is_kept_and_evaluated_with_a_smaller_head(toy_values
         biases[calibrated] = [load_file(folder / "head.safetensors")["bias"] for folder in folders]
     factors = [float(b.norm() / a.norm()) for a, b in zip(heads[False], heads[True], strict=True)]
     for plain, scaled, factor in zip(heads[False], heads[True], factors, strict=True):
-        assert any(factor == pytest.approx(tried, abs=1e-5) for tried in BELIEF)
+        assert any(factor == pytest.approx(tried, abs=1e-5) for tried in FACTORS)
         torch.testing.assert_close(scaled, factor * plain, rtol=1e-4, atol=1e-6)
     assert min(factors) < 1
     config = make_config(values)

@@ -211,16 +211,17 @@ def test_who_has_no_examples_is_told_apart_by_nothing(site_of):
 def test_where_training_is_noised_the_prior_starts_from_noised_counts(site_of):
     changes = {"privacy": {"training": {"epsilon": 6.0}}, "training": {"steps": 2}}
     site = site_of("own-prior", 0, **changes)
-    flat = site.own["head.bias"]
+    flat = site.local_init["head.bias"]
     assert flat.std() == 0  # nothing is known before the summary
     told = decode_summary(site.summary("data"), site.context.header("summary", 0, 0))
     counts = told.class_counts + 0.1
-    np.testing.assert_allclose(site.own["head.bias"], np.log(counts / counts.sum()), rtol=1e-5)
-    np.testing.assert_array_equal(site.state.tensors["head.bias"], site.own["head.bias"])
+    np.testing.assert_allclose(site.local_init["head.bias"], np.log(counts / counts.sum()), rtol=1e-5)
+    np.testing.assert_array_equal(site.state.tensors["head.bias"], site.local_init["head.bias"])
     exact = np.bincount(site.dataset.train.labels, minlength=3)
     assert told.class_counts.tolist() != exact.tolist()
     # Without noise the labels of validation examples would count in what is used.
     assert len(site.dataset.valid)
-    np.testing.assert_allclose(site.tensors("between", None)["head.bias"], site.own["head.bias"], atol=1e-6)
+    used = site.tensors("interpolated", None)["head.bias"]
+    np.testing.assert_allclose(used, site.local_init["head.bias"], atol=1e-6)
     again = site_of("own-prior", 0, **changes)  # a new process begins with what was told
-    np.testing.assert_array_equal(again.own["head.bias"], site.own["head.bias"])
+    np.testing.assert_array_equal(again.local_init["head.bias"], site.local_init["head.bias"])

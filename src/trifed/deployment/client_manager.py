@@ -174,6 +174,7 @@ class ClientManager:
         """Return why a node that was greeted may not take part; None if it may."""
         conditions = {
             RefusalCode.BAD_NAME: not NAME.fullmatch(name),
+            RefusalCode.METHOD_MISMATCH: reply.facts.get("method_code") != self.hello.facts.get("method_code"),
             RefusalCode.OTHER_BASE: _identity(reply) != self.identity,
             RefusalCode.LEFT: name in self.withdrawn,
             RefusalCode.TOO_LATE: bool(self.names) and name not in self.names and not self.settings.late,

@@ -2,7 +2,8 @@
 
 ::
 
-    hello    the run's settings, without its data        -> name, base model, what travels (a digest)
+    hello    the run's settings, without its data, and   -> name, base model, what travels (a digest), hash of the
+             a hash of the code of its method               code of the method
     open     nothing; `again`: its data changed           -> examples, its mark of the data, what travels, summary,
                                                             perhaps the start
     gradient nothing                                     -> the first gradient, where the method makes frames of it

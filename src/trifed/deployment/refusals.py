@@ -35,6 +35,9 @@ class RefusalCode(StrEnum):
     BASE_MISMATCH = "base_mismatch"
     SETTINGS_UNUSABLE = "settings_unusable"
     PRIVACY_LIMIT = "privacy_limit"
+    METHOD_UNKNOWN = "method_unknown"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    METHOD_MISMATCH = "method_mismatch"
     GUARD = "guard"
     TOO_FEW_CLIENTS = "too_few_clients"
     STORAGE = "storage"
@@ -66,6 +69,9 @@ REASONS: dict[RefusalCode, str] = {
     RefusalCode.BASE_MISMATCH: "its base model is not the one that it accepts",
     RefusalCode.SETTINGS_UNUSABLE: "the run's settings, with its own, cannot be used",
     RefusalCode.PRIVACY_LIMIT: "the run asks for more than its privacy limits allow",
+    RefusalCode.METHOD_UNKNOWN: "the run's method is not installed there",
+    RefusalCode.METHOD_NOT_ALLOWED: "its `methods` do not list the run's method",
+    RefusalCode.METHOD_MISMATCH: "its code of the run's method is not the server's; install the same version",
     RefusalCode.GUARD: "what it would send could show single examples",
     RefusalCode.TOO_FEW_CLIENTS: "the round has fewer clients than its at_least asks for",
     RefusalCode.STORAGE: "it cannot read or write its files",

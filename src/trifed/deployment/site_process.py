@@ -16,9 +16,11 @@ from trifed.common.errors import MessageError, TrifedError
 from trifed.deployment.phases import check_asked_for
 from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.refusals import RefusalCode, RefusedError, code_of
+from trifed.deployment.site_methods import check_method
 from trifed.deployment.site_run import FIXED, SiteRun, load_run
 from trifed.deployment.site_settings import LEFT, SiteSettings
 from trifed.deployment.site_store import SiteStore
+from trifed.methods import METHODS, code_hash
 
 LOGGER = logging.getLogger(__name__)
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
@@ -73,9 +75,10 @@ class SiteProcess:
             values = json.loads(request.text("config"))
         except ValueError as error:
             raise MessageError(f"the run's settings cannot be read ({error}); they are refused") from error
+        check_method(values, request.facts.get("method_code"), self.settings)
         run = self._load(name, values)
         facts = {"name": self.settings.name, "base": run.shared_model.fingerprint, "digest": run.digest}
-        return Reply(facts)
+        return Reply({**facts, "method_code": code_hash(METHODS[run.config.method.name])})
 
     def resume(self, name: str) -> SiteRun | None:
         """Load a run from its folder; None if the site does not have it."""

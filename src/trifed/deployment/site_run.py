@@ -155,7 +155,7 @@ class SiteRun:
         began, before = time.monotonic(), client.state
 
         def save(state: ClientState, upload: bytes | None) -> None:
-            self.store.save_round(number, counts, state, client.own)
+            self.store.save_round(number, counts, state, client.local_init)
             if key and upload:
                 self.store.save_upload(key, upload)
 
@@ -224,7 +224,7 @@ class SiteRun:
 
     def _restore(self, client: Client, round_number: int) -> bool:
         """Set the client's state to that after a round; False if the state is lost."""
-        state = self.store.state_after(round_number, client.own)
+        state = self.store.state_after(round_number, client.local_init)
         if state is not None:
             client.state = state
         return state is not None

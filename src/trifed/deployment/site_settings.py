@@ -38,6 +38,10 @@ class SiteSettings(BaseModel):
         pattern=r"^([0-9a-f]{16,64})?$",
         description="At least 16 digits of the base model's sha256; any other model is refused.",
     )
+    methods: list[str] | None = Field(
+        None,
+        description="Methods that the site takes part in. Unset: those that come with trifed, and no other.",
+    )
     privacy: PrivacySettings = PrivacySettings()
     folder: Path = Field(Path("trifed-node"), description="Folder for the adapters and states of all runs.")
     worse_by: float | None = Field(

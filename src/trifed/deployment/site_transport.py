@@ -30,6 +30,8 @@ from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Rejected, Reply
+from trifed.methods import METHODS, code_hash
+from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
 from trifed.privacy import facts_of
 from trifed.tasks import TASKS
@@ -54,7 +56,7 @@ class SiteTransport:
         self.log = EventLog(folder, listener)
         self.checkpoint = ServerCheckpoint(folder)
         self.name = self.checkpoint.facts.get("run") or f"{config.run_id()}-{secrets.token_hex(4)}"
-        hello = Request("hello", {"run": self.name, "config": settings_to_send(config)})
+        hello = greeting(self.name, config)
         self.client_manager = ClientManager(channel, config.deployment, hello, self.log, sleep)
         self.opened: dict[int, protocol.Reply] = {}
         self.replies: dict[int, protocol.Reply] = {}
@@ -193,7 +195,7 @@ class SiteTransport:
         self.checkpoint.save(number, self.server, self.records)
         self.checkpoint.clear_leaving()
 
-    def evaluate(self, number: int, stages: Sequence[str]) -> Sequence[ClientScores]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Sequence[ClientScores]:
         """Return no scores: the clients' test data stay at the sites."""
         return ()
 
@@ -229,6 +231,12 @@ def _scores(reply: protocol.Reply) -> Mapping[str, Mapping[str, float]] | None:
         return None
     names = ("loss", "accuracy", "examples")
     return {split: {name: reply.real(f"{split}_{name}") for name in names} for split in ("valid", "test")}
+
+
+def greeting(run: str, config: RunConfig) -> Request:
+    """Return the request that greets a client: the run's name and settings, and a hash of its method's code."""
+    facts = {"run": run, "config": settings_to_send(config)}
+    return Request("hello", {**facts, "method_code": code_hash(METHODS[config.method.name])})
 
 
 def settings_to_send(config: RunConfig) -> str:

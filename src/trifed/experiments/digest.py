@@ -16,6 +16,7 @@ from trifed.experiments.statistics import Right, interval, mean_over_clients
 from trifed.experiments.tuning import best_rate, read_grid
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS
+from trifed.methods.base import logged_stage
 
 Json = dict[str, Any]
 PLATEAU = 0.01
@@ -172,7 +173,7 @@ def _method(name: str, folders: Sequence[Path], right: Right, target: float) -> 
     reached = next((p for p in curve if p["mean"] >= target - 1e-9), {"round": None, "bytes": None})
     return {
         "citation": METHODS[name].citation,
-        "scored": METHODS[name].evaluated_model,
+        "scored": logged_stage(METHODS[name].evaluated_model),
         "mean": float(np.mean(means)),
         "sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "interval": interval(right),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from trifed.federation.client_privacy import ClientPrivacy
 from trifed.federation.client_update import (
     ClientDataset,
     ClientState,
-    calibrate,
     score,
     summary_seeds,
     train_round,
@@ -24,8 +22,10 @@ from trifed.federation.client_update import (
 from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
+from trifed.federation.personalization import Personalization
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.upload import RECEIVED, upload_pipeline
+from trifed.methods.base import Stage
 from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.methods.summaries import projected
 from trifed.similarity import Summary
@@ -93,7 +93,7 @@ class ClientUpdate:
 
 
 class Client:
-    """One client. `state` changes with every round; `own` holds the initial tensors from the client's labels."""
+    """One client. `state` changes with every round; `local_init` holds the initial tensors from its labels."""
 
     def __init__(
         self, context: RunContext, shared_model: SharedModel, dataset: ClientDataset, settings: ClientSettings,
@@ -106,8 +106,11 @@ class Client:
         self.privacy = privacy
         self.guards = ReleaseGuards(settings.guards)
         self.uploads = upload_pipeline(privacy.upload_steps(), context.compression)
+        self.personalization = Personalization(
+            context, shared_model, dataset, settings.training, privacy, settings.num_labels
+        )
         self.state = ClientState({}, {}, 0)
-        self.own = self._own()
+        self.local_init = self.personalization.local_init()
 
     # -- before the first round
 
@@ -119,8 +122,8 @@ class Client:
 
     def start(self) -> None:
         """Set the state to the common start, with the initial tensors from the client's labels."""
-        self.own = self._own()
-        self.state = ClientState({**self.shared_model.start, **self.own}, {}, 0)
+        self.local_init = self.personalization.local_init()
+        self.state = ClientState({**self.shared_model.start, **self.local_init}, {}, 0)
 
     @property
     def examples(self) -> int:
@@ -239,48 +242,15 @@ class Client:
         self.state = replace(self.state, memory=memory)
         return upload
 
-    # -- personalization
+    def tensors(self, stage: Stage, download: Vector | None) -> dict[str, Tensor]:
+        """Return the client's model at a stage; the evaluated one as it is used, with its calibration.
 
-    def _own(self, all_labels: bool = False) -> dict[str, Tensor]:
-        """Return the initial tensors that the method derives from the client's labels.
-
-        `all_labels`: from those of its validation examples too.
+        `download`: values of the last download, (n_values,); None if there was none.
         """
-        make, labels = self.context.method.local_init, self.dataset.train.labels
-        if all_labels:
-            labels = np.concatenate([labels, self.dataset.valid.labels])
-        own = make(self.context.options, self.privacy.labels(labels), self.settings.num_labels) if make else {}
-        return {name: torch.from_numpy(values) for name, values in own.items()}
-
-    def tensors(self, stage: str, arrived: Vector | None) -> dict[str, Tensor]:
-        """The model at a stage: "trained", "received", or "between"; the one that is scored as it is used.
-
-        `arrived`: what the last download brought, None where there was none.
-        """
-        method = self.context.method
-        found = self._at(stage, arrived)
+        method, model = self.context.method, self.personalization.model(stage, self.state.tensors, download)
         if method.calibrated and stage == method.evaluated_model:
-            found = self._with_all_labels(found)
-            return calibrate(self.shared_model, found, self.dataset.valid, self.settings.training)
-        return found
-
-    def _with_all_labels(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Training needs the prior of what it trains on; what is used, the best estimate there is."""
-        more = self._own(all_labels=True)
-        kept = {name: own for name, own in self.own.items() if name in tensors}  # a task may have no head
-        return {**tensors, **{name: tensors[name] + more[name] - own for name, own in kept.items()}}
-
-    def _at(self, stage: str, arrived: Vector | None) -> dict[str, Tensor]:
-        own = self.state.tensors
-        if stage == "trained" or arrived is None:
-            return own
-        received = self.shared_model.receive(own, arrived)
-        if stage == "received":
-            return received
-        return {
-            name: torch.lerp(tensor, received[name], self.context.method.interpolation)
-            for name, tensor in own.items()
-        }
+            return self.personalization.calibrated(model, self.local_init)
+        return model
 
 
 def adapted_layout(shared_model: SharedModel) -> Layout:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from trifed.config.settings import TrainingSettings
 from trifed.federation.dp_sgd import DpSgd
@@ -15,7 +13,6 @@ from trifed.federation.training import (
     Moments,
     ProximalTerm,
     Scores,
-    embed,
     evaluate,
     seeded,
     steps_a_round,
@@ -25,12 +22,6 @@ from trifed.federation.upload import Memory
 from trifed.methods.base import Proximal, SummarySeeds
 from trifed.methods.packing import Vector
 from trifed.tasks import Encoded
-
-HEAD = "head.weight"
-BELIEF = tuple(step / 20 for step in range(20, -1, -1))
-"""Factors that `temper` tries."""
-WITHIN = 0.5
-"""Standard errors within which a loss counts as no worse than the least."""
 
 TRAINING, SUMMARY, SAMPLING, PROJECTION, NOISE = 1, 2, 3, 4, 5
 """Purposes of seeded generators: the same run seed never drives two of them alike."""
@@ -125,30 +116,6 @@ def score(
     """Return loss and accuracy of a client's tensors on some data."""
     shared_model.load(tensors)
     return evaluate(shared_model.model, data, settings)
-
-
-def calibrate(
-    shared_model: SharedModel, tensors: dict[str, Tensor], data: Encoded, settings: TrainingSettings
-) -> dict[str, Tensor]:
-    """The client's tensors with the head's weight times the s ∈ [0, 1] that suits its own loss on `data`.
-
-    With the log of a prior as bias, s is how far the rest of the model is to be believed: at 0 the prior alone
-    decides. Otherwise this is temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML
-    2017, arXiv 1706.04599). Few examples say little about the best s, so the largest is taken whose loss is within
-    `WITHIN` standard errors of the least, those of the mean difference between both (after the rule of one
-    standard error of Breiman et al., "Classification and Regression Trees", 1984). Under two examples nothing
-    changes.
-    """
-    if len(data) < 2 or HEAD not in tensors:
-        return tensors
-    shared_model.load(tensors)
-    weight, bias = tensors[HEAD], shared_model.model.get_parameter("head.bias").detach().cpu()
-    evidence = torch.from_numpy(embed(shared_model.model, data, settings)) @ weight.T
-    labels = torch.from_numpy(data.labels)
-    losses = torch.stack([cross_entropy(s * evidence + bias, labels, reduction="none") for s in BELIEF])
-    over = losses - losses[losses.mean(1).argmin()]
-    tolerated = over.mean(1) <= WITHIN * over.std(1) / len(data) ** 0.5
-    return {**tensors, HEAD: weight * BELIEF[int(tolerated.int().argmax())]}
 
 
 def summary_seeds(seed: int, client: int) -> SummarySeeds:

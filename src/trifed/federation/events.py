@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from trifed.methods.base import logged_stage
+
 Event = dict[str, Any]
 """An event as it is logged: its name under `event`, and its fields."""
 
@@ -26,6 +28,7 @@ class RunEvent:
     def to_dict(self) -> Event:
         """Return the dictionary that the log and listeners receive."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {key: logged_stage(values[key]) for key in ("stage", "scored") if key in values}
         return {"event": self.name, **{key: value for key, value in values.items() if value is not None}}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
 from trifed.federation.training import Scores
+from trifed.methods.base import logged_stage
 
 Json = dict[str, Any]
 
@@ -33,9 +34,10 @@ def summarise_events(events: Sequence[Event], evaluated_model: str, lora_bytes: 
 
     Args:
         events: The run's log.
-        evaluated_model: "trained", "received" or "between", the model whose accuracy counts.
+        evaluated_model: "trained", "received" or "interpolated", the model whose accuracy counts.
         lora_bytes: Size of one message of `fedavg-lora` on this model, without its envelope.
     """
+    evaluated_model = logged_stage(evaluated_model)
     started = next((e for e in events if e["event"] == "started"), None)
     names = list(started["clients"]) if started else []
     names += dict.fromkeys(e["client"] for e in events if e["event"] == "came late")

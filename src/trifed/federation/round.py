@@ -27,7 +27,7 @@ from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.training import seeded
 from trifed.federation.transport import Exchange, Rejected, Reply, Transport
-from trifed.methods.base import Upload
+from trifed.methods.base import Stage, Upload
 
 
 class FederatedRun:
@@ -101,7 +101,7 @@ class FederatedRun:
         self.server.aggregate(uploads)
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluate_every == 0:
-            both = ["trained", "received"] if last and self.server.context.compression.layout else []
+            both: list[Stage] = ["trained", "received"] if last and self.server.context.compression.layout else []
             self._evaluate(number, [*dict.fromkeys([*both, method.evaluated_model])])
 
     def finish(self) -> None:
@@ -192,7 +192,7 @@ class FederatedRun:
         self.transport.reject(number, client, rejected)
         self.log(events.LeftOut(number, name, rejected.code, rejected.reason))
 
-    def _evaluate(self, number: int, stages: Sequence[str]) -> None:
+    def _evaluate(self, number: int, stages: Sequence[Stage]) -> None:
         for scores in self.transport.evaluate(number, stages):
             self.log(scores)
 

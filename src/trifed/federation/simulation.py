@@ -27,7 +27,7 @@ from trifed.federation.run_folder import PRIVACY, SHARED_PROJECTIONS, EventLog, 
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Rejected, Reply
-from trifed.methods.base import State
+from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout
 
 MATRICES = ("similarity_data", "similarity_model", "weights")
@@ -144,7 +144,7 @@ class Simulation:
         """Return no client: all take part from the beginning to the end."""
         return ()
 
-    def evaluate(self, number: int, stages: Sequence[str]) -> Iterator[ClientScores]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterator[ClientScores]:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
             for client in self.clients:
@@ -179,10 +179,10 @@ class Simulation:
             for state in states
         ]
 
-    def _tensors(self, client: Client, stage: str) -> dict[str, Tensor]:
+    def _tensors(self, client: Client, stage: Stage) -> dict[str, Tensor]:
         """Return a client's model at a stage, as it is once the next download has arrived."""
         arrived = None if stage in ("start", "trained") else self.server.arrives(client.dataset.index)
-        return client.state.tensors if stage == "start" else client.tensors(stage, arrived)
+        return client.tensors(stage, arrived)
 
     def _log_warnings(self, client: Client) -> None:
         """Log the first warning of each guard."""

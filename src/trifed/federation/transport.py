@@ -13,7 +13,8 @@ from trifed.federation.events import ClientScores
 
 if TYPE_CHECKING:  # a node that only passes messages on does not import torch
     from trifed.federation.server import Server
-    from trifed.methods.packing import Layout
+    from trifed.methods.base import Stage
+from trifed.methods.packing import Layout
 
 MessageTo = Callable[[int], bytes | None]
 """Index of a client → the message for it, made when it is asked for; None if there is nothing to send."""
@@ -118,7 +119,7 @@ class Transport(Protocol):
     def update_clients(self, number: int) -> Sequence[int]:
         """Let clients join and leave before a round; return those that lack the shared projections."""
 
-    def evaluate(self, number: int, stages: Sequence[str]) -> Iterable[ClientScores]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterable[ClientScores]:
         """Score the clients' models after a round, where the server may see the scores."""
 
     def save_checkpoint(self, number: int) -> None:

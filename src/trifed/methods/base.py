@@ -26,6 +26,8 @@ from trifed.similarity import Summary, mix
 State = dict[str, NDArray[np.generic]]
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Stage = Literal["start", "trained", "received", "interpolated"]
+"""A client's model before round 1, after its training, after a download, or between the last two."""
 
 
 class SummarySeeds(NamedTuple):
@@ -184,7 +186,7 @@ class Method:
     adapter: AdapterKind
     trains: Callable[[str], bool]
     sends: Callable[[str], bool]
-    evaluated_model: Literal["trained", "received", "between"] = "received"
+    evaluated_model: Literal["trained", "received", "interpolated"] = "received"
     options: type[Options] = Options
     start: Callable[[Options, ServerContext], State] = start_empty
     aggregate: Callable[[Options, ServerContext, State, Sequence[Upload]], State] = average_by_examples
@@ -200,6 +202,11 @@ class Method:
     setting_names: Mapping[str, str] = field(default_factory=dict)
     preset_of: Method | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def logged_stage(stage: str) -> str:
+    """Return the name of a model's stage in event logs and results, where earlier versions have fixed it."""
+    return "between" if stage == "interpolated" else stage
 
 
 def is_core(name: str) -> bool:

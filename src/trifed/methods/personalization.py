@@ -81,7 +81,7 @@ def compose(
     if prior:
         composed = replace(composed, local_init=LabelPrior(personalization.prior_smoothing))
     if personalization.interpolate is not None:
-        composed = replace(composed, evaluated_model="between", interpolation=personalization.interpolate)
+        composed = replace(composed, evaluated_model="interpolated", interpolation=personalization.interpolate)
     if personalization.proximal is not None:
         term = Proximal(strength=personalization.proximal)
         composed = replace(composed, proximal=lambda options: term)

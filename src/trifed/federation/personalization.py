@@ -1,0 +1,108 @@
+"""What the personalization steps of a method do to one client's tensors.
+
+`methods.personalization` has the settings and the choice of steps; this module has what needs the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from trifed.config.settings import TrainingSettings
+from trifed.federation.client_privacy import ClientPrivacy
+from trifed.federation.client_update import ClientDataset
+from trifed.federation.context import RunContext
+from trifed.federation.shared_model import SharedModel
+from trifed.federation.training import embed
+from trifed.methods.aggregation import BIAS, HEAD
+from trifed.methods.base import Stage
+from trifed.methods.packing import Vector
+from trifed.tasks import Encoded
+
+FACTORS = tuple(step / 20 for step in range(20, -1, -1))
+"""Factors of the head's weight that `calibrate` tries, from 1 to 0."""
+TOLERANCE = 0.5
+"""Standard errors within which a loss counts as no worse than the least."""
+
+
+class Personalization:
+    """The steps by which one client makes the shared result its own."""
+
+    def __init__(
+        self, context: RunContext, shared_model: SharedModel, dataset: ClientDataset, training: TrainingSettings,
+        privacy: ClientPrivacy, num_labels: int,
+    ) -> None:  # fmt: skip
+        self.context = context
+        self.shared_model = shared_model
+        self.dataset = dataset
+        self.training = training
+        self.privacy = privacy
+        self.num_labels = num_labels
+
+    def local_init(self, with_validation: bool = False) -> dict[str, Tensor]:
+        """Return the initial tensors derived from the client's labels; empty if the method derives none.
+
+        Args:
+            with_validation: Count the labels of the validation examples too.
+        """
+        make, labels = self.context.method.local_init, self.dataset.train.labels
+        if make is None:
+            return {}
+        if with_validation:
+            labels = np.concatenate([labels, self.dataset.valid.labels])
+        arrays = make(self.context.options, self.privacy.labels(labels), self.num_labels)
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def model(self, stage: Stage, trained: dict[str, Tensor], download: Vector | None) -> dict[str, Tensor]:
+        """Return the client's tensors at a stage.
+
+        Args:
+            stage: The initial, the trained, the received or the interpolated model.
+            trained: Tensors after the client's last training.
+            download: Values of the last download, (n_values,); None if there was none.
+        """
+        if stage in ("start", "trained") or download is None:
+            return trained
+        received = self.shared_model.receive(trained, download)
+        if stage == "received":
+            return received
+        share = self.context.method.interpolation
+        return {name: torch.lerp(tensor, received[name], share) for name, tensor in trained.items()}
+
+    def calibrated(self, tensors: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors with a label prior that counts validation labels too, and a scaled head.
+
+        Args:
+            tensors: The client's model.
+            initial: Initial tensors that the training began with. Training needs the prior of the examples that it
+                trains on; the model that is used gets the best estimate there is.
+        """
+        prior = self.local_init(with_validation=True)
+        changes = {name: tensors[name] + prior[name] - start for name, start in initial.items() if name in tensors}
+        return calibrate(self.shared_model, {**tensors, **changes}, self.dataset.valid, self.training)
+
+
+def calibrate(
+    shared_model: SharedModel, tensors: dict[str, Tensor], data: Encoded, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """Return a client's tensors with the head's weight times the factor in [0, 1] that suits its loss on `data`.
+
+    With the log of a prior as bias, the factor says how far the rest of the model is to be believed: with 0 the
+    prior alone decides. Otherwise this is temperature scaling (Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017, arXiv 1706.04599). Few examples say little about the best factor, so the largest one is
+    taken whose loss is within `TOLERANCE` standard errors of the least, those of the mean difference between both
+    (after the rule of one standard error of Breiman et al., "Classification and Regression Trees", 1984). With
+    fewer than two examples nothing changes.
+    """
+    if len(data) < 2 or HEAD not in tensors:
+        return tensors
+    shared_model.load(tensors)
+    weight, bias = tensors[HEAD], shared_model.model.get_parameter(BIAS).detach().cpu()
+    evidence = torch.from_numpy(embed(shared_model.model, data, settings)) @ weight.T
+    labels = torch.from_numpy(data.labels)
+    losses = torch.stack([cross_entropy(s * evidence + bias, labels, reduction="none") for s in FACTORS])
+    excess = losses - losses[losses.mean(1).argmin()]
+    tolerated = excess.mean(1) <= TOLERANCE * excess.std(1) / len(data) ** 0.5
+    return {**tensors, HEAD: weight * FACTORS[int(tolerated.int().argmax())]}
