@@ -144,7 +144,7 @@ def test_components_under_the_floor_are_named(counts, against):
 
 
 def test_all_clients_are_named_at_once():
-    with pytest.raises(RunError, match=r"fewer than 8 different .*are 2: amber, 3 .*; coral, 2 ") as error:
+    with pytest.raises(RunError, match=r" 8 .* 2: amber, 3 .*; coral, 2") as error:
         several = [client(range(3)), client(range(9), name="basil"), client(range(2), name="coral")]
         refuse_few_tokens(several, CORE, TrainingSettings(), 0, 2)
     assert "basil" not in str(error.value) and 'privacy.few_tokens = "warn"' in str(error.value)
@@ -172,7 +172,7 @@ def short_values(toy_values, toy_table, tmp_path):
 
 def test_a_run_is_refused_before_it_leaves_anything(short_values, tmp_path):
     # [CLS], [SEP] and the words: three and four different tokens, of 8.
-    with pytest.raises(RunError, match=r"there are 2: dune, 3 .*; fog, 4 different .* of \d+ examples in round 1"):
+    with pytest.raises(RunError, match=r" 2: dune, 3 .*; fog, 4 .*round 1"):
         run(make_config(short_values()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -68,7 +68,7 @@ def test_every_part_has_its_section(text):
     ]  # fmt: skip
     assert "✓ holds" in text
     assert "does not hold" not in text
-    assert "Embedding gradients were left out" in text
+    assert "Embedding gradients" in text
     assert "adapter.rank" in text
 
 
@@ -170,7 +170,7 @@ def test_parts_that_are_missing_do_no_harm(rows):
 def test_figures_say_in_words_what_they_show(text):
     for label in re.findall(r'<svg[^>]*aria-label="([^"]*)"', text):
         assert len(label) > 30
-    assert "ce-lora, knows A and B 0.97 at 1; ce-lora, knows A and B 0.62 at 2" in text
+    assert re.search(r"ce-lora, [^;]* 0\.97 at 1; ce-lora, [^;]* 0\.62 at 2", text)
 
 
 def test_the_terminal_says_the_headline_first_and_leaves_markup_alone():

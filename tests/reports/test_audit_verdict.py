@@ -33,9 +33,9 @@ def against(table) -> list[str | None]:
 
 def test_the_verdict_names_first_the_claims_that_do_not_hold():
     found = [claim("Nothing comes back.", False), claim("The attack works", True)]
-    assert verdict(text_findings(claims=found)) == "Does not hold: Nothing comes back."
+    assert verdict(text_findings(claims=found)).endswith(": Nothing comes back.")
     found += [claim(f"c{number}", False) for number in range(4)]
-    assert verdict(text_findings(claims=found)).endswith("c0, c1 and 2 others.")
+    assert verdict(text_findings(claims=found)).endswith(", c0, c1 and 2 others.")
 
 
 def test_else_the_verdict_has_the_best_reconstruction():

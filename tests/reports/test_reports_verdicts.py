@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,14 @@ def test_a_rival_that_wins_is_ahead_with_its_interval():
     assert leaders(first(found)) == ["fedavg-lora"]
     line = study_verdict(found)
     assert line.startswith("Ahead: fedavg-lora 85.0 %")
-    assert "fedavg-lora minus ce-lora: +11.0 points, 95 % +8.0 to +14.0" in line
+    assert re.findall(r"[+−]\d+\.\d", line) == ["+11.0", "+8.0", "+14.0"]
     assert leaders(first(study(ce_lora=0.9, fedavg_lora=0.8))) == ["ce-lora"]
 
 
 def test_methods_within_the_interval_are_not_ranked():
     found = study(local=0.74, ce_lora=0.75, fedavg_lora=0.5)
     assert leaders(first(found)) == ["ce-lora", "local"]
-    assert study_verdict(found).startswith("No clear winner: ce-lora 75.0 % and local 74.0 %")
+    assert study_verdict(found).startswith("No clear winner: ce-lora 75.0")
     assert "fedavg-lora" not in study_verdict(found)
 
 
@@ -62,7 +63,7 @@ def test_without_intervals_nobody_is_ahead():
 
 
 def test_one_method_and_none():
-    assert verdict(first(study(ce_lora=0.66))).startswith("ce-lora 66.0 % mean test accuracy over 5 clients")
+    assert verdict(first(study(ce_lora=0.66))).startswith("ce-lora 66.0 %")
     nothing = first(study(ce_lora=0.66)).model_copy(update={"methods": {}})
     assert leaders(nothing) == []
     assert verdict(nothing).startswith("No test accuracy")
