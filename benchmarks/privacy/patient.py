@@ -28,8 +28,8 @@ METHODS = ("own-prior", *CONTROLS)
 def one(path: Path, method: str, device: str, iterations: list[int], trials: int) -> tuple[list[Json], Json]:
     """All rows of one method on one data set, and the machine."""
     from trifed import make_config
-    from trifed.attacks.audit import TRIALS
-    from trifed.attacks.warm_up import warmed_up
+    from trifed.attacks.audit import RECONSTRUCTIONS
+    from trifed.attacks.target_setup import train_target
     from trifed.federation.preparation import environment
 
     values = json.loads(path.read_text())
@@ -37,29 +37,23 @@ def one(path: Path, method: str, device: str, iterations: list[int], trials: int
     config = make_config(values)
     config = config if method == config.method.name else config.with_method(method)
     plan = replace(SWEEP, batches=(1,), trials=trials, matched=trials)
-    target = warmed_up(config, plan.rounds, None, lambda done: None)
-    attacks = TRIALS[config.task](target, plan, lambda text: None)
-    rows, found = attacks.rows[1], []
-    guess = attacks.guess if hasattr(attacks, "guess") else lambda _: attacks.mean[None]
+    target = train_target(config, plan.rounds, None)
+    attacks = RECONSTRUCTIONS[config.task](target, plan, lambda text: None)
+    batches, found = attacks.batches[1], []
     base = {"method": method, "trials": trials}
-    floor = attacks.row("guesser", "gradient", "factors", 1, rows, [guess(row) for row in rows])
+    guesses = [attacks.guess(rows) for rows in batches]
+    floor = attacks.result("guesser", "gradient", "factors", batches, guesses)
     found.append({**base, "attack": "guesser", "scores": floor.model_dump()["scores"]})
-    for sees, look in (("gradient", target.gradient), ("update", target.update)):
-        observed = [look(row) for row in rows]
-        for knows in target.levels():
+    for sees in ("gradient", "update"):
+        observed = [target.observe(sees, rows) for rows in batches]
+        for knows in target.knowledge_levels():
             for count in iterations:
-                target.bench.load(target.believed(knows))
-                made = [attacks.by_matching(row, seen, count) for row, seen in zip(rows, observed, strict=True)]
-                evaluated_model = attacks.row("matching", sees, knows, 1, rows, made).model_dump()["scores"]
-                entry = {
-                    "attack": "matching",
-                    "sees": sees,
-                    "knows": knows,
-                    "iterations": count,
-                    "scores": evaluated_model,
-                }
-                found.append({**base, **entry})
-    return found, environment(target.config, target.bench.base, target.bench)
+                target.shared_model.load(target.assumed_tensors(knows))
+                made = [attacks.by_matching(r, seen, count) for r, seen in zip(batches, observed, strict=True)]
+                scores = attacks.result("matching", sees, knows, batches, made).model_dump()["scores"]
+                setting = {"sees": sees, "knows": knows, "iterations": count}
+                found.append({**base, "attack": "matching", **setting, "scores": scores})
+    return found, environment(target.config, target.shared_model.base, target.shared_model)
 
 
 def main() -> None:

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trifed.attacks.claims import claims
-from trifed.attacks.guess import guess_labels, guess_tokens
-from trifed.attacks.inference import labels_from
+from trifed.attacks.expectations import check_expectations
+from trifed.attacks.label_inference import labels_from
 from trifed.attacks.plan import Plan
-from trifed.attacks.scores import estimate, image_scores, longest, text_scores, told_apart
-from trifed.export.evaluate_answers import rouge_l
+from trifed.attacks.scores import auc_and_tpr, estimate, guess_tokens, image_scores, likeliest, text_scores
+from trifed.export.evaluate_answers import lcs_f1, rouge_l
 from trifed.reports.audit.findings import Estimate, Reconstruction
 
 TEXT = st.lists(st.integers(1, 6), min_size=1, max_size=8)
@@ -42,7 +41,7 @@ def test_scores_by_hand():
 
 @given(TEXT, TEXT)
 def test_the_longest_common_subsequence_is_that_of_the_answers(one, other):
-    assert longest(one, other) == pytest.approx(rouge_l(" ".join(map(str, one)), " ".join(map(str, other))))
+    assert lcs_f1(one, other) == pytest.approx(rouge_l(" ".join(map(str, one)), " ".join(map(str, other))))
 
 
 def test_an_image_and_its_copy_and_its_negative():
@@ -63,12 +62,12 @@ def test_intervals_hold_the_mean_and_shrink_to_it():
 
 
 def test_members_that_stand_apart_and_members_that_do_not():
-    auc, tpr = told_apart(np.arange(10.0) + 100, np.arange(10.0))
+    auc, tpr = auc_and_tpr(np.arange(10.0) + 100, np.arange(10.0))
     assert auc.mean == tpr.mean == 1
     rng = np.random.default_rng(0)
-    auc, tpr = told_apart(rng.normal(size=900), rng.normal(size=900))
+    auc, tpr = auc_and_tpr(rng.normal(size=900), rng.normal(size=900))
     assert auc.low < 0.5 < auc.high and tpr.mean < 0.03
-    auc, _ = told_apart(np.arange(10.0), np.arange(10.0) + 100)
+    auc, _ = auc_and_tpr(np.arange(10.0), np.arange(10.0) + 100)
     assert auc.mean == 0
 
 
@@ -94,7 +93,7 @@ def test_a_guesser_takes_what_is_frequent_elsewhere():
     """Of 10 tokens 5 are ones, 3 twos: of 4, two ones and one two are expected, and one of what comes next."""
     known = [[1, 1, 1, 1, 1], [2, 2, 2, 3, 4]]
     assert sorted(token for text in guess_tokens(known, 4, 2) for token in text) == [1, 1, 2, 3]
-    assert guess_labels(np.array([5, 5, 5, 6]), 4) == [5, 5, 5, 6]
+    assert likeliest([5, 5, 5, 6], 4) == [5, 5, 5, 6]
 
 
 def test_what_some_trials_gave_is_held_against_guesses_at_the_same():
@@ -106,8 +105,12 @@ def test_what_some_trials_gave_is_held_against_guesses_at_the_same():
         return Reconstruction(attack=attack, trials=trials, scores={"f1": score}, attempts=[], **about)
 
     easy = [row("guesser", 8, 0.1, 0.3), row("guesser", 2, 0.3, 0.5), row("matching", 2, 0.4, 0.5)]
-    assert [claim.holds for claim in claims("own-prior", easy, [], "fedavg-full", "fedavg-lora")] == [True]
-    told = [*easy[:2], row("matching", 2, 0.6, 0.7)]
-    assert [claim.holds for claim in claims("own-prior", told, [], "fedavg-full", "fedavg-lora")] == [False]
-    assert Plan(matched=2, match_up_to=1).guessed(1, 8) == [8, 2]
-    assert Plan(matched=2, match_up_to=1).guessed(2, 8) == Plan(matched=8).guessed(1, 8) == [8]
+    assert [claim.holds for claim in check_expectations("own-prior", easy, [], "fedavg-full", "fedavg-lora")] == [
+        True
+    ]
+    clear = [*easy[:2], row("matching", 2, 0.6, 0.7)]
+    assert [claim.holds for claim in check_expectations("own-prior", clear, [], "fedavg-full", "fedavg-lora")] == [
+        False
+    ]
+    assert Plan(matched=2, match_up_to=1).guessed_trials(1, 8) == [8, 2]
+    assert Plan(matched=2, match_up_to=1).guessed_trials(2, 8) == Plan(matched=8).guessed_trials(1, 8) == [8]

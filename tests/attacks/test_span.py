@@ -11,16 +11,16 @@ import torch
 
 from trifed import make_config
 from trifed.attacks.plan import Plan
-from trifed.attacks.span import Span, open_layers, spans, texts_from
-from trifed.attacks.texts import TextTrials
-from trifed.attacks.warm_up import warmed_up
+from trifed.attacks.span import Span, position_wise_layers, spans, texts_from
+from trifed.attacks.target_setup import train_target
+from trifed.attacks.text_reconstruction import TextReconstruction
 
 PLAN = Plan(rounds=2, batches=(1,), trials=3, matched=0)
 
 
 def warm(toy_values, method, **changes):
     config = make_config(toy_values(method=method, privacy={"few_tokens": "allow"}, **changes))
-    return warmed_up(config, 2, None, lambda done: None)
+    return train_target(config, 2, None)
 
 
 @pytest.mark.parametrize("rank", [3, 9])
@@ -40,7 +40,7 @@ def test_distance_is_zero_in_the_span_and_one_across_it(rank):
 def test_a_core_needs_the_frame(toy_values):
     """∇C = Bᵀ Gᵀ X Aᵀ: its rows are combinations of A x, which only who has A can compare a token with."""
     target = warm(toy_values, "own-prior", adapter={"rank": 16})
-    layers = open_layers(
+    layers = position_wise_layers(
         target.shared_model, lambda ids: {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     )
     assert layers and all(".layer.0." in name for name in layers)
@@ -52,7 +52,7 @@ def test_a_core_needs_the_frame(toy_values):
 
 
 def trials(target, plan=PLAN):
-    return TextTrials(target, plan, lambda text: None)
+    return TextReconstruction(target, plan, lambda text: None)
 
 
 def rows_of(target, count=3):
@@ -68,7 +68,7 @@ def f1(rows, **wanted):
 def test_the_whole_models_gradient_gives_a_text_back_word_by_word(toy_values):
     """The control, without the gradient of the embeddings; with it, the tokens are read off."""
     audit = trials(warm(toy_values, "fedavg-full"))
-    rows = audit.all()
+    rows = audit.run()
     [found] = [row for row in rows if row.attack == "span" and row.sees == "gradient"]
     assert found.scores["exact"].mean == 1
     assert found.attempts[0].original == found.attempts[0].found
@@ -79,21 +79,21 @@ def test_the_whole_models_gradient_gives_a_text_back_word_by_word(toy_values):
 def test_public_frames_give_a_text_back_that_has_fewer_tokens_than_the_rank(toy_values):
     target = warm(toy_values, "own-prior", adapter={"rank": 16})
     audit = trials(target)
-    audit.rows = {1: rows_of(target)}
-    assert max(target.client.train.lengths[rows].sum() for rows in audit.rows[1]) < 16
-    assert f1(audit.all(), attack="span", sees="gradient") == 1
+    audit.batches = {1: rows_of(target)}
+    assert max(target.client.train.lengths[rows].sum() for rows in audit.batches[1]) < 16
+    assert f1(audit.run(), attack="span", sees="gradient") == 1
 
     # A whole round by AdamW is no gradient: then there is no span, and the attacker is left with guessing.
-    rows = audit.all()
+    rows = audit.run()
     assert f1(rows, attack="span", sees="update") == pytest.approx(f1(rows, attack="guesser"), abs=0.15)
 
 
 def test_private_factors_give_nothing_to_who_does_not_know_them(toy_values):
     target = warm(toy_values, "ce-lora", adapter={"rank": 16})
     audit = trials(target)
-    audit.rows = {1: rows_of(target)}
-    rows = audit.all()
-    assert target.levels() == ["base", "start", "factors"]
+    audit.batches = {1: rows_of(target)}
+    rows = audit.run()
+    assert target.knowledge_levels() == ["base", "start", "factors"]
     assert f1(rows, attack="span", sees="gradient", knows="factors") == 1
     guess = f1(rows, attack="guesser")
     for knows in ("base", "start"):
@@ -122,8 +122,8 @@ def test_of_pairs_both_texts_come_back(toy_values, toy_table, tmp_path):
     target = warm(toy_values, "own-prior", adapter={"rank": 16}, data=data)
     assert any(any(types) for types in target.client.train.types)
     audit = trials(target, replace(PLAN, matched=1, iterations=2))
-    audit.rows = {1: rows_of(target)}
-    rows = audit.all()
+    audit.batches = {1: rows_of(target)}
+    rows = audit.run()
     assert f1(rows, attack="span", sees="gradient") == 1
     assert 0 <= f1(rows, attack="matching", sees="gradient") <= 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trifed.experiments.digest import plateau
+from trifed.experiments.comparison_summary import plateau
 from trifed.experiments.statistics import interval, mean_over_clients
 
 

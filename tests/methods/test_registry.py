@@ -110,3 +110,17 @@ def test_a_function_without_a_file_is_hashed_by_its_code():
         exec(f"def aggregate(options, context, state, uploads):\n    return {{'mean': {factor}}}", namespace)
         made[factor] = replace(METHODS["fedavg-lora"], name="cell", aggregate=namespace["aggregate"])
     assert code_hash(made[1]) != code_hash(made[2])
+
+
+def test_a_comparison_takes_methods_from_files_and_not_from_this_process_alone(tmp_path):
+    run = {"data": {"source": "t.csv", "text": "a", "label": "b"}}
+    trifed.register_method(replace(METHODS["fedavg-lora"], name="mine"))
+    with pytest.raises(ConfigError) as caught:
+        trifed.make_comparison({"methods": ["local", "mine"], "run": run})
+    assert len(caught.value.problems) == 1 and "--method-file" in caught.value.problems[0]
+    (tmp_path / "mine.py").write_text(FILE.format(factor=1))
+    load_method_file(tmp_path / "mine.py")
+    assert trifed.make_comparison({"methods": ["local", "from-file"], "run": run}).methods == [
+        "local",
+        "from-file",
+    ]

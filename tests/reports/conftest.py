@@ -14,7 +14,7 @@ from studies import make_comparison, write_comparison
 from trifed.config.run import make_config
 from trifed.experiments import compare_config as comparing
 from trifed.experiments.compare import planned
-from trifed.experiments.digest import digest
+from trifed.experiments.comparison_summary import summarise_comparison
 from trifed.experiments.runner import run
 from trifed.federation.run_folder import RunFolder
 
@@ -72,7 +72,7 @@ def real_comparison(toy_values, tmp_path_factory) -> Path:
     for job in planned(config, root):
         run(job.config, root / job.folder)
     torch.set_num_threads(before)
-    RunFolder(root).write_json("comparison.json", digest(config, planned(config, root), root))
+    RunFolder(root).write_json("comparison.json", summarise_comparison(config, planned(config, root), root))
     return root
 
 

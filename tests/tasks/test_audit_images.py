@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModel, ViTImageProcessor
 
 from trifed import make_config
 from trifed.attacks.audit import audit
-from trifed.attacks.images import ImageTrials
-from trifed.attacks.patches import opening_of
+from trifed.attacks.image_reconstruction import ImageReconstruction
+from trifed.attacks.patches import find_patch_embedding
 from trifed.attacks.plan import Plan
-from trifed.attacks.warm_up import warmed_up
+from trifed.attacks.target_setup import train_target
 from trifed.config.run import to_toml
 
 
@@ -60,9 +60,9 @@ def test_an_image_is_solved_for_where_a_layer_has_room(
         "controls": False,
     }
     values |= {"adapter": {"rank": rank, "alpha": rank}, "privacy": {"few_tokens": "allow"}}
-    target = warmed_up(make_config(values), 1, None, lambda done: None)
-    trials = ImageTrials(target, Plan(batches=(1,), trials=2, matched=0), lambda text: None)
-    found = {(row.attack, row.sees): row.scores["psnr"].mean for row in trials.all()}
+    target = train_target(make_config(values), 1, None)
+    trials = ImageReconstruction(target, Plan(batches=(1,), trials=2, matched=0), lambda text: None)
+    found = {(row.attack, row.sees): row.scores["psnr"].mean for row in trials.run()}
     floor = found["guesser", "gradient"]
     assert (found["span", "gradient"] > 40) == by_span
     assert (("embedding", "gradient") in found) == by_embedding
@@ -75,9 +75,9 @@ def test_an_image_is_solved_for_where_a_layer_has_room(
 def test_two_images_in_one_gradient_are_not_solved_for(image_values, tmp_path):
     """Each place has two patches in the span, and any mixture of them lies in it too."""
     values = {**image_values, "method": "fedavg-full", "model": {"name": wide_vision(tmp_path / "vit")}}
-    target = warmed_up(make_config({**values, "controls": False}), 1, None, lambda done: None)
-    trials = ImageTrials(target, Plan(batches=(2,), trials=1, matched=0), lambda text: None)
-    scores = {(row.attack, row.sees): row.scores["psnr"].mean for row in trials.all()}
+    target = train_target(make_config({**values, "controls": False}), 1, None)
+    trials = ImageReconstruction(target, Plan(batches=(2,), trials=1, matched=0), lambda text: None)
+    scores = {(row.attack, row.sees): row.scores["psnr"].mean for row in trials.run()}
     assert set(scores) == {("guesser", "gradient"), ("span", "gradient"), ("span", "update")}
     assert len(set(scores.values())) == 1
 
@@ -85,8 +85,8 @@ def test_two_images_in_one_gradient_are_not_solved_for(image_values, tmp_path):
 @pytest.mark.parametrize("kind", ["swin", "convnext"])
 def test_models_without_such_an_opening_have_none(image_values, tiny_vision, kind):
     values = {**image_values, "model": {"name": str(tiny_vision(kind))}, "controls": False}
-    target = warmed_up(make_config({**values, "method": "own-prior"}), 1, None, lambda done: None)
-    opening = opening_of(target.shared_model, target.client.train.pixels.shape[-1])
+    target = train_target(make_config({**values, "method": "own-prior"}), 1, None)
+    opening = find_patch_embedding(target.shared_model, target.client.train.pixels.shape[-1])
     assert opening is None or not opening.layers
 
 
@@ -98,8 +98,8 @@ def test_what_enters_a_vision_transformer_is_patches_and_what_it_adds(image_valu
         "controls": False,
         "method": "fedavg-full",
     }
-    target = warmed_up(make_config(values), 1, None, lambda done: None)
-    opening = opening_of(target.shared_model, target.client.train.pixels.shape[-1])
+    target = train_target(make_config(values), 1, None)
+    opening = find_patch_embedding(target.shared_model, target.client.train.pixels.shape[-1])
     assert opening is not None
     assert [name.rsplit(".", 1)[1] for name in opening.layers] == ["q_proj", "k_proj", "v_proj"]
     assert opening.inputs == len(opening.places) + added

@@ -1,4 +1,4 @@
-"""An audit from end to end: warm up, attack the user's method, then the controls, and write what was found."""
+"""An audit from end to end: attack the user's method, then the controls, and write the results."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trifed.attacks.claims import claims
-from trifed.attacks.duration import minutes
-from trifed.attacks.images import ImageTrials
-from trifed.attacks.others import attacked, in_summaries, labels_of, members_in_updates
+from trifed.attacks.expectations import check_expectations
+from trifed.attacks.image_reconstruction import ImageReconstruction
+from trifed.attacks.label_inference import infer_labels
+from trifed.attacks.membership_inference import (
+    infer_from_summaries,
+    infer_from_updates,
+    membership_scores,
+    membership_targets,
+)
 from trifed.attacks.plan import Plan
-from trifed.attacks.target import TargetClient
-from trifed.attacks.texts import TextTrials
-from trifed.attacks.warm_up import left_off, warmed_up
+from trifed.attacks.reconstruction import BatchReconstruction, Progress
+from trifed.attacks.target import OBSERVATIONS, Subset, TargetClient
+from trifed.attacks.target_setup import load_target, train_target
+from trifed.attacks.text_reconstruction import TextReconstruction
 from trifed.common.errors import ConfigError, RunError
 from trifed.common.files import whole_file
 from trifed.config.run import RunConfig, make_config, read_toml
@@ -30,20 +38,24 @@ from trifed.methods import METHODS
 from trifed.reports.audit.findings import Findings, Labels, Means, Membership, Reconstruction
 from trifed.tasks import TASKS
 
-Say = Callable[[str], None]
-TRIALS: dict[str, type[TextTrials] | type[ImageTrials]] = {
-    "text-classification": TextTrials,
-    "image-classification": ImageTrials,
+RECONSTRUCTIONS: dict[str, Callable[[TargetClient, Plan, Progress], BatchReconstruction[Any]]] = {
+    "text-classification": TextReconstruction,
+    "image-classification": ImageReconstruction,
 }
-KINDS = {"text-classification": "text", "image-classification": "image"}
+CONTROL_COST = 1.5
+"""Duration of a control relative to the user's method: some train the whole model or have more private factors."""
 
 
-class Part(BaseModel):
-    """What was found of one method."""
+class MethodFindings(BaseModel):
+    """Results for one method, kept in `parts/` while an audit is under way.
+
+    Attributes:
+        key: Hash of everything that the results depend on.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    key: str
+    key: str = ""
     client: str
     round: int
     reconstruction: list[Reconstruction]
@@ -55,51 +67,69 @@ class Part(BaseModel):
     seconds: float
 
 
-def configuration_of(target: Path) -> tuple[RunConfig, Path | None]:
-    """The configuration of a TOML file or of a run's folder, and that folder.
+def read_source(source: Path) -> tuple[RunConfig, Path | None]:
+    """Read the configuration of a TOML file or of a run's folder, and return it with that folder.
 
     Raises:
-        ConfigError: it is not valid, or of a task that is not audited.
+        ConfigError: The configuration is not valid, or its task cannot be audited.
     """
-    folder = target if target.is_dir() else None
-    source = target / "config.toml" if folder else target
-    config = make_config(read_toml(source), str(source))
-    if config.task not in TRIALS:
-        known = " and ".join(TRIALS)
-        raise ConfigError([f"task: got '{config.task}'; so far an audit attacks {known}"], str(source))
+    folder = source if source.is_dir() else None
+    path = source / "config.toml" if folder else source
+    config = make_config(read_toml(path), str(path))
+    if config.task not in RECONSTRUCTIONS:
+        known = " and ".join(RECONSTRUCTIONS)
+        raise ConfigError([f"task: got '{config.task}'; so far an audit attacks {known}"], str(path))
     return config, folder
 
 
 def audit(
-    target: Path, into: Path, plan: Plan, client: str | None = None, say: Say = lambda text: None
+    source: Path, into: Path, plan: Plan, client: str | None = None, progress: Progress = lambda text: None
 ) -> Findings:
-    """Attack a run where it stands, or a configuration after a few rounds, and write `audit.json` in `into`.
+    """Attack a run after its last round, or a configuration after a few rounds, and write `audit.json` in `into`.
 
-    What was found of each method is kept there on the way: the same call again goes on.
+    Each method's results are kept in `into`, so a repeated call continues with the first unfinished method.
+
+    Args:
+        source: A run's folder, or a TOML file.
+        into: Folder of the results.
+        plan: How much is attacked.
+        client: Name of the attacked client; the first one with training data unless given.
+        progress: Receives a line of text for each step.
 
     Raises:
-        TrifedError: whatever the user can mend.
+        TrifedError: The user can correct it; the message says how.
     """
-    config, folder = configuration_of(target)
+    config, folder = read_source(source)
     refuse_unwritable(into, "give another --into")
     own = config.method.name
-    # What was found before counts only for a run that stands where it stood, on the same data.
     data = make_clients(config.data, config.seed, TASKS[config.task].roles)
-    refuse_batches(data, client, plan)
-    stands = f"{content_hash(data)} {RunFolder.open(folder).rounds_done() if folder else 0}"
+    _refuse_large_batches(data, client, plan)
+    # Kept results are valid only for the same data and, of a run, for the same number of rounds.
+    state = f"{content_hash(data)} {RunFolder.open(folder).rounds_done() if folder else 0}"
     names = [own, *(name for name in plan.controls if name != own)]
-    parts: list[Part] = []
+    parts: list[MethodFindings] = []
     for name in names:
-        parts.append(_part(config, folder if name == own else None, name, into, plan, client, stands, say))
-        found = _findings(config, plan, parts, finished=len(parts) == len(names))
-        with whole_file(into / "audit.json") as scratch:
-            scratch.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return found
+        chosen = config if name == own else config.with_method(name)
+        identity = [chosen.run_id(), state, client, asdict(plan) | {"controls": None}]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        path = into / "parts" / f"{name}.json"
+        part = _read(path)
+        if part is not None and part.key == key:
+            progress(f"{name}: from before")
+        else:
+            part = _attack(chosen, folder if name == own else None, plan, client, progress, own=name == own)
+            part.key = key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, part)
+        parts.append(part)
+        findings = _findings(config, plan, parts, finished=len(parts) == len(names))
+        _write(into / "audit.json", findings)
+    return findings
 
 
-def refuse_batches(data: FederatedData, client: str | None, plan: Plan) -> None:
-    """Raises RunError where the client has too few examples for any batch; one that is not there is told later."""
-    sizes = [len(found.train) for found in data.clients if len(found.train) and client in (None, found.name)]
+def _refuse_large_batches(data: FederatedData, client: str | None, plan: Plan) -> None:
+    """Refuse batch sizes that all exceed the client's examples; an unknown client is refused later."""
+    sizes = [len(c.train) for c in data.clients if len(c.train) and client in (None, c.name)]
     if sizes and sizes[0] < min(plan.batches):
         raise RunError(
             f"--batch {min(plan.batches)}: the client has {sizes[0]} examples to train on; give a smaller one, "
@@ -107,66 +137,76 @@ def refuse_batches(data: FederatedData, client: str | None, plan: Plan) -> None:
         )
 
 
-def _part(
-    config: RunConfig, folder: Path | None, name: str, into: Path, plan: Plan, client: str | None, stands: str,
-    say: Say,
-) -> Part:  # fmt: skip
-    """What was found of a method, from before or anew."""
-    chosen = config if name == config.method.name else config.with_method(name)
-    identity = [chosen.run_id(), stands, client, asdict(plan) | {"controls": None}]
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    path = into / "parts" / f"{name}.json"
-    known = _read(path)
-    if known is not None and known.key == key:
-        say(f"{name}: from before")
-        return known
-    began = time.perf_counter()
-    say(f"{name}: warming up")
-    if folder is not None:
-        target = left_off(folder, client)
-    else:
-        target = warmed_up(chosen, plan.rounds, client, lambda done: say(f"{name}: round {done} of {plan.rounds}"))
-    trials = TRIALS[target.config.task](target, plan, say)
-    if name == config.method.name and plan.announced:
-        say(f"about {minutes(target, trials, plan):.0f} minutes in all, on this machine as busy as it is")
-    found = _attack(target, trials, plan, say)
-    if name == config.method.name:
-        found.notes += _refused(config, target)
-    part = found.model_copy(update={"key": key, "seconds": round(time.perf_counter() - began, 1)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as scratch:
-        scratch.write_text(part.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return part
-
-
-def _read(path: Path) -> Part | None:
+def _read(path: Path) -> MethodFindings | None:
     try:
-        return Part.model_validate_json(path.read_bytes())
+        return MethodFindings.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
-        return None  # of another version, or cut off: it is found again
+        return None  # written by another version, or incomplete: the method is attacked again
 
 
-def _attack(target: TargetClient, trials: TextTrials | ImageTrials, plan: Plan, say: Say) -> Part:
-    rows = trials.all()
-    say(f"{target.config.method.name}: labels")
-    labels = labels_of(target, plan)
-    targets = attacked(target, plan)
-    members = members_in_updates(targets, plan, say)
-    say(f"{target.config.method.name}: summaries")
-    told, means = in_summaries(targets)
-    shared_model = target.shared_model
-    return Part(
-        key="", client=target.client.name, round=target.round, reconstruction=rows, membership=members + told,
-        labels=labels, means=means, notes=[], seconds=0.0,
-        environment=environment(target.config, shared_model.base, shared_model),
+def _write(path: Path, model: BaseModel) -> None:
+    with whole_file(path) as scratch:
+        scratch.write_text(model.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _attack(
+    config: RunConfig, folder: Path | None, plan: Plan, client: str | None, progress: Progress, *, own: bool
+) -> MethodFindings:
+    """Run all attacks on one method; `own` is True for the user's method and False for a control."""
+    began, name = time.perf_counter(), config.method.name
+    progress(f"{name}: warming up")
+    if folder is not None:
+        target = load_target(folder, client)
+    else:
+        target = train_target(
+            config, plan.rounds, client, lambda done: progress(f"{name}: round {done} of {plan.rounds}")
+        )
+    attacks = RECONSTRUCTIONS[config.task](target, plan, progress)
+    if own and plan.announced:
+        minutes = estimate_minutes(target, attacks, plan)
+        progress(f"about {minutes:.0f} minutes in all, on this machine as busy as it is")
+    reconstruction = attacks.run()
+    progress(f"{name}: labels")
+    labels = infer_labels(target, plan)
+    targets = membership_targets(target, plan)
+    members = infer_from_updates(targets, plan, progress)
+    progress(f"{name}: summaries")
+    summary_members, means = infer_from_summaries(targets)
+    return MethodFindings(
+        client=target.client.name, round=target.round, reconstruction=reconstruction,
+        membership=members + summary_members, labels=labels, means=means,
+        notes=list(_guard_notes(config, target)) if own else [],
+        environment=environment(target.config, target.shared_model.base, target.shared_model),
+        seconds=round(time.perf_counter() - began, 1),
     )  # fmt: skip
 
 
-def _findings(config: RunConfig, plan: Plan, parts: list[Part], finished: bool) -> Findings:
-    own, kind = config.method.name, KINDS[config.task]
-    rows = [row for part in parts for row in part.reconstruction]
-    # The same batches are guessed at for every method: once is enough.
-    rows = [row for row in rows if row.attack != "guesser" or row.method == own]
+def estimate_minutes(target: TargetClient, attacks: BatchReconstruction[Any], plan: Plan) -> float:
+    """Estimate the duration of an audit, controls included, from a sample of each kind of work."""
+    rows = np.array([0])
+    observed = target.gradient(rows)
+    some = Subset(target.client.train, rows)
+    matching = _seconds(lambda: attacks.by_matching(rows, observed, 1)) * attacks.iterations * plan.matched
+    matching *= sum((1 + size) / 2 for size in attacks.batches if size <= plan.match_up_to)
+    span = _seconds(lambda: attacks.by_span([rows], [observed])) * len(attacks.batches) * (1 + plan.trials / 4)
+    membership = _seconds(lambda: membership_scores(target, target.before, observed, some)) * 2 * plan.members
+    levels, controls = len(target.knowledge_levels()), set(plan.controls) - {target.config.method.name}
+    seconds = ((matching + span) * len(OBSERVATIONS) + membership * plan.clients) * levels
+    return seconds / 60 * (1 + CONTROL_COST * len(controls))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()  # the first time takes longer
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _findings(config: RunConfig, plan: Plan, parts: list[MethodFindings], finished: bool) -> Findings:
+    """Put the methods' results together."""
+    own, first = config.method.name, parts[0]
+    # Guesses are the same for every method: those of the user's own are kept.
+    rows = [r for part in parts for r in part.reconstruction if r.attack != "guesser" or r.method == own]
     members = [row for part in parts for row in part.membership]
     full = next((name for name in plan.controls if METHODS[name].adapter == "none"), "")
     plain = next((name for name in plan.controls if METHODS[name].adapter == "lora"), "")
@@ -175,34 +215,33 @@ def _findings(config: RunConfig, plan: Plan, parts: list[Part], finished: bool) 
             "name": config.name,
             "method": own,
             "task": config.task,
-            "kind": kind,
-            "client": parts[0].client,
-            "round": parts[0].round,
+            "kind": config.task.partition("-")[0],
+            "client": first.client,
+            "round": first.round,
             "rank": config.adapter.rank,
             "controls": [name for name in plan.controls if name != own],
             "finished": finished,
             "seconds": sum(part.seconds for part in parts),
-            "claims": list(claims(own, rows, members, full, plain)),
+            "claims": list(check_expectations(own, rows, members, full, plain)),
             "reconstruction": rows,
             "membership": members,
             "labels": [row for part in parts for row in part.labels],
             "means": [row for part in parts for row in part.means],
             "notes": [*_notes(config), *(note for part in parts for note in part.notes)],
             "configuration": {**config.model_dump(mode="json"), "audit": json.loads(json.dumps(asdict(plan)))},
-            "environment": parts[0].environment,
+            "environment": first.environment,
         }
     )
 
 
-def _refused(config: RunConfig, target: TargetClient) -> Iterator[str]:
-    """What a guard has against a run that was attacked all the same."""
-    if config.privacy.few_tokens != "refuse":
-        return
-    clients, shared_model = target.simulation.datasets, target.shared_model
-    try:
-        refuse_few_tokens(clients, shared_model.layout, config.training, config.seed, config.rounds)
-    except RunError as error:
-        yield f"Without an audit this run is refused: {error}"
+def _guard_notes(config: RunConfig, target: TargetClient) -> Iterator[str]:
+    """Yield the reason for which a guard would refuse the attacked run."""
+    if config.privacy.few_tokens == "refuse":
+        clients, layout = target.simulation.datasets, target.shared_model.layout
+        try:
+            refuse_few_tokens(clients, layout, config.training, config.seed, config.rounds)
+        except RunError as error:
+            yield f"Without an audit this run is refused: {error}"
 
 
 def _notes(config: RunConfig) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""Matching attacks: an input whose gradient is like the one that was seen.
+"""Gradient matching: search an input whose gradient is similar to the observed one.
 
-Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019 (arXiv 1906.08935), with the cosine of Geiping et al.,
-"Inverting Gradients", NeurIPS 2020 (arXiv 2003.14053), and of texts their embeddings, as Deng et al., "TAG", 2021
-(arXiv 2103.06819); the place of the language prior that Balunović et al., "LAMP", NeurIPS 2022 (arXiv 2202.08827)
-take from GPT-2 has one of token pairs in the texts of other clients. The attacker is helped: it knows the labels
-and how long each text is.
+Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019 (arXiv 1906.08935), with the cosine similarity of Geiping
+et al., "Inverting Gradients", NeurIPS 2020 (arXiv 2003.14053). Texts are searched as embeddings, as in Deng et
+al., "TAG", 2021 (arXiv 2103.06819). Balunović et al., "LAMP", NeurIPS 2022 (arXiv 2202.08827) take their language
+prior from GPT-2; here it is made of token pairs in the texts of other clients. The attacker is given the labels
+and the length of each text.
 """
 
 from __future__ import annotations
@@ -24,30 +24,38 @@ from trifed.federation.shared_model import SharedModel
 from trifed.methods.packing import Tensors
 
 TEXT_RATE, IMAGE_RATE = 0.1, 0.05
-"""Of Adam, for embeddings and for pixels, each in units of their spread."""
+"""Adam's learning rates for embeddings and for pixels, each in units of their spread."""
 NEIGHBOURS = 8
-"""Tokens that are considered at each place."""
+"""Candidate tokens at each position."""
 PRIOR = 0.02
-"""How much a nat of the language prior weighs against cosine similarity."""
+"""Weight of one nat of the language prior against cosine similarity."""
 SMOOTH = 3e-2
-"""Of an image: weight of the total variation."""
-SHAKEN = 0.1
-"""Noise on the image that an attack starts from, in standard deviations of the model's inputs."""
+"""Weight of an image's total variation."""
+NOISE = 0.1
+"""Noise on the initial image, in standard deviations of the model's inputs."""
+PairPrior = Callable[[int, int], float]
 
 
-def optimise(
+def match_gradient(
     shared_model: SharedModel,
     start: Tensor,
-    made: Callable[[Tensor], Mapping[str, Tensor]],
+    make_batch: Callable[[Tensor], Mapping[str, Tensor]],
     observed: Tensors,
     iterations: int,
     rate: float,
-    prior: Callable[[Tensor], Tensor],
+    penalty: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Move `start` to where its gradient is most like what was observed; the best on the way.
+    """Optimise an input until its gradient is similar to the observed one, and return the most similar on the way.
 
-    `made`: what is optimised → a batch for the model, which holds the attacker's tensors.
-    """  # fmt: skip
+    Args:
+        shared_model: The model with the tensors that the attacker assumes.
+        start: Initial input.
+        make_batch: Makes a batch for the model from the optimised input.
+        observed: Observed gradient by name; zero tensors are left out.
+        iterations: Steps of Adam.
+        rate: Its first learning rate, which falls linearly to a tenth.
+        penalty: Added to the mean cosine distance of the gradients.
+    """
     params = {name: shared_model.parameters[name] for name in observed if np.any(observed[name])}
     if not params:
         return start
@@ -58,19 +66,14 @@ def optimise(
     best, least = start, float("inf")
     shared_model.model.eval()
     for _ in range(iterations):
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-            found = torch.autograd.grad(
-                shared_model.model.loss(dict(made(guess))),
-                list(params.values()),
-                create_graph=True,
-                allow_unused=True,
-            )
-            pairs = [(f.flatten(), t) for f, t in zip(found, targets, strict=True) if f is not None]
-            far = torch.stack([1 - torch.cosine_similarity(f, t, dim=0) for f, t in pairs]).mean()
-            (slope,) = torch.autograd.grad(far + prior(guess), guess)
-        if far.item() < least:
-            best, least = guess.detach().clone(), far.item()
-        guess.grad = slope
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
+            loss = shared_model.model.loss(dict(make_batch(guess)))
+            parts = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
+            pairs = [(p.flatten(), t) for p, t in zip(parts, targets, strict=True) if p is not None]
+            distance = torch.stack([1 - torch.cosine_similarity(p, t, dim=0) for p, t in pairs]).mean()
+            (guess.grad,) = torch.autograd.grad(distance + penalty(guess), guess)
+        if distance.item() < least:
+            best, least = guess.detach().clone(), distance.item()
         optimizer.step()
         schedule.step()
     return best
@@ -80,52 +83,63 @@ def match_texts(
     shared_model: SharedModel,
     observed: Tensors,
     lengths: Sequence[int],
-    given: Mapping[str, Tensor],
-    known: Sequence[Sequence[int]],
+    known_inputs: Mapping[str, Tensor],
+    known_texts: Sequence[Sequence[int]],
     iterations: int,
     rng: np.random.Generator,
 ) -> list[list[int]]:
-    """Texts of these lengths whose gradient is like what was observed. `given`: labels, and what is text."""
+    """Return texts of the given lengths whose gradient is similar to the observed one.
+
+    Args:
+        shared_model: The model with the tensors that the attacker assumes.
+        observed: Observed gradient by name.
+        lengths: Tokens of each text.
+        known_inputs: Labels, attention mask (n, length) and token types of the batch.
+        known_texts: Texts of other clients, for the language prior.
+        iterations: Steps of the search.
+        rng: Draws the initial embeddings.
+    """
     words = shared_model.base.model.get_input_embeddings().weight.detach()
-    mask = given["attention_mask"]
-    size = float(words.std())
-    start = torch.from_numpy(rng.normal(0, size, (*mask.shape, words.shape[1])).astype(np.float32)).to(words)
+    size, norm = float(words.std()), float(words.norm(dim=1).mean())
+    shape = (*known_inputs["attention_mask"].shape, words.shape[1])
+    start = torch.from_numpy(rng.normal(0, size, shape).astype(np.float32)).to(words)
 
-    def made(embeddings: Tensor) -> Mapping[str, Tensor]:
-        # Scaled, so that one rate suits every model's embeddings.
-        return {**given, "inputs_embeds": embeddings * size}
+    def make_batch(embeddings: Tensor) -> Mapping[str, Tensor]:
+        # Scaled, so that one learning rate suits every model's embeddings.
+        return {**known_inputs, "inputs_embeds": embeddings * size}
 
-    norm = float(words.norm(dim=1).mean())
+    def length_penalty(embeddings: Tensor) -> Tensor:
+        penalty: Tensor = ((embeddings * size).norm(dim=-1).mean() / norm - 1).square()
+        return penalty
 
-    def length_prior(embeddings: Tensor) -> Tensor:
-        found: Tensor = ((embeddings * size).norm(dim=-1).mean() / norm - 1).square()
-        return found
+    arguments = (make_batch, observed, iterations, TEXT_RATE, length_penalty)
+    recovered, words = match_gradient(shared_model, start / size, *arguments).cpu(), words.cpu()
+    prior = pair_prior(known_texts)
+    return [
+        decode_embeddings(row[:length] * size, words, prior)
+        for row, length in zip(recovered, lengths, strict=True)
+    ]
 
-    found = optimise(shared_model, start / size, made, observed, iterations, TEXT_RATE, length_prior).cpu()
-    words = words.cpu()
-    likely = pair_prior(known)
-    return [most_likely(found[place, :length] * size, words, likely) for place, length in enumerate(lengths)]
 
-
-def pair_prior(known: Sequence[Sequence[int]]) -> Callable[[int, int], float]:
-    """log P(next | token) of the texts of others: pairs, backed off to single tokens."""
-    pairs = Counter(pair for text in known for pair in pairwise(text))
-    single = Counter(token for text in known for token in text)
+def pair_prior(texts: Sequence[Sequence[int]]) -> PairPrior:
+    """Return log P(next token | token) by the pairs in some texts, backed off to single tokens."""
+    pairs = Counter(pair for text in texts for pair in pairwise(text))
+    single = Counter(token for text in texts for token in text)
     total = max(1, single.total())
 
-    def logarithm(one: int, other: int) -> float:
-        back = (single[other] + 0.1) / (total + 0.1)
-        return log((pairs[one, other] + back) / (single[one] + 1))
+    def log_probability(token: int, following: int) -> float:
+        backed_off = (single[following] + 0.1) / (total + 0.1)
+        return log((pairs[token, following] + backed_off) / (single[token] + 1))
 
-    return logarithm
+    return log_probability
 
 
-def most_likely(found: Tensor, words: Tensor, prior: Callable[[int, int], float]) -> list[int]:
-    """Embeddings (length, d) to tokens: those of the path whose similarity and prior together are largest."""
-    like = torch.nn.functional.normalize(found, dim=1) @ torch.nn.functional.normalize(words, dim=1).T
-    near, tokens = like.topk(NEIGHBOURS, dim=1)
+def decode_embeddings(embeddings: Tensor, words: Tensor, prior: PairPrior) -> list[int]:
+    """Return the tokens whose similarity to embeddings (length, d) and prior are largest together (Viterbi)."""
+    similarity = torch.nn.functional.normalize(embeddings, dim=1) @ torch.nn.functional.normalize(words, dim=1).T
+    near, tokens = similarity.topk(NEIGHBOURS, dim=1)
     score, back = near[0].double().numpy(), []
-    for place in range(1, len(found)):
+    for place in range(1, len(embeddings)):
         step = np.array([[prior(int(a), int(b)) for b in tokens[place]] for a in tokens[place - 1]])
         whole = score[:, None] + PRIOR * step
         back.append(whole.argmax(0))
@@ -145,20 +159,26 @@ def match_images(
     iterations: int,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Images (n, 3, height, width), as the model reads them, whose gradient is like what was observed.
+    """Return images (n, 3, height, width), as the model reads them, whose gradient is similar to the observed one.
 
-    `mean`: an image that is known of such data, (3, height, width), where the attack starts; `limits`: the darkest
-    and the brightest value of each colour, (3, 1, 1).
-    """  # fmt: skip
-    noise = rng.normal(0, SHAKEN, (len(labels), *mean.shape))
-    start = (mean + torch.from_numpy(noise.astype(np.float32))).to(shared_model.device)
+    Args:
+        shared_model: The model with the tensors that the attacker assumes.
+        observed: Observed gradient by name.
+        mean: Mean image of other clients, where the search starts, (3, height, width).
+        labels: Classes of the images, (n,).
+        limits: Darkest and brightest value of each colour, (3, 1, 1) each.
+        iterations: Steps of the search.
+        rng: Draws the noise on the initial images.
+    """
+    noise = torch.from_numpy(rng.normal(0, NOISE, (len(labels), *mean.shape)).astype(np.float32))
+    start, classes = (mean + noise).to(shared_model.device), torch.from_numpy(labels).to(shared_model.device)
     limits = limits[0].to(shared_model.device), limits[1].to(shared_model.device)
-    classes = torch.from_numpy(labels).to(shared_model.device)
 
-    def made(pixels: Tensor) -> Mapping[str, Tensor]:
+    def make_batch(pixels: Tensor) -> Mapping[str, Tensor]:
         return {"pixel_values": pixels.clamp(*limits), "labels": classes}
 
-    def smooth(pixels: Tensor) -> Tensor:
+    def total_variation(pixels: Tensor) -> Tensor:
         return SMOOTH * ((pixels.diff(dim=2)).abs().mean() + pixels.diff(dim=3).abs().mean())
 
-    return optimise(shared_model, start, made, observed, iterations, IMAGE_RATE, smooth).clamp(*limits).cpu()
+    arguments = (make_batch, observed, iterations, IMAGE_RATE, total_variation)
+    return match_gradient(shared_model, start, *arguments).clamp(*limits).cpu()

@@ -1,4 +1,4 @@
-"""How much an audit does: a small one for an answer in minutes, and a full one."""
+"""The size of an audit: a small plan that takes minutes, and a full one that takes hours."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from trifed.methods.personalization import EXAMPLES_OF_NAMES
 
 @dataclass(frozen=True)
 class Plan:
-    """`rounds`: of warm-up; `batches`: that are attacked; `trials`: of each; `matched`: of these by matching, for
-    batches up to `match_up_to`, in `iterations` steps; `clients`: whose members are looked for, up to `members`
-    examples of each; `controls`: methods beside the user's; `seed`: of the examples that are attacked;
-    `announced`: is it said first how long it takes?
+    """How much an audit attacks.
+
+    Attributes:
+        rounds: Rounds of training before a configuration is attacked.
+        batches: The attacked batch sizes.
+        trials: Batches of each size.
+        matched: How many of the trials are attacked by gradient matching.
+        match_up_to: The largest batch size that is attacked by gradient matching.
+        iterations: Steps of gradient matching for a batch of texts.
+        clients: How many clients are attacked by membership inference.
+        members: The most members, and the most non-members, of each of these clients.
+        controls: Methods that are attacked beside the user's own.
+        seed: Seed of the choice of attacked examples.
+        announced: True if the expected duration is reported first.
     """
 
     rounds: int = 2
@@ -29,8 +39,11 @@ class Plan:
     seed: int = 0
     announced: bool = False
 
-    def guessed(self, batch: int, trials: int) -> list[int]:
-        """Of how many trials a guesser is scored: of all, and of those that are matched, which may be easier."""
+    def guessed_trials(self, batch: int, trials: int) -> list[int]:
+        """Return on how many trials guessing is scored: on all, and on those that are matched if these are fewer.
+
+        The matched trials can be easier to guess than all of them.
+        """
         matched = min(self.matched, trials) if batch <= self.match_up_to else 0
         return [trials, matched] if 0 < matched < trials else [trials]
 
@@ -43,27 +56,25 @@ FULL = replace(
 )  # fmt: skip
 
 
-def made(
+def make_plan(
     full: bool,
     batches: list[int] | None,
     trials: int | None,
     rounds: int | None,
     controls: list[str] | None,
 ) -> Plan:
-    """The small or the full plan with what the user wants otherwise.
+    """Return the small or the full plan with the user's changes.
 
     Raises:
-        ConfigError: a control is no method, or one that sends nothing.
+        ConfigError: A control is not a method, or sends nothing in a round.
     """
     plan = FULL if full else SMALL
     for name in controls or []:
         if name not in METHODS:
-            raise ConfigError(
-                [f"--control: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"]
-            )
-    silent = [name for name in controls or [] if not any(map(METHODS[name].sends, EXAMPLES_OF_NAMES))]
-    if silent:
-        raise ConfigError([f"--control: {silent[0]} sends nothing in a round, so there is nothing to attack"])
+            expected = f"expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"
+            raise ConfigError([f"--control: got '{name}', {expected}"])
+        if not any(map(METHODS[name].sends, EXAMPLES_OF_NAMES)):
+            raise ConfigError([f"--control: {name} sends nothing in a round, so there is nothing to attack"])
     return replace(
         plan,
         batches=tuple(sorted(set(batches))) if batches else plan.batches,

@@ -1,9 +1,9 @@
-"""How good a reconstruction is, how well members are told from others, and intervals for both."""
+"""Scores of reconstructions and of membership inference with their intervals, and the guesses beside them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,106 +12,117 @@ from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from trifed.export.evaluate_answers import lcs_f1
 from trifed.reports.audit.findings import Estimate
 
-DRAWS = 2000
+RESAMPLES = 2000
+"""Bootstrap samples of the trials; of membership scores a quarter of them."""
 Tokens = Sequence[int]
-Image = NDArray[np.float64]
+Floats = NDArray[np.float64]
 FALSE_POSITIVES = 0.01
 
 
-def text_scores(originals: Sequence[Tokens], found: Sequence[Tokens]) -> dict[str, float]:
-    """Of a batch: precision, recall and F1 of its tokens as one bag; ROUGE and exact copies text by text.
+def likeliest(known: Iterable[int], size: int) -> list[int]:
+    """Return the likeliest bag of at most `size` values, by how frequent they are in `known`.
 
-    Each original is compared with one text that was found, so that the sum of their scores is largest: in a batch
-    there is no order. ROUGE-n and -L are F-measures over tokens (Lin, "ROUGE", 2004).
+    A value of probability p is taken p · size times, rounded, and at least once; the most frequent values first.
     """
-    bag, guess = (Counter(token for text in texts for token in text) for texts in (originals, found))
+    counts = Counter(known)
+    total = max(1, counts.total())
+    bag: list[int] = []
+    for value, count in counts.most_common():
+        bag += [value] * max(1, round(size * count / total))
+        if len(bag) >= size:
+            break
+    return bag[:size]
+
+
+def guess_tokens(known: Sequence[Tokens], length: int, batch: int) -> list[list[int]]:
+    """Return the likeliest bag of `length` tokens, dealt out to `batch` texts."""
+    bag = likeliest((token for text in known for token in text), length)
+    return [bag[place::batch] for place in range(batch)]
+
+
+def text_scores(originals: Sequence[Tokens], recovered: Sequence[Tokens]) -> dict[str, float]:
+    """Return precision, recall and F1 of a batch's tokens as one bag, and ROUGE and exact copies text by text.
+
+    A batch has no order: texts are paired so that the sum of their scores is largest. ROUGE-n and ROUGE-L are
+    F-measures over tokens (Lin, "ROUGE", 2004).
+    """
+    bag, guess = (Counter(token for text in texts for token in text) for texts in (originals, recovered))
     precision, recall, f1 = overlap(bag, guess)
-    rouge = np.array([[alike(original, other) for other in found] for original in originals])
+    rouge = np.array([[rouge_scores(original, other) for other in recovered] for original in originals])
     pairs = list(zip(*linear_sum_assignment(-rouge.sum(2)), strict=True)) if rouge.size else []
-    one, two, longest_common = (float(sum(rouge[o, f, n] for o, f in pairs)) / len(originals) for n in range(3))
-    exact = sum(list(originals[o]) == list(found[f]) for o, f in pairs) / len(originals)
-    return {
-        "precision": precision, "recall": recall, "f1": f1, "rouge1": one, "rouge2": two, "rougeL": longest_common,
-        "exact": exact,
-    }  # fmt: skip
+    means = [float(sum(rouge[o, f, n] for o, f in pairs)) / len(originals) for n in range(3)]
+    exact = sum(list(originals[o]) == list(recovered[f]) for o, f in pairs) / len(originals)
+    names = ("precision", "recall", "f1", "rouge1", "rouge2", "rougeL", "exact")
+    return dict(zip(names, map(float, (precision, recall, f1, *means, exact)), strict=True))
 
 
-def alike(one: Tokens, other: Tokens) -> tuple[float, float, float]:
-    """ROUGE-1, -2 and -L of two texts."""
-    first, second = (overlap(ngrams(one, n), ngrams(other, n))[2] for n in (1, 2))
-    return first, second, longest(one, other)
+def rouge_scores(one: Tokens, other: Tokens) -> tuple[float, float, float]:
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L of two texts."""
+    first, second = (overlap(_ngrams(one, n), _ngrams(other, n))[2] for n in (1, 2))
+    return first, second, lcs_f1(one, other)
 
 
-def ngrams(tokens: Tokens, n: int) -> Counter[tuple[int, ...]]:
-    """How often each run of n tokens occurs."""
+def _ngrams(tokens: Tokens, n: int) -> Counter[tuple[int, ...]]:
     return Counter(tuple(tokens[place : place + n]) for place in range(len(tokens) - n + 1))
 
 
-def overlap(one: Counter[Any], other: Counter[Any]) -> tuple[float, float, float]:
-    """Precision and recall of `other` as a guess at `one`, and their harmonic mean."""
-    both = (one & other).total()
+def overlap(truth: Counter[Any], guess: Counter[Any]) -> tuple[float, float, float]:
+    """Return precision, recall and F1 of a guessed bag."""
+    both = (truth & guess).total()
     if not both:
         return 0.0, 0.0, 0.0
-    precision, recall = both / other.total(), both / one.total()
+    precision, recall = both / guess.total(), both / truth.total()
     return precision, recall, 2 * precision * recall / (precision + recall)
 
 
-def longest(one: Tokens, other: Tokens) -> float:
-    """ROUGE-L: the F-measure of the longest common subsequence."""
-    row = [0] * (len(other) + 1)
-    for token in one:
-        diagonal = 0
-        for place, match in enumerate(other, 1):
-            diagonal, row[place] = row[place], diagonal + 1 if token == match else max(row[place], row[place - 1])
-    return 2 * row[-1] / (len(one) + len(other)) if one or other else 0.0
-
-
-def image_scores(original: Image, found: Image) -> dict[str, float]:
-    """MSE, PSNR in dB and SSIM of two images, (height, width, 3) in [0, 1].
+def image_scores(original: Floats, recovered: Floats) -> dict[str, float]:
+    """Return MSE, PSNR in dB and SSIM of two images, (height, width, 3) in [0, 1].
 
     SSIM after Wang et al., "Image Quality Assessment", IEEE TIP 2004: Gaussian window of σ = 1.5, K = (.01, .03).
     """
-    mse = float(((original - found) ** 2).mean())
+    mse = float(((original - recovered) ** 2).mean())
 
-    def blur(values: Image) -> Image:
-        blurred: Image = gaussian_filter(values, (1.5, 1.5, 0), truncate=3.5)
+    def blur(values: Floats) -> Floats:
+        blurred: Floats = gaussian_filter(values, (1.5, 1.5, 0), truncate=3.5)
         return blurred
 
-    means = blur(original), blur(found)
-    spread = [blur(image**2) - mean**2 for image, mean in zip((original, found), means, strict=True)]
-    both = blur(original * found) - means[0] * means[1]
+    means = blur(original), blur(recovered)
+    variances = [blur(image**2) - mean**2 for image, mean in zip((original, recovered), means, strict=True)]
+    covariance = blur(original * recovered) - means[0] * means[1]
     c1, c2 = 0.01**2, 0.03**2
-    ssim = (2 * means[0] * means[1] + c1) * (2 * both + c2)
-    ssim /= (means[0] ** 2 + means[1] ** 2 + c1) * (spread[0] + spread[1] + c2)
+    ssim = (2 * means[0] * means[1] + c1) * (2 * covariance + c2)
+    ssim /= (means[0] ** 2 + means[1] ** 2 + c1) * (variances[0] + variances[1] + c2)
     return {"mse": mse, "psnr": float(-10 * np.log10(max(mse, 1e-12))), "ssim": float(ssim.mean())}
 
 
 def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of trials, and the middle 95 % of a bootstrap over them."""
+    """Return the mean of some trials with a 95 % bootstrap interval."""
     array = np.asarray(values, np.float64)
-    drawn = array[np.random.default_rng(seed).integers(len(array), size=(DRAWS, len(array)))].mean(1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(mean=float(array.mean()), low=float(low), high=float(high))
+    samples = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
+    return _interval(float(array.mean()), array[samples].mean(1))
 
 
-def told_apart(
-    members: NDArray[np.float64], others: NDArray[np.float64], seed: int = 0
-) -> tuple[Estimate, Estimate]:
-    """AUC, and true positives at 1 % false ones, of scores that should be higher for members; 95 % intervals."""
+def auc_and_tpr(members: Floats, others: Floats, seed: int = 0) -> tuple[Estimate, Estimate]:
+    """Return AUC and true positive rate at 1 % false positives of membership scores, with 95 % intervals.
+
+    Args:
+        members: Scores of examples that were trained on, expected to be higher, (n,).
+        others: Scores of examples that were not, (m,).
+        seed: Seed of the bootstrap.
+    """
     rng, auc, tpr = np.random.default_rng(seed), [], []
-    for draw in range(DRAWS // 4 + 1):
-        one, two = (s if draw == 0 else rng.choice(s, len(s)) for s in (members, others))
-        truth = np.repeat([1, 0], [len(one), len(two)])
-        scores = np.concatenate([one, two])
+    for sample in range(RESAMPLES // 4 + 1):  # the first is the scores themselves
+        one, two = (s if sample == 0 else rng.choice(s, len(s)) for s in (members, others))
+        truth, scores = np.repeat([1, 0], [len(one), len(two)]), np.concatenate([one, two])
         false, true, _ = roc_curve(truth, scores)
         auc.append(float(roc_auc_score(truth, scores)))
         tpr.append(float(true[false <= FALSE_POSITIVES].max()))
-    return _from_draws(auc), _from_draws(tpr)
+    return _interval(auc[0], auc[1:]), _interval(tpr[0], tpr[1:])
 
 
-def _from_draws(values: list[float]) -> Estimate:
-    """The first, which is of the sample itself, with the middle 95 % of the others."""
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return Estimate(mean=values[0], low=float(low), high=float(high))
+def _interval(mean: float, samples: Sequence[float] | Floats) -> Estimate:
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return Estimate(mean=mean, low=float(low), high=float(high))

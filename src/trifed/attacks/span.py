@@ -1,15 +1,15 @@
-r"""Span attacks: which tokens' vectors lie in the row space of an update?
+r"""Span attacks: find the tokens whose vectors lie in the row space of an update.
 
-The gradient of a linear layer's weight is $G^\top X$: its rows are combinations of the layer's inputs. Where an
-input depends on nothing but a token and its place, as in front of the first block, an attacker tries them all
-(Petrov et al., "DAGER", NeurIPS 2024, arXiv 2405.15586). Of LoRA's A the rows are combinations of the same inputs;
-of B, of $Ax$; of a core, of $Ax$ too: $\nabla C = B^\top G^\top X A^\top$, so that A has to be known. All of them
-say nothing once they stand for as many tokens as they have columns or rows.
+The gradient of a linear layer's weight is $G^\top X$: its rows are combinations of the layer's inputs. If an input
+depends on nothing but a token and its position, as before the first block, an attacker can try all tokens (Petrov
+et al., "DAGER", NeurIPS 2024, arXiv 2405.15586). The rows of LoRA's A are combinations of the same inputs; those
+of B, and of a core, are combinations of $Ax$ ($\nabla C = B^\top G^\top X A^\top$), so that A has to be known. A
+matrix shows nothing once it stands for as many tokens as it has columns or rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +23,30 @@ from trifed.methods.packing import Tensors
 
 CHUNK = 512
 """Tokens that are tried together."""
-NOISE = 1e-6
-"""Singular values under this share of the largest are rounding."""
-ROUGHLY = 5e-3
-"""What is nearer than this in float32 is looked at again in float64."""
+ROUNDING = 1e-6
+"""Singular values below this share of the largest are rounding errors."""
+RECHECK = 5e-3
+"""Distances below this in float32 are computed again in float64."""
 NEAR = (1e-3, 1e-4, 1e-5)
-"""A vector this near to a span, relative to its length, is in it: the first that the span has room for."""
+"""Largest distances, relative to a vector's length, at which it counts as inside a span, in the order of trial."""
 Floats = NDArray[np.float32]
+MakeBatch = Callable[[Tensor], dict[str, Tensor]]
+"""Makes a batch for the model from tokens, (n, length)."""
 
 
 class _Stop(Exception):  # noqa: N818
-    """Thrown to end a forward pass once its inputs are known."""
+    """Raised to end a forward pass."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """The row space of one matrix. `through`: what maps a layer's input into it, (d, width); None for nothing.
+    """The row space of one matrix.
 
-    `basis`: (width, k), orthonormal, of the space or, where it fills more than half, of what is orthogonal to it
-    (`outside`); `rank`: of the space.
+    Attributes:
+        basis: Orthonormal basis (width, k) of the space, or of its orthogonal complement.
+        outside: True if the basis is that of the complement; it is smaller if the space has most dimensions.
+        rank: Dimensions of the space.
+        through: Maps a layer's input to the width of the matrix, (d, width); None for the identity.
     """
 
     basis: Tensor
@@ -50,59 +55,37 @@ class Span:
     through: Tensor | None
 
     def distance(self, inputs: Tensor) -> Tensor:
-        """How far inputs (..., d) are from it, 0 to 1, (...)."""
+        """Return the distance of inputs (..., d) from the space relative to their length, 0 to 1, (...)."""
         vectors = inputs if self.through is None else inputs @ self.through.to(inputs.dtype)
-        if vectors.dtype == torch.float64 and not self.outside:  # 1 − share would have lost half of its digits
-            basis = self.basis.double()
-            left = vectors - (vectors @ basis) @ basis.T
-            far: Tensor = left.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
-            return far
-        share = (vectors @ self.basis.to(vectors.dtype)).square().sum(-1) / vectors.square().sum(-1).clamp_min(
-            1e-30
-        )
+        basis = self.basis.to(vectors.dtype)
+        if vectors.dtype == torch.float64 and not self.outside:  # 1 − share would lose half of the digits
+            rest = vectors - (vectors @ basis) @ basis.T
+            distance: Tensor = rest.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
+            return distance
+        share = (vectors @ basis).square().sum(-1) / vectors.square().sum(-1).clamp_min(1e-30)
         return (share if self.outside else (1 - share).clamp_min(0)).sqrt()
 
 
-def open_layers(shared_model: SharedModel, ids: Callable[[Tensor], dict[str, Tensor]]) -> list[str]:
-    """Layers whose input at a place depends on the token there alone, in the order in which they are called.
+def record_calls(
+    shared_model: SharedModel, modules: Iterable[nn.Module], batch: Mapping[str, Tensor], *, first: bool = False
+) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """Run the model on a batch, and return the floating-point input and output of some modules in order of calls.
 
-    `ids`: tokens (n, length) → what the model takes.
+    Args:
+        shared_model: The model with its tensors loaded.
+        modules: Modules of the model.
+        batch: Inputs of the model.
+        first: True to stop after the first of these modules.
     """
-    words = shared_model.base.model.get_input_embeddings().num_embeddings
-    tokens = torch.randint(words // 4, words, (2, 4), generator=torch.Generator().manual_seed(0))
-    tokens[1, 1] = tokens[0, 1]
-    caught: dict[str, Tensor] = {}
-    tokens = tokens.to(shared_model.device)
-    _listen(
-        shared_model, set(_layers(shared_model)), lambda name, inputs: caught.setdefault(name, inputs), ids(tokens)
-    )
-    return [name for name, found in caught.items() if torch.allclose(found[0, 1], found[1, 1], atol=1e-5)]
+    calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if inputs and isinstance(output, Tensor) and inputs[0].is_floating_point():
+            calls.setdefault(module, (inputs[0].detach(), output.detach()))
+            if first:
+                raise _Stop
 
-def _layers(shared_model: SharedModel) -> Iterator[str]:
-    """Plain names of the modules of which a matrix travels."""
-    for name, shape in shared_model.layout:
-        if len(shape) == 2 and name.endswith(".weight"):
-            yield name.split(".lora_")[0] if ".lora_" in name else name.removesuffix(".weight")
-
-
-def _listen(
-    shared_model: SharedModel, names: set[str], hear: Callable[[str, Tensor], object], batch: Mapping[str, Tensor]
-) -> None:
-    """Run the model on a batch, and hear what goes into the layers of these names."""
-
-    def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        def caught(module: nn.Module, inputs: Any) -> None:
-            if inputs and inputs[0].is_floating_point():
-                hear(name, inputs[0])
-
-        return caught
-
-    handles = [
-        module.register_forward_pre_hook(hook(plain_name(place)))
-        for place, module in shared_model.model.named_modules()
-        if plain_name(place) in names
-    ]
+    handles = [module.register_forward_hook(hook) for module in modules]
     shared_model.model.eval()
     try:
         with torch.no_grad():
@@ -112,106 +95,130 @@ def _listen(
     finally:
         for handle in handles:
             handle.remove()
+    return calls
 
 
-def _inputs(shared_model: SharedModel, layer: str, batch: Mapping[str, Tensor]) -> Tensor:
-    """What goes into a layer, (n, length, d); the model runs no further."""
-    heard: list[Tensor] = []
+def layer_name(parameter: str) -> str:
+    """Return the plain name of the layer that a weight matrix or an adapter's matrix belongs to."""
+    return parameter.split(".lora_")[0].removesuffix(".weight")
 
-    def hear(name: str, inputs: Tensor) -> None:
-        heard.append(inputs)
-        raise _Stop
 
-    _listen(shared_model, {layer}, hear, batch)
-    return heard[0]
+def _modules(shared_model: SharedModel, layers: Container[str]) -> dict[nn.Module, str]:
+    """Return the modules of these plain names, with their names."""
+    named = ((module, plain_name(name)) for name, module in shared_model.model.named_modules())
+    return {module: name for module, name in named if name in layers}
+
+
+def position_wise_layers(shared_model: SharedModel, make_batch: MakeBatch) -> list[str]:
+    """Return the layers whose input at a position depends on the token there alone, in the order of calls."""
+    words = shared_model.base.model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(words // 4, words, (2, 4), generator=torch.Generator().manual_seed(0))
+    tokens[1, 1] = tokens[0, 1]
+    sent = {layer_name(n) for n, shape in shared_model.layout if len(shape) == 2 and n.endswith(".weight")}
+    modules = _modules(shared_model, sent)
+    calls = record_calls(shared_model, modules, make_batch(tokens.to(shared_model.device)))
+    return [modules[m] for m, (x, _) in calls.items() if torch.allclose(x[0, 1], x[1, 1], atol=1e-5)]
 
 
 def matrices(
     shared_model: SharedModel, observed: Tensors, layers: list[str]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """What was observed of these layers, (rows, width) in float64, and what maps a layer's input into its rows.
+    """Yield the observed matrices of these layers, with what maps a layer's input into the space of their rows.
 
-    The latter is (d, width), of the model as it is loaded: the attacker's; None for nothing.
+    Each is (rows, width) in float64, and (d, width) of the loaded model, which is the attacker's; None for the
+    identity.
     """
-    everything = {plain_name(name): param.detach() for name, param in shared_model.model.named_parameters()}
+    params = {plain_name(name): param.detach() for name, param in shared_model.model.named_parameters()}
     for name, values in observed.items():
-        layer, _, part = name.partition(".lora_")
-        if (layer if part else name.removesuffix(".weight")) not in layers or values.ndim != 2:
-            continue
-        through = None
-        if part.startswith(("B", "C")):
-            through = everything[f"{layer}.lora_A.weight"].T
-            if part.startswith("B") and f"{layer}.lora_C.weight" in everything:
-                through = through @ everything[f"{layer}.lora_C.weight"].T
-        yield torch.from_numpy(values).double(), through
+        layer, part = layer_name(name), name.partition(".lora_")[2]
+        if layer in layers and values.ndim == 2:
+            through = None
+            if part.startswith(("B", "C")):
+                through = params[f"{layer}.lora_A.weight"].T
+                if part.startswith("B") and f"{layer}.lora_C.weight" in params:
+                    through = through @ params[f"{layer}.lora_C.weight"].T
+            yield torch.from_numpy(values).double(), through
 
 
 def spans(shared_model: SharedModel, observed: Tensors, layers: list[str]) -> list[Span]:
-    """The row spaces that say something, of what was observed of these layers; the model is the attacker's."""
-    found = []
+    """Return the informative row spaces of these layers' observed matrices, seen with the attacker's model."""
+    informative = []
     for values, through in matrices(shared_model, observed, layers):
         _, size, right = torch.linalg.svd(values)
-        rank, width = int((size > NOISE * size[0]).sum()) if size[0] > 0 else 0, values.shape[1]
+        rank, width = int((size > ROUNDING * size[0]).sum()) if size[0] > 0 else 0, values.shape[1]
         if 0 < rank < width:
             outside = rank > width // 2
             basis = right[rank:] if outside else right[:rank]
-            found.append(Span(basis.T.contiguous().to(shared_model.device), outside, rank, through))
-    # An input itself says more than what a frame leaves of it; and a key's gradient lacks a direction, because a
-    # softmax does not see what is added to all of its inputs.
-    kept = [span for span in found if span.through is None] or found
-    most = max((span.rank for span in kept), default=0)
-    return [span for span in kept if span.rank == most]
+            informative.append(Span(basis.T.contiguous().to(shared_model.device), outside, rank, through))
+    # An input itself is more informative than its projection. A key's gradient lacks a direction, because a
+    # softmax ignores what is added to all of its inputs.
+    kept = [span for span in informative if span.through is None] or informative
+    largest = max((span.rank for span in kept), default=0)
+    return [span for span in kept if span.rank == largest]
 
 
 def distances(
-    shared_model: SharedModel,
-    layers: list[str],
-    trials: list[list[Span]],
-    length: int,
-    ids: Callable[[Tensor], dict[str, Tensor]],
+    shared_model: SharedModel, layers: list[str], trials: list[list[Span]], length: int, make_batch: MakeBatch
 ) -> list[Floats]:
-    """For each trial how far every token at every place is from its spans, mean over these, (words, length)."""
+    """Return for each trial every token's distance at every position, mean over its spans, (words, length).
+
+    Args:
+        shared_model: The model with the tensors that the attacker assumes.
+        layers: Layers whose input depends on the token at a position alone.
+        trials: For each trial the spans of its observation.
+        length: Number of positions.
+        make_batch: Makes a batch for the model from tokens, (n, length).
+    """
     words = shared_model.base.model.get_input_embeddings().num_embeddings
-    found = [np.ones((words, length), np.float32) for _ in trials]
+    results = [np.ones((words, length), np.float32) for _ in trials]
+    modules = _modules(shared_model, layers[:1])
     for first in range(0, words, CHUNK):
         tokens = torch.arange(first, min(first + CHUNK, words), device=shared_model.device)
-        inputs = _inputs(shared_model, layers[0], ids(tokens[:, None].expand(-1, length).contiguous()))
+        batch = make_batch(tokens[:, None].expand(-1, length).contiguous())
+        [(inputs, _)] = record_calls(shared_model, modules, batch, first=True).values()
         for place, trial in enumerate(trials):
             if trial:
                 far = torch.stack([span.distance(inputs) for span in trial]).mean(0)
-                near = far < ROUGHLY
+                near = far < RECHECK
                 if near.any():
                     exact = inputs[near].double()
                     far[near] = torch.stack([span.distance(exact) for span in trial]).mean(0).float()
-                found[place][first : first + len(tokens)] = far.cpu().numpy()
-    return found
+                results[place][first : first + len(tokens)] = far.cpu().numpy()
+    return results
 
 
-def texts_from(far: Floats, batch: int, rank: int) -> list[list[int]]:
-    """Up to `batch` texts from the tokens that are near, in order of their places; none where a span says nothing.
+def texts_from(distance: Floats, batch: int, rank: int) -> list[list[int]]:
+    """Compose up to `batch` texts of the tokens near a span, in the order of their positions.
 
-    `rank`: of the span, which holds no more different inputs. Where words and places are added to each other, a
-    span that holds a at 1, b at 1 and b at 2 holds a at 2 as well: which tokens there are is sure, where they
-    stand is not. So every token gets its nearest place first, and then others get what is left of the rank.
+    If words and positions are added to each other, a span that contains a at 1, b at 1 and b at 2 contains a at 2
+    as well: the tokens are certain, their positions are not. So every token gets its nearest position first, and
+    further positions share what is left of the rank.
+
+    Args:
+        distance: Distance of every token at every position, (words, length).
+        batch: Number of texts in the batch.
+        rank: Dimensions of the span: the largest number of different inputs in it.
+
+    Returns:
+        Token ids of each text; none if too many tokens are near for the span to be informative.
     """
     for near in NEAR:
-        tokens, places = np.nonzero(far < near)
+        tokens, places = np.nonzero(distance < near)
         if len(np.unique(tokens)) <= rank:
             break
     else:
         return []
-    order = np.argsort(far[tokens, places], kind="stable")
+    order = np.argsort(distance[tokens, places], kind="stable")
+    candidates = [(int(tokens[n]), int(places[n])) for n in order]
     chosen: dict[int, list[int]] = {}
     known: set[int] = set()
     for again in (False, True):
-        for token, place in ((int(tokens[n]), int(places[n])) for n in order):
+        for token, place in candidates:
             there = chosen.setdefault(place, [])
             room = len(there) < batch and sum(map(len, chosen.values())) < rank
             if token not in there and room and (again or token not in known):
                 there.append(token)
                 known.add(token)
-    texts: list[list[int]] = [[] for _ in range(batch)]
-    for place in sorted(chosen):
-        for text, token in zip(texts, chosen[place], strict=False):
-            text.append(token)
+    by_place = [chosen[place] for place in sorted(chosen)]
+    texts = ([there[n] for there in by_place if n < len(there)] for n in range(batch))
     return [text for text in texts if text]

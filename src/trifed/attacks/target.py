@@ -1,4 +1,4 @@
-"""A client after warm-up, and what leaves it: the plain gradient of a batch, or a whole round by the protocol."""
+"""The attacked client, and what leaves it: the plain gradient of a batch, or a whole round by the protocol."""
 
 from __future__ import annotations
 
@@ -22,63 +22,71 @@ from trifed.federation.shared_model import SharedModel
 from trifed.federation.simulation import Simulation
 from trifed.federation.training import seeded, steps_a_round
 from trifed.methods.base import is_factor
-from trifed.methods.packing import Tensors, Vector, unpack
-from trifed.reports.audit.findings import Knows
+from trifed.methods.packing import Tensors, unpack
+from trifed.reports.audit.findings import Knows, Sees
 from trifed.tasks import Encoded
 from trifed.tasks.base import Batch
 
-GUESSING = 9
-"""Purpose of the generators that draw what an attacker does not know."""
-LETS_OUT = {"few_tokens": "allow", "small_components": "allow"}
-"""An audit shows what guards are for: it looks at uploads that they would not let out."""
+ASSUMING = 9
+"""Purpose of the generators that draw the tensors an attacker does not know."""
+GUARDS_OFF = {"few_tokens": "allow", "small_components": "allow"}
+"""Settings of an attacked run: an audit also attacks uploads that the guards would refuse to send."""
+OBSERVATIONS: tuple[Sees, ...] = ("gradient", "update")
+"""What an attacker observes: the gradient of one batch, or the upload of a whole round."""
 Rows = NDArray[np.int64]
 
 
-def drawn(seed: int, examples: int, batch: int, count: int) -> list[Rows]:
-    """So many batches of a client's examples: of one seed and size the same for every method and attack."""
+def draw_batches(seed: int, examples: int, batch: int, count: int) -> list[Rows]:
+    """Draw `count` batches of a client's examples; the same ones for every method and attack."""
     rng = seeded(seed, batch)
     return [rng.choice(examples, batch, replace=False) for _ in range(count)]
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The given rows of a client's examples, as examples of their own."""
+    """Some rows of a client's examples, as examples of their own."""
 
     whole: Encoded
     rows: Rows
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(n,)."""
+        """Classes, (n,)."""
         return self.whole.labels[self.rows]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,)."""
+        """Lengths, (n,)."""
         return self.whole.lengths[self.rows]
 
     @property
     def cut(self) -> int:
-        """Not counted."""
+        """Always 0: shortened examples are counted in the whole data alone."""
         return 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def inputs(self, row: int) -> Mapping[str, Set[Hashable]]:
-        """Of one of these rows."""
+        """Return the distinct inputs of one of these rows."""
         return self.whole.inputs(int(self.rows[row]))
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
-        """The given ones of these rows."""
+        """Return a batch of the given ones of these rows."""
         return self.whole.batch(self.rows[rows], device)
 
 
 @dataclass(frozen=True)
 class TargetClient:
-    """One client where a run stands after round `round`, about to begin the next.
+    """One client of a run after round `round`, about to begin the next.
 
-    `simulation`: everything of the run; `download`: what it begins with; `before`: its tensors once it came.
+    Attributes:
+        config: Settings under which the client trains and sends.
+        simulation: The run, with its server and all of its clients.
+        site: The client's side of the run.
+        round: The last finished round.
+        download: The message with which the next round begins.
+        before: The client's tensors after that download.
     """
 
     config: RunConfig
@@ -90,7 +98,7 @@ class TargetClient:
 
     @property
     def shared_model(self) -> SharedModel:
-        """The model, which holds whichever tensors are loaded."""
+        """The model, which holds the tensors that were loaded last."""
         return self.simulation.shared_model
 
     @property
@@ -100,93 +108,77 @@ class TargetClient:
 
     @property
     def others(self) -> list[ClientDataset]:
-        """The other clients, whose examples stand for what is known of such data in general."""
+        """The other clients, whose examples stand for public knowledge of such data."""
         return [client for client in self.simulation.datasets if client.index != self.client.index]
 
+    def observe(self, observation: Sees, rows: Rows) -> Tensors:
+        """Return what an attacker observes of a round on some training examples, by name."""
+        return self.gradient(rows) if observation == "gradient" else self.update(rows)
+
     def gradient(self, rows: Rows) -> Tensors:
-        """The gradient of the mean loss of some training examples, of all that travels, by name; no dropout."""
+        """Return the gradient of the mean loss of some training examples, without dropout, of all that is sent."""
         shared_model = self.shared_model
         shared_model.load(self.before)
         shared_model.model.eval()
-        batch = self.client.train.batch(rows, shared_model.device)
-        travelling = {name: shared_model.parameters[name] for name, _ in shared_model.layout}
-        found = torch.autograd.grad(shared_model.model.loss(batch), list(travelling.values()), allow_unused=True)
-        return {
-            name: np.zeros(tuple(param.shape), np.float32) if part is None else part.float().cpu().numpy()
-            for (name, param), part in zip(travelling.items(), found, strict=True)
-        }
+        loss = shared_model.model.loss(self.client.train.batch(rows, shared_model.device))
+        sent = [shared_model.parameters[name] for name, _ in shared_model.layout]
+        parts = torch.autograd.grad(loss, sent, allow_unused=True, materialize_grads=True)
+        names = [name for name, _ in shared_model.layout]
+        return {name: part.float().cpu().numpy() for name, part in zip(names, parts, strict=True)}
 
     def update(self, rows: Rows) -> Tensors:
-        """What a round on some training examples sends, as the server decodes it: before minus after, by name.
+        """Return what a round on some training examples sends, as the server decodes it: before minus after.
 
-        The client's own protocol makes it, with its steps, its optimiser's state, and what the wire rounds.
+        The client's own protocol makes the upload, with its steps, its optimiser's state and its compression.
         """
-        client = replace(self.client, train=Subset(self.client.train, rows))
-        with self.site_of(client) as site:
-            return self._sent(site)
-
-    def _sent(self, site: Client) -> Tensors:
         sim, number = self.simulation, self.round + 1
-        site.state = self.site.state
-        payload = site.round(number, self.download).upload
-        if payload is None:
-            raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
-        header = sim.context.header("upload", number, site.dataset.index)
-        values = sim.context.compression.decode(payload, header, site.reference)[1]
+        with self.client_side(replace(self.client, train=Subset(self.client.train, rows))) as site:
+            site.state = self.site.state
+            payload = site.round(number, self.download).upload
+            if payload is None:
+                raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
+            header = sim.context.header("upload", number, site.dataset.index)
+            values = sim.context.compression.decode(payload, header, site.reference)[1]
         return unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
 
     @contextmanager
-    def site_of(self, client: ClientDataset) -> Iterator[Client]:
-        """A client's side of the run that lets everything out, with noise where the run has it.
+    def client_side(self, client: ClientDataset) -> Iterator[Client]:
+        """Make a client's side of the run without guards, but with the run's noise.
 
-        Its ledger is one of its own: an audit spends nothing.
+        Its privacy ledger is temporary: an audit spends no budget.
         """
         sim, config, labels = self.simulation, self.config, len(self.simulation.data.label_names)
         settings = ClientSettings.of(config, labels)
-        settings = replace(settings, guards=settings.guards.model_copy(update=LETS_OUT))
+        settings = replace(settings, guards=settings.guards.model_copy(update=GUARDS_OFF))
         with TemporaryDirectory(prefix="trifed-audit-") as scratch:
             privacy = simulated_privacy(config, client, Path(scratch))
             yield Client(sim.context, self.shared_model, client, settings, privacy)
 
     def steps(self, examples: int) -> int:
-        """Optimiser steps of a round on that many examples."""
+        """Return the optimiser steps of a round on that many examples."""
         return steps_a_round(examples, self.config.training)
 
-    def levels(self) -> list[Knows]:
-        """What an attacker may know of the adapter: all of it, where no factor stays with the client."""
-        travels = {name for name, _ in self.shared_model.layout}
-        private = any(is_factor(name) and name not in travels for name in self.shared_model.parameters)
+    def knowledge_levels(self) -> list[Knows]:
+        """Return what an attacker may know of the adapter: everything, if no factor stays with the client."""
+        sent = {name for name, _ in self.shared_model.layout}
+        private = any(is_factor(name) and name not in sent for name in self.shared_model.parameters)
         return ["base", "start", "factors"] if private else ["factors"]
 
-    def believed(self, knows: Knows) -> dict[str, Tensor]:
-        """What the attacker takes for the client's tensors. What travels it has seen.
+    def assumed_tensors(self, knowledge: Knows) -> dict[str, Tensor]:
+        """Return the tensors that an attacker assumes the client to have.
 
-        With "factors" it knows the head as well where that stays with the client: the most that it could.
-        Unknown tensors are drawn from a normal distribution as large as the truth.
+        Tensors that are sent are known. At level "factors" a private head is known as well: the worst case.
+        Unknown tensors are drawn from a normal distribution with the root mean square of the true values.
         """
-        if knows == "factors":
+        if knowledge == "factors":
             return self.before
-        travels = {name for name, _ in self.shared_model.layout}
-        rng = seeded(self.config.seed, GUESSING, self.client.index)
-        found = {}
+        sent = {name for name, _ in self.shared_model.layout}
+        rng = seeded(self.config.seed, ASSUMING, self.client.index)
+        assumed = dict(self.before)
         for name, tensor in self.before.items():
-            if name in travels:
-                found[name] = tensor
-            elif knows == "start":
-                found[name] = self.shared_model.start[name]
-            else:
+            if name not in sent and knowledge == "start":
+                assumed[name] = self.shared_model.start[name]
+            elif name not in sent:
                 size = float(tensor.pow(2).mean().sqrt())
-                found[name] = torch.from_numpy(rng.normal(0, size, tuple(tensor.shape)).astype(np.float32))
-        return found
-
-
-def target_client(simulation: Simulation, index: int, done: int) -> TargetClient:
-    """A client of a run that stands after round `done`."""
-    site = simulation.clients[index]
-    download = simulation.server.download(done + 1, index)
-    values: Vector | None = None
-    if download is not None:
-        header = simulation.context.header("download", done + 1, index)
-        values = simulation.context.compression.decode(download, header, site.reference)[1]
-    before = site.state.tensors if values is None else simulation.shared_model.receive(site.state.tensors, values)
-    return TargetClient(simulation.config, simulation, site, done, download, before)
+                assumed[name] = torch.from_numpy(rng.normal(0, size, tuple(tensor.shape)).astype(np.float32))
+        return assumed

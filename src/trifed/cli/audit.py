@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def audit_command(
-    target: Annotated[
+    source: Annotated[
         Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or a TOML file.", show_default=False)
     ],
     client: Annotated[str | None, Flag(help="Whose examples are attacked. Default: the first.")] = None,
@@ -60,20 +60,20 @@ def audit_command(
     console = Console(stderr=True)
     with console.status("Reading") as status:
         # Imported late: --help should not wait for torch.
-        from trifed.attacks.audit import audit, configuration_of
-        from trifed.attacks.plan import made
+        from trifed.attacks.audit import audit, read_source
+        from trifed.attacks.plan import make_plan
 
-        config, folder = configuration_of(target)
+        config, folder = read_source(source)
         place = into or (folder / "audit" if folder else Path("audits") / config.name)
-        plan = made(full, batch, trials, rounds, control)
+        plan = make_plan(full, batch, trials, rounds, control)
 
-        def say(text: str) -> None:
+        def progress(text: str) -> None:
             status.update(text)
             if not console.is_terminal or text.startswith("about"):
                 console.print(text, highlight=False, markup=False)
 
         try:
-            found = audit(target, place, plan, client, say)
+            found = audit(source, place, plan, client, progress)
         except KeyboardInterrupt:
             kept = (
                 f"What is finished is in {place}"

@@ -1,4 +1,4 @@
-"""What a comparison is: one run's settings, and what is varied."""
+"""Settings of a comparison: those of a run, and what is varied."""
 
 from __future__ import annotations
 
@@ -14,59 +14,60 @@ from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError, nearest
 from trifed.config.run import RunConfig, make_config, read_toml
 from trifed.config.validation_errors import validation_messages
-from trifed.methods import METHODS
+from trifed.methods import METHODS, ORIGINS, unknown_method
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 OWN = {"adapter", "method", "wire", "training.learning_rate"}
-"""What a method may have for itself; anything else would be another condition or another budget."""
-
+"""Settings that may differ between methods; any other would change the conditions or the budget."""
 PLANNED = ("name", "seed", "method", "baselines", "controls")
-"""What the comparison itself sets in every run."""
+"""Settings of a run that the comparison sets."""
 
 
-class _Part(BaseModel):
+class Tuning(BaseModel):
+    """Choice of each method's learning rate by the best mean validation accuracy on a grid."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class Tuning(_Part):
-    """How each method's learning rate is chosen: the best mean validation accuracy on a grid."""
-
-    learning_rates: list[float] = Field([1e-3, 3e-3, 1e-2], min_length=1, description="the grid, rising")
-    seed: int = Field(100, ge=0, description="of the tuning runs; none of the reported seeds")
-    rounds: int | None = Field(None, ge=1, description="of the tuning runs; the run's own unless given")
-    extend: int = Field(
-        2, ge=0, description="how many rates a method gets beyond an end of the grid at which it does best"
+    learning_rates: list[float] = Field(
+        [1e-3, 3e-3, 1e-2], min_length=1, description="Learning rates of the grid, in rising order."
     )
-    partitions: dict[str, str] = Field({}, description="partition = the partition whose rates it takes")
+    seed: int = Field(100, ge=0, description="Seed of the tuning runs; not a reported one.")
+    rounds: int | None = Field(None, ge=1, description="Rounds of the tuning runs; those of a run unless given.")
+    extend: int = Field(2, ge=0, description="Further rates for a method that is best at an end of the grid.")
+    partitions: dict[str, str] = Field(
+        {}, description="Partition whose rates are used, by partition that uses them."
+    )
 
 
-class CompareConfig(_Part):
-    """Everything that decides a comparison's numbers."""
+class CompareConfig(BaseModel):
+    """Settings that decide a comparison's numbers."""
 
-    name: str = Field("comparison", pattern=NAME, max_length=100, description="its folder under runs/")
-    methods: list[str] = Field(min_length=1, description="the first is the reference of differences and target")
-    seeds: list[int] = Field([0, 1], min_length=1, description="each is one split and one start")
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("comparison", pattern=NAME, max_length=100, description="Name of its folder under runs/.")
+    methods: list[str] = Field(min_length=1, description="Compared methods; the first one is the reference.")
+    seeds: list[int] = Field([0, 1], min_length=1, description="Seeds; each decides a split and a start.")
     references: list[str] = Field(
-        [], description="methods that all others are set against; the first unless given"
+        [], description="Methods that all others are compared with; the first one unless given."
     )
     target: float | None = Field(
-        None, gt=0, le=1, description="accuracy of 'bytes to target'; the first method's mean unless given"
+        None, gt=0, le=1, description="Accuracy for 'bytes to target'; the first method's mean unless given."
     )
-    run: dict[str, Any] = Field(description="settings of every run, as for trifed run")
-    partitions: dict[str, dict[str, Any]] = Field({}, description="settings laid over [run], by partition")
-    method_settings: dict[str, dict[str, Any]] = Field({}, description="settings laid over those, by method")
+    run: dict[str, Any] = Field(description="Settings of every run, as for trifed run.")
+    partitions: dict[str, dict[str, Any]] = Field({}, description="Changes to [run] by partition.")
+    method_settings: dict[str, dict[str, Any]] = Field({}, description="Further changes by method.")
     tuning: Tuning | None = None
 
     def partition_names(self) -> list[str]:
-        """All partitions; 'all' where none is named."""
+        """Return the names of all partitions; 'all' if none is given."""
         return list(self.partitions) or ["all"]
 
     def tuned_on(self, partition: str) -> str | None:
-        """The partition on which a partition's learning rates are chosen; None without tuning."""
+        """Return the partition on which a partition's learning rates are chosen; None without tuning."""
         return self.tuning.partitions.get(partition, partition) if self.tuning else None
 
     def run_values(self, partition: str, method: str) -> dict[str, Any]:
-        """Nested settings of one run, without seed."""
+        """Return the nested settings of one run, without its seed."""
         own = dict(self.method_settings.get(method, {}))
         own["method"] = {**own.get("method", {}), "name": method}
         return deep_merge(deep_merge(self.run, self.partitions.get(partition, {})), own)
@@ -74,7 +75,14 @@ class CompareConfig(_Part):
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison. `folder`: where, below the comparison's own folder."""
+    """One run of a comparison.
+
+    Attributes:
+        partition: Name of the partition.
+        method: Name of the method.
+        config: All settings of the run.
+        folder: Its folder, relative to the comparison's.
+    """
 
     partition: str
     method: str
@@ -89,40 +97,39 @@ def make_comparison(values: Mapping[str, Any], source: str = "comparison") -> Co
     """Validate nested values.
 
     Raises:
-        ConfigError: with every mistake, each by its dotted name.
+        ConfigError: Values are not valid; it lists every mistake by its dotted name.
     """
     try:
         config = CompareConfig.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(validation_messages(error, CompareConfig), source) from error
-    problems = list(_problems(config))
-    if not problems:
-        problems = list(dict.fromkeys(_run_problems(config)))
+    problems = list(_problems(config)) or list(dict.fromkeys(_run_problems(config)))
     if problems:
         raise ConfigError(problems, source)
     return config
 
 
 def read_comparison(path: Path) -> CompareConfig:
-    """A comparison from its TOML file.
+    """Read a comparison from its TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or with every mistake in it.
+        ConfigError: The file cannot be read, or has mistakes, all of which are listed.
     """
     return make_comparison(read_toml(path), str(path))
 
 
 def _problems(config: CompareConfig) -> Iterator[str]:
-    yield from _twice("methods", config.methods)
-    yield from _twice("seeds", config.seeds)
+    varied: dict[str, list[Any]] = {"methods": config.methods, "seeds": config.seeds}
+    for place, values in varied.items():
+        for value in dict.fromkeys(v for v in values if values.count(v) > 1):
+            yield f"{place}: {value!r} is there twice; leave one out"
     yield from _method_problems(config)
     for name in config.partitions:
         if not re.match(NAME, name):
             yield f"partitions: '{name}' is a folder's name too; use letters, digits, '.', '_' and '-'"
     for place, settings in (("run", config.run), *((f"partitions.{n}", p) for n, p in config.partitions.items())):
-        for key in PLANNED:
-            if key in settings:
-                yield f"{place}.{key}: the comparison sets this itself; leave it out"
+        for key in (key for key in PLANNED if key in settings):
+            yield f"{place}.{key}: the comparison sets this itself; leave it out"
     if config.tuning:
         yield from _tuning_problems(config, config.tuning)
 
@@ -131,7 +138,12 @@ def _method_problems(config: CompareConfig) -> Iterator[str]:
     for place, names in (("methods", config.methods), ("method_settings", list(config.method_settings))):
         for name in names:
             if name not in METHODS:
-                yield f"{place}: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"
+                yield f"{place}: {unknown_method(name)}"
+            elif name in ORIGINS and ORIGINS[name].kind == "python":
+                yield (
+                    f"{place}: '{name}' is registered in this process alone, and a comparison starts others; put it "
+                    f"into a file that defines METHOD and give --method-file, or call use_method_files([PATH])"
+                )
     yield from _unknown("references", config.references, config.methods)
     for method, settings in config.method_settings.items():
         for key in _dotted(settings):
@@ -162,12 +174,6 @@ def _run_problems(config: CompareConfig) -> Iterator[str]:
             except ConfigError as error:
                 place = f"partitions.{partition}, {method}" if config.partitions else method
                 yield from (f"{problem} (in {place})" for problem in error.problems)
-
-
-def _twice(place: str, names: Sequence[object]) -> Iterator[str]:
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            yield f"{place}: {name!r} is there twice; leave one out"
 
 
 def _unknown(place: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:

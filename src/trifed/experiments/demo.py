@@ -1,4 +1,4 @@
-"""The embedded demo: a real small pre-trained encoder and the corpus that the package ships."""
+"""Configuration of the demo: a small pre-trained encoder and the corpus of this package."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from trifed.data import demo_corpus_path
 
 
 def demo_config(rounds: int) -> RunConfig:
-    """Ten sites of support requests, `own-prior` with `ce-lora`, `fedavg-lora` and `local` beside it.
+    """Configure `own-prior` on ten sites of support requests, with `ce-lora`, `fedavg-lora` and `local` beside it.
 
     Raises:
-        ConfigError: rounds below 1.
+        ConfigError: `rounds` is below 1.
     """
     return make_config(
         {

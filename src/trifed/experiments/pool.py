@@ -1,4 +1,4 @@
-"""Runs jobs in processes, several at a time, and tells how far they are."""
+"""A pool of processes, one for each run, that reports their progress."""
 
 from __future__ import annotations
 
@@ -7,45 +7,47 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO
 
 from trifed.common.errors import RunError
 from trifed.config.run import make_config, read_toml
 from trifed.experiments.compare_config import Job
+from trifed.federation.events import Listener
+from trifed.federation.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 TAIL_BYTES = 4096
-UNIMPORTANT = {"name", "controls", "trackers"}
-"""Settings of a run that change none of the numbers that are compared."""
-
-Listener = Callable[[dict[str, Any]], None]
+MISTAKE = 2
+"""Exit code of a worker whose error the user can correct."""
+IRRELEVANT = {"name", "controls", "trackers"}
+"""Settings of a run that do not affect the compared numbers."""
 
 
 @dataclass
 class _Running:
     job: Job
     process: subprocess.Popen[str]
-    said: IO[str]
+    output: IO[str]
     began: float = field(default_factory=time.monotonic)
 
     def close(self) -> None:
-        """Give back what the ended process was connected to."""
+        """Close the files of the ended process."""
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):
                 self.process.stdin.close()
-        self.said.close()
+        self.output.close()
 
 
-def carry_out(jobs: Sequence[Job], root: Path, parallel: int, listener: Listener, phase: str) -> None:
-    """Run what is not finished, resume what was broken off, `parallel` processes at a time.
+def run_jobs(jobs: Sequence[Job], root: Path, parallel: int, listener: Listener, phase: str) -> None:
+    """Start or resume the unfinished jobs, `parallel` processes at a time.
 
     Raises:
-        RunError: a run failed, or stands in the folder with other settings. What the others did so far is kept.
+        RunError: A run failed, or is in the folder with other settings. All whole rounds are kept.
     """
     for job in jobs:
         _check_same(job, root)
@@ -65,19 +67,19 @@ def carry_out(jobs: Sequence[Job], root: Path, parallel: int, listener: Listener
                 seconds = time.monotonic() - item.began
                 listener(
                     {"event": "job", "job": item.job, "done": done, "all": len(jobs), "seconds": seconds}
-                    | {"mean": _mean(root / item.job.folder)}
+                    | {"mean": RunFolder(root / item.job.folder).read_json("summary.json")["accuracy"]["mean"]}
                 )
             listener({"event": "tick", "running": [(r.job, _round(root / r.job.folder)) for r in running]})
     finally:
         for item in running:
-            item.process.kill()  # every whole round is kept, whenever a run is killed
+            item.process.kill()  # whole rounds are kept whenever a run is killed
         for item in running:
             item.process.wait()
             item.close()
 
 
 def is_finished(folder: Path) -> bool:
-    """Is there a result?"""
+    """Return True if the run in a folder has its result."""
     return (folder / "summary.json").is_file()
 
 
@@ -85,59 +87,52 @@ def _check_same(job: Job, root: Path) -> None:
     path = root / job.folder / "config.toml"
     if not path.is_file():
         return
-    there = make_config(read_toml(path), str(path)).model_dump(mode="json")
-    wanted = job.config.model_dump(mode="json")
-    for key in sorted(set(wanted) - UNIMPORTANT):
-        if there.get(key) != wanted[key]:
+    existing = make_config(read_toml(path), str(path)).model_dump(mode="json")
+    current = job.config.model_dump(mode="json")
+    for key in sorted(set(current) - IRRELEVANT):
+        if existing.get(key) != current[key]:
             raise RunError(
-                f"{path.parent}: stands there with another '{key}' ({there.get(key)!r} there, {wanted[key]!r} "
-                f"now), so the two would not be compared under equal conditions; give the comparison another "
-                f"name, or remove that folder"
+                f"{path.parent}: this run has another '{key}' ({existing.get(key)!r} there, {current[key]!r} "
+                f"now), so conditions would not be equal; give the comparison another name, or remove that folder"
             )
 
 
 def _start(job: Job, root: Path, parallel: int) -> _Running:
     threads = max(1, (os.cpu_count() or 1) // parallel)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    said = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed when the process has ended
+    output = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed when the process has ended
     process = subprocess.Popen(
         [sys.executable, "-m", "trifed.experiments.worker", str(root / job.folder)],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=said,
+        stderr=output,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+        start_new_session=True,  # Ctrl-C reaches this process alone, and it ends the others
     )
     if process.stdin is not None:
-        with suppress(BrokenPipeError):  # it has ended already: its exit code and words say why
+        with suppress(BrokenPipeError):  # it has ended already: `_check_ended` reports the reason
             process.stdin.write(json.dumps(job.config.model_dump(mode="json")) + "\n")
             process.stdin.flush()
-    return _Running(job, process, said)
+    return _Running(job, process, output)
 
 
 def _check_ended(item: _Running) -> None:
-    item.said.seek(0)
-    said = item.said.read().strip()
+    item.output.seek(0)
+    output, code = item.output.read().strip(), item.process.returncode
     item.close()
-    if item.process.returncode:
-        last = said.splitlines()[-1] if said else f"it ended with code {item.process.returncode}"
-        message = said if item.process.returncode == 2 else last
+    if code:
+        last = output.splitlines()[-1] if output else f"it ended with code {code}"
+        message = output if code == MISTAKE else last
         raise RunError(f"{item.job}: {message}\nThe finished runs are kept; the same command goes on from there")
 
 
-def _mean(folder: Path) -> float | None:
-    mean: float | None = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["accuracy"]["mean"]
-    return mean
-
-
 def _round(folder: Path) -> int:
-    """The round that a run is in, from the end of its log."""
+    """Return the current round of a run, from the end of its log."""
     path = folder / "events.jsonl"
     if not path.is_file():
         return 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().split(b"\n")[1:-1]  # the first and the last may be half
-    rounds = [json.loads(line).get("round", 0) for line in lines]
-    return max(rounds, default=0)
+        lines = file.read().split(b"\n")[1:-1]  # the first and the last may be incomplete
+    return max((json.loads(line).get("round", 0) for line in lines), default=0)

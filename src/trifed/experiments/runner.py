@@ -1,14 +1,14 @@
-"""From a configuration to a finished run: data, base, rounds, controls, exports, result."""
+"""One run from its configuration to its result: data, model, rounds, clients' folders, baselines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config, read_toml, to_toml
@@ -27,12 +27,18 @@ from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
 from trifed.federation.training import choose_device
 from trifed.reports.tracking import LiveTracking, require_trackers
-from trifed.tasks.base_model import LoadedBase
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run. `summary` and `split` are what summary.json and split.json hold."""
+    """A finished run.
+
+    Attributes:
+        path: The run's folder.
+        summary: Content of its summary.json.
+        split: Content of its split.json.
+        baselines: Results of the methods that were run beside it.
+    """
 
     path: Path
     summary: dict[str, Any]
@@ -41,35 +47,35 @@ class RunResult:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """`mean`, `worst`, `best` and `weighted_mean` test accuracy over the clients."""
+        """The `mean`, `worst`, `best` and `weighted_mean` test accuracy over the clients."""
         return {name: self.summary["accuracy"][name] for name in ("mean", "worst", "best", "weighted_mean")}
 
     def client(self, name: str) -> Classifier:
-        """One client's model, ready to predict.
+        """Load one client's model to predict with.
 
         Raises:
-            RunError: there is no such client, or it is a language model, for `writer`.
+            RunError: There is no such client, or its model is a language model, which `writer` loads.
         """
         return load_client(self.path / "clients" / name)
 
     def writer(self, name: str) -> Writer:
-        """One client's language model, ready to answer.
+        """Load one client's language model to generate text with.
 
         Raises:
-            RunError: there is no such client, or it is a classifier.
+            RunError: There is no such client, or its model is a classifier.
         """
         return load_writer(self.path / "clients" / name)
 
     def matcher(self, name: str) -> RetrievalModel:
-        """One client's model of images and captions, ready to say which text fits an image.
+        """Load one client's model of images and captions to match images with texts.
 
         Raises:
-            RunError: there is no such client, or it is another kind of model.
+            RunError: There is no such client, or its model is of another kind.
         """
         return load_retrieval_model(self.path / "clients" / name)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the result in a sentence, and methods and controls side by side."""
+        """Render for a notebook: the result in a sentence, and methods and controls side by side."""
         from trifed.reports.page import render_brief
         from trifed.reports.read import read_source
 
@@ -77,32 +83,32 @@ class RunResult:
 
 
 def run(config: RunConfig, folder: str | Path | None = None, listener: Listener = quiet) -> RunResult:
-    """Carry out one run, and its baselines on the same split, in a new folder (`runs/NAME` unless given).
+    """Run a configuration, and its baselines on the same split, in a new folder (`runs/NAME` unless given).
 
     Raises:
-        TrifedError: whatever the user can mend; nothing is written then.
+        TrifedError: The user can correct it; the message says how, and nothing is written.
     """
     path = Path(folder) if folder is not None else Path("runs") / config.name
     RunFolder.refuse_existing(path)
-    _carry_out(config, listener, lambda: _new_folder(path, config))
+    _simulate(config, listener, path, new=True)
     return _with_baselines(config, path, listener)
 
 
 def resume(folder: str | Path, listener: Listener = quiet) -> RunResult:
-    """Continue a run that was broken off, to the numbers that an unbroken run reaches.
+    """Continue an interrupted run; its numbers are those of an uninterrupted one.
 
     Raises:
-        RunError: no run there, or its data or base model changed.
+        RunError: The folder holds no run, or the data or the base model changed.
     """
     opened = RunFolder.open(Path(folder))
     config = make_config(read_toml(opened.path / "config.toml"), str(opened.path / "config.toml"))
     if not (opened.path / "summary.json").is_file():
-        _carry_out(config, listener, lambda: opened)
+        _simulate(config, listener, opened.path, new=False)
     return _with_baselines(config, opened.path, listener)
 
 
 def _with_baselines(config: RunConfig, path: Path, listener: Listener) -> RunResult:
-    """The baselines that are not there yet, each a run of its own under `baselines/`."""
+    """Run or resume the baselines that are not finished, each in its own folder under `baselines/`."""
     for name in config.baselines:
         inner = path / "baselines" / name
         if (inner / "config.toml").is_file():
@@ -113,10 +119,10 @@ def _with_baselines(config: RunConfig, path: Path, listener: Listener) -> RunRes
 
 
 def load_result(folder: str | Path) -> RunResult:
-    """A run's result from its folder.
+    """Load a run's result from its folder.
 
     Raises:
-        RunError: there is none, or the run is not finished.
+        RunError: The folder holds no run, or the run is not finished.
     """
     opened = RunFolder.open(Path(folder))
     if not (opened.path / "summary.json").is_file():
@@ -126,28 +132,23 @@ def load_result(folder: str | Path) -> RunResult:
     return RunResult(opened.path, opened.read_json("summary.json"), opened.read_json("split.json"), baselines)
 
 
-def _new_folder(path: Path, config: RunConfig) -> RunFolder:
-    folder = RunFolder.create(path)
-    folder.write_text("config.toml", to_toml(config))
-    return folder
-
-
-def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], RunFolder]) -> None:
+def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -> None:
+    """Run or resume the simulation, and write its results; nothing is written before all checks have passed."""
     began = time.perf_counter()
     require_trackers(config.trackers)
-    choose_device(config.training)  # a device that is not there should not wait for data and model
+    choose_device(config.training)  # a missing device should be reported before data and model are loaded
     data, shared_model, clients = prepare(config, listener)
-    base = shared_model.base
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
         refuse_few_tokens(clients, shared_model.layout, config.training, config.seed, config.rounds)
-    trained = sum(param.numel() for param in shared_model.parameters.values())
-    for text in noise_to_signal(
-        config, shared_model.start_values.size, trained, [len(client.train) for client in clients]
-    ):
+    trained, examples = sum(p.numel() for p in shared_model.parameters.values()), [len(c.train) for c in clients]
+    noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
+    for text in (*config.parts_left_out(), *noise):
         listener(Trouble(text).to_dict())
-    folder = make_folder()
-    if not folder.has_checkpoint():  # else they are there, and other data than theirs is about to be refused
-        folder.write_json("environment.json", environment(config, base, shared_model))
+    folder = RunFolder.create(path) if new else RunFolder(path)
+    if new:
+        folder.write_text("config.toml", to_toml(config))
+    if not folder.has_checkpoint():  # with one they exist, and changed data are about to be refused
+        folder.write_json("environment.json", environment(config, shared_model.base, shared_model))
         cut = sum(part.cut for c in clients for part in (c.train, c.valid, c.test))
         folder.write_json("split.json", {**split_to_json(data), "examples_cut_to_max_length": cut})
     tracking = LiveTracking(config, folder, listener)
@@ -157,76 +158,70 @@ def _carry_out(config: RunConfig, listener: Listener, make_folder: Callable[[], 
     finally:
         tracking.close()
     listener(Closing().to_dict())
-    summary = _close(simulation, base)
+    summary = _write_models(simulation)
     summary["seconds_total"] = round(time.perf_counter() - began, 1)
     folder.write_json("summary.json", summary)
 
 
-def _close(simulation: Simulation, base: LoadedBase) -> dict[str, Any]:
-    """Controls, the clients' folders, their predictions, and the summary."""
-    config, data, shared_model, folder = (
-        simulation.config,
-        simulation.data,
-        simulation.shared_model,
-        simulation.folder,
-    )
-    names, tests = [c.name for c in simulation.datasets], [c.test.labels for c in simulation.datasets]
+def _write_models(simulation: Simulation) -> dict[str, Any]:
+    """Write the clients' models and predictions, measure the controls, and return the summary."""
+    config, data, folder = simulation.config, simulation.data, simulation.folder
+    shared_model, clients, task = simulation.shared_model, simulation.datasets, simulation.shared_model.task
     predictions, shares = {}, {}
-    for client in simulation.datasets:
+    for client in clients:
         tensors = simulation.final_tensors(client.index)
         scores = score(shared_model, tensors, client.test, config.training)
         predictions[client.name], shares[client.name] = scores.predictions, scores.right
-        save_client(folder.path / "clients" / client.name, shared_model, tensors, data.label_names, base.source)
+        place = folder.path / "clients" / client.name
+        save_client(place, shared_model, tensors, data.label_names, shared_model.base.source)
     summary = {
         "name": config.name,
         "task": config.task,
-        "metric": shared_model.task.metric,
+        "metric": task.metric,
         "method": config.method.name,
         "seed": config.seed,
         "rounds": config.rounds,
         **summarise_events(folder.events(), simulation.context.method.evaluated_model, shared_model.lora_bytes),
         "controls": {},
     }
-    spending = most_spent(folder.path)
-    if spending is not None:
-        summary["privacy"] = spending
-    if shared_model.task.gives == "answer":
+    spent = most_spent(folder.path)
+    if spent is not None:
+        summary["privacy"] = spent
+    if task.gives == "answer":
         summary["perplexity"] = perplexity(summary["clients"])
-    controls = _controls(simulation) if config.controls and shared_model.task.labelled else {}
-    for control, predicted in controls.items():
-        right = [float((p == t).mean()) if len(t) else None for p, t in zip(predicted, tests, strict=True)]
-        spreads = spread(right, [len(t) for t in tests])
-        summary["controls"][control] = {**spreads, "clients": dict(zip(names, right, strict=True))}
+    predicted = _controls(simulation) if config.controls and task.labelled else {}
+    labels = {client.name: client.test.labels for client in clients}
+    for control, by_client in predicted.items():
+        right = {n: float((by_client[n] == y).mean()) if len(y) else None for n, y in labels.items()}
+        spreads = spread(list(right.values()), [len(y) for y in labels.values()])
+        summary["controls"][control] = {**spreads, "clients": right}
     if data.global_test is not None:
         summary["global_test"] = _global_test(simulation, data.global_test)
-    folder.write_json(
-        "predictions.json",
-        {
-            "labels": dict(zip(names, tests, strict=True)),
-            # Where classes are predicted; else how much of each example is predicted right.
-            **({"model": predictions} if shared_model.task.labelled else {"right": shares}),
-            "controls": {control: dict(zip(names, p, strict=True)) for control, p in controls.items()},
-        },
-    )
+    # Predicted classes; of other tasks the share of each example that is predicted right.
+    answers = {"model": predictions} if task.labelled else {"right": shares}
+    folder.write_json("predictions.json", {"labels": labels, **answers, "controls": predicted})
     return summary
 
 
-def _controls(simulation: Simulation) -> dict[str, list[np.ndarray[Any, np.dtype[np.int64]]]]:
-    shared_model, config = simulation.shared_model, simulation.config
-    parts = [
+def _controls(simulation: Simulation) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """Return the predictions of each control for each client's test data."""
+    shared_model, config, clients = simulation.shared_model, simulation.config, simulation.datasets
+    features = [
         ClientFeatures(
             *(
                 (shared_model.base_features(part, config.training), part.labels)
                 for part in (c.train, c.valid, c.test)
             )
         )
-        for c in simulation.datasets
+        for c in clients
     ]
-    return run_baselines(parts, summary_seeds(config.seed, 0).projection)
+    predicted = run_baselines(features, summary_seeds(config.seed, 0).projection)
+    names = [client.name for client in clients]
+    return {control: dict(zip(names, by_client, strict=True)) for control, by_client in predicted.items()}
 
 
 def _global_test(simulation: Simulation, examples: Examples) -> dict[str, Any]:
-    """Each client's model on the separate test set; one global model is scored once."""
+    """Score each client's model on the separate test set; equal models are scored once."""
     encoded = simulation.shared_model.encode(examples)
     known: dict[bytes, float] = {}
     right = []

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Right = Sequence[NDArray[np.bool_ | np.float64]]
-"""For each client (of each seed), which test rows are right, or how much of each: (n_rows,) bool, or shares."""
+"""For each client of each seed, which test rows are right, (n_rows,) bool, or which share of each is, float."""
 
 RESAMPLES = 4000
 
 
 def interval(right: Right, against: Right | None = None, *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean accuracy over clients, or of the paired difference to `against`.
+    """Return a 95 % bootstrap interval of the mean accuracy over clients, or of its paired gain over `against`.
 
-    Clients are drawn anew with replacement, and each drawn client's test rows within it; a row is drawn together
-    with what both methods made of it. Clients without test rows are left out. NaN without any client.
+    Clients are drawn with replacement, and test rows within each drawn client; a row keeps the results of both
+    methods. Clients without test rows are left out; the result is NaN if there are no others.
     """
     other = right if against is None else against
     gains = [
@@ -30,11 +30,11 @@ def interval(right: Right, against: Right | None = None, *, seed: int = 0) -> tu
     rng = np.random.default_rng(seed)
     outcomes = [np.unique(gain, return_counts=True) for gain in gains]
     total = np.zeros(RESAMPLES)
-    for _ in gains:  # one place of the resampled list of clients after the other
+    for _ in gains:  # one position of the resampled clients at a time
         client = rng.integers(len(gains), size=RESAMPLES)
         for place, (values, counts) in enumerate(outcomes):
             here = client == place
-            # Rows drawn with replacement count how often each outcome comes up.
+            # Drawing rows with replacement is drawing how often each outcome occurs.
             drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=int(here.sum()))
             total[here] += drawn @ values / counts.sum()
     low, high = np.quantile(total / len(gains), (0.025, 0.975))
@@ -42,5 +42,5 @@ def interval(right: Right, against: Right | None = None, *, seed: int = 0) -> tu
 
 
 def mean_over_clients(right: Right) -> float:
-    """Mean accuracy over the clients that have test rows."""
+    """Return the mean accuracy over the clients that have test rows."""
     return float(np.mean([rows.mean() for rows in right if len(rows)]))

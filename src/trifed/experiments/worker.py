@@ -1,6 +1,7 @@
-"""One run of a comparison in a process of its own: the folder is an argument, the configuration comes on stdin.
+"""One run of a comparison in its own process: the folder is an argument, the configuration comes on stdin.
 
-When whoever started it is gone, stdin ends and so does the process: the run's folder stands a kill at any moment.
+When the parent process ends, stdin is closed and this process ends too. A run's folder survives that at any
+moment.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from pathlib import Path
 
 from trifed.common.errors import TrifedError
 from trifed.config.run import make_config
+from trifed.experiments.pool import MISTAKE
 from trifed.experiments.runner import resume, run
 
-MISTAKE, ORPHANED = 2, 3
+ORPHANED = 3
 
 
 def main() -> None:
-    """Carry out or continue the run."""
+    """Start or continue the run."""
     folder = Path(sys.argv[1])
     config = make_config(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_stdin, daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,13 +91,16 @@ def rouge_l(one: str, other: str) -> float:
     Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, section 3 with β = 1.
     """
     first, second = (re.findall(r"\w+", text.lower()) for text in (one, other))
-    if not first or not second:
-        return float(first == second)
-    common = [0] * (len(second) + 1)  # of all words of `first` so far with the first j of `second`
-    for word in first:
+    return lcs_f1(first, second) if first or second else 1.0
+
+
+def lcs_f1(one: Sequence[object], other: Sequence[object]) -> float:
+    """Return F1 of the longest common subsequence of two sequences, in [0, 1]; 0 if both are empty."""
+    common = [0] * (len(other) + 1)  # of all items of `one` so far with the first j of `other`
+    for item in one:
         diagonal = 0
-        for place, another in enumerate(second, start=1):
+        for place, another in enumerate(other, start=1):
             above = common[place]
-            common[place] = diagonal + 1 if word == another else max(above, common[place - 1])
+            common[place] = diagonal + 1 if item == another else max(above, common[place - 1])
             diagonal = above
-    return 2 * common[-1] / (len(first) + len(second))
+    return 2 * common[-1] / max(1, len(one) + len(other))

@@ -17,6 +17,7 @@ from trifed.federation.client_update import ClientDataset
 from trifed.federation.events import DataSplit, Event, Listener, Loading
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.federation.training import choose_device, choose_precision
+from trifed.methods import METHODS, ORIGINS, code_hash
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
@@ -65,7 +66,10 @@ def _tokenise(data: FederatedData, shared_model: SharedModel) -> list[ClientData
 
 def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) -> dict[str, Any]:
     """Return the versions, hardware and identities that belong to a result."""
-    device = choose_device(config.training)
+    device, name = choose_device(config.training), config.method.name
+    outside = (
+        {"method_origin": str(ORIGINS[name]), "method_code": code_hash(METHODS[name])} if name in ORIGINS else {}
+    )
     return {
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -78,6 +82,7 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
         "base_model": config.model.name,
         "base_fingerprint": base.fingerprint,
         "run_id": config.run_id(),
+        **outside,
         "trained_values": sum(p.numel() for p in shared_model.parameters.values()),
         "sent_values": sum(int(np.prod(shape)) for _, shape in shared_model.layout),
     }

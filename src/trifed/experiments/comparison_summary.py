@@ -1,0 +1,223 @@
+"""Summary of a comparison's finished runs: means, intervals, bytes, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trifed.common.errors import RunError
+from trifed.experiments.compare_config import CompareConfig, Job
+from trifed.experiments.pool import is_finished
+from trifed.experiments.statistics import Right, interval, mean_over_clients
+from trifed.experiments.tuning import best_rate, read_grid
+from trifed.federation.run_folder import RunFolder
+from trifed.methods import METHODS
+from trifed.methods.base import logged_stage
+
+Json = dict[str, Any]
+PLATEAU = 0.01
+"""A curve has reached a plateau if it rises by less than this over its last quarter."""
+
+
+def summarise_comparison(config: CompareConfig, jobs: Sequence[Job], root: Path) -> Json:
+    """Summarise a comparison's finished runs.
+
+    A partition is reported for the seeds that all its methods have finished, so that differences are paired.
+
+    Raises:
+        RunError: Two runs of one partition and seed have different splits.
+    """
+    finished = [job for job in jobs if is_finished(root / job.folder)]
+    _check_splits(finished, root)
+    environment = RunFolder(root / finished[0].folder).read_json("environment.json") if finished else {}
+    results = {
+        p: _partition(config, p, [j for j in finished if j.partition == p], root) for p in config.partition_names()
+    }
+    return {
+        "name": config.name,
+        "methods": config.methods,
+        "partitions": config.partition_names(),
+        "seeds": config.seeds,
+        "finished": len(finished) == len(jobs),
+        "configuration": config.model_dump(mode="json"),
+        "environment": {
+            key: value
+            for key, value in environment.items()
+            if key not in ("run_id", "trained_values", "sent_values")
+        },
+        "missing": [_missing(job, root) for job in jobs if job not in finished],
+        "tuning": {
+            partition: {
+                "seed": config.tuning.seed,
+                "rounds": config.tuning.rounds or config.run.get("rounds"),
+                "methods": {
+                    method: {"grid": {f"{rate:g}": v for rate, v in tried.items()}, "chosen": best_rate(tried)}
+                    for method, tried in methods.items()
+                    if tried
+                },
+            }
+            for partition, methods in read_grid(config, root).items()
+            if config.tuning
+        },
+        "results": {partition: summary for partition, summary in results.items() if summary},
+    }
+
+
+def _check_splits(jobs: Sequence[Job], root: Path) -> None:
+    known: dict[tuple[str, int], tuple[str, Job]] = {}
+    for job in jobs:
+        split = RunFolder(root / job.folder).read_json("split.json")["content_hash"]
+        first, other = known.setdefault((job.partition, job.config.seed), (split, job))
+        if split != first:
+            raise RunError(
+                f"{root}: '{job}' and '{other}' have different splits, because the data changed in between; "
+                f"remove the folders of one of them ({job.folder}) and run the comparison again"
+            )
+
+
+def _missing(job: Job, root: Path) -> Json:
+    folder, state = RunFolder(root / job.folder), "not started"
+    if (folder.path / "config.toml").is_file():
+        rounds = [e["round"] for e in folder.events() if e["event"] == "trained"]
+        state = f"broken off in round {max(rounds, default=0)} of {job.config.rounds}"
+    return {"partition": job.partition, "method": job.method, "seed": job.config.seed, "state": state}
+
+
+def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root: Path) -> Json | None:
+    """Summarise one partition; None if no seed is finished for all methods."""
+    seeds = [s for s in config.seeds if {j.method for j in jobs if j.config.seed == s} == set(config.methods)]
+    if not seeds:
+        return None
+    folders = {
+        method: [
+            RunFolder(root / j.folder) for s in seeds for j in jobs if j.method == method and j.config.seed == s
+        ]
+        for method in config.methods
+    }
+    rates = {j.method: j.config.training.learning_rate for j in jobs}
+    right = {method: _right(folders[method]) for method in config.methods}
+    target = config.target if config.target is not None else mean_over_clients(right[config.methods[0]])
+    references = config.references or config.methods[:1]
+    first = folders[config.methods[0]][0].read_json("summary.json")
+    return {
+        "seeds": seeds,
+        "metric": first.get("metric", "accuracy"),
+        "clients": [client["name"] for client in first["clients"]],
+        "target": target,
+        "tuned_on": config.tuned_on(partition),
+        "methods": {
+            method: {"learning_rate": rates[method], **_method(method, folders[method], right[method], target)}
+            for method in config.methods
+        },
+        "controls": _controls([folder for method in config.methods for folder in folders[method]], len(seeds)),
+        "differences": {
+            f"{method} minus {other}": {
+                "mean": mean_over_clients(right[method]) - mean_over_clients(right[other]),
+                "interval": interval(right[method], right[other]),
+            }
+            for place, other in enumerate(references)
+            for method in config.methods
+            if method not in references[: place + 1]  # two references are compared with each other once
+        },
+    }
+
+
+def _right(folders: Sequence[RunFolder], control: str | None = None) -> Right:
+    """Return which test rows of each run's clients are right, by its method or by a control."""
+    right = []
+    for folder in folders:
+        kept = folder.read_json("predictions.json")
+        if control is None and "right" in kept:
+            right += [np.array(shares) for shares in kept["right"].values()]
+        else:
+            predicted = kept["model"] if control is None else kept["controls"][control]
+            right += [np.array(predicted[name]) == np.array(labels) for name, labels in kept["labels"].items()]
+    return right
+
+
+def _controls(folders: Sequence[RunFolder], seeds: int) -> Json:
+    """Summarise the controls, which were measured in one run of each seed."""
+    measured = [folder for folder in folders if folder.read_json("predictions.json")["controls"]][:seeds]
+    result = {}
+    for name in measured[0].read_json("predictions.json")["controls"] if measured else []:
+        right = _right(measured, name)
+        spreads = [folder.read_json("summary.json")["controls"][name] for folder in measured]
+        extremes = {key: _mean(spread[key] for spread in spreads) for key in ("worst", "best")}
+        result[name] = {"mean": mean_over_clients(right), "interval": interval(right), **extremes}
+    return result
+
+
+def _method(name: str, folders: Sequence[RunFolder], right: Right, target: float) -> Json:
+    """Summarise a method's runs, one of each seed."""
+    summaries = [folder.read_json("summary.json") for folder in folders]
+    accuracies = [s["accuracy"] for s in summaries]
+    means = [accuracy["mean"] for accuracy in accuracies]
+    received = [s["accuracy_received"] for s in summaries]
+    curve = _mean_curve([s["curve"] for s in summaries])
+    by_client = zip(*([c["now"] for c in s["clients"]] for s in summaries), strict=True)
+    # The target may be the first method's own mean, which it must reach in spite of rounding.
+    reached = next((p for p in curve if p["mean"] >= target - 1e-9), {"round": None, "bytes": None})
+    return {
+        "citation": METHODS[name].citation,
+        **({"origin": str(ORIGINS[name])} if name in ORIGINS else {}),
+        "scored": logged_stage(METHODS[name].evaluated_model),
+        "mean": float(np.mean(means)),
+        "sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "interval": interval(right),
+        **{key: _mean(accuracy[key] for accuracy in accuracies) for key in ("worst", "best", "weighted_mean")},
+        "perplexity": _mean(s["perplexity"]["mean"] for s in summaries if s.get("perplexity")),
+        "mean_trained": _mean(s["accuracy_trained"]["mean"] for s in summaries),
+        "mean_received": _mean(accuracy["mean"] for accuracy in received) if all(received) else None,
+        "bytes": _bytes(folders, summaries),
+        "rounds_to_target": reached["round"],
+        "bytes_to_target": reached["bytes"],
+        "seconds": _mean(s["seconds_total"] for s in summaries),
+        "curve": curve,
+        "plateau": plateau([p["mean"] for p in curve if p["round"]]),
+        "client_accuracy": [_mean(scores["accuracy"] for scores in seeds if scores) for seeds in by_client],
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _mean_curve(curves: Sequence[Sequence[Json]]) -> list[Json]:
+    """Return the means of the points that all seeds have."""
+    keys = ("mean", "worst", "best", "valid_mean", "training_loss", "bytes")
+    points = []
+    for number in sorted(set.intersection(*({p["round"] for p in curve} for curve in curves))):
+        here = [next(p for p in curve if p["round"] == number) for curve in curves]
+        points.append({"round": number} | {key: _mean(p[key] for p in here) for key in keys})
+    return points
+
+
+def plateau(means: Sequence[float]) -> Json:
+    """Return the rise of the mean accuracy from the third to the last quarter of the evaluated rounds.
+
+    Both values are None if there are fewer than four points.
+    """
+    quarter = len(means) // 4
+    if not quarter:
+        return {"rise_in_last_quarter": None, "reached": None}
+    rise = float(np.mean(means[-quarter:]) - np.mean(means[-2 * quarter : -quarter]))
+    return {"rise_in_last_quarter": rise, "reached": rise < PLATEAU}
+
+
+def _bytes(folders: Sequence[RunFolder], summaries: Sequence[Json]) -> Json:
+    """Return a client's bytes in one round and once before round 1, and those of a whole run; means over seeds."""
+    clients, sizes = len(summaries[0]["clients"]), [s["bytes"] for s in summaries]
+    trained = [e for folder in folders for e in folder.events() if e["event"] == "trained"]
+    up, down = (_mean(sum(e[way].values()) for e in trained if e[way]) or 0.0 for way in ("up", "down"))
+    return {
+        "up_per_round": up,
+        "down_per_round": down,
+        "once_up": float(np.mean([size["summaries"] + size["opening_up"] for size in sizes])) / clients,
+        "once_down": float(np.mean([size["opening_down"] for size in sizes])) / clients,
+        "total": _mean(size["total"] for size in sizes),
+    }
