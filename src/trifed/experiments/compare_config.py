@@ -141,8 +141,8 @@ def _method_problems(config: CompareConfig) -> Iterator[str]:
                 yield f"{place}: {unknown_method(name)}"
             elif name in ORIGINS and ORIGINS[name].kind == "python":
                 yield (
-                    f"{place}: '{name}' is registered in this process alone, and a comparison starts others; put it "
-                    f"into a file that defines METHOD and give --method-file, or call use_method_files([PATH])"
+                    f"{place}: '{name}' is registered in this process alone, and a comparison starts others; put "
+                    f"it into a file that defines METHOD and give --method-file, or call use_method_files([PATH])"
                 )
     yield from _unknown("references", config.references, config.methods)
     for method, settings in config.method_settings.items():

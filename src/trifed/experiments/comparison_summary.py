@@ -14,7 +14,7 @@ from trifed.experiments.pool import is_finished
 from trifed.experiments.statistics import Right, interval, mean_over_clients
 from trifed.experiments.tuning import best_rate, read_grid
 from trifed.federation.run_folder import RunFolder
-from trifed.methods import METHODS
+from trifed.methods import METHODS, ORIGINS
 from trifed.methods.base import logged_stage
 
 Json = dict[str, Any]
