@@ -33,7 +33,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
 """Kind of a column -> how one of its values is written. None is written as a dash."""
 
 TEXT_KINDS = ("text", "prose", "verdict")
-LABEL_WIDTH = 8
+LABEL_WIDTH = 12
 """Characters that a number column's label may have in a terminal even if its numbers are shorter."""
 
 
@@ -96,7 +96,11 @@ def to_terminal(table: Table) -> RichTable:
     for place, column in enumerate(table.columns):
         # Rich would shorten a wide column of numbers first; its label takes several lines instead.
         width = max([LABEL_WIDTH, *(len(row[place]) for row in cells)])
-        label = fill(column.label, width, break_long_words=False) if column.is_number else column.label
+        label = (
+            fill(column.label, width, break_long_words=False, break_on_hyphens=False)
+            if column.is_number
+            else column.label
+        )
         side = "right" if column.is_number else "left"
         shown.add_column(Text(label), justify=side, overflow="fold", no_wrap=column.is_number)
     for row in cells:
