@@ -151,6 +151,7 @@ def test_features_are_means_over_the_tokens_whatever_the_padding(tiny_language):
     torch.testing.assert_close(padded[:1], alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gemma", "phi", "gpt2"])
 @pytest.mark.parametrize("method", ["fedavg-lora", "ce-lora", "fed-xs"])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT says that it found GPT-2's transposed weights

@@ -182,6 +182,7 @@ def test_a_run_learns_to_match(trained):
     assert "perplexity" not in trained.summary and trained.summary["controls"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["own-prior", "ce-lora"])
 def test_other_methods_and_models(tiny_towers, captions_table, tmp_path, kind, method):

@@ -131,6 +131,7 @@ def test_a_base_in_few_bits_is_nearly_the_same(request, task, dtype):
     assert torch.cosine_similarity(ours, theirs, dim=0) > {"int8": 0.95, "nf4": 0.6}[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ce-lora", "own-prior", "fedavg-lora"])
 @pytest.mark.parametrize("dtype", QUANTISED)
 def test_a_run_over_a_base_in_few_bits(tiny_language, tmp_path, dtype, method):
