@@ -47,7 +47,7 @@ def test_a_server_that_sends_its_own_word_is_not_heard(sites, events):
     told = json.loads(coordinator.client_manager.hello.facts["config"])
     coordinator.client_manager.hello.facts["config"] = json.dumps({**told, "privacy": {"few_tokens": "allow"}})
     coordinator.run()
-    assert channel.clients[3].config.privacy.few_tokens == "refuse"
+    assert channel.clients[3].run.config.privacy.few_tokens == "refuse"
     assert {e["client"] for e in events(coordinator, "left out")} == {"dill"}
 
 
