@@ -17,6 +17,8 @@ from trifed.config.run import to_toml
 from trifed.config.settings import PrivacySettings
 from trifed.reports.audit.findings import Estimate, Membership, Reconstruction, read_findings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run_cli(monkeypatch, capsys):

@@ -61,6 +61,7 @@ def test_intervals_hold_the_mean_and_shrink_to_it():
     assert estimate([0.25]) == estimate([0.25, 0.25]) and estimate([0.25]).low == 0.25
 
 
+@pytest.mark.slow
 def test_members_that_stand_apart_and_members_that_do_not():
     auc, tpr = auc_and_tpr(np.arange(10.0) + 100, np.arange(10.0))
     assert auc.mean == tpr.mean == 1

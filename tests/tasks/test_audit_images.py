@@ -15,6 +15,8 @@ from trifed.attacks.plan import Plan
 from trifed.attacks.target_setup import train_target
 from trifed.config.run import to_toml
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_image_comes_back_from_the_whole_models_gradient(image_values, tmp_path):
     path = tmp_path / "photos.toml"
