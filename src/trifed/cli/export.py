@@ -61,11 +61,11 @@ def export_command(
     """Write a client's model as a new folder."""
     # Imported late: --help should not wait for torch.
     from trifed.export.export import export_client, export_clients
-    from trifed.export.locate import listed, open_run
+    from trifed.export.locate import join_names, open_run
     from trifed.reports.progress_bar import counting, waiting
 
     if every == (client is not None):
-        names = listed(open_run(run).names)
+        names = join_names(open_run(run).names)
         raise RunError(f"{run}: give either --client NAME or --all; the clients are {names}")
     if client is not None:
         with waiting(f"exporting {client}"):

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 from trifed.common.errors import DataError
 from trifed.data import Examples
 from trifed.export.inference_inputs import Labelled, split_inputs
-from trifed.export.locate import LocatedModel, listed
+from trifed.export.locate import LocatedModel, join_names
 from trifed.federation.client_model import Classifier
 from trifed.federation.training import evaluate
 
@@ -91,7 +91,7 @@ def _indices(client: str, classifier: Classifier, data: Labelled) -> NDArray[np.
         rows = f" ({len(odd)} such rows in all)" if len(odd) > 1 else ""
         raise DataError(
             f"{data.where}, {data.unit} {data.asked[odd[0]].row}: the label '{data.labels[odd[0]]}' is none that "
-            f"the model of '{client}' knows{rows}; it knows {listed(classifier.labels)}. Correct it, "
+            f"the model of '{client}' knows{rows}; it knows {join_names(classifier.labels)}. Correct it, "
             f"name another --label-column, or leave these rows out"
         )
     return np.array([known[label] for label in data.labels], np.int64)

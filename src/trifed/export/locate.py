@@ -17,7 +17,7 @@ from trifed.tasks import TASKS
 
 ALL = "all"
 SHOWN = 20
-"""Names that are listed in one sentence."""
+"""Names that are join_names in one sentence."""
 
 
 FLOAT32 = TrainingSettings(precision="fp32")
@@ -175,19 +175,19 @@ def check_client(name: str, names: Sequence[str], where: Path) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         guess = f"did you mean '{near[0]}'? " if near else ""
-        raise RunError(f"{where}: no client '{name}' here; {guess}there are: {listed(names)}")
+        raise RunError(f"{where}: no client '{name}' here; {guess}there are: {join_names(names)}")
 
 
 def _chosen(client: str | None, names: Sequence[str], where: Path) -> list[str]:
     if client == ALL or (client is None and len(names) == 1):
         return list(names)
     if client is None:
-        raise RunError(f"{where}: several clients here; choose one with --client: {listed(names)}")
+        raise RunError(f"{where}: several clients here; choose one with --client: {join_names(names)}")
     check_client(client, names, where)
     return [client]
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """The names with commas, at most `SHOWN` of them."""
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
