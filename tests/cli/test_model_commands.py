@@ -123,7 +123,7 @@ def test_predict_writes_a_new_file_by_its_ending_and_never_over_another(trifed, 
     assert (row["label"], float(row["probability"])) == (record["label"], record["probability"])
     before = (tmp_path / "new.csv").read_bytes()
     said = trifed(*amber, "--out", tmp_path / "new.csv")
-    assert said.code == 2 and "something is there already" in said.err
+    assert said.code == 2 and "exists already" in said.err
     assert (tmp_path / "new.csv").read_bytes() == before
     said = trifed(*amber, "--out", tmp_path / "new.csv" / "below.csv")
     assert said.code == 2 and "cannot be written" in said.err

@@ -13,9 +13,10 @@ from trifed.data import make_clients
 from trifed.export import evaluate as module
 from trifed.export.evaluate import Confusion, LabelScore, evaluate_client, measure
 from trifed.export.export import export_client
-from trifed.export.inference_inputs import Asked, Labelled, read_labelled
+from trifed.export.inference_inputs import InferenceInput, LabelledInputs, read_labelled
 from trifed.export.locate import locate_model, locate_models
 from trifed.export.predict import load_located
+from trifed.federation.client_model import Classifier
 from trifed.reports.evaluations import evaluations_csv, evaluations_json
 
 
@@ -39,7 +40,7 @@ def test_a_clients_own_test_rows_give_what_the_run_reported(method, precision, f
     for client in data.clients:
         found = locate_model(done.path, client.name)
         path = write_examples(tmp_path / f"{client.name}.csv", client.test, data.label_names)
-        scores = evaluate_client(found, load_located(found), read_labelled(path, found.columns))
+        scores = evaluate_client(found, load_located(Classifier, found), read_labelled(path, found.columns))
         assert scores.examples == reported[client.name]["examples"]
         assert scores.accuracy == reported[client.name]["accuracy"]
         assert scores.loss == pytest.approx(reported[client.name]["loss"], rel=1e-6)
@@ -62,9 +63,9 @@ def test_scores_by_hand():
 def test_chunks_change_no_score(run_of, toy_table, monkeypatch):
     found = locate_model(run_of("ce-lora"), "amber")
     data = read_labelled(toy_table, found.columns)
-    whole = evaluate_client(found, load_located(found), data)
+    whole = evaluate_client(found, load_located(Classifier, found), data)
     monkeypatch.setattr(module, "CHUNK", 7)
-    parts = evaluate_client(found, load_located(found), data)
+    parts = evaluate_client(found, load_located(Classifier, found), data)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert dataclasses.replace(parts, loss=whole.loss) == whole
 
@@ -77,10 +78,12 @@ def test_a_runs_client_is_measured_in_the_runs_precision_and_an_export_in_float3
     inside = locate_model(done.path, "amber")
     outside = locate_model(export_client(done.path, "amber", "lora", tmp_path / "lora"), None)
     data = read_labelled(toy_table, inside.columns)
-    mine, theirs = (evaluate_client(found, load_located(found), data).loss for found in (inside, outside))
-    classifier = load_located(inside)
+    mine, theirs = (
+        evaluate_client(found, load_located(Classifier, found), data).loss for found in (inside, outside)
+    )
+    classifier = load_located(Classifier, inside)
     truth = [classifier.labels.index(label) for label in data.labels]
-    probabilities = classifier.probabilities([asked.text for asked in data.asked])
+    probabilities = classifier.probabilities([item.text for item in data.inputs])
     exact = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
     assert theirs == pytest.approx(exact, rel=1e-5)
     assert mine == pytest.approx(exact, rel=0.05)
@@ -89,19 +92,24 @@ def test_a_runs_client_is_measured_in_the_runs_precision_and_an_export_in_float3
 
 def test_a_label_that_the_model_does_not_know_is_refused(run_of):
     found = locate_model(run_of("local"), "amber")
-    data = Labelled("f.jsonl", "line", [Asked(4, "x"), Asked(7, "y"), Asked(9, "z")], ["login", "Login", "other"])
+    data = LabelledInputs(
+        "f.jsonl",
+        "line",
+        [InferenceInput(4, "x"), InferenceInput(7, "y"), InferenceInput(9, "z")],
+        ["login", "Login", "other"],
+    )
     with pytest.raises(
         DataError,
         match=r"f\.jsonl, line 7.*'Login'.*'amber'.*\(2 .*billing, delivery, login",
     ):
-        evaluate_client(found, load_located(found), data)
+        evaluate_client(found, load_located(Classifier, found), data)
 
 
 def test_several_clients_as_json_and_csv(run_of, toy_table):
     data = read_labelled(toy_table, locate_model(run_of("local"), "amber").columns)
     told = []
     scores = [
-        evaluate_client(found, load_located(found), data, told.append)
+        evaluate_client(found, load_located(Classifier, found), data, told.append)
         for found in locate_models(run_of("local"), "all")
     ]
     assert sum(told) == 3 * len(data.labels)

@@ -203,7 +203,7 @@ def test_a_merged_folder_with_another_head_is_refused(exported, tmp_path):
 
 def test_all_clients_go_into_one_folder_whose_models_differ(run_of, tmp_path):
     told = []
-    home = export_clients(run_of("ce-lora"), "lora", tmp_path / "all", told=lambda *args: told.append(args))
+    home = export_clients(run_of("ce-lora"), "lora", tmp_path / "all", progress=lambda *args: told.append(args))
     assert sorted(path.name for path in home.iterdir()) == ["amber", "basil", "coral"]
     assert told == [(0, 3, "amber"), (1, 3, "basil"), (2, 3, "coral")]
     models = locate_models(home, "all")
@@ -215,7 +215,7 @@ def test_all_clients_go_into_one_folder_whose_models_differ(run_of, tmp_path):
 def test_the_usual_place_is_inside_the_run(own_copy):
     run = own_copy("local")
     assert export_client(run, "basil", "lora") == run / "exports" / "lora" / "basil"
-    with pytest.raises(RunError, match="something is there already"):
+    with pytest.raises(RunError, match="exists already"):
         export_clients(run, "lora")
     assert export_clients(run, "merged") == run / "exports" / "merged"
 
@@ -239,9 +239,9 @@ def test_what_is_there_already_stays(run_of, tmp_path):
         lambda to: export_client(run_of("local"), "amber", "lora", to),
         lambda to: export_clients(run_of("local"), "lora", to),
     ):
-        with pytest.raises(RunError, match="something is there already"):
+        with pytest.raises(RunError, match="exists already"):
             export(tmp_path / "there")
-        with pytest.raises(RunError, match="something is there already"):
+        with pytest.raises(RunError, match="exists already"):
             export(tmp_path / "there" / "mine.txt")
         with pytest.raises(RunError, match="cannot be written"):
             export(tmp_path / "there" / "mine.txt" / "below")

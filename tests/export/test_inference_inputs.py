@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trifed.common.errors import DataError
-from trifed.export.inference_inputs import Asked, given, read_labelled, read_lines, read_table
+from trifed.export.inference_inputs import InferenceInput, from_flags, read_labelled, read_lines, read_table
 from trifed.export.locate import Columns
 
 ROWS = [
@@ -38,8 +38,8 @@ def write(path, rows):
 def test_every_format_gives_the_same_texts_and_labels(ending, tmp_path):
     path = write(tmp_path / f"table.{ending}", ROWS)
     texts = [row["message"] for row in ROWS]
-    assert read_table(path, SINGLE) == [Asked(1, texts[0]), Asked(2, texts[1])]
-    assert read_table(path, PAIRED) == [Asked(1, texts[0], "a parcel"), Asked(2, texts[1], "no")]
+    assert read_table(path, SINGLE) == [InferenceInput(1, texts[0]), InferenceInput(2, texts[1])]
+    assert read_table(path, PAIRED) == [InferenceInput(1, texts[0], "a parcel"), InferenceInput(2, texts[1], "no")]
     assert read_labelled(path, SINGLE).labels == ["b", "a"]
 
 
@@ -81,7 +81,7 @@ def test_lines_are_read_as_they_come():
         raise AssertionError("read ahead")
 
     reader = read_lines(lines(), SINGLE)
-    assert [next(reader), next(reader)] == [Asked(1, "one"), Asked(2, "zwölf")]
+    assert [next(reader), next(reader)] == [InferenceInput(1, "one"), InferenceInput(2, "zwölf")]
 
 
 def test_a_line_that_is_empty_or_no_utf8_is_named():
@@ -92,15 +92,15 @@ def test_a_line_that_is_empty_or_no_utf8_is_named():
 
 
 def test_given_texts_are_checked():
-    assert given(["one", "two"], SINGLE) == [Asked(1, "one"), Asked(2, "two")]
+    assert from_flags(["one", "two"], SINGLE) == [InferenceInput(1, "one"), InferenceInput(2, "two")]
     with pytest.raises(DataError, match="--text, number 2: "):
-        given(["one", ""], SINGLE)
+        from_flags(["one", ""], SINGLE)
     with pytest.raises(DataError, match=r"--text, number 1: .*UTF-8"):
-        given(["\udcff"], SINGLE)
+        from_flags(["\udcff"], SINGLE)
 
 
 def test_a_model_that_reads_two_texts_is_not_given_one():
     with pytest.raises(DataError, match="'message' and 'other'"):
-        given(["one"], PAIRED)
+        from_flags(["one"], PAIRED)
     with pytest.raises(DataError, match="this model reads two"):
         list(read_lines([b"one"], PAIRED))

@@ -32,7 +32,7 @@ def test_one_client_is_chosen_or_the_choice_is_shown(run_of, lora):
             locate_models(place, None)
         with pytest.raises(RunError, match=r"'zzz'.*amber, basil, coral"):
             locate_models(place, "zzz")
-        with pytest.raises(RunError, match="'all'"):
+        with pytest.raises(RunError, match="--client all"):
             locate_model(place, "all")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from trifed.export.evaluate import measure
-from trifed.export.inference_inputs import Asked
+from trifed.export.inference_inputs import InferenceInput
 from trifed.export.predict import Prediction
 from trifed.reports.evaluations import CONFUSIONS, LABELS, render_evaluations, render_predictions
 
@@ -22,7 +22,7 @@ def lines(table, width=80):
 
 def test_a_long_text_is_cut_and_never_the_label():
     best = [("delivery_problem", 0.75), ("[bold]order[/bold]", 0.25)]
-    shown = lines(render_predictions([Prediction(Asked(12, "a long text\n" * 50, "[red]"), best)], 2))
+    shown = lines(render_predictions([Prediction(InferenceInput(12, "a long text\n" * 50, "[red]"), best)], 2))
     assert max(map(len, shown)) <= 80
     (row,) = (line for line in shown if "delivery_problem" in line)
     cells = [cell.strip() for cell in row.strip("│").split("│")]

@@ -9,19 +9,28 @@ from pydantic import Field
 from trifed.common.strict_settings import StrictSettings
 
 AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
-"""Plain LoRA; B·C·A with all three trained; B·C·A in frozen frames, from the SVD of W0 unless the method makes its
-own, where only C trains; no adapter, the base model itself."""
+"""Kinds of adapters.
+
+- lora: plain LoRA.
+- tri-matrix: B·C·A; all three train.
+- public-frames: B·C·A with frozen projections A and B, by default from the SVD of W0; only C trains.
+- none: no adapter; the base model itself trains.
+"""
 
 
 class AdapterSettings(StrictSettings):
     """The adapter that every client trains."""
 
-    rank: int = Field(8, ge=1, description="r: a core has r x r numbers")
-    alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="before A, while training")
+    rank: int = Field(8, ge=1, description="Rank r of the adapters; a core has r x r numbers.")
+    alpha: float = Field(
+        16.0, gt=0, allow_inf_nan=False, description="The adapter's update is scaled by alpha / rank."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before A during training.")
     towers: Literal["both", "vision", "text"] = Field(
-        "both", description="of a model with a vision and a text tower, which is adapted"
+        "both", description="For models with a vision and a text tower: the towers that get adapters."
     )
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
-        "auto", description="endings of module names; 'auto' is what PEFT knows for the architecture"
+        "auto",
+        description="Layers that get adapters: endings of module names, 'all-linear', or 'auto' for PEFT's "
+        "choice for the architecture.",
     )

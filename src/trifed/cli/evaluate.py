@@ -6,28 +6,33 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
+
+from trifed.cli.flags import Base, ImageColumn, ModelFolder, PairColumn, TextColumn, Tokens
 
 if TYPE_CHECKING:
-    from trifed.export.inference_inputs import Labelled
-    from trifed.export.locate import LocatedModel
+    from trifed.export.locate import Columns
+    from trifed.federation.client_model import ClientModel
 
-HELP = """How well clients' models do on a labelled file.
+HELP = """Evaluate clients' models on a labelled file.
 
-The model: a run, a folder that `trifed export` wrote, or a folder of such.
-Of one client: accuracy, loss, macro-F1, each label, and which labels are
-taken for which. With --client all, one row a client. Of a language model:
-perplexity, next-token accuracy, exact match and ROUGE-L of its answers. Of a
-model of images and captions: how often it finds the caption of an image, and
-the image of a caption, among all of the file.
+MODEL is a run, a folder that `trifed export` wrote, or a folder of such
+folders. FILE needs the columns of the run's data, labels included.
 
-csv has one row a client; json has everything. A label that the model does
-not know is refused. A run's client is measured in the run's own precision,
-an export in float32.
+A classifier gets accuracy, loss, macro-F1, scores of each label, and the most
+frequent confusions. A language model gets perplexity, next-token accuracy,
+and exact match and ROUGE-L of its answers. A model of images and captions
+gets the share of captions that it finds for images, and of images for
+captions. With --client all there is one row for each client.
+
+csv has one row for each client; json has everything. A label that the model
+was not trained on is an error. A client inside its run is evaluated in the
+run's precision, an export in float32.
 
 [bold]Examples[/bold]
 
@@ -53,90 +58,56 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate_command(
-    model: Annotated[Path, typer.Argument(help="A run's folder, or an exported one.", show_default=False)],
+    model: ModelFolder,
     file: Annotated[
         Path,
-        typer.Argument(help="CSV, JSON Lines or Parquet, with labels; or a folder of images.", show_default=False),
+        typer.Argument(help="CSV, JSON Lines or Parquet with labels, or a folder of images.", show_default=False),
     ],
-    client: Annotated[str | None, typer.Option(help="Whose model, or 'all'.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
+    client: Annotated[str | None, typer.Option(help="The client's name, or 'all'.")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    image_column: ImageColumn = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    output: Annotated[Format, typer.Option("--format", help="How to show it.")] = Format.TABLE,
-    tokens: Annotated[int, typer.Option(min=1, help="How long an answer of a language model may be.")] = 64,
-    base: Annotated[str | None, typer.Option(help="Where the base model lies now, if it was moved.")] = None,
+    output: Annotated[Format, typer.Option("--format", help="Format of the output.")] = Format.TABLE,
+    tokens: Tokens = 64,
+    base: Base = None,
 ) -> None:
-    """How well clients' models do on a labelled file."""
+    """Evaluate clients' models on a labelled file."""
     # Imported late: --help should not wait for torch.
-    from trifed.export.evaluate import evaluate_client
     from trifed.export.inference_inputs import read_labelled
-    from trifed.export.locate import locate_models, named
+    from trifed.export.locate import locate_models
     from trifed.export.predict import load_located
-    from trifed.reports.evaluations import evaluations_csv, evaluations_json, render_evaluations
+    from trifed.reports.evaluations import evaluations_json
     from trifed.reports.progress_bar import counting
 
     models = locate_models(model, client)
-    usual = models[0].columns
-    columns = replace(named(usual, text_column, pair_column, image_column), label=label_column or usual.label)
+    columns = models[0].columns.override(text_column, pair_column, image_column)
+    columns = replace(columns, label=label_column or columns.label)
     data = read_labelled(file, columns)
-    if columns.answers:
-        _answers((model, file), models, data, (output, tokens, base))
-        return
-    if columns.matches:
-        _matches((model, file), models, data, (output, base))
-        return
-    with counting(f"{columns.kind}s", len(models) * len(data.asked)) as told:
-        scores = [evaluate_client(found, load_located(found, base), data, told) for found in models]
-    table = render_evaluations(scores) if output is Format.TABLE else None
-    _show((model, file), output, table, lambda: evaluations_json(scores), lambda: evaluations_csv(scores))
-
-
-def _answers(
-    named: tuple[Path, Path], models: list[LocatedModel], data: Labelled, how: tuple[Format, int, str | None]
-) -> None:
-    """The same of language models."""
-    from trifed.export.evaluate_answers import evaluate_writer
-    from trifed.export.generate import load_located_writer
-    from trifed.reports.evaluations import answers_csv, evaluations_json, render_answer_evaluations
-    from trifed.reports.progress_bar import counting
-
-    output, tokens, base = how
-    with counting("prompts", len(models) * len(data.asked)) as told:
-        scores = [evaluate_writer(found, load_located_writer(found, base), data, tokens, told) for found in models]
-    table = render_answer_evaluations(scores) if output is Format.TABLE else None
-    _show(named, output, table, lambda: evaluations_json(scores), lambda: answers_csv(scores))
-
-
-def _matches(
-    named: tuple[Path, Path], models: list[LocatedModel], data: Labelled, how: tuple[Format, str | None]
-) -> None:
-    """The same of models of images and captions."""
-    from trifed.export.evaluate_matches import evaluate_retrieval_model
-    from trifed.export.predict import load_located_retrieval_model
-    from trifed.reports.evaluations import answers_csv, evaluations_json, render_match_evaluations
-    from trifed.reports.progress_bar import counting
-
-    output, base = how
-    with counting("images", len(models) * len(data.asked)) as told:
-        scores = [
-            evaluate_retrieval_model(found, load_located_retrieval_model(found, base), data, told)
-            for found in models
-        ]
-    table = render_match_evaluations(scores) if output is Format.TABLE else None
-    _show(named, output, table, lambda: evaluations_json(scores), lambda: answers_csv(scores))
-
-
-def _show(
-    named: tuple[Path, Path],
-    output: Format,
-    table: RenderableType | None,
-    as_json: Callable[[], dict[str, Any]],
-    as_csv: Callable[[], str],
-) -> None:
+    kind, evaluate, render, to_csv = _by_kind(columns, tokens)
+    with counting(f"{columns.kind}s", len(models) * len(data.inputs)) as progress:
+        scores = [evaluate(one, load_located(kind, one, base), data, progress=progress) for one in models]
     if output is Format.TABLE:
-        Console().print(table)
+        Console().print(render(scores))
     elif output is Format.JSON:
-        typer.echo(json.dumps({"model": str(named[0]), "file": str(named[1]), **as_json()}, indent=2))
+        typer.echo(json.dumps({"model": str(model), "file": str(file), **evaluations_json(scores)}, indent=2))
     else:
-        typer.echo(as_csv(), nl=False)
+        typer.echo(to_csv(scores), nl=False)
+
+
+def _by_kind(columns: Columns, tokens: int) -> tuple[type[ClientModel], *tuple[Callable[..., Any], ...]]:
+    """Return a kind of models, and the functions that evaluate them, show the scores, and write them as CSV."""
+    from trifed.export.evaluate import evaluate_client
+    from trifed.export.evaluate_answers import evaluate_writer
+    from trifed.export.evaluate_matches import evaluate_retrieval_model
+    from trifed.federation.client_model import Classifier, Writer
+    from trifed.federation.retrieval import RetrievalModel
+    from trifed.reports import evaluations
+
+    if columns.answers:
+        evaluate = partial(evaluate_writer, tokens=tokens)
+        return Writer, evaluate, evaluations.render_answer_evaluations, evaluations.answers_csv
+    if columns.matches:
+        render = evaluations.render_match_evaluations
+        return RetrievalModel, evaluate_retrieval_model, render, evaluations.answers_csv
+    return Classifier, evaluate_client, evaluations.render_evaluations, evaluations.evaluations_csv

@@ -1,4 +1,4 @@
-"""`trifed export`: a client's model as a folder that works elsewhere."""
+"""`trifed export`: a client's model as a folder that works without its run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from trifed.cli.flags import Base
 from trifed.common.errors import RunError
 
 HELP = """Write a client's model as a new folder that works without this run.
@@ -17,12 +18,13 @@ HELP = """Write a client's model as a new folder that works without this run.
 
 \b
   tri-matrix     the adapter as it was trained, W0 + s·B·C·A
-  lora           plain PEFT LoRA, C folded into B; the head beside it
-  lora-no-head   the same without the head, for servers of adapters
+  lora           plain PEFT LoRA, C folded into B; the head in its own file
+  lora-no-head   plain PEFT LoRA without the head, for adapter servers
   merged         full weights for plain transformers; no base model needed
 
-Each folder has a README.md: where the model comes from, and Python that
-loads it without trifed. Of a baseline, name RUN/baselines/METHOD.
+Each folder has a README.md, which says where the model comes from and has
+Python code that loads it without trifed. To export a baseline's client, give
+RUN/baselines/METHOD as the run.
 
 [bold]Examples[/bold]
 
@@ -33,7 +35,7 @@ loads it without trifed. Of a baseline, name RUN/baselines/METHOD.
 
 
 class FormName(StrEnum):
-    """The forms, spelled out here so that the help need not wait for torch."""
+    """The forms; written out here, so that --help does not wait for torch."""
 
     TRI_MATRIX = "tri-matrix"
     LORA = "lora"
@@ -48,15 +50,15 @@ def register(app: typer.Typer) -> None:
 
 def export_command(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)],
-    form: Annotated[FormName, typer.Option(help="What to write.")] = FormName.LORA,
-    client: Annotated[str | None, typer.Option(help="Whose model.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every client, each in a folder of its name.")] = False,
+    form: Annotated[FormName, typer.Option(help="Form of the model.")] = FormName.LORA,
+    client: Annotated[str | None, typer.Option(help="The client's name.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Export every client, each to a folder of its name.")
+    ] = False,
     to: Annotated[
         Path | None, typer.Option(help="The new folder. Default: RUN/exports/FORM, with the client's name.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Where the base model lies now, if it was moved since the run.")
-    ] = None,
+    base: Base = None,
 ) -> None:
     """Write a client's model as a new folder."""
     # Imported late: --help should not wait for torch.
@@ -72,6 +74,6 @@ def export_command(
             written = export_client(run, client, form.value, to, base)
     else:
         total = len(open_run(run).names)
-        with counting("exporting clients", total) as told:
-            written = export_clients(run, form.value, to, base, lambda done, *_: told(1 if done else 0))
+        with counting("exporting clients", total) as progress:
+            written = export_clients(run, form.value, to, base, lambda done, *_: progress(1 if done else 0))
     Console().print(f"{written}: {form.value}; how to load it is in its README.md", markup=False, soft_wrap=True)

@@ -6,27 +6,29 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from trifed.cli.flags import Base, ImageColumn, ModelFolder, PairColumn, TextColumn, Tokens
 from trifed.common.errors import ConfigError, DataError, RunError
+from trifed.common.files import whole_file
 
 if TYPE_CHECKING:
-    from trifed.export.inference_inputs import Asked
+    from trifed.export.inference_inputs import InferenceInput
     from trifed.export.locate import Columns, LocatedModel
-    from trifed.export.predict import Prediction
 
-HELP = """Labels and probabilities of new texts or images, or answers to prompts.
+HELP = """Predict labels of new texts or images, or answer prompts.
 
-The model: a run with --client, or a folder that `trifed export` wrote. Of a
-language model the texts are prompts, and it answers. A model of images and
-captions chooses for each image among the texts given with --text.
+MODEL is a run with --client, or a folder that `trifed export` wrote. With a
+language model the texts are prompts. A model of images and captions chooses,
+for each image, one of the texts given with --text.
 
-The texts: a file (CSV, JSON Lines, Parquet), --text, or standard input, one
-text a line. The images: a file with embedded images or paths, a folder,
---image, or paths on standard input. Columns are those of the run unless named.
+Texts come from a file (CSV, JSON Lines, Parquet), from --text, or from
+standard input, one in a line. Images come from a file with embedded images or
+paths, a folder, --image, or paths on standard input. Columns have the names
+of the run's data unless flags name others.
 
 [bold]Examples[/bold]
 
@@ -60,62 +62,85 @@ def register(app: typer.Typer) -> None:
 
 
 def predict_command(
-    model: Annotated[Path, typer.Argument(help="A run's folder, or an exported one.", show_default=False)],
+    model: ModelFolder,
     file: Annotated[
-        Path | None, typer.Argument(help="The texts; '-' or nothing: standard input.", show_default=False)
+        Path | None,
+        typer.Argument(help="File of texts or images; '-' or nothing: standard input.", show_default=False),
     ] = None,
-    client: Annotated[str | None, typer.Option(help="Whose model, where there are several.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="A text; repeatable, instead of a file.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="An image's path; repeatable, too.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many labels for each text.")] = 1,
-    tokens: Annotated[int, typer.Option(min=1, help="How long an answer of a language model may be.")] = 64,
+    client: Annotated[str | None, typer.Option(help="The client's name, if there are several.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text, instead of a file; repeatable.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Path of an image; repeatable.")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    image_column: ImageColumn = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of labels for each input.")] = 1,
+    tokens: Tokens = 64,
     output: Annotated[
         Format | None,
         typer.Option("--format", help="Default: a table in a terminal, else csv, or by the ending of --out."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A new file; it appears when all is predicted.")] = None,
-    base: Annotated[str | None, typer.Option(help="Where the base model lies now, if it was moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new file, written when everything is predicted.")] = None,
+    base: Base = None,
 ) -> None:
-    """Labels and probabilities of new texts."""
-    chosen = _format(output, out)
+    """Predict labels of new texts or images, or answer prompts."""
+    output = _format(output, out)
     # Imported late: --help should not wait for torch.
-    from trifed.export.locate import locate_model, named
-    from trifed.export.predict import load_located, load_located_retrieval_model, predict
-    from trifed.reports.evaluations import render_predictions
+    from trifed.export.locate import locate_model
+    from trifed.export.predict import write_csv, write_jsonl
+    from trifed.reports.evaluations import render_answers, render_predictions
     from trifed.reports.progress_bar import counting, waiting
 
-    found = locate_model(model, client)
-    columns = named(found.columns, text_column, pair_column, image_column)
+    located = locate_model(model, client)
+    columns = located.columns.override(text_column, pair_column, image_column)
     if columns.matches and not text:
-        raise DataError("this model says which text fits an image; give the texts, each with --text")
-    asked, total = _asked(file, None if columns.matches else text, image, columns)
-    if columns.answers:
-        _answer(found, asked, total, (chosen, out, tokens, base))
-        return
+        raise DataError("--text: missing; this model chooses among texts, so give each one with --text")
+    inputs, total = _inputs(file, None if columns.matches else text, image, columns)
     with waiting("reading the model"):
-        classifier = (
-            load_located_retrieval_model(found, base).among(text or [])
-            if columns.matches
-            else load_located(found, base)
-        )
-    printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
-    with counting(f"{columns.kind}s", total, hidden=printing) as told:
-        predictions = _told(predict(classifier, asked, top), told)
-        shown = render_predictions(predictions, top) if chosen is Format.TABLE else None
-        if shown is None:
-            _write(predictions, chosen, out, top)
-    if shown is not None:
-        Console().print(shown)
+        compute = _model(located, base, tokens, top, text or [])
+    printed = output is not Format.TABLE and out is None and sys.stdout.isatty()
+    table = None
+    with counting(f"{columns.kind}s", total, hidden=printed) as progress:
+        results = _counted(compute(inputs), progress)
+        if output is Format.TABLE:
+            table = render_answers(results) if columns.answers else render_predictions(results, top)
+        elif out is None:
+            (write_csv if output is Format.CSV else write_jsonl)(results, sys.stdout)
+        else:
+            try:
+                with whole_file(out) as partial, partial.open("w", encoding="utf-8", newline="") as target:
+                    (write_csv if output is Format.CSV else write_jsonl)(results, target)
+            except OSError as error:
+                raise RunError(
+                    f"{out}: cannot be written ({error.strerror or error}); give another --out"
+                ) from error
+    if table is not None:
+        Console().print(table)
+
+
+def _model(
+    located: LocatedModel, base: str | None, tokens: int, top: int, texts: list[str]
+) -> Callable[[Iterable[InferenceInput]], Iterator[Any]]:
+    """Load a model; return the function from inputs to its answers or predictions."""
+    from trifed.export.generate import answer
+    from trifed.export.predict import load_located, predict
+    from trifed.federation.client_model import Classifier, Writer
+    from trifed.federation.retrieval import RetrievalModel
+
+    if located.columns.answers:
+        writer = load_located(Writer, located, base)
+        return lambda inputs: answer(writer, inputs, tokens)
+    if located.columns.matches:
+        classifier = load_located(RetrievalModel, located, base).among(texts)
+    else:
+        classifier = load_located(Classifier, located, base)
+    return lambda inputs: predict(classifier, inputs, top)
 
 
 def _format(output: Format | None, out: Path | None) -> Format:
     if out is not None and output is Format.TABLE:
-        raise ConfigError(["a table is for a terminal; give csv or jsonl with --out"], "--format")
+        raise ConfigError(["got table with --out; a table is for a terminal, so give csv or jsonl"], "--format")
     if out is not None and (out.exists() or out.is_symlink()):
-        raise RunError(f"{out}: something is there already; give another --out, or remove it first")
+        raise RunError(f"{out}: the file exists already; give another --out, or remove it first")
     if output is not None:
         return output
     if out is not None:
@@ -123,22 +148,23 @@ def _format(output: Format | None, out: Path | None) -> Format:
     return Format.TABLE if sys.stdout.isatty() else Format.CSV
 
 
-def _asked(
+def _inputs(
     file: Path | None, text: list[str] | None, image: list[str] | None, columns: Columns
-) -> tuple[Iterable[Asked], int | None]:
-    """What is asked and how many that are, None where they come one by one."""
-    from trifed.export.inference_inputs import given, read_lines, read_table
+) -> tuple[Iterable[InferenceInput], int | None]:
+    """Return the inputs and their number, which is None for standard input."""
+    from trifed.export.inference_inputs import from_flags, read_lines, read_table
 
     if columns.image and columns.answers:
-        return _about_images(file, text, image, columns)
-    flag, values = "--image" if columns.image else "--text", image or text
-    if values and (text if columns.image else image):
-        other = "--text" if columns.image else "--image"
+        return _image_prompts(file, text, image, columns)
+    flag, values, other, unread = "--text", text, "--image", image
+    if columns.image:
+        flag, values, other, unread = other, unread, flag, values
+    if unread:
         raise DataError(f"got {other}, but this model reads {columns.kind}s; give {flag} or a file")
     if values and file is not None:
         raise DataError(f"got the file {file} and {flag}; give one of the two")
     if values:
-        return given(values, columns), len(values)
+        return from_flags(values, columns), len(values)
     if file is not None and str(file) != "-":
         table = read_table(file, columns)
         return table, len(table)
@@ -149,71 +175,24 @@ def _asked(
     return read_lines(sys.stdin.buffer, columns), None
 
 
-def _about_images(
+def _image_prompts(
     file: Path | None, text: list[str] | None, image: list[str] | None, columns: Columns
-) -> tuple[list[Asked], int]:
-    """The same of a model that reads an image with every prompt."""
-    from trifed.export.inference_inputs import given_both, read_table
+) -> tuple[list[InferenceInput], int]:
+    """Return the inputs, and their number, of a model that reads an image with every prompt."""
+    from trifed.export.inference_inputs import image_prompts_from_flags, read_table
 
     if file is not None and str(file) != "-" and not (text or image):
         table = read_table(file, columns)
         return table, len(table)
     if file is None and text and image:
-        return given_both(text, image, columns), len(text)
+        return image_prompts_from_flags(text, image, columns), len(text)
     raise DataError(
         f"this model reads an image with every prompt; give a file with the columns '{columns.image}' and "
         f"'{columns.text}', or both --image and --text"
     )
 
 
-def _answer(
-    found: LocatedModel,
-    asked: Iterable[Asked],
-    total: int | None,
-    how: tuple[Format, Path | None, int, str | None],
-) -> None:
-    """The same of a language model."""
-    from trifed.export.generate import answer, load_located_writer, write_csv, write_jsonl
-    from trifed.reports.evaluations import render_answers
-    from trifed.reports.progress_bar import counting, waiting
-
-    chosen, out, tokens, base = how
-    with waiting("reading the model"):
-        writer = load_located_writer(found, base)
-    printing = chosen is not Format.TABLE and out is None and sys.stdout.isatty()
-    with counting("prompts", total, hidden=printing) as told:
-        answers = _told(answer(writer, asked, tokens), told)
-        shown = render_answers(answers) if chosen is Format.TABLE else None
-        if shown is None:
-            _into(out, lambda file: (write_csv if chosen is Format.CSV else write_jsonl)(answers, file))
-    if shown is not None:
-        Console().print(shown)
-
-
-Made = TypeVar("Made")
-
-
-def _told(predictions: Iterable[Made], told: Callable[[int], None]) -> Iterator[Made]:
-    for prediction in predictions:
-        told(1)
-        yield prediction
-
-
-def _write(predictions: Iterator[Prediction], chosen: Format, out: Path | None, top: int) -> None:
-    from trifed.export.predict import write_csv, write_jsonl
-
-    _into(out, lambda target: (write_csv if chosen is Format.CSV else write_jsonl)(predictions, target, top))
-
-
-def _into(out: Path | None, write: Callable[[TextIO], None]) -> None:
-    """Write to a new file, which appears whole, or to standard output."""
-    from trifed.common.files import whole_file
-
-    if out is None:
-        write(sys.stdout)
-        return
-    try:
-        with whole_file(out) as partial, partial.open("w", encoding="utf-8", newline="") as target:
-            write(target)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror or error}); give another --out") from error
+def _counted(results: Iterable[Any], progress: Callable[[int], None]) -> Iterator[Any]:
+    for result in results:
+        progress(1)
+        yield result

@@ -1,6 +1,6 @@
-"""Names that earlier versions had: modules that moved, and attributes of `trifed` that were renamed.
+"""Deprecated names: modules that moved, and attributes that were renamed.
 
-Old names stay importable. A moved module is imported under its old name as the very same module object.
+Old names can still be imported. A moved module has one module object under both names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DOCUMENTED = {
     "trifed.settings": "trifed.config.settings",
     "trifed.tracking": "trifed.reports.tracking",
 }
-"""Moved modules that the reference documents under their old name: both names stay valid, without a warning."""
+"""Moved modules whose old names are documented: both names are valid, without a warning."""
 
 MOVED = {
     "trifed.adapters.frames": "trifed.adapters.shared_projections",

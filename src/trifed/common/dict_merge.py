@@ -1,4 +1,4 @@
-"""Settings as nested dictionaries, laid over one another."""
+"""Merge and compare nested dictionaries of settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested `values` with nested `changes` laid over them."""
+    """Return nested `values` with nested `changes` in their place."""
     result = dict(values)
     for name, change in changes.items():
         inner = result.get(name)
@@ -18,7 +18,7 @@ def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def deep_difference(values: Mapping[str, Any], same: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested `values`, less those that are the same in nested `same`."""
+    """Return nested `values` without those that are equal in nested `same`."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and isinstance(same.get(name), Mapping):

@@ -1,19 +1,19 @@
-"""What can go wrong, as one tree.
+"""The errors of trifed, as one tree.
 
 ::
 
-    TrifedError                 everything a user can cause and mend; the command line prints it and exits with 2
+    TrifedError                 an error that the user can correct; the command line prints it and exits with code 2
     ├── ConfigError             one or several mistakes in a configuration, all reported at once
     ├── DataError               a file, a column, a label or a split that cannot be used
     ├── ModelError              a base model or its target modules that cannot be used
     ├── AdapterError            an adapter folder or adapter configuration that cannot be used
     ├── RunError                a run folder that exists, is missing, or does not fit
-    │   ├── GuardError          an upload or a summary that would show single examples
-    │   └── BudgetError         a release that would go over a privacy budget
+    │   ├── GuardError          an upload or a summary that would reveal single examples
+    │   └── BudgetError         a release that would exceed a privacy budget
     ├── SimilarityError         arrays that no similarity can be computed from (in trifed.similarity)
     └── MessageError            an upload or a download that must not be accepted
 
-Every message says where, what was got, what was expected, and the way out.
+Every message says where the mistake is, what was found, what was expected, and what to do.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from collections.abc import Iterable, Sequence
 
 
 class TrifedError(Exception):
-    """Base of every error that the person at the keyboard can mend."""
+    """Base class of all errors that the user can correct."""
 
 
 class ConfigError(TrifedError):
-    """All mistakes found in one configuration.
+    """All mistakes in one configuration.
 
-    `problems` holds one sentence each, starting with the dotted name of the setting.
+    `problems` holds one message for each, which starts with the dotted name of the setting.
     """
 
     def __init__(self, problems: Sequence[str], source: str = "configuration") -> None:
@@ -41,11 +41,11 @@ class ConfigError(TrifedError):
 
 
 class DataError(TrifedError):
-    """Training data that cannot be used as asked."""
+    """Training data that cannot be used."""
 
 
 class ModelError(TrifedError):
-    """A base model that cannot be used as asked."""
+    """A base model that cannot be used."""
 
 
 class AdapterError(TrifedError):
@@ -53,15 +53,15 @@ class AdapterError(TrifedError):
 
 
 class RunError(TrifedError):
-    """A run folder that cannot be used as asked."""
+    """A run folder that cannot be used."""
 
 
 class GuardError(RunError):
-    """An upload or a summary that would show single examples."""
+    """An upload or a summary that would reveal single examples."""
 
 
 class BudgetError(RunError):
-    """A release that would go over a privacy budget."""
+    """A release that would exceed a privacy budget."""
 
 
 class MessageError(TrifedError):
@@ -69,6 +69,6 @@ class MessageError(TrifedError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` with the known name nearest to a mistyped one, or nothing."""
+    """Return ` (did you mean 'x'?)` with the known name that is nearest to `name`, or an empty text."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{match[0]}'?)" if match else ""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under another name, then renamed."""
+"""Atomic files and folders: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 
 def is_free(target: Path) -> bool:
-    """May something new be kept here? True where nothing is, or an empty folder."""
+    """Return whether something can be created here: nothing exists, or an empty folder."""
     return not target.exists() or (target.is_dir() and not any(target.iterdir()))
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` when the block ends and vanishes when it fails.
+    """Give a temporary folder, which is renamed to `target` at the end of the block, or deleted on an exception.
 
-    `target` must be free; folders above it are made. Raises OSError where nothing can be written.
+    `target` must be free; missing parent folders are created. Raises OSError if nothing can be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(target)
@@ -35,9 +35,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A file to write, which becomes `target` when the block ends and vanishes when it fails.
+    """Give a path to write to, which is renamed to `target` at the end of the block, or deleted on an exception.
 
-    Folders above it are made. Raises OSError where nothing can be written.
+    Missing parent folders are created. Raises OSError if nothing can be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(target)
@@ -49,9 +49,9 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def write_for_good(target: Path, text: str) -> None:
-    """Write a file, whole, and come back only when it would survive the machine's sudden end.
+    """Write a file atomically, and return when it is on the disk, so that it survives a power failure.
 
-    Folders above it are made. Raises OSError where nothing can be written.
+    Missing parent folders are created. Raises OSError if nothing can be written.
     """
     with whole_file(target) as path, path.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -59,7 +59,7 @@ def write_for_good(target: Path, text: str) -> None:
         os.fsync(file.fileno())
     handle = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)  # the rename itself
+        os.fsync(handle)  # the directory entry
     finally:
         os.close(handle)
 

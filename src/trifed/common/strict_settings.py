@@ -1,4 +1,4 @@
-"""The base of all settings: unknown names are refused, and values do not change after validation."""
+"""The base class of settings: unknown names are errors, and values cannot change after validation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StrictSettings(BaseModel):
-    """A frozen table of settings that refuses names it does not know."""
+    """A frozen table of settings without unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

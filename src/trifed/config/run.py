@@ -1,4 +1,4 @@
-"""One validated model of a run, from TOML and flags, and back. Every mistake is reported at once."""
+"""The configuration of a run: validated from TOML and flags, and written back. All mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -39,37 +39,49 @@ from trifed.methods import (
 from trifed.methods.personalization import part_problems, parts_left_out
 
 DEFAULT_METHOD = "own-prior"
-"""Of the methods here the one that was best, or level with the best, on most of what was measured."""
+"""The method that was best, or equal to the best, in most measurements of this project."""
 
 
 class MethodSettings(BaseModel):
-    """A method's name and, beside it, that method's own options."""
+    """A method's name and its options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = DEFAULT_METHOD
 
     def options(self) -> Options:
-        """The options, validated by the method itself."""
+        """Return the options, validated by the method's own class."""
         return METHODS[self.name].options(**(self.model_extra or {}))
 
 
 class RunConfig(BaseModel):
-    """Everything that decides a run's numbers."""
+    """All settings of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: TaskName = Field("text-classification", description="what is learned")
+    task: TaskName = Field("text-classification", description="Kind of model that is trained.")
     name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="its folder under runs/"
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Name of the run and of its folder under runs/.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same numbers")
-    rounds: int = Field(20, ge=1, description="of training and exchange")
-    participation: float = Field(1.0, gt=0, le=1, description="share of the clients drawn each round")
-    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
-    controls: bool = Field(True, description="linear probe and class means beside the result")
-    baselines: list[str] = Field([], description="methods also run on the same split")
-    trackers: list[TrackerName] = Field([], description="tensorboard, mlflow: follow the run there; each an extra")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of all random numbers; the same seed gives the same results."
+    )
+    rounds: int = Field(20, ge=1, description="Rounds of local training and aggregation.")
+    participation: float = Field(
+        1.0, gt=0, le=1, description="Share of the clients that are selected in each round."
+    )
+    evaluate_every: int = Field(1, ge=1, description="Rounds from one evaluation to the next.")
+    controls: bool = Field(
+        True,
+        description="Also evaluate two simple baselines: a linear probe and class means on the frozen features.",
+    )
+    baselines: list[str] = Field([], description="Methods that are also run on the same split.")
+    trackers: list[TrackerName] = Field(
+        [], description="Trackers to which the run is logged: tensorboard, mlflow. Each needs its extra."
+    )
     model: ModelSettings = ModelSettings()
     adapter: AdapterSettings = AdapterSettings()
     data: DataSettings
@@ -83,15 +95,17 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_method_wants_it(cls, values: Any) -> Any:
-        """`method = "local"` is short for `[method] name = "local"`; a method's defaults lie under the rest."""
+    def _with_defaults(cls, values: Any) -> Any:
+        """Expand `method = "local"` to `[method] name = "local"`, and add the defaults of the task and the method."""
         if not isinstance(values, dict):
             return values
         method = values.get("method", {})
         if isinstance(method, str):
             values = {**values, "method": {"name": method}}
-        under = deep_merge(_defaults_of_task(values), deep_merge(_defaults_of(method), _named_by_options(method)))
-        return deep_merge(under, values)
+        defaults = deep_merge(
+            _task_defaults(values), deep_merge(_method_defaults(method), _settings_of_options(method))
+        )
+        return deep_merge(defaults, values)
 
     def composed_method(self) -> Method:
         """Return the run's method with the client and server parts that the run's settings give it."""
@@ -108,16 +122,16 @@ class RunConfig(BaseModel):
 
     def _default_parts(self) -> dict[str, Any]:
         """Return the tables of parts as the method has them, options that stand for a part's setting included."""
-        given = deep_merge(METHODS[self.method.name].defaults, _named_by_options(self.method.model_dump()))
+        given = deep_merge(METHODS[self.method.name].defaults, _settings_of_options(self.method.model_dump()))
         return {
             "personalization": PersonalizationSettings(**given.get("personalization", {})).model_dump(mode="json"),
             "aggregation": AggregationSettings(**given.get("aggregation", {})).model_dump(mode="json"),
         }
 
     def with_method(self, name: str) -> RunConfig:
-        """The same run by another method alone, with that method's default options.
+        """Return this configuration with another method, its default options, and no baselines.
 
-        A setting that stands where this run's method has it by default is then where the other one has it.
+        A setting that has the default of this run's method gets the default of the other one.
         """
         values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
         same = deep_merge(METHODS[self.method.name].defaults, self._default_parts())
@@ -125,10 +139,10 @@ class RunConfig(BaseModel):
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
-        """Twelve hex digits that change with anything that changes the numbers.
+        """Return twelve hex digits that depend on every setting that changes results.
 
-        `privacy` counts only where noise is asked for, and parts only where they are not the method's own: runs of
-        earlier versions, which had neither, keep their identity.
+        `privacy` counts only if there is noise, and parts only if they differ from the method's own, so that runs
+        of earlier versions, which had neither, keep their identity.
         """
         left_out: dict[str, Any] = {
             **dict.fromkeys(NO_NUMBERS, True),
@@ -140,16 +154,16 @@ class RunConfig(BaseModel):
 
 
 NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}
-"""Settings that no number depends on."""
+"""Settings that change no results."""
 PARTS = ("personalization", "aggregation")
 """Tables of parts that any method can be given."""
 
 
 def make_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
-    """Validate a nested dictionary.
+    """Validate nested settings.
 
     Raises:
-        ConfigError: with every mistake, each by its dotted name.
+        ConfigError: The settings have mistakes; it lists each one with its dotted name.
     """
     problems: list[str] = []
     config = None
@@ -161,11 +175,11 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     if config is not None:
         problems += _baseline_problems(config)
     if config is not None and not config.data.label and config.task not in UNLABELLED:
-        problems.append(f"data.label: got '', and task = '{config.task}' learns labels; name their column")
+        problems.append(f"data.label: got '', but task = '{config.task}' learns labels; name their column")
     if config is not None and config.task == "image-text-pairs" and config.training.micro_batch:
         problems.append(
-            "training.micro_batch: a pair is learned against all others of its step, so a step in parts would be "
-            "another one; leave it out, or take a smaller batch_size"
+            "training.micro_batch: task = 'image-text-pairs' compares each pair with all others of its step, so a "
+            "step cannot be split; leave it out, or set a smaller batch_size"
         )
     if config is not None and config.method.name in METHODS:
         problems += _privacy_problems(config)
@@ -178,10 +192,10 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The raw values of a TOML file.
+    """Return the values of a TOML file, not validated.
 
     Raises:
-        ConfigError: no such file, not readable, not UTF-8, or not TOML.
+        ConfigError: The file does not exist, cannot be read, or is not UTF-8 or not TOML.
     """
     try:
         with path.open("rb") as file:
@@ -192,13 +206,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except IsADirectoryError as error:
         raise ConfigError(
-            ["this is a folder; to go on with a run: trifed run --resume FOLDER"], str(path)
+            ["got a folder, expected a file; to continue a run: trifed run --resume FOLDER"], str(path)
         ) from error
     except OSError as error:
         raise ConfigError([f"cannot be read ({error.strerror}); check its permissions"], str(path)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(
-            [f"not UTF-8 at byte {error.start}, as TOML must be; save the file again as UTF-8"], str(path)
+            [f"not UTF-8 at byte {error.start}; TOML must be UTF-8, so save the file as UTF-8"], str(path)
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
@@ -207,7 +221,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with flags laid over them; a flag's name is dotted: `training.learning_rate`."""
+    """Return nested values with flags in their place; flags have dotted names, such as `training.learning_rate`."""
     result = {name: dict(item) if isinstance(item, dict) else item for name, item in values.items()}
     for name, value in dotted.items():
         head, _, rest = name.partition(".")
@@ -218,26 +232,26 @@ def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, A
         if head == "method" and isinstance(inner, str):
             inner = {"name": inner}
         if not isinstance(inner, dict):
-            continue  # it stands where a table belongs, which make_config reports among the other mistakes
+            continue  # a value in the place of a table; make_config reports it
         if head == "method" and rest == "name" and inner.get("name", DEFAULT_METHOD) != value:
-            inner = {}  # another method's options would only be refused
+            inner = {}  # the options of another method do not apply
         result[head] = overlay(inner, {rest: value})
     return result
 
 
 def to_toml(config: RunConfig) -> str:
-    """The resolved configuration; `trifed run` takes it back."""
+    """Return all settings as TOML, which `trifed run` accepts."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def _defaults_of(method: Any) -> Mapping[str, Any]:
-    """The defaults of the method that a run's settings name; none where they name none that is known."""
+def _method_defaults(method: Any) -> Mapping[str, Any]:
+    """Return the defaults of a run's method; none if the method is unknown."""
     name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else method
     known = METHODS.get(name) if isinstance(name, str) else None
     return known.defaults if known else {}
 
 
-def _named_by_options(method: Any) -> dict[str, Any]:
+def _settings_of_options(method: Any) -> dict[str, Any]:
     """Return the run's settings that options of the method stand for, nested."""
     if not isinstance(method, Mapping):
         return {}
@@ -254,21 +268,21 @@ def _parts(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in PARTS}
 
 
-def _defaults_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What lies under a run's settings where its task is no classification: no label, and a template."""
+def _task_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a task without labels: no label column, and a template."""
     data = values.get("data")
     if values.get("task") not in UNLABELLED or not isinstance(data, Mapping):
         return {}
-    found: dict[str, Any] = {"data": {"label": ""}}
+    defaults: dict[str, Any] = {"data": {"label": ""}}
     if values["task"] == "image-text-to-text":
-        found["data"] |= {"prompt": "prompt", "answer": "answer"}
+        defaults["data"] |= {"prompt": "prompt", "answer": "answer"}
     if values["task"] != "causal-lm":
-        return found
+        return defaults
     if data.get("messages") is not None:
-        found["model"] = {"template": "chat"}
+        defaults["model"] = {"template": "chat"}
     elif data.get("answer") is None:
-        found["model"] = {"template": "{prompt}"}  # a text goes on as it begins
-    return found
+        defaults["model"] = {"template": "{prompt}"}  # a plain text has no instruction around it
+    return defaults
 
 
 def _method_problems(method: Any) -> Iterator[str]:
@@ -283,13 +297,15 @@ def _method_problems(method: Any) -> Iterator[str]:
         METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
     except ValidationError as error:
         for problem in validation_messages(error, METHODS[name].options):
-            yield f"method.{problem}" + ("" if "name" in settings else f"; no name is given, so this is '{name}'")
+            yield f"method.{problem}" + (
+                "" if "name" in settings else f"; no method.name is given, so the method is '{name}'"
+            )
 
 
 def _baseline_problems(config: RunConfig) -> Iterator[str]:
     for place, name in enumerate(config.baselines):
         if name in config.baselines[:place]:
-            yield f"baselines: '{name}' is there twice; leave one out"
+            yield f"baselines: got '{name}' twice; leave one out"
         elif name not in METHODS:
             yield f"baselines: {unknown_method(name)}"
         elif name == config.method.name:
@@ -297,7 +313,7 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _privacy_problems(config: RunConfig) -> Iterator[str]:
-    """What would leave a client outside of what [privacy] covers, or break what it says."""
+    """Yield a message for each setting that [privacy] cannot cover or that breaks its guarantee."""
     if not config.privacy.on:
         return
     methods = {config.method.name: config.composed_method()}
@@ -305,29 +321,32 @@ def _privacy_problems(config: RunConfig) -> Iterator[str]:
     for name, method in methods.items():
         if method.shared_projections:
             yield (
-                f"privacy: '{name}' sends each client's gradient before the first round, which no noise covers; "
-                f"take another method, or leave [privacy] out"
+                f"privacy: '{name}' sends each client's gradient before round 1, without noise; set another method, "
+                f"or leave [privacy] out"
             )
     if (config.privacy.update or config.privacy.training) and not config.privacy.summary:
         for name, method in methods.items():
             if method.summarise or method.local_init:
-                yield f"privacy.summary: missing, and '{name}' tells a summary with exact counts; give an epsilon"
+                yield f"privacy.summary: missing, but '{name}' sends a summary with exact counts; set privacy.summary.epsilon"
     yield from _training_problems(config)
     if (config.privacy.summary or config.privacy.training) and config.task == "causal-lm" and config.model.packing:
         yield (
-            "privacy: with model.packing one text reaches into several blocks, and ε is for one block; "
+            "privacy: ε is for one example, but with model.packing a text is spread over several blocks; "
             "set model.packing = false"
         )
 
 
 def _training_problems(config: RunConfig) -> Iterator[str]:
-    """What noised training steps cannot be combined with."""
+    """Yield a message for each setting that DP-SGD cannot be combined with."""
     if not config.privacy.training:
         return
     if config.training.steps is None:
         yield (
-            "training.steps: needed with privacy.training, for the number of steps must not depend on how many "
-            "examples a client has"
+            "training.steps: missing; privacy.training needs it, because the number of steps must not depend on the "
+            "number of a client's examples"
         )
     if config.task == "image-text-pairs":
-        yield "privacy.training: a pair's loss depends on the others of its step, so no example stands by itself"
+        yield (
+            "privacy.training: task = 'image-text-pairs' compares each pair with all others of its step, so no "
+            "gradient belongs to one example; leave it out"
+        )

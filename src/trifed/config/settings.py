@@ -1,4 +1,4 @@
-"""The settings of a run's parts that are not data or method: model, adapter, training."""
+"""Settings of a run: the base model, local training, compression, privacy, deployment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Pooling = Literal["mean", "cls", "pooler"]
 
 BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
 QUANTISED: tuple[BaseDtype, ...] = ("int8", "nf4")
-"""Eight and four bits a weight of the linear layers, bfloat16 what else there is: by bitsandbytes."""
+"""Formats of bitsandbytes: 8 or 4 bits for each weight of a linear layer, bfloat16 for all others."""
 
 Augment = Literal["none", "flip", "flip-crop"]
 
@@ -20,51 +20,63 @@ TaskName = Literal[
     "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
     "image-text-to-text",
 ]  # fmt: skip
-"""A kind of problem; `trifed.tasks.TASKS` knows what each one is."""
+"""Name of a task; `trifed.tasks.TASKS` defines each one."""
 
 WRITING: tuple[TaskName, ...] = ("causal-lm", "image-text-to-text")
-"""Tasks whose models write."""
+"""Tasks whose models generate text."""
 UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
-"""Tasks that learn no label."""
+"""Tasks without labels."""
 
 ALL_GPUS = "cuda:all"
-"""The device of a base that is too large for one GPU."""
+"""Value of `device` for a base model that is too large for one GPU."""
 
 Bits = Literal[1, 2, 4, 8, 32]
-"""A number that travels."""
+"""Bits for each number that is sent."""
 
 TrackerName = Literal["tensorboard", "mlflow"]
 
 
 Guarding = Literal["refuse", "warn", "allow"]
-"""What a guard does with what would show single examples."""
+"""Reaction of a guard to an upload or a summary that would reveal single examples."""
 GUARDS = {"few_tokens", "small_components"}
-"""Settings of `privacy` that change no number: they say what a client lets out, and are each client's own."""
+"""Settings of `privacy` that change no results: each client decides on its own what it refuses to send."""
 
 
 class ModelSettings(StrictSettings):
     """The frozen base model."""
 
     name: str = Field(
-        "demo", min_length=1, description="a folder, a hub name, or 'demo' for all-MiniLM-L6-v2 of the demo extra"
+        "demo",
+        min_length=1,
+        description="Base model: a folder, a hub name, or 'demo' for all-MiniLM-L6-v2 of the demo extra.",
     )
     dtype: BaseDtype = Field(
         "float32",
-        description="how the frozen base is held, int8 and nf4 by bitsandbytes; adapters are float32 anyway",
+        description="Number format of the frozen base model; bitsandbytes provides int8 and nf4. Adapters are "
+        "always float32.",
     )
-    max_length: int = Field(128, ge=4, description="tokens an example is cut to")
+    max_length: int = Field(128, ge=4, description="Largest number of tokens of an example; longer ones are cut.")
     pooling: Pooling = Field(
-        "mean", description="what the head reads: mean over tokens or patches, first token, or a trained pooler"
+        "mean",
+        description="Input of the head: the mean over tokens or patches, the first token, or the model's own "
+        "trained pooler.",
     )
     template: str | None = Field(
         None,
-        description="causal-lm: what a prompt stands in, with {prompt} and {input}; 'chat': the tokenizer's own",
+        description="For language models: the text around a prompt, with {prompt} and {input}, or 'chat' for the "
+        "tokenizer's chat template. Unset: an instruction template.",
     )
-    packing: bool = Field(True, description="causal-lm: texts one behind the other, in blocks of max_length")
+    packing: bool = Field(
+        True, description="For causal-lm: join texts and cut them into blocks of max_length tokens."
+    )
     class_prompt: str = Field(
-        "a photo of a {}.", description="image-text: a sentence about a class; {}: its label"
+        "a photo of a {}.",
+        description="For image-text: the sentence that describes a class, with {} in the place of its label.",
     )
-    augment: Augment = Field("none", description="images, while training: mirrored, or moved about as well")
+    augment: Augment = Field(
+        "none",
+        description="Augmentation of training images: none, random mirroring, or random mirroring and cropping.",
+    )
 
     @field_validator("template")
     @classmethod
@@ -82,107 +94,157 @@ class ModelSettings(StrictSettings):
 
 
 class WireSettings(StrictSettings):
-    """How the numbers that a method sends travel, both ways."""
+    """Compression of uploads and downloads."""
 
-    bits: Bits = Field(32, description="a number; under 32 changes travel, and what rounding loses is sent later")
+    bits: Bits = Field(
+        32,
+        description="Bits for each number that is sent. Below 32, differences are sent, and rounding errors are "
+        "added to the next message.",
+    )
 
 
 class SummaryPrivacy(StrictSettings):
-    """Noise on what a client tells of its data before the first round: protects each training example."""
+    """Noise on the summary of its data that a client sends before round 1; protects each training example."""
 
-    epsilon: float = Field(gt=0.01, le=1000, description="ε of all summaries of a client, record added or removed")
-    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    epsilon: float = Field(
+        gt=0.01,
+        le=1000,
+        description="ε of all summaries of a client together, for one training example added or removed.",
+    )
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of all summaries of a client together.")
     releases: int = Field(
         1,
         ge=1,
-        description="summaries that ε is for: one more each time a client's data may change during the run",
+        description="Number of summaries that share ε. Add one for each time that a client's data may change "
+        "during the run.",
     )
 
 
 class UpdatePrivacy(StrictSettings):
-    """Clipping and noise on what a client sends each round: protects its updates, all rounds together."""
+    """Clipping and noise on the update that a client sends in each round; protects all its updates together."""
 
-    epsilon: float = Field(gt=0.01, le=1000, description="ε of all rounds, a client's updates added or removed")
-    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    epsilon: float = Field(
+        gt=0.01, le=1000, description="ε of all rounds together, for all of one client's updates added or removed."
+    )
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of all rounds together.")
     clip: float = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="largest L2 norm of a round's change, all that travels together",
+        description="Largest L2 norm of the update that a client sends in a round; longer ones are scaled down.",
     )
 
 
 class TrainingPrivacy(StrictSettings):
-    """Noise on every step of local training (DP-SGD): protects each training example in all that is trained."""
+    """Noise on every step of local training (DP-SGD); protects each training example."""
 
-    epsilon: float = Field(gt=0.01, le=1000, description="ε of all steps of a run, one example added or removed")
-    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of the same")
+    epsilon: float = Field(
+        gt=0.01,
+        le=1000,
+        description="ε of all training steps of a run, for one training example added or removed.",
+    )
+    delta: float = Field(1e-5, gt=0, le=0.1, description="δ of all training steps of a run.")
     clip: float = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="largest L2 norm of one example's gradient, over all that trains",
+        description="Largest L2 norm of the gradient of one example; longer ones are scaled down.",
     )
-    rate: float = Field(0.1, gt=0, le=1, description="chance of each example to be in a step; a public choice")
+    rate: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Probability with which each example is part of a training step. It is public.",
+    )
 
 
 class PrivacySettings(StrictSettings):
-    """What may leave a client: noise, for differential privacy, and guards."""
+    """Differential privacy, and guards against uploads that reveal single examples."""
 
-    summary: SummaryPrivacy | None = Field(None, description="noise on the one-time summary; off unless given")
-    update: UpdatePrivacy | None = Field(None, description="clipping and noise on each round's upload; off")
-    training: TrainingPrivacy | None = Field(None, description="noise on every training step (DP-SGD); off")
+    summary: SummaryPrivacy | None = Field(
+        None, description="Noise on the summary that a client sends before round 1. Unset: no noise."
+    )
+    update: UpdatePrivacy | None = Field(
+        None, description="Clipping and noise on the update that a client sends in each round. Unset: no noise."
+    )
+    training: TrainingPrivacy | None = Field(
+        None, description="Noise on every training step (DP-SGD). Unset: no noise."
+    )
 
     few_tokens: Guarding = Field(
-        "refuse", description="an upload that stands for fewer than 2 x rank different tokens, or patches"
+        "refuse",
+        description="Reaction to an upload that depends on fewer than 2 x rank different tokens or patches: the "
+        "client refuses to send it, sends it with a warning, or sends it.",
     )
     small_components: Guarding = Field(
-        "refuse", description="a summary's mean and variance that stand on fewer than 20 examples"
+        "refuse",
+        description="Reaction to a summary with a mean and variance of fewer than 20 examples: the client "
+        "refuses to send it, sends it with a warning, or sends it.",
     )
 
     @property
     def on(self) -> bool:
-        """Is there noise on anything?"""
+        """True if there is noise on summaries, updates or training steps."""
         return any((self.summary, self.update, self.training))
 
 
 class DeploymentSettings(StrictSettings):
-    """Between sites: who has to be there, and how long is waited. Changes no number of a simulated run."""
+    """Runs between sites: the clients that are needed, and time limits. A simulated run does not use them."""
 
-    clients: int = Field(2, ge=1, description="that have to be there before the first round")
-    quorum: int = Field(1, ge=1, description="uploads without which a round stops the run, resumable")
-    late: bool = Field(True, description="clients may still come after the first round")
-    bound: bool = Field(True, description="a name stays with the node, by its key, that first came with it")
-    join_seconds: float = Field(600, gt=0, description="that are waited for the clients")
+    clients: int = Field(2, ge=1, description="Number of clients that must be connected before round 1 starts.")
+    quorum: int = Field(
+        1, ge=1, description="Number of uploads that a round needs. With fewer the run stops; it can be resumed."
+    )
+    late: bool = Field(True, description="Let clients join after round 1 has started.")
+    bound: bool = Field(
+        True,
+        description="Bind a client's name to the key of the node that first used it, so that no other can.",
+    )
+    join_seconds: float = Field(600, gt=0, description="Seconds that the server waits for clients before round 1.")
     round_seconds: float = Field(
-        3600, gt=0, description="after which a round goes on without who has not answered"
+        3600, gt=0, description="Seconds until a round closes. Clients that have not replied by then are skipped."
     )
 
 
 class TrainingSettings(StrictSettings):
-    """Local training, the same for every client and method."""
+    """Local training; the same for every client and method."""
 
-    epochs: int = Field(1, ge=1, description="passes over a client's training data a round")
-    steps: int | None = Field(None, ge=1, description="optimiser steps a round, instead of epochs")
-    batch_size: int = Field(16, ge=1, description="examples an optimiser step")
+    epochs: int = Field(1, ge=1, description="Passes over a client's training data in each round.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps in each round, instead of epochs.")
+    batch_size: int = Field(16, ge=1, description="Examples in each optimiser step.")
     micro_batch: int | None = Field(
-        None, ge=1, description="examples computed together; fewer need less memory, and the step is the same"
+        None,
+        ge=1,
+        description="Examples that are computed at once. Fewer need less memory; the step stays the same. Unset: "
+        "the whole batch.",
     )
-    gradient_checkpointing: bool = Field(False, description="less memory: activations are computed again")
-    eval_batch_size: int = Field(32, ge=1, description="changes no number, only memory and time")
-    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="of AdamW")
-    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="of AdamW")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass, which needs less memory and more time."
+    )
+    eval_batch_size: int = Field(
+        32, ge=1, description="Examples that are evaluated at once. It changes time and memory, not results."
+    )
+    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="Learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="Weight decay of AdamW.")
     clip_norm: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="largest norm of a step's gradient; 0 sets no limit"
+        1.0, ge=0, allow_inf_nan=False, description="Largest norm of a step's gradient; 0 sets no limit."
     )
-    schedule: Literal["constant", "linear"] = Field("constant", description="over the whole run")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the run's steps with a rising rate")
-    optimizer_state: Literal["keep", "reset"] = Field("keep", description="AdamW moments between rounds")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="Learning rate over the whole run: constant, or falling linearly to 0."
+    )
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="Share of the run's steps in which the learning rate rises from 0."
+    )
+    optimizer_state: Literal["keep", "reset"] = Field(
+        "keep", description="Keep AdamW's moments from one round to the next, or reset them."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 autocast; 'auto' where the hardware has it"
+        "auto",
+        description="Precision of training: float32, or bfloat16 autocast. 'auto' uses bfloat16 where the "
+        "hardware supports it.",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:(\d+|all))?)$",
-        description="'auto', 'cpu', 'cuda' or 'cuda:1'; 'cuda:all' spreads the base's layers over all GPUs",
+        description="'auto', 'cpu', 'cuda' or 'cuda:1'. 'cuda:all' spreads the base model's layers over all GPUs.",
     )

@@ -1,4 +1,4 @@
-"""A mistake that pydantic found, in a sentence: where, what was got, what was expected."""
+"""Messages for mistakes in settings: the setting's name, the value, and what was expected."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from trifed.common.errors import nearest
 
 
 def validation_messages(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One sentence for one mistake; of a setting that may be of several types, one for all of them."""
-    sentences: dict[str, str] = {}
+    """Return one message for each setting with a mistake, also if the setting allows several types."""
+    messages: dict[str, str] = {}
     for item in error.errors():
-        place, sentence = _explain(item, root)
-        known = sentences.get(place)
-        expected = sentence.rpartition(EXPECTED)[2]
-        sentences[place] = f"{known} or {expected}" if known and EXPECTED in sentence else sentence
-    return list(sentences.values())
+        place, message = _explain(item, root)
+        earlier = messages.get(place)
+        expected = message.rpartition(EXPECTED)[2]
+        messages[place] = f"{earlier} or {expected}" if earlier and EXPECTED in message else message
+    return list(messages.values())
 
 
 def _explain(item: Any, root: type[BaseModel]) -> tuple[str, str]:
-    """The dotted name of a mistake's setting, and a sentence: what was got, what was expected."""
+    """Return the dotted name of a setting and the message about it."""
     parts = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal", "list["))]
     place = ".".join(parts) or "configuration"
     if item["type"] == "extra_forbidden":
@@ -54,7 +54,7 @@ KINDS = {
 
 
 def _expected(item: Any) -> str:
-    """What a setting should have been, from pydantic's name for the mistake."""
+    """Return what was expected, from pydantic's description of the mistake."""
     kind, limits = item["type"], item.get("ctx", {})
     if kind == "literal_error":
         options = re.findall("'([^']*)'", limits["expected"])
@@ -65,8 +65,8 @@ def _expected(item: Any) -> str:
     for name, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
         if name in limits:
             return f"{words} {limits[name]}"
-    found = KINDS.get(kind.split("_")[0])
-    return found if found and "too" not in kind else f"{item['msg'][0].lower()}{item['msg'][1:]}"
+    expected = KINDS.get(kind.split("_")[0])
+    return expected if expected and "too" not in kind else f"{item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 EXAMPLES = {
@@ -76,7 +76,7 @@ EXAMPLES = {
 
 
 def _model_at(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """The settings class that a dotted name leads to."""
+    """Return the class of settings at a path of names."""
     model: type[BaseModel] | None = root
     for part in path:
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None

@@ -1,7 +1,7 @@
-"""The settings that say which table to read and how to cut it into clients.
+"""Settings of the data: the table, its columns, and its split into clients.
 
-They are the `[data]` and `[data.clients]` parts of a run configuration. A value that cannot be used is
-refused here, when the configuration is read; what only the table itself can tell is checked by the readers.
+They are the tables `[data]` and `[data.clients]` of a run's configuration. Values are checked here when the
+configuration is read; the readers check what depends on the table.
 """
 
 from __future__ import annotations
@@ -14,22 +14,40 @@ Split = Literal["iid", "dirichlet", "pathological", "column", "sizes", "files"]
 
 
 class ClientSettings(BaseModel):
-    """How the rows of one table are dealt out to clients.
-
-    `count` holds for "iid", "dirichlet" and "pathological"; the other splits bring their own number of
-    clients.
-    """
+    """How the rows of a table are split into clients."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    split: Split = Field("dirichlet", description="how rows are dealt out")
-    count: int = Field(default=10, ge=1, description="how many clients")
-    alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False, description="dirichlet; small is unlike")
-    labels_per_client: int = Field(default=2, ge=1, description="pathological")
-    column: str | None = Field(None, description="column; each of its values is a client")
-    sizes: list[float] | None = Field(None, description="sizes; relative, one a client")
-    min_examples: int = Field(default=10, ge=0, description="fewer are refused, or left without data")
-    max_examples: int | None = Field(default=None, ge=1, description="more are drawn from at random")
+    split: Split = Field(
+        "dirichlet",
+        description="How rows are assigned to clients: evenly at random (iid), with unequal label shares "
+        "(dirichlet), with few labels each (pathological), by a column, by given sizes, or by file.",
+    )
+    count: int = Field(default=10, ge=1, description="Number of clients for iid, dirichlet and pathological.")
+    alpha: float = Field(
+        default=0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="For dirichlet: concentration of the label shares. The smaller, the more the clients differ.",
+    )
+    labels_per_client: int = Field(
+        default=2, ge=1, description="For pathological: number of labels of each client."
+    )
+    column: str | None = Field(None, description="For column: the column whose values name the clients.")
+    sizes: list[float] | None = Field(
+        None, description="For sizes: relative sizes, one for each client, such as [3, 2, 1]."
+    )
+    min_examples: int = Field(
+        default=10,
+        ge=0,
+        description="Fewest examples of a client. A client with fewer is an error, unless "
+        "data.allow_empty_clients is set.",
+    )
+    max_examples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most examples of a client; of more, a random part is used. Unset: no limit.",
+    )
 
     @model_validator(mode="after")
     def _split_has_what_it_needs(self) -> Self:
@@ -78,46 +96,63 @@ class ClientSettings(BaseModel):
 
 
 class DataSettings(BaseModel):
-    """Which table to read, which of its columns mean what, and how each client's rows are split.
+    """The table, its columns, and the split of each client's rows.
 
-    `source` is a CSV, JSON-lines or Parquet file, a folder of them, a folder written by
-    `datasets.save_to_disk`, a list of files, or else the name of a data set on the hub. `hub_split` also
-    picks the split of a saved `DatasetDict`. `test` is a separate test set for the whole federation, with
-    the same columns; of a hub name or a saved `DatasetDict` it reads the split "test".
-
-    `max_examples` draws rows of the whole table before it is split. `drop_duplicates` removes rows whose text
-    (and second text) occurred before, and rows of the global test set that occur in the table.
-    `allow_empty_clients` keeps clients with fewer than `clients.min_examples` rows, without data.
+    `source` may also be a folder written by `datasets.save_to_disk`; `hub_split` then selects the split of a saved
+    `DatasetDict`. `test` has the same columns as `source`; from a hub name or a saved `DatasetDict`, its split
+    "test" is read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str | list[str] = Field(description="file, files, folder or hub name")
-    hub_split: str = Field("train", description="split of a hub name or saved data set")
-    hub_subset: str | None = Field(None, description="configuration of a hub name")
-    text: str = Field("text", description="column of the text, or of an image's caption")
-    text_pair: str | None = Field(None, description="column of a second text")
-    image: str = Field("image", description="column of the image, embedded or as a path")
-    prompt: str | None = Field(None, description="causal-lm: column of the prompt or instruction")
-    input: str | None = Field(None, description="causal-lm: column of what a prompt is about; cells may be empty")
-    answer: str | None = Field(None, description="causal-lm: column of the answer, which is learned")
+    source: str | list[str] = Field(
+        description="The table: a file (CSV, JSON Lines, Parquet), several files, a folder, or the name of a "
+        "data set on the hub."
+    )
+    hub_split: str = Field("train", description="Split of a data set from the hub or of a saved one.")
+    hub_subset: str | None = Field(None, description="Configuration of a data set from the hub.")
+    text: str = Field("text", description="Column of the text, or of an image's caption.")
+    text_pair: str | None = Field(None, description="Column of a second text.")
+    image: str = Field("image", description="Column of the image, embedded or as a path.")
+    prompt: str | None = Field(None, description="For language models: column of the prompt or instruction.")
+    input: str | None = Field(
+        None, description="For language models: column of the material that a prompt is about. Cells may be empty."
+    )
+    answer: str | None = Field(
+        None, description="For language models: column of the answer, which the model learns."
+    )
     messages: str | None = Field(
-        None, description="causal-lm: column of conversations, instead of prompt and answer"
+        None, description="For causal-lm: column of conversations, instead of prompt and answer."
     )
     label: str = Field(
-        "label", description="column of the label, text or whole number; '' is none, as in causal-lm"
+        "label", description="Column of the label, a text or a whole number. Tasks without labels set ''."
     )
     labels: list[str] | None = Field(
-        None, description="all labels in their order; needed where no one sees every client's data"
+        None, description="All labels in order. Needed if nobody can read the data of all clients."
     )
-    test: str | None = Field(None, description="a separate test set for everybody")
-    valid_fraction: float = Field(default=0.15, ge=0, lt=1, description="of each client's examples")
-    test_fraction: float = Field(default=0.25, ge=0, lt=1, description="of each client's examples")
-    max_examples: int | None = Field(default=None, ge=1, description="of the whole table, drawn at random")
-    drop_duplicates: bool = Field(True, description="exact ones; also test rows that are in the table")
-    skip_broken: bool = Field(False, description="leave out rows whose image cannot be read, and count them")
-    allow_single_class: bool = Field(False, description="clients with one label train all the same")
-    allow_empty_clients: bool = Field(False, description="clients below min_examples stay, without data")
+    test: str | None = Field(None, description="A separate test set, on which all clients are also evaluated.")
+    valid_fraction: float = Field(
+        default=0.15, ge=0, lt=1, description="Share of each client's examples that is held out for validation."
+    )
+    test_fraction: float = Field(
+        default=0.25, ge=0, lt=1, description="Share of each client's examples that is held out for testing."
+    )
+    max_examples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of rows that are drawn at random from the whole table. Unset: all rows.",
+    )
+    drop_duplicates: bool = Field(
+        True, description="Leave out exact duplicates, and rows of the test set that occur in the table."
+    )
+    skip_broken: bool = Field(
+        False,
+        description="Leave out rows whose image cannot be read, and report their number. If off: an error.",
+    )
+    allow_single_class: bool = Field(False, description="Let clients train that have examples of one label only.")
+    allow_empty_clients: bool = Field(
+        False, description="Keep clients with fewer than min_examples examples, without data."
+    )
     clients: ClientSettings = ClientSettings()
 
     @field_validator("source")

@@ -1,9 +1,12 @@
-"""A finished client's model: found, exported, asked for predictions, measured.
+"""Finished models of clients: located, exported, used for predictions, evaluated.
 
 ::
 
-    find      runs and exports -> the clients in them     snippets   Python for a card, without this package
-    export    one client -> a folder in another form      card       the README.md of such a folder
-    stock     where transformers has the same class       texts      a file, stdin or flags -> texts
-    predict   texts -> labels and probabilities           evaluate   labelled texts -> scores
+    locate             a run, an export or a folder of exports -> the clients' models in it
+    inference_inputs   a file, standard input or flags -> the inputs of a model
+    predict, generate  inputs -> labels with probabilities, or answers
+    evaluate*          labelled inputs -> scores: of classifiers, language models, models of images and captions
+    export             a client's model -> a folder in another form, with a model card
+    card, templates/   the README.md of such a folder, and the code in it
+    native_export      a merged classifier -> the transformers class that computes the same, if there is one
 """

@@ -1,8 +1,8 @@
 """The model card of an exported folder: origin, measured accuracy, code that loads the model, and limits.
 
-The card and its code are templates in `templates/`. The code works without trifed and runs from inside the folder. It
-defines `classify(texts, pairs=None)` or `classify(images)`, which return probabilities; without a head `embed`, which
-returns pooled features; for other tasks `answer` or `match`.
+The card and its code are templates in `templates/`. The code works without trifed and runs from inside the folder.
+It defines `classify(texts, pairs=None)` or `classify(images)`, which return probabilities; without a head `embed`,
+which returns pooled features; for other tasks `answer` or `match`.
 """
 
 from __future__ import annotations

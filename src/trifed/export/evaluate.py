@@ -1,4 +1,4 @@
-"""A client's model on a labelled file: accuracy, loss, F1, each label, and what is taken for what."""
+"""Evaluate a client's classifier on a labelled file: accuracy, loss, F1, scores of each label, confusions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from trifed.common.errors import DataError
-from trifed.data import Examples
-from trifed.export.inference_inputs import Labelled, split_inputs
+from trifed.export.inference_inputs import LabelledInputs, by_role
 from trifed.export.locate import LocatedModel, join_names
 from trifed.federation.client_model import Classifier
 from trifed.federation.training import evaluate
 
 CHUNK = 4096
-"""Examples that are measured together. A run measures all of a client's together: of so many, equal to the bit."""
+"""Examples that are evaluated together. A run evaluates a client's all at once: up to this number, the scores are
+equal to the last bit."""
 
-Told = Callable[[int], None]
-"""Hears how many examples more are done."""
+Progress = Callable[[int], None]
+"""Called with the number of examples that were finished since the last call."""
 
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One label: `examples` in the file that carry it; `precision`, `recall` and `f1` in [0, 1]."""
+    """Scores of one label. `examples`: rows with this label; `precision`, `recall`, `f1`: in [0, 1]."""
 
     label: str
     examples: int
@@ -36,7 +36,7 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many examples of one label are taken for another."""
+    """The number of examples with one label that were predicted as another."""
 
     actual: str
     predicted: str
@@ -45,10 +45,16 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One client's model on one file.
+    """Scores of one client's classifier on one file.
 
-    `loss`: mean cross-entropy, nats; `accuracy` and `macro_f1` in [0, 1], the latter the mean over `labels`, which
-    are those that occur in the file or among the predictions. `confusions`: the most frequent first.
+    Attributes:
+        client: Name of the client.
+        examples: Number of rows.
+        accuracy: In [0, 1].
+        loss: Mean cross-entropy, nats.
+        macro_f1: Mean F1 over `labels`, in [0, 1].
+        labels: Scores of the labels that occur in the file or among the predictions.
+        confusions: The most frequent first.
     """
 
     client: str
@@ -61,46 +67,45 @@ class Evaluation:
 
 
 def evaluate_client(
-    found: LocatedModel, classifier: Classifier, data: Labelled, told: Told = lambda count: None
+    located: LocatedModel, classifier: Classifier, data: LabelledInputs, progress: Progress = lambda count: None
 ) -> Evaluation:
-    """Measure a client's model, in the precision of `found.training`.
+    """Evaluate a client's classifier in the precision of `located.training`.
 
-    A label that the model does not know is refused, not counted as wrong: the model gives it no probability, so
-    there would be no loss; and mostly it is another column, or another spelling.
+    A label that the model was not trained on is an error, not a wrong prediction: its loss would be infinite, and
+    usually the cause is a wrong column or another spelling.
 
     Raises:
-        DataError: the file has a label that the model does not know.
+        DataError: The file has a label that the model was not trained on.
     """
-    labels = _indices(found.name, classifier, data)
+    labels = _label_indices(located.name, classifier, data)
     predicted, total = np.zeros_like(labels), 0.0
     for first in range(0, len(labels), CHUNK):
         rows = slice(first, first + CHUNK)
-        examples = Examples(split_inputs(data.asked[rows]), labels[rows])
-        encoded = classifier.task.encode(classifier.base, examples, classifier.settings)
-        scores = evaluate(classifier.model, encoded, found.training)
+        encoded = classifier.encode(by_role(data.inputs[rows]), labels[rows])
+        scores = evaluate(classifier.model, encoded, located.training)
         predicted[rows] = scores.predictions
         total += scores.loss * scores.examples
-        told(scores.examples)
-    return measure(found.name, labels, predicted, classifier.labels, total / len(labels))
+        progress(scores.examples)
+    return measure(located.name, labels, predicted, classifier.labels, total / len(labels))
 
 
-def _indices(client: str, classifier: Classifier, data: Labelled) -> NDArray[np.int64]:
-    known = {label: place for place, label in enumerate(classifier.labels)}
-    odd = [place for place, label in enumerate(data.labels) if label not in known]
-    if odd:
-        rows = f" ({len(odd)} such rows in all)" if len(odd) > 1 else ""
+def _label_indices(client: str, classifier: Classifier, data: LabelledInputs) -> NDArray[np.int64]:
+    indices = {label: index for index, label in enumerate(classifier.labels)}
+    unknown = [place for place, label in enumerate(data.labels) if label not in indices]
+    if unknown:
+        rows = f" ({len(unknown)} such rows in all)" if len(unknown) > 1 else ""
         raise DataError(
-            f"{data.where}, {data.unit} {data.asked[odd[0]].row}: the label '{data.labels[odd[0]]}' is none that "
-            f"the model of '{client}' knows{rows}; it knows {join_names(classifier.labels)}. Correct it, "
-            f"name another --label-column, or leave these rows out"
+            f"{data.where}, {data.unit} {data.inputs[unknown[0]].row}: got the label '{data.labels[unknown[0]]}'"
+            f"{rows}; expected one that the model of '{client}' was trained on: {join_names(classifier.labels)}. "
+            f"Correct it, name another --label-column, or leave these rows out"
         )
-    return np.array([known[label] for label in data.labels], np.int64)
+    return np.array([indices[label] for label in data.labels], np.int64)
 
 
 def measure(
     client: str, labels: NDArray[np.int64], predicted: NDArray[np.int64], names: list[str], loss: float
 ) -> Evaluation:
-    """Scores from labels and predictions, (n,) each; `names`: of the classes; `loss`: mean, nats."""
+    """Return scores from labels and predictions, (n,) each. `names`: labels by index; `loss`: mean, nats."""
     present = np.union1d(labels, predicted)
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=present, zero_division=0.0

@@ -1,4 +1,4 @@
-"""A client's language model on a file: how likely it finds the answers, and how near its own come to them."""
+"""Evaluate a client's language model on a file: perplexity, next-token accuracy, exact match, ROUGE-L."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from trifed.common.errors import DataError
-from trifed.data import Examples
-from trifed.export.evaluate import Told
-from trifed.export.inference_inputs import Asked, Labelled, asked_of
+from trifed.export.evaluate import Progress
+from trifed.export.inference_inputs import LabelledInputs, by_role
 from trifed.export.locate import LocatedModel
 from trifed.federation.client_model import Writer
 from trifed.federation.training import evaluate
 from trifed.tasks.prompts import CHAT
 
 CHUNK = 64
-"""Prompts that are answered together, in smaller batches of like length."""
+"""Prompts that are answered together, in smaller batches of similar length."""
 
 
 @dataclass(frozen=True)
 class AnswerEvaluation:
-    """One client's language model on one file.
+    """Scores of one client's language model on one file.
 
-    `loss`: mean over the tokens of the answers, nats; `perplexity`: exp of it; `accuracy`: mean over examples of
-    the share of next tokens that are the most probable ones; `exact_match`: share of the answers that are what
-    stands in the file, but for white space; `rouge_l`: mean over examples; both None where a file has texts alone.
+    Attributes:
+        client: Name of the client.
+        examples: Number of rows.
+        loss: Mean over the tokens of the answers, nats.
+        perplexity: exp(loss).
+        accuracy: Mean over examples of the share of next tokens that the model predicts right, in [0, 1].
+        exact_match: Share of the model's answers that equal the file's, white space apart; None for plain texts.
+        rouge_l: Mean ROUGE-L of the model's answers, in [0, 1]; None for plain texts.
     """
 
     client: str
@@ -41,52 +45,41 @@ class AnswerEvaluation:
 
 
 def evaluate_writer(
-    found: LocatedModel, writer: Writer, data: Labelled, tokens: int, told: Told
+    located: LocatedModel, writer: Writer, data: LabelledInputs, tokens: int, progress: Progress
 ) -> AnswerEvaluation:
-    """Measure a client's language model, in the precision of `found.training`; `tokens`: the longest answer.
+    """Evaluate a client's language model in the precision of `located.training`. `tokens`: the longest answer.
 
     Raises:
-        DataError: texts for a model that was trained on conversations.
+        DataError: The file has plain texts, but the model was trained on conversations.
     """
     if not data.labels and writer.settings.template == CHAT:
         raise DataError(
-            f"{data.where}: the model of '{found.name}' was trained on conversations and is measured on prompts "
-            f"with answers; name their columns with --text-column and --label-column"
+            f"{data.where}: got texts without answers, but the model of '{located.name}' was trained on "
+            f"conversations; name the columns of prompts and answers with --text-column and --label-column"
         )
-    encoded = writer.task.encode(writer.base, _examples(data), writer.settings)
-    scores = evaluate(writer.model, encoded, found.training)
+    roles = {**by_role(data.inputs, prompts=True), "answer": data.labels}
+    encoded = writer.encode(roles if data.labels else {"text": roles["prompt"]})
+    scores = evaluate(writer.model, encoded, located.training)
     exact = rouge = None
     if data.labels:
-        answers = list(_answers(writer, data.asked, tokens, told))
+        answers: list[str] = []
+        for first in range(0, len(data.inputs), CHUNK):
+            chunk = data.inputs[first : first + CHUNK]
+            answers += writer.answer_all(by_role(chunk, prompts=True), tokens)
+            progress(len(chunk))
         pairs = list(zip(answers, data.labels, strict=True))
         exact = float(np.mean([one.split() == other.split() for one, other in pairs]))
         rouge = float(np.mean([rouge_l(one, other) for one, other in pairs]))
     else:
-        told(len(data.asked))
+        progress(len(data.inputs))
     perplexity = math.exp(scores.loss) if scores.loss < 700 else math.inf
-    return AnswerEvaluation(found.name, len(data.asked), scores.loss, perplexity, scores.accuracy, exact, rouge)
-
-
-def _examples(data: Labelled) -> Examples:
-    """As a run would have read them: prompts, what they are about, and answers; or texts."""
-    labels = np.zeros(len(data.asked), np.int64)
-    texts = [item.text for item in data.asked]
-    if not data.labels:
-        return Examples({"text": texts}, labels)
-    return Examples({**asked_of(data.asked), "answer": list(data.labels)}, labels)
-
-
-def _answers(writer: Writer, asked: list[Asked], tokens: int, told: Told) -> list[str]:
-    found: list[str] = []
-    for first in range(0, len(asked), CHUNK):
-        chunk = asked[first : first + CHUNK]
-        found += writer.answer_all(asked_of(chunk), tokens)
-        told(len(chunk))
-    return found
+    return AnswerEvaluation(located.name, len(data.inputs), scores.loss, perplexity, scores.accuracy, exact, rouge)
 
 
 def rouge_l(one: str, other: str) -> float:
-    """F1 of the longest common subsequence of two texts' words, in lower case and without punctuation, in [0, 1].
+    """Return the F1 of the longest common subsequence of two texts' words, in [0, 1].
+
+    Words are in lower case and without punctuation.
 
     Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, section 3 with β = 1.
     """

@@ -1,4 +1,4 @@
-"""A client's model of images and captions on a file: does it find an image's caption, and a caption's image?"""
+"""Evaluate a client's model of images and captions on a file: retrieval in both directions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trifed.data import Examples
-from trifed.export.evaluate import Told
-from trifed.export.inference_inputs import Labelled, split_inputs
+from trifed.export.evaluate import Progress
+from trifed.export.inference_inputs import LabelledInputs, by_role
 from trifed.export.locate import LocatedModel
 from trifed.federation.retrieval import RetrievalModel
 from trifed.federation.training import embed
@@ -17,15 +16,22 @@ from trifed.federation.training import embed
 CHUNK = 256
 """Images, or captions, that are embedded together."""
 NEAR = 5
+"""Rank up to which a caption or an image counts as near."""
 
 
 @dataclass(frozen=True)
 class MatchEvaluation:
-    """One client's model on one file.
+    """Scores of one client's model on one file.
 
-    `caption_found`: share of the images whose caption is nearest among all `captions` of the file that differ;
-    `caption_near`: that it is among the nearest five; `image_found` and `image_near`: the same of the captions, an
-    image of which is searched among all. `accuracy`: mean of the two that are found.
+    Attributes:
+        client: Name of the client.
+        examples: Number of images.
+        captions: Number of different captions.
+        accuracy: Mean of `caption_found` and `image_found`.
+        caption_found: Share of the images whose caption is the nearest of all captions.
+        caption_near: Share of the images whose caption is among the five nearest.
+        image_found: Share of the captions for which one of their images is the nearest of all images.
+        image_near: Share of the captions for which one of their images is among the five nearest.
     """
 
     client: str
@@ -39,38 +45,41 @@ class MatchEvaluation:
 
 
 def evaluate_retrieval_model(
-    found: LocatedModel, matcher: RetrievalModel, data: Labelled, told: Told
+    located: LocatedModel, model: RetrievalModel, data: LabelledInputs, progress: Progress
 ) -> MatchEvaluation:
-    """Measure a client's model; images are embedded in the precision of `found.training`."""
+    """Evaluate a client's model; images are embedded in the precision of `located.training`."""
     captions = list(dict.fromkeys(data.labels))
     own = np.array([captions.index(label) for label in data.labels])
-    seen = []
-    for first in range(0, len(data.asked), CHUNK):
-        asked = data.asked[first : first + CHUNK]
-        among = matcher.among(captions[:1])
-        encoded = among.task.encode(
-            matcher.base, Examples(split_inputs(asked), np.zeros(len(asked), np.int64)), among.settings
-        )
-        seen.append(embed(among.model, encoded, found.training))
-        told(len(asked))
+    classifier = model.among(captions[:1])  # it embeds images; its label does not matter
+    vectors = []
+    for first in range(0, len(data.inputs), CHUNK):
+        chunk = data.inputs[first : first + CHUNK]
+        vectors.append(embed(classifier.model, classifier.encode(by_role(chunk)), located.training))
+        progress(len(chunk))
     parts = (captions[at : at + CHUNK] for at in range(0, len(captions), CHUNK))
-    said = np.concatenate([matcher.embeddings(part).cpu().numpy() for part in parts])
-    images = np.concatenate(seen)
-    images /= np.linalg.norm(images, axis=1, keepdims=True)
-    return measure(found.name, images @ said.T, own)
+    caption_vectors = np.concatenate([model.embeddings(part).cpu().numpy() for part in parts])
+    image_vectors = np.concatenate(vectors)
+    image_vectors /= np.linalg.norm(image_vectors, axis=1, keepdims=True)
+    return measure(located.name, image_vectors @ caption_vectors.T, own)
 
 
-def measure(client: str, nearness: NDArray[np.float32], own: NDArray[np.int64]) -> MatchEvaluation:
-    """`nearness`: of images (n) and captions (m); `own`: each image's caption, (n,). A tie counts as nearer."""
-    right = own[:, None] == np.arange(nearness.shape[1])
-    caption = _ranks(nearness, right)
-    image = _ranks(nearness.T, right.T)
+def measure(client: str, similarity: NDArray[np.float32], own: NDArray[np.int64]) -> MatchEvaluation:
+    """Return the scores of one client's model; a wrong candidate with equal similarity counts as nearer.
+
+    Args:
+        client: Name of the client.
+        similarity: Of images and captions, (n_images, n_captions).
+        own: Index of each image's caption, (n_images,).
+    """
+    right = own[:, None] == np.arange(similarity.shape[1])
+    caption = _ranks(similarity, right)
+    image = _ranks(similarity.T, right.T)
     shares = [float((ranks < near).mean()) for ranks in (caption, image) for near in (1, NEAR)]
-    return MatchEvaluation(client, len(own), nearness.shape[1], (shares[0] + shares[2]) / 2, *shares)
+    return MatchEvaluation(client, len(own), similarity.shape[1], (shares[0] + shares[2]) / 2, *shares)
 
 
-def _ranks(nearness: NDArray[np.float32], right: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many wrong ones are at least as near as the nearest right one, for each row."""
-    best = np.where(right, nearness, -np.inf).max(axis=1, keepdims=True)
-    ranks: NDArray[np.int64] = ((nearness >= best) & ~right).sum(axis=1)
+def _ranks(similarity: NDArray[np.float32], right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return, for each row, the number of wrong columns that are at least as similar as the best right one."""
+    best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+    ranks: NDArray[np.int64] = ((similarity >= best) & ~right).sum(axis=1)
     return ranks

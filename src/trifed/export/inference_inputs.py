@@ -1,4 +1,4 @@
-"""What a model is asked: texts or images, from a table's columns, lines, or one by one; each with its place."""
+"""Inputs of a client's model, from tables, folders, lines or flags; each with its row for error messages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from trifed.data.readers import RawTable, read_file
 from trifed.data.roles import Unusable
 from trifed.export.locate import Columns
 
-_HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-class Asked(NamedTuple):
-    """One text, perhaps with its second text or its image; or one image, whose name is then the text.
+class InferenceInput(NamedTuple):
+    """One input of a model.
 
-    `row`: its 1-based row, or line, in what it came from; `image`: the bytes of its file.
+    Attributes:
+        row: 1-based row or line in its source.
+        text: The text or prompt; of an image alone, its name.
+        pair: The second text, or the material of a prompt.
+        image: The bytes of an image file.
     """
 
     row: int
@@ -32,54 +36,51 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A labelled file.
+class LabelledInputs:
+    """The rows of a labelled file.
 
-    `asked` and `labels`: (n,) each, the latter answers where a model answers, or none of a file of texts; `where`,
-    `unit`: how an error names a row of it.
+    Attributes:
+        where: Name of the file, for error messages.
+        unit: The word for one of its rows in messages: "row" or "line".
+        inputs: The inputs, (n,).
+        labels: The labels, answers or captions, (n,); empty for a file of plain texts.
     """
 
     where: str
     unit: str
-    asked: list[Asked]
+    inputs: list[InferenceInput]
     labels: list[str]
 
 
-def read_table(path: Path, columns: Columns) -> list[Asked]:
-    """All texts or images of a CSV, JSON Lines or Parquet file, or of a folder of images.
+def read_table(path: Path, columns: Columns) -> list[InferenceInput]:
+    """Read all texts or images of a CSV, JSON Lines or Parquet file, or of a folder of images.
 
     Raises:
-        DataError: no such file or column, an empty text or broken image (by its row), no rows, and whatever cannot
-            be read.
+        DataError: No such file or column, no rows, an unreadable file, or an empty text or broken image (with its
+            row).
     """
-    return _asked(_read(path, columns, {}), columns)
+    return _inputs(_read(path, columns, {}), columns)
 
 
-def read_labelled(path: Path, columns: Columns) -> Labelled:
-    """The same with labels, integers as their digits.
+def read_labelled(path: Path, columns: Columns) -> LabelledInputs:
+    """Read inputs and labels; whole numbers become their digits.
 
     Raises:
-        DataError: as `read_table` does; and a label that is missing or is none, by its row.
+        DataError: As for `read_table`, or a missing or unusable label (with its row).
     """
-    if columns.answers:
-        return _with_answers(path, columns)
-    raw = _read(path, columns, {"--label-column": columns.label})
-    labels = cells.read_labels(cells.cells([raw], columns.label), columns.label)
-    return Labelled(raw.where, raw.unit, _asked(raw, columns), [str(label) for label in labels])
-
-
-def _with_answers(path: Path, columns: Columns) -> Labelled:
-    """Prompts and their answers; of a model that was trained on texts, texts alone."""
     raw = _read(path, columns, {"--label-column": columns.label} if columns.label else {})
     column = cells.cells([raw], columns.label) if columns.label else []
-    return Labelled(raw.where, raw.unit, _asked(raw, columns), cells.read_texts(column, columns.label))
+    labels = (cells.read_texts if columns.answers else cells.read_labels)(column, columns.label)
+    return LabelledInputs(raw.where, raw.unit, _inputs(raw, columns), [str(label) for label in labels])
 
 
-def read_lines(lines: Iterable[bytes], columns: Columns, where: str = "standard input") -> Iterator[Asked]:
-    """One text, or path of an image, a line, read as it comes.
+def read_lines(
+    lines: Iterable[bytes], columns: Columns, where: str = "standard input"
+) -> Iterator[InferenceInput]:
+    """Read one text, or one path of an image, from each line as it arrives.
 
     Raises:
-        DataError: a line that is empty or not UTF-8, no image there, or a model that reads two texts.
+        DataError: A line is empty or not UTF-8, an image does not exist, or the model reads two texts.
     """
     _refuse_pairs(columns, where)
     for number, line in enumerate(lines, start=1):
@@ -89,64 +90,66 @@ def read_lines(lines: Iterable[bytes], columns: Columns, where: str = "standard 
             raise DataError(
                 f"{where}, line {number}: not UTF-8 at byte {error.start} of the line; expected UTF-8 text"
             ) from error
-        yield _one(number, _checked(text, f"{where}, line {number}"), columns, where)
+        yield _input(number, _checked(text, f"{where}, line {number}"), columns, where)
 
 
-def given(texts: Sequence[str], columns: Columns) -> list[Asked]:
-    """Texts, or paths of images, as they were given.
+def from_flags(values: Sequence[str], columns: Columns) -> list[InferenceInput]:
+    """Return texts, or the images at the given paths, as inputs.
 
     Raises:
-        DataError: an empty text, no image there, or a model that reads two texts.
+        DataError: A text is empty, an image does not exist, or the model reads two texts.
     """
     flag = "--text" if columns.image is None else "--image"
     _refuse_pairs(columns, flag)
     return [
-        _one(row, _checked(text, f"{flag}, number {row}"), columns, flag)
-        for row, text in enumerate(texts, start=1)
+        _input(row, _checked(value, f"{flag}, number {row}"), columns, flag)
+        for row, value in enumerate(values, start=1)
     ]
 
 
-def given_both(texts: Sequence[str], images: Sequence[str], columns: Columns) -> list[Asked]:
-    """Prompts and the paths of their images, as they were given: one image each, or one for all.
+def image_prompts_from_flags(
+    prompts: Sequence[str], images: Sequence[str], columns: Columns
+) -> list[InferenceInput]:
+    """Return prompts with the images at the given paths: one image for each prompt, or one for all.
 
     Raises:
-        DataError: another number of images, and as `given` does.
+        DataError: The numbers of images and prompts do not fit, or as for `from_flags`.
     """
-    if len(images) not in (1, len(texts)):
+    if len(images) not in (1, len(prompts)):
         raise DataError(
-            f"got {len(images)} images and {len(texts)} texts; give one --image for each --text, or one"
+            f"got {len(images)} images and {len(prompts)} texts; give one --image for each --text, or one for all"
         )
-    seen = given(images, replace(columns, answers=False))
-    prompts = given(texts, replace(columns, image=None))
-    return [asked._replace(image=seen[place % len(seen)].image) for place, asked in enumerate(prompts)]
+    loaded = from_flags(images, replace(columns, answers=False))
+    inputs = from_flags(prompts, replace(columns, image=None))
+    return [item._replace(image=loaded[place % len(loaded)].image) for place, item in enumerate(inputs)]
 
 
-def split_inputs(asked: Sequence[Asked]) -> dict[str, list[Any]]:
-    """What is asked, by role: "image", or "text" and perhaps "text_pair"; (n,) each."""
-    images = [item.image for item in asked if item.image is not None]
+def by_role(inputs: Sequence[InferenceInput], *, prompts: bool = False) -> dict[str, list[Any]]:
+    """Return inputs by role, (n,) each, as `trifed.data.Examples` holds them.
+
+    Args:
+        inputs: All with images or all without; the same for pairs.
+        prompts: True for a language model: "prompt", "input" and perhaps "image". Otherwise "image" alone, or
+            "text" and perhaps "text_pair".
+    """
+    texts = [item.text for item in inputs]
+    images = [item.image for item in inputs if item.image is not None]
+    if prompts:
+        roles = {"prompt": texts, "input": [item.pair or "" for item in inputs]}
+        return {**roles, **({"image": images} if images else {})}
     if images:
         return {"image": images}
-    pairs = [item.pair for item in asked if item.pair is not None]
-    return {"text": [item.text for item in asked], **({"text_pair": pairs} if pairs else {})}
+    pairs = [item.pair for item in inputs if item.pair is not None]
+    return {"text": texts, **({"text_pair": pairs} if pairs else {})}
 
 
-def asked_of(asked: Sequence[Asked]) -> dict[str, list[Any]]:
-    """What a model that answers is asked, by role: "prompt", "input", and maybe "image"; (n,) each."""
-    images = [item.image for item in asked if item.image is not None]
-    found: dict[str, list[Any]] = {
-        "prompt": [item.text for item in asked],
-        "input": [item.pair or "" for item in asked],
-    }
-    return {**found, **({"image": images} if images else {})}
-
-
-def _read(path: Path, columns: Columns, more: dict[str, str]) -> RawTable:
+def _read(path: Path, columns: Columns, label: dict[str, str]) -> RawTable:
     if path.is_dir() and columns.image is not None and not columns.answers:
-        return _folder(path, columns, labelled=bool(more))
+        return _image_folder(path, columns, labelled=bool(label))
     wanted = {"--image-column": columns.image} if columns.image is not None else {}
     if columns.image is None or columns.answers:
         wanted["--text-column"] = columns.text
-    wanted |= more
+    wanted |= label
     if columns.pair is not None:
         wanted["--pair-column"] = columns.pair
     raw = read_file(path, wanted, columns.label)
@@ -155,8 +158,8 @@ def _read(path: Path, columns: Columns, more: dict[str, str]) -> RawTable:
     return raw
 
 
-def _folder(path: Path, columns: Columns, *, labelled: bool) -> RawTable:
-    """A folder of images: with one subfolder a label, or, where no labels are wanted, images alone."""
+def _image_folder(path: Path, columns: Columns, *, labelled: bool) -> RawTable:
+    """Read a folder of images: with labels one subfolder for each, without labels the images alone."""
     files = image_folder(path) or ([] if labelled else images_in(path))
     if not files:
         expected = "one subfolder a label with images in it" if labelled else "images in it, or in its subfolders"
@@ -165,33 +168,33 @@ def _folder(path: Path, columns: Columns, *, labelled: bool) -> RawTable:
     return table_of(path, files, {"data.image": image, "data.label": columns.label})
 
 
-def _asked(raw: RawTable, columns: Columns) -> list[Asked]:
-    images = list(_images(raw, columns.image)) if columns.image is not None else []
-    if images and not columns.answers:
-        return images
+def _inputs(raw: RawTable, columns: Columns) -> list[InferenceInput]:
+    loaded = list(_images(raw, columns.image)) if columns.image is not None else []
+    if loaded and not columns.answers:
+        return loaded
     texts = cells.read_texts(cells.cells([raw], columns.text), columns.text)
     read_pairs = read_maybe if columns.answers else cells.read_texts
     column = columns.pair
     pairs = [None] * len(texts) if column is None else read_pairs(cells.cells([raw], column), column)
-    seen = [item.image for item in images] or [None] * len(texts)
-    return [Asked(*item) for item in zip(raw.rows, texts, pairs, seen, strict=True)]
+    images = [item.image for item in loaded] or [None] * len(texts)
+    return [InferenceInput(*item) for item in zip(raw.rows, texts, pairs, images, strict=True)]
 
 
-def _images(raw: RawTable, column: str) -> Iterator[Asked]:
+def _images(raw: RawTable, column: str) -> Iterator[InferenceInput]:
     read = read_images(cells.cells([raw], column), column)
     for row, cell, image in zip(raw.rows, raw.columns[column], read, strict=True):
         if isinstance(image, Unusable):
-            raise DataError(f"{image.place}: {image.reason}. Mend it, or leave it out.")
-        named = cell.get("path") if isinstance(cell, Mapping) else cell
-        yield Asked(row, str(named) if isinstance(named, str | Path) else f"{raw.unit} {row}", None, image)
+            raise DataError(f"{image.place}: {image.reason}. Replace the image, or leave the row out.")
+        path = cell.get("path") if isinstance(cell, Mapping) else cell
+        yield InferenceInput(row, str(path) if isinstance(path, str | Path) else f"{raw.unit} {row}", None, image)
 
 
-def _one(row: int, text: str, columns: Columns, where: str) -> Asked:
+def _input(row: int, text: str, columns: Columns, where: str) -> InferenceInput:
     if columns.image is None:
-        return Asked(row, text)
-    # A path is one from where the command is given.
-    only = RawTable(where, {columns.image: [str(Path.cwd() / text)]}, [row])
-    return next(_images(only, columns.image))._replace(text=text)
+        return InferenceInput(row, text)
+    # A path is relative to the folder in which the command is given.
+    table = RawTable(where, {columns.image: [str(Path.cwd() / text)]}, [row])
+    return next(_images(table, columns.image))._replace(text=text)
 
 
 def _refuse_pairs(columns: Columns, where: str) -> None:
@@ -204,7 +207,7 @@ def _refuse_pairs(columns: Columns, where: str) -> None:
 
 def _checked(text: str, where: str) -> str:
     if not text.strip():
-        raise DataError(f"{where}: the text is empty; expected one that is not")
-    if _HALF_CHARACTER.search(text):
-        raise DataError(f"{where}: the text is not UTF-8; write it again as UTF-8")
+        raise DataError(f"{where}: the text is empty; expected a text")
+    if _SURROGATE.search(text):
+        raise DataError(f"{where}: the text is not UTF-8; expected UTF-8 text")
     return text

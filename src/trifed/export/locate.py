@@ -1,24 +1,22 @@
-"""Find clients' models by what a person names: a run, one exported model, or a folder of exported models."""
+"""Locate clients' models in a run, an exported model, or a folder of exported models."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trifed.common.errors import AdapterError, RunError
+from trifed.common.errors import AdapterError, RunError, nearest
 from trifed.config.run import RunConfig, make_config, read_toml
 from trifed.config.settings import TrainingSettings
 from trifed.federation.run_folder import RunFolder
 from trifed.tasks import TASKS
 
 ALL = "all"
-SHOWN = 20
-"""Names that are join_names in one sentence."""
-
+MAX_LISTED = 20
+"""Largest number of names in one message."""
 
 FLOAT32 = TrainingSettings(precision="fp32")
 
@@ -27,9 +25,13 @@ FLOAT32 = TrainingSettings(precision="fp32")
 class Columns:
     """Names of the columns that the model was trained on.
 
-    `pair`: None where it reads one text; `image`: None where it reads texts; `answers`: it is a language model,
-    which reads a prompt as text, and as pair, where there is one, what that is about; its label is the answer, or
-    "" where it was trained on texts; `matches`: it says which text fits an image, and its label is the caption.
+    Attributes:
+        text: Column of the text, or of the prompt of a language model.
+        pair: Column of the second text, or of the material of a prompt; None if the model reads one text.
+        label: Column of the label, the answer or the caption; "" for a language model that was trained on texts.
+        image: Column of the image; None if the model reads no images.
+        answers: True for a language model, which answers prompts.
+        matches: True for a model of images and captions.
     """
 
     text: str = "text"
@@ -41,33 +43,32 @@ class Columns:
 
     @property
     def kind(self) -> str:
-        """What one row holds, in a word."""
+        """What one row holds: "prompt", "text" or "image"."""
         if self.answers:
             return "prompt"
         return "text" if self.image is None else "image"
 
+    def override(self, text: str | None, pair: str | None, image: str | None) -> Columns:
+        """Return the columns with the names that a user gave instead of those of the training data.
 
-def named(columns: Columns, text: str | None, pair: str | None, image: str | None) -> Columns:
-    """The columns, with those in the place of the trained ones that a user named.
-
-    Raises:
-        RunError: a column of what the model does not read.
-    """
-    wrong = {} if columns.image else {"--image-column": image}
-    if columns.image and not columns.answers:
-        wrong = {"--text-column": text, "--pair-column": pair}
-    for flag, column in wrong.items():
-        if column is not None:
-            raise RunError(f"{flag}: got '{column}', but this model reads {columns.kind}s")
-    return replace(columns, text=text or columns.text, pair=pair or columns.pair, image=image or columns.image)
+        Raises:
+            RunError: The user named a column of a kind that the model does not read.
+        """
+        unread = {} if self.image else {"--image-column": image}
+        if self.image and not self.answers:
+            unread = {"--text-column": text, "--pair-column": pair}
+        for flag, column in unread.items():
+            if column is not None:
+                raise RunError(f"{flag}: got '{column}', but this model reads {self.kind}s; leave the flag out")
+        return replace(self, text=text or self.text, pair=pair or self.pair, image=image or self.image)
 
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """One client's model. `folder`: what `load_client` takes; `training`: what it is measured by.
+    """The folder of one client's model, and how the model is evaluated.
 
-    A client inside its run is measured by the run's own settings, so that the same rows give the same score; an
-    export in float32, as whoever loads it computes.
+    A client inside its run is evaluated with the run's own training settings, so that the same rows give the same
+    score. An export is evaluated in float32, as in any other program that loads it.
     """
 
     name: str
@@ -78,7 +79,7 @@ class LocatedModel:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run's folder and its three descriptions, as `trifed run` wrote them."""
+    """The folder of a finished run with its configuration, summary and environment."""
 
     folder: RunFolder
     config: RunConfig
@@ -87,15 +88,14 @@ class FinishedRun:
 
     @property
     def names(self) -> list[str]:
-        """The clients, in the run's order."""
+        """Names of the clients, in the run's order."""
         return [client["name"] for client in self.summary["clients"]]
 
     @property
     def columns(self) -> Columns:
-        """What the clients were trained on."""
+        """The columns that the clients were trained on."""
         task, data = TASKS[self.config.task], self.config.data
-        reads = {role.setting for role in task.roles}
-        image = data.image if "image" in reads else None
+        image = data.image if "image" in {role.setting for role in task.roles} else None
         if task.gives == "answer":
             return Columns(data.prompt or data.text, data.input, data.answer or "", image, answers=True)
         if task.gives == "match":
@@ -103,20 +103,16 @@ class FinishedRun:
         return Columns(data.text, data.text_pair, data.label, image)
 
     def client(self, name: str) -> LocatedModel:
-        """One client.
-
-        Raises:
-            RunError: there is no such client.
-        """
-        check_client(name, self.names, self.folder.path)
+        """Return one client's model; raises RunError if the run has no such client."""
+        _check_client(name, self.names, self.folder.path)
         return LocatedModel(name, self.folder.path / "clients" / name, self.columns, self.config.training)
 
 
 def open_run(path: str | Path) -> FinishedRun:
-    """A finished run; a baseline's lies under `RUN/baselines/METHOD`.
+    """Open a finished run; a baseline's folder is `RUN/baselines/METHOD`.
 
     Raises:
-        RunError: no run there, or it is not finished.
+        RunError: There is no run, or it is not finished.
     """
     folder = RunFolder.open(Path(path))
     if not (folder.path / "summary.json").is_file():
@@ -126,71 +122,65 @@ def open_run(path: str | Path) -> FinishedRun:
 
 
 def locate_models(place: str | Path, client: str | None) -> list[LocatedModel]:
-    """The models that `place` holds: of one client, or of every one if `client` is "all".
+    """Return the models in a folder: one client's, or every client's if `client` is "all".
 
-    `place`: a run, an exported model, or a folder of exported models. `client` may be
-    None where there is one model.
+    Args:
+        place: A run, an exported model, or a folder of exported models.
+        client: Name of a client or "all"; None if the folder holds one model.
 
     Raises:
-        RunError: nothing usable there, an unfinished run, no such client, or several and none chosen.
-        AdapterError: an export without its head, which cannot classify.
+        RunError: No model, an unfinished run, no such client, or several clients and none chosen.
+        AdapterError: An export without its head, which cannot classify.
     """
     path = Path(place)
     if not path.is_dir():
         raise RunError(f"{path}: no such folder; give the folder of a run, as runs/NAME, or of an exported model")
     if (path / "config.toml").is_file():
         run = open_run(path)
-        return [run.client(name) for name in _chosen(client, run.names, path)]
+        return [run.client(name) for name in _select(client, run.names, path)]
     if _is_model(path):
-        found = _exported(path)
-        _chosen(client, [found.name], path)
-        return [found]
+        model = _exported(path)
+        _select(client, [model.name], path)
+        return [model]
     names = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and _is_model(inner))
     if not names:
         raise RunError(
             f"{path}: neither a run (it has no config.toml) nor an exported model (no classifier.json); give the "
-            f"folder of a run, as runs/NAME, or what `trifed export` wrote"
+            f"folder of a run, as runs/NAME, or one that `trifed export` wrote"
         )
-    return [_exported(path / name) for name in _chosen(client, names, path)]
+    return [_exported(path / name) for name in _select(client, names, path)]
 
 
 def locate_model(place: str | Path, client: str | None) -> LocatedModel:
-    """One client's model; see `find_models` for places and errors.
+    """Return one client's model; see `locate_models` for arguments and errors.
 
     Raises:
-        RunError: as there; or "all" where there are several.
+        RunError: Also if `client` is "all" and there are several.
     """
-    found = locate_models(place, client)
-    if len(found) > 1:
-        raise RunError(f"{place}: one client is asked at a time, got '{client}'; name one with --client")
-    return found[0]
+    models = locate_models(place, client)
+    if len(models) > 1:
+        raise RunError(f"{place}: got --client {client}, but this takes one client; name one with --client")
+    return models[0]
 
 
-def check_client(name: str, names: Sequence[str], where: Path) -> None:
-    """Refuse a client that is not there.
-
-    Raises:
-        RunError: names those that are.
-    """
+def _check_client(name: str, names: Sequence[str], where: Path) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        guess = f"did you mean '{near[0]}'? " if near else ""
-        raise RunError(f"{where}: no client '{name}' here; {guess}there are: {join_names(names)}")
+        raise RunError(f"{where}: no client '{name}' here{nearest(name, names)}; there are: {join_names(names)}")
 
 
-def _chosen(client: str | None, names: Sequence[str], where: Path) -> list[str]:
+def _select(client: str | None, names: Sequence[str], where: Path) -> list[str]:
     if client == ALL or (client is None and len(names) == 1):
         return list(names)
     if client is None:
         raise RunError(f"{where}: several clients here; choose one with --client: {join_names(names)}")
-    check_client(client, names, where)
+    _check_client(client, names, where)
     return [client]
 
 
 def join_names(names: Sequence[str]) -> str:
-    """The names with commas, at most `SHOWN` of them."""
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    """Return the names with commas, at most `MAX_LISTED` of them."""
+    more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def _is_model(folder: Path) -> bool:
@@ -206,7 +196,7 @@ def _exported(folder: Path) -> LocatedModel:
     try:
         facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
         if not isinstance(facts, dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("expected a JSON object")
         if "columns" in facts:
             return LocatedModel(str(facts["client"]), folder, Columns(**facts["columns"]))
     except (ValueError, TypeError, KeyError) as error:
@@ -214,4 +204,4 @@ def _exported(folder: Path) -> LocatedModel:
     run, name = folder.resolve().parents[1], folder.resolve().name
     if (run / "summary.json").is_file():
         return open_run(run).client(name)
-    return LocatedModel(name, folder, Columns())  # a client's folder, copied elsewhere
+    return LocatedModel(name, folder, Columns())  # a client's folder that was copied out of its run

@@ -1,4 +1,4 @@
-"""A client's model on new texts or images: labels and probabilities, as they are made and written."""
+"""Predictions of a client's model for new texts or images, and how results are written."""
 
 from __future__ import annotations
 
@@ -7,80 +7,85 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 
 from trifed.config.settings import TrainingSettings
-from trifed.export.inference_inputs import Asked, split_inputs
+from trifed.export.inference_inputs import InferenceInput, by_role
 from trifed.export.locate import LocatedModel
-from trifed.federation.client_model import Classifier, load_client
-from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
+from trifed.federation.client_model import Classifier, Kind, load_model
 from trifed.federation.training import choose_device
 
 CHUNK = 256
-"""Texts or images that are predicted together; inside, batches of like length."""
+"""Texts or images that are predicted together; within a chunk, batches hold inputs of similar length."""
+
+
+class Result(Protocol):
+    """A result for one input, as a row of a table and as a JSON object."""
+
+    def csv_row(self) -> dict[str, object]:
+        """Return the cells by column; the columns are the same for all results of a model."""
+
+    def json_object(self) -> dict[str, object]:
+        """Return the JSON object."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one text or image. `best`: labels with their probabilities, the most probable first."""
+    """The prediction for one text or image. `best`: labels with probabilities, the most probable first."""
 
-    asked: Asked
+    input: InferenceInput
     best: list[tuple[str, float]]
 
+    def csv_row(self) -> dict[str, object]:
+        """Return `row,text[,pair],label,probability[,label_2,probability_2,…]`."""
+        cells = self._input()
+        for number, (label, probability) in enumerate(self.best, start=1):
+            suffix = "" if number == 1 else f"_{number}"
+            cells |= {f"label{suffix}": label, f"probability{suffix}": f"{probability:.6f}"}
+        return cells
 
-def load_located(found: LocatedModel, base: str | None = None) -> Classifier:
-    """The classifier of a model that was found, on CUDA where there is one; see `load_client` for the errors."""
-    classifier = load_client(found.folder, base)
-    classifier.model.to(choose_device(TrainingSettings()))
-    return classifier
+    def json_object(self) -> dict[str, object]:
+        """Return row, text, perhaps pair, label and probability; and `top` if there are several labels."""
+        top = [{"label": label, "probability": round(value, 6)} for label, value in self.best]
+        return {**self._input(), **top[0], **({"top": top} if len(top) > 1 else {})}
+
+    def _input(self) -> dict[str, object]:
+        pair = {} if self.input.pair is None else {"pair": self.input.pair}
+        return {"row": self.input.row, "text" if self.input.image is None else "image": self.input.text, **pair}
 
 
-def load_located_retrieval_model(found: LocatedModel, base: str | None = None) -> RetrievalModel:
-    """The same of a model of images and captions; see `load_matcher` for the errors."""
-    matcher = load_retrieval_model(found.folder, base)
-    matcher.model.to(choose_device(TrainingSettings()))
-    return matcher
+def load_located(kind: type[Kind], located: LocatedModel, base: str | None = None) -> Kind:
+    """Load a located model, onto CUDA if there is any; see `load_model` for the errors."""
+    model = load_model(kind, located.folder, base)
+    model.model.to(choose_device(TrainingSettings()))
+    return model
 
 
-def predict(classifier: Classifier, asked: Iterable[Asked], top: int = 1) -> Iterator[Prediction]:
-    """Predictions in the order of the texts, a chunk at a time. `top`: how many labels each, or all there are."""
-    waiting = iter(asked)
+def predict(classifier: Classifier, inputs: Iterable[InferenceInput], top: int = 1) -> Iterator[Prediction]:
+    """Yield predictions in the order of the inputs, computed chunk by chunk. `top`: labels for each input."""
+    waiting = iter(inputs)
     while chunk := list(islice(waiting, CHUNK)):
-        probabilities = classifier.probabilities_of(split_inputs(chunk))
+        probabilities = classifier.probabilities_of(by_role(chunk))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for item, row, labels in zip(chunk, probabilities, order, strict=True):
             yield Prediction(item, [(classifier.labels[label], float(row[label])) for label in labels])
 
 
-def write_csv(predictions: Iterable[Prediction], file: TextIO, top: int) -> None:
-    """`row,text[,pair],label,probability[,label_2,probability_2,…]`; a chunk is written as soon as it is known."""
-    writer = csv.writer(file, lineterminator="\n")
-    for number, (asked, best) in enumerate((p.asked, p.best) for p in predictions):
-        texts = [asked.text] if asked.pair is None else [asked.text, asked.pair]
-        if number == 0:
-            first = "text" if asked.image is None else "image"
-            writer.writerow(["row", first, "pair"][: 1 + len(texts)] + _header(min(top, len(best))))
-        writer.writerow([asked.row, *texts, *(cell for label, p in best for cell in (label, f"{p:.6f}"))])
-        if number % CHUNK == CHUNK - 1:
-            file.flush()
+def write_csv(results: Iterable[Result], file: TextIO) -> None:
+    """Write a header and one row for each result as soon as it is known."""
+    writer = None
+    for row in (result.csv_row() for result in results):
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+        file.flush()
 
 
-def _header(count: int) -> list[str]:
-    ends = ["", *(f"_{number}" for number in range(2, count + 1))]
-    return [name + end for end in ends for name in ("label", "probability")]
-
-
-def write_jsonl(predictions: Iterable[Prediction], file: TextIO, top: int) -> None:
-    """One object a line: row, text, perhaps pair, label, probability; and `top` if that is above 1."""
-    for number, (asked, best) in enumerate((p.asked, p.best) for p in predictions):
-        record: dict[str, object] = {"row": asked.row, "text" if asked.image is None else "image": asked.text}
-        if asked.pair is not None:
-            record["pair"] = asked.pair
-        record |= {"label": best[0][0], "probability": round(best[0][1], 6)}
-        if top > 1:
-            record["top"] = [{"label": label, "probability": round(p, 6)} for label, p in best]
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        if number % CHUNK == CHUNK - 1:
-            file.flush()
+def write_jsonl(results: Iterable[Result], file: TextIO) -> None:
+    """Write one JSON object in a line for each result as soon as it is known."""
+    for result in results:
+        file.write(json.dumps(result.json_object(), ensure_ascii=False) + "\n")
+        file.flush()

@@ -1,4 +1,4 @@
-"""A client's model on disk: a PEFT adapter folder with the head beside it, and the way back to a model."""
+"""Save a client's model as a folder (PEFT adapter, head, facts) and load it again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from trifed.adapters import load_adapter
 from trifed.adapters.config import PEFT_TYPE
@@ -25,7 +25,7 @@ from trifed.data import Examples
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.training import length_order
 from trifed.methods.base import is_head
-from trifed.tasks import TASKS, Task, TaskModel
+from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, without_transformers_talk
 
 
@@ -34,21 +34,21 @@ def save_client(
 ) -> None:
     """Write adapter_config.json, adapter_model.safetensors, head.safetensors and classifier.json.
 
-    The adapter is that of the encoder alone: `PeftModel.from_pretrained(AutoModel.from_pretrained(...), folder)`
-    takes it, for a plain LoRA method without this package. Without an adapter, config.json, model.safetensors and
-    the tokenizer's files take its place: the folder is a model of its own.
+    The adapter holds the encoder's tensors only, so that a plain LoRA adapter can be loaded without trifed:
+    `PeftModel.from_pretrained(AutoModel.from_pretrained(...), folder)`. A method without an adapter writes
+    config.json, model.safetensors and the tokenizer's files instead: the folder is then a complete model.
     """
     shared_model.load(tensors)
     encoder = shared_model.encoder
     if isinstance(encoder, PeftModel):
         encoder.peft_config["default"].base_model_name_or_path = source
-        # "auto" would ask a hub whether the embeddings were resized.
+        # "auto" would ask a hub if the embeddings were resized.
         encoder.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         with without_transformers_talk():
             encoder.save_pretrained(str(folder))
         shared_model.base.processor.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is a form with nothing filled in
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
     head = {
         name.removeprefix("head."): tensor.detach().cpu().contiguous()
         for name, tensor in shared_model.model.state_dict().items()
@@ -60,14 +60,25 @@ def save_client(
         "base_model": source,
         "base_fingerprint": shared_model.fingerprint,
         "labels": list(label_names),
-        **shared_model.settings.model_dump(mode="json", include=set(OWN_SETTINGS), exclude_none=True),
+        **shared_model.settings.model_dump(mode="json", include=set(INFERENCE_SETTINGS), exclude_none=True),
     }
     (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+GIVES = {
+    "label": "a classifier; load it with trifed.load_client(folder)",
+    "answer": "a language model, which answers; load it with trifed.load_writer(folder) and call .answer(prompts)",
+    "match": "a model of images and captions; load it with trifed.load_retrieval_model(folder) and call "
+    ".among(texts).predict(images)",
+}
+"""Kinds of models and how each is loaded, by `Task.gives`."""
+
+
 @dataclass(frozen=True)
 class ClientModel:
-    """One client's model. `labels`: names of the classes, or of what the examples were, in order."""
+    """One client's model. `labels`: names of the classes in order; without classes, of the groups of examples."""
+
+    gives: ClassVar[str]
 
     task: Task
     model: TaskModel
@@ -75,44 +86,60 @@ class ClientModel:
     settings: ModelSettings
     labels: list[str]
 
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on."""
+        return next(self.model.parameters()).device
+
+    def encode(self, inputs: Mapping[str, list[Any]], labels: NDArray[np.int64] | None = None) -> Encoded:
+        """Return examples as the model reads them. `inputs`: by role, as in `trifed.data.Examples`."""
+        count = len(inputs[next(iter(inputs))])
+        labels = np.zeros(count, np.int64) if labels is None else labels
+        return self.task.encode(self.base, Examples(inputs, labels), self.settings)
+
 
 @dataclass(frozen=True)
 class Classifier(ClientModel):
     """A model that chooses a label; `labels` are in the order of the probabilities' columns."""
 
+    gives = "label"
+
     def probabilities(
         self, inputs: Sequence[Any], pairs: Sequence[str] | None = None, batch_size: int = 64
     ) -> NDArray[np.float32]:
-        """Class probabilities, (n, n_labels); rows sum to one.
+        """Return class probabilities, (n, n_labels); each row sums to one.
 
-        `inputs`: texts, or images as paths, bytes or PIL's; `pairs`: second texts, of a model that reads two.
+        Args:
+            inputs: Texts, or images as paths, bytes or PIL images.
+            pairs: Second texts, for a model that reads two.
+            batch_size: Inputs that are computed together.
         """
         first, *others = self.task.roles
-        given = {first.setting: [first.given(value) for value in inputs]}
+        by_role = {first.setting: [first.given(value) for value in inputs]}
         if pairs:
-            given[others[0].setting] = list(pairs)
-        return self.probabilities_of(given, batch_size)
+            by_role[others[0].setting] = list(pairs)
+        return self.probabilities_of(by_role, batch_size)
 
     @torch.no_grad()
     def probabilities_of(self, inputs: Mapping[str, list[Any]], batch_size: int = 64) -> NDArray[np.float32]:
-        """The same of inputs by role, as `trifed.data.Examples` has them."""
-        count = len(inputs[self.task.roles[0].setting])
-        data = self.task.encode(self.base, Examples(inputs, np.zeros(count, np.int64)), self.settings)
-        result = np.zeros((count, len(self.labels)), np.float32)
+        """Return class probabilities, (n, n_labels), of inputs by role, as in `trifed.data.Examples`."""
+        data = self.encode(inputs)
+        result = np.zeros((len(data), len(self.labels)), np.float32)
         self.model.eval()
-        device = next(self.model.parameters()).device
         for rows in length_order(data, batch_size):
-            result[rows] = self.model(data.batch(rows, device)).softmax(-1).cpu().numpy()
+            result[rows] = self.model(data.batch(rows, self.device)).softmax(-1).cpu().numpy()
         return result
 
     def predict(self, inputs: Sequence[Any], pairs: Sequence[str] | None = None) -> list[str]:
-        """The most probable label of each text or image."""
+        """Return the most probable label of each text or image."""
         return [self.labels[column] for column in self.probabilities(inputs, pairs).argmax(1)]
 
 
 @dataclass(frozen=True)
 class Writer(ClientModel):
-    """A language model, which answers."""
+    """A language model, which answers prompts."""
+
+    gives = "answer"
 
     def answer(
         self,
@@ -123,27 +150,32 @@ class Writer(ClientModel):
         *,
         images: Sequence[Any] | None = None,
     ) -> list[str]:
-        """What the model writes behind each prompt, the most probable token at a time, at most `tokens` of them.
+        """Return the answer to each prompt, by greedy decoding.
 
-        `inputs`: what each prompt is about, where the model was trained with such; `images`: one a prompt, as
-        paths, bytes or PIL's, of a model that reads them. A model that was trained on texts continues the prompt
-        as it is.
+        A model that was trained on plain texts continues the prompt as it is.
+
+        Args:
+            prompts: One prompt for each answer.
+            inputs: The material of each prompt, if the model was trained with such a column.
+            tokens: Largest length of an answer.
+            batch_size: Prompts that are answered together.
+            images: One for each prompt, as paths, bytes or PIL images, for a model that reads images.
 
         Raises:
-            RunError: the model reads images and none are given, or the other way round.
+            RunError: The model reads images and none are given, or it reads none and some are given.
         """
-        asked: dict[str, list[Any]] = {"prompt": list(prompts), "input": list(inputs or [""] * len(prompts))}
-        read = {role.setting: role for role in self.task.roles}
-        if ("image" in read) != (images is not None):
-            wanted = "reads an image with every prompt; give images=" if "image" in read else "reads no images"
-            raise RunError(f"this model {wanted}")
+        by_role: dict[str, list[Any]] = {"prompt": list(prompts), "input": list(inputs or [""] * len(prompts))}
+        roles = {role.setting: role for role in self.task.roles}
+        if ("image" in roles) != (images is not None):
+            expected = "reads an image with every prompt; give images=" if "image" in roles else "reads no images"
+            raise RunError(f"this model {expected}")
         if images is not None:
-            asked["image"] = [read["image"].given(image) for image in images]
-        return self.answer_all(asked, tokens, batch_size)
+            by_role["image"] = [roles["image"].given(image) for image in images]
+        return self.answer_all(by_role, tokens, batch_size)
 
     @torch.no_grad()
     def answer_all(self, inputs: Mapping[str, list[Any]], tokens: int = 64, batch_size: int = 16) -> list[str]:
-        """The same of inputs by role, as `trifed.data.Examples` has them."""
+        """Return the answers to inputs by role, as in `trifed.data.Examples`."""
         write = self.task.write
         if write is None:
             raise RunError(f"a model of the task '{self.task.name}' does not answer")
@@ -155,108 +187,86 @@ class Writer(ClientModel):
         return answers
 
 
-def load_client(folder: str | Path, base: str | None = None) -> Classifier:
-    """A client's classifier from `runs/NAME/clients/CLIENT`.
+Kind = TypeVar("Kind", bound=ClientModel)
 
-    `base`: where the base model lies now, if not where it lay in the run.
+
+def load_model(kind: type[Kind], folder: str | Path, base: str | None = None) -> Kind:
+    """Load a client's model of one kind from `runs/NAME/clients/CLIENT`, or from an exported folder.
+
+    Args:
+        kind: `Classifier`, `Writer` or `RetrievalModel`.
+        folder: The client's folder.
+        base: Folder or hub name of the base model, if it has moved since the run.
 
     Raises:
-        RunError: the folder holds no client, a language model, or the base model is another one.
-        ModelError: the base model cannot be loaded.
-        AdapterError: the adapter's files are not whole.
+        RunError: The folder holds no client or a model of another kind, or the base model has other weights.
+        ModelError: The base model cannot be loaded.
+        AdapterError: The adapter's files are not complete.
     """
-    parts = open_client(Path(folder), base)
-    check_gives(folder, parts, "label")
-    return Classifier(**vars(parts))
+    model = open_client(Path(folder), base)
+    if model.task.gives != kind.gives:
+        raise RunError(f"{folder}: this is {GIVES[model.task.gives]}")
+    return kind(**vars(model))
+
+
+def load_client(folder: str | Path, base: str | None = None) -> Classifier:
+    """Load a client's classifier; see `load_model` for arguments and errors."""
+    return load_model(Classifier, folder, base)
 
 
 def load_writer(folder: str | Path, base: str | None = None) -> Writer:
-    """A client's language model from `runs/NAME/clients/CLIENT`; see `load_client` for the rest.
-
-    Raises:
-        RunError: as there, or the folder holds a classifier.
-    """
-    parts = open_client(Path(folder), base)
-    check_gives(folder, parts, "answer")
-    return Writer(**vars(parts))
+    """Load a client's language model; see `load_model` for arguments and errors."""
+    return load_model(Writer, folder, base)
 
 
-WAYS = {
-    "label": "a classifier; trifed.load_client(folder) loads it",
-    "answer": "a language model, which answers instead of choosing a label; in Python: "
-    "trifed.load_writer(folder).answer(prompts)",
-    "match": "a model that says which text fits an image; in Python: "
-    "trifed.load_matcher(folder).among(texts).predict(images)",
-}
-"""What a model is, and how it is used, by what its task gives."""
-
-
-def check_gives(folder: str | Path, parts: ClientModel, wanted: str) -> None:
-    """Refuse a model that gives something else than is wanted, with what it is."""
-    if parts.task.gives != wanted:
-        raise RunError(f"{folder}: this is {WAYS[parts.task.gives]}")
+INFERENCE_SETTINGS = ("dtype", "pooling", "max_length", "template", "class_prompt")
+"""Settings of `[model]` that are needed to use a model as it was trained."""
+_COPY_AGAIN = "copy the whole folder from the run again"
 
 
 def open_client(folder: Path, base: str | None) -> ClientModel:
-    """A client's model of whatever kind; raises as `load_client` does."""
+    """Load a client's model of any kind; see `load_model` for arguments and errors."""
     if not (folder / "classifier.json").is_file():
         raise RunError(
             f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
         )
     try:
-        facts, kind, head = _read_client(folder)
+        facts, peft_type, head = _read_client(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{folder}: a file is damaged ({error}); {_COPY_AGAIN}") from error
-    whole = kind == WHOLE_MODEL
-    source = str(folder) if whole else base or facts["base_model"]
-    loaded = TASKS[facts["task"]].load(source, facts.get("dtype", "float32"))
-    if not whole and loaded.fingerprint != facts["base_fingerprint"]:
+    source = base or facts["base_model"] if peft_type else str(folder)
+    task = TASKS[facts["task"]]
+    loaded = task.load(source, facts.get("dtype", "float32"))
+    if peft_type and loaded.fingerprint != facts["base_fingerprint"]:
         raise RunError(
             f"{folder}: the base model at '{loaded.source}' has other weights than the one this client was "
             f"trained on; name the right one with base=..."
         )
-    load = load_adapter if kind == PEFT_TYPE else PeftModel.from_pretrained
+    load = load_adapter if peft_type == PEFT_TYPE else PeftModel.from_pretrained
+    settings = ModelSettings(name=loaded.source, **{k: facts[k] for k in INFERENCE_SETTINGS if k in facts})
     try:
         with without_renaming_warning():
-            encoder = loaded.model if whole else load(loaded.model, str(folder))
-            return _with_head(encoder, loaded, facts, head)
+            encoder = load(loaded.model, str(folder)) if peft_type else loaded.model
+            model = task.build(encoder, loaded, facts["labels"], settings)
+            model.load_state_dict({f"head.{name}": tensor for name, tensor in head.items()}, strict=False)
     except (SafetensorError, RuntimeError) as error:
         raise AdapterError(f"{folder}: its files do not fit together ({error}); {_COPY_AGAIN}") from error
-
-
-def _with_head(
-    encoder: nn.Module, loaded: LoadedBase, facts: dict[str, Any], head: dict[str, Tensor]
-) -> ClientModel:
-    task = TASKS[facts["task"]]
-    own = {name: facts[name] for name in OWN_SETTINGS if name in facts}
-    settings = ModelSettings(name=loaded.source, **own)
-    model = task.build(encoder, loaded, facts["labels"], settings)
-    model.load_state_dict({f"head.{name}": tensor for name, tensor in head.items()}, strict=False)
     return ClientModel(task, model, loaded, settings, facts["labels"])
 
 
-OWN_SETTINGS = ("dtype", "pooling", "max_length", "template", "class_prompt")
-"""Of `[model]`: what a model needs to be used as it was trained."""
-WHOLE_MODEL = "whole model"
-_COPY_AGAIN = "copy the whole folder from the run again"
-
-
-def _read_client(folder: Path) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
-    """classifier.json, the adapter's PEFT type or `WHOLE_MODEL`, and the head's tensors."""
-    whole = (folder / "config.json").is_file()
-    model = ("model.safetensors",) if whole else ("adapter_config.json", "adapter_model.safetensors")
-    for name in (*model, "head.safetensors"):
+def _read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Tensor]]:
+    """Return classifier.json, the adapter's PEFT type (None for a complete model), and the head's tensors."""
+    complete = (folder / "config.json").is_file()
+    files = ("model.safetensors",) if complete else ("adapter_config.json", "adapter_model.safetensors")
+    for name in (*files, "head.safetensors"):
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} has no {name}; {_COPY_AGAIN}")
     facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-    kind = WHOLE_MODEL
-    if not whole:
-        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
-    wanted = ("base_model", "base_fingerprint", "labels", "pooling", "max_length")
-    # Folders of before there was a second task do not name theirs.
-    task = {"task": facts.get("task", "text-classification")}
-    return (
-        {**facts, **task, **{name: facts[name] for name in wanted}},
-        kind,
-        load_file(folder / "head.safetensors"),
-    )
+    missing = {"base_model", "base_fingerprint", "labels", "pooling", "max_length"} - facts.keys()
+    if missing:
+        raise KeyError(*sorted(missing))
+    peft_type = None
+    if not complete:
+        peft_type = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+    # The first versions had one task and did not write its name.
+    return {"task": "text-classification", **facts}, peft_type, load_file(folder / "head.safetensors")

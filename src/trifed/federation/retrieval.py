@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trifed.common.errors import RunError
-from trifed.federation.client_model import Classifier, ClientModel, check_gives, open_client
+from trifed.federation.client_model import Classifier, ClientModel, load_model
 from trifed.tasks import TASKS
 from trifed.tasks.image_text import PromptedClassifier
 from trifed.tasks.towers import Towers, tokens_of
@@ -19,31 +19,25 @@ from trifed.tasks.towers import Towers, tokens_of
 
 @dataclass(frozen=True)
 class RetrievalModel(ClientModel):
-    """A model that says which of some texts fits an image."""
+    """A model that chooses, among several texts, the one that fits an image."""
+
+    gives = "match"
 
     def among(self, texts: Sequence[str]) -> Classifier:
-        """A classifier of images whose labels are these texts, whatever they are; RunError without any."""
+        """Return a classifier of images with these texts as labels; raises RunError without any text."""
         if not texts:
             raise RunError("got no texts; give at least one that an image may fit")
-        device = next(self.model.parameters()).device
         tokens = tokens_of(self.base, texts)
-        model = PromptedClassifier(self.model.encoder, self.model.hidden, tokens, augment="none").to(device)
+        model = PromptedClassifier(self.model.encoder, self.model.hidden, tokens, augment="none").to(self.device)
         return Classifier(TASKS["image-text"], model, self.base, self.settings, list(texts))
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> Tensor:
-        """Of texts, in the space of the images' embeddings: (n, hidden), of norm 1."""
+        """Return embeddings of texts in the space of the images' embeddings: (n, hidden), of norm 1."""
         towers = cast(Towers, self.model.eval())
-        device = next(towers.parameters()).device
-        return towers.said({name: tensor.to(device) for name, tensor in tokens_of(self.base, texts).items()})
+        return towers.said({name: tensor.to(self.device) for name, tensor in tokens_of(self.base, texts).items()})
 
 
 def load_retrieval_model(folder: str | Path, base: str | None = None) -> RetrievalModel:
-    """A client's model of images and captions from `runs/NAME/clients/CLIENT`; see `load_client` for the rest.
-
-    Raises:
-        RunError: as there, or the folder holds another kind of model.
-    """
-    parts = open_client(Path(folder), base)
-    check_gives(folder, parts, "match")
-    return RetrievalModel(**vars(parts))
+    """Load a client's model of images and captions; see `load_model` for arguments and errors."""
+    return load_model(RetrievalModel, folder, base)

@@ -60,11 +60,11 @@ def render_predictions(predictions: Iterable[Prediction], top: int) -> RichTable
     table.add_column("probability", justify="right", no_wrap=True)
     if top > 1:
         table.add_column("then", no_wrap=True)
-    for asked, best in ((p.asked, p.best) for p in predictions):
-        text = asked.text if asked.pair is None else f"{asked.text} | {asked.pair}"
+    for item, best in ((prediction.input, prediction.best) for prediction in predictions):
+        text = item.text if item.pair is None else f"{item.text} | {item.pair}"
         rest = [Text("\n".join(f"{label} {p:.3f}" for label, p in best[1:]))] if top > 1 else []
         line = Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
-        table.add_row(str(asked.row), line, Text(best[0][0]), f"{best[0][1]:.3f}", *rest)
+        table.add_row(str(item.row), line, Text(best[0][0]), f"{best[0][1]:.3f}", *rest)
     return table
 
 
@@ -74,8 +74,8 @@ def render_answers(answers: Iterable[Answer]) -> RichTable:
     table.add_column("row", justify="right", no_wrap=True)
     table.add_column("prompt and answer")
     for item in answers:
-        prompt = f"{item.asked.text}\n{item.asked.pair}" if item.asked.pair else item.asked.text
-        table.add_row(str(item.asked.row), Text.assemble((prompt, "dim"), "\n", item.text))
+        prompt = f"{item.input.text}\n{item.input.pair}" if item.input.pair else item.input.text
+        table.add_row(str(item.input.row), Text.assemble((prompt, "dim"), "\n", item.text))
     return table
 
 
