@@ -2,7 +2,7 @@
 
 ::
 
-    TrifedError                 an error that the user can correct; the command line prints it and exits with code 2
+    TrifedError                 an error that the user can correct; the command line prints it, exit code 2
     ├── ConfigError             one or several mistakes in a configuration, all reported at once
     ├── DataError               a file, a column, a label or a split that cannot be used
     ├── ModelError              a base model or its target modules that cannot be used

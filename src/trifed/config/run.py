@@ -1,4 +1,4 @@
-"""The configuration of a run: validated from TOML and flags, and written back. All mistakes are reported at once."""
+"""The configuration of a run, validated from TOML and flags; all mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, values: Any) -> Any:
-        """Expand `method = "local"` to `[method] name = "local"`, and add the defaults of the task and the method."""
+        """Expand `method = "local"` to `[method] name = "local"`, and add defaults of task and method."""
         if not isinstance(values, dict):
             return values
         method = values.get("method", {})
@@ -115,10 +115,13 @@ class RunConfig(BaseModel):
 
     def parts_left_out(self) -> list[str]:
         """Return a sentence for each part that was asked for and has no meaning for this task or method."""
-        if _parts(self.model_dump(mode="json")) == self._default_parts():
+        if self._parts() == self._default_parts():
             return []  # the method's own parts, nothing that somebody asked for
         method, labelled = METHODS[self.method.name], self.task not in UNLABELLED
         return list(parts_left_out(method, self.personalization, self.aggregation, labelled))
+
+    def _parts(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include=set(PARTS))
 
     def _default_parts(self) -> dict[str, Any]:
         """Return the tables of parts as the method has them, options that stand for a part's setting included."""
@@ -134,8 +137,7 @@ class RunConfig(BaseModel):
         A setting that has the default of this run's method gets the default of the other one.
         """
         values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
-        same = deep_merge(METHODS[self.method.name].defaults, self._default_parts())
-        values = deep_difference(values, same)
+        values = deep_difference(values, deep_merge(METHODS[self.method.name].defaults, self._default_parts()))
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
@@ -148,7 +150,7 @@ class RunConfig(BaseModel):
             **dict.fromkeys(NO_NUMBERS, True),
             "privacy": GUARDS if self.privacy.on else True,
         }
-        if _parts(self.model_dump(mode="json")) == self._default_parts():
+        if self._parts() == self._default_parts():
             left_out |= dict.fromkeys(PARTS, True)
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
@@ -221,7 +223,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values with flags in their place; flags have dotted names, such as `training.learning_rate`."""
+    """Return nested values changed by flags, which have dotted names, such as `training.learning_rate`."""
     result = {name: dict(item) if isinstance(item, dict) else item for name, item in values.items()}
     for name, value in dotted.items():
         head, _, rest = name.partition(".")
@@ -256,16 +258,12 @@ def _settings_of_options(method: Any) -> dict[str, Any]:
     if not isinstance(method, Mapping):
         return {}
     known = METHODS.get(str(method.get("name", DEFAULT_METHOD)))
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for option, setting in known.setting_names.items() if known else ():
         if method.get(option) is not None:
             table, name = setting.split(".")
-            given.setdefault(table, {})[name] = method[option]
-    return given
-
-
-def _parts(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: values[name] for name in PARTS}
+            settings.setdefault(table, {})[name] = method[option]
+    return settings
 
 
 def _task_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,13 +319,13 @@ def _privacy_problems(config: RunConfig) -> Iterator[str]:
     for name, method in methods.items():
         if method.shared_projections:
             yield (
-                f"privacy: '{name}' sends each client's gradient before round 1, without noise; set another method, "
-                f"or leave [privacy] out"
+                f"privacy: '{name}' sends each client's gradient before round 1, without noise; set another "
+                f"method, or leave [privacy] out"
             )
     if (config.privacy.update or config.privacy.training) and not config.privacy.summary:
         for name, method in methods.items():
             if method.summarise or method.local_init:
-                yield f"privacy.summary: missing, but '{name}' sends a summary with exact counts; set privacy.summary.epsilon"
+                yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"
     yield from _training_problems(config)
     if (config.privacy.summary or config.privacy.training) and config.task == "causal-lm" and config.model.packing:
         yield (
@@ -342,8 +340,8 @@ def _training_problems(config: RunConfig) -> Iterator[str]:
         return
     if config.training.steps is None:
         yield (
-            "training.steps: missing; privacy.training needs it, because the number of steps must not depend on the "
-            "number of a client's examples"
+            "training.steps: missing; with privacy.training the number of steps must not depend on the number of "
+            "a client's examples, so set it"
         )
     if config.task == "image-text-pairs":
         yield (
