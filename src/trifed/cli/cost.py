@@ -1,4 +1,4 @@
-"""`trifed cost`: what every method would send on a model, before anything is downloaded or trained."""
+"""`trifed cost`: the bytes that every method would send for a model, without downloading or training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from trifed.adapters.settings import AdapterSettings
 from trifed.config.settings import Bits
 
-HELP = """What every method would send on a model, for each client and round. No weights are loaded.
+HELP = """Bytes that each method would send for a model, per client and round. No weights are loaded.
 
 MODEL is a shape (roberta-base, roberta-large, llama-7b, mistral-7b, clip-vit-b32, vit-base), 'demo', a folder with
 a config.json, or a hub name.
@@ -25,38 +25,38 @@ a config.json, or a hub name.
   trifed cost demo --labels 12 --bits 1 --format md
 """
 
-Flag = typer.Option
-
-
-Words = Literal["auto", "all-linear"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command("cost", help=HELP)(cost_command)
+TargetWords = Literal["auto", "all-linear"]
 
 
 def cost_command(
     model: Annotated[str, typer.Argument(help="Shape, folder, hub name or 'demo'.", show_default=False)],
     rank: Annotated[
         int | None,
-        Flag(min=1, show_default=False, help="Rank of all adapters. Default: each method's own, mostly 8."),
+        typer.Option(
+            min=1, show_default=False, help="Rank of the adapters. Default: each method's own, mostly 8."
+        ),
     ] = None,
     target_modules: Annotated[
-        str, Flag(help="Endings of module names, with commas; or auto, all-linear.")
+        str, typer.Option(help="Endings of module names, separated by commas; or auto, all-linear.")
     ] = "auto",
     labels: Annotated[
         int | None,
-        Flag(min=0, show_default=False, help="Outputs of the head. Default: 2, or 0 for a causal LM."),
+        typer.Option(min=0, show_default=False, help="Number of labels. Default: 2, or 0 for a causal LM."),
     ] = None,
     bits: Annotated[
         Literal["1", "2", "4", "8", "32"] | None,
-        Flag(show_default=False, help="Of a number that travels. Default: each method's own, mostly 32."),
+        typer.Option(
+            show_default=False, help="Bits for each number that is sent. Default: each method's own, mostly 32."
+        ),
     ] = None,
-    form: Annotated[Literal["table", "json", "csv", "md"], Flag("--format", help="How to print it.")] = "table",
-    plot: Annotated[Path | None, Flag(show_default=False, help="Also draw it: .png, .svg or .pdf.")] = None,
+    form: Annotated[
+        Literal["table", "json", "csv", "md"], typer.Option("--format", help="Format of the output.")
+    ] = "table",
+    plot: Annotated[
+        Path | None, typer.Option(show_default=False, help="Also draw a plot: .png, .svg or .pdf.")
+    ] = None,
 ) -> None:
-    """What every method would send on a model."""
+    """Bytes that each method would send for a model."""
     # Imported late: --help should not wait for torch and transformers.
     messages = Console(stderr=True)
     with messages.status(f"Reading the shape of {model}"):
@@ -65,8 +65,8 @@ def cost_command(
 
         if plot is not None:
             check_picture(plot)
-        given = {} if rank is None else {"rank": rank}
-        adapter = AdapterSettings(**given, target_modules=_targets(target_modules))
+        ranks = {} if rank is None else {"rank": rank}
+        adapter = AdapterSettings(**ranks, target_modules=_targets(target_modules))
         cost = estimate_cost(model, adapter, labels, cast(Bits | None, bits and int(bits)))
     if form in TEXTS:
         typer.echo(TEXTS[form](cost))
@@ -77,7 +77,7 @@ def cost_command(
         messages.print(f"The picture is {plot}.")
 
 
-def _targets(given: str) -> list[str] | Words:
-    if given in get_args(Words):
-        return cast(Words, given)
-    return [ending.strip() for ending in given.split(",") if ending.strip()]
+def _targets(value: str) -> list[str] | TargetWords:
+    if value in get_args(TargetWords):
+        return cast(TargetWords, value)
+    return [ending.strip() for ending in value.split(",") if ending.strip()]

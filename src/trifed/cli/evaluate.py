@@ -52,11 +52,6 @@ class Format(StrEnum):
     CSV = "csv"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("evaluate", help=HELP)(evaluate_command)
-
-
 def evaluate_command(
     model: ModelFolder,
     file: Annotated[

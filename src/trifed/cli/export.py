@@ -43,11 +43,6 @@ class FormName(StrEnum):
     MERGED = "merged"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("export", help=HELP)(export_command)
-
-
 def export_command(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)],
     form: Annotated[FormName, typer.Option(help="Form of the model.")] = FormName.LORA,

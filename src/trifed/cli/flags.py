@@ -1,9 +1,14 @@
-"""Arguments and flags that several commands share."""
+"""Arguments, flags and exit codes that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+MISTAKE = 2
+"""Exit code after an error that the user can correct."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 ModelFolder = Annotated[Path, typer.Argument(help="Folder of a run or of an exported model.", show_default=False)]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the text or prompt.")]

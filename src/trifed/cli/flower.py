@@ -1,4 +1,4 @@
-"""`trifed flower`: folders from which sites run together by Flower."""
+"""`trifed flower`: runs between sites, by Flower."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from trifed.deployment.status import RunStatus
     from trifed.federation.run_folder import RunFolder
 
-HELP = """A run between sites, by Flower: a SuperLink at the server, a SuperNode at every site.
+HELP = """Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
 
-`init` at the server, `join` at each site; docs/deployment.md walks through both. Needs the extra:
+Use `init` at the server and `join` at each site; docs/deployment.md explains both step by step. Needs the extra:
 pip install 'trifed\\[flower]'.
 """
 INIT_HELP = """Write the server's folder: the run as a Flower app, TLS certificates, and scripts.
@@ -35,15 +35,15 @@ JOIN_HELP = """Write a site's folder: its own key, its settings, and a script th
 
   trifed flower join site --name berlin --superlink federation.example.org:8443 --ca ca.pem --data tickets.csv
 """
-STATUS_HELP = """Which sites take part in a run, what each has sent, and who was left out or refused, and why.
+STATUS_HELP = """Show a run's sites: what each has sent, and which were skipped or refused, with the reason.
 
 [bold]Example[/bold]: trifed flower status server/runs/tickets
 """
-WITHDRAW_HELP = """A site leaves for good: what is its own at the server is deleted, and nobody gets more of it.
+WITHDRAW_HELP = """Withdraw a site for good: the server deletes the site's data and does not use them any more.
 
-At the site, with its folder: its node tells the server when it is asked next.
+At the site, give the site's folder: its node sends the withdrawal with its next reply.
 
-At the server, with a run's folder and --client: at once; before the next round where the run is under way.
+At the server, give a run's folder and --client: the data are deleted at once, or before the run's next round.
 
 [bold]Examples[/bold]
 
@@ -51,41 +51,36 @@ At the server, with a run's folder and --client: at once; before the next round 
 \b
   trifed flower withdraw server/runs/tickets --client berlin
 """
-NEEDED = ("flwr", "cryptography")
+PACKAGES = ("flwr", "cryptography")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(help=HELP, no_args_is_help=True)
-    group.command("init", help=INIT_HELP)(init_command)
-    group.command("join", help=JOIN_HELP)(join_command)
-    group.command("status", help=STATUS_HELP)(status_command)
-    group.command("withdraw", help=WITHDRAW_HELP)(withdraw_command)
-    app.add_typer(group, name="flower")
+app = typer.Typer(help=HELP, no_args_is_help=True)
 
 
+@app.command("init", help=INIT_HELP)
 def init_command(
     folder: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     run: Annotated[Path, typer.Option(help="The run's TOML file, as for trifed run.", show_default=False)],
-    host: Annotated[str, typer.Option(help="The name or address by which sites reach the server.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="One port serves all.")] = 8443,
+    host: Annotated[str, typer.Option(help="Name or address at which sites reach the server.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port; one is enough.")] = 8443,
 ) -> None:
     """Write the server's folder."""
     _need_flower()
     from trifed.deployment.server_folder import write_server_folder
 
-    told = write_server_folder(folder, run, host, port)
-    typer.echo(f"{folder}: start.sh, register.sh and run.sh; what each does is in README.md")
-    typer.echo(f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {told}")
+    fingerprint = write_server_folder(folder, run, host, port)
+    typer.echo(f"{folder}: start.sh, register.sh and run.sh; README.md says what each does")
+    typer.echo(f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {fingerprint}")
 
 
+@app.command("join", help=JOIN_HELP)
 def join_command(
     folder: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     name: Annotated[str, typer.Option(help="This site's name in reports; unique.", show_default=False)],
     superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server.", show_default=False)],
     ca: Annotated[Path, typer.Option(help="The server's ca.pem.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="This site's table, or folder.", show_default=False)],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="A free one, for this machine alone.")] = 9094,
+    data: Annotated[Path, typer.Option(help="This site's table, or a folder.", show_default=False)],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="A free port; only this machine uses it.")] = 9094,
 ) -> None:
     """Write a site's folder."""
     _need_flower()
@@ -93,26 +88,27 @@ def join_command(
     from trifed.deployment.site_folder import write_site_folder
 
     write_site_folder(folder, name, superlink, ca, data, port)
-    typer.echo(f"{folder}: look at node.toml, send {name}.pub to the server's keeper, then start.sh")
-    typer.echo(f"The server's authority, SHA-256:\n  {fingerprint(folder / 'ca.pem')}")
+    typer.echo(f"{folder}: check node.toml, send {name}.pub to the server's administrator, then run start.sh")
+    typer.echo(f"SHA-256 of the server's certificate authority:\n  {fingerprint(folder / 'ca.pem')}")
 
 
+@app.command("status", help=STATUS_HELP)
 def status_command(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder at the server.", show_default=False)
     ],
 ) -> None:
-    """How the sites of a run stand."""
+    """Show a run's sites."""
     from rich.console import Console
 
     from trifed.deployment.status import run_status
 
-    run, config = _run(folder)
+    run, config = _open_run(folder)
     Console().print(_render_status(run_status(run, config.rounds)))
 
 
 def _render_status(run: RunStatus) -> RenderableType:
-    """A table with one row a site; below it the reasons for refusals."""
+    """Return a table with one row for each site, and below it the reasons for refusals."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -130,28 +126,35 @@ def _render_status(run: RunStatus) -> RenderableType:
     return Group(table, *(Text(f"refused: {reason}") for reason in run.refused))
 
 
+@app.command("withdraw", help=WITHDRAW_HELP)
 def withdraw_command(
     folder: Annotated[Path, typer.Argument(help="A site's folder, or a run's at the server.", show_default=False)],
-    client: Annotated[str | None, typer.Option(help="At the server: who leaves.", show_default=False)] = None,
+    client: Annotated[
+        str | None, typer.Option(help="At the server: the site that leaves.", show_default=False)
+    ] = None,
 ) -> None:
-    """A site leaves for good."""
+    """Withdraw a site for good."""
     from trifed.deployment.membership import withdraw_from
     from trifed.deployment.withdrawal import leave
 
     if client is None:
         name = leave(folder)
-        typer.echo(f"{name} leaves. Its node says so when the server asks next: leave it running until then.")
-        typer.echo(f"{folder} stays as it is, models too.")
-    elif withdraw_from(*_run(folder), client):
-        typer.echo(f"{client}: its cores, its summary and what it had last are deleted; it is asked nothing more.")
+        typer.echo(
+            f"{name} leaves. Its node sends the withdrawal with its next reply; keep it running until then."
+        )
+        typer.echo(f"{folder} is not changed; its models stay too.")
+    elif withdraw_from(*_open_run(folder), client):
+        typer.echo(f"{client}: its cores, its summary and its last model are deleted; it takes part no more.")
     else:
-        typer.echo(f"{client}: deleted before the next round, by the process that leads the run.")
-    typer.echo("What cannot be undone: averages that others have received, and what they have learned from them;")
-    typer.echo("one average for all, of methods that have one, until the next round; losses and bytes in the log.")
+        typer.echo(f"{client}: the server's process deletes its data before the next round.")
+    typer.echo(
+        "Not undone: averages that other sites have received and trained on; a common average, until the next\n"
+        "round; losses and bytes in the log."
+    )
 
 
-def _run(folder: Path) -> tuple[RunFolder, RunConfig]:
-    """A run's folder at the server, and its settings."""
+def _open_run(folder: Path) -> tuple[RunFolder, RunConfig]:
+    """Return a run's folder at the server, and its settings."""
     from trifed.config.run import make_config, read_toml
     from trifed.federation.run_folder import RunFolder
 
@@ -162,6 +165,8 @@ def _run(folder: Path) -> tuple[RunFolder, RunConfig]:
 def _need_flower() -> None:
     from importlib.util import find_spec
 
-    for name in NEEDED:
+    for name in PACKAGES:
         if find_spec(name) is None:
-            raise RunError(f"this needs {name}, which is not installed: pip install 'trifed[flower]'")
+            raise RunError(
+                f"this command needs {name}, which is not installed; install it: pip install 'trifed[flower]'"
+            )

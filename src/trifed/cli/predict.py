@@ -56,11 +56,6 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("predict", help=HELP)(predict_command)
-
-
 def predict_command(
     model: ModelFolder,
     file: Annotated[

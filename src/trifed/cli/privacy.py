@@ -1,4 +1,4 @@
-"""`trifed privacy`: what a run has spent of its privacy budget, by client."""
+"""`trifed privacy`: the privacy budget that a run has spent, by client."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
-HELP = """What a run has spent of its privacy budget, from its ledgers.
+HELP = """The privacy budget that a run has spent, from its ledgers.
 
-At a site: the site's own ledger, of one run or of all in its folder. Of a
-simulated run: every client's. At the server of a run between sites, where no
-ledger is: what the run costs a client that takes part in all of it.
+RUN is the folder of a simulated run (all clients' ledgers), a site's folder
+(its own ledgers, of one run or of all), or a run's folder at the server of a
+run between sites. The server has no ledger; it shows the cost for a client
+that takes part in every round.
 
-An ε says nothing without the two data sets between which it holds. Here they
-differ by one training example of the client, or by all of its updates.
+An ε holds between two data sets that differ. Here they differ by one training
+example of the client, or by all of its updates.
 
 [bold]Examples[/bold]
 
@@ -25,14 +26,9 @@ differ by one training example of the client, or by all of its updates.
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("privacy", help=HELP)(privacy_command)
-
-
 def privacy_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Every entry, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every entry as JSON.")] = False,
 ) -> None:
     """Print ledgers as a table."""
     # Imported late: --help should not wait for torch.

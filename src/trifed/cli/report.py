@@ -1,4 +1,4 @@
-"""`trifed report`: a run, a comparison or an audit as a page, as Markdown, as JSON or as CSV."""
+"""`trifed report`: a run, a comparison or an audit as HTML, Markdown, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-HELP = """A run, a comparison or an audit as one page to look at and to show.
+HELP = """Write a report about a run, a comparison or an audit: one page to read and to share.
 
-It has a verdict, at most three cautions, and the numbers behind every picture.
+It has a verdict, at most three cautions, and the numbers behind every plot.
 
-The page is one file that fetches nothing. Of a run that was broken off it shows what there is.
+The page is one file that loads nothing from the network. An unfinished run can be reported too.
 
 [bold]Examples[/bold]
 
@@ -26,19 +26,14 @@ The page is one file that fetches nothing. Of a run that was broken off it shows
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add `trifed report`."""
-    app.command("report", help=HELP)(report_command)
-
-
 def report_command(
     path: Annotated[Path, typer.Argument(help="Folder of a run, a comparison or an audit.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Where to; report.FORMAT in that folder unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The new file. Default: report.FORMAT in that folder.")] = None,
     format: Annotated[  # noqa: A002 - the flag's name
-        str | None, typer.Option(help="html, md, json or csv; else what --out ends with, else html.")
+        str | None, typer.Option(help="html, md, json or csv. Default: the ending of --out, or html.")
     ] = None,
 ) -> None:
-    """Write the report and say where it is."""
+    """Write a report about a run, a comparison or an audit."""
     # Imported late: --help should not wait for matplotlib.
     from trifed.reports.report import report
 

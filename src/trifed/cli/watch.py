@@ -1,4 +1,4 @@
-"""`trifed watch`: a run as it goes, from its event log."""
+"""`trifed watch`: follow a run by its event log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-HELP = """Follow a run: rounds, clients, bytes and scores as they come.
+HELP = """Follow a run: print rounds, clients, bytes and scores as they happen.
 
-Of a run by Flower at the server, or of one that `trifed run` carries out. Ends when the run is finished.
+RUN is the folder of a run by `trifed run`, or at the server of a run between sites. The command ends with the run.
 
 [bold]Examples[/bold]
 
@@ -18,17 +18,12 @@ Of a run by Flower at the server, or of one that `trifed run` carries out. Ends 
 \b
   trifed watch runs/demo --no-wait
 """
-LOOK_AGAIN = 0.5
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("watch", help=HELP)(watch_command)
+POLL_SECONDS = 0.5
 
 
 def watch_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    wait: Annotated[bool, typer.Option(help="For what comes, until the run is finished.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait for new events until the run is finished.")] = True,
 ) -> None:
     """Follow a run."""
     from trifed.deployment.event_format import line_of
@@ -37,7 +32,7 @@ def watch_command(
     run, seen = RunFolder.open(folder), 0
     while True:
         events = run.events()
-        seen = min(seen, len(events))  # a run that goes on begins after its last whole round
+        seen = min(seen, len(events))  # a resumed run drops the events after its last complete round
         for event in events[seen:]:
             line = line_of(event)
             if line:
@@ -45,4 +40,4 @@ def watch_command(
         seen = len(events)
         if not wait or any(event["event"] == "finished" for event in events):
             return
-        time.sleep(LOOK_AGAIN)
+        time.sleep(POLL_SECONDS)
