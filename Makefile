@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := src tests benchmarks docs/hooks.py
+SOURCES := src tests benchmarks examples docs/hooks.py
 
 .PHONY: help demo test test-quick check format docs clean
 
