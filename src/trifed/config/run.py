@@ -114,9 +114,9 @@ class RunConfig(BaseModel):
         )
 
     def parts_left_out(self) -> list[str]:
-        """Return a sentence for each part that was asked for and has no meaning for this task or method."""
+        """Return a sentence for each part that is set and has no meaning for this task or method."""
         if self._parts() == self._default_parts():
-            return []  # the method's own parts, nothing that somebody asked for
+            return []  # the method's own parts: nothing was set
         method, labelled = METHODS[self.method.name], self.task not in UNLABELLED
         return list(parts_left_out(method, self.personalization, self.aggregation, labelled))
 
@@ -125,10 +125,12 @@ class RunConfig(BaseModel):
 
     def _default_parts(self) -> dict[str, Any]:
         """Return the tables of parts as the method has them, options that stand for a part's setting included."""
-        given = deep_merge(METHODS[self.method.name].defaults, _settings_of_options(self.method.model_dump()))
+        tables = deep_merge(METHODS[self.method.name].defaults, _settings_of_options(self.method.model_dump()))
         return {
-            "personalization": PersonalizationSettings(**given.get("personalization", {})).model_dump(mode="json"),
-            "aggregation": AggregationSettings(**given.get("aggregation", {})).model_dump(mode="json"),
+            "personalization": PersonalizationSettings(**tables.get("personalization", {})).model_dump(
+                mode="json"
+            ),
+            "aggregation": AggregationSettings(**tables.get("aggregation", {})).model_dump(mode="json"),
         }
 
     def with_method(self, name: str) -> RunConfig:
@@ -167,28 +169,18 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     Raises:
         ConfigError: The settings have mistakes; it lists each one with its dotted name.
     """
-    problems: list[str] = []
-    config = None
+    problems = list(_method_problems(values.get("method", DEFAULT_METHOD)))
     try:
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
-        problems += validation_messages(error, RunConfig)
-    problems += _method_problems(values.get("method", DEFAULT_METHOD))
-    if config is not None:
-        problems += _baseline_problems(config)
-    if config is not None and not config.data.label and config.task not in UNLABELLED:
-        problems.append(f"data.label: got '', but task = '{config.task}' learns labels; name their column")
-    if config is not None and config.task == "image-text-pairs" and config.training.micro_batch:
-        problems.append(
-            "training.micro_batch: task = 'image-text-pairs' compares each pair with all others of its step, so a "
-            "step cannot be split; leave it out, or set a smaller batch_size"
-        )
-    if config is not None and config.method.name in METHODS:
+        raise ConfigError([*validation_messages(error, RunConfig), *problems], source) from error
+    problems += [*_baseline_problems(config), *_task_problems(config)]
+    if config.method.name in METHODS:
         problems += _privacy_problems(config)
-    if config is not None and not problems:
+    if not problems:
         problems += config.method.options().problems(config.adapter)
         problems += part_problems(METHODS[config.method.name], config.personalization, config.aggregation)
-    if config is None or problems:
+    if problems:
         raise ConfigError(problems, source)
     return config
 
@@ -308,6 +300,16 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
             yield f"baselines: {unknown_method(name)}"
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
+
+
+def _task_problems(config: RunConfig) -> Iterator[str]:
+    if not config.data.label and config.task not in UNLABELLED:
+        yield f"data.label: got '', but task = '{config.task}' learns labels; name their column"
+    if config.task == "image-text-pairs" and config.training.micro_batch:
+        yield (
+            "training.micro_batch: task = 'image-text-pairs' compares each pair with all others of its step, so a "
+            "step cannot be split; leave it out, or set a smaller batch_size"
+        )
 
 
 def _privacy_problems(config: RunConfig) -> Iterator[str]:

@@ -146,13 +146,13 @@ def by_role(inputs: Sequence[InferenceInput], *, prompts: bool = False) -> dict[
 def _read(path: Path, columns: Columns, label: dict[str, str]) -> RawTable:
     if path.is_dir() and columns.image is not None and not columns.answers:
         return _image_folder(path, columns, labelled=bool(label))
-    wanted = {"--image-column": columns.image} if columns.image is not None else {}
+    names = {"--image-column": columns.image} if columns.image is not None else {}
     if columns.image is None or columns.answers:
-        wanted["--text-column"] = columns.text
-    wanted |= label
+        names["--text-column"] = columns.text
+    names |= label
     if columns.pair is not None:
-        wanted["--pair-column"] = columns.pair
-    raw = read_file(path, wanted, columns.label)
+        names["--pair-column"] = columns.pair
+    raw = read_file(path, names, columns.label)
     if not raw.rows:
         raise DataError(f"{path}: no rows; expected at least one {columns.kind} below the header")
     return raw
