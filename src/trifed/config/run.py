@@ -126,12 +126,8 @@ class RunConfig(BaseModel):
     def _default_parts(self) -> dict[str, Any]:
         """Return the tables of parts as the method has them, options that stand for a part's setting included."""
         tables = deep_merge(METHODS[self.method.name].defaults, _settings_of_options(self.method.model_dump()))
-        return {
-            "personalization": PersonalizationSettings(**tables.get("personalization", {})).model_dump(
-                mode="json"
-            ),
-            "aggregation": AggregationSettings(**tables.get("aggregation", {})).model_dump(mode="json"),
-        }
+        classes = {"personalization": PersonalizationSettings, "aggregation": AggregationSettings}
+        return {name: kind(**tables.get(name, {})).model_dump(mode="json") for name, kind in classes.items()}
 
     def with_method(self, name: str) -> RunConfig:
         """Return this configuration with another method, its default options, and no baselines.
@@ -287,9 +283,8 @@ def _method_problems(method: Any) -> Iterator[str]:
         METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
     except ValidationError as error:
         for problem in validation_messages(error, METHODS[name].options):
-            yield f"method.{problem}" + (
-                "" if "name" in settings else f"; no method.name is given, so the method is '{name}'"
-            )
+            default = "" if "name" in settings else f"; no method.name is given, so the method is '{name}'"
+            yield f"method.{problem}{default}"
 
 
 def _baseline_problems(config: RunConfig) -> Iterator[str]:
