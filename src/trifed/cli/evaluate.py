@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trifed.export.locate import Columns
     from trifed.federation.client_model import ClientModel
 
+Function = Callable[..., Any]
+
 HELP = """Evaluate clients' models on a labelled file.
 
 MODEL is a run, a folder that `trifed export` wrote, or a folder of such
@@ -90,7 +92,7 @@ def evaluate_command(
         typer.echo(to_csv(scores), nl=False)
 
 
-def _by_kind(columns: Columns, tokens: int) -> tuple[type[ClientModel], *tuple[Callable[..., Any], ...]]:
+def _by_kind(columns: Columns, tokens: int) -> tuple[type[ClientModel], Function, Function, Function]:
     """Return a kind of models, and the functions that evaluate them, show the scores, and write them as CSV."""
     from trifed.export.evaluate import evaluate_client
     from trifed.export.evaluate_answers import evaluate_writer

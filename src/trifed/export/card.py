@@ -87,19 +87,19 @@ def _code(task: Task, model: ExportedModel) -> dict[str, Any]:
         "tri_matrix": model.form == "tri-matrix",
         "head": model.form != "lora-no-head",
         "images": facts["columns"]["image"] is not None,
-        "stock": model.stock if task.gives == "label" else None,
+        "stock": model.stock if task.output == "label" else None,
         "snippet": snippet,
         "template": template,
         "chat": template == CHAT,
     }
-    if task.gives == "answer":
+    if task.output == "answer":
         return {**values, "code": "language_model.py.jinja"}
-    if task.gives == "match" or snippet is None:
+    if task.output == "match" or snippet is None:
         return {**values, "code": "image_text.py.jinja"}
     return {
         **values,
         "code": "native_classifier.py.jinja" if model.stock else "classifier.py.jinja",
-        "auto_class": task.stock and task.stock.__name__,
+        "auto_class": task.native_class and task.native_class.__name__,
         "batch": snippet.batch.replace("{length}", str(facts["max_length"])),
         "example": snippet.pair_example if facts["columns"]["pair"] is not None else snippet.example,
     }

@@ -26,7 +26,7 @@ from trifed.federation.shared_model import SharedModel
 from trifed.federation.training import length_order
 from trifed.methods.base import is_head
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
-from trifed.tasks.base_model import LoadedBase, without_transformers_talk
+from trifed.tasks.base_model import LoadedBase, quiet_transformers
 
 
 def save_client(
@@ -45,7 +45,7 @@ def save_client(
         # "auto" would ask a hub if the embeddings were resized.
         encoder.save_pretrained(str(folder), save_embedding_layers=False)
     else:
-        with without_transformers_talk():
+        with quiet_transformers():
             encoder.save_pretrained(str(folder))
         shared_model.base.processor.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
@@ -71,7 +71,7 @@ GIVES = {
     "match": "a model of images and captions; load it with trifed.load_retrieval_model(folder) and call "
     ".among(texts).predict(images)",
 }
-"""Kinds of models and how each is loaded, by `Task.gives`."""
+"""Kinds of models and how each is loaded, by `Task.output`."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Writer(ClientModel):
     @torch.no_grad()
     def answer_all(self, inputs: Mapping[str, list[Any]], tokens: int = 64, batch_size: int = 16) -> list[str]:
         """Return the answers to inputs by role, as in `trifed.data.Examples`."""
-        write = self.task.write
+        write = self.task.generate
         if write is None:
             raise RunError(f"a model of the task '{self.task.name}' does not answer")
         self.model.eval()
@@ -204,8 +204,8 @@ def load_model(kind: type[Kind], folder: str | Path, base: str | None = None) ->
         AdapterError: The adapter's files are not complete.
     """
     model = open_client(Path(folder), base)
-    if model.task.gives != kind.gives:
-        raise RunError(f"{folder}: this is {GIVES[model.task.gives]}")
+    if model.task.output != kind.gives:
+        raise RunError(f"{folder}: this is {GIVES[model.task.output]}")
     return kind(**vars(model))
 
 

@@ -30,7 +30,7 @@ def privacy_row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def privacy_table(accounts: Sequence[Account]) -> Table:
     """Return ledgers as a table, one row for each client and relation."""
-    columns = (Column("client", "client"), *PRIVACY_COLUMNS)
+    columns: tuple[Column, ...] = (Column("client", "client"), *PRIVACY_COLUMNS)
     if _runs(accounts) > 1:
         columns = (Column("run", "run"), *columns)
     rows = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from textwrap import fill
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -101,8 +102,8 @@ def to_terminal(table: Table) -> RichTable:
             if column.is_number
             else column.label
         )
-        side = "right" if column.is_number else "left"
-        shown.add_column(Text(label), justify=side, overflow="fold", no_wrap=column.is_number)
+        justify: JustifyMethod = "right" if column.is_number else "left"
+        shown.add_column(Text(label), justify=justify, overflow="fold", no_wrap=column.is_number)
     for row in cells:
         shown.add_row(*map(Text, row))
     return shown

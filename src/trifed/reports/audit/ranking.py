@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import isinf, isnan
 
-from trifed.reports.audit.findings import Estimate, Findings, Knows, Reconstruction, Sees
+from trifed.reports.audit.findings import (
+    Estimate,
+    Findings,
+    Knows,
+    Labels,
+    Means,
+    Membership,
+    Reconstruction,
+    Sees,
+)
 
 MAIN_SCORE = {"text": "f1", "image": "psnr"}
 """The score of a reconstruction for each kind of example; higher is nearer to the original."""
@@ -20,7 +29,13 @@ KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
 
 def methods_of(findings: Findings) -> tuple[str, ...]:
     """Return the audited method, its controls, then every other method that was attacked."""
-    rows = [*attacks(findings), *findings.membership, *findings.labels, *findings.means]
+    rows: list[Reconstruction | Membership | Labels | Means]
+    rows = [
+        *attacks(findings),
+        *findings.membership,
+        *findings.labels,
+        *findings.means,
+    ]
     return tuple(dict.fromkeys([findings.method, *findings.controls, *(row.method for row in rows)]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trifed.reports.audit.findings import Estimate, Findings, Reconstruction
+from trifed.reports.audit.findings import Estimate, Findings, Labels, Membership, Reconstruction
 from trifed.reports.audit.ranking import (
     CLEAR_AUC,
     KNOWS,
@@ -188,7 +188,9 @@ def means_table(findings: Findings) -> Table:
 
 def glossary_table(findings: Findings) -> Table:
     """Return the meaning of every attacker, attack and score that occurs."""
-    rows = [*attacks(findings), *findings.labels, *findings.membership]
+    rows: list[Reconstruction | Labels | Membership] = [
+        *attacks(findings), *findings.labels, *findings.membership
+    ]  # fmt: skip
     words = [f"sees: {seen}" for seen in SEES if seen in {row.sees for row in rows}]
     words += [f"knows: {SHORT_KNOWS[known]}" for known in KNOWS if known in {row.knows for row in rows}]
     words += [row.attack for row in findings.reconstruction]
