@@ -29,7 +29,14 @@ class Wanted:
     why: str
 
 
-WANTED: tuple[Wanted, ...] = ()
+WANTED: tuple[Wanted, ...] = (
+    Wanted("sites/*", "events.jsonl/*:left out/code", "a site's refusal names its code"),
+    Wanted(
+        "sites/*",
+        "events.jsonl/*:left out/reason",
+        "the server's sentence for a code; a site's own words stay there",
+    ),
+)
 
 
 class Difference(NamedTuple):
