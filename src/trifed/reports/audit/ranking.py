@@ -20,8 +20,9 @@ KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
 
 def methods_of(findings: Findings) -> tuple[str, ...]:
     """Return the audited method, its controls, then every other method that was attacked."""
-    rows = [*attacks(findings), *findings.membership, *findings.labels, *findings.means]
-    return tuple(dict.fromkeys([findings.method, *findings.controls, *(row.method for row in rows)]))
+    others = [row.method for row in (*attacks(findings), *findings.membership)]
+    others += [row.method for row in (*findings.labels, *findings.means)]
+    return tuple(dict.fromkeys([findings.method, *findings.controls, *others]))
 
 
 def attacks(findings: Findings, method: str | None = None) -> list[Reconstruction]:

@@ -60,7 +60,7 @@ def _about_attacks(findings: Findings) -> Iterable[Caution]:
         yield Caution("weak-attacks", "No control was read back above guessing: the attacks may be too weak here.")
     if attacks(findings) and len(attacks(findings)) == len(findings.reconstruction):
         yield Caution("no-guesser", "There was no guesser: nothing shows which part of a score is guessing.")
-    trials = [row.trials for row in (*findings.reconstruction, *findings.labels)]
+    trials = [row.trials for row in findings.reconstruction] + [row.trials for row in findings.labels]
     fewest = min(trials, default=FEW_TRIALS)
     if fewest < FEW_TRIALS:
         yield Caution("few-trials", f"A number stands on only {plural(fewest, 'trial')}: read the intervals.")
