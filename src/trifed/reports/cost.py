@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, JustifyMethod, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -64,9 +64,8 @@ def render_cost(cost: Cost) -> RenderableType:
     for column in COLUMNS:
         if column.key != "adapter":
             width = len("nothing") if column.key == "sends" else None
-            justify: JustifyMethod = "right" if column.is_number else "left"
             wraps = column.key in ("trains", "sends")
-            table.add_column(column.label, justify=justify, no_wrap=not wraps, min_width=width)
+            table.add_column(column.label, justify=column.side, no_wrap=not wraps, min_width=width)
     for item, (name, _, *rest) in zip(cost.methods, cost_table(cost).cells(), strict=True):
         below = [item.adapter, ", ".join(_own(item, cost))]
         table.add_row("\n".join([name, *(f"[dim]{line}[/dim]" for line in below if line)]), *rest)

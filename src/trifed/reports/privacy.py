@@ -30,9 +30,8 @@ def privacy_row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def privacy_table(accounts: Sequence[Account]) -> Table:
     """Return ledgers as a table, one row for each client and relation."""
-    columns: tuple[Column, ...] = (Column("client", "client"), *PRIVACY_COLUMNS)
-    if _runs(accounts) > 1:
-        columns = (Column("run", "run"), *columns)
+    runs = [Column("run", "run")] if _runs(accounts) > 1 else []
+    columns = [*runs, Column("client", "client"), *PRIVACY_COLUMNS]
     rows = [
         {**privacy_row(line._asdict()), "run": account.run, "client": account.book.client}
         for account in accounts

@@ -7,9 +7,8 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import fill
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -50,6 +49,11 @@ class Column:
     def is_number(self) -> bool:
         """Return True for kinds that are aligned to the right."""
         return self.kind not in TEXT_KINDS
+
+    @property
+    def side(self) -> Literal["left", "right"]:
+        """Return the side to which the cells are aligned."""
+        return "right" if self.is_number else "left"
 
     @property
     def css(self) -> str:
@@ -102,8 +106,7 @@ def to_terminal(table: Table) -> RichTable:
             if column.is_number
             else column.label
         )
-        justify: JustifyMethod = "right" if column.is_number else "left"
-        shown.add_column(Text(label), justify=justify, overflow="fold", no_wrap=column.is_number)
+        shown.add_column(Text(label), justify=column.side, overflow="fold", no_wrap=column.is_number)
     for row in cells:
         shown.add_row(*map(Text, row))
     return shown

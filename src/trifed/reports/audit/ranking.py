@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import isinf, isnan
 
-from trifed.reports.audit.findings import (
-    Estimate,
-    Findings,
-    Knows,
-    Labels,
-    Means,
-    Membership,
-    Reconstruction,
-    Sees,
-)
+from trifed.reports.audit.findings import Estimate, Findings, Knows, Reconstruction, Sees
 
 MAIN_SCORE = {"text": "f1", "image": "psnr"}
 """The score of a reconstruction for each kind of example; higher is nearer to the original."""
@@ -29,14 +20,9 @@ KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
 
 def methods_of(findings: Findings) -> tuple[str, ...]:
     """Return the audited method, its controls, then every other method that was attacked."""
-    rows: list[Reconstruction | Membership | Labels | Means]
-    rows = [
-        *attacks(findings),
-        *findings.membership,
-        *findings.labels,
-        *findings.means,
-    ]
-    return tuple(dict.fromkeys([findings.method, *findings.controls, *(row.method for row in rows)]))
+    others = [row.method for row in (*attacks(findings), *findings.membership)]
+    others += [row.method for row in (*findings.labels, *findings.means)]
+    return tuple(dict.fromkeys([findings.method, *findings.controls, *others]))
 
 
 def attacks(findings: Findings, method: str | None = None) -> list[Reconstruction]:

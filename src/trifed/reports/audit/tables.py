@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trifed.reports.audit.findings import Estimate, Findings, Labels, Membership, Reconstruction
+from trifed.reports.audit.findings import Estimate, Findings, Reconstruction
 from trifed.reports.audit.ranking import (
     CLEAR_AUC,
     KNOWS,
-    SEES,
     attacks,
     best_first,
     by_attacker,
@@ -188,15 +187,14 @@ def means_table(findings: Findings) -> Table:
 
 def glossary_table(findings: Findings) -> Table:
     """Return the meaning of every attacker, attack and score that occurs."""
-    rows: list[Reconstruction | Labels | Membership] = [
-        *attacks(findings), *findings.labels, *findings.membership
-    ]  # fmt: skip
-    words = [f"sees: {seen}" for seen in SEES if seen in {row.sees for row in rows}]
-    words += [f"knows: {SHORT_KNOWS[known]}" for known in KNOWS if known in {row.knows for row in rows}]
+    attackers = {(row.sees, row.knows) for row in attacks(findings)}
+    attackers |= {(row.sees, row.knows) for row in findings.labels}
+    views = {*attackers, *((row.sees, row.knows) for row in findings.membership)}
+    words = [word for sees, knows in views for word in (f"sees: {sees}", f"knows: {SHORT_KNOWS[knows]}")]
     words += [row.attack for row in findings.reconstruction]
-    words += [
-        c.label.split(",")[0] for row in findings.reconstruction for c in SCORES[findings.kind][:1] if row.scores
-    ]
+    words += (
+        [SCORES[findings.kind][0].label.split(",")[0]] if any(r.scores for r in findings.reconstruction) else []
+    )
     words += ["AUC"] if findings.membership else []
     shown = [{"word": word, "means": means} for word, means in GLOSSARY.items() if word in words]
     return Table("What the words mean", (Column("word", "word"), Column("means", "means", "prose")), shown)

@@ -134,11 +134,11 @@ def overview(axes: Axes, style: Style, study: Study) -> None:
     partitions = list(study.results.values())
     for place, method in enumerate(study.methods):
         shift = 0.7 * (place - (len(study.methods) - 1) / 2) / max(1, len(study.methods))
-        look: dict[str, Any] = {"marker": style.marker(method), "label": method}
         colour = style.colour(method)
+        look: dict[str, Any] = {"color": colour, "marker": style.marker(method), "label": method}
         found = [(row + shift, p.methods[method]) for row, p in enumerate(partitions) if method in p.methods]
         dots = [(100 * one.mean, row) for row, one in found if one.mean is not None]
-        axes.scatter([x for x, _ in dots], [row for _, row in dots], s=26, zorder=3, color=colour, **look)
+        axes.scatter([x for x, _ in dots], [row for _, row in dots], s=26, zorder=3, **look)
         for row, one in found:
             if one.interval is not None:
                 axes.plot([100 * end for end in one.interval], [row, row], color=colour, lw=1.3)
