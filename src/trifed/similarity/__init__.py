@@ -1,11 +1,11 @@
-"""Which clients are alike, and how much of each goes into whose average: pure functions on arrays.
+"""Similarity between clients and personalised averages: pure functions on arrays, without torch.
 
-- Data: `project` → `summarise` (at the client) → `pairwise_distances` → `denoise` →
+- Similarity of data: `project` → `summarise` (at the client) → `pairwise_distances` → `denoise` →
   `similarity_from_distances`.
-- Data, in multiples of the noise between samples: `pooled_moments` → `two_sample_ratio`, or by label
+- Distance of data in multiples of the sampling noise: `pooled_moments` → `two_sample_ratio`, or per label
   `shared_label_ratio`.
-- Models: `linear_cka` or `cosine` of the change of the cores.
-- Both: `combine` → `mixing_weights` → `mix`; who shares alike has one average, `different_rows`.
+- Similarity of models: `linear_cka` or `cosine` of the change of the cores.
+- Averages: `combine` → `mixing_weights` → `mix`; `different_rows` finds clients with the same average.
 """
 
 from trifed.similarity.checks import SimilarityError

@@ -1,7 +1,4 @@
-"""Checks that the functions of this package share, and the one error that they raise.
-
-Nothing here knows of clients or messages: it says whether an array can be computed with.
-"""
+"""Checks of arrays and numbers that the functions of this package share, and the error that they raise."""
 
 from __future__ import annotations
 
@@ -19,19 +16,29 @@ class SimilarityError(TrifedError, ValueError):
 
 
 def as_floats(name: str, value: npt.ArrayLike, ndim: int) -> Floats:
-    """`value` as a finite float64 array of `ndim` axes; raises `SimilarityError` otherwise."""
+    """Convert `value` to a finite float64 array of `ndim` axes.
+
+    Raises:
+        SimilarityError: Another number of axes, no real numbers, NaN or infinity.
+    """
     array = np.asarray(value)
     if array.ndim != ndim:
         raise SimilarityError(f"{name}: got shape {array.shape}, expected {ndim} axes")
     if array.dtype.kind not in "fiu":
         raise SimilarityError(f"{name}: got dtype {array.dtype}, expected real numbers")
     if not np.isfinite(array).all():
-        raise SimilarityError(f"{name}: holds NaN or infinity; remove the client or the example it comes from")
+        raise SimilarityError(
+            f"{name}: got NaN or infinity, expected finite numbers; remove the client or example they come from"
+        )
     return array.astype(np.float64)
 
 
 def as_square(name: str, value: npt.ArrayLike) -> Floats:
-    """`value` as a finite float64 array of shape (N, N), N ≥ 1; raises `SimilarityError` otherwise."""
+    """Convert `value` to a finite float64 array of shape (N, N), N ≥ 1.
+
+    Raises:
+        SimilarityError: Another shape, no real numbers, NaN or infinity.
+    """
     array = as_floats(name, value, 2)
     require_square(name, array)
     return array
@@ -40,11 +47,11 @@ def as_square(name: str, value: npt.ArrayLike) -> Floats:
 def require_square(name: str, array: Floats) -> None:
     """Raise `SimilarityError` unless `array` is (N, N) with N ≥ 1."""
     if array.ndim != 2 or array.shape[0] != array.shape[1] or not len(array):
-        raise SimilarityError(f"{name}: got shape {array.shape}, expected (N, N), one row and one column a client")
+        raise SimilarityError(f"{name}: got shape {array.shape}, expected (N, N) for N clients")
 
 
 def require_between(name: str, value: float, low: float, high: float) -> None:
-    """Raise `SimilarityError` unless low ≤ value ≤ high (NaN is refused too)."""
+    """Raise `SimilarityError` unless low ≤ value ≤ high; NaN raises too."""
     if not low <= value <= high:
         raise SimilarityError(f"{name}: got {value}, expected a number from {low:g} to {high:g}")
 

@@ -1,11 +1,11 @@
-"""From a client's features to what it releases about them: diagonal Gaussian mixtures, one a class.
+"""Summaries of a client's features: diagonal Gaussian mixtures, one per class.
 
 CE-LoRA (arXiv 2503.23869) compares clients by Gaussian mixtures of their frozen features. Here the features
-are first projected by a public matrix and then clipped to norm 1 — in this order, for a Gaussian projection
-stretches some vectors, and clipping before it bounds nothing that is released. With features in the unit
+are first projected by a public matrix and then clipped to norm 1. The order matters: a Gaussian projection
+stretches some vectors, so clipping before it would not bound the released values. With features in the unit
 ball every mean lies in it, and every squared distance between components is at most 4.
 
-The floor stops exact copies of examples from being released. It is no privacy guarantee.
+The floor prevents the release of exact copies of examples. It is no privacy guarantee.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trifed.similarity.transport import summary_distance
 __all__ = ["Summary", "noise_floor", "project", "summarise"]
 
 REG_COVAR = 1e-4
-"""Added to variances while fitting, not to released ones; in the unit ball of R^64 they are about 1/64."""
+"""Added to variances during fitting, not to released ones, which are about 1/64 in the unit ball of R^64."""
 
 MAX_ITER = 300
 
@@ -31,13 +31,17 @@ MAX_ITER = 300
 def project(features: npt.ArrayLike, dim: int = 64, *, seed: int) -> Floats:
     """Project features to `dim` dimensions, then clip each row to norm 1.
 
-    - `features`: (n, d), one row an example.
-    - `seed`: public; clients with one seed use one matrix (NumPy's frozen legacy stream, equal on every
-      version).
+    Args:
+        features: (n, d), one row per example.
+        dim: Dimensions after the projection, at least 1.
+        seed: Public seed; clients with the same seed use the same matrix (from NumPy's frozen legacy stream,
+            equal on every version).
 
-    Returns (n, dim): $z = x G$, $G_{ij} ∼ N(0, 1/dim)$, so that $E‖z‖² = ‖x‖²$; then $z / max(1, ‖z‖)$.
+    Returns:
+        $z / max(1, ‖z‖)$, (n, dim), with $z = x G$ and $G_{ij} ∼ N(0, 1/dim)$, so that $E‖z‖² = ‖x‖²$.
 
-    Raises `SimilarityError` for a wrong shape, NaN or infinity, or dim < 1.
+    Raises:
+        SimilarityError: A wrong shape, NaN or infinity, or dim < 1.
     """
     x = as_floats("features", features, 2)
     require_at_least("dim", dim, 1)
@@ -56,27 +60,30 @@ def summarise(
     seed: int,
     match_labels: bool = False,
 ) -> Summary:
-    """Summarise a client's examples; nothing but counts is released about fewer than `floor` of them.
+    """Summarise a client's examples; groups of fewer than `floor` examples release only their counts.
 
-    - `projected`: (n, dim), from `project`.
-    - `labels`: (n,) integers ≥ 0.
-    - `seed`: starts the mixtures and splits the halves.
-    - `match_labels`: as the server will use it in `pairwise_distances`; it changes the noise floor.
+    The summary contains:
 
-    What is released:
+    1. Always, the number of examples of every class.
+    2. For n < floor, nothing else (m = 0, noise floor 0).
+    3. For a class of at least `floor` examples, k ≤ min(max_components, n_class // floor) components. Each
+       example belongs to its most probable component; if a component has fewer than `floor` examples, or
+       the fit does not converge, k - 1 is tried. A component's count, mean and variance are exactly those of
+       its own examples.
+    4. For all smaller classes together, one component with label -1 if they have at least `floor` examples.
+       Otherwise their examples enter no component.
+    5. With any component, the noise floor: one number computed from all examples (see `noise_floor`).
 
-    1. The number of examples of every class, always.
-    2. n < floor: nothing else (m = 0, noise floor 0).
-    3. A class of at least `floor` examples: k ≤ min(max_components, n_class // floor) components. Each
-       example belongs to its most probable component; if a component is left with fewer than `floor`, or
-       the fit does not converge, k - 1 is tried. A component's count, mean and variance are those of its
-       own examples, exactly.
-    4. Classes under `floor`: pooled. At least `floor` examples together: one component with label -1.
-       Fewer: no moments at all, they neither form a component nor enter another one.
-    5. With moments, the noise floor: one number computed from all examples (see `noise_floor`).
+    Args:
+        projected: (n, dim), from `project`.
+        labels: (n,) integers ≥ 0.
+        floor: The fewest examples behind a component, at least 1.
+        max_components: The most components of a class, at least 1.
+        seed: Seed of the mixtures' initialisation and of the halves of the noise floor.
+        match_labels: The server's choice in `pairwise_distances`; it changes the noise floor.
 
-    Raises `SimilarityError` for wrong shapes, NaN or infinity, negative labels, floor < 1 or max_components
-    < 1.
+    Raises:
+        SimilarityError: Wrong shapes, NaN or infinity, negative labels, floor < 1 or max_components < 1.
     """
     x, y = _examples(projected, labels, floor, max_components)
     summary = _summarise(x, y, floor, max_components, seed)
@@ -95,13 +102,14 @@ def noise_floor(
     seed: int,
     match_labels: bool = False,
 ) -> float:
-    """$D_{ii}$: the distance between the summaries of two random halves of one client's examples.
+    """Return $D_{ii}$, the distance between the summaries of two random halves of one client's examples.
 
-    Arguments, shapes and errors as in `summarise`. The halves are fitted with half the floor, so that they
-    get about as many components as the whole; they never leave the client, only this number does. It is in
-    the units of `pairwise_distances` (squared feature units). Halves are noisier than the whole (about
-    twice), so subtracting it errs towards calling clients alike. 0 where n < max(2, floor): nothing to
-    compare.
+    Arguments and errors are those of `summarise`. The halves are fitted with half the floor, so that they have
+    about as many components as all examples together. They never leave the client; only this number does.
+    Halves are about twice as noisy as all examples, so subtracting it biases towards similar clients.
+
+    Returns:
+        The distance in squared feature units, as in `pairwise_distances`; 0 if n < max(2, floor).
     """
     x, y = _examples(projected, labels, floor, max_components)
     if len(x) < max(2, floor):
@@ -117,7 +125,7 @@ def noise_floor(
 def _examples(
     projected: npt.ArrayLike, labels: npt.ArrayLike, floor: int, max_components: int
 ) -> tuple[Floats, Ints]:
-    """Examples (n, dim) and labels (n,), checked."""
+    """Check and convert examples (n, dim) and labels (n,)."""
     x, y = as_floats("projected", projected, 2), np.asarray(labels)
     if y.shape != x.shape[:1] or (len(y) and y.dtype.kind not in "iu"):
         raise SimilarityError(f"labels: got {y.dtype} {y.shape}, expected integers of shape {x.shape[:1]}")
@@ -131,7 +139,7 @@ def _examples(
 
 
 def _summarise(x: Floats, y: Ints, floor: int, max_components: int, seed: int) -> Summary:
-    """`summarise` without the noise floor."""
+    """Summarise checked examples (n, dim) and labels (n,), with a noise floor of 0."""
     class_labels, class_counts = np.unique(y, return_counts=True)
     parts: list[tuple[int, Floats]] = []
     for label in class_labels[class_counts >= floor].tolist():
@@ -153,7 +161,7 @@ def _summarise(x: Floats, y: Ints, floor: int, max_components: int, seed: int) -
 
 
 def _partition(x: Floats, floor: int, max_components: int, seed: int) -> list[Floats]:
-    """The examples (n, dim) of one class by component: as many as the floor allows, none under it."""
+    """Split one class's examples (n, dim) into as many components of at least `floor` examples as possible."""
     for k in range(min(max_components, len(x) // floor), 1, -1):
         parts = _fit(x, k, seed)
         if parts and min(map(len, parts)) >= floor:
@@ -162,12 +170,13 @@ def _partition(x: Floats, floor: int, max_components: int, seed: int) -> list[Fl
 
 
 def _fit(x: Floats, k: int, seed: int) -> list[Floats]:
-    """The examples by most probable component of a k-component diagonal mixture; none if the fit fails.
+    """Split examples by most probable component of a k-component diagonal mixture.
 
-    No convergence, or fewer than k distinct examples: scikit-learn says both by `ConvergenceWarning`, and
-    here it is an answer (try fewer).
+    Returns:
+        The k parts, or an empty list if scikit-learn reports no convergence or fewer than k distinct examples
+        (both by `ConvergenceWarning`).
     """
-    from sklearn.exceptions import ConvergenceWarning  # late, as POT is elsewhere: for a quick --help
+    from sklearn.exceptions import ConvergenceWarning  # imported late to keep --help fast
     from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(k, covariance_type="diag", reg_covar=REG_COVAR, max_iter=MAX_ITER, random_state=seed)

@@ -1,9 +1,9 @@
-"""Exact optimal transport for very many very small problems at once.
+"""Exact optimal transport for many very small problems at once.
 
 The cheapest plan is a vertex of the transport polytope, and every vertex is the one flow that a spanning
-tree of the complete bipartite graph K(k, l) allows. For k, l ≤ 3 there are at most 81 trees: trying them
-all over a whole array of problems is exact, and far faster than a solver's call for each of them. Larger
-problems go to POT's network simplex.
+tree of the complete bipartite graph K(k, l) allows. For k, l ≤ 3 there are at most 81 trees: evaluating all
+of them for an array of problems is exact, and much faster than one solver call per problem. POT's network
+simplex solves larger problems.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ _TOLERANCE = 1e-12  # a flow this far below 0 is rounding at a degenerate vertex
 
 
 def small_transport(left: Floats, right: Floats, cost: Floats) -> Floats:
-    """Transport costs of g × h problems with k × l costs each.
+    """Return the transport costs of g × h problems with k × l costs each.
 
-    - `left`: (g, k) and `right`: (h, l), marginals, rows summing to 1.
-    - `cost`: (g, h, k, l).
+    Args:
+        left: Marginals (g, k), rows summing to 1.
+        right: Marginals (h, l), rows summing to 1.
+        cost: (g, h, k, l).
 
-    Returns (g, h), the cost of the cheapest plan of each.
+    Returns:
+        The cost of each problem's cheapest plan, (g, h).
     """
     k, edges = left.shape[1], cost.reshape(*cost.shape[:2], -1)
     if comb(edges.shape[2], k + right.shape[1] - 1) > _MOST_CANDIDATES:
-        return _each(left, right, cost)
+        return _solve_each(left, right, cost)
     best = np.full(cost.shape[:2], np.inf)
     for used, flows in _trees(k, right.shape[1]):
         plan = (left @ flows[:, :k].T)[:, None, :] + (right @ flows[:, k:].T)[None, :, :]
@@ -40,9 +43,9 @@ def small_transport(left: Floats, right: Floats, cost: Floats) -> Floats:
     return result
 
 
-def _each(left: Floats, right: Floats, cost: Floats) -> Floats:
-    """The same, one solver call a problem."""
-    import ot  # late, for it imports torch, which a command line that only shows its help need not wait for
+def _solve_each(left: Floats, right: Floats, cost: Floats) -> Floats:
+    """Return the transport costs (g, h) of `small_transport`'s problems by one solver call per problem."""
+    import ot  # imported late: it loads torch, which would slow down --help
 
     result = np.empty(cost.shape[:2])
     for i, j in np.ndindex(*result.shape):
@@ -52,10 +55,11 @@ def _each(left: Floats, right: Floats, cost: Floats) -> Floats:
 
 @lru_cache(maxsize=32)
 def _trees(k: int, other: int) -> tuple[tuple[Ints, Floats], ...]:
-    """The spanning trees of K(k, l), l = `other`.
+    """Return the spanning trees of K(k, l), l = `other`.
 
-    Each as the edges used (k+l-1,), indices into a flattened (k, l) plan, and the map (k+l-1, k+l) from the
-    marginals of both sides to the flows on those edges.
+    Returns:
+        For each tree its edges (k+l-1,), indices into a flattened (k, l) plan, and the matrix (k+l-1, k+l) that
+        maps the marginals of both sides to the flows on those edges.
     """
     incidence = np.zeros((k + other, k * other))
     for edge in range(k * other):

@@ -1,6 +1,6 @@
-"""Distances between clients' data by optimal transport over Gaussian mixtures, and similarities of them.
+"""Distances between clients' data by optimal transport over Gaussian mixtures, and similarities from them.
 
-Three levels, each the cost of the next:
+The distances have three levels, each the cost of the next:
 
 - component to component: $W_2²$ between diagonal Gaussians, $‖μ-μ'‖² + ‖σ-σ'‖²$;
 - class to class: $MW_2²$, exact transport between the components of two mixtures (Delon & Desolneux 2020, 'A
@@ -25,19 +25,26 @@ from trifed.similarity.small_transport import small_transport
 from trifed.similarity.summary import MERGED, Summary
 
 MISMATCH_COST = 4.0
-"""Cost of moving mass between different labels where that is forbidden: the squared diameter of the unit
-ball, which no distance between clipped features exceeds."""
+"""Cost of moving mass between different labels if labels must match: the squared diameter of the unit ball, the
+largest distance between clipped features."""
 
 
 def component_distances(
     means: npt.ArrayLike, variances: npt.ArrayLike, other_means: npt.ArrayLike, other_variances: npt.ArrayLike
 ) -> Floats:
-    """Squared 2-Wasserstein distances between diagonal Gaussians, all pairs by one matrix product.
+    """Return squared 2-Wasserstein distances between all pairs of diagonal Gaussians.
 
-    - `means`, `variances`: $μ$, $σ²$, shape (m, dim); `other_means`, `other_variances`: (p, dim).
+    Args:
+        means: $μ$, (m, dim).
+        variances: $σ²$, (m, dim).
+        other_means: $μ'$, (p, dim).
+        other_variances: $σ'²$, (p, dim).
 
-    Returns (m, p): $‖φ-φ'‖²$ with $φ = [μ, σ]$, σ the standard deviations; never below 0.
-    Raises `SimilarityError` for shapes that do not fit, NaN or infinity, negative variances.
+    Returns:
+        $‖φ-φ'‖²$, (m, p), with $φ = [μ, σ]$, σ the standard deviations; never below 0.
+
+    Raises:
+        SimilarityError: Shapes that do not fit, NaN or infinity, or negative variances.
     """
     left = _phi(means, variances)
     right = _phi(other_means, other_variances)
@@ -49,23 +56,28 @@ def component_distances(
 
 
 def summary_distance(first: Summary, second: Summary, match_labels: bool = False) -> float:
-    """The distance between two summaries (see `pairwise_distances`); NaN if one of them has no components."""
+    """Return the distance between two summaries (see `pairwise_distances`); NaN if one has no components."""
     return float(pairwise_distances([first, second], match_labels)[0, 1])
 
 
 def pairwise_distances(summaries: Sequence[Summary], match_labels: bool = False) -> Floats:
-    """Distances between N clients' data, $D$, shape (N, N): symmetric, zero diagonal, squared feature units.
+    """Return the distances $D$ between N clients' data.
 
-    Classes weigh in by their share of the examples that have components. Labels are matched by transport:
-    class 3 of one client may well be class 5 of another. With `match_labels`, mass moved between classes
-    that differ costs `MISMATCH_COST` instead of their distance: it is moved only as far as the class
-    frequencies differ, and a client with quite other labels is that far away. The merged component (label
-    -1) counts as any of the classes that went into it.
+    A class is weighted by its share of the examples that have components. Transport matches the labels: class 3
+    of one client may correspond to class 5 of another. The merged component (label -1) counts as any of its
+    classes. Memory is (components of one client) × (components of all).
 
-    A client without components has unknown distances: NaN in its row and column, off the diagonal.
+    Args:
+        summaries: One summary per client.
+        match_labels: Let mass moved between different classes cost `MISMATCH_COST` instead of their distance,
+            so that it is moved only as far as the class frequencies differ.
 
-    Cost: components of one client against those of all later ones at a time, so memory is (components of a
-    client) × (components of all). Raises `SimilarityError` for no summaries or mixed dimensions.
+    Returns:
+        Distances (N, N) in squared feature units, symmetric with a zero diagonal. NaN in the row and column of
+        a client without components, off the diagonal.
+
+    Raises:
+        SimilarityError: No summaries, or mixed dimensions.
     """
     if not summaries:
         raise SimilarityError("summaries: got none, expected at least one")
@@ -88,11 +100,17 @@ def pairwise_distances(summaries: Sequence[Summary], match_labels: bool = False)
 
 
 def denoise(distances: npt.ArrayLike, self_distances: npt.ArrayLike) -> Floats:
-    """Distances less their noise floor: $D'_{ij} = max(0, D_{ij} - ½(D_{ii} + D_{jj}))$.
+    """Subtract the noise floor from distances: $D'_{ij} = max(0, D_{ij} - ½(D_{ii} + D_{jj}))$.
 
-    - `distances`: $D$, (N, N); NaN stays NaN. `self_distances`: $D_{ii}$, (N,), from each summary.
+    Args:
+        distances: $D$, (N, N); NaN stays NaN.
+        self_distances: $D_{ii}$, (N,), from each summary.
 
-    Returns (N, N), zero diagonal. Raises `SimilarityError` for shapes that do not fit or a negative number.
+    Returns:
+        $D'$, (N, N), with a zero diagonal.
+
+    Raises:
+        SimilarityError: Shapes that do not fit, or a negative number.
     """
     d, noise = _distance_matrix(distances), as_floats("self_distances", self_distances, 1)
     if noise.shape != d.shape[:1] or (noise < 0).any():
@@ -103,14 +121,17 @@ def denoise(distances: npt.ArrayLike, self_distances: npt.ArrayLike) -> Floats:
 
 
 def similarity_from_distances(distances: npt.ArrayLike) -> Floats:
-    """$S_{data} = exp(-D'/τ)$, τ the median of the positive off-diagonal $D'$ (none positive: S = 1).
+    """Return $S_{data} = exp(-D'/τ)$ with τ the median of the positive off-diagonal $D'$; 1 if there is none.
 
-    - `distances`: $D'$, (N, N), from `denoise`; NaN where unknown.
+    Args:
+        distances: $D'$, (N, N), from `denoise`; NaN for unknown distances.
 
-    Returns (N, N) in [0, 1], symmetric, diagonal 1, never NaN: an unknown similarity is the mean of all
-    known ones off the diagonal (1 if none is known), so a client with too few examples is average to
-    everybody, and everybody equally near to it. Raises `SimilarityError` for a wrong shape, infinity or a
-    negative distance.
+    Returns:
+        Similarities (N, N) in [0, 1], symmetric, diagonal 1, never NaN. An unknown similarity is the mean of all
+        known ones off the diagonal (1 if none is known).
+
+    Raises:
+        SimilarityError: A wrong shape, infinity or a negative distance.
     """
     d = _distance_matrix(distances)
     off = ~np.eye(len(d), dtype=bool)
@@ -118,7 +139,7 @@ def similarity_from_distances(distances: npt.ArrayLike) -> Floats:
     positive = d[known & (d > 0)]
     similarity = np.ones_like(d)
     if positive.size:
-        with np.errstate(over="ignore"):  # a far client over a tiny τ: exp(-inf) = 0 is the answer
+        with np.errstate(over="ignore"):  # a large distance over a tiny τ correctly gives exp(-inf) = 0
             similarity[known] = np.exp(-d[known] / np.median(positive))
     if known.any():
         similarity[off & ~known] = similarity[known].mean()
@@ -127,11 +148,14 @@ def similarity_from_distances(distances: npt.ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class _Mixture:
-    """A summary ready for transport: g classes, m components.
+    """A summary of g classes and m components in the form that transport needs.
 
-    `phi`: (m, 2·dim). `weights`: (g,), class frequencies. `parts`: per class its components' rows in `phi`.
-    `shares`: per class the components' weights within it. `members`: (g, v), 1 where a label belongs to the
-    class.
+    Attributes:
+        phi: $[μ, σ]$ of each component, (m, 2·dim).
+        weights: Class frequencies, (g,).
+        parts: For each class the rows of its components in `phi`.
+        shares: For each class its components' weights within the class.
+        members: (g, v), 1 if a label of the vocabulary belongs to the class.
     """
 
     phi: Floats
@@ -142,7 +166,7 @@ class _Mixture:
 
 
 def _mixtures(summaries: Sequence[Summary]) -> list[_Mixture]:
-    """The summaries (each with components) over one vocabulary of v labels."""
+    """Convert summaries that have components, over their common vocabulary of v labels."""
     widths = {summary.means.shape[1] for summary in summaries}
     if len(widths) > 1:
         raise SimilarityError(
@@ -154,7 +178,7 @@ def _mixtures(summaries: Sequence[Summary]) -> list[_Mixture]:
 
 
 def _mixture(summary: Summary, vocabulary: Ints) -> _Mixture:
-    """One summary's components by class."""
+    """Group one summary's components by class."""
     classes = np.unique(summary.labels)
     parts = [np.flatnonzero(summary.labels == label) for label in classes]
     sizes = np.array([summary.counts[part].sum() for part in parts], dtype=np.float64)
@@ -170,10 +194,7 @@ def _mixture(summary: Summary, vocabulary: Ints) -> _Mixture:
 
 
 def _class_distances(mixture: _Mixture, later: Sequence[_Mixture]) -> Floats:
-    """$MW_2²$ between the g classes of one client and the h classes of several: (g, h).
-
-    Classes of equally many components are solved together.
-    """
+    """Return $MW_2²$ between the g classes of one client and the h classes of several clients, (g, h)."""
     components = _squared_distances(mixture.phi, np.concatenate([other.phi for other in later]))
     starts = np.cumsum([0, *(len(other.phi) for other in later)])
     parts = [part + start for other, start in zip(later, starts[:-1], strict=True) for part in other.parts]
@@ -187,7 +208,7 @@ def _class_distances(mixture: _Mixture, later: Sequence[_Mixture]) -> Floats:
 
 
 def _by_size(parts: Sequence[Ints], shares: Sequence[Floats]) -> list[tuple[Ints, Ints, Floats]]:
-    """Classes grouped by their number k of components: indices (g,), components (g, k), shares (g, k)."""
+    """Group classes by their number k of components: indices (g,), components (g, k), shares (g, k)."""
     groups = []
     for k in sorted({len(part) for part in parts}):
         chosen = [index for index, part in enumerate(parts) if len(part) == k]
@@ -197,18 +218,18 @@ def _by_size(parts: Sequence[Ints], shares: Sequence[Floats]) -> list[tuple[Ints
 
 
 def _transport(weights: Floats, other: Floats, cost: Floats) -> float:
-    """The exact transport cost between marginals (g,) and (h,) under `cost` (g, h)."""
-    import ot  # late, for it imports torch, which a command line that only shows its help need not wait for
+    """Return the exact transport cost between marginals (g,) and (h,) under `cost` (g, h)."""
+    import ot  # imported late: it loads torch, which would slow down --help
 
     if min(cost.shape) == 1:
         return float(weights @ cost @ other)
-    # What it would check is so already, and takes as long as the problem itself.
-    quick = {"center_dual": False, "check_marginals": False}
-    return float(ot.emd2(weights, other, np.ascontiguousarray(cost), numItermax=10_000_000, **quick))
+    # The marginals are valid by construction, and POT's checks take as long as the problem itself.
+    unchecked = {"center_dual": False, "check_marginals": False}
+    return float(ot.emd2(weights, other, np.ascontiguousarray(cost), numItermax=10_000_000, **unchecked))
 
 
 def _phi(means: npt.ArrayLike, variances: npt.ArrayLike) -> Floats:
-    """$φ = [μ, σ]$, (m, 2·dim)."""
+    """Return $φ = [μ, σ]$, (m, 2·dim)."""
     mu, var = as_floats("means", means, 2), as_floats("variances", variances, 2)
     if mu.shape != var.shape or (var < 0).any():
         raise SimilarityError(f"variances: got shape {var.shape}, expected {mu.shape}, all at least 0")
@@ -216,7 +237,7 @@ def _phi(means: npt.ArrayLike, variances: npt.ArrayLike) -> Floats:
 
 
 def _squared_distances(left: Floats, right: Floats) -> Floats:
-    """Squared Euclidean distances (m, p) between rows, by one product; centred first against cancellation."""
+    """Return squared Euclidean distances (m, p) between rows, centred first to avoid cancellation."""
     centre = left.mean(axis=0)
     a, b = left - centre, right - centre
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2.0 * (a @ b.T)
@@ -225,11 +246,11 @@ def _squared_distances(left: Floats, right: Floats) -> Floats:
 
 
 def _distance_matrix(distances: npt.ArrayLike) -> Floats:
-    """Distances (N, N), each at least 0 or NaN."""
+    """Check distances (N, N), each at least 0 or NaN."""
     d = np.asarray(distances, dtype=np.float64)
     require_square("distances", d)
     if np.isinf(d).any() or (d < 0).any():
         raise SimilarityError(
-            "distances: holds infinity or a negative number; expected at least 0, or NaN if unknown"
+            "distances: got infinity or a negative number, expected at least 0, or NaN if unknown"
         )
     return d

@@ -1,12 +1,12 @@
-"""Are two clients' data further apart than two samples of one distribution would be? Ratios without units.
+"""Two-sample ratios: the distance of two clients' data relative to the noise of sampling from one distribution.
 
 The squared distance between two sample means is, on average, the squared distance between the distributions' means
 and the sampling noise of both, tr Σ_i/n_i + tr Σ_j/n_j. Divided by that noise it is 1 on average for clients that
 draw from one distribution, whatever the features, their dimension and the numbers of examples. This is the squared
 t statistic of Welch (1947, Biometrika 34) without the covariances between dimensions.
 
-Of all examples of a client together it asks whether p(x) is the same, label by label whether p(x | y) is: clients
-that only have other labels, or more of some, pass the second question and not the first.
+Over all examples of a client together the ratio compares p(x); label by label it compares p(x | y). Clients that
+differ only in their label frequencies differ in the first and not in the second.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from trifed.similarity.summary import MERGED, Summary
 
 
 def pooled_moments(summaries: Sequence[Summary]) -> tuple[Floats, Floats, Floats]:
-    """All components of a client taken together: means (N, dim), total variances (N,), examples (N,).
+    """Pool all components of each client.
 
-    The total variance is tr Σ, unbiased: the components' own and that between them. NaN and 0 examples where a
-    summary has no components. Raises `SimilarityError` for no summaries or mixed dimensions.
+    Returns:
+        Means (N, dim), total variances (N,) and numbers of examples (N,). The total variance is tr Σ, unbiased:
+        within and between components. A summary without components has NaN and 0 examples.
+
+    Raises:
+        SimilarityError: No summaries, or mixed dimensions.
     """
     widths = {summary.means.shape[1] for summary in summaries}
     if len(widths) != 1:
@@ -47,13 +51,19 @@ def pooled_moments(summaries: Sequence[Summary]) -> tuple[Floats, Floats, Floats
 
 
 def two_sample_ratio(means: npt.ArrayLike, spreads: npt.ArrayLike, counts: npt.ArrayLike) -> Floats:
-    """$T_{ij} = ‖m_i - m_j‖² / (s_i/n_i + s_j/n_j)$: about 1 between clients of one distribution.
+    """Return $T_{ij} = ‖m_i - m_j‖² / (s_i/n_i + s_j/n_j)$, about 1 between clients of one distribution.
 
-    - `means`: $m$, (N, dim). `spreads`: $s = tr Σ$, unbiased, (N,). `counts`: $n$, examples, (N,).
+    Args:
+        means: $m$, (N, dim).
+        spreads: Unbiased total variances $s = tr Σ$, (N,).
+        counts: Numbers of examples $n$, (N,).
 
-    Returns (N, N), symmetric, zero diagonal; NaN where a client has no moments. Where neither client's examples
-    vary at all it is 0 for equal means and infinity for others. Raises `SimilarityError` for shapes that do not
-    fit, or negative numbers.
+    Returns:
+        Ratios (N, N), symmetric, zero diagonal; NaN for a client without moments. If neither client's examples
+        vary, the ratio is 0 for equal means and infinity otherwise.
+
+    Raises:
+        SimilarityError: Shapes that do not fit, or negative numbers.
     """
     m = np.asarray(means, np.float64)
     s, n = np.asarray(spreads, np.float64), as_floats("counts", counts, 1)
@@ -62,7 +72,7 @@ def two_sample_ratio(means: npt.ArrayLike, spreads: npt.ArrayLike, counts: npt.A
             f"means: got {m.shape}, spreads {s.shape}, counts {n.shape}; expected (N, dim), (N,), (N,)"
         )
     if (s < 0).any() or (n < 0).any():
-        raise SimilarityError("spreads, counts: hold a negative number, expected at least 0")
+        raise SimilarityError("spreads, counts: got a negative number, expected at least 0")
     noise = np.divide(s, n, out=np.full(len(s), np.nan), where=n > 0)
     distance = ((m[:, None] - m[None]) ** 2).sum(-1)
     both = noise[:, None] + noise[None]
@@ -73,14 +83,18 @@ def two_sample_ratio(means: npt.ArrayLike, spreads: npt.ArrayLike, counts: npt.A
 
 
 def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
-    """$T_{ij} = Σ_y ‖m_{iy} - m_{jy}‖² / Σ_y (s_{iy}/n_{iy} + s_{jy}/n_{jy})$ over the labels that both have.
+    """Return $T_{ij} = Σ_y ‖m_{iy} - m_{jy}‖² / Σ_y (s_{iy}/n_{iy} + s_{jy}/n_{jy})$ over shared labels.
 
-    About 1 where two clients mean the same by their labels, however often each label occurs at either; under 2,
-    pooling their examples of a label brings less error in than it takes noise away. A label counts if both give
-    moments of it.
+    The ratio is about 1 if two clients use their labels in the same way, for any label frequencies. Below 2,
+    pooling their examples of a label removes more noise than it adds error. A label counts if both summaries have
+    components of it.
 
-    Returns (N, N), symmetric, zero diagonal; NaN where two clients share no such label, or equal examples of it;
-    infinity where examples do not vary and differ. Raises `SimilarityError` as `pooled_moments`.
+    Returns:
+        Ratios (N, N), symmetric, zero diagonal; NaN if two clients share no such label, or have equal examples of
+        it; infinity if their examples differ and do not vary.
+
+    Raises:
+        SimilarityError: No summaries, or mixed dimensions.
     """
     labels = sorted({int(label) for summary in summaries for label in summary.labels if label != MERGED})
     size = len(summaries)
@@ -89,7 +103,7 @@ def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
         means, spreads, counts = pooled_moments([_of_label(summary, label) for summary in summaries])
         known = np.flatnonzero(np.isfinite(spreads))
         own, pairs = spreads[known] / counts[known], np.ix_(known, known)
-        # By differences, so that equal means are exactly 0 apart; pair by pair, never (N, N, dim) at once.
+        # pdist subtracts, so that equal means have distance exactly 0, and never holds (N, N, dim) in memory.
         distance[pairs] += squareform(pdist(means[known], "sqeuclidean")) if len(known) > 1 else 0.0
         noise[pairs] += own[:, None] + own[None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -99,7 +113,7 @@ def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
 
 
 def _of_label(summary: Summary, label: int) -> Summary:
-    """The components of one label alone."""
+    """Return the summary with the components of one label only."""
     own = summary.labels == label
     return replace(
         summary, labels=summary.labels[own], counts=summary.counts[own], means=summary.means[own],

@@ -1,6 +1,6 @@
-"""From similarities to the personalised average, $C̄_i = Σ_j w_{ij} C_j$ with W row-stochastic.
+"""Personalised averages from similarities, $C̄_i = Σ_j w_{ij} C_j$ with W row-stochastic.
 
-Source: CE-LoRA, arXiv 2503.23869. The softmax, the explicit self-weight and the decay are choices made here.
+Source: CE-LoRA, arXiv 2503.23869. The softmax, the explicit self-weight and the decay are not from the paper.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, a
 
 
 def combine(s_data: npt.ArrayLike, s_model: npt.ArrayLike, data_share: float = 0.5) -> Floats:
-    """$S = λ·S_{data} + (1-λ)·S_{model}$.
+    """Return $S = λ·S_{data} + (1-λ)·S_{model}$, (N, N).
 
-    - `s_data`, `s_model`: (N, N). `data_share`: λ in [0, 1].
+    Args:
+        s_data: $S_{data}$, (N, N).
+        s_model: $S_{model}$, (N, N).
+        data_share: λ in [0, 1].
 
-    Returns (N, N). Raises `SimilarityError` for shapes that differ, NaN or infinity, or λ outside [0, 1].
+    Raises:
+        SimilarityError: Shapes that differ, NaN or infinity, or λ outside [0, 1].
     """
     data, model = as_square("s_data", s_data), as_square("s_model", s_model)
     if data.shape != model.shape:
@@ -35,17 +39,21 @@ def mixing_weights(
 ) -> Floats:
     """Return the weights $w_{ij}$ of client j's core in client i's average.
 
-    - `similarity`: $S$, (N, N); its diagonal is not used.
-    - `self_weight`: $w_{ii}$, in [0, 1].
-    - `temperature`: > 0; small: only the most similar clients count; large: all others count alike.
-    - `decay`: (N,) in [0, 1], how much each client's core still counts (age of its upload); None: all 1. It
-      acts on a client's part in the averages of others, not on its own self-weight.
-    - `allowed`: (N, N), True where client j may count for client i; None: everywhere.
+    Args:
+        similarity: $S$, (N, N); its diagonal is not used.
+        self_weight: $w_{ii}$, in [0, 1].
+        temperature: Positive. A small one gives weight only to the most similar clients, a large one equal
+            weights to all others.
+        decay: (N,) in [0, 1], the factor on each client's core in the averages of others, for the age of its
+            upload; None for all 1. It does not change the self-weight.
+        allowed: (N, N), True if client j may have weight in client i's average; None for all.
 
-    Returns W, (N, N), rows summing to 1: $w_{ij} ∝ decay_j · exp(S_{ij}/temperature)$ for j ≠ i, scaled to
-    1 - self_weight. Where nobody else counts (N = 1, or all others decayed to 0) the self-weight is 1.
+    Returns:
+        W, (N, N), rows summing to 1: $w_{ij} ∝ decay_j · exp(S_{ij}/temperature)$ for j ≠ i, scaled to
+        1 - self_weight. If no other client has weight (N = 1, or all others decayed to 0), $w_{ii}$ is 1.
 
-    Raises `SimilarityError` for a wrong shape, NaN or infinity, or a number out of its range.
+    Raises:
+        SimilarityError: A wrong shape, NaN or infinity, or a number out of its range.
     """
     s = as_square("similarity", similarity)
     n = len(s)
@@ -68,10 +76,10 @@ def mixing_weights(
 
 
 def _scores(s: Floats, share: Floats, counted: npt.NDArray[np.bool_], temperature: float) -> Floats:
-    """$S_{ij}/temperature + log decay_j$ less each row's largest, (N, N); -inf where nothing counts."""
+    """Return $S_{ij}/temperature + log decay_j$ minus each row's largest, (N, N); -inf for a weight of 0."""
     top = np.where(counted, s, -np.inf).max(axis=1, keepdims=True)
     gap = np.where(counted, s - np.where(np.isfinite(top), top, 0.0), 0.0)
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf, weight 0, is the answer
+    with np.errstate(over="ignore"):  # a tiny temperature correctly gives -inf, weight 0
         scores = np.where(counted, gap / temperature + np.log(np.where(share > 0, share, 1.0)), -np.inf)
     best = scores.max(axis=1, keepdims=True)
     less: Floats = scores - np.where(np.isfinite(best), best, 0.0)
@@ -79,13 +87,17 @@ def _scores(s: Floats, share: Floats, counted: npt.NDArray[np.bool_], temperatur
 
 
 def mix(weights: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.floating]:
-    """$C̄_i = Σ_j w_{ij} C_j$ for flattened cores.
+    """Return $C̄_i = Σ_j w_{ij} C_j$ for flattened cores.
 
-    - `weights`: W, (M, N), one row an average; M = N for a personalised mix, M = 1 for one global average.
-    - `values`: (N, P), one row a client.
+    Args:
+        weights: W, (M, N), one row per average; M = N for personalised averages, M = 1 for a global one.
+        values: (N, P), one row per client.
 
-    Returns (M, P), computed in float64 and given in the dtype of `values` (float64 if that is no float).
-    Raises `SimilarityError` for shapes that do not fit, NaN or infinity.
+    Returns:
+        Averages (M, P), computed in float64 and converted to the dtype of `values` if that is a float dtype.
+
+    Raises:
+        SimilarityError: Shapes that do not fit, NaN or infinity.
     """
     w, v = as_floats("weights", weights, 2), as_floats("values", values, 2)
     if len(v) != w.shape[1]:
@@ -95,10 +107,14 @@ def mix(weights: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.floatin
 
 
 def different_rows(shares: npt.NDArray[np.bool_]) -> tuple[Floats, Ints]:
-    """The rows of `shares`, (N, M), that differ, (k, M) as 0 and 1, and which of them each row is, (N,).
+    """Return the distinct rows of `shares`, so that clients with the same average compute it once.
 
-    Clients that share with the same others have the same average, which is then made once. Rows come in the order
-    in which they first occur.
+    Args:
+        shares: (N, M), True where a client's average includes another one.
+
+    Returns:
+        The distinct rows, (k, M), as 0 and 1 in order of first occurrence, and the index of each row's distinct
+        row, (N,).
     """
     seen: dict[bytes, int] = {}
     which = [seen.setdefault(row.tobytes(), len(seen)) for row in np.packbits(shares, axis=1)]
