@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trifed.adapters import adapted_layers, frames_hash
-from trifed.adapters.shared_projections import fix_signs, hash_frames, public_frames
+from trifed.adapters.shared_projections import fix_signs, hash_projections, svd_projections
 from trifed.common.errors import AdapterError
 
 
@@ -18,7 +18,7 @@ def weight(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("rank", [1, 3, 6])
 def test_the_frames_are_the_best_approximation_of_their_rank(rows, columns, rank):
     w = weight(rows, columns)
-    a, b = public_frames(w, rank)
+    a, b = svd_projections(w, rank)
     assert a.shape == (rank, columns) and b.shape == (rows, rank)
     torch.testing.assert_close(a @ a.T, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-12)
     # Eckart-Young: the error of the best rank-r approximation is the root of the sum of the remaining squared
@@ -35,12 +35,12 @@ def test_the_frames_are_the_best_approximation_of_their_rank(rows, columns, rank
 @pytest.mark.parametrize(("rows", "columns"), [(1030, 1100), (1100, 1030)])
 def test_large_weights_have_the_frames_that_the_whole_svd_gives(rows, columns):
     w = weight(rows, columns)
-    a, b = public_frames(w, 5)
+    a, b = svd_projections(w, 5)
     left, values, right = torch.linalg.svd(w.double(), full_matrices=False)
     expected = fix_signs(left[:, :5] * values[:5], right[:5])
     torch.testing.assert_close(a, expected[0], rtol=0, atol=1e-10)
     torch.testing.assert_close(b, expected[1], rtol=1e-10, atol=1e-10)
-    assert hash_frames([("x", a, b)]) == hash_frames([("x", *expected)])
+    assert hash_projections([("x", a, b)]) == hash_projections([("x", *expected)])
 
 
 @pytest.mark.slow
@@ -48,18 +48,18 @@ def test_large_weights_whose_singular_values_fall_off_are_still_exact():
     """The fourth is a thousandth of the first: squared, half of float64's digits would be gone."""
     left, right = (torch.linalg.qr(weight(size, 6).double()).Q for size in (1030, 1100))
     w = left * torch.tensor([1.0, 0.5, 0.1, 1e-3, 1e-4, 1e-5], dtype=torch.float64) @ right.T
-    a, b = public_frames(w, 4)
+    a, b = svd_projections(w, 4)
     torch.testing.assert_close(
         b.norm(dim=0), torch.tensor([1.0, 0.5, 0.1, 1e-3], dtype=torch.float64), rtol=1e-9, atol=0
     )
     torch.testing.assert_close((a @ right).abs()[:, :4], torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-10)
     with pytest.raises(AdapterError, match="rank is 6"):
-        public_frames(w, 7)
+        svd_projections(w, 7)
 
 
 def test_signs_do_not_depend_on_the_svd(monkeypatch):
     w = weight(8, 5)
-    expected = public_frames(w, 4)
+    expected = svd_projections(w, 4)
     real = torch.linalg.svd
     flips = [torch.tensor([1.0, -1, 1, -1, 1]), torch.tensor([-1.0, -1, -1, 1, 1])]
     for flip in flips:
@@ -69,7 +69,7 @@ def test_signs_do_not_depend_on_the_svd(monkeypatch):
             return left * flip, values, right * flip[:, None]
 
         monkeypatch.setattr(torch.linalg, "svd", flipped)
-        a, b = public_frames(w, 4)
+        a, b = svd_projections(w, 4)
         assert torch.equal(a, expected[0]) and torch.equal(b, expected[1])
     largest = expected[0].abs().argmax(dim=1)
     assert (expected[0][torch.arange(4), largest] > 0).all()
@@ -85,13 +85,13 @@ def test_ties_go_to_the_first_entry_also_when_rounding_breaks_them():
 
 def test_what_has_no_frames_is_refused():
     with pytest.raises(AdapterError, match="from 1 to 3"):
-        public_frames(weight(3, 5), 4)
+        svd_projections(weight(3, 5), 4)
     with pytest.raises(AdapterError, match="not finite"):
-        public_frames(torch.full((3, 3), torch.nan), 1)
+        svd_projections(torch.full((3, 3), torch.nan), 1)
     with pytest.raises(AdapterError, match="numerical rank is 0"):
-        public_frames(torch.zeros(3, 3), 1)
+        svd_projections(torch.zeros(3, 3), 1)
     with pytest.raises(AdapterError, match="at most 2"):
-        public_frames(weight(5, 2) @ weight(2, 5), 3)
+        svd_projections(weight(5, 2) @ weight(2, 5), 3)
 
 
 def test_conv1d_frames_are_those_of_the_transposed_weight(family):
@@ -99,7 +99,7 @@ def test_conv1d_frames_are_those_of_the_transposed_weight(family):
         base = layer.get_base_layer()
         w0 = base.weight.T if family.name == "gpt2" else base.weight
         a, b, _ = layer.factors("default")
-        expected_a, expected_b = public_frames(w0, 4)
+        expected_a, expected_b = svd_projections(w0, 4)
         assert torch.equal(a, expected_a.float()) and torch.equal(b, expected_b.float())
 
 
@@ -126,13 +126,13 @@ def test_training_the_core_leaves_the_hash(bert, loss):
 
 
 def test_the_hash_sees_scale_and_name_but_not_order_or_rounding():
-    a, b = public_frames(weight(6, 6), 3)
-    one = hash_frames([("x", a, b), ("y", a, b)])
-    assert hash_frames([("y", a, b), ("x", a, b)]) == one
-    assert hash_frames([("x", a * (1 + 1e-9), b * (1 - 1e-9)), ("y", a.float(), b.float())]) == one
-    assert hash_frames([("x", a, b), ("z", a, b)]) != one
-    assert hash_frames([("x", a, 2 * b), ("y", a, b)]) != one
-    assert hash_frames([]) == hashlib.sha256().hexdigest()
+    a, b = svd_projections(weight(6, 6), 3)
+    one = hash_projections([("x", a, b), ("y", a, b)])
+    assert hash_projections([("y", a, b), ("x", a, b)]) == one
+    assert hash_projections([("x", a * (1 + 1e-9), b * (1 - 1e-9)), ("y", a.float(), b.float())]) == one
+    assert hash_projections([("x", a, b), ("z", a, b)]) != one
+    assert hash_projections([("x", a, 2 * b), ("y", a, b)]) != one
+    assert hash_projections([]) == hashlib.sha256().hexdigest()
 
 
 def test_only_frozen_frames_have_a_hash(bert):

@@ -8,7 +8,7 @@ import torch
 
 from trifed import make_config, resume, run
 from trifed.adapters.settings import AdapterSettings
-from trifed.adapters.shared_projections import hash_frames, public_frames
+from trifed.adapters.shared_projections import hash_projections, svd_projections
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples
 from trifed.federation.device_placement import spread
@@ -124,5 +124,5 @@ def test_layers_on_two_devices_are_the_same_model(tiny_language, monkeypatch):
 
 def test_frames_are_those_of_the_processor():
     weight = torch.randn(1100, 1200, generator=torch.Generator().manual_seed(0))
-    here, there = (hash_frames([("a", *public_frames(w, 8))]) for w in (weight, weight.to(GPU)))
+    here, there = (hash_projections([("a", *svd_projections(w, 8))]) for w in (weight, weight.to(GPU)))
     assert here == there

@@ -1,6 +1,6 @@
 """Tri-matrix LoRA as a PEFT method, and its exact export to plain LoRA.
 
-Names are imported when they are first used, because they need torch and `settings` does not.
+The public names load torch, so they are imported on first use. `trifed.adapters.settings` needs no torch.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trifed.adapters.loading import load_adapter
     from trifed.adapters.tri_matrix import TriLoraConfig, TriLoraModel, adapted_layers, frames_hash
 
-_HOMES = {
+_SUBMODULES = {
     "TriLoraConfig": "tri_matrix",
     "TriLoraModel": "tri_matrix",
     "adapted_layers": "tri_matrix",
@@ -23,9 +23,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _SUBMODULES:
         raise AttributeError(f"module 'trifed.adapters' has no attribute '{name}'")
-    return getattr(import_module(f"trifed.adapters.{_HOMES[name]}"), name)
+    return getattr(import_module(f"trifed.adapters.{_SUBMODULES[name]}"), name)
 
 
 __all__ = [

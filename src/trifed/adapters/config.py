@@ -1,4 +1,4 @@
-"""Configuration of the tri-matrix adapter, and what it refuses."""
+"""Configuration of the tri-matrix adapter, with the checks of its settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft import LoraConfig
 from trifed.common.errors import AdapterError
 
 PEFT_TYPE: Final = "TRILORA"
-"""What `adapter_config.json` says under `peft_type`; plain PEFT refuses the folder because of it."""
+"""The `peft_type` in `adapter_config.json`; plain PEFT rejects a folder that has it."""
 
 TRAIN_MODES: Final = ("all", "core")
 
@@ -46,25 +46,26 @@ class TriLoraConfig(LoraConfig):  # type: ignore[misc]
 
     Sources: CE-LoRA, arXiv 2503.23869 (`train="all"`); LoRA-XS, arXiv 2405.17604 (`train="core"`).
 
-    Fields are those of `peft.LoraConfig`, and one more.
+    The fields are those of `peft.LoraConfig` and `train`. In both modes the adapted model equals the base
+    model before the first step.
 
-    `train`:
+    Attributes:
+        train: `"all"` trains A, C and B, initialised as A Kaiming-uniform (as in PEFT), C = I and B = 0, with
+            $s = \alpha/r$. `"core"` trains C alone, initialised as 0, between shared projections from the SVD
+            of the frozen weight, $A = V_r^\top$ and $B = U_r \Sigma_r$, with $s = 1$ for every `lora_alpha`
+            and `alpha_pattern`.
 
-    - `"all"`: A, C and B train. Start: A Kaiming-uniform as in PEFT, C = I, B = 0; $s = \alpha/r$.
-    - `"core"`: C alone trains, between public frames taken from the SVD of the frozen weight,
-      $A = V_r^\top$ and $B = U_r \Sigma_r$. Start: C = 0; $s = 1$, whatever `lora_alpha` and
-      `alpha_pattern` say.
-
-    In both modes the adapted model equals the base model before the first step.
-
-    Raises `AdapterError` at construction, all reasons in one message, for an unknown `train`, a rank
-    below 1, a scale that is not positive, an `init_lora_weights` other than True, a trained bias, and
-    LoRA variants.
+    Raises:
+        AdapterError: At construction, with all reasons in one message: an unknown `train`, a rank below 1, a
+            scale that is not positive, an `init_lora_weights` other than True, a trained bias, or a LoRA
+            variant.
     """
 
     train: Literal["all", "core"] = field(
         default="all",
-        metadata={"help": "'all' trains A, C and B; 'core' trains C between frozen frames from the SVD of W0"},
+        metadata={
+            "help": "'all' trains A, C and B; 'core' trains C between frozen projections from the SVD of W0"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -75,22 +76,22 @@ class TriLoraConfig(LoraConfig):  # type: ignore[misc]
 
     def check(self) -> None:
         """Raise `AdapterError` if any setting has no meaning in this form."""
-        problems = [*self._start_problems(), *self._rank_problems()]
+        problems = [*self._init_problems(), *self._rank_problems()]
         problems += [f"{name} is not supported: leave it unset" for name in _UNSUPPORTED if getattr(self, name)]
         if self.bias != "none":
             problems.append(f"bias is {self.bias!r}: only 'none' is supported, the frozen weights stay frozen")
         if problems:
             raise AdapterError("TriLoraConfig: " + "; ".join(problems))
 
-    def _start_problems(self) -> list[str]:
+    def _init_problems(self) -> list[str]:
         problems = []
         if self.train not in TRAIN_MODES:
             problems.append(f"train is {self.train!r}: expected 'all' or 'core'")
         if self.init_lora_weights is not True:
             problems.append(
                 f"init_lora_weights is {self.init_lora_weights!r}: only True is supported. train='all' then "
-                "starts from A Kaiming-uniform, C = I, B = 0; train='core' from SVD frames and C = 0. Other "
-                "starts leave B = 0 (a core that trains alone would never move) or change step 0"
+                "starts from A Kaiming-uniform, C = I, B = 0; train='core' from SVD projections and C = 0. With "
+                "other values B = 0 (a core that trains alone would never move) or step 0 changes"
             )
         return problems
 

@@ -1,4 +1,4 @@
-"""From a tri-matrix adapter to a plain LoRA adapter, exactly: C is folded into B."""
+"""Exact export of a tri-matrix adapter to a plain LoRA adapter: C is folded into B."""
 
 from __future__ import annotations
 
@@ -23,22 +23,29 @@ def to_plain_lora(
     """Return the plain LoRA that computes the same function as a tri-matrix adapter.
 
     The new B is B·C, shape (d_out, r); A, shape (r, d_in), and the rank stay. For `train="core"` the new
-    `lora_alpha` is r, so that the scale is 1 there too. Tensors are copies on the CPU under the names that
-    `save_pretrained` uses. Without `include_modules_to_save` the head is left out (vLLM refuses adapters
-    with one), and so is the task type, where PEFT would ask for a head because of it.
+    `lora_alpha` is r, so that the scale stays 1.
 
-    Raises `AdapterError` if the model has no tri-matrix adapter of this name.
+    Args:
+        model: The model with the adapter.
+        adapter_name: The adapter's name.
+        include_modules_to_save: Include the head. False omits it, because vLLM rejects adapters with a head,
+            and also omits a task type for which PEFT would expect one.
+
+    Returns:
+        The configuration, and copies of the tensors on the CPU under the names that `save_pretrained` uses.
+
+    Raises:
+        AdapterError: The model has no tri-matrix adapter of this name.
     """
     config = model.peft_config.get(adapter_name)
     if not isinstance(config, TriLoraConfig):
         names = [name for name, other in model.peft_config.items() if isinstance(other, TriLoraConfig)]
-        raise AdapterError(f"no tri-matrix adapter {adapter_name!r}: the model has {names}")
+        raise AdapterError(f"adapter_name: got {adapter_name!r}, expected a tri-matrix adapter out of {names}")
     # save_embedding_layers="auto" may ask a model hub for the size of the base's vocabulary.
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     tensors = {k: v for k, v in saved.items() if include_modules_to_save or ".lora_" in k}
     for name, layer in adapted_layers(model, adapter_name):
-        # 1, unless someone rescaled the layer after it was made (PEFT's set_scale): the configuration
-        # cannot tell.
+        # 1, unless PEFT's set_scale rescaled the layer after its creation, which no configuration records.
         rescaled = layer.scaling[adapter_name] / (layer.lora_alpha[adapter_name] / layer.r[adapter_name])
         b, c = tensors[f"{name}.lora_B.weight"], tensors.pop(f"{name}.lora_C.weight")
         work = torch.promote_types(b.dtype, torch.float32)
@@ -52,8 +59,7 @@ def _plain_config(config: TriLoraConfig, include_modules_to_save: bool) -> LoraC
     del values["train"], values["peft_type"]
     values["inference_mode"] = True
     if config.train == "core":
-        # The same patterns for rank and alpha: PEFT then takes both from the same entry, and alpha / r is
-        # 1.
+        # With equal patterns for rank and alpha, PEFT takes both from one entry, and alpha / r is 1.
         values |= {"lora_alpha": config.r, "alpha_pattern": dict(config.rank_pattern)}
     if not include_modules_to_save:
         values["modules_to_save"] = None
@@ -68,12 +74,16 @@ def export_plain_lora(
     adapter_name: str = "default",
     include_modules_to_save: bool = True,
 ) -> Path:
-    """Write a plain LoRA folder that PEFT, vLLM and converters read without this package; returns its path.
+    """Write a plain LoRA folder that PEFT, vLLM and converters read without this package.
 
-    The folder gets `adapter_config.json` and `adapter_model.safetensors`. It appears whole or not at all:
-    the files are written next to it and renamed.
+    The folder holds `adapter_config.json` and `adapter_model.safetensors`. Both are written to a temporary
+    folder next to it, which is then renamed, so that no incomplete folder can appear.
 
-    Raises `AdapterError` if `folder` exists and is not an empty folder, and as `to_plain_lora` does.
+    Returns:
+        The folder's path.
+
+    Raises:
+        AdapterError: `folder` exists and is not empty, or the model has no tri-matrix adapter of this name.
     """
     target = Path(folder)
     if not is_free(target):

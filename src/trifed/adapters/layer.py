@@ -1,4 +1,4 @@
-"""The adapted layer: what a core adds to a PEFT LoRA layer."""
+"""The adapted layer: a PEFT LoRA layer with a core between A and B."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from peft.utils.other import transpose
 from torch import nn
 
 from trifed.adapters.config import TriLoraConfig
-from trifed.adapters.shared_projections import public_frames
+from trifed.adapters.shared_projections import svd_projections
 from trifed.common.errors import AdapterError
 
 
 class TriLoraVariant(LoraVariant):  # type: ignore[misc]
-    """Forward and merge of one layer with a core; PEFT calls these in place of plain LoRA's."""
+    """Forward pass and merge of one layer with a core; PEFT calls them in place of plain LoRA's."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
-        """Nothing: `TriLoraLayer.add_core` prepares the layer before PEFT can ask for it."""
+        """Do nothing: `TriLoraLayer.add_core` has prepared the layer before PEFT calls this."""
 
     @staticmethod
     def forward(
@@ -31,8 +31,7 @@ class TriLoraVariant(LoraVariant):  # type: ignore[misc]
         hidden = module.lora_C[active_adapter](hidden)
         scaling = module.scaling[active_adapter]
         if scaling != 1.0:
-            # Scaled here, at r numbers a token; PEFT scales the d_out numbers behind B. It pays
-            # for the core.
+            # Scaling r numbers a token here, not d_out numbers after B as PEFT does, saves what the core costs.
             hidden = hidden * scaling
         changed: torch.Tensor = result + module.lora_B[active_adapter](hidden)
         return changed
@@ -56,12 +55,13 @@ class TriLoraVariant(LoraVariant):  # type: ignore[misc]
 
 
 class TriLoraLayer:
-    """Mixed into a PEFT LoRA layer after PEFT has made it, so that all of PEFT's kinds of layer are kept.
+    """Mixin that adds a core to a PEFT LoRA layer after PEFT has made it, for all of PEFT's kinds of layer.
 
-    `lora_C`: one `nn.Linear(r, r, bias=False)` for each adapter name, as `lora_A` and `lora_B` have.
+    Attributes:
+        lora_C: One `nn.Linear(r, r, bias=False)` for each adapter name, like `lora_A` and `lora_B`.
     """
 
-    # PEFT moves, casts, freezes, activates and deletes what is named here.
+    # PEFT moves, casts, freezes, activates and deletes the parts that are named here.
     adapter_layer_names: tuple[str, ...] = (*LoraLayer.adapter_layer_names, "lora_C")
 
     lora_A: nn.ModuleDict  # noqa: N815  (PEFT's names)
@@ -76,18 +76,23 @@ class TriLoraLayer:
     def update_layer(
         self, adapter_name: str, r: int, lora_alpha: float, config: TriLoraConfig, **kwargs: Any
     ) -> None:
-        """Add one more adapter to a layer that has some; see `add_core` for the errors."""
+        """Add another adapter to an adapted layer.
+
+        Raises:
+            AdapterError: The layer's weight has no projections of this rank.
+        """
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)  # type: ignore[misc]
         self.add_core(adapter_name, config, str(kwargs.get("target_name", "")))
 
     def add_core(self, adapter_name: str, config: TriLoraConfig, layer_name: str) -> None:
-        """Give an adapter that has A and B its core C, shape (r, r), and the start of `config.train`.
+        """Add the core C, shape (r, r), to an adapter that has A and B, and initialise it for `config.train`.
 
-        Raises `AdapterError` naming the layer if its weight has no frames of this rank.
+        Raises:
+            AdapterError: The weight of the layer `layer_name` has no projections of this rank.
         """
         rank = self.r[adapter_name]
         sibling = _weight(self.lora_A, adapter_name)
-        # skip_init draws no random numbers: A, B and the head start as plain LoRA's do from one seed.
+        # skip_init draws no random numbers, so that A, B and the head equal plain LoRA's for the same seed.
         self.lora_C[adapter_name] = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, rank, rank, bias=False, device=sibling.device, dtype=sibling.dtype
         )
@@ -102,36 +107,36 @@ class TriLoraLayer:
                 adapter_name: ("lora_A", "lora_B"),
             }
             if not on_meta:
-                self._start_from_frames(adapter_name, layer_name)
+                self._init_from_svd(adapter_name, layer_name)
         elif not on_meta:
             nn.init.eye_(_weight(self.lora_C, adapter_name))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)  # type: ignore[attr-defined]
 
-    def _start_from_frames(self, adapter_name: str, layer_name: str) -> None:
+    def _init_from_svd(self, adapter_name: str, layer_name: str) -> None:
         weight = dequantize_module_weight(self.get_base_layer())  # type: ignore[attr-defined]
         try:
-            a_frame, b_frame = public_frames(self._as_linear(weight), self.r[adapter_name])
+            a, b = svd_projections(self._as_linear(weight), self.r[adapter_name])
         except AdapterError as error:
             raise AdapterError(f"layer {layer_name!r}: {error}") from error
-        # float32 also over a base of 16 bits, where PEFT would first round A and B to the base's dtype:
-        # frames that are not orthonormal to float32 accuracy would be a different public start.
+        # float32 even for a 16-bit base, where PEFT would round A and B to the base's dtype: rounded
+        # projections are not orthonormal to float32 accuracy and would differ between clients.
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        core = torch.zeros(a_frame.shape[0], a_frame.shape[0])
-        for part, start in ((self.lora_A, a_frame), (self.lora_B, b_frame), (self.lora_C, core)):
+        core = torch.zeros(a.shape[0], a.shape[0])
+        for part, start in ((self.lora_A, a), (self.lora_B, b), (self.lora_C, core)):
             part[adapter_name].weight = nn.Parameter(start.to(device=weight.device, dtype=dtype))
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return A (r, d_in), B (d_out, r) and C (r, r), the parameters themselves."""
+        """Return the parameters A (r, d_in), B (d_out, r) and C (r, r), without a copy."""
         a, b, c = (_weight(part, adapter_name) for part in (self.lora_A, self.lora_B, self.lora_C))
         return a, b, c
 
     def _as_linear(self, weight: torch.Tensor) -> torch.Tensor:
-        """Turn the stored weight into (d_out, d_in), or back; Conv1D stores (d_in, d_out)."""
-        turned: torch.Tensor = transpose(weight, getattr(self, "fan_in_fan_out", False))
-        return turned
+        """Convert between the stored layout and (d_out, d_in); Conv1D stores (d_in, d_out)."""
+        converted: torch.Tensor = transpose(weight, getattr(self, "fan_in_fan_out", False))
+        return converted
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """Return s·B·C·A in the orientation of the stored weight: (d_out, d_in), for Conv1D (d_in, d_out)."""
+        """Return s·B·C·A in the stored weight's layout, (d_out, d_in) or (d_in, d_out) for Conv1D."""
         a, b, c = self.factors(adapter)
         # Products of 16-bit matrices are slow on some CPUs and lose digits between the two factors.
         work = torch.promote_types(b.dtype, torch.float32)
@@ -151,16 +156,20 @@ class TriLinear(TriLoraLayer, Linear):  # type: ignore[misc]
 _CLASSES: dict[type, type] = {Linear: TriLinear}
 
 
-def with_core(module: nn.Module, adapter_name: str, config: TriLoraConfig, layer_name: str) -> nn.Module:
-    """Turn a LoRA layer that PEFT has just made into one with a core; returns the same object.
+def add_core_to_layer(module: nn.Module, adapter_name: str, config: TriLoraConfig, layer_name: str) -> nn.Module:
+    """Add a core to a LoRA layer that PEFT has just made, in place, and return the layer.
 
-    Raises `AdapterError` if the layer is not a linear map.
+    Raises:
+        AdapterError: The layer is not a linear map.
     """
     parts = [getattr(module, name, {}) for name in ("lora_A", "lora_B")]
     if not all(adapter_name in part and isinstance(part[adapter_name], nn.Linear) for part in parts):
-        raise AdapterError(f"layer {layer_name!r} is a {type(module).__name__}: only linear layers can be adapted")
+        raise AdapterError(
+            f"layer {layer_name!r}: got a {type(module).__name__}, expected a linear layer; "
+            f"remove it from target_modules"
+        )
     plain = type(module)
-    if plain not in _CLASSES:  # a quantised kind, whose class exists only where its package is installed
+    if plain not in _CLASSES:  # a quantised layer's class exists only where its package is installed
         _CLASSES[plain] = type(f"Tri{plain.__name__}", (TriLoraLayer, plain), {})
     module.lora_C = nn.ModuleDict({})
     module.__class__ = _CLASSES[plain]

@@ -1,4 +1,4 @@
-"""Loading a tri-matrix adapter folder, with every way it can be wrong reported as one kind of error."""
+"""Load a tri-matrix adapter folder; every defect is reported as an `AdapterError`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trifed.common.errors import AdapterError
 
 @contextmanager
 def without_renaming_warning() -> Iterator[None]:
-    """PEFT 0.21 asks transformers 5 for a property that was renamed there; the user can do nothing about it."""
+    """Suppress PEFT 0.21's warning about a property that transformers 5 renamed; users cannot act on it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield
@@ -28,29 +28,28 @@ def without_renaming_warning() -> Iterator[None]:
 def load_adapter(
     base: nn.Module, folder: str | Path, *, adapter_name: str = "default", trainable: bool = False
 ) -> PeftModel:
-    """Put the adapter saved in `folder` by `save_pretrained` onto `base`, which is changed in place.
+    """Attach the adapter that `save_pretrained` wrote to `folder` to `base`, which is changed in place.
 
-    `PeftModel.from_pretrained` does the work and refuses a file without its cores by itself. This adds
-    what it leaves open: it names a missing head, refuses weights stored with pickle, and never asks a
-    model hub.
+    In addition to `PeftModel.from_pretrained`, this names a missing head, rejects weights stored with pickle
+    and never contacts a model hub.
 
-    Raises `AdapterError` if the folder lacks a file, is of another PEFT type, is damaged, or does not fit
-    `base`.
+    Raises:
+        AdapterError: The folder lacks a file, holds another PEFT type, is damaged, or does not fit `base`.
     """
     source = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (source / name).is_file():
-            raise AdapterError(f"{source} has no {name}: expected a folder written by save_pretrained")
+            raise AdapterError(f"{source}: no {name} there, expected a folder written by save_pretrained")
     try:
-        found = json.loads((source / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+        peft_type = json.loads((source / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
     except (ValueError, AttributeError) as error:
-        raise AdapterError(f"{source / 'adapter_config.json'} is not a JSON object: {error}") from error
-    if found != PEFT_TYPE:
-        raise AdapterError(f"{source} holds an adapter of type {found!r}: expected {PEFT_TYPE!r}")
+        raise AdapterError(f"{source / 'adapter_config.json'}: expected a JSON object ({error})") from error
+    if peft_type != PEFT_TYPE:
+        raise AdapterError(f"{source}: got an adapter of type {peft_type!r}, expected {PEFT_TYPE!r}")
     try:
         with without_renaming_warning():
             return PeftModel.from_pretrained(base, str(source), adapter_name=adapter_name, is_trainable=trainable)
-    except KeyError as error:  # how PEFT says that a module of modules_to_save is not in the file
+    except KeyError as error:  # PEFT's error for a module of modules_to_save that the file lacks
         raise AdapterError(f"{source}: adapter_model.safetensors lacks {error}") from error
     except SafetensorError as error:
         raise AdapterError(f"{source}: adapter_model.safetensors is damaged: {error}") from error

@@ -1,7 +1,7 @@
-r"""Tri-matrix LoRA as a PEFT method of its own: $y = W_0 x + s\,B C A x$.
+r"""Tri-matrix LoRA as a PEFT method: $y = W_0 x + s\,B C A x$.
 
-Importing this module registers the PEFT type `TRILORA`, and `get_peft_model`, `PeftModel.from_pretrained`
-and `save_pretrained` then work with it. Sources: CE-LoRA, arXiv 2503.23869; LoRA-XS, arXiv 2405.17604.
+Importing this module registers the PEFT type `TRILORA` for `get_peft_model`, `PeftModel.from_pretrained`
+and `save_pretrained`. Sources: CE-LoRA, arXiv 2503.23869; LoRA-XS, arXiv 2405.17604.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.config import PEFT_TYPE, TriLoraConfig
-from trifed.adapters.layer import TriLoraLayer, with_core
-from trifed.adapters.shared_projections import hash_frames
+from trifed.adapters.layer import TriLoraLayer, add_core_to_layer
+from trifed.adapters.shared_projections import hash_projections
 from trifed.common.errors import AdapterError
 
 __all__ = ["TriLoraConfig", "TriLoraModel", "adapted_layers", "frames_hash"]
@@ -32,21 +32,21 @@ _NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttent
 
 
 class TriLoraModel(LoraModel):  # type: ignore[misc]
-    """PEFT's tuner for `TriLoraConfig`; made by `peft.get_peft_model`, seldom by hand.
+    """PEFT's tuner for `TriLoraConfig`, usually made by `peft.get_peft_model`.
 
-    Raises `AdapterError`, before the base model is touched, for a target that is not a linear layer and
-    for a rank above the smaller side of one; while loading, for a file that lacks one of the A, B or C
-    that the model has.
+    Raises:
+        AdapterError: Before any change of the base model, for a target that is not a linear layer and for a
+            rank above the smaller side of one; while loading, for a file that lacks an A, B or C of the model.
     """
 
     def _check_new_adapter_config(self, config: Any) -> None:
         super()._check_new_adapter_config(config)
         if not isinstance(config, TriLoraConfig):
-            raise AdapterError(f"expected a TriLoraConfig, got {type(config).__name__}")
+            raise AdapterError(f"peft_config: got a {type(config).__name__}, expected a TriLoraConfig")
         config.check()  # again: the fields may have been changed since construction
 
     def _prepare_model(self, peft_config: TriLoraConfig, model: nn.Module) -> None:
-        # PEFT replaces one layer after the other: a refusal on the way would leave the base half adapted.
+        # PEFT replaces one layer after the other: a later error would leave the base half adapted.
         super()._prepare_model(peft_config, model)
         problems = []
         for name, layer in self._targets(peft_config, model):
@@ -69,7 +69,7 @@ class TriLoraModel(LoraModel):  # type: ignore[misc]
         self, lora_config: TriLoraConfig, adapter_name: str, target: nn.Module, *args: Any, **kwargs: Any
     ) -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        # PEFT finds this out itself, but warns; nobody should have to know how Conv1D stores its weight.
+        # PEFT detects this by itself but warns; users need not know how Conv1D stores its weight.
         lora_config.fan_in_fan_out = isinstance(base, Conv1D)
         super()._create_and_replace(lora_config, adapter_name, target, *args, **kwargs)
 
@@ -78,14 +78,14 @@ class TriLoraModel(LoraModel):  # type: ignore[misc]
         lora_config: TriLoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
     ) -> nn.Module:
         module = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
-        return with_core(module, adapter_name, lora_config, str(kwargs.get("target_name", "")))
+        return add_core_to_layer(module, adapter_name, lora_config, str(kwargs.get("target_name", "")))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: TriLoraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        # PEFT loads with strict=False and at most warns. Without its cores this file would be another
-        # adapter, so the check sits in the one hook that every way of loading passes through.
+        # PEFT loads with strict=False and at most warns. Without its cores the file would be another
+        # adapter, so the check is in the one hook that every way of loading uses.
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
@@ -107,14 +107,14 @@ def _layer_problems(config: TriLoraConfig, name: str, module: nn.Module) -> list
         if config.train == "core" and module.merged_adapters:
             return [f"layer {name!r}: {module.merged_adapters} is merged into the weight; unmerge it first"]
     if isinstance(base, _NOT_LINEAR):
-        return [f"layer {name!r} is a {type(base).__name__}: only linear layers can be adapted"]
+        return [f"layer {name!r}: got a {type(base).__name__}, expected a linear layer"]
     d_in, d_out = _get_in_out_features(base)
     if d_in is None or d_out is None:
-        return []  # PEFT itself decides, and names the layer, when it is about to replace it
+        return []  # PEFT decides when it replaces the layer, and names the layer in its error
     rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
     if rank > min(d_in, d_out):
         shape = f"{d_out} outputs and {d_in} inputs"
-        return [f"layer {name!r} has {shape}: rank {rank} is too large, the largest is {min(d_in, d_out)}"]
+        return [f"layer {name!r}: got rank {rank}, expected at most {min(d_in, d_out)} for {shape}"]
     return []
 
 
@@ -145,22 +145,22 @@ def _check_complete(model: nn.Module, adapter_name: str, loaded: dict[str, torch
 
 
 def frames_hash(model: nn.Module, adapter_name: str = "default") -> str:
-    """Return the SHA-256, 64 hexadecimal digits, of the frames of an adapter with `train="core"`.
+    """Return the SHA-256, 64 hexadecimal digits, of the shared projections of an adapter with `train="core"`.
 
-    Clients whose hashes agree start from the same A and B, so their cores may be averaged. Entries are
-    rounded to 1/4096 (relative to the largest singular value for B): the hash survives the rounding of
-    another SVD library, and does not see a change of the base below that.
+    Clients with equal hashes have the same A and B, so their cores may be averaged. Entries are rounded to
+    1/4096 (for B relative to its largest singular value): the hash does not depend on the SVD library's
+    rounding, and does not reflect smaller changes of the base.
 
-    Raises `AdapterError` if the model has no such adapter, or one whose A and B train.
+    Raises:
+        AdapterError: The model has no such adapter, or its A and B train.
     """
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, TriLoraConfig) or config.train != "core":
-        raise AdapterError(f"adapter {adapter_name!r} has no public frames: expected one with train='core'")
-    shared_projections = []
-    for name, layer in adapted_layers(model, adapter_name):
-        a_frame, b_frame, _ = layer.factors(adapter_name)
-        shared_projections.append((name.removeprefix("base_model.model."), a_frame, b_frame))
-    return hash_frames(shared_projections)
+        raise AdapterError(f"adapter {adapter_name!r}: no shared projections, expected one with train='core'")
+    return hash_projections(
+        (name.removeprefix("base_model.model."), *layer.factors(adapter_name)[:2])
+        for name, layer in adapted_layers(model, adapter_name)
+    )
 
 
 # PeftType is a closed enum, but PEFT's tables are plain dicts and compare the type as a string.
