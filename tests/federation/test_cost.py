@@ -14,7 +14,7 @@ from trifed.common.errors import ModelError
 from trifed.federation.cost import Cost, MethodCost, estimate_cost, summary_sizes
 from trifed.federation.messages import ENVELOPE
 from trifed.methods import METHODS
-from trifed.tasks.shapes import SHAPES, shape_config, weightless
+from trifed.tasks.shapes import SHAPES, build_on_meta, shape_config
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_a_folder_needs_no_weights(tmp_path, costs, tiny_encoder):
 
 
 def test_nothing_is_allocated():
-    model = weightless(shape_config("llama-7b"), whole_lm=True)
+    model = build_on_meta(shape_config("llama-7b"), whole_lm=True)
     assert {param.device.type for param in model.parameters()} == {"meta"}
 
 

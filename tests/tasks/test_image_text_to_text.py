@@ -65,7 +65,7 @@ def made_of(paint, prompts, answers):
 def read(shared_model, data):
     """Each example as (what is read only, what is learned)."""
     decode = shared_model.base.processor.tokenizer.decode
-    tokens = data.tokens
+    tokens = data
     return [
         tuple(
             decode([t for t, mark in zip(ids, marks, strict=True) if mark == part], skip_special_tokens=False)
@@ -180,7 +180,7 @@ def test_what_a_processor_says_of_each_token_is_padded_with_the_tokens(gemma, ex
     """Gemma 3's image tokens see each other; its template writes the start token itself, and one is enough."""
     shared_model = bench_of(gemma)
     data = shared_model.encode(examples(["a", "a longer one"], ["yes", "no"]))
-    ids, kinds = data.tokens.ids[1], data.rows["token_type_ids"][1]
+    ids, kinds = data.ids[1], data.rows["token_type_ids"][1]
     soft = shared_model.base.processor.tokenizer.image_token_id
     assert ids.count(soft) == 4
     assert ids.count(0) == 1

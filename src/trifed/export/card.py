@@ -117,10 +117,10 @@ def _accuracy(scores: dict[str, Any] | None) -> str:
 def _use(exported: Exported) -> Iterator[str]:
     facts, form = exported.facts, exported.form
     task = TASKS[facts["task"]]
-    if task.gives == "answer":
+    if task.output == "answer":
         yield from _ask(exported)
         return
-    if task.gives == "match":
+    if task.output == "match":
         yield from _match(exported)
         return
     asked = Asked(task, facts["pooling"], facts["max_length"], facts["columns"]["pair"] is not None)
@@ -201,7 +201,7 @@ def _limits(run: FinishedRun, exported: Exported) -> Iterator[str]:
         "- Its accuracy was measured on held-out examples of this client alone; elsewhere it may be better or "
         "worse. One seed was measured."
     )
-    gives = TASKS[run.config.task].gives
+    gives = TASKS[run.config.task].output
     if gives == "answer":
         yield "- It writes what is likely, not what is true."
     elif gives == "match":

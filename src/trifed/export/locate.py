@@ -96,9 +96,9 @@ class FinishedRun:
         task, data = TASKS[self.config.task], self.config.data
         reads = {role.setting for role in task.roles}
         image = data.image if "image" in reads else None
-        if task.gives == "answer":
+        if task.output == "answer":
             return Columns(data.prompt or data.text, data.input, data.answer or "", image, answers=True)
-        if task.gives == "match":
+        if task.output == "match":
             return Columns(label=data.text, image=image, matches=True)
         return Columns(data.text, data.text_pair, data.label, image)
 

@@ -22,7 +22,7 @@ def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
     this is not looked up in a table: the class is filled with the weights and asked whether it gives the same
     logits on a few examples.
     """
-    if merged.task.stock is None:
+    if merged.task.native_class is None:
         return None
     encoder: Any = merged.model.encoder
     head: Any = merged.model.head
@@ -33,7 +33,7 @@ def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
     config.problem_type = "single_label_classification"
     try:
         with torch.random.fork_rng(devices=[]):
-            stock = merged.task.stock.from_config(config)
+            stock = merged.task.native_class.from_config(config)
     except ValueError:  # transformers has no such class for this architecture
         return None
     inner, last = getattr(stock, stock.base_model_prefix, None), getattr(stock, "classifier", None)

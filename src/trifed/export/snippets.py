@@ -109,7 +109,7 @@ def of_merged(asked: Asked, *, stock: bool) -> str:
     """Load full weights. `stock`: a class of transformers has the head too."""
     processor = asked.snippet.processor
     if stock:
-        model = asked.task.stock.__name__
+        model = asked.task.native_class.__name__
         return _STOCK.format(
             imports=asked.imports, classes=_sorted(model, processor), processor=processor, model=model,
             arguments=asked.snippet.arguments, batch=asked.batch, example=asked.example,

@@ -26,7 +26,7 @@ from trifed.federation.shared_model import SharedModel
 from trifed.federation.training import length_order
 from trifed.methods.base import is_head
 from trifed.tasks import TASKS, Task, TaskModel
-from trifed.tasks.base_model import LoadedBase, without_transformers_talk
+from trifed.tasks.base_model import LoadedBase, quiet_transformers
 
 
 def save_client(
@@ -45,7 +45,7 @@ def save_client(
         # "auto" would ask a hub whether the embeddings were resized.
         encoder.save_pretrained(str(folder), save_embedding_layers=False)
     else:
-        with without_transformers_talk():
+        with quiet_transformers():
             encoder.save_pretrained(str(folder))
         shared_model.base.processor.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is a form with nothing filled in
@@ -144,7 +144,7 @@ class Writer(ClientModel):
     @torch.no_grad()
     def answer_all(self, inputs: Mapping[str, list[Any]], tokens: int = 64, batch_size: int = 16) -> list[str]:
         """The same of inputs by role, as `trifed.data.Examples` has them."""
-        write = self.task.write
+        write = self.task.generate
         if write is None:
             raise RunError(f"a model of the task '{self.task.name}' does not answer")
         self.model.eval()
@@ -193,8 +193,8 @@ WAYS = {
 
 def check_gives(folder: str | Path, parts: ClientModel, wanted: str) -> None:
     """Refuse a model that gives something else than is wanted, with what it is."""
-    if parts.task.gives != wanted:
-        raise RunError(f"{folder}: this is {WAYS[parts.task.gives]}")
+    if parts.task.output != wanted:
+        raise RunError(f"{folder}: this is {WAYS[parts.task.output]}")
 
 
 def open_client(folder: Path, base: str | None) -> ClientModel:

@@ -34,7 +34,7 @@ from trifed.methods.base import (
 from trifed.methods.packing import Layout
 from trifed.tasks.base_model import read_config
 from trifed.tasks.image_text import Bias
-from trifed.tasks.shapes import SHAPES, compares, feature_size, shape_config, weightless, writes
+from trifed.tasks.shapes import SHAPES, build_on_meta, feature_size, is_generative, is_two_tower, shape_config
 from trifed.tasks.text_classification import TextClassifier
 
 Parameters = Mapping[str, nn.Parameter]
@@ -116,12 +116,12 @@ class _Subject:
 
     def parameters(self, kind: AdapterKind, adapter: AdapterSettings) -> Parameters:
         """Names and shapes with this adapter; anew each time, because an adapter changes its base."""
-        base = weightless(self.config, whole_lm=self.labels == 0 and writes(self.config))
+        base = build_on_meta(self.config, whole_lm=self.labels == 0 and is_generative(self.config))
         with torch.device("meta"):
             encoder = attach(base, kind, adapter, seed=0)
             if self.labels == 0:
                 return named_parameters(nn.ModuleDict({"encoder": encoder}), POOLING)
-            if compares(self.config):
+            if is_two_tower(self.config):
                 return named_parameters(nn.ModuleDict({"encoder": encoder, "head": Bias(self.labels)}), POOLING)
             head_on = TextClassifier(encoder, feature_size(self.config), self.labels, POOLING)
             return named_parameters(head_on, POOLING)
@@ -133,7 +133,7 @@ def estimate_cost(
     """What each method would train and send on a model.
 
     `model`: one of `SHAPES`, 'demo', a folder with a config.json, or a hub name. `labels`: outputs of the head;
-    two unless given, or none on a model that writes, which predicts with its own output layer. What is not
+    two unless given, or none on a model that is_generative, which predicts with its own output layer. What is not
     given of `adapter` and `bits` is each method's own default.
 
     Raises:
@@ -142,9 +142,9 @@ def estimate_cost(
     config = _find(model)
     adapter = adapter or AdapterSettings()
     if labels is None:
-        labels = 0 if writes(config) else DEFAULT_LABELS
+        labels = 0 if is_generative(config) else DEFAULT_LABELS
     subject = _Subject(config, labels)
-    base = weightless(config, whole_lm=labels == 0 and writes(config))
+    base = build_on_meta(config, whole_lm=labels == 0 and is_generative(config))
     targets = resolve_targets(base, adapter)
     lora = subject.parameters("lora", adapter)
     rival = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
@@ -166,7 +166,7 @@ def estimate_cost(
         targets=tuple(targets),
         layers=sum(_part(name) == "A" for name in lora),
         labels=labels,
-        features=feature_size(config) if labels and not compares(config) else 0,
+        features=feature_size(config) if labels and not is_two_tower(config) else 0,
         lora_values=rival,
         envelope=len(encode_values(Header("upload", "0" * 12, "0" * 16, 10, 10, 100), np.zeros(0, np.float32))),
         methods=tuple(costs),

@@ -14,7 +14,7 @@ from trifed.common.errors import RunError
 from trifed.federation.client_model import Classifier, ClientModel, check_gives, open_client
 from trifed.tasks import TASKS
 from trifed.tasks.image_text import PromptedClassifier
-from trifed.tasks.towers import Towers, tokens_of
+from trifed.tasks.towers import TwoTowerModel, tokenize
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class RetrievalModel(ClientModel):
         if not texts:
             raise RunError("got no texts; give at least one that an image may fit")
         device = next(self.model.parameters()).device
-        tokens = tokens_of(self.base, texts)
+        tokens = tokenize(self.base, texts)
         model = PromptedClassifier(self.model.encoder, self.model.hidden, tokens, augment="none").to(device)
         return Classifier(TASKS["image-text"], model, self.base, self.settings, list(texts))
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> Tensor:
         """Of texts, in the space of the images' embeddings: (n, hidden), of norm 1."""
-        towers = cast(Towers, self.model.eval())
+        towers = cast(TwoTowerModel, self.model.eval())
         device = next(towers.parameters()).device
-        return towers.said({name: tensor.to(device) for name, tensor in tokens_of(self.base, texts).items()})
+        return towers.embed_texts({name: tensor.to(device) for name, tensor in tokenize(self.base, texts).items()})
 
 
 def load_retrieval_model(folder: str | Path, base: str | None = None) -> RetrievalModel:

@@ -1,4 +1,4 @@
-"""Tasks: what a batch is, what its loss is, what a feature vector is. One file each."""
+"""Tasks: the batches, loss and features of one kind of problem, one file each."""
 
 from trifed.config.settings import TaskName
 from trifed.tasks import (
@@ -9,7 +9,7 @@ from trifed.tasks import (
     image_text_to_text,
     text_classification,
 )
-from trifed.tasks.base import Batch, Encoded, Scored, Snippet, Task, TaskModel
+from trifed.tasks.base import Batch, BatchScores, Encoded, Snippet, Task, TaskModel
 
 _ALL = (
     text_classification.TASK, image_classification.TASK, image_text.TASK, image_text_pairs.TASK,
@@ -17,4 +17,4 @@ _ALL = (
 )  # fmt: skip
 TASKS: dict[TaskName, Task] = {task.name: task for task in _ALL}
 
-__all__ = ["TASKS", "Batch", "Encoded", "Scored", "Snippet", "Task", "TaskModel"]
+__all__ = ["TASKS", "Batch", "BatchScores", "Encoded", "Snippet", "Task", "TaskModel"]

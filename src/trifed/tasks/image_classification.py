@@ -1,9 +1,10 @@
-"""Image classification: a frozen vision model with an adapter, and one linear head on its pooled features."""
+"""Image classification: a frozen vision model with an adapter, and a linear head on its pooled features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,28 +15,34 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from trifed.common.errors import ModelError
-from trifed.config.settings import Augment, BaseDtype, ModelSettings, Pooling
+from trifed.config.settings import Augment, ModelSettings, Pooling
 from trifed.data import IMAGES, Examples, as_png, open_image
 from trifed.tasks.base import Batch, Snippet, Task
-from trifed.tasks.base_model import LoadedBase, Wanted, load_base
+from trifed.tasks.base_model import LoadedBase, ModelRequirement, load_base
 from trifed.tasks.headed import HeadedModel
 
-VISION = Wanted(
+VISION = ModelRequirement(
     "image-classification", "a vision model, such as ViT, DeiT, Swin, DINOv2 or ConvNeXt", AutoImageProcessor,
     "preprocessor_config.json",
 )  # fmt: skip
 
 CHUNK = 64
 SHIFT = 8
-"""Images are moved by up to a SHIFTth of their side."""
+"""Augmentation moves images by up to 1/SHIFT of their side."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images at the model's size.
+    """Images at the model's size; the model's input is (`scale` · pixels − `mean`) / `std`.
 
-    `pixels`: (n, 3, height, width) uint8; the model reads (`scale` · pixels − `mean`) / `std`, these (3,) each.
-    `patches`: the fewest pieces that a layer of the model sees an image in.
+    Attributes:
+        pixels: (n, 3, height, width), uint8.
+        labels: Class of each image, (n,).
+        scale: Factor on the pixels.
+        mean: Mean of each channel, (3,).
+        std: Standard deviation of each channel, (3,).
+        cut: Number of truncated examples, always 0.
+        patches: Number of patches per image in the layer that has the fewest.
     """
 
     pixels: NDArray[np.uint8]
@@ -51,37 +58,40 @@ class EncodedImages:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """All alike, (n,)."""
+        """Equal lengths, (n,)."""
         return np.ones(len(self), np.int64)
 
     def inputs(self, row: int) -> dict[str, set[tuple[int, int]]]:
-        """The patches of an image; those of two images are the same where the images are."""
+        """Return an image's patches as (image, place), equal only for equal images."""
         image = hash(self.pixels[row].tobytes())
         return {"": {(image, patch) for patch in range(self.patches)}}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
-        """The given rows as the model was pre-trained to see them."""
+        """Return the given rows on `device`, normalized as in the model's pre-training."""
         pixels = torch.from_numpy(self.pixels[rows]).to(device).float() * self.scale
         mean, std = (part.to(device)[:, None, None] for part in (self.mean, self.std))
         return {"pixel_values": (pixels - mean) / std, "labels": torch.from_numpy(self.labels[rows]).to(device)}
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedImages:
-    """See `encode_images`."""
+    """Encode images for a vision model; raises `ModelError` as `encode_images` does."""
     return encode_images(base.processor, base.model.config, examples)
 
 
 def encode_images(processor: Any, config: Any, examples: Examples) -> EncodedImages:
-    """Decode all images once and bring them to the model's size with its own image processor.
+    """Decode images and resize them to the model's size with its own image processor.
 
-    `config`: of the vision model.
+    Args:
+        processor: The image processor.
+        config: The vision model's configuration.
+        examples: Examples with the role "image".
 
     Raises:
-        ModelError: the processor makes another size than the model reads.
+        ModelError: The processor's size is not the model's.
     """
     images = examples.inputs["image"]
-    found = [_pixels(processor, images[first : first + CHUNK]) for first in range(0, len(images), CHUNK)]
-    pixels = np.concatenate(found) if found else np.zeros((0, 3, 1, 1), np.uint8)
+    chunks = [_pixels(processor, images[first : first + CHUNK]) for first in range(0, len(images), CHUNK)]
+    pixels = np.concatenate(chunks) if chunks else np.zeros((0, 3, 1, 1), np.uint8)
     _check_size(config, pixels)
     scale = processor.rescale_factor if processor.do_rescale else 1.0
     shift, spread = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
@@ -90,31 +100,31 @@ def encode_images(processor: Any, config: Any, examples: Examples) -> EncodedIma
 
 
 def _patches(config: Any, pixels: NDArray[np.uint8]) -> int:
-    """Patches of an image where a model has the fewest; 1 where its configuration does not say."""
+    """Return the number of patches in the layer that has the fewest; 1 if the configuration has no patch size."""
     side = getattr(config, "patch_size", None)
     if not isinstance(side, int):
         return 1
-    # Each stage of a model with stages, such as Swin's, halves what it gets in both directions.
+    # Each stage of a model with stages, such as Swin, halves both sides of its input.
     stages = len(config.depths) if hasattr(config, "depths") else 1
     height, width = (int(size) // (side << (stages - 1)) for size in pixels.shape[2:])
     return max(1, height * width)
 
 
 def _pixels(processor: Any, encoded: list[bytes]) -> NDArray[np.uint8]:
-    """(n, 3, height, width)."""
+    """Decode and resize image files to (n, 3, height, width)."""
     pictures = [open_image(image).convert("RGB") for image in encoded]
-    made = processor(pictures, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"]
-    return np.asarray(made).round().clip(0, 255).astype(np.uint8)
+    resized = processor(pictures, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"]
+    return np.asarray(resized).round().clip(0, 255).astype(np.uint8)
 
 
 def _check_size(config: Any, pixels: NDArray[np.uint8]) -> None:
-    wanted = getattr(config, "image_size", None)
-    if not isinstance(wanted, int) or not len(pixels) or config.model_type in ANY_SIZE:
+    size = getattr(config, "image_size", None)
+    if not isinstance(size, int) or not len(pixels) or config.model_type in ANY_SIZE:
         return
-    if pixels.shape[2:] != (wanted, wanted):
+    if pixels.shape[2:] != (size, size):
         raise ModelError(
-            f"model.name: its image processor makes {pixels.shape[2]} × {pixels.shape[3]} pixels, and this model "
-            f"reads {wanted} × {wanted}; correct 'size' in its preprocessor_config.json"
+            f"model.name: got {pixels.shape[2]} × {pixels.shape[3]} pixels from its image processor, expected "
+            f"{size} × {size}; correct 'size' in its preprocessor_config.json"
         )
 
 
@@ -122,7 +132,7 @@ ANY_SIZE = ("convnext", "convnextv2", "swin", "swinv2", "dinov2")
 
 
 class ImageClassifier(HeadedModel):
-    """A PEFT-wrapped vision model and a linear head over the mean of its patches, or another pooling."""
+    """A PEFT-wrapped vision model and a linear head on its pooled patches."""
 
     def __init__(self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling, augment: Augment) -> None:
         super().__init__(encoder, hidden, n_labels)
@@ -130,22 +140,26 @@ class ImageClassifier(HeadedModel):
         self.augment = augment
 
     def features(self, batch: Batch) -> Tensor:
-        """Pooled features, (n, hidden), float32; while training, of augmented images."""
-        pixels = batch["pixel_values"]
-        output = self.encoder(pixel_values=augmented(pixels, self.augment) if self.training else pixels)
+        """Return pooled features, (n, hidden), float32; during training, of augmented images."""
+        pixels = augmented(batch["pixel_values"], self.augment if self.training else "none")
+        output = self.encoder(pixel_values=pixels)
         if self.pooling == "pooler":
             pooled: Tensor = output.pooler_output
             return pooled.float().flatten(1)
         hidden: Tensor = output.last_hidden_state.float()
-        if hidden.dim() == 4:  # (n, hidden, height, width): no tokens, hence no first one
+        if hidden.dim() == 4:  # (n, hidden, height, width) of a convolutional model, without a first token
             return hidden.mean((2, 3))
         return hidden[:, 0] if self.pooling == "cls" else hidden.mean(1)
 
 
 def augmented(pixels: Tensor, kind: Augment) -> Tensor:
-    """Half of the images mirrored; for "flip-crop" all moved by up to an eighth as well, edges repeated.
+    """Mirror half of the images and, for "flip-crop", move all by up to an eighth with repeated edges.
 
-    `pixels`: (n, 3, height, width). Draws from torch's generator.
+    Random numbers come from torch's generator.
+
+    Args:
+        pixels: (n, 3, height, width).
+        kind: "none" returns `pixels`.
     """
     if kind == "none":
         return pixels
@@ -168,13 +182,8 @@ def _build(
     return ImageClassifier(encoder, hidden, len(labels), settings.pooling, settings.augment)
 
 
-def load_vision(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
-    """A frozen vision model and its image processor; raises ModelError where it is none."""
-    return load_base(name, VISION, dtype)
-
-
 def _probe() -> tuple[bytes, ...]:
-    """Two images of noise, of unlike shapes, as PNG."""
+    """Return two images of noise with different shapes, as PNG."""
     rng = np.random.default_rng(0)
     shapes = ((40, 64, 3), (64, 48, 3))
     return tuple(as_png(Image.fromarray(rng.integers(0, 256, shape, np.uint8))) for shape in shapes)
@@ -201,10 +210,10 @@ TASK = Task(
     name="image-classification",
     metric="accuracy",
     roles=IMAGES,
-    load=load_vision,
+    load=partial(load_base, VISION),
     encode=encode,
     build=_build,
-    stock=AutoModelForImageClassification,
+    native_class=AutoModelForImageClassification,
     probe=_probe(),
     snippet=SNIPPET,
 )

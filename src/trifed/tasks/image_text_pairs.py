@@ -1,9 +1,9 @@
-"""Image-text models: which caption belongs to which image, learned from pairs. No labels are needed.
+"""Contrastive training of image-text models on pairs of images and captions, without labels.
 
-The loss is that which the model was pre-trained with: cross-entropy over the images and the captions of a step for
-CLIP and dual encoders, of each pair by itself for SigLIP (the papers are named in `towers`). Pairs of a step with
-the same caption are all right, as those with the same label in Yang et al., "Unified Contrastive Learning in
-Image-Text-Label Space", CVPR 2022, arXiv 2204.03610.
+The loss is the one of pre-training: cross-entropy over the images and the captions of a step for CLIP and dual
+encoders, a separate one per pair for SigLIP (papers in `towers`). All pairs of a step with equal captions count
+as matches, like those with equal labels in Yang et al., "Unified Contrastive Learning in Image-Text-Label Space",
+CVPR 2022, arXiv 2204.03610.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from trifed.config.settings import ModelSettings
 from trifed.data import IMAGES, TEXT, Examples
-from trifed.tasks.base import Batch, Scored, Task
+from trifed.tasks.base import Batch, BatchScores, Task
 from trifed.tasks.base_model import LoadedBase
 from trifed.tasks.image_classification import EncodedImages, encode_images
-from trifed.tasks.towers import FIXED_LENGTH, Towers, common_size, load_two_towers, tokens_of
+from trifed.tasks.towers import FIXED_LENGTH, TwoTowerModel, embedding_size, load_two_towers, tokenize
 
 TOKENS: tuple[str, ...] = ("input_ids", "attention_mask")
-TOGETHER = 32
-"""Pairs that are told apart when a model is scored: by chance about one in 32 is right."""
+PAIRS_PER_SCORE = 32
+"""Pairs that a score compares with each other, so that chance accuracy is about 1 in 32."""
 
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Images and the tokens of their captions, (n, length) each."""
+    """Images and the tokens of their captions, (n, length) each tensor."""
 
     images: EncodedImages
     tokens: dict[str, Tensor]
@@ -44,75 +44,75 @@ class EncodedPairs:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """What the pairs are, (n,)."""
+        """Class of each pair, (n,)."""
         return self.images.labels
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """All alike, (n,): which captions are compared must not depend on their lengths."""
+        """Equal lengths, (n,), so that caption lengths do not decide which captions are compared."""
         return self.images.lengths
 
     def inputs(self, row: int) -> dict[str, set[Any]]:
-        """The patches of an image, which one tower reads, and the tokens of its caption, which the other reads."""
+        """Return the image's patches for the vision tower, and the caption's tokens for the text tower."""
         return {"vis": self.images.inputs(row)[""], "text": set(self.tokens["input_ids"][row].tolist())}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
-        """Images and captions of the given rows."""
+        """Return images and captions of the given rows on `device`."""
         captions = {name: tensor[rows].to(device) for name, tensor in self.tokens.items()}
         return {**self.images.batch(rows, device), **captions}
 
 
-class PairedTowers(Towers):
-    """Tells which captions of a batch belong to which images. `sigmoid`: learns each pair by itself, as SigLIP."""
+class PairedTowers(TwoTowerModel):
+    """A model that matches captions and images of a batch; `sigmoid` scores each pair separately, as SigLIP."""
 
-    compared = TOGETHER
+    compared = PAIRS_PER_SCORE
 
     def __init__(self, encoder: nn.Module, hidden: int, settings: ModelSettings, sigmoid: bool) -> None:
         super().__init__(encoder, hidden, settings.augment)
         self.sigmoid = sigmoid
 
     def forward(self, batch: Batch) -> Tensor:
-        """How well images (rows) and captions (columns) of the batch fit each other: logits, (n, n), float32."""
+        """Return logits of every image (row) with every caption (column) of the batch, (n, n), float32."""
         tokens = {name: batch[name] for name in TOKENS if name in batch}
-        return self.scaled(normalize(self.features(batch), dim=-1) @ self.said(tokens).T)
+        return self.scaled_logits(normalize(self.features(batch), dim=-1) @ self.embed_texts(tokens).T)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over the pairs of the batch, in nats, a scalar; of CLIP's kind also over both directions."""
+        """Return the mean loss over the batch's pairs, in nats, a scalar; for CLIP also over both directions."""
         return self._loss(self(batch), same_captions(batch))
 
     def _loss(self, logits: Tensor, same: Tensor) -> Tensor:
         if self.sigmoid:
             return -logsigmoid(torch.where(same, logits, -logits)).sum() / len(logits)
-        wanted = same.float() / same.sum(1, keepdim=True)
-        return (cross_entropy(logits, wanted) + cross_entropy(logits.T, wanted)) / 2
+        targets = same.float() / same.sum(1, keepdim=True)
+        return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
 
-    def score(self, batch: Batch) -> Scored:
-        """Right is half for the caption that an image finds, half for the image that a caption finds."""
+    def score(self, batch: Batch) -> BatchScores:
+        """Return scores that average both directions: each image's best caption and each caption's best image."""
         logits, same = self(batch), same_captions(batch)
-        found = torch.arange(len(logits), device=logits.device)
-        right = same[found, logits.argmax(1)].float() + same[logits.argmax(0), found].float()
-        nothing = torch.zeros(0, dtype=torch.long)
-        return Scored(self._loss(logits, same) * len(logits), len(logits), right / 2, nothing)
+        rows = torch.arange(len(logits), device=logits.device)
+        right = same[rows, logits.argmax(1)].float() + same[logits.argmax(0), rows].float()
+        no_classes = torch.zeros(0, dtype=torch.long)
+        return BatchScores(self._loss(logits, same) * len(logits), len(logits), right / 2, no_classes)
 
 
 def same_captions(batch: Batch) -> Tensor:
-    """Which captions of a batch are the same, (n, n) bool, token by token."""
+    """Return which captions of a batch have equal tokens, (n, n) bool."""
     ids = batch["input_ids"]
     return (ids[:, None] == ids[None]).all(-1)
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedPairs:
-    """Images as for image classification, see `encode_images` for the errors; captions to `model.max_length`."""
+    """Encode images, and captions of at most `model.max_length` tokens; raises as `encode_images` does."""
     images = encode_images(base.processor.image_processor, base.model.config.vision_config, examples)
     captions = examples.inputs["text"]
-    tokens = tokens_of(base, captions, settings.max_length) if captions else {}
+    tokens = tokenize(base, captions, settings.max_length) if captions else {}
     most = tokens["input_ids"].shape[1] if captions else 0
     whole = base.processor.tokenizer(captions, verbose=False)["input_ids"] if captions else []
     return EncodedPairs(images, tokens, sum(len(ids) > most for ids in whole))
 
 
 def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings) -> PairedTowers:
-    return PairedTowers(encoder, common_size(base), settings, base.model.config.model_type in FIXED_LENGTH)
+    return PairedTowers(encoder, embedding_size(base), settings, base.model.config.model_type in FIXED_LENGTH)
 
 
 TASK = Task(
@@ -122,5 +122,5 @@ TASK = Task(
     load=partial(load_two_towers, "image-text-pairs"),
     encode=encode,
     build=_build,
-    gives="match",
+    output="match",
 )

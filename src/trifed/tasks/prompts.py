@@ -1,8 +1,8 @@
-"""How a prompt stands before its answer: in a template, or as the tokenizer's chat template writes it."""
+"""The text before an answer: a template, or the chat template of the model's tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trifed.common.errors import ModelError
@@ -13,48 +13,67 @@ WITHOUT = "### Instruction:\n{prompt}\n\n### Response:\n"
 CHAT = "chat"
 
 
-def asked(prompt: str, context: str, settings: ModelSettings) -> str:
-    """What stands before the answer."""
+def format_prompt(prompt: str, context: str, settings: ModelSettings) -> str:
+    """Return the text before the answer by `model.template`, or the default template if it is not set."""
     template = settings.template if settings.template is not None else WITH_INPUT if context else WITHOUT
     return template.replace("{prompt}", prompt).replace("{input}", context)
 
 
-def question(prompt: str, context: str) -> str:
-    """What a user says in a chat."""
+def chat_question(prompt: str, context: str) -> str:
+    """Return the user's message in a chat."""
     return f"{prompt}\n\n{context}" if context else prompt
 
 
-def rendered(tokenizer: Any, messages: Sequence[dict[str, Any]], *, answer: bool) -> str:
-    """A conversation as the chat template writes it; with `answer` up to where the assistant begins.
+def render_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], *, answer: bool) -> str:
+    """Render a conversation with the chat template.
 
-    `tokenizer`: or the processor of a model that also reads images.
+    Args:
+        tokenizer: The tokenizer, or the processor of a model that also reads images.
+        messages: The conversation.
+        answer: End with the beginning of the assistant's next message.
 
     Raises:
-        ModelError: it has no chat template.
+        ModelError: The tokenizer has no chat template.
     """
     if tokenizer.chat_template is None:
         raise ModelError(
             "model.name: its tokenizer has no chat template, which conversations need; name columns of prompts "
-            "and answers (data.prompt, data.answer), or take a model that was tuned for chats"
+            "and answers (data.prompt, data.answer), or choose a model that was tuned for chats"
         )
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
     return text
 
 
-def prompted(
-    tokenizer: Any, prompts: Sequence[str], inputs: Sequence[str], settings: ModelSettings
+def prompt_rows(inputs: Mapping[str, Sequence[Any]], *more: str) -> Iterator[tuple[Any, ...]]:
+    """Yield (prompt, context, …) for each example; the context is empty if there is no "input".
+
+    `more` names the roles that follow, such as "answer".
+    """
+    contexts = inputs.get("input") or [""] * len(inputs["prompt"])
+    return zip(inputs["prompt"], contexts, *(inputs[role] for role in more), strict=True)
+
+
+def tokenize_prompts(
+    tokenizer: Any, inputs: Mapping[str, Sequence[Any]], settings: ModelSettings
 ) -> list[list[int]]:
-    """The tokens of each prompt, cut at its beginning where it is longer than `settings.max_length`."""
-    both = zip(prompts, inputs, strict=True)
-    if settings.template == CHAT:
-        turns = [[{"role": "user", "content": question(*one)}] for one in both]
-        texts = [rendered(tokenizer, messages, answer=True) for messages in turns]
-        rows: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    else:
-        texts = [asked(*one, settings) for one in both]
-        rows = [_without_end(tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in texts]
-    return [row if len(row) <= settings.max_length else row[:1] + row[1 - settings.max_length :] for row in rows]
+    """Return the tokens of each prompt, truncated at its beginning to `settings.max_length` tokens."""
+    rows: list[list[int]] = []
+    for prompt, context in prompt_rows(inputs):
+        if settings.template == CHAT:
+            turns = [{"role": "user", "content": chat_question(prompt, context)}]
+            ids = tokenizer(render_chat(tokenizer, turns, answer=True), add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(format_prompt(prompt, context, settings))["input_ids"]
+            ids = without_end(ids, tokenizer)
+        rows.append(ids if len(ids) <= settings.max_length else ids[:1] + ids[1 - settings.max_length :])
+    return rows
 
 
-def _without_end(ids: list[int], end: int | None) -> list[int]:
-    return ids[:-1] if ids and ids[-1] == end else ids
+def end_tokens(tokenizer: Any) -> list[int]:
+    """Return the end token as a list, which is empty if the tokenizer has none."""
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def without_end(ids: list[int], tokenizer: Any) -> list[int]:
+    """Return token ids without a final end token."""
+    return ids[:-1] if ids and ids[-1:] == end_tokens(tokenizer) else ids

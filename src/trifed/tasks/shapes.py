@@ -1,7 +1,7 @@
-"""Shapes of well-known base models, so that what they would cost is known without their files.
+"""Shapes of well-known base models, for cost estimates without their files.
 
-Each entry holds the fields that decide the number and size of the weights, as the model's public config.json on
-the Hugging Face hub gives them; the rest stays at the defaults of transformers.
+Each entry holds the fields that determine the number and size of the weights, from the model's public config.json
+on the Hugging Face hub; all other fields have transformers' defaults.
 """
 
 from __future__ import annotations
@@ -53,32 +53,34 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vit-base": ("vit", {**_BASE, "image_size": 224, "patch_size": 16}),  # google/vit-base-patch16-224-in21k
 }
-"""Name → architecture in transformers, and the fields of its configuration."""
+"""Architecture in transformers and fields of its configuration, by name."""
 
 
 def shape_config(name: str) -> PreTrainedConfig:
-    """The configuration of one of `SHAPES`."""
+    """Return the configuration of one of `SHAPES`."""
     kind, values = SHAPES[name]
     return AutoConfig.for_model(kind, **values)
 
 
-def writes(config: PreTrainedConfig) -> bool:
-    """Is this a model that predicts the next token, and so needs no head of ours?"""
+def is_generative(config: PreTrainedConfig) -> bool:
+    """Return True for a model that predicts the next token and so needs no additional head."""
     return bool(set(fitting_tasks(config)) & set(WRITING))
 
 
-def compares(config: PreTrainedConfig) -> bool:
-    """Is this a model of images and texts, which takes an image for the class whose sentence is nearest?"""
+def is_two_tower(config: PreTrainedConfig) -> bool:
+    """Return True for an image-text model, which classifies images by sentences about the classes."""
     return "image-text" in fitting_tasks(config)
 
 
-def weightless(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedModel:
-    """The model without its weights: names and shapes on torch's meta device.
+def build_on_meta(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedModel:
+    """Build a model without weights on torch's meta device.
 
-    `whole_lm`: with the output layer over the vocabulary, where the architecture has one.
+    Args:
+        config: The model's configuration.
+        whole_lm: Include the output layer over the vocabulary, if the architecture has one.
 
     Raises:
-        ModelError: transformers knows no such model.
+        ModelError: transformers cannot build this model.
     """
     kind = AutoModel
     if whole_lm:
@@ -96,16 +98,16 @@ def weightless(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedModel:
 
 
 def feature_size(config: PreTrainedConfig) -> int:
-    """Numbers that a linear head reads.
+    """Return the input size of a linear head.
 
     Raises:
-        ModelError: the configuration does not say.
+        ModelError: The configuration has no hidden size.
     """
-    # Swin's and the last of ConvNeXt's, as their configurations name them.
-    found = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
-    if isinstance(found, int):
-        return found
+    # Swin has hidden_size, ConvNeXt a list of which the last one counts.
+    size = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    if isinstance(size, int):
+        return size
     raise ModelError(
-        f"model.name: the configuration of this '{config.model_type}' model names no hidden_size, so the size of "
-        f"a head is unknown; count without one: 0 labels"
+        f"model.name: got a '{config.model_type}' configuration without hidden_size, so the size of a head is "
+        f"unknown; set the number of labels to 0 to count without a head"
     )

@@ -1,4 +1,4 @@
-"""Text classification: a frozen encoder with an adapter, and one linear head on its pooled last hidden state."""
+"""Text classification: a frozen encoder with an adapter, and a linear head on its pooled last hidden state."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from trifed.common.errors import ModelError
 from trifed.config.settings import BaseDtype, ModelSettings, Pooling
 from trifed.data import TEXTS, Examples
 from trifed.tasks.base import Batch, Snippet, Task
-from trifed.tasks.base_model import LoadedBase, Wanted, load_base
+from trifed.tasks.base_model import LoadedBase, ModelRequirement, load_base
 from trifed.tasks.headed import HeadedModel
-from trifed.tasks.padding import padded
+from trifed.tasks.padding import TokenSequences, masked_mean, pad_right
 
-ENCODER = Wanted(
+ENCODER = ModelRequirement(
     "text-classification", "an encoder, such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa", AutoTokenizer,
     "tokenizer files",
 )  # fmt: skip
 
 
 def load_encoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
-    """A frozen encoder of texts and its tokenizer; ModelError where it is none, or the tokenizer is unfit."""
-    base = load_base(name, ENCODER, dtype)
+    """Load a frozen encoder of texts and its tokenizer.
+
+    Raises:
+        ModelError: There is no encoder of this name, or its tokenizer has no words or no pad token.
+    """
+    base = load_base(ENCODER, name, dtype)
     if len(base.processor) <= len(base.processor.all_special_tokens):
         raise ModelError(
-            f"model.name: the tokenizer of '{name}' knows no words; put its tokenizer files beside config.json"
+            f"model.name: the tokenizer of '{name}' has no words; put its tokenizer files beside config.json"
         )
     if base.processor.pad_token_id is None:
         raise ModelError(f"model.name: the tokenizer of '{name}' has no pad token; set one in its folder")
@@ -39,10 +43,15 @@ def load_encoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
 
 
 @dataclass(frozen=True)
-class EncodedText:
-    """Tokenised examples.
+class EncodedText(TokenSequences):
+    """Tokenized examples of an encoder.
 
-    `ids`, `types`: one list of ints an example; `labels`: (n,) int64; `cut`: how many were longer than allowed.
+    Attributes:
+        ids: Token ids of each example.
+        types: Token types of each example, if the model has them.
+        labels: Class of each example, (n,).
+        pad_id: The token id of the padding.
+        cut: Number of truncated examples.
     """
 
     ids: list[list[int]]
@@ -51,33 +60,20 @@ class EncodedText:
     pad_id: int
     cut: int
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each example, (n,)."""
-        return np.array([len(ids) for ids in self.ids], np.int64)
-
     def inputs(self, row: int) -> dict[str, set[int]]:
-        """The tokens of an example, equal ones once."""
+        """Return the distinct tokens of an example."""
         return {"": set(self.ids[row])}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
-        """The given rows, padded to the longest of them (and to a multiple of 8, which kernels like)."""
-        ids = [self.ids[row] for row in rows]
-        arrays = {
-            "input_ids": padded(ids, self.pad_id),
-            "attention_mask": padded([[1] * len(row) for row in ids]),
-            "labels": self.labels[rows],
-        }
+        """Return the given rows on `device`, padded on the right."""
+        arrays = {**self.token_arrays(rows, self.pad_id), "labels": self.labels[rows]}
         if self.types is not None:
-            arrays["token_type_ids"] = padded([self.types[row] for row in rows])
+            arrays["token_type_ids"] = pad_right([self.types[row] for row in rows])
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> EncodedText:
-    """Tokenise once, without padding; examples over `max_length` tokens are cut, and counted."""
+    """Tokenize examples without padding; those over `max_length` tokens are truncated and counted."""
     pad_id = int(tokenizer.pad_token_id)
     if not len(examples):
         return EncodedText([], None, examples.labels, pad_id, 0)
@@ -89,10 +85,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: i
 
 
 class TextClassifier(HeadedModel):
-    """A PEFT-wrapped encoder and a linear head over its pooled last hidden state.
+    """A PEFT-wrapped encoder and a linear head on its pooled last hidden state.
 
-    The head reads the mask-weighted mean unless another pooling is chosen: the poolers that sentence encoders
-    carry are untrained in effect, and a head on them measures the head.
+    The default pooling is the masked mean: the poolers of sentence encoders are practically untrained, so a head
+    on them would measure the head alone.
     """
 
     def __init__(self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling) -> None:
@@ -100,47 +96,44 @@ class TextClassifier(HeadedModel):
         self.pooling = pooling
 
     def features(self, batch: Batch) -> Tensor:
-        """The pooled last hidden state, (n, hidden), float32."""
+        """Return the pooled last hidden state, (n, hidden), float32."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         output = self.encoder(**inputs)
         if self.pooling == "pooler":
             pooled: Tensor = output.pooler_output
             return pooled.float()
-        hidden: Tensor = output.last_hidden_state.float()
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        return (hidden * mask).sum(1) / mask.sum(1)
+        hidden: Tensor = output.last_hidden_state
+        return hidden[:, 0].float() if self.pooling == "cls" else masked_mean(hidden, batch["attention_mask"])
 
 
 def encode_for(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedText:
-    """Tokenise once for a base model.
+    """Tokenize examples for a base model.
 
     Raises:
-        ModelError: the model has too few positions or words for what the tokenizer made.
+        ModelError: The model has too few positions or tokens for the tokenizer's output.
     """
     encoded = encode(base.processor, examples, settings.max_length)
     longest, most = int(encoded.lengths.max(initial=0)), positions(base.model)
     if longest > most:
         raise ModelError(
-            f"model.max_length: got {settings.max_length}, and a text has {longest} tokens, but this model reads "
-            f"at most {most}; set model.max_length to {most} or less"
+            f"model.max_length: got {settings.max_length} with a text of {longest} tokens, expected at most "
+            f"{most}, the limit of this model; set it to {most} or less"
         )
     words = base.model.get_input_embeddings().num_embeddings
     largest = max((max(ids) for ids in encoded.ids), default=0)
     if largest >= words:
         raise ModelError(
-            f"model.name: its tokenizer gives the token {largest}, but the model knows {words} tokens; "
+            f"model.name: got the token {largest} from its tokenizer, expected one of the model's {words} tokens; "
             f"put the tokenizer files that belong to the weights beside them"
         )
     return encoded
 
 
 def positions(model: nn.Module) -> int:
-    """The most tokens that a model can read at once."""
+    """Return the most tokens that a model can read at once."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count positions from the one after the padding's.
+            # RoBERTa-like models count positions from the one after the padding's.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return sys.maxsize
 
@@ -172,7 +165,7 @@ TASK = Task(
     load=load_encoder,
     encode=encode_for,
     build=_build,
-    stock=AutoModelForSequenceClassification,
+    native_class=AutoModelForSequenceClassification,
     probe=PROBE,
     snippet=SNIPPET,
 )
