@@ -17,7 +17,7 @@ from trifed.federation import guards as guards_module
 from trifed.federation.client_update import TRAINING, ClientDataset
 from trifed.federation.guards import FLOOR, few_tokens, refuse_few_tokens, small_components, tokens_needed
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.training import rows_of_round, seeded, training_batches
+from trifed.federation.training import round_batches, seeded, training_batches
 from trifed.reports.comparison.verdict import cautions
 from trifed.reports.read import read_source
 from trifed.similarity import Summary
@@ -72,7 +72,7 @@ def test_without_examples_or_without_a_core_nothing_is_asked_for():
 @pytest.mark.parametrize(("examples", "settings"), [(37, {}), (37, {"epochs": 3}), (5, {"steps": 4}), (0, {})])
 def test_the_rows_of_a_round_are_whole_epochs_in_order(examples, settings):
     training, lengths = TrainingSettings(batch_size=8, **settings), np.arange(examples)
-    found = list(rows_of_round(lengths, training, seeded(0, TRAINING, 1, 0)))
+    found = list(round_batches(lengths, training, seeded(0, TRAINING, 1, 0)))
     rng = seeded(0, TRAINING, 1, 0)
     rng.integers(2**62)
     epochs = [batch for _ in range(4) for batch in training_batches(lengths, 8, rng)][: len(found)]
@@ -99,7 +99,7 @@ def test_the_rows_that_are_counted_are_those_that_are_trained_on(make_bench, mon
         round_number=2,
         rounds=2,
     )
-    expected = list(rows_of_round(data.train.lengths, training, seeded(5, TRAINING, 2, 0)))
+    expected = list(round_batches(data.train.lengths, training, seeded(5, TRAINING, 2, 0)))
     np.testing.assert_array_equal(np.concatenate(read), np.concatenate(expected))
 
 

@@ -20,7 +20,7 @@ from trifed.federation.training import (
     learning_rate,
     length_order,
     seeded,
-    steps_a_round,
+    steps_per_round,
     train_locally,
     training_batches,
 )
@@ -78,7 +78,7 @@ def test_an_epoch_is_a_permutation_of_the_rows(lengths, batch_size, seed):
     batches = training_batches(np.array(lengths), batch_size, np.random.default_rng(seed))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert max(map(len, batches)) <= batch_size
-    assert len(batches) == steps_a_round(len(lengths), chosen(batch_size=batch_size))
+    assert len(batches) == steps_per_round(len(lengths), chosen(batch_size=batch_size))
 
 
 def test_batches_come_in_another_order_for_another_seed_only():
@@ -114,7 +114,7 @@ def test_neighbours_in_length_pad_less_than_a_random_order():
     ],
 )
 def test_steps_a_round(examples, values, steps):
-    assert steps_a_round(examples, chosen(**values)) == steps
+    assert steps_per_round(examples, chosen(**values)) == steps
 
 
 @pytest.mark.parametrize(

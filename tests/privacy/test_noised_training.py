@@ -147,7 +147,7 @@ def test_who_has_no_examples_takes_the_same_steps(bench_and_data):
     shared_model.load(shared_model.start)
     done = train_locally(
         shared_model.model, shared_model.parameters, pick(data, []), config.training, rng=rng,
-        steps_before=0, steps_in_all=3, moments=None, privately=DpSgd(1.0, 2.0, 0.5, 8, seeded_noise(rng)),
+        steps_before=0, steps_in_all=3, moments=None, dp_step=DpSgd(1.0, 2.0, 0.5, 8, seeded_noise(rng)),
     )  # fmt: skip
     assert done.steps == 3
     assert all(not torch.equal(tensor, shared_model.start[name]) for name, tensor in shared_model.take().items())

@@ -20,7 +20,7 @@ from trifed.federation.client_update import ClientDataset
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.simulation import Simulation
-from trifed.federation.training import seeded, steps_a_round
+from trifed.federation.training import seeded, steps_per_round
 from trifed.methods.base import is_factor
 from trifed.methods.packing import Tensors, unpack
 from trifed.reports.audit.findings import Knows, Sees
@@ -156,7 +156,7 @@ class TargetClient:
 
     def steps(self, examples: int) -> int:
         """Return the optimiser steps of a round on that many examples."""
-        return steps_a_round(examples, self.config.training)
+        return steps_per_round(examples, self.config.training)
 
     def knowledge_levels(self) -> list[Knows]:
         """Return what an attacker may know of the adapter: everything, if no factor stays with the client."""

@@ -15,7 +15,7 @@ from trifed.federation.training import (
     Scores,
     evaluate,
     seeded,
-    steps_a_round,
+    steps_per_round,
     train_locally,
 )
 from trifed.federation.upload import Memory
@@ -90,7 +90,7 @@ def train_round(
         if proximal
         else None
     )
-    steps_a_run = rounds * ((dp_sgd and settings.steps) or steps_a_round(len(dataset.train), settings))
+    steps_per_run = rounds * ((dp_sgd and settings.steps) or steps_per_round(len(dataset.train), settings))
     trained = train_locally(
         shared_model.model,
         shared_model.parameters,
@@ -98,10 +98,10 @@ def train_round(
         settings,
         rng=seeded(seed, TRAINING, round_number, dataset.index),
         steps_before=state.steps,
-        steps_in_all=steps_a_run,
+        steps_in_all=steps_per_run,
         moments=state.moments,
         proximal_term=proximal_term,
-        privately=dp_sgd,
+        dp_step=dp_sgd,
     )
     moments = trained.moments if settings.optimizer_state == "keep" else {}
     after = replace(state, tensors=shared_model.take(), moments=moments, steps=state.steps + trained.steps)

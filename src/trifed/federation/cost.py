@@ -1,7 +1,7 @@
-"""What every method would send on a model, from names and shapes alone: no weights are loaded, nothing is trained.
+"""Communication cost of every method on a model, from names and shapes alone, without weights or training.
 
-The model is built on torch's meta device, given each method's adapter, and its parameters are put to the method's
-own `trains` and `sends`, by the functions that a run uses. What is counted here is what a run's log holds.
+The model is built on torch's meta device with each method's adapter, and its parameters are passed to the method's
+`trains` and `sends` by the functions that a run uses. The counts are therefore equal to those in a run's log.
 """
 
 from __future__ import annotations
@@ -39,18 +39,25 @@ from trifed.tasks.text_classification import TextClassifier
 
 Parameters = Mapping[str, nn.Parameter]
 
-FEWEST = 20
-"""The fewest examples that make a component of a summary; of fewer, only their number is sent."""
+MIN_COMPONENT_EXAMPLES = 20
+"""The fewest examples behind a component of a summary; smaller groups send only their counts."""
 
 DEFAULT_LABELS = 2
 
 POOLING: Pooling = "mean"
-"""What the head reads, as a run does it unless told otherwise; a pooler then neither trains nor travels."""
+"""The default pooling of a run, with which a pooler is neither trained nor sent."""
 
 
 @dataclass(frozen=True)
-class Once:
-    """One message before round 1. `up`, `down`: bytes a client, envelope apart; `basis`: what they stand on."""
+class OneTimeMessage:
+    """One message before round 1.
+
+    Attributes:
+        what: The message's content.
+        up: Bytes sent by a client, without the envelope.
+        down: Bytes sent to a client, without the envelope.
+        basis: How the bytes are counted.
+    """
 
     what: str
     up: int
@@ -60,13 +67,22 @@ class Once:
 
 @dataclass(frozen=True)
 class MethodCost:
-    """What one client trains and exchanges by one method.
+    """The trained and exchanged values of one client with one method.
 
-    `rank` of its adapter and `bits` of a number that travels: asked for, or the method's own; `trains`, `sends`:
-    names of the parts, of "A", "B", "C", "head" and "base"; `trained_values`, `sent_values`: how many numbers
-    these are, `head_values`: those of the head among the sent; `bytes_up`, `bytes_down`: of one round, envelopes
-    apart; `times_fewer`: A, B and head of plain LoRA in bytes over what is sent up, None where
-    nothing is sent; `once`: what is exchanged before round 1.
+    Attributes:
+        method: The method's name.
+        adapter: The method's kind of adapter.
+        rank: The requested rank of the adapter, or the method's default.
+        bits: The requested bits per value that is sent, or the method's default.
+        trains: The trained parts, of "A", "B", "C", "head" and "base".
+        sends: The parts that are sent, of the same names.
+        trained_values: Number of trained values.
+        sent_values: Number of values that are sent.
+        head_values: Number of the head's values that are sent.
+        bytes_up: Bytes that a client sends in one round, without the envelope.
+        bytes_down: Bytes that a client receives in one round, without the envelope.
+        times_fewer: Bytes of plain LoRA's A, B and head divided by `bytes_up`; None if nothing is sent.
+        once: The messages before round 1.
     """
 
     method: str
@@ -81,17 +97,25 @@ class MethodCost:
     bytes_up: int
     bytes_down: int
     times_fewer: float | None
-    once: tuple[Once, ...]
+    once: tuple[OneTimeMessage, ...]
 
 
 @dataclass(frozen=True)
 class Cost:
     """The costs of all methods on one model.
 
-    `base_values`: weights of the base model; `layers`: how many get an adapter; `labels`: outputs of the linear
-    head on `features` inputs, 0 without a head; without features it is a bias for each of them; `lora_values`: A,
-    B and head of plain LoRA, which the methods are compared with; `envelope`: about how many bytes a message has
-    besides its values.
+    Attributes:
+        model: The model as the user named it.
+        model_type: Its architecture in transformers.
+        base_values: Number of weights of the base model.
+        rank: Rank of plain LoRA's adapter.
+        targets: Endings of the names of the adapted layers.
+        layers: Number of adapted layers.
+        labels: Outputs of the head; 0 without a head.
+        features: Inputs of a linear head; 0 without a head, or if the head is only a bias per label.
+        lora_values: Number of values in plain LoRA's A, B and head, the reference for all methods.
+        envelope: Approximate bytes of a message in addition to its values.
+        methods: The cost of each method.
     """
 
     model: str
@@ -108,46 +132,50 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """The model that is asked about."""
+class _ModelShape:
+    """The shape of the model whose costs are estimated."""
 
     config: PreTrainedConfig
     labels: int
 
     def parameters(self, kind: AdapterKind, adapter: AdapterSettings) -> Parameters:
-        """Names and shapes with this adapter; anew each time, because an adapter changes its base."""
+        """Return the parameters with this adapter, of a new model, because an adapter changes its base."""
         base = build_on_meta(self.config, whole_lm=self.labels == 0 and is_generative(self.config))
         with torch.device("meta"):
             encoder = attach(base, kind, adapter, seed=0)
+            model: nn.Module
             if self.labels == 0:
-                return named_parameters(nn.ModuleDict({"encoder": encoder}), POOLING)
-            if is_two_tower(self.config):
-                return named_parameters(nn.ModuleDict({"encoder": encoder, "head": Bias(self.labels)}), POOLING)
-            head_on = TextClassifier(encoder, feature_size(self.config), self.labels, POOLING)
-            return named_parameters(head_on, POOLING)
+                model = nn.ModuleDict({"encoder": encoder})
+            elif is_two_tower(self.config):
+                model = nn.ModuleDict({"encoder": encoder, "head": Bias(self.labels)})
+            else:
+                model = TextClassifier(encoder, feature_size(self.config), self.labels, POOLING)
+            return named_parameters(model, POOLING)
 
 
 def estimate_cost(
     model: str, adapter: AdapterSettings | None = None, labels: int | None = None, bits: Bits | None = None
 ) -> Cost:
-    """What each method would train and send on a model.
+    """Estimate what each method trains and sends on a model.
 
-    `model`: one of `SHAPES`, 'demo', a folder with a config.json, or a hub name. `labels`: outputs of the head;
-    two unless given, or none on a model that is_generative, which predicts with its own output layer. What is not
-    given of `adapter` and `bits` is each method's own default.
+    Args:
+        model: One of `SHAPES`, 'demo', a folder with a config.json, or a hub name.
+        adapter: Settings of the adapter; each method's defaults apply to the others.
+        labels: Outputs of the head; by default two, or none for a generative model with its own output layer.
+        bits: Bits per value that is sent; by default each method's own.
 
     Raises:
-        ModelError: no such model, or an adapter that does not fit it.
+        ModelError: There is no such model, or the adapter does not fit it.
     """
-    config = _find(model)
+    config = _read_shape(model)
     adapter = adapter or AdapterSettings()
     if labels is None:
         labels = 0 if is_generative(config) else DEFAULT_LABELS
-    subject = _Subject(config, labels)
+    shape = _ModelShape(config, labels)
     base = build_on_meta(config, whole_lm=labels == 0 and is_generative(config))
     targets = resolve_targets(base, adapter)
-    lora = subject.parameters("lora", adapter)
-    rival = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
+    lora = shape.parameters("lora", adapter)
+    lora_values = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
     known: dict[tuple[AdapterKind, int], Parameters] = {("lora", adapter.rank): lora}
     costs = []
     for method in METHODS.values():
@@ -156,8 +184,8 @@ def estimate_cost(
         )
         wire = WireSettings(**(method.defaults.get("wire", {}) if bits is None else {"bits": bits}))
         if (method.adapter, own.rank) not in known:
-            known[method.adapter, own.rank] = subject.parameters(method.adapter, own)
-        costs.append(_method_cost(method, known[method.adapter, own.rank], rival, labels, own.rank, wire))
+            known[method.adapter, own.rank] = shape.parameters(method.adapter, own)
+        costs.append(_method_cost(method, known[method.adapter, own.rank], lora_values, labels, own.rank, wire))
     return Cost(
         model=model,
         model_type=config.model_type,
@@ -167,13 +195,13 @@ def estimate_cost(
         layers=sum(_part(name) == "A" for name in lora),
         labels=labels,
         features=feature_size(config) if labels and not is_two_tower(config) else 0,
-        lora_values=rival,
+        lora_values=lora_values,
         envelope=len(encode_values(Header("upload", "0" * 12, "0" * 16, 10, 10, 100), np.zeros(0, np.float32))),
         methods=tuple(costs),
     )
 
 
-def _find(name: str) -> PreTrainedConfig:
+def _read_shape(name: str) -> PreTrainedConfig:
     if name in SHAPES:
         return shape_config(name)
     try:
@@ -184,7 +212,7 @@ def _find(name: str) -> PreTrainedConfig:
 
 
 def _method_cost(
-    method: Method, parameters: Parameters, rival: int, labels: int, rank: int, wire: WireSettings
+    method: Method, parameters: Parameters, lora_values: int, labels: int, rank: int, wire: WireSettings
 ) -> MethodCost:
     trained = {name: param for name, param in parameters.items() if method.trains(name)}
     layout = layout_of(method, trained)
@@ -200,49 +228,49 @@ def _method_cost(
         sent_values=_values(layout),
         head_values=_values(tuple(item for item in layout if is_head(item[0]))),
         bytes_up=sent,
-        bytes_down=sent,  # both ways one message of one layout
-        times_fewer=4 * rival / sent if sent else None,
-        once=tuple(_openings(method, parameters, labels)),
+        bytes_down=sent,  # a download has the layout of an upload
+        times_fewer=4 * lora_values / sent if sent else None,
+        once=tuple(_one_time_messages(method, parameters, labels)),
     )
 
 
-def _openings(method: Method, parameters: Parameters, labels: int) -> Iterator[Once]:
-    """What a client exchanges once, before round 1."""
+def _one_time_messages(method: Method, parameters: Parameters, labels: int) -> Iterator[OneTimeMessage]:
+    """Yield the messages that a client exchanges before round 1."""
     if method.shared_projections is not None:
         up = sum(param.numel() for param in adapted_weights(parameters).values())
         down = sum(param.numel() for name, param in parameters.items() if is_core(name) or is_factor(name))
-        yield Once(
+        yield OneTimeMessage(
             "frames", 4 * up, 4 * down, "the gradient of the adapted weights against A, B and the start of C"
         )
     if method.summarise is not None:
         sizes = summary_sizes(method.summarise, method.options())
-        context = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
+        parts = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
         shown = "one component for each label" if labels else "one component"
         total = sizes.total(max(labels, 1), max(labels, 1))
-        yield Once("summary of the data", total, 0, f"{context}, counted with {shown}")
+        yield OneTimeMessage("summary of the data", total, 0, f"{parts}, counted with {shown}")
 
 
 @dataclass(frozen=True)
 class SummarySizes:
-    """Bytes of a one-time summary: once, for every label a client has, for every component."""
+    """Bytes of a one-time summary: a fixed part, and one per label and per component of a client."""
 
     fixed: int
     label: int
     component: int
 
     def total(self, labels: int, components: int) -> int:
-        """Bytes of a summary, envelope apart."""
+        """Return the bytes of a summary without the envelope."""
         return self.fixed + self.label * labels + self.component * components
 
 
 def summary_sizes(summarise: Summarise, options: Options) -> SummarySizes:
-    """Measured on summaries that the method makes of noise: how large one is does not depend on its numbers."""
+    """Measure the sizes on summaries of random features, which have the same sizes as real ones."""
 
     def measure(*labels: int) -> int:
         noise = np.random.default_rng(0).standard_normal((len(labels), 8)).astype(np.float32)
         return summarise(options, noise, np.array(labels), SummarySeeds(0, 0)).nbytes
 
-    one, two, component = measure(0), measure(0, 1), measure(*[0] * FEWEST)
+    one, two, component = measure(0), measure(0, 1), measure(*[0] * MIN_COMPONENT_EXAMPLES)
     return SummarySizes(fixed=2 * one - two, label=two - one, component=component - one)
 
 
@@ -255,8 +283,8 @@ def _part(name: str) -> str:
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:
-    found = {_part(name) for name in names}
-    return tuple(part for part in ("A", "B", "C", "head", "base") if part in found)
+    present = {_part(name) for name in names}
+    return tuple(part for part in ("A", "B", "C", "head", "base") if part in present)
 
 
 def _values(layout: Layout) -> int:

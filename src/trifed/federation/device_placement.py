@@ -1,4 +1,4 @@
-"""Where a base model lies: on one device, or its layers one behind the other on all GPUs."""
+"""Placement of a base model on one device, or of its consecutive layers on all GPUs."""
 
 from __future__ import annotations
 
@@ -16,46 +16,57 @@ Places = dict[str, int | str]
 
 
 def place(model: PreTrainedModel, settings: TrainingSettings) -> torch.device:
-    """Bring a base model to where `training.device` says; returns where its inputs and a head belong.
+    """Move a base model to the device or devices of `training.device`.
+
+    Returns:
+        The device of the model's inputs and of a head.
 
     Raises:
-        ModelError: all GPUs together do not hold it, or it cannot be spread.
-        RunError: there is no such device.
+        ModelError: All GPUs together do not have room for the model, or it cannot be distributed.
+        RunError: There is no such device.
     """
     device = choose_device(settings)
     if settings.device != ALL_GPUS:
-        # Not the model's own `to`, which refuses some of those in few bits, even where nothing moves.
+        # The model's own `to` rejects some quantized models, even if nothing has to be moved.
         nn.Module.to(model, device)
         return device
     if getattr(model, "is_quantized", False):
         raise ModelError(
-            f"training.device: '{ALL_GPUS}' spreads bases of 32 and 16 bits; with model.dtype = 'int8' or 'nf4' "
-            f"name one GPU"
+            f"training.device: got '{ALL_GPUS}', expected one GPU for a base with model.dtype = 'int8' or "
+            f"'nf4'; name one, such as 'cuda:0'"
         )
     spread(model, places(model))
-    first: torch.device = next(model.parameters()).device
-    return first
+    return torch.device(next(model.parameters()).device)
 
 
 def places(model: PreTrainedModel, memory: dict[int | str, int] | None = None) -> Places:
-    """Which part of the model goes where; no block is cut in two. `memory`: bytes by device, or else what is free.
+    """Assign each part of the model to a device, without splitting a block.
+
+    Args:
+        model: The model.
+        memory: Bytes per device; None for the free memory.
 
     Raises:
-        ModelError: a part has no place on a GPU.
+        ModelError: There is no room for a part on any GPU.
     """
-    whole = getattr(model, "_no_split_modules", None)
-    kept = list(whole) if whole else None
-    limits = memory or get_balanced_memory(model, no_split_module_classes=kept)
-    found: Places = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=kept)
-    outside = [name for name, where in found.items() if where in ("cpu", "disk")]
+    blocks = list(getattr(model, "_no_split_modules", None) or ()) or None
+    limits = memory or get_balanced_memory(model, no_split_module_classes=blocks)
+    device_map: Places = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=blocks)
+    outside = [name for name, device in device_map.items() if device in ("cpu", "disk")]
     if outside:
         raise ModelError(
-            f"training.device: all GPUs together do not hold this model; '{outside[0]}' found no place. Hold it "
-            f"in fewer bits (model.dtype = 'bfloat16'), or name one GPU and model.dtype = 'nf4'"
+            f"training.device: all GPUs together have no room for this model, beginning with '{outside[0]}'. Use "
+            f"fewer bits (model.dtype = 'bfloat16'), or name one GPU and model.dtype = 'nf4'"
         )
-    return found
+    return device_map
 
 
 def spread(model: PreTrainedModel, where: Places, main: str | None = None) -> None:
-    """Move the parts; what passes between them is moved as it goes. `main`: where inputs are, if not on a GPU."""
+    """Move the parts to their devices and add hooks that move activations between them.
+
+    Args:
+        model: The model.
+        where: Device of each part.
+        main: Device of the inputs, if it is not a GPU.
+    """
     dispatch_model(model, device_map=where, main_device=main)

@@ -1,4 +1,4 @@
-"""One frozen base for all clients of a process; a client's tensors are swapped in and out."""
+"""One frozen base model for all clients of a process, with each client's tensors swapped in and out."""
 
 from __future__ import annotations
 
@@ -31,12 +31,20 @@ _BASE = ".base_layer.weight"
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A model whose trainable tensors belong to whichever client is loaded.
+    """A model whose trainable tensors are those of the loaded client.
 
-    `parameters`: what the method trains, by name; `frozen`: the adapter's tensors that it does not; `adapted`: the
-    base model's weights behind the adapter, by layer; `start`: the common start of what trains, equal for all
-    clients that share the run's seed; `layout`: what travels; `lora_bytes`: float32 bytes of A, B and head
-    together, which is what `fedavg-lora` sends on this model.
+    Attributes:
+        task: The task.
+        base: The base model and its processor.
+        settings: The model's settings.
+        model: The task's model around `encoder`.
+        encoder: The base, wrapped by PEFT or not.
+        parameters: The tensors that the method trains, by name.
+        frozen: The adapter's tensors that the method does not train, by name.
+        adapted: The base model's weights of the adapted layers, by layer.
+        start: Initial values of `parameters`, equal for all clients with the run's seed.
+        layout: Names and shapes of the tensors that are sent.
+        lora_bytes: float32 bytes of A, B and head together, which `fedavg-lora` sends on this model.
     """
 
     task: Task
@@ -53,44 +61,43 @@ class SharedModel:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the base model's weights."""
+        """SHA-256 over the base model's weights."""
         return self.base.fingerprint
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, or of several places the first."""
+        """Device of the model, or of its first layer if it is on several devices."""
         return next(self.model.parameters()).device
 
     @property
     def start_values(self) -> Vector:
-        """The common start of what travels, packed: (n_values,)."""
+        """Packed initial values of the tensors that are sent, (n_values,)."""
         return self.pack(self.start)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make the model that of the client whose tensors these are."""
+        """Copy a client's tensors into the model."""
         with torch.no_grad():
             for name, param in self.parameters.items():
                 param.copy_(tensors[name])
 
     def take(self) -> dict[str, Tensor]:
-        """Copies of what the loaded client has now, on the CPU."""
+        """Return copies of the loaded client's tensors on the CPU."""
         return {name: param.detach().to("cpu", copy=True) for name, param in self.parameters.items()}
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Vector:
-        """What of a client's tensors travels, (n_values,)."""
+        """Pack those of a client's tensors that are sent, (n_values,)."""
         return pack({name: tensors[name].numpy() for name, _ in self.layout}, self.layout)
 
     def receive(self, tensors: Mapping[str, Tensor], values: Vector) -> dict[str, Tensor]:
-        """A client's tensors after a download: what travels is replaced, the rest stays."""
-        arrived = {name: torch.tensor(array) for name, array in unpack(values, self.layout).items()}
-        return {**tensors, **arrived}
+        """Return a client's tensors with those of a download, `values` (n_values,), replaced."""
+        return {**tensors, **{name: torch.tensor(array) for name, array in unpack(values, self.layout).items()}}
 
     def encode(self, examples: Examples) -> Encoded:
-        """Make them what the model reads, once; raises what the task's `encode` does."""
+        """Convert examples to the model's input format; raises the errors of the task's `encode`."""
         return self.task.encode(self.base, examples, self.settings)
 
     def base_features(self, data: Encoded, settings: TrainingSettings) -> NDArray[np.float32]:
-        """Pooled features of the base as it was pre-trained: (n, hidden)."""
+        """Return pooled features of the pre-trained base, (n, hidden)."""
         if isinstance(self.encoder, PeftModel):
             with self.encoder.disable_adapter():
                 return embed(self.model, data, settings)
@@ -98,14 +105,15 @@ class SharedModel:
         return embed(self.model, data, settings)
 
     def first_gradient(self, data: Encoded, settings: TrainingSettings) -> Tensors:
-        """The mean gradient of the adapted layers' weights at the common start: layer → (d_out, d_in)."""
+        """Return the mean gradient of the adapted weights at the initial values: layer → (d_out, d_in)."""
         self.load(self.start)
         return mean_gradient(self.model, self.adapted, data, settings)
 
     def set_shared_projections(self, shared_projections: Tensors) -> None:
-        """Put frames that were agreed on in the place of the adapter's own, for good: `LAYER.lora_A.weight`, ….
+        """Replace the adapter's projections, and the initial values that depend on them, by agreed ones.
 
-        The start of what trains follows.
+        Args:
+            shared_projections: Arrays by the name of a tensor, such as `LAYER.lora_A.weight`.
         """
         with torch.no_grad():
             for name, values in shared_projections.items():
@@ -123,34 +131,40 @@ def build_shared_model(
     settings: tuple[ModelSettings, AdapterSettings, TrainingSettings],
     task: Task = TASKS["text-classification"],
 ) -> SharedModel:
-    """Adapter and what the task adds onto the base, from a seed that all clients share.
+    """Add an adapter and the task's modules to a base model, initialised from a seed that all clients share.
 
-    `labels`: their names, or how many there are, where a task does not read them.
+    Args:
+        base: The base model, which is changed.
+        method: The method, which chooses the adapter and the trained tensors.
+        labels: The labels' names, or their number for a task that does not use the names.
+        seed: The run's seed.
+        settings: Settings of the model, the adapter and the training.
+        task: The task.
 
     Raises:
-        ModelError: the adapter does not fit the model.
+        ModelError: The adapter does not fit the model, or the method does not allow the model's dtype.
     """
     model_settings, adapter_settings, training_settings = settings
     if model_settings.dtype in QUANTISED and (method.shared_projections or method.adapter == "none"):
         raise ModelError(
-            f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs the base model's own gradient; "
-            f"set it to float32 or bfloat16, or take another method"
+            f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs the base model's gradient; "
+            f"set it to float32 or bfloat16, or choose another method"
         )
     device = place(base.model, training_settings)
-    rival = factor_values(base.model, adapter_settings)
+    lora_values = factor_values(base.model, adapter_settings)
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
         model = task.build(encoder, base, names, model_settings)
     if training_settings.gradient_checkpointing:
-        _checkpoint(base)
-    _move_what_is_added(model, device)
+        _enable_gradient_checkpointing(base)
+    _move_task_modules(model, device)
     everything = named_parameters(model, model_settings.pooling)
     for name, param in everything.items():
         param.requires_grad_(method.trains(name))
     trained = {name: param for name, param in everything.items() if method.trains(name)}
-    added = sum(param.numel() for name, param in everything.items() if is_head(name))
+    head_values = sum(param.numel() for name, param in everything.items() if is_head(name))
     return SharedModel(
         task=task,
         base=base,
@@ -162,12 +176,12 @@ def build_shared_model(
         adapted=adapted_weights(everything),
         start={name: param.detach().to("cpu", copy=True) for name, param in trained.items()},
         layout=layout_of(method, trained),
-        lora_bytes=4 * (rival + added),
+        lora_bytes=4 * (lora_values + head_values),
     )
 
 
-def _move_what_is_added(model: TaskModel, device: torch.device) -> None:
-    """To where the base gives its features; the base itself is in its place."""
+def _move_task_modules(model: TaskModel, device: torch.device) -> None:
+    """Move the task's modules and buffers to the device of the base's inputs."""
     for name, part in model.named_children():
         if name != "encoder":
             part.to(device)
@@ -175,40 +189,38 @@ def _move_what_is_added(model: TaskModel, device: torch.device) -> None:
         setattr(model, name, buffer.to(device))
 
 
-def _checkpoint(base: LoadedBase) -> None:
-    """Keep no activations inside the base's blocks: they are computed again for the gradient."""
+def _enable_gradient_checkpointing(base: LoadedBase) -> None:
+    """Recompute the activations inside the base's blocks for the gradient instead of storing them."""
     if not base.model.supports_gradient_checkpointing:
         raise ModelError(
-            f"training.gradient_checkpointing: a '{base.model.config.model_type}' model cannot do without its "
-            f"activations; set it to false"
+            f"training.gradient_checkpointing: got true, which a '{base.model.config.model_type}' model does not "
+            f"support; set it to false"
         )
-    how = {"use_reentrant": False}
     model: Any = base.model
-    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer transformers
-        model.activation_checkpointing_enable(how)
-    else:
-        model.gradient_checkpointing_enable(how)
+    # Newer versions of transformers renamed the method.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def named_parameters(model: nn.Module, pooling: Pooling) -> dict[str, nn.Parameter]:
-    """All parameters of a model with an `encoder` and maybe a `head`, by the names that methods know."""
+    """Return all parameters of a model with an `encoder` and maybe a `head`, by the names that methods use."""
     everything = {plain_name(name): param for name, param in model.named_parameters()}
-    if pooling == "pooler":
-        return everything
-    # Nothing reads a pooler then, so it can neither train nor travel.
-    return {name: param for name, param in everything.items() if not name.startswith("pooler.")}
+    # Without this pooling the pooler has no effect, so it is neither trained nor sent.
+    return {
+        name: param for name, param in everything.items() if pooling == "pooler" or not name.startswith("pooler.")
+    }
 
 
 def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
-    """What travels of the parameters that a method trains, in the model's order."""
+    """Return names and shapes of the trained parameters that a method sends, in the model's order."""
     return tuple((name, tuple(param.shape)) for name, param in trained.items() if method.sends(name))
 
 
 def adapted_weights(everything: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The base model's weights behind an adapter, by layer."""
+    """Return the base model's weights of the adapted layers, by layer."""
     return {name.removesuffix(_BASE): param for name, param in everything.items() if name.endswith(_BASE)}
 
 
 def plain_name(name: str) -> str:
-    """`encoder.base_model.model.X.lora_A.default.weight` → `X.lora_A.weight`; `head.weight` stays."""
+    """Shorten `encoder.base_model.model.X.lora_A.default.weight` to `X.lora_A.weight`; keep `head.weight`."""
     return name.removeprefix(_ENCODER).removeprefix(_WRAPPER).replace(".default.", ".")

@@ -1,9 +1,9 @@
-"""Differential privacy for what leaves a client: noise, what it is worth, and a ledger of what was spent.
+"""Differential privacy for a client's messages: noise, privacy accounting and a ledger of releases.
 
-Gaussian mechanisms alone, so that every ε but that of training steps is exact: Balle and Wang, "Improving the
-Gaussian Mechanism for Differential Privacy", ICML 2018 (arXiv 1805.06530), and composition by Dong, Roth and Su,
-"Gaussian differential privacy", JRSS-B 2022 (arXiv 1905.02383). Whoever reads an ε has to know between which two
-data sets it holds; here these are `RECORD` and `CLIENT`.
+All mechanisms are Gaussian, so that every ε except that of training steps is exact: Balle and Wang, "Improving the
+Gaussian Mechanism for Differential Privacy", ICML 2018 (arXiv 1805.06530), with composition by Dong, Roth and Su,
+"Gaussian differential privacy", JRSS-B 2022 (arXiv 1905.02383). `RECORD` and `CLIENT` name the two relations
+between neighbouring data sets for which an ε can hold.
 """
 
 from trifed.privacy.accounting import Sampled, epsilon_of, epsilon_with_steps, noise_multiplier, steps_multiplier

@@ -1,15 +1,15 @@
-"""What Gaussian noise is worth, in closed form.
+"""Privacy accounting: the ε of Gaussian releases and of private training steps.
 
-A release with L2 sensitivity Δ and noise N(0, (zΔ)² I) is (1/z)-GDP. Releases, each chosen in the light of those
-before, compose to μ-GDP with μ² = Σ 1/z² (Dong, Roth and Su, arXiv 1905.02383, Corollary 3.3), and a μ-GDP release
+A release with L2 sensitivity Δ and noise N(0, (zΔ)² I) is (1/z)-GDP. Releases, each of which may depend on earlier
+ones, compose to μ-GDP with μ² = Σ 1/z² (Dong, Roth and Su, arXiv 1905.02383, Corollary 3.3), and a μ-GDP release
 is (ε, δ)-DP exactly for
 
     δ(ε) = Φ(−ε/μ + μ/2) − e^ε Φ(−ε/μ − μ/2)
 
 (Balle and Wang, arXiv 1805.06530, Theorem 8). dp-accounting solves this for ε and for the noise.
 
-Steps on random samples have no closed form. Their privacy loss is composed numerically by dp-accounting, on a grid
-that errs on the safe side (Doroshenko et al., PETS 2022, arXiv 2207.04380).
+Steps on random samples have no closed form. dp-accounting composes their privacy loss numerically, on a grid that
+gives an upper bound (Doroshenko et al., PETS 2022, arXiv 2207.04380).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from functools import lru_cache
 from typing import NamedTuple
 
 MARGIN = 1e-6
-"""Share by which noise is more than it has to be, so that rounding never brings the sum of releases over ε."""
+"""Relative margin on the noise, so that rounding never brings the sum of releases over ε."""
 
 
 def noise_multiplier(epsilon: float, delta: float, releases: int = 1) -> float:
-    """z, such that `releases` Gaussian releases with noise z times the sensitivity are (ε, δ)-DP together."""
-    from dp_accounting import get_sigma_gaussian  # late, for a quick --help
+    """Return z such that `releases` releases with noise z times the sensitivity are (ε, δ)-DP together."""
+    from dp_accounting import get_sigma_gaussian  # imported late to keep --help fast
 
     return float(get_sigma_gaussian(epsilon, delta)) * math.sqrt(releases) * (1 + MARGIN)
 
 
 def epsilon_of(multipliers: Iterable[float], delta: float) -> float:
-    """ε of Gaussian releases with noise of `multipliers` times their sensitivities, all together, at δ.
+    """Return the total ε at δ of Gaussian releases with noise of `multipliers` times their sensitivities.
 
-    0 for no release; infinity where one has no noise.
+    The result is 0 without any release, and infinity if a release has no noise.
     """
-    from dp_accounting import get_epsilon_gaussian  # late, for a quick --help
+    from dp_accounting import get_epsilon_gaussian  # imported late to keep --help fast
 
     known = list(multipliers)
     if not known:
@@ -46,9 +46,12 @@ def epsilon_of(multipliers: Iterable[float], delta: float) -> float:
 
 
 class Sampled(NamedTuple):
-    """Training steps: Gaussian noise of `multiplier` sensitivities on a sample that takes each example by itself.
+    """Training steps with Gaussian noise on Poisson samples.
 
-    `rate`: the chance of an example to be in a step.
+    Attributes:
+        multiplier: Standard deviation of the noise in sensitivities.
+        rate: Probability of each example to be in a step.
+        steps: Number of steps.
     """
 
     multiplier: float
@@ -57,13 +60,16 @@ class Sampled(NamedTuple):
 
 
 GRID = 1e-3
-"""Of privacy losses; ten times as fine changes the fourth decimal of ε."""
+"""Discretization interval of privacy losses; a ten times finer one changes the fourth decimal of ε."""
 LEAST = 0.3
-"""The least noise that is calibrated to: ε is in the hundreds then."""
+"""The smallest noise multiplier that calibration returns, for which ε is in the hundreds."""
 
 
 def epsilon_with_steps(multipliers: Iterable[float], steps: Iterable[Sampled], delta: float) -> float:
-    """As `epsilon_of`, of Gaussian releases and training steps together, one example added or removed."""
+    """Return the total ε at δ of Gaussian releases and training steps, for one example added or removed.
+
+    The result is 0 without any release, and infinity if a release or step has no noise.
+    """
     known, counts = list(multipliers), dict[tuple[float, float], int]()
     for part in steps:
         if part.multiplier <= 0:
@@ -82,7 +88,7 @@ def _composed(gaussian: float, steps: tuple[Sampled, ...], delta: float) -> floa
         GaussianDpEvent,
         PoissonSampledDpEvent,
         SelfComposedDpEvent,
-    )  # late, for a quick --help
+    )  # imported late to keep --help fast
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(value_discretization_interval=GRID)
@@ -95,7 +101,7 @@ def _composed(gaussian: float, steps: tuple[Sampled, ...], delta: float) -> floa
 
 @lru_cache(64)
 def steps_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """z, such that `steps` training steps on samples of that rate are (ε, δ)-DP together; within 0.1 %."""
+    """Return z, within 0.1 %, such that `steps` steps on Poisson samples of that rate are (ε, δ)-DP together."""
     low, high = LEAST, LEAST
     while epsilon_with_steps([], [Sampled(high, rate, steps)], delta) > epsilon:
         low, high = high, 2 * high

@@ -1,12 +1,12 @@
-"""One client's ledger: every release, written before it leaves, and what all of them have cost.
+"""One client's ledger: every release, written before it is sent, and the privacy loss of all of them.
 
 ::
 
     ledger.json     {"client": …, "budget": the run's [privacy], "entries": [{"what": "update", "round": 3,
                      "multiplier": 8.1, "digest": "…"}, …]}
 
-`multiplier` is the noise's standard deviation in sensitivities, null where a release had no noise. `digest` is of
-the released numbers: the same message sent again tells nothing new, and is no new entry. Anything else is.
+`multiplier` is the noise's standard deviation in sensitivities, or null for a release without noise. `digest` is a
+hash of the released numbers: sending the same message again reveals nothing new and adds no entry.
 """
 
 from __future__ import annotations
@@ -42,9 +42,15 @@ EVERYTHING = "summary and updates"
 
 
 class Entry(BaseModel):
-    """One release. `round`: 0 for a summary; `multiplier`: None without noise; `digest`: of what was released.
+    """One release.
 
-    `rate`, `steps`: of the training whose result an upload is, where its steps are noised.
+    Attributes:
+        what: Kind of release.
+        round: Round of the release; 0 for a summary.
+        multiplier: Standard deviation of the noise in sensitivities; None without noise.
+        digest: Hash of the released numbers.
+        rate: Sampling rate of private training steps.
+        steps: Number of private training steps behind an upload.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +64,7 @@ class Entry(BaseModel):
 
 
 class Book(BaseModel):
-    """What the file holds. `lost`: entries were lost, so every round before the next counts as one."""
+    """The content of a ledger's file; `lost` marks lost entries, so that every earlier round counts as one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +75,15 @@ class Book(BaseModel):
 
 
 class Spent(NamedTuple):
-    """ε at δ, and between which data sets it holds: `relation`. `covers`: of which releases, and how many."""
+    """The privacy loss of some releases.
+
+    Attributes:
+        relation: The neighbouring data sets for which it holds.
+        covers: The kinds of releases.
+        releases: Number of releases.
+        epsilon: ε of all of them.
+        delta: δ.
+    """
 
     relation: str
     covers: str
@@ -79,10 +93,10 @@ class Spent(NamedTuple):
 
 
 class Ledger:
-    """The ledger in a folder, begun where there is none.
+    """The ledger in a folder, which is new if the folder has none.
 
     Raises:
-        RunError: there is one that cannot be read, or one of another client or budget.
+        RunError: The folder's ledger cannot be read, or is of another client or budget.
     """
 
     def __init__(self, folder: Path, client: str, budget: PrivacySettings) -> None:
@@ -91,38 +105,34 @@ class Ledger:
         self.book = read_ledger(self.path) if self.path.exists() else new
         if self.book.model_copy(update={"entries": (), "lost": False}) != new:
             raise RunError(
-                f"{self.path}: this ledger is of {self.book.client} with another [privacy] than this run has; put "
-                f"the settings back, or start a new run"
+                f"{self.path}: got a ledger of {self.book.client}, expected one of {client} with this run's "
+                f"[privacy]; restore the settings, or start a new run"
             )
 
     def check(self, entry: Entry) -> None:
-        """Before anything is computed for a release: would it go over the budget? Its digest does not matter.
+        """Check that a release stays within the budget, before it is computed; its digest does not matter.
 
-        What is there already may be about to be sent again; whether it is the same, `enter` sees.
+        A release of a round that is in the ledger passes, because it may be sent again; `enter` then compares.
 
         Raises:
-            RunError: it would.
+            RunError: The release would exceed the budget.
         """
         if not self._has(entry):
             self.check_new(entry)
 
-    def check_new(self, entry: Entry) -> None:
-        """As `check`, of what is not there yet."""
-        self._within(entry)
-
     def enter(self, entry: Entry) -> None:
-        """Write an entry, so that it is on the disk before what it stands for leaves.
+        """Write an entry to the disk, before its release is sent.
 
         Raises:
-            RunError: the release would go over the budget. Nothing is written then, and it must not leave.
+            RunError: The release would exceed the budget. Nothing is written, and it must not be sent.
         """
         if entry in self.book.entries:
             return
-        self._within(entry)
+        self.check_new(entry)
         self._write(entries=(*self.book.entries, entry))
 
     def enter_missing(self, entry: Entry) -> None:
-        """As `enter`, unless there is any entry for that round."""
+        """Write an entry unless the ledger has one of the same kind and round; raises as `enter` does."""
         if not self._has(entry):
             self.enter(entry)
 
@@ -130,7 +140,7 @@ class Ledger:
         return any((known.what, known.round) == (entry.what, entry.round) for known in self.book.entries)
 
     def lose(self) -> None:
-        """Note that entries may have been lost with a disk, or taken back by a backup."""
+        """Record that entries may have been lost with a disk or by restoring a backup."""
         self._write(lost=True)
 
     def _write(self, **changes: object) -> None:
@@ -138,53 +148,57 @@ class Ledger:
         write_for_good(self.path, book.model_dump_json(indent=1) + "\n")
         self.book = book
 
-    def _within(self, entry: Entry) -> None:
-        budget = self.book.budget
-        limits = {SUMMARY: budget.summary, UPDATE: budget.update, TRAINING: budget.training}
-        limit = limits[entry.what]
+    def check_new(self, entry: Entry) -> None:
+        """Check that a release in addition to all entries stays within the budget.
+
+        Raises:
+            RunError: The release would exceed the budget.
+        """
+        limit = getattr(self.book.budget, entry.what)
         if limit is None or entry.multiplier is None:
             return
         alike = [known for known in (*self.book.entries, entry) if known.what == entry.what]
-        found = (
+        total = (
             epsilon_with_steps([], _steps(alike), limit.delta)
             if entry.what == TRAINING
             else epsilon_of(_noise(alike, entry.what), limit.delta)
         )
-        if found <= limit.epsilon:
+        if total <= limit.epsilon:
             return
-        made, most = len(alike) - 1, f"{limit.epsilon:g} (δ = {limit.delta:g})"
         more = "privacy.summary.releases" if entry.what == SUMMARY else "rounds"
         raise BudgetError(
-            f"privacy.{entry.what}: {self.book.client} has made {made} releases, and one more would bring ε to "
-            f"{found:.2f}, over its {most}; it is not made. A new run with more {more} or a larger ε plans for "
-            f"it; what was spent stays spent"
+            f"privacy.{entry.what}: {self.book.client} has made {len(alike) - 1} releases, and one more would "
+            f"bring ε to {total:.2f}, over its {limit.epsilon:g} (δ = {limit.delta:g}); it is not made. Start a "
+            f"new run with more {more} or a larger ε; the privacy loss so far remains"
         )
 
 
 def read_ledger(path: Path) -> Book:
-    """A ledger's file.
+    """Read a ledger's file.
 
     Raises:
-        RunError: there is none, or it is damaged.
+        RunError: The file does not exist or is damaged.
     """
     try:
         return Book.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(f"{path}: no ledger there; only runs with [privacy] keep one") from error
+        raise RunError(
+            f"{path}: no such file, expected the ledger of a run with [privacy]; check the path"
+        ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise RunError(
-            f"{path}: this ledger is damaged, so what was spent is not known; put a copy back. Without one, start "
-            f"a new run, and count what was spent here in full"
+            f"{path}: this ledger is damaged, so the privacy loss is unknown; restore a copy. Without one, start "
+            f"a new run, and count this run's whole budget as spent"
         ) from error
 
 
 def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
-    """What releases have cost, by relation.
+    """Return the privacy loss of releases, by relation and kind of release.
 
-    `RECORD`: a summary has its own sensitivity. An update whose training was noised is made of that training
-    alone; any other may move anywhere in the ball of radius `clip`, which is twice the sensitivity of leaving it
-    out, so its noise counts half. `CLIENT`: updates alone, which a summary is no part of. A release without noise
-    makes ε infinite.
+    For `RECORD`, a summary counts with its own sensitivity, and an update after private training steps with these
+    steps alone. Any other update may change anywhere in the ball of radius `clip`, twice the sensitivity of
+    omitting it, so its noise counts half. For `CLIENT`, only updates count. A release without noise makes ε
+    infinite.
     """
     deltas = [part.delta for part in (budget.summary, budget.update, budget.training) if part is not None]
     delta = min(deltas, default=1e-5)
@@ -203,47 +217,49 @@ def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
 def promised(
     budget: PrivacySettings, rounds: int, steps: int | None, *, summarises: bool, uploads: bool
 ) -> list[Spent]:
-    """What a run costs a client that takes part in every round and tells all summaries that its budget is for.
+    """Return the privacy loss of a client that takes part in every round and releases all planned summaries.
 
-    `steps`: of training in a round; `summarises`, `uploads`: does the run's method tell summaries, does it send
-    updates?
+    Args:
+        budget: The run's budget.
+        rounds: Number of rounds.
+        steps: Training steps per round, if they are known.
+        summarises: The run's method uses summaries.
+        uploads: The run's method sends updates.
     """
     planned: list[Entry] = []
-    told, sent, learned = budget.summary, budget.update, budget.training
+    summary, update, training = budget.summary, budget.update, budget.training
     if summarises:
-        z = noise_multiplier(told.epsilon, told.delta, told.releases) if told else None
-        planned += [_planned(SUMMARY, z, number) for number in range(told.releases if told else 1)]
+        z = noise_multiplier(summary.epsilon, summary.delta, summary.releases) if summary else None
+        planned += [_planned(SUMMARY, z, number) for number in range(summary.releases if summary else 1)]
     for number in range(1, rounds + 1) if uploads else ():
-        z = noise_multiplier(sent.epsilon, sent.delta, rounds) if sent else None
+        z = noise_multiplier(update.epsilon, update.delta, rounds) if update else None
         planned.append(_planned(UPDATE, z, number))
-        if learned and steps:
-            noise = steps_multiplier(learned.epsilon, learned.delta, learned.rate, rounds * steps)
-            found = _planned(TRAINING, noise, number)
-            planned.append(found.model_copy(update={"rate": learned.rate, "steps": steps}))
+        if training and steps:
+            z = steps_multiplier(training.epsilon, training.delta, training.rate, rounds * steps)
+            planned.append(_planned(TRAINING, z, number, rate=training.rate, steps=steps))
     return spent(planned, budget)
 
 
 def facts_of(found: Iterable[Spent]) -> list[dict[str, str | int | float | None]]:
-    """For JSON; an infinite ε is null."""
+    """Return privacy losses as plain values for JSON; an infinite ε is None."""
     return [{**line._asdict(), "epsilon": line.epsilon if math.isfinite(line.epsilon) else None} for line in found]
 
 
-def _planned(what: What, multiplier: float | None, number: int) -> Entry:
-    return Entry(what=what, round=number, multiplier=multiplier, digest="")
+def _planned(what: What, multiplier: float | None, number: int, *, rate: float = 1.0, steps: int = 1) -> Entry:
+    return Entry(what=what, round=number, multiplier=multiplier, digest="", rate=rate, steps=steps)
 
 
 def _steps(entries: Iterable[Entry]) -> list[Sampled]:
-    """Training steps behind entries."""
+    """Return the private training steps of entries."""
     trained = (entry for entry in entries if entry.what == TRAINING)
     return [Sampled(entry.multiplier or 0.0, entry.rate, entry.steps) for entry in trained]
 
 
 def _noise(entries: Iterable[Entry], what: What) -> list[float]:
-    """Multipliers of one kind of release, 0 for none."""
+    """Return the noise multipliers of one kind of release, 0 for no noise."""
     return [entry.multiplier or 0.0 for entry in entries if entry.what == what]
 
 
 def as_json(book: Book) -> dict[str, object]:
-    """A ledger and what it adds up to."""
-    found: dict[str, object] = json.loads(book.model_dump_json())
-    return {**found, "spent": facts_of(spent(book.entries, book.budget))}
+    """Return a ledger and its privacy loss as plain values for JSON."""
+    return {**json.loads(book.model_dump_json()), "spent": facts_of(spent(book.entries, book.budget))}

@@ -1,4 +1,4 @@
-"""Clipping, and where the noise comes from."""
+"""Clipping, and sources of Gaussian noise."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Noise = Callable[[int], NDArray[np.float64]]
 
 
 def secure_noise(n: int) -> NDArray[np.float64]:
-    """n standard normal numbers from the operating system's generator for secrets, (n,).
+    """Return n standard normal numbers from the operating system's cryptographic generator, (n,).
 
-    By inversion: a sign, and Φ⁻¹ of 53 random bits over half the line, so that both tails reach to 8.3. No seed
-    of anybody's enters, and what was drawn says nothing of what will be.
+    Inversion of a sign and 53 random bits over half the line, so that both tails reach 8.3. No seed exists, and
+    past numbers do not predict future ones.
     """
     bits = np.frombuffer(secrets.token_bytes(8 * n), np.uint64)
     size = -ndtri(((bits >> np.uint64(11)) + 0.5) / 2.0**54)
-    found: NDArray[np.float64] = np.where(bits & np.uint64(1), size, -size)
-    return found
+    noise: NDArray[np.float64] = np.where(bits & np.uint64(1), size, -size)
+    return noise
 
 
 def seeded_noise(rng: np.random.Generator) -> Noise:
-    """From a generator whose seed is known. For simulations: it protects from nobody."""
+    """Return a source of noise for simulations; it protects nothing, because its seed is known."""
     return lambda n: rng.standard_normal(n)
 
 
 def clipped(change: NDArray[np.floating], norm: float) -> NDArray[np.float64]:
-    """`change`, (n,), shortened to an L2 norm of at most `norm`; zeros where it is not finite.
+    """Scale `change`, (n,), to an L2 norm of at most `norm`.
 
-    A training that has run off to NaN must not be told apart by its message.
+    A `change` that is not finite becomes zeros, so that its message does not reveal diverged training.
     """
     values = change.astype(np.float64)
     length = float(np.linalg.norm(values))
