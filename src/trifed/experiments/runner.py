@@ -187,7 +187,7 @@ def _write_models(simulation: Simulation) -> dict[str, Any]:
     spent = most_spent(folder.path)
     if spent is not None:
         summary["privacy"] = spent
-    if task.gives == "answer":
+    if task.output == "answer":
         summary["perplexity"] = perplexity(summary["clients"])
     predicted = _controls(simulation) if config.controls and task.labelled else {}
     labels = {client.name: client.test.labels for client in clients}
