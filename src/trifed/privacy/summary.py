@@ -62,10 +62,10 @@ def noised_summary(
     """Return a private summary with one diagonal Gaussian per label.
 
     Counts are rounded and at least 0. A label has a component if its noised count is at least 20 and at least
-    three standard deviations. The noise in a mean has the variance σ²/n², so a component's variances include σ²/n,
-    and variance / n remains the squared error of the mean that comparisons of summaries assume. As features have
-    norm 1, the total variance is 1 − ‖mean‖². `self_distance` is the expected distance between two such summaries
-    of the same data, from noise and sampling.
+    three standard deviations. The noise in a mean has the variance σ²/n², so a component's variances include
+    σ²/n, and variance / n remains the squared error of the mean that comparisons of summaries assume. As
+    features have norm 1, the total variance is 1 − ‖mean‖². `self_distance` is the expected distance between
+    two such summaries of the same data, from noise and sampling.
 
     Args:
         features: (n, dim), in the public projection.

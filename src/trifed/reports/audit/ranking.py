@@ -20,8 +20,8 @@ KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
 
 def methods_of(findings: Findings) -> tuple[str, ...]:
     """Return the audited method, its controls, then every other method that was attacked."""
-    others = [row.method for row in (*attacks(findings), *findings.membership)]
-    others += [row.method for row in (*findings.labels, *findings.means)]
+    others = [row.method for row in attacks(findings)] + [row.method for row in findings.membership]
+    others += [row.method for row in findings.labels] + [row.method for row in findings.means]
     return tuple(dict.fromkeys([findings.method, *findings.controls, *others]))
 
 
