@@ -1,14 +1,13 @@
-"""From a user's table to clients.
+"""Data sets of clients from a user's table.
 
 ::
 
-    settings    which source, which columns, how it is split
+    settings    source, columns and split          roles     columns that a model reads
     readers     one file -> raw columns            sources   all of data.source -> one checked Table
     columns     raw cells -> texts, labels         partition rows -> clients (flwr-datasets' partitioners)
-    holdout     a client's rows -> train ... test  roles     what a model reads of a row
-    clients     all of it: make_clients -> FederatedData
-    summary     what each client holds             images    cells and folders -> images
-    demo        the corpus that is shipped        instructions  cells -> what a language model learns
+    holdout     a client's rows -> train ... test  clients   all of it: make_clients -> FederatedData
+    summary     tables of the clients' data        images    cells and folders -> images
+    demo        the corpus of the package          instructions  cells -> prompts, answers, conversations
 """
 
 from trifed.data.clients import (

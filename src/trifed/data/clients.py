@@ -1,4 +1,4 @@
-"""From a table to clients: each draws its examples once, and only then cuts them into three parts."""
+"""Data sets of clients from a table: rows are assigned to clients, and each client's rows are split into parts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ HOLDOUT_STREAM = 104
 
 @dataclass(frozen=True)
 class Examples:
-    """What a model reads, by role ("text", "text_pair", "image", …), and labels: (n,) each.
+    """Inputs of n examples and their labels.
 
-    A label is an index into `label_names`.
+    Attributes:
+        inputs: Values by role ("text", "text_pair", "image", …), (n,) each.
+        labels: Indices into `FederatedData.label_names`, (n,).
     """
 
     inputs: Mapping[str, list[Any]]
@@ -38,18 +40,18 @@ class Examples:
 
     @property
     def texts(self) -> list[str]:
-        """The texts, (n,)."""
+        """Texts, (n,)."""
         return self.inputs["text"]
 
     @property
     def pairs(self) -> list[str] | None:
-        """Their second texts, (n,), if they have them."""
+        """Second texts, (n,), if there are any."""
         return self.inputs.get("text_pair")
 
 
 @dataclass(frozen=True)
 class ClientData:
-    """What one client holds. Every label of `valid` and `test` also occurs in `train`."""
+    """One client's examples. Every label of `valid` and `test` also occurs in `train`."""
 
     name: str
     train: Examples
@@ -59,7 +61,14 @@ class ClientData:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """All clients, the label names their indices point to, and what was changed on the way (`notes`)."""
+    """The data of all clients.
+
+    Attributes:
+        clients: The clients.
+        label_names: Names of the labels, by index.
+        global_test: The separate test set of all clients, if there is one.
+        notes: Sentences about rows that were dropped or changed.
+    """
 
     clients: list[ClientData]
     label_names: list[str]
@@ -68,17 +77,22 @@ class FederatedData:
 
 
 def text_examples(texts: Sequence[str], pairs: Sequence[str] | None, labels: NDArray[np.int64]) -> Examples:
-    """Examples of texts, perhaps with second texts: (n,) each."""
+    """Return examples of texts, optionally with second texts, (n,) each."""
     inputs = {"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})
     return Examples(inputs, labels)
 
 
 def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> FederatedData:
-    """Read the table, deal it to clients and split each client's examples.
+    """Read the table, assign its rows to clients and split each client's examples.
 
-    `roles`: what a task's model reads. The same settings, files and `seed` (not negative) give the same result.
-    Raises DataError for whatever `read_table` and `assign_clients` refuse, for clients with too few examples or
-    one label only, and for labels of the global test set that no client trains on.
+    Args:
+        settings: The settings; equal settings, files and seeds give equal results.
+        seed: The run's seed, not negative.
+        roles: The columns that a task's model reads.
+
+    Raises:
+        DataError: An error of `read_table` or `assign_clients`, clients with too few examples or one label only,
+            or labels of the global test set that no client trains on.
     """
     notes: list[str] = []
     table, test = read_table(settings, roles), read_test(settings, roles)
@@ -92,21 +106,24 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
     table = _sampled(table, settings.max_examples, seed, notes)
     labels, label_names = index_labels(table.labels, settings.labels)
     ids, names = assign_clients(labels, table.groups, settings.clients, seed, table.group_names)
-    rows = [_capped(np.flatnonzero(ids == i), settings, seed, i) for i in range(len(names))]
-    rows = _usable(rows, names, labels, settings, notes)
-    clients = [
-        _client(table, labels, rows[i], names[i], settings, np.random.default_rng([seed, HOLDOUT_STREAM, i]))
-        for i in range(len(names))
-    ]
-    _check_held_out(clients, settings, notes)
+    rows = [np.flatnonzero(ids == i) for i in range(len(names))]
+    clients = _split_clients(table, labels, dict(zip(names, rows, strict=True)), settings, seed, notes)
     global_test = None if test is None else _global_test(test, clients, label_names)
     return FederatedData(clients, label_names, global_test, notes)
 
 
 def make_client(settings: DataSettings, seed: int, roles: Roles, name: str, place: int) -> FederatedData:
-    """The same of one client alone, whose table this is; it is cut as that of the `place`-th of all would be.
+    """Read one client's own table and split its examples as those of client number `place` of a run.
 
-    Raises what `make_clients` does.
+    Args:
+        settings: The client's settings.
+        seed: The run's seed, not negative.
+        roles: The columns that a task's model reads.
+        name: The client's name.
+        place: The client's number in the run, from 0.
+
+    Raises:
+        DataError: An error of `read_table`, or a client with too few examples or one label only.
     """
     notes: list[str] = []
     table = read_table(settings, roles)
@@ -115,27 +132,45 @@ def make_client(settings: DataSettings, seed: int, roles: Roles, name: str, plac
     if settings.drop_duplicates:
         table = _without_duplicates(table, notes)
     labels, label_names = index_labels(table.labels, settings.labels)
-    rows = _capped(np.arange(len(table)), settings, seed, place)
-    [rows] = _usable([rows], [name], labels, settings, notes)
-    rng = np.random.default_rng([seed, HOLDOUT_STREAM, place])
-    clients = [_client(table, labels, rows, name, settings, rng)]
-    _check_held_out(clients, settings, notes)
+    clients = _split_clients(table, labels, {name: np.arange(len(table))}, settings, seed, notes, place)
     return FederatedData(clients, label_names, None, notes)
+
+
+def _split_clients(
+    table: Table,
+    labels: NDArray[np.int64],
+    rows: Mapping[str, NDArray[np.int64]],
+    settings: DataSettings,
+    seed: int,
+    notes: list[str],
+    first: int = 0,
+) -> list[ClientData]:
+    """Cap, check and split each client's rows; `first` is the number of the first client in the run."""
+    capped = [_capped(mine, settings, seed, number) for number, mine in enumerate(rows.values(), first)]
+    usable = _usable(capped, list(rows), labels, settings, notes)
+    clients = []
+    for number, (name, mine) in enumerate(zip(rows, usable, strict=True), first):
+        rng = np.random.default_rng([seed, HOLDOUT_STREAM, number])
+        parts = split_rows(labels[mine], settings.valid_fraction, settings.test_fraction, rng)
+        examples = (Examples(table.take(mine[part]).inputs, labels[mine[part]]) for part in parts)
+        clients.append(ClientData(name, *examples))
+    _check_held_out(clients, settings, notes)
+    return clients
 
 
 def index_labels(
     labels: list[str] | list[int], names: Sequence[str] | None = None
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Return each label's index, (n,), and the names in order: texts by alphabet, integers by value, or `names`.
+    """Return each label's index, (n,), and the names in order: sorted texts, sorted integers, or `names`.
 
     Raises:
-        DataError: a label that is none of `names`.
+        DataError: A label is not in `names`.
     """
     if names is not None:
         places = {name: i for i, name in enumerate(names)}
         unknown = sorted({str(label) for label in labels} - set(places))
         if unknown:
-            raise DataError(f"labels that data.labels does not name: {_named(unknown)}; add or correct them")
+            raise DataError(f"data.labels: got other labels, {_named(unknown)}; add them, or correct the rows")
         return np.array([places[str(label)] for label in labels], dtype=np.int64), list(names)
     unique: set[Any] = set(labels)
     known = {label: i for i, label in enumerate(sorted(unique))}
@@ -143,7 +178,7 @@ def index_labels(
 
 
 def content_hash(data: FederatedData) -> str:
-    """Return a SHA-256 over every client's name, inputs and labels in each split: the identity of a split."""
+    """Return the SHA-256 of every client's name, inputs and labels in each split, which identifies a split."""
     digest = hashlib.sha256()
 
     def add(values: Sequence[str | bytes]) -> None:
@@ -164,7 +199,7 @@ def content_hash(data: FederatedData) -> str:
 
 
 def rows_hash(data: FederatedData) -> str:
-    """Return a SHA-256 over all examples, in whatever order and however they were cut: the data as such."""
+    """Return the SHA-256 of all examples, which does not depend on their order or split."""
     rows = []
     for examples in _all_examples(data):
         columns = [examples.inputs[role] for role in sorted(examples.inputs)]
@@ -213,8 +248,7 @@ def _without_known_rows(test: Table, table: Table, settings: DataSettings, notes
     if not len(new):
         raise DataError(
             f"data.test = {settings.test!r}: all {shared} rows also occur in data.source; expected unseen "
-            "examples. "
-            "Name a separate test set or leave data.test out."
+            "examples. Name a separate test set, or remove data.test."
         )
     notes.append(f"dropped {shared} row{'s' * (shared > 1)} of the global test set that also occur in the table")
     return test.take(new)
@@ -247,7 +281,7 @@ def _usable(
     settings: DataSettings,
     notes: list[str],
 ) -> list[NDArray[np.int64]]:
-    """Refuse clients too small or with one label; where allowed, keep them (too small ones empty)."""
+    """Raise `DataError` for clients with too few examples or one label; empty small ones if that is allowed."""
     least = max(1, settings.clients.min_examples)
     small = [i for i, mine in enumerate(rows) if len(mine) < least]
     alike = [i for i, mine in enumerate(rows) if i not in small and len(np.unique(labels[mine])) == 1]
@@ -257,13 +291,11 @@ def _usable(
     if small and not settings.allow_empty_clients:
         problems.append(
             f"clients with fewer than {least} examples: {counts}. Lower data.clients.min_examples, use fewer "
-            "clients, or "
-            "set data.allow_empty_clients = true to keep them without data."
+            "clients, or set data.allow_empty_clients = true to keep them without data."
         )
     if single and not settings.allow_single_class:
         problems.append(
-            f"clients with one label only: {_named([names[i] for i in single])}. Choose a milder split (a "
-            "larger "
+            f"clients with one label only: {_named([names[i] for i in single])}. Choose a milder split (a larger "
             "data.clients.alpha or data.clients.labels_per_client), or set data.allow_single_class = true."
         )
     if problems:
@@ -273,33 +305,14 @@ def _usable(
     return [mine[:0] if i in small else mine for i, mine in enumerate(rows)]
 
 
-def _client(
-    table: Table,
-    labels: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    name: str,
-    settings: DataSettings,
-    rng: np.random.Generator,
-) -> ClientData:
-    parts = split_rows(labels[rows], settings.valid_fraction, settings.test_fraction, rng)
-    train, valid, test = (_examples(table.take(rows[part]), labels[rows[part]]) for part in parts)
-    return ClientData(name, train, valid, test)
-
-
-def _examples(table: Table, labels: NDArray[np.int64]) -> Examples:
-    return Examples(table.inputs, labels)
-
-
 def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes: list[str]) -> None:
-    """Refuse clients that train but have nothing to test on; note those without a validation example."""
+    """Raise `DataError` for clients without a test example; note those without a validation example."""
     untested = [client.name for client in clients if len(client.train) and not len(client.test)]
     if untested and settings.test_fraction > 0:
         raise DataError(
-            f"nothing can be held out to test on for {_named(untested)}: no label occurs there twice, and "
-            "one example "
-            "of each stays in training. Use fewer clients or more examples, or set data.test_fraction = 0 "
-            "and name a "
-            "data.test."
+            f"data.test_fraction: no example can be held out for {_named(untested)}, because no label occurs "
+            "there twice and one example of each stays in training. Use fewer clients or more examples, or set "
+            "data.test_fraction = 0 and name a data.test."
         )
     unchecked = [client.name for client in clients if len(client.train) and not len(client.valid)]
     if unchecked and settings.valid_fraction > 0:
@@ -308,15 +321,12 @@ def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes
 
 def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequence[str]) -> Examples:
     trained = {label_names[label] for client in clients for label in np.unique(client.train.labels)}
-    wanted = Counter(str(label) for label in test.labels)
-    unknown = sorted(set(wanted) - trained)
+    counts = Counter(str(label) for label in test.labels)
+    unknown = sorted(set(counts) - trained)
     if unknown:
         raise DataError(
             f"labels of the global test set that are in no client's training data: {_named(unknown)} "
-            f"({sum(wanted[label] for label in unknown)} of {len(test)} rows). Correct the labels, remove "
-            "those rows, "
-            "or keep more training examples (data.max_examples, data.clients.max_examples)."
+            f"({sum(counts[label] for label in unknown)} of {len(test)} rows). Correct the labels, remove those "
+            "rows, or keep more training examples (data.max_examples, data.clients.max_examples)."
         )
-    known = {name: i for i, name in enumerate(label_names)}
-    labels = np.array([known[str(label)] for label in test.labels], dtype=np.int64)
-    return _examples(test, labels)
+    return Examples(test.inputs, index_labels(test.labels, label_names)[0])

@@ -1,4 +1,4 @@
-"""Turn raw cells into texts, labels and client names, and name the rows that cannot be used."""
+"""Convert raw cells to texts, labels and client names, with errors that name the row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 
 
 def place(cell: Cell) -> str:
-    """Return where a cell stands: "file, row 3"."""
+    """Return the location of a cell, such as "file, row 3"."""
     table, index, _ = cell
     return f"{table.where}, {table.unit} {table.rows[index]}"
 
@@ -36,28 +36,36 @@ def _refuse(bad: Sequence[Cell], problem: str, way_out: str) -> None:
     raise DataError(f"{place(bad[0])}: {problem}{others}. {way_out}")
 
 
-def _first(column: Sequence[Cell], wrong: Callable[[Any], bool]) -> list[Cell]:
+def _matching(column: Sequence[Cell], wrong: Callable[[Any], bool]) -> list[Cell]:
     return [cell for cell in column if wrong(cell[2])]
 
 
 def read_texts(column: Sequence[Cell], name: str) -> list[str]:
-    """Return a column's texts, (n,); DataError where one is no string, or is empty or blank."""
-    odd = _first(column, lambda value: value is not None and not isinstance(value, str))
+    """Return a column's texts, (n,).
+
+    Raises:
+        DataError: A cell is no string, is blank, or holds a lone surrogate.
+    """
+    odd = _matching(column, lambda value: value is not None and not isinstance(value, str))
     if odd:
         kind = type(odd[0][2]).__name__
         _refuse(odd, f"column {name!r} holds a {kind} ({odd[0][2]!r:.60}), expected a text", "Name a text column.")
-    empty = _first(column, lambda value: value is None or not value.strip())
+    empty = _matching(column, lambda value: value is None or not value.strip())
     _refuse(empty, f"the text in column {name!r} is empty", "Fill it in or remove the row.")
-    broken = _first(column, lambda value: _HALF_CHARACTER.search(value) is not None)
+    broken = _matching(column, lambda value: _HALF_CHARACTER.search(value) is not None)
     _refuse(broken, f"the text in column {name!r} holds half a character (a lone surrogate)", "Write it again.")
     return [value for _, _, value in column]
 
 
 def read_groups(column: Sequence[Cell], name: str) -> list[str]:
-    """Return the client each row belongs to, (n,); DataError where none is named."""
-    empty = _first(column, lambda value: value is None or not str(value).strip())
+    """Return each row's client, (n,).
+
+    Raises:
+        DataError: A cell is empty, or neither a text nor a number.
+    """
+    empty = _matching(column, lambda value: value is None or not str(value).strip())
     _refuse(empty, f"the client column {name!r} is empty", "Fill it in or remove the row.")
-    odd = _first(column, lambda value: not isinstance(value, (str, int, float)))
+    odd = _matching(column, lambda value: not isinstance(value, (str, int, float)))
     if odd:
         kind = type(odd[0][2]).__name__
         _refuse(odd, f"the client column {name!r} holds a {kind}, expected a text or a number", "Name another.")
@@ -73,22 +81,25 @@ def _group(value: str | int | float) -> str:
 def read_labels(column: Sequence[Cell], name: str) -> list[str] | list[int]:
     """Return a column's labels, (n,), all integers or all strings.
 
-    Names stand in for the integers of a ClassLabel column. Cells of a CSV file become integers where every
-    one of them is a whole number. Raises DataError for a missing label, a number that is not whole, a type
-    that is no label, and integers mixed with strings.
+    The integers of a ClassLabel column become names. Cells of a CSV file become integers if all of them are
+    whole numbers.
+
+    Raises:
+        DataError: A label is missing, is a number that is not whole or another type, or integers and strings are
+            mixed.
     """
     named = [(table, i, _by_name(table, value)) for table, i, value in column]
-    missing = _first(named, _is_missing)
+    missing = _matching(named, _is_missing)
     _refuse(missing, f"the label in column {name!r} is missing", "Give every row a label or remove the row.")
     typed = _type_csv_cells(named)
-    broken = _first(typed, lambda value: isinstance(value, float) and not value.is_integer())
+    broken = _matching(typed, lambda value: isinstance(value, float) and not value.is_integer())
     if broken:
         _refuse(
             broken,
             f"the label in column {name!r} is {broken[0][2]!r}, expected a whole number or a text",
             "A label names a class; another column may be the one that holds them.",
         )
-    odd = _first(typed, lambda value: not isinstance(value, (str, int, float)))
+    odd = _matching(typed, lambda value: not isinstance(value, (str, int, float)))
     if odd:
         kind = type(odd[0][2]).__name__
         _refuse(odd, f"column {name!r} holds a {kind}, expected a whole number or a text", "Name another column.")
@@ -108,7 +119,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _type_csv_cells(column: Sequence[Cell]) -> list[Cell]:
-    """Read CSV cells as numbers where all of them are numbers (and none is a code such as 007)."""
+    """Convert CSV cells to numbers if all of them are numbers and none is a code such as 007."""
     texts = [value.strip() for table, _, value in column if table.untyped]
     numbers = all(
         (_WHOLE.fullmatch(text) and not _LEADING_ZERO.fullmatch(text)) or _DECIMAL.fullmatch(text)
@@ -132,8 +143,8 @@ def _one_type(column: Sequence[Cell], name: str) -> list[str] | list[int]:
     if texts and numbers:
         raise DataError(
             f"column {name!r} mixes texts and numbers as labels: {texts[0][2]!r} in {place(texts[0])}, "
-            f"{numbers[0][2]!r} in {place(numbers[0])}; expected one kind. Write them all as texts or all "
-            "as integers."
+            f"{numbers[0][2]!r} in {place(numbers[0])}; expected one kind. Write all of them as texts, or all as "
+            "integers."
         )
     if texts:
         return [value.strip() for _, _, value in column]

@@ -1,4 +1,4 @@
-"""The small corpus that comes with the package: support requests of several sites."""
+"""The demo corpus of the package: support requests of several sites."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from trifed.common.errors import DataError
 
 
 def demo_corpus_path() -> Path:
-    """Return the path of the shipped corpus, JSON lines with the keys text, label and site.
+    """Return the path of the demo corpus, JSON lines with the keys text, label and site.
 
-    Raises DataError where the installation lacks it.
+    Raises:
+        DataError: The installation lacks the file.
     """
     path = Path(str(resources.files("trifed.data").joinpath("demo", "support.jsonl")))
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Cut one client's examples into train, validation and test."""
+"""Split one client's examples into train, validation and test."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ Rows = NDArray[np.int64]
 def split_rows(
     labels: NDArray[np.int64], valid_fraction: float, test_fraction: float, rng: np.random.Generator
 ) -> tuple[Rows, Rows, Rows]:
-    """Return the rows of train, validation and test: ascending, disjoint, together 0 … n-1.
+    """Split rows into train, validation and test, stratified by label.
 
-    `labels`: (n,). Each label's share of a held-out part is its share of the client, as near as whole
-    examples allow; of every label at least one example stays in train, so a label that occurs once is never
-    held out. A part whose fraction is above 0 gets at least one example, if any label can spare one.
+    At least one example of every label stays in train, so a label that occurs once is never held out. A part with
+    a positive fraction gets at least one example, if any label has one to spare.
+
+    Args:
+        labels: (n,).
+        valid_fraction: Share of the examples in validation.
+        test_fraction: Share of the examples in test.
+        rng: Source of the random order.
+
+    Returns:
+        The rows of train, validation and test: ascending, disjoint, together 0 … n-1.
     """
     n = len(labels)
     kinds, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -39,9 +47,9 @@ def _target(n: int, fraction: float) -> int:
 
 
 def _apportion(quota: NDArray[np.floating[Any]], room: Rows, total: int, rng: np.random.Generator) -> Rows:
-    """Return whole numbers near `quota`, (k,), none above `room`, (k,), that sum to `total` if there is room.
+    """Round `quota`, (k,), to whole numbers of at most `room`, (k,), that sum to `total` if there is room.
 
-    Whole parts first, then one more to the largest remainders; equal remainders are put in random order.
+    Largest remainders are rounded up first, equal ones in random order.
     """
     given: Rows = np.minimum(np.floor(quota).astype(np.int64), room)
     while (short := min(total, int(room.sum())) - int(given.sum())) > 0:

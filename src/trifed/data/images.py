@@ -1,4 +1,4 @@
-"""Images from cells: embedded in a table, as files that it names, or a folder with one subfolder a label."""
+"""Images from cells of a table (embedded, or paths of files) or from a folder with one subfolder per label."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", "
 
 
 def read_images(column: Sequence[Cell], name: str) -> list[Any]:
-    """The bytes of each cell's image file, (n,), each checked by decoding it; `Unusable` where there is none.
+    """Return the bytes of each cell's image file, (n,), or `Unusable` for a cell without a decodable image.
 
-    A cell is a file's path (beside the table, unless it is absolute), the bytes of one, or `{bytes, path}` as
-    `datasets` writes it.
+    A cell is a file's path (absolute, or relative to the table's folder), a file's bytes, or `{bytes, path}` as in
+    `datasets`.
     """
     return [_checked(cell, name) for cell in column]
 
@@ -33,7 +33,7 @@ def _checked(cell: Cell, name: str) -> bytes | Unusable:
         return Unusable(place(cell), f"the image in column {name!r} is missing")
     where = f"the image in column {name!r}"
     if isinstance(value, str | Path):
-        path = Path(table.where).parent / value  # an absolute path stays what it is
+        path = Path(table.where).parent / value  # an absolute path is not changed
         where = str(path)
         try:
             value = path.read_bytes()
@@ -51,32 +51,33 @@ def _checked(cell: Cell, name: str) -> bytes | Unusable:
 
 
 def open_image(encoded: bytes) -> Image.Image:
-    """The image of a file's bytes."""
+    """Open the image of a file's bytes."""
     return Image.open(io.BytesIO(encoded))
 
 
 def as_png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    made = io.BytesIO()
-    image.convert("RGB").save(made, "PNG")
-    return made.getvalue()
+    """Return an image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def image_folder(folder: Path) -> list[Path]:
-    """The images of a folder with one subfolder a label, by label and name; none if it is no such folder."""
+    """Return the images of a folder with one subfolder per label, sorted by label and name."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
     return [file for label in inner for file in images_in(label)]
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images that lie in a folder itself, by name."""
+    """Return the images directly in a folder, sorted by name."""
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
 
 
 def table_of(folder: Path, files: Sequence[Path], wanted: Mapping[str, str]) -> RawTable:
-    """An image folder as a table: the images' paths and, as label, their folders' names.
+    """Return an image folder as a table of the images' paths and of their folders' names as labels.
 
-    Raises DataError where another column is wanted.
+    Raises:
+        DataError: Another column is needed.
     """
     image, label = wanted["data.image"], wanted["data.label"]
     check_columns(str(folder), [image, label], wanted)
@@ -88,11 +89,11 @@ def table_of(folder: Path, files: Sequence[Path], wanted: Mapping[str, str]) -> 
 
 
 def _given(image: Any) -> bytes:
-    """A path, bytes or one of PIL's images as the bytes of a file."""
+    """Return a path's file, bytes or a PIL image as the bytes of a file."""
     if isinstance(image, bytes):
         return image
     return as_png(image) if isinstance(image, Image.Image) else Path(image).read_bytes()
 
 
 IMAGES: Roles = (Role("image", read_images, _given),)
-"""One image a row."""
+"""One image per row."""

@@ -1,4 +1,4 @@
-"""What a language model learns from: plain texts, prompts with answers, or conversations."""
+"""Training data of language models: plain texts, prompts with answers, or conversations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPEAKERS = ("system", "user", "assistant")
 
 
 def read_maybe(column: Sequence[Cell], name: str) -> list[str]:
-    """A column's texts, (n,), of which some may be missing: those are empty."""
+    """Return a column's texts, (n,), with empty texts for missing ones."""
     return ["" if _is_empty(cell[2]) else read_texts([cell], name)[0] for cell in column]
 
 
@@ -24,9 +24,10 @@ def _is_empty(value: Any) -> bool:
 
 
 def read_conversations(column: Sequence[Cell], name: str) -> list[str]:
-    """Conversations, (n,), as JSON: a list of messages with `role` and `content` each.
+    """Return conversations, (n,), as JSON lists of messages with `role` and `content`.
 
-    Raises DataError for a cell that is none, by its row.
+    Raises:
+        DataError: A cell is no conversation, or has no message of the assistant.
     """
     return [_conversation(cell, name) for cell in column]
 
@@ -43,7 +44,7 @@ def _conversation(cell: Cell, name: str) -> str:
     messages = [_message(cell, name, message) for message in value]
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(
-            f"{place(cell)}: nothing to learn in column {name!r}: the assistant says nothing; {_WANTED}"
+            f"{place(cell)}: got a conversation without the role 'assistant' in column {name!r}; {_WANTED}"
         )
     return json.dumps(messages, ensure_ascii=False)
 
@@ -57,7 +58,7 @@ def _message(cell: Cell, name: str, message: Any) -> dict[str, str]:
     role, content = message["role"], message["content"]
     if role not in SPEAKERS or not isinstance(content, str):
         raise DataError(
-            f"{place(cell)}: a message in column {name!r} is by {role!r:.30}, expected one of "
+            f"{place(cell)}: a message in column {name!r} has the role {role!r:.30}, expected one of "
             f"{', '.join(SPEAKERS)}, with a text as content"
         )
     return {"role": role, "content": content}
@@ -74,7 +75,7 @@ LANGUAGE: Roles = (
     Role("answer", read_texts),
     Role("text", read_texts, when=_only_texts),
 )
-"""A conversation; or prompt, perhaps with an input, and answer; or else a text."""
+"""A conversation, or a prompt with an optional input and an answer, or a text."""
 
 QUESTIONS: Roles = (Role("prompt", read_texts), Role("input", read_maybe), Role("answer", read_texts))
-"""A prompt, perhaps with an input, and its answer."""
+"""A prompt with an optional input, and its answer."""

@@ -1,4 +1,4 @@
-"""Deal the rows of one table to clients: every row to exactly one of them."""
+"""Assign every row of a table to exactly one client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trifed.common.errors import DataError
 from trifed.data.settings import ClientSettings
 
 PARTITION_STREAM = 101
-"""What sets the random numbers of the partition apart from all others of the same seed."""
+"""Separates the partition's random numbers from all others of the same seed."""
 
 _DIRICHLET_SEEDS = 10
 
@@ -26,10 +26,18 @@ def assign_clients(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Assign each row to a client.
 
-    `labels`: (n,); `groups`: (n,) the client each row belongs to, for the splits "column" and "files";
-    `group_names`: all clients, where some have no row. Returns `client_ids` (n,), an index into the
-    returned `client_names`. Names are safe as file names and unique. The same `seed` (not negative) gives
-    the same split. Raises DataError for a split that this table does not allow.
+    Args:
+        labels: (n,).
+        groups: Client of each row, (n,), for the splits "column" and "files".
+        settings: The split.
+        seed: Seed of the split, not negative.
+        group_names: All clients, if some have no row.
+
+    Returns:
+        Each row's index into the names, (n,), and the names, which are unique and valid as file names.
+
+    Raises:
+        DataError: The table does not allow this split.
     """
     from trifed.data import partitioners
 
@@ -49,7 +57,7 @@ def assign_clients(
 
 
 def _drawn(labels: NDArray[np.int64], settings: ClientSettings, seed: int) -> list[NDArray[np.int64]]:
-    """Return each client's rows for the splits that draw them."""
+    """Return each client's rows for the random splits."""
     from trifed.data import partitioners
 
     rng = np.random.default_rng([seed, PARTITION_STREAM])
@@ -86,8 +94,7 @@ def _pathological(
         raise DataError(
             f'data.clients.split = "pathological": {count} clients with {each} labels each cannot hold the '
             f"{n_labels} labels of the table. Raise data.clients.labels_per_client to at least "
-            f"{-(-n_labels // count)}, "
-            f"or data.clients.count to at least {-(-n_labels // each)}."
+            f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
         )
     try:
         return partitioners.pathological(order, labels, count, each, seed)
@@ -95,8 +102,7 @@ def _pathological(
         rarest = int(np.unique(labels, return_counts=True)[1].min())
         raise DataError(
             'data.clients.split = "pathological": a label has fewer examples than clients to share them (the '
-            "rarest "
-            f"has {rarest}). Lower data.clients.count or data.clients.labels_per_client, or add examples."
+            f"rarest has {rarest}). Lower data.clients.count or data.clients.labels_per_client, or add examples."
         ) from error
 
 
@@ -105,7 +111,7 @@ def _check_enough_rows(n: int, count: int, settings: ClientSettings) -> None:
     if n < count * max(1, least):
         raise DataError(
             f"{n} examples are too few for {count} clients with at least {max(1, least)} each. "
-            "Lower the number of clients or data.clients.min_examples, or bring more examples."
+            "Lower the number of clients or data.clients.min_examples, or add examples."
         )
 
 
@@ -132,7 +138,7 @@ def _sorted_names(names: set[str]) -> list[str]:
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """Return names that can be files', unique even where upper and lower case are one."""
+    """Convert names to valid file names that are unique even on case-insensitive file systems."""
     taken: set[str] = set()
     safe: list[str] = []
     for name in names:

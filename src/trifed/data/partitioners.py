@@ -1,6 +1,6 @@
-"""The partitioners of flwr-datasets, asked for row numbers only.
+"""Row numbers of each client from the partitioners of flwr-datasets.
 
-Importing this module imports flwr-datasets, which takes seconds: `partition` does so when it first needs it.
+Importing this module imports flwr-datasets, which takes seconds, so `partition` imports it on first use.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Rows = NDArray[np.int64]
 
 
 class DealtLabelPartitioner(PathologicalPartitioner):  # type: ignore[misc]
-    """A pathological split whose label sets are dealt like cards, so that no label is left out.
+    """A pathological split that deals label sets like cards, so that every label has a client.
 
-    The stock modes draw each client's labels without regard to the others': labels that nobody drew lose
-    their rows.
+    The modes of flwr-datasets draw each client's labels independently, and the rows of labels without any client
+    are lost.
     """
 
     def _determine_partition_id_to_unique_labels(self) -> None:
@@ -48,23 +48,23 @@ def _rows(partitioner: Partitioner, order: Rows, labels: Rows) -> list[Rows]:
     """Run a partitioner over the rows in the given order, (n,), and return each client's rows, ascending."""
     partitioner.dataset = Dataset.from_dict({"row": order, "label": labels[order]})
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")  # it warns of every further attempt; a last failure is an error anyway
+        warnings.simplefilter("ignore")  # warnings of further attempts; a final failure is an error
         parts = [partitioner.load_partition(i)[:]["row"] for i in range(partitioner.num_partitions)]
     return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
 
 
 def iid(order: Rows, labels: Rows, count: int) -> list[Rows]:
-    """Deal rows evenly: sizes differ by at most one."""
+    """Assign rows evenly, with sizes that differ by at most one."""
     return _rows(IidPartitioner(count), order, labels)
 
 
 def sized(order: Rows, labels: Rows, sizes: Sequence[int]) -> list[Rows]:
-    """Deal `sizes[i]` rows, each at least one and n together, to client i."""
+    """Assign `sizes[i]` rows to client i; sizes are at least one and sum to n."""
     return _rows(SizePartitioner([int(size) for size in sizes]), order, labels)
 
 
 def natural(groups: Rows, n_groups: int) -> list[Rows]:
-    """Give client g the rows whose group, (n,), is g; a group without rows gets none."""
+    """Assign the rows whose group, (n,), is g to client g."""
     partitioner = NaturalIdPartitioner("label")
     parts = _rows(partitioner, np.arange(len(groups), dtype=np.int64), groups)
     present = {int(group): parts[i] for i, group in partitioner.partition_id_to_natural_id.items()}
@@ -76,7 +76,8 @@ def dirichlet(
 ) -> list[Rows] | None:
     """Divide each label's rows by proportions drawn from Dirichlet(alpha).
 
-    Draws again, several times a seed, until every client has `smallest` rows; None where no seed got there.
+    Returns:
+        Each client's rows, or None if no draw with any seed gave every client `smallest` rows.
     """
     for seed in seeds:
         partitioner = DirichletPartitioner(
@@ -84,15 +85,16 @@ def dirichlet(
         )
         try:
             return _rows(partitioner, order, labels)
-        except ValueError:  # its own attempts are spent
+        except ValueError:  # all attempts of this seed failed
             continue
     return None
 
 
 def pathological(order: Rows, labels: Rows, count: int, labels_per_client: int, seed: int) -> list[Rows]:
-    """Give each client the rows of a few labels; every label's rows are shared out among those who hold it.
+    """Assign each client a few labels, and divide each label's rows among its clients.
 
-    Raises ValueError where a label has fewer rows than clients that hold it.
+    Raises:
+        ValueError: A label has fewer rows than clients.
     """
     partitioner = DealtLabelPartitioner(count, "label", labels_per_client, shuffle=False, seed=seed)
     return _rows(partitioner, order, labels)

@@ -1,6 +1,6 @@
-"""One reader a file format: a file in, the wanted columns out, and every broken line named.
+"""Readers of CSV, JSON Lines and Parquet files, with errors that name the broken line.
 
-Files are read directly, without a cache: nothing is left behind outside this process.
+Files are read directly, without a cache on the disk.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class RawTable:
-    """The wanted columns of one file, as they stand in it.
+    """The needed columns of one file, without conversion.
 
-    `columns`: name -> cells, each of length n; `rows`: (n,) 1-based positions, data rows in CSV (the header
-    is not counted) and Parquet, lines in JSON; `class_names`: the names behind integer labels, where the
-    file has them; `untyped`: every cell is a string because the format knows nothing else (CSV).
+    Attributes:
+        where: The file.
+        columns: Cells by column name, (n,) each.
+        rows: 1-based positions, (n,): data rows in CSV (without the header) and Parquet, lines in JSON.
+        unit: Name of a position in messages.
+        class_names: Names of integer labels, if the file has them.
+        untyped: True if all cells are strings because the format has no types (CSV).
     """
 
     where: str
@@ -42,11 +46,15 @@ class RawTable:
 
 
 def read_file(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTable:
-    """Read the columns of one CSV, JSON-lines or Parquet file.
+    """Read columns of one CSV, JSON Lines or Parquet file.
 
-    `wanted` maps a setting's dotted name to the column it names; `label` is the label column, if there is one.
-    Raises DataError for a missing file, an unknown ending, a missing column, and whatever in the file cannot be
-    read.
+    Args:
+        path: The file.
+        wanted: Column by the dotted name of the setting that names it.
+        label: The label column, if there is one.
+
+    Raises:
+        DataError: A missing file, an unknown ending, a missing column, or content that cannot be read.
     """
     if path.is_dir():
         raise DataError(
@@ -68,7 +76,7 @@ def read_file(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTa
 
 
 def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) -> None:
-    """Raise DataError for the first wanted column that `have` lacks, with the nearest name there is."""
+    """Raise `DataError` for the first wanted column that is not in `have`, with the most similar name."""
     for setting, column in wanted.items():
         if column in have:
             continue
@@ -78,14 +86,17 @@ def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) ->
         if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
             guess = " The file looks separated by something other than commas; save it with commas."
         raise DataError(
-            f"{where}: no column {column!r}; the columns are "
-            f"{', '.join(map(repr, have)) or '(none)'}.{guess} "
+            f"{where}: no column {column!r}; the columns are {', '.join(map(repr, have)) or '(none)'}.{guess} "
             f"Set {setting} to the right one."
         )
 
 
 def _decode(path: Path) -> str:
-    """Return the file's text, without a byte order mark; DataError where it is not UTF-8."""
+    """Return the file's text without a byte order mark.
+
+    Raises:
+        DataError: The file cannot be read, or is not UTF-8.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -126,7 +137,7 @@ def _read_csv(path: Path, wanted: Mapping[str, str]) -> RawTable:
 
 def _check_header(path: Path, header: Sequence[str], wanted: Mapping[str, str]) -> None:
     if not header:
-        raise DataError(f"{path}: the file is empty; expected a header line and one row an example.")
+        raise DataError(f"{path}: the file is empty; expected a header line and one row per example.")
     check_columns(str(path), header, wanted)
     twice = sorted({name for name in header if header.count(name) > 1} & set(wanted.values()))
     if twice:
@@ -191,14 +202,14 @@ def _read_parquet(path: Path, wanted: Mapping[str, str], label: str | None) -> R
 def from_arrow(
     where: str, table: pa.Table, wanted: Mapping[str, str], class_names: tuple[str, ...] | None
 ) -> RawTable:
-    """Turn an Arrow table into plain Python cells; DataError for a missing column."""
+    """Convert an Arrow table to plain Python cells; raises `DataError` for a missing column."""
     check_columns(where, table.column_names, wanted)
     columns = {column: table.column(column).to_pylist() for column in wanted.values()}
     return RawTable(where, columns, range(1, table.num_rows + 1), class_names=class_names)
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None, label: str | None) -> tuple[str, ...] | None:
-    """Return the ClassLabel names that `datasets` keeps in a Parquet file's schema, if there are any."""
+    """Return the ClassLabel names that `datasets` stores in a Parquet file's schema, if there are any."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         feature = features[label]

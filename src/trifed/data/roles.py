@@ -1,4 +1,4 @@
-"""What a model reads of a row: each role is a setting that names a column, and the way its cells are read."""
+"""Roles of columns: each is a setting that names a column, and a reader of its cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trifed.data.settings import DataSettings
 
 @dataclass(frozen=True)
 class Unusable:
-    """A cell that cannot be used: `place`: "file, row 3"; `reason`: in words."""
+    """A cell that cannot be used, with its place ("file, row 3") and the reason."""
 
     place: str
     reason: str
@@ -20,10 +20,14 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Role:
-    """`setting`: of `[data]`, also the name of what is read; `read`: cells and column → values, (n,).
+    """A column that a model reads.
 
-    A value is a text or bytes; or `Unusable`, where the row may be left out. `given`: one value as a caller has it
-    → as it is read; `when`: is it read at all, with these settings?
+    Attributes:
+        setting: Name of the setting in `[data]`, and of the role.
+        read: Converts cells and the column's name to values, (n,): texts, bytes, or `Unusable` for a row that may
+            be skipped.
+        given: Converts a caller's value to the form that `read` returns.
+        when: Returns True for settings with which the column is read.
     """
 
     setting: str
@@ -32,13 +36,13 @@ class Role:
     when: Callable[[DataSettings], bool] = lambda settings: True
 
     def column(self, settings: DataSettings) -> str | None:
-        """The column that stands in this role; None where the user named none and it can be left out."""
-        found: str | None = getattr(settings, self.setting)
-        return found if self.when(settings) else None
+        """Return the column with this role, or None if the settings name none or do not read it."""
+        column: str | None = getattr(settings, self.setting)
+        return column if self.when(settings) else None
 
 
 Roles = tuple[Role, ...]
 
 TEXT = Role("text", read_texts)
 TEXTS: Roles = (TEXT, Role("text_pair", read_texts))
-"""One text, and a second one where `data.text_pair` names its column."""
+"""One text, and a second one if `data.text_pair` names its column."""

@@ -1,7 +1,7 @@
-"""Find what `data.source` names and read it as one checked table.
+"""Read the data of `data.source` as one checked table.
 
-A name that exists here is a file or a folder; a list names files; anything else that looks like a hub name
-is asked of the hub, through the usual cache of `datasets` (HF_HOME), so that a second run needs no network.
+A name that exists on this machine is a file or folder, and a list names files. Any other name in the form of a hub
+name is loaded from the hub through the usual cache of `datasets` (HF_HOME): a second run needs no network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trifed.data.roles import TEXTS, Roles, Unusable
 from trifed.data.settings import DataSettings
 
 UNLABELLED = "all"
-"""The label of every row of a table that has none."""
+"""The label of every row of a table without labels."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_LIKE = re.compile(r"\.[A-Za-z]{2,8}$")
@@ -33,11 +33,15 @@ _NOT_DATA = re.compile(r"^[._]|^(readme|licen[cs]e)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a source.
+    """All n rows of a source.
 
-    `inputs`: what a model reads, by role. These, `labels`, `groups` and `locations`: (n,) each. `groups` names
-    each row's client (the cell of the client column, or the file's stem) and `group_names` all clients there
-    are, even those without a row. `locations` holds each row's file and its 1-based row (the line, in JSON lines).
+    Attributes:
+        inputs: Values by role, (n,) each.
+        labels: (n,).
+        groups: Each row's client, from the client column or the file's stem, (n,).
+        group_names: All clients, including those without a row.
+        locations: Each row's file and its 1-based row (for JSON Lines, its line), (n,).
+        skipped: Number of rows that were skipped because they cannot be read.
     """
 
     inputs: Mapping[str, list[Any]]
@@ -51,7 +55,7 @@ class Table:
         return len(self.labels)
 
     def take(self, rows: NDArray[np.int64]) -> Table:
-        """Return the table of the given rows, (m,); the client names stay, even those that lose all rows."""
+        """Return the table of the given rows, (m,), with all client names."""
 
         def pick(values: Sequence[Any]) -> list[Any]:
             return [values[row] for row in rows]
@@ -67,10 +71,15 @@ class Table:
 
 
 def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
-    """Read and check the table that `settings.source` names; `roles`: the columns that a model reads.
+    """Read and check the table of `settings.source`.
 
-    Raises DataError for a source that cannot be found or reached, a file that cannot be read, a missing
-    column, and rows without a usable cell, label or client; each message names the file and the row.
+    Args:
+        settings: The settings of the data.
+        roles: The columns that a model reads.
+
+    Raises:
+        DataError: A source that cannot be found or reached, a file that cannot be read, a missing column, or rows
+            without a usable cell, label or client. Each message names the file and the row.
     """
     wanted = _wanted(settings, roles)
     by_column = settings.clients.split == "column" and settings.clients.column is not None
@@ -98,7 +107,7 @@ def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
 
 
 def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
-    """Read the separate test set that `settings.test` names, or return None; raises as `read_table` does."""
+    """Return the separate test set of `settings.test`, or None; raises as `read_table` does."""
     if settings.test is None:
         return None
     _, raw = _read_source(settings.test, _wanted(settings, roles), settings, setting="data.test")
@@ -107,7 +116,7 @@ def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
 
 
 def _wanted(settings: DataSettings, roles: Roles) -> dict[str, str]:
-    """The dotted name of each setting that names a column that is needed, and the column."""
+    """Return the needed columns by the dotted name of the setting that names them."""
     named = {f"data.{role.setting}": role.column(settings) for role in roles}
     return {
         name: column
@@ -139,14 +148,14 @@ def _table(
 
 
 def _labels(raw: Sequence[RawTable], column: str | None) -> list[str] | list[int]:
-    """The labels; where there is no such column all rows carry one."""
+    """Return the labels, or `UNLABELLED` for all rows if there is no label column."""
     if column is None:
         return [UNLABELLED for table in raw for _ in table.rows]
     return columns.read_labels(columns.cells(raw, column), column)
 
 
 def _usable(table: Table, settings: DataSettings) -> Table:
-    """The table without rows that cannot be used, or a DataError for them."""
+    """Return the table without unusable rows, or raise `DataError` if the settings do not allow to skip them."""
     bad = {
         row: cell
         for cells in table.inputs.values()
@@ -159,11 +168,11 @@ def _usable(table: Table, settings: DataSettings) -> Table:
     others = f" ({len(bad)} such rows in all)" if len(bad) > 1 else ""
     if not settings.skip_broken:
         raise DataError(
-            f"{first.place}: {first.reason}{others}. Mend or remove it, or set data.skip_broken = true to leave "
-            f"such rows out."
+            f"{first.place}: {first.reason}{others}. Correct or remove it, or set data.skip_broken = true to skip "
+            f"such rows."
         )
     if len(bad) == len(table):
-        raise DataError(f"{first.place}: {first.reason}{others}; no row is left. Mend them, or name other data.")
+        raise DataError(f"{first.place}: {first.reason}{others}; no row remains. Correct them, or use other data.")
     kept = np.array([row for row in range(len(table)) if row not in bad], np.int64)
     return replace(table.take(kept), skipped=len(bad))
 
@@ -172,7 +181,7 @@ def _check_not_empty(raw: Sequence[RawTable], *, allowed: bool) -> None:
     empty = [table.where for table in raw if not table.rows]
     if len(empty) == len(raw) or (empty and not allowed):
         raise DataError(
-            f"{empty[0]}: no rows; expected at least one example. Add rows or leave the file out"
+            f"{empty[0]}: no rows; expected at least one example. Add rows or remove the file"
             ' (with data.clients.split = "files", allow_empty_clients = true keeps its client).'
         )
 
@@ -196,7 +205,7 @@ def _check_one_file_a_client(files: Sequence[Path], settings: DataSettings) -> N
 def _read_source(
     source: str, wanted: Mapping[str, str], settings: DataSettings, setting: str = "data.source"
 ) -> tuple[list[Path], list[RawTable]]:
-    """Return the files a source consists of (none for saved and hub data) and their raw tables."""
+    """Return the files of a source (none for saved and hub data) and their raw tables."""
     path = Path(source).expanduser()
     split = "test" if setting == "data.test" else settings.hub_split
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""What each client holds, as rows, as JSON, as a table for the terminal and as plain text."""
+"""Tables of the clients' data: as rows, JSON, a table for the terminal and plain text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from trifed.data.clients import ClientData, FederatedData, content_hash
+from trifed.data.clients import FederatedData, content_hash
 
 MOST_COLUMNS = 8
-"""With more labels than this, a client's labels are summed up in one cell instead of a column each."""
+"""The most labels that have a column each; more labels are summarised in one cell."""
 
 _BAR_WIDTH = 12
 
 
 @dataclass(frozen=True)
 class SplitRow:
-    """One client: its sizes, and how often each label occurs in its train part, (n_labels,)."""
+    """One client's sizes, and the count of each label in its training part, (n_labels,)."""
 
     client: str
     train: int
@@ -30,23 +30,17 @@ class SplitRow:
 
 
 def split_table(data: FederatedData) -> list[SplitRow]:
-    """Return one row a client, in their order."""
-    return [_row(client, len(data.label_names)) for client in data.clients]
-
-
-def _row(client: ClientData, n_labels: int) -> SplitRow:
-    counts = np.bincount(client.train.labels, minlength=n_labels)
-    return SplitRow(
-        client.name,
-        len(client.train),
-        len(client.valid),
-        len(client.test),
-        tuple(int(count) for count in counts),
-    )
+    """Return one row per client, in their order."""
+    rows = []
+    for client in data.clients:
+        counts = np.bincount(client.train.labels, minlength=len(data.label_names)).tolist()
+        sizes = (len(client.train), len(client.valid), len(client.test))
+        rows.append(SplitRow(client.name, *sizes, tuple(counts)))
+    return rows
 
 
 def split_to_json(data: FederatedData) -> dict[str, Any]:
-    """Return the split as plain values: each client's sizes and label counts, notes, content hash."""
+    """Return the split as plain values for JSON: sizes and label counts of each client, notes, content hash."""
     return {
         "content_hash": content_hash(data),
         "label_names": list(data.label_names),
@@ -81,7 +75,7 @@ def render_split(data: FederatedData) -> RichTable:
 
 
 def render_split_text(data: FederatedData) -> str:
-    """Return the split as aligned plain text, notes below it."""
+    """Return the split as aligned plain text, followed by the notes."""
     header, rows = _cells(data, bar="#")
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     right = [_is_number(rows, i) for i in range(len(header))]
@@ -102,7 +96,7 @@ def _title(data: FederatedData) -> str:
 
 
 def _cells(data: FederatedData, bar: str) -> tuple[list[str], list[list[str]]]:
-    """Return the header and one row of cells a client; the bar shows train against the largest client's."""
+    """Return the header and one row of cells per client, with a bar of its size relative to the largest client."""
     rows = split_table(data)
     most = max((row.train for row in rows), default=0)
     few = len(data.label_names) <= MOST_COLUMNS
