@@ -133,7 +133,7 @@ def test_a_model_that_is_not_there(refused, tmp_path):
     assert says(refused("--model", "./nosuch"), "model.name", "no folder './nosuch'")
     assert says(refused("--model", "nosuch"), "model.name", "'nosuch'", "hub name", "'demo'")
     (tmp_path / "folder").mkdir()
-    assert says(refused("--model", "folder"), "model.name", "no config.json")
+    assert says(refused("--model", "folder"), "model.name", "config.json")
     assert says(refused("--model", "my.toml"), "model.name", "'my.toml'")
 
 

@@ -136,7 +136,7 @@ def test_folders_that_are_no_tri_matrix_adapter_are_refused(bert, saved, tmp_pat
     with pytest.raises(AdapterError, match=r"'LORA'.*'TRILORA'"):
         load_adapter(bert.base(), tmp_path / "plain")
     (tmp_path / "plain" / "adapter_config.json").write_text("[]")
-    with pytest.raises(AdapterError, match="not a JSON object"):
+    with pytest.raises(AdapterError, match="JSON object"):
         load_adapter(bert.base(), tmp_path / "plain")
 
 

@@ -83,7 +83,7 @@ def test_the_picture(cost, tmp_path, name, start):
         (["roberta-base", "--format", "xml"], ["--format", "'table'"]),
         (["roberta-base", "--plot", "c.doc"], ["c.doc", ".png"]),
         (["roberta-base", "--plot", "no/c.png"], ["no folder 'no'"]),
-        (["."], ["holds no config.json"]),
+        (["."], ["config.json"]),
     ],
     ids=lambda value: " ".join(map(str, value))[:40],
 )

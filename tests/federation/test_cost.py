@@ -256,7 +256,7 @@ def test_what_cannot_be_counted_is_refused(model, adapter, words):
 
 
 def test_a_folder_without_a_configuration(tmp_path):
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
+    with pytest.raises(ModelError, match=r"config\.json"):
         estimate_cost(str(tmp_path))
 
 

@@ -45,7 +45,7 @@ def test_spread_over_one_device_it_is_the_same_model(model):
 def test_few_bits_are_not_spread(model, monkeypatch):
     monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 2)
     model.is_quantized = True
-    with pytest.raises(ModelError, match=r"'cuda:all'.*32 and 16 bits"):
+    with pytest.raises(ModelError, match=r"'cuda:all'.*nf4"):
         place(model, TrainingSettings(device="cuda:all"))
 
 

@@ -245,7 +245,7 @@ def test_half_a_question_is_refused(data, said):
     [
         ("hello", "holds no JSON"),
         ([], "holds a list"),
-        ([{"role": "user", "content": "a"}], "the assistant says nothing"),
+        ([{"role": "user", "content": "a"}], "assistant"),
         ([{"role": "robot", "content": "a"}], "by 'robot', expected one of system, user, assistant"),
         ([{"from": "user", "value": "a"}], "expected a list of messages"),
     ],
