@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 
 from test_cli_help import call, finished_run
-from trifed.config.run import read_toml
+from trifed.config.toml_files import read_toml
 
 pytestmark = pytest.mark.slow
 

@@ -10,17 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from trifed.common.errors import ConfigError
-from trifed.config.run import (
-    DEFAULT_METHOD,
-    NO_NUMBERS,
-    PARTS,
-    RunConfig,
-    make_config,
-    overlay,
-    read_toml,
-    to_toml,
-)
+from trifed.config.run import DEFAULT_METHOD, NO_NUMBERS, PARTS, RunConfig, make_config, overlay, to_toml
 from trifed.config.settings import GUARDS, PrivacySettings
+from trifed.config.toml_files import read_toml
 from trifed.methods import METHODS
 
 DATA = {"source": "tickets.csv"}

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
 
-from trifed.config.run import make_config, read_toml
+from trifed.config.run import make_config
+from trifed.config.toml_files import read_toml
 from trifed.federation.client_update import score
 from trifed.federation.personalization import calibrate
 from trifed.federation.preparation import prepare, quiet

@@ -35,11 +35,12 @@ from trifed import make_config
 from trifed.data import make_clients
 from trifed.federation import client_update as client_module
 from trifed.federation.client_update import ClientDataset
+from trifed.federation.device_placement import autocast
 from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.federation.simulation import Simulation
-from trifed.federation.training import autocast, seeded, train_locally, training_batches
+from trifed.federation.training import seeded, train_locally, training_batches
 from trifed.methods import METHODS
 from trifed.tasks.base_model import LoadedBase
 

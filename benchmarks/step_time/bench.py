@@ -20,9 +20,10 @@ import torch
 
 from trifed import make_config
 from trifed.data import demo_corpus_path, make_clients
+from trifed.federation.device_placement import autocast, choose_device, choose_precision
 from trifed.federation.preparation import environment
 from trifed.federation.shared_model import SharedModel, build_shared_model
-from trifed.federation.training import autocast, choose_device, choose_precision, length_order, seeded
+from trifed.federation.training import length_order, seeded
 from trifed.methods import METHODS
 from trifed.tasks.text_classification import load_encoder
 

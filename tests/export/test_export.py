@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import trifed
 from trifed.common.errors import AdapterError, RunError
-from trifed.config.run import make_config, read_toml, to_toml
+from trifed.config.run import make_config, to_toml
+from trifed.config.toml_files import read_toml
 from trifed.export.export import FORMS, export_client, export_clients
 from trifed.export.locate import locate_models
 from trifed.methods import METHODS

@@ -19,12 +19,12 @@ from trifed.federation.client import (
 from trifed.federation.client_privacy import NoPrivacy
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
+from trifed.federation.messages import BAD_REPLY, Rejected
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import References, Server, layout_of
 from trifed.federation.shared_model import build_shared_model
 from trifed.federation.simulation import Simulation
-from trifed.federation.transport import BAD_REPLY, Rejected
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

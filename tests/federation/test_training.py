@@ -13,8 +13,8 @@ from torch import nn
 
 from trifed.config.settings import TrainingSettings
 from trifed.data import text_examples
+from trifed.federation.device_placement import choose_precision
 from trifed.federation.training import (
-    choose_precision,
     embed,
     evaluate,
     learning_rate,

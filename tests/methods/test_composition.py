@@ -136,7 +136,6 @@ def test_a_proximal_term_for_any_method():
     [
         ({"method": "fedprox-lora", "personalization": {"proximal": 0.1}}, "personalization.proximal"),
         ({"method": "pfedme-lora", "aggregation": {"weights": "equal"}}, "aggregation.weights"),
-        ({"method": "local", "aggregation": {"groups": "agreement"}}, "aggregation.groups"),
     ],
 )
 def test_a_part_that_a_method_cannot_take_is_refused(values, setting):
@@ -151,6 +150,15 @@ def test_a_part_without_meaning_for_the_task_is_left_out_with_a_sentence():
     method = config.composed_method()
     assert method.local_init is None and not method.calibrated
     assert make_config({**values, "method": "own-prior-lora"}).parts_left_out() == []
+
+
+def test_a_method_that_sends_nothing_leaves_out_what_concerns_sending():
+    config = make_config({"data": DATA, "method": "local", **PARTS})
+    left_out = [sentence.split(":")[0] for sentence in config.parts_left_out()]
+    assert left_out == ["personalization.interpolate", "aggregation.weights", "aggregation.groups"]
+    method = config.composed_method()
+    assert method.summarise is None and method.download is METHODS["local"].download
+    assert method.local_init is not None and method.calibrated
 
 
 def test_options_of_earlier_versions_still_set_the_parts():

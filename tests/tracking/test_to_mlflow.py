@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from trifed.common.errors import RunError
-from trifed.config.run import make_config, read_toml
+from trifed.config.run import make_config
+from trifed.config.toml_files import read_toml
 from trifed.experiments.runner import resume
 from trifed.federation.run_folder import RunFolder
 from trifed.reports.tracking import track

@@ -29,7 +29,8 @@ from trifed.attacks.target_setup import load_target, train_target
 from trifed.attacks.text_reconstruction import TextReconstruction
 from trifed.common.errors import ConfigError, RunError
 from trifed.common.files import whole_file
-from trifed.config.run import RunConfig, make_config, read_toml
+from trifed.config.run import RunConfig, make_config
+from trifed.config.toml_files import read_toml
 from trifed.data import FederatedData, content_hash, make_clients
 from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.preparation import environment

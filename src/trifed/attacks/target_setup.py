@@ -13,8 +13,9 @@ import torch
 
 from trifed.attacks.target import GUARDS_OFF, TargetClient
 from trifed.common.errors import RunError
-from trifed.config.run import RunConfig, make_config, read_toml
+from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import ALL_GPUS
+from trifed.config.toml_files import read_toml
 from trifed.federation.events import ClientScores, RunEvent
 from trifed.federation.preparation import prepare, quiet
 from trifed.federation.round import FederatedRun

@@ -16,8 +16,9 @@ from trifed.cli import audit, compare, cost, evaluate, export, flower, predict, 
 from trifed.cli.flags import INTERRUPTED, MISTAKE, MethodFile, Runs
 from trifed.common.errors import ConfigError, RunError, TrifedError
 from trifed.common.version import __version__
-from trifed.config.run import RunConfig, make_config, overlay, read_toml
+from trifed.config.run import RunConfig, make_config, overlay
 from trifed.config.settings import TaskName
+from trifed.config.toml_files import read_toml
 from trifed.methods import METHODS, use_method_files
 
 app = typer.Typer(

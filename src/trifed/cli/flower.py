@@ -155,7 +155,8 @@ def withdraw_command(
 
 def _open_run(folder: Path) -> tuple[RunFolder, RunConfig]:
     """Return a run's folder at the server, and its settings."""
-    from trifed.config.run import make_config, read_toml
+    from trifed.config.run import make_config
+    from trifed.config.toml_files import read_toml
     from trifed.federation.run_folder import RunFolder
 
     run = RunFolder.open(folder)

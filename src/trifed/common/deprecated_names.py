@@ -22,6 +22,7 @@ DOCUMENTED = {
 """Moved modules whose old names are documented: both names are valid, without a warning."""
 
 MOVED = {
+    "trifed.demo": "trifed.experiments.demo",
     "trifed.adapters.frames": "trifed.adapters.shared_projections",
     "trifed.atomic": "trifed.common.files",
     "trifed.audit": "trifed.attacks",
@@ -137,6 +138,20 @@ RENAMED_IN = {
 """Module -> old attribute -> new attribute: names that the reference documented."""
 
 
+MOVED_ATTRIBUTES = {
+    "trifed.config": {
+        "DEFAULT_METHOD": "trifed.config.run",
+        "MethodSettings": "trifed.config.run",
+        "RunConfig": "trifed.config.run",
+        "make_config": "trifed.config.run",
+        "overlay": "trifed.config.run",
+        "read_toml": "trifed.config.toml_files",
+        "to_toml": "trifed.config.run",
+    },
+}
+"""Old module, which is a package today -> attribute -> the module that has it."""
+
+
 class _MovedModules(MetaPathFinder, Loader):
     """Import a moved module by its old name."""
 
@@ -163,7 +178,7 @@ class _MovedModules(MetaPathFinder, Loader):
 def install() -> None:
     """Make old module names importable."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(_MovedModules())
+        sys.meta_path.insert(0, _MovedModules())  # before the path finder, which would load a copy
 
 
 def renamed(name: str) -> str:
@@ -184,3 +199,16 @@ def renamed_attribute(module: str, name: str) -> Any:
     new = RENAMED_IN[module][name]
     warnings.warn(f"{module}.{name} is now {module}.{new}", DeprecationWarning, stacklevel=3)
     return getattr(sys.modules[module], new)
+
+
+def moved_attribute(module: str, name: str) -> Any:
+    """Return an attribute that a module had before it became a package, with a warning.
+
+    Raises:
+        AttributeError: the module never had it.
+    """
+    home = MOVED_ATTRIBUTES[module].get(name)
+    if home is None:
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+    warnings.warn(f"{module}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=3)
+    return getattr(import_module(home), name)

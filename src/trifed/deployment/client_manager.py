@@ -13,7 +13,8 @@ from trifed.deployment.protocol import Channel, Fact, Reply, Request
 from trifed.deployment.refusals import RefusalCode, rejected_for
 from trifed.deployment.site_settings import NAME_PATTERN
 from trifed.federation.events import Joined, Log, Refused
-from trifed.federation.transport import ClientRecord, Rejected
+from trifed.federation.messages import Rejected
+from trifed.federation.transport import ClientRecord
 
 NAME = re.compile(NAME_PATTERN)
 POLL_SECONDS = 1.0

@@ -7,9 +7,9 @@ from trifed.config.run import RunConfig
 from trifed.deployment.client_manager import ClientManager
 from trifed.deployment.protocol import Reply, digest, read_layout
 from trifed.federation.context import run_context
-from trifed.federation.messages import decode_values
+from trifed.federation.messages import Rejected, decode_values
 from trifed.federation.server import Server
-from trifed.federation.transport import ClientRecord, Rejected
+from trifed.federation.transport import ClientRecord
 from trifed.methods.packing import Layout, Vector
 
 

@@ -10,10 +10,10 @@ from trifed.deployment.handshake import client_record
 from trifed.deployment.protocol import Reply
 from trifed.deployment.refusals import RefusalCode
 from trifed.federation.events import CameLate, LeftOut, Log, OpenedAgain, SummaryReceived, Withdrawn
-from trifed.federation.messages import summary_manifest
+from trifed.federation.messages import Rejected, summary_manifest
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
-from trifed.federation.transport import ClientRecord, Rejected
+from trifed.federation.transport import ClientRecord
 
 
 class Membership:

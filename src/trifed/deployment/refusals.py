@@ -17,7 +17,7 @@ from trifed.common.errors import (
     ModelError,
     RunError,
 )
-from trifed.federation.transport import Rejected
+from trifed.federation.messages import Rejected
 
 
 class RefusalCode(StrEnum):

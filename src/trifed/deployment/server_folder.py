@@ -10,8 +10,9 @@ from typing import Any
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError, RunError
 from trifed.common.files import is_free, whole_folder
-from trifed.config.run import RunConfig, make_config, read_toml, to_toml
+from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.settings import UNLABELLED
+from trifed.config.toml_files import read_toml
 from trifed.deployment.certificates import fingerprint, write_authority, write_server
 from trifed.deployment.protocol import LEFT_AT_HOME
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.common.errors import ConfigError
-from trifed.config.run import read_toml
 from trifed.config.settings import PrivacySettings
+from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
 
 LEFT = "left.json"

@@ -24,12 +24,13 @@ from trifed.deployment.membership import Membership
 from trifed.deployment.protocol import LEFT_AT_HOME, Channel, Fact, Request, digest, read_layout, write_layout
 from trifed.deployment.refusals import RefusalCode, rejected_for
 from trifed.federation.events import ClientScores, Listener, RoundFinished
+from trifed.federation.messages import Rejected
 from trifed.federation.privacy_report import promise
 from trifed.federation.results import summarise_events
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
-from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Rejected, Reply
+from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods import METHODS, code_hash
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout

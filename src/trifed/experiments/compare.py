@@ -10,7 +10,8 @@ import tomli_w
 
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import RunError
-from trifed.config.run import make_config, read_toml
+from trifed.config.run import make_config
+from trifed.config.toml_files import read_toml
 from trifed.experiments.compare_config import CompareConfig, Job, make_comparison
 from trifed.experiments.comparison_summary import summarise_comparison
 from trifed.experiments.pool import run_jobs

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError, nearest
-from trifed.config.run import RunConfig, make_config, read_toml
+from trifed.config.run import RunConfig, make_config
+from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
 from trifed.methods import METHODS, ORIGINS, unknown_method
 

@@ -15,7 +15,8 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from trifed.common.errors import RunError
-from trifed.config.run import make_config, read_toml
+from trifed.config.run import make_config
+from trifed.config.toml_files import read_toml
 from trifed.experiments.compare_config import Job
 from trifed.federation.events import Listener
 from trifed.federation.run_folder import RunFolder

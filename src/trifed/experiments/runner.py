@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import RunError
-from trifed.config.run import RunConfig, make_config, read_toml, to_toml
+from trifed.config.run import RunConfig, make_config, to_toml
+from trifed.config.toml_files import read_toml
 from trifed.data import Examples, split_to_json
 from trifed.experiments.baselines import ClientFeatures, run_baselines
 from trifed.federation.client_model import Classifier, Writer, load_client, load_writer, save_client
 from trifed.federation.client_update import score, summary_seeds
+from trifed.federation.device_placement import choose_device
 from trifed.federation.events import Closing, Listener, Trouble
 from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.noise_to_signal import noise_to_signal
@@ -25,7 +27,6 @@ from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
-from trifed.federation.training import choose_device
 from trifed.reports.tracking import LiveTracking, require_trackers
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trifed.common.errors import AdapterError, RunError, nearest
-from trifed.config.run import RunConfig, make_config, read_toml
+from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import TrainingSettings
+from trifed.config.toml_files import read_toml
 from trifed.federation.run_folder import RunFolder
 from trifed.tasks import TASKS
 

@@ -15,7 +15,7 @@ from trifed.config.settings import TrainingSettings
 from trifed.export.inference_inputs import InferenceInput, by_role
 from trifed.export.locate import LocatedModel
 from trifed.federation.client_model import Classifier, Kind, load_model
-from trifed.federation.training import choose_device
+from trifed.federation.device_placement import choose_device
 
 CHUNK = 256
 """Texts or images that are predicted together; within a chunk, batches hold inputs of similar length."""

@@ -8,11 +8,47 @@ from accelerate.utils import get_balanced_memory
 from torch import nn
 from transformers import PreTrainedModel
 
-from trifed.common.errors import ModelError
+from trifed.common.errors import ModelError, RunError
 from trifed.config.settings import ALL_GPUS, TrainingSettings
-from trifed.federation.training import choose_device
 
 Places = dict[str, int | str]
+
+
+def choose_device(settings: TrainingSettings) -> torch.device:
+    """Return the device of `training.device`; 'auto' is CUDA if available, and all GPUs means the first one.
+
+    Raises:
+        RunError: This machine has no such device.
+    """
+    if settings.device != "auto":
+        device = torch.device("cuda:0" if settings.device == ALL_GPUS else settings.device)
+        count = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise RunError(
+                f"training.device: got '{settings.device}' with {count} CUDA devices on this machine; "
+                f"expected 'cpu' or 'auto'{', or cuda:0' if count else ''}"
+            )
+        return device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:
+    """Return bfloat16 or float32 for autocast; 'auto' is bfloat16 if the hardware can multiply it."""
+    if settings.precision != "auto":
+        return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16() else torch.float32
+
+
+def _has_bf16() -> bool:
+    # On processors without bfloat16 oneDNN emulates it, which is slower than float32.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Return the context of a mixed-precision forward pass, which has no effect for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
 def place(model: PreTrainedModel, settings: TrainingSettings) -> torch.device:

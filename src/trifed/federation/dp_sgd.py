@@ -20,7 +20,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor, nn
 
-from trifed.federation.training import autocast
+from trifed.federation.device_placement import autocast
 from trifed.privacy import Noise
 from trifed.tasks import Encoded, TaskModel
 

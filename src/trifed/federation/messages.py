@@ -23,6 +23,18 @@ from trifed.similarity import Summary
 ENVELOPE = "(envelope)"
 
 
+BAD_REPLY = "bad_reply"
+"""Code of a reply that is not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A reply that does not count. `code` is for programs, `reason` for people."""
+
+    code: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Header:
     """Header of a message; `base` holds the first 16 hex digits of the base model's fingerprint."""

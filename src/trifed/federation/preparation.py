@@ -14,9 +14,9 @@ import torch
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
 from trifed.federation.client_update import ClientDataset
+from trifed.federation.device_placement import choose_device, choose_precision
 from trifed.federation.events import DataSplit, Event, Listener, Loading
 from trifed.federation.shared_model import SharedModel, build_shared_model
-from trifed.federation.training import choose_device, choose_precision
 from trifed.methods import METHODS, ORIGINS, code_hash
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase

@@ -22,11 +22,11 @@ from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.federation import events
 from trifed.federation.client_update import SAMPLING
-from trifed.federation.messages import layout_sizes, manifest, summary_manifest
+from trifed.federation.messages import Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.training import seeded
-from trifed.federation.transport import Exchange, Rejected, Reply, Transport
+from trifed.federation.transport import Exchange, Reply, Transport
 from trifed.methods.base import Stage, Upload
 
 

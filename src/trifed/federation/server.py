@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from trifed.common.errors import MessageError
 from trifed.federation.context import RunContext, decode_tensors, encode_tensors
-from trifed.federation.messages import decode_summary
-from trifed.federation.transport import BAD_REPLY, Rejected
+from trifed.federation.messages import BAD_REPLY, Rejected, decode_summary
 from trifed.methods.base import Gradient, ServerContext, State, Upload, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.similarity import Summary

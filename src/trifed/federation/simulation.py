@@ -21,12 +21,13 @@ from trifed.federation.client_update import ClientDataset, ClientState, score
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.events import ClientScores, Listener, Warned
+from trifed.federation.messages import Rejected
 from trifed.federation.results import facts_of
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Rejected, Reply
+from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trifed.common.errors import RunError
-from trifed.config.settings import ALL_GPUS, TrainingSettings
+from trifed.config.settings import TrainingSettings
+from trifed.federation.device_placement import autocast, choose_precision
 from trifed.methods.base import Proximal
 from trifed.tasks.base import Encoded, TaskModel
 
@@ -95,43 +95,6 @@ class Scores:
 def seeded(*parts: int) -> np.random.Generator:
     """Return an independent generator for each sequence of (run seed, purpose, round, client, …)."""
     return np.random.default_rng(np.random.SeedSequence(parts))
-
-
-def choose_device(settings: TrainingSettings) -> torch.device:
-    """Return the device of `training.device`; 'auto' is CUDA if available, and all GPUs means the first one.
-
-    Raises:
-        RunError: This machine has no such device.
-    """
-    if settings.device != "auto":
-        device = torch.device("cuda:0" if settings.device == ALL_GPUS else settings.device)
-        count = torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) >= count:
-            raise RunError(
-                f"training.device: got '{settings.device}' with {count} CUDA devices on this machine; "
-                f"expected 'cpu' or 'auto'{', or cuda:0' if count else ''}"
-            )
-        return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def choose_precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:
-    """Return bfloat16 or float32 for autocast; 'auto' is bfloat16 if the hardware can multiply it."""
-    if settings.precision != "auto":
-        return torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16() else torch.float32
-
-
-def _has_bf16() -> bool:
-    # On processors without bfloat16 oneDNN emulates it, which is slower than float32.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Return the context of a mixed-precision forward pass, which has no effect for float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
 def training_batches(

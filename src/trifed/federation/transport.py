@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from trifed.federation.events import ClientScores
+from trifed.federation.messages import Rejected
 
 if TYPE_CHECKING:  # a node that only passes messages on does not import torch
     from trifed.federation.server import Server
@@ -19,10 +20,6 @@ from trifed.methods.packing import Layout
 MessageTo = Callable[[int], bytes | None]
 """Index of a client → the message for it, made when it is asked for; None if there is nothing to send."""
 Exchange = Literal["gradient", "projections", "summary", "train", "finish"]
-
-
-BAD_REPLY = "bad_reply"
-"""Code of a reply that is not what was asked for."""
 
 
 @dataclass
@@ -43,14 +40,6 @@ class ClientRecord:
     data: str = ""
     counts: int = 0
     left: bool = False
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A reply that does not count. `code` is for programs, `reason` for people."""
-
-    code: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def compose(
         labelled: False for a task without labels, which has no head: parts that need one are left out.
     """
     base = method.preset_of or method
-    plain = with_aggregation(base, aggregation)
+    plain = with_aggregation(base, aggregation) if can_aggregate(base) else base
     composed = replace(plain, preset_of=base, calibrated=personalization.calibrate and labelled)
     prior = personalization.label_prior and labelled
     kept = (*personalization.keep, *([BIAS] if prior else []))
@@ -111,7 +111,7 @@ def part_problems(
             f"the method's option"
         )
     for name in ("weights", "groups"):
-        if getattr(aggregation, name) is not None and not can_aggregate(plain):
+        if getattr(aggregation, name) is not None and not can_aggregate(plain) and not _sends_nothing(plain):
             yield f"aggregation.{name}: the server of '{method.name}' does not average uploads; leave it out"
 
 
@@ -120,19 +120,27 @@ def parts_left_out(
 ) -> Iterator[str]:
     """Yield one sentence for each part that is set and has no meaning for the task or the method."""
     plain = method.preset_of or method
-    sends_nothing = not any(map(plain.sends, EXAMPLES_OF_NAMES))
     if not labelled:
         for name in ("label_prior", "calibrate"):
             if getattr(personalization, name):
                 yield f"personalization.{name}: left out, because this task has no labels and no head"
         if aggregation.weights == "label-rows":
             yield "aggregation.weights: 'label-rows' counts as 'examples', because this task has no labels"
-    elif aggregation.weights == "label-rows" and not any(map(plain.sends, (BIAS, "head.weight"))):
+    elif (
+        aggregation.weights == "label-rows"
+        and not any(map(plain.sends, (BIAS, "head.weight")))
+        and not (_sends_nothing(plain))
+    ):
         yield f"aggregation.weights: 'label-rows' counts as 'examples', because '{method.name}' sends no head"
-    if sends_nothing:
-        for name in ("interpolate", "proximal"):
-            if getattr(personalization, name) is not None:
-                yield f"personalization.{name}: left out, because '{method.name}' sends nothing"
+    if _sends_nothing(plain):
+        given = {f"personalization.{name}": getattr(personalization, name) for name in ("interpolate", "proximal")}
+        given |= {f"aggregation.{name}": getattr(aggregation, name) for name in ("weights", "groups")}
+        for name in (name for name, value in given.items() if value is not None):
+            yield f"{name}: left out, because '{method.name}' sends nothing"
+
+
+def _sends_nothing(method: Method) -> bool:
+    return not any(map(method.sends, EXAMPLES_OF_NAMES))
 
 
 EXAMPLES_OF_NAMES = ("x.lora_A.weight", "x.lora_B.weight", "x.lora_C.weight", "head.weight", BIAS, "x.weight")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trifed.common.errors import RunError
-from trifed.config.run import make_config, read_toml
+from trifed.config.run import make_config
+from trifed.config.toml_files import read_toml
 from trifed.federation.privacy_report import Account, promise
 from trifed.reports.tables import Column, Table
 

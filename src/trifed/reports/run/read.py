@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from trifed.common.errors import RunError
-from trifed.config.run import read_toml
+from trifed.config.toml_files import read_toml
 from trifed.federation.results import summarise_events
 from trifed.federation.run_folder import Event, RunFolder
 from trifed.methods import METHODS

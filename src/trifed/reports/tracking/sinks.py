@@ -11,8 +11,9 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from trifed.common.errors import ConfigError
-from trifed.config.run import RunConfig, make_config, read_toml, to_toml
+from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.settings import TrackerName
+from trifed.config.toml_files import read_toml
 from trifed.federation.run_folder import RunFolder
 from trifed.reports.tracking.scalars import Point
 

@@ -1,0 +1,49 @@
+"""Names of earlier versions: they still work, and say what they are called today."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+
+import pytest
+
+import trifed
+from trifed.common.deprecated_names import DOCUMENTED, MOVED, MOVED_ATTRIBUTES, RENAMED
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_a_moved_module_is_the_same_module(old):
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        module = importlib.import_module(old)
+    assert module is importlib.import_module(MOVED[old])
+    assert module.__spec__.name == MOVED[old]
+
+
+def test_the_old_name_of_a_module_warns():
+    sys.modules.pop("trifed.nested", None)
+    with pytest.warns(DeprecationWarning, match=r"trifed\.common\.dict_merge"):
+        importlib.import_module("trifed.nested")
+
+
+@pytest.mark.parametrize("old", sorted(DOCUMENTED))
+def test_a_documented_module_keeps_its_name_without_a_warning(old):
+    assert importlib.import_module(old) is importlib.import_module(DOCUMENTED[old])
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_a_renamed_attribute_is_the_same_object(old):
+    with pytest.warns(DeprecationWarning, match=RENAMED[old]):
+        assert getattr(trifed, old) is getattr(trifed, RENAMED[old])
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in MOVED_ATTRIBUTES.items() for n in names])
+def test_a_module_that_became_a_package_still_has_its_attributes(module, name):
+    with pytest.warns(DeprecationWarning, match=name):
+        assert getattr(importlib.import_module(module), name) is not None
+
+
+def test_an_attribute_that_never_was_is_none():
+    with pytest.raises(AttributeError):
+        _ = importlib.import_module("trifed.config").no_such_name
