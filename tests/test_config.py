@@ -164,7 +164,7 @@ def test_a_file_that_is_no_toml_is_a_mistake(tmp_path, text):
 def test_files_that_cannot_be_read_are_mistakes(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         read_toml(tmp_path / "absent.toml")
-    with pytest.raises(ConfigError, match="this is a folder"):
+    with pytest.raises(ConfigError, match="got a folder"):
         read_toml(tmp_path)
     (tmp_path / "latin.toml").write_bytes('name = "für"'.encode("latin-1"))
     with pytest.raises(ConfigError, match="UTF-8"):

@@ -87,7 +87,8 @@ def test_a_runs_client_is_measured_in_the_runs_precision_and_an_export_in_float3
     exact = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
     assert theirs == pytest.approx(exact, rel=1e-5)
     assert mine == pytest.approx(exact, rel=0.05)
-    assert (mine == pytest.approx(exact, rel=1e-5)) == (precision == "fp32")
+    # Rounding in bf16 almost cancels in a mean over 120 rows; float32 is nearer by another order of magnitude.
+    assert (mine == pytest.approx(exact, rel=1e-6)) == (precision == "fp32")
 
 
 def test_a_label_that_the_model_does_not_know_is_refused(run_of):
@@ -100,7 +101,7 @@ def test_a_label_that_the_model_does_not_know_is_refused(run_of):
     )
     with pytest.raises(
         DataError,
-        match=r"f\.jsonl, line 7.*'Login'.*'amber'.*\(2 .*billing, delivery, login",
+        match=r"f\.jsonl, line 7.*'Login'.*\(2 .*'amber'.*billing, delivery, login",
     ):
         evaluate_client(found, load_located(Classifier, found), data)
 

@@ -228,7 +228,7 @@ def test_a_form_that_the_method_cannot_give_is_refused_and_nothing_is_left(run_o
 
 
 def test_an_unknown_client_is_answered_with_those_that_are_there(run_of, tmp_path):
-    for name, guess in (("ambre", r"did you mean 'amber'\? "), ("../clients/amber", "")):
+    for name, guess in (("ambre", r"did you mean 'amber'\?"), ("../clients/amber", "")):
         with pytest.raises(RunError, match=f"'{name}'.*{guess}.*amber, basil, coral"):
             export_client(run_of("local"), name, "lora", tmp_path / "new")
 

@@ -248,7 +248,7 @@ def test_an_export_matches_with_and_without_this_package(
 def test_what_it_is_not_is_said(trained, tiny_vision, captions_table):
     with pytest.raises(RunError, match=r"trifed\.load_"):
         load_client(trained.path / "clients" / "north")
-    with pytest.raises(RunError, match="fits an image"):
+    with pytest.raises(RunError, match="load_retrieval_model"):
         trained.writer("north")
     with pytest.raises(ModelError, match="images and texts"):
         TASK.load(str(tiny_vision("vit")))
