@@ -139,7 +139,7 @@ def test_other_adapters_are_refused(bert):
     with pytest.raises(AdapterError, match=r"'other'.*\['default'\]"):
         to_plain_lora(bert.adapted(), "other")
     plain = get_peft_model(bert.base(), LoraConfig(target_modules=["query"]))
-    with pytest.raises(AdapterError, match=r"the model has \[\]"):
+    with pytest.raises(AdapterError, match=r"\[\]"):
         to_plain_lora(plain)
 
 
