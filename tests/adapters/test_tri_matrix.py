@@ -178,7 +178,7 @@ def test_a_rank_above_the_layer_is_refused_before_the_model_is_touched(llama, tr
 
 def test_other_layers_than_linear_ones_are_refused(bert):
     base = bert.base()
-    with pytest.raises(AdapterError, match="word_embeddings'.* Embedding"):
+    with pytest.raises(AdapterError, match=r"word_embeddings'.* Embedding"):
         bert.adapted(base, target_modules=["query", "word_embeddings"])
     assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
 
