@@ -242,9 +242,9 @@ def test_nothing_is_allocated():
         ("roberta-bse", {}, ["'roberta-bse'", "did you mean 'roberta-base'"]),
         ("llama7b", {}, ["did you mean 'llama-7b'", "mistral-7b"]),
         ("./nosuch", {}, ["there is no folder './nosuch'"]),
-        ("roberta-base", {"rank": 769}, ["adapter.rank: 769", "at most 768"]),
-        ("clip-vit-b32", {"rank": 513}, ["adapter.rank: 513", "text_model", "at most 512"]),
-        ("roberta-base", {"target_modules": ["q_proj"]}, ["'q_proj' matches no linear layer", "query"]),
+        ("roberta-base", {"rank": 769}, ["adapter.rank", "769", "at most 768"]),
+        ("clip-vit-b32", {"rank": 513}, ["adapter.rank", "513", "text_model", "at most 512"]),
+        ("roberta-base", {"target_modules": ["q_proj"]}, ["'q_proj'", "query"]),
         ("roberta-base", {"target_modules": []}, ["empty list"]),
     ],
 )

@@ -77,11 +77,11 @@ def test_a_stronger_pull_ends_nearer_and_none_changes_nothing(make_bench):
 def test_fedprox_sends_what_it_trained_and_pfedme_its_anchor(make_bench):
     shared_model = make_bench("pfedme-lora")
     fixed = one_round(shared_model, Proximal(strength=0.1))
-    assert all(torch.equal(fixed.sends[name], fixed.state.tensors[name]) for name in fixed.sends)
+    assert all(torch.equal(fixed.sent[name], fixed.state.tensors[name]) for name in fixed.sent)
     follows = one_round(shared_model, Proximal(strength=0.1, share=0.5, every=1))
-    near, far = distance(shared_model, follows.sends), distance(shared_model, follows.state.tensors)
+    near, far = distance(shared_model, follows.sent), distance(shared_model, follows.state.tensors)
     assert near > 0 and near != pytest.approx(far)
     # With share 1 at every step the anchor is θ itself, and pulls no more than its last step.
     whole = one_round(shared_model, Proximal(strength=0.1, share=1.0, every=1))
-    for name in whole.sends:
-        torch.testing.assert_close(whole.sends[name], whole.state.tensors[name])
+    for name in whole.sent:
+        torch.testing.assert_close(whole.sent[name], whole.state.tensors[name])

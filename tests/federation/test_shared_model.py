@@ -165,8 +165,8 @@ def test_what_plain_lora_would_send_is_counted_alike_for_every_method(method, ma
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
-        ({"rank": 33}, "adapter.rank: 33 is larger"),
-        ({"target_modules": ["query", "q_proj"]}, "'q_proj' matches no linear layer"),
+        ({"rank": 33}, "adapter.rank: .*33"),
+        ({"target_modules": ["query", "q_proj"]}, "'q_proj'"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(adapter, message, make_bench):

@@ -41,7 +41,7 @@ FEW = settings(max_examples=60, deadline=None)
 @given(near=TIED, at_least=st.integers(1, 4), alike=st.sampled_from([0.0, 0.3, 0.6, 2.0]))
 def test_everybody_is_in_one_cluster_of_at_least_m(near, at_least, alike):
     if len(near) < at_least:
-        with pytest.raises(SimilarityError, match=f"there are {len(near)} clients"):
+        with pytest.raises(SimilarityError, match=f"the {len(near)} clients"):
             clusters(near, at_least, alike)
         return
     labels = clusters(near, at_least, alike)
@@ -118,7 +118,7 @@ def test_who_shares_with_whom_as_a_graph():
         (np.full((2, 2), np.nan), 1, "similarity"),
         (np.ones((3, 3)), 0, "at_least"),
         (np.ones((3, 3)), 4, "at_least"),
-        (np.ones((0, 0)), 1, "similarity|there are 0 clients"),
+        (np.ones((0, 0)), 1, "similarity|the 0 clients"),
     ],
 )
 def test_what_cannot_be_clustered_is_said(near, at_least, match):

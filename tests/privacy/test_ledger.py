@@ -93,7 +93,7 @@ def test_a_ledger_stays_with_its_client_and_budget(ledger, tmp_path):
     spend_all(ledger)
     larger = PrivacySettings.model_validate({"summary": {"epsilon": 4.0}, "update": {"epsilon": 80.0}})
     for name, budget in (("basil", BUDGET), ("amber", larger)):
-        with pytest.raises(RunError, match="another"):
+        with pytest.raises(RunError, match="new run"):
             Ledger(tmp_path, name, budget)
 
 

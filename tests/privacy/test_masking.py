@@ -151,7 +151,7 @@ def test_seeds_that_were_revealed_are_of_that_round_alone(cluster):
 
 def test_a_client_lets_no_sum_of_too_few_be_seen(cluster):
     maskers = cluster(4, at_least=3)
-    with pytest.raises(MessageError, match=r"2 of 4 .* 3"):
+    with pytest.raises(MessageError, match=r"2 dropped of 4 .* 3"):
         maskers[0].reveal(1, [maskers[1].public, maskers[2].public])
     with pytest.raises(MessageError, match="not in the cluster"):
         maskers[0].reveal(1, [Masker("x", 3).public])
@@ -191,9 +191,9 @@ def test_what_one_mask_does_not_hold_against(cluster):
 def test_keys_that_cannot_be_used_are_refused(key, cluster):
     """32 zeros are a point of small order: the secret would be the same for everybody (RFC 7748, section 6.1)."""
     maskers = cluster(3)
-    with pytest.raises(MessageError, match="cannot be used"):
+    with pytest.raises(MessageError, match="invalid key"):
         maskers[0].meet([key, maskers[1].public])
-    with pytest.raises(MessageError, match="there twice"):
+    with pytest.raises(MessageError, match="twice"):
         maskers[0].meet([maskers[1].public, maskers[1].public])
     with pytest.raises(MessageError, match=r"2 clients .* 3"):
         maskers[0].meet([maskers[1].public])
@@ -204,7 +204,7 @@ def test_a_mask_is_used_once(cluster):
     masker.mask(1, np.zeros(4, np.uint32))
     with pytest.raises(RunError, match="one vector"):
         masker.mask(1, np.ones(4, np.uint32))
-    with pytest.raises(RunError, match="cluster"):
+    with pytest.raises(RunError, match="meet"):
         Masker("tickets", 2).mask(1, np.zeros(4, np.uint32))
 
 

@@ -223,7 +223,7 @@ def test_the_right_loader_is_named(tiny_language, instructions, tmp_path, finish
     result = run(make_config(values(tiny_language(), instructions, method="local", rounds=1)), tmp_path / "run")
     with pytest.raises(RunError, match=r"language model.*trifed\.load_writer"):
         result.client("north")
-    with pytest.raises(RunError, match=r"classifier; trifed\.load_client"):
+    with pytest.raises(RunError, match=r"classifier.*trifed\.load_client"):
         trifed.load_writer(finished("local").path / "clients" / "amber")
 
 
@@ -246,7 +246,7 @@ def test_half_a_question_is_refused(data, said):
         ("hello", "holds no JSON"),
         ([], "holds a list"),
         ([{"role": "user", "content": "a"}], "assistant"),
-        ([{"role": "robot", "content": "a"}], "by 'robot', expected one of system, user, assistant"),
+        ([{"role": "robot", "content": "a"}], "'robot', expected one of system, user, assistant"),
         ([{"from": "user", "value": "a"}], "expected a list of messages"),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_model_of_another_kind_and_too_long_texts_are_refused(tiny_encoder, ti
     with pytest.raises(ModelError, match=r"next token.*task = 'text-class"):
         TASK.load(str(tiny_encoder))
     base = TASK.load(str(tiny_language()))
-    with pytest.raises(ModelError, match=r"max_length: .*500.* 128 tokens"):
+    with pytest.raises(ModelError, match=r"max_length: .*500.*128"):
         TASK.encode(base, examples(text=["a"]), ModelSettings(max_length=500))
 
 

@@ -131,9 +131,9 @@ def test_what_is_too_long(tiny_scenes, examples):
     data = shared_model.encode(examples(["a"], ["yes and no"]))
     assert data.cut == 1
     assert read(shared_model, data) == [("<s>" + "<image>" * 4 + "\na", "yes a")]
-    with pytest.raises(ModelError, match=r"max_length: 12 .*16 tokens"):
+    with pytest.raises(ModelError, match=r"max_length: .*12.*16 tokens"):
         shared_model.encode(examples(["long prompt"[:10]], ["y"]))
-    with pytest.raises(ModelError, match="reads at most 128"):
+    with pytest.raises(ModelError, match="at most 128"):
         bench_of(tiny_scenes(), max_length=256).encode(examples(["a"], ["b"]))
 
 
@@ -192,9 +192,9 @@ def test_what_a_processor_says_of_each_token_is_padded_with_the_tokens(gemma, ex
     inputs = examples(["a", "a longer one"], ["", ""]).inputs
     shared_model.model.eval()
     with torch.no_grad():
-        together = TASK.write(shared_model.model, shared_model.base, inputs, shared_model.settings, 3)
+        together = TASK.generate(shared_model.model, shared_model.base, inputs, shared_model.settings, 3)
         alone = [
-            TASK.write(
+            TASK.generate(
                 shared_model.model,
                 shared_model.base,
                 {k: [v[row]] for k, v in inputs.items()},

@@ -132,6 +132,7 @@ RENAMED = {
 """Old attribute of `trifed` -> new attribute."""
 
 RENAMED_IN = {
+    "trifed.federation.cost": {"Once": "OneTimeMessage"},
     "trifed.methods": {"Setting": "ServerContext"},
     "trifed.methods.base": {"Setting": "ServerContext"},
 }

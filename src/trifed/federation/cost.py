@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from trifed.adapters.attach import attach, resolve_targets
 from trifed.adapters.settings import AdapterKind, AdapterSettings
+from trifed.common.deprecated_names import renamed_attribute
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ModelError, nearest
 from trifed.config.settings import Bits, Pooling, WireSettings
@@ -289,3 +291,9 @@ def _parts(names: Iterable[str]) -> tuple[str, ...]:
 
 def _values(layout: Layout) -> int:
     return sum(layout_sizes(layout).values()) // 4
+
+
+if not TYPE_CHECKING:  # or mypy would accept any name
+
+    def __getattr__(name: str) -> Any:
+        return renamed_attribute(__name__, name)
