@@ -62,9 +62,8 @@ deprecated_names.install()
 
 
 def __getattr__(name: str) -> Any:
-    name = deprecated_names.renamed(name)
     if name not in _HOMES:
-        raise AttributeError(f"module 'trifed' has no attribute '{name}'")
+        return deprecated_names.renamed_attribute("trifed", name)
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

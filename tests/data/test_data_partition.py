@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
 from trifed.data import ClientSettings, assign_clients
-from trifed.data.holdout import split_rows
-from trifed.data.partition import file_names
+from trifed.data.partition import file_names, split_rows
 
 LABELS = np.arange(600, dtype=np.int64) % 6
 SPLITS: list[dict[str, Any]] = [

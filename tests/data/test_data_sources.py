@@ -63,7 +63,6 @@ def test_every_format_gives_the_same_table(kind: str, tmp_path: Path) -> None:
     assert table.groups == ["x", "y", "x"]
     assert table.group_names == ["x", "y"]
     assert table.inputs.get("text_pair") is None
-    assert table.locations == [(str(path), 1), (str(path), 2), (str(path), 3)]
 
 
 def test_a_folder_and_a_list_are_read_file_by_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `app` builds it, every other file adds one command by `register(app)`. No logic."""
+"""The command line: `app` builds it; every other file but `flags` holds one command or one group. No logic."""
 
 
 def main() -> None:

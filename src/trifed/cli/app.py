@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ from trifed.cli import audit, compare, cost, evaluate, export, flower, predict, 
 from trifed.cli.flags import INTERRUPTED, MISTAKE, MethodFile, Runs
 from trifed.common.errors import ConfigError, RunError, TrifedError
 from trifed.common.version import __version__
-from trifed.config.run import RunConfig, make_config, overlay
+from trifed.config.run import RunConfig, make_config, overlay, read_config
 from trifed.config.settings import TaskName
 from trifed.config.toml_files import read_toml
 from trifed.methods import METHODS, use_method_files
@@ -30,42 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-RUN_HELP = """Fine-tune one model across clients. Settings come from a TOML file and from flags; flags win.
-
-Each client's adapter is written to runs/NAME/clients/. Ctrl-C stops cleanly; --resume continues.
-
-[bold]Examples[/bold]
-
-  trifed run my.toml
-\b
-  trifed run --data tickets.csv --label queue --split column --column site
-\b
-  trifed run my.toml --baseline local --name beside --set training.epochs=2
-\b
-  trifed run --task image-classification --data photos/ --model google/vit-base-patch16-224-in21k
-\b
-  trifed run --task causal-lm --data help.jsonl --prompt ask --answer tell --model HuggingFaceTB/SmolLM2-135M
-\b
-  trifed run --resume runs/beside
-
-[bold]A file to start from[/bold]
-
-\b
-  name = "tickets"
-  rounds = 20
-  \\[model]
-  name = "sentence-transformers/all-MiniLM-L6-v2"   # or a folder, or "demo"
-  \\[data]
-  source = "tickets.csv"   # CSV, JSON Lines, Parquet, folder, hub name
-  text = "text"
-  label = "queue"
-  \\[data.clients]
-  split = "column"         # iid, dirichlet, pathological, sizes, files
-  column = "site"
-  \\[method]
-  name = "own-prior"       # or ce-lora, fedavg-lora, …
-"""
 
 Flag = typer.Option
 
@@ -86,7 +51,7 @@ def _root(
     use_method_files(method_file or [])
 
 
-@app.command("run", help=RUN_HELP)
+@app.command("run")
 def run_command(
     context: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="A TOML file.", show_default=False)] = None,
@@ -130,7 +95,41 @@ def run_command(
     runs: Runs = Path("runs"),
     resume: Annotated[Path | None, Flag(help="Continue the run in this folder.", show_default=False)] = None,
 ) -> None:
-    """Fine-tune one model across clients."""
+    """Fine-tune one model across clients. Settings come from a TOML file and from flags; flags win.
+
+    Each client's adapter is written to runs/NAME/clients/. Ctrl-C stops cleanly; --resume continues.
+
+    [bold]Examples[/bold]
+
+      trifed run my.toml
+    \b
+      trifed run --data tickets.csv --label queue --split column --column site
+    \b
+      trifed run my.toml --baseline local --name beside --set training.epochs=2
+    \b
+      trifed run --task image-classification --data photos/ --model google/vit-base-patch16-224-in21k
+    \b
+      trifed run --task causal-lm --data help.jsonl --prompt ask --answer tell --model HuggingFaceTB/SmolLM2-135M
+    \b
+      trifed run --resume runs/beside
+
+    [bold]A file to start from[/bold]
+
+    \b
+      name = "tickets"
+      rounds = 20
+      \\[model]
+      name = "sentence-transformers/all-MiniLM-L6-v2"   # or a folder, or "demo"
+      \\[data]
+      source = "tickets.csv"   # CSV, JSON Lines, Parquet, folder, hub name
+      text = "text"
+      label = "queue"
+      \\[data.clients]
+      split = "column"         # iid, dirichlet, pathological, sizes, files
+      column = "site"
+      \\[method]
+      name = "own-prior"       # or ce-lora, fedavg-lora, …
+    """
     own_method = use_method_files([method_file] if method_file else [])
     flags = {
         "name": name, "task": task, "seed": seed, "rounds": rounds, "baselines": baseline or None,
@@ -148,7 +147,9 @@ def run_command(
     if resume is not None:
         if config is not None or settings:
             raise RunError("--resume uses the run's own configuration; leave out the file and the other flags")
-        _carry_out(None, resume)
+        from trifed.federation.run_folder import RunFolder
+
+        _carry_out(read_config(RunFolder.open(resume).path / "config.toml"), resume, resumed=True)
         return
     if config is None and not settings:
         typer.echo(context.get_help())
@@ -172,12 +173,9 @@ def demo_command(
     """
     from trifed.experiments.demo import demo_config
 
-    config = demo_config(rounds)
-    number, path = 1, runs / "demo"
-    while path.exists():
-        number += 1
-        path = runs / f"demo-{number}"
-    _carry_out(config.model_copy(update={"name": path.name}), path)
+    names = ("demo" if number == 1 else f"demo-{number}" for number in itertools.count(1))
+    name = next(name for name in names if not (runs / name).exists())
+    _carry_out(demo_config(rounds).model_copy(update={"name": name}), runs / name)
 
 
 @app.command("settings")
@@ -193,7 +191,7 @@ def settings_command() -> None:
 
 for module in (audit, compare, cost, evaluate, export, predict, privacy, report, track, watch):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, help=module.HELP)(getattr(module, f"{name}_command"))
+    app.command(name)(getattr(module, f"{name}_command"))
 app.add_typer(flower.app, name="flower")
 
 
@@ -207,7 +205,7 @@ def _parse_setting(item: str) -> tuple[str, Any]:
         return key.strip(), value  # a word without quotes is a text
 
 
-def _carry_out(config: RunConfig | None, path: Path) -> None:
+def _carry_out(config: RunConfig, path: Path, resumed: bool = False) -> None:
     """Run or resume with a live display, then print the tables and draw the plot."""
     # Imported late: --help should not wait for transformers and matplotlib.
     from trifed.experiments.runner import resume, run
@@ -217,9 +215,9 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
     from trifed.reports.run.watch import Watch
 
     console = Console()
-    watch = Watch(config or _config_of(path), console)
+    watch = Watch(config, console)
     try:
-        result = run(config, path, watch) if config else resume(path, watch)
+        result = resume(path, watch) if resumed else run(config, path, watch)
         watch.close()
         source = read_source(result.path)
         console.print(render_result(source))
@@ -236,13 +234,6 @@ def _carry_out(config: RunConfig | None, path: Path) -> None:
         raise RunError(f"{reason}. Correct that first. {_how_to_continue(path)}") from error
     finally:
         watch.close()
-
-
-def _config_of(path: Path) -> RunConfig:
-    from trifed.federation.run_folder import RunFolder
-
-    RunFolder.open(path)
-    return make_config(read_toml(path / "config.toml"), str(path / "config.toml"))
 
 
 def _how_to_continue(path: Path) -> str:

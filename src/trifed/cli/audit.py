@@ -13,29 +13,6 @@ from rich.console import Console
 from trifed.cli.flags import INTERRUPTED
 from trifed.common.files import whole_file
 
-HELP = """Attack a run or a configuration, and report what a curious server could recover.
-
-A run is attacked in its last state; a file of settings, after a few rounds of
-warm-up. The same attacks on controls show what the numbers mean: federated
-averaging of the whole model, from which tokens must be recovered, plain LoRA,
-and guesses without any upload. The attacks recover tokens, images and labels,
-and test who was a member of an update or a summary; docs/threat-model.md says
-what each attacker knows.
-
-The results are a page, audit.html, and audit.json. After Ctrl-C, the same
-command continues. Text and image classification can be audited so far.
-
-[bold]Examples[/bold]
-
-  trifed audit runs/tickets
-\b
-  trifed audit tickets.toml --client berlin --into audits/tickets
-\b
-  trifed audit runs/tickets --full     # every batch size, every control: hours
-\b
-  trifed audit runs/tickets --batch 1 --batch 4 --trials 20 --control ce-lora
-"""
-
 
 def audit_command(
     source: Annotated[
@@ -53,7 +30,28 @@ def audit_command(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of warm-up.")] = None,
     control: Annotated[list[str] | None, typer.Option(help="Method to attack as a control; repeatable.")] = None,
 ) -> None:
-    """Attack a run or a configuration."""
+    """Attack a run or a configuration, and report what a curious server could recover.
+
+    A run is attacked in its last state; a file of settings, after a few rounds of
+    warm-up. The same attacks on controls show what the numbers mean: federated
+    averaging of the whole model, from which tokens must be recovered, plain LoRA,
+    and guesses without any upload. The attacks recover tokens, images and labels,
+    and test who was a member of an update or a summary; docs/threat-model.md says
+    what each attacker knows.
+
+    The results are a page, audit.html, and audit.json. After Ctrl-C, the same
+    command continues. Text and image classification can be audited so far.
+
+    [bold]Examples[/bold]
+
+      trifed audit runs/tickets
+    \b
+      trifed audit tickets.toml --client berlin --into audits/tickets
+    \b
+      trifed audit runs/tickets --full     # every batch size, every control: hours
+    \b
+      trifed audit runs/tickets --batch 1 --batch 4 --trials 20 --control ce-lora
+    """
     console = Console(stderr=True)
     with console.status("Reading") as status:
         # Imported late: --help should not wait for torch.

@@ -10,41 +10,6 @@ from rich.console import Console
 
 from trifed.cli.flags import INTERRUPTED, MethodFile, Runs
 
-HELP = """Run methods on the same splits, batches and budget, and compare them with confidence intervals.
-
-Finished runs are kept. The same command again resumes a comparison that was interrupted.
-
-[bold]Examples[/bold]
-
-\b
-  trifed compare rivals.toml
-\b
-  trifed compare rivals.toml --jobs 2
-\b
-  trifed compare rivals.toml --show      # results so far, without running anything
-
-[bold]A file to start from[/bold]
-
-\b
-  name = "rivals"
-  methods = ["local", "fedavg-lora", "ce-lora", "own-prior"]   # the first one is the reference
-  seeds = [0, 1]
-  \\[run]                       # settings of trifed run
-  rounds = 20
-  \\[run.data]
-  source = "tickets.csv"
-  label = "queue"
-  \\[partitions.by-site.data.clients]
-  split = "column"
-  column = "site"
-  \\[partitions.skewed.data.clients]
-  split = "dirichlet"
-  alpha = 0.1
-  count = 10
-  \\[tuning]                    # choose each learning rate on validation data
-  learning_rates = \\[1e-3, 3e-3, 1e-2]
-"""
-
 
 def compare_command(
     config: Annotated[Path, typer.Argument(help="A TOML file.", show_default=False)],
@@ -53,7 +18,40 @@ def compare_command(
     method_file: MethodFile = None,
     show: Annotated[bool, typer.Option("--show", help="Only show the results so far.")] = False,
 ) -> None:
-    """Run methods on the same splits and compare them."""
+    """Run methods on the same splits, batches and budget, and compare them with confidence intervals.
+
+    Finished runs are kept. The same command again resumes a comparison that was interrupted.
+
+    [bold]Examples[/bold]
+
+    \b
+      trifed compare rivals.toml
+    \b
+      trifed compare rivals.toml --jobs 2
+    \b
+      trifed compare rivals.toml --show      # results so far, without running anything
+
+    [bold]A file to start from[/bold]
+
+    \b
+      name = "rivals"
+      methods = ["local", "fedavg-lora", "ce-lora", "own-prior"]   # the first one is the reference
+      seeds = [0, 1]
+      \\[run]                       # settings of trifed run
+      rounds = 20
+      \\[run.data]
+      source = "tickets.csv"
+      label = "queue"
+      \\[partitions.by-site.data.clients]
+      split = "column"
+      column = "site"
+      \\[partitions.skewed.data.clients]
+      split = "dirichlet"
+      alpha = 0.1
+      count = 10
+      \\[tuning]                    # choose each learning rate on validation data
+      learning_rates = \\[1e-3, 3e-3, 1e-2]
+    """
     # Imported late: --help should not wait for torch.
     from trifed.experiments.compare import compare, load_comparison
     from trifed.experiments.compare_config import read_comparison

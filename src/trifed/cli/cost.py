@@ -11,20 +11,6 @@ from rich.console import Console
 from trifed.adapters.settings import AdapterSettings
 from trifed.config.settings import Bits
 
-HELP = """Bytes that each method would send for a model, per client and round. No weights are loaded.
-
-MODEL is a shape (roberta-base, roberta-large, llama-7b, mistral-7b, clip-vit-b32, vit-base), 'demo', a folder with
-a config.json, or a hub name.
-
-[bold]Examples[/bold]
-
-  trifed cost roberta-base
-\b
-  trifed cost llama-7b --rank 16 --target-modules all-linear
-\b
-  trifed cost demo --labels 12 --bits 1 --format md
-"""
-
 TargetWords = Literal["auto", "all-linear"]
 
 
@@ -56,7 +42,19 @@ def cost_command(
         Path | None, typer.Option(show_default=False, help="Also draw a plot: .png, .svg or .pdf.")
     ] = None,
 ) -> None:
-    """Bytes that each method would send for a model."""
+    """Bytes that each method would send for a model, per client and round. No weights are loaded.
+
+    MODEL is a shape (roberta-base, roberta-large, llama-7b, mistral-7b, clip-vit-b32, vit-base), 'demo', a folder
+    with a config.json, or a hub name.
+
+    [bold]Examples[/bold]
+
+      trifed cost roberta-base
+    \b
+      trifed cost llama-7b --rank 16 --target-modules all-linear
+    \b
+      trifed cost demo --labels 12 --bits 1 --format md
+    """
     # Imported late: --help should not wait for torch and transformers.
     messages = Console(stderr=True)
     with messages.status(f"Reading the shape of {model}"):

@@ -10,6 +10,7 @@ MISTAKE = 2
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder of a run or of an exported model.", show_default=False)]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the text or prompt.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column of the second text.")]

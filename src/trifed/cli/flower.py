@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from trifed.common.errors import RunError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from trifed.config.run import RunConfig
     from trifed.deployment.status import RunStatus
     from trifed.federation.run_folder import RunFolder
@@ -21,50 +23,27 @@ HELP = """Run between sites with Flower: a SuperLink at the server and a SuperNo
 Use `init` at the server and `join` at each site; docs/deployment.md explains both step by step. Needs the extra:
 pip install 'trifed\\[flower]'.
 """
-INIT_HELP = """Write the server's folder: the run as a Flower app, TLS certificates, and scripts.
-
-[bold]Examples[/bold]
-
-  trifed flower init server --run run.toml --host federation.example.org
-\b
-  server/start.sh
-"""
-JOIN_HELP = """Write a site's folder: its own key, its settings, and a script that starts its node.
-
-[bold]Examples[/bold]
-
-  trifed flower join site --name berlin --superlink federation.example.org:8443 --ca ca.pem --data tickets.csv
-"""
-STATUS_HELP = """Show a run's sites: what each has sent, and which were skipped or refused, with the reason.
-
-[bold]Example[/bold]: trifed flower status server/runs/tickets
-"""
-WITHDRAW_HELP = """Withdraw a site for good: the server deletes the site's data and does not use them any more.
-
-At the site, give the site's folder: its node sends the withdrawal with its next reply.
-
-At the server, give a run's folder and --client: the data are deleted at once, or before the run's next round.
-
-[bold]Examples[/bold]
-
-  trifed flower withdraw site
-\b
-  trifed flower withdraw server/runs/tickets --client berlin
-"""
 PACKAGES = ("flwr", "cryptography")
 
 
 app = typer.Typer(help=HELP, no_args_is_help=True)
 
 
-@app.command("init", help=INIT_HELP)
+@app.command("init")
 def init_command(
     folder: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     run: Annotated[Path, typer.Option(help="The run's TOML file, as for trifed run.", show_default=False)],
     host: Annotated[str, typer.Option(help="Name or address at which sites reach the server.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port; one is enough.")] = 8443,
 ) -> None:
-    """Write the server's folder."""
+    """Write the server's folder: the run as a Flower app, TLS certificates, and scripts.
+
+    [bold]Examples[/bold]
+
+      trifed flower init server --run run.toml --host federation.example.org
+    \b
+      server/start.sh
+    """
     _need_flower()
     from trifed.deployment.server_folder import write_server_folder
 
@@ -73,7 +52,7 @@ def init_command(
     typer.echo(f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {fingerprint}")
 
 
-@app.command("join", help=JOIN_HELP)
+@app.command("join")
 def join_command(
     folder: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     name: Annotated[str, typer.Option(help="This site's name in reports; unique.", show_default=False)],
@@ -82,7 +61,12 @@ def join_command(
     data: Annotated[Path, typer.Option(help="This site's table, or a folder.", show_default=False)],
     port: Annotated[int, typer.Option(min=1, max=65535, help="A free port; only this machine uses it.")] = 9094,
 ) -> None:
-    """Write a site's folder."""
+    """Write a site's folder: its own key, its settings, and a script that starts its node.
+
+    [bold]Examples[/bold]
+
+      trifed flower join site --name berlin --superlink federation.example.org:8443 --ca ca.pem --data tickets.csv
+    """
     _need_flower()
     from trifed.deployment.certificates import fingerprint
     from trifed.deployment.site_folder import write_site_folder
@@ -92,15 +76,16 @@ def join_command(
     typer.echo(f"SHA-256 of the server's certificate authority:\n  {fingerprint(folder / 'ca.pem')}")
 
 
-@app.command("status", help=STATUS_HELP)
+@app.command("status")
 def status_command(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder at the server.", show_default=False)
     ],
 ) -> None:
-    """Show a run's sites."""
-    from rich.console import Console
+    """Show a run's sites: what each has sent, and which were skipped or refused, with the reason.
 
+    [bold]Example[/bold]: trifed flower status server/runs/tickets
+    """
     from trifed.deployment.status import run_status
 
     run, config = _open_run(folder)
@@ -109,10 +94,6 @@ def status_command(
 
 def _render_status(run: RunStatus) -> RenderableType:
     """Return a table with one row for each site, and below it the reasons for refusals."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
     state = "finished" if run.finished else f"round {run.round} of {run.rounds} is done"
     table = Table(title=state, title_justify="left")
     table.add_column("site", overflow="fold")
@@ -126,14 +107,25 @@ def _render_status(run: RunStatus) -> RenderableType:
     return Group(table, *(Text(f"refused: {reason}") for reason in run.refused))
 
 
-@app.command("withdraw", help=WITHDRAW_HELP)
+@app.command("withdraw")
 def withdraw_command(
     folder: Annotated[Path, typer.Argument(help="A site's folder, or a run's at the server.", show_default=False)],
     client: Annotated[
         str | None, typer.Option(help="At the server: the site that leaves.", show_default=False)
     ] = None,
 ) -> None:
-    """Withdraw a site for good."""
+    """Withdraw a site for good: the server deletes the site's data and does not use them any more.
+
+    At the site, give the site's folder: its node sends the withdrawal with its next reply.
+
+    At the server, give a run's folder and --client: the data are deleted at once, or before the run's next round.
+
+    [bold]Examples[/bold]
+
+      trifed flower withdraw site
+    \b
+      trifed flower withdraw server/runs/tickets --client berlin
+    """
     from trifed.deployment.membership import withdraw_from
     from trifed.deployment.withdrawal import leave
 
@@ -155,17 +147,14 @@ def withdraw_command(
 
 def _open_run(folder: Path) -> tuple[RunFolder, RunConfig]:
     """Return a run's folder at the server, and its settings."""
-    from trifed.config.run import make_config
-    from trifed.config.toml_files import read_toml
+    from trifed.config.run import read_config
     from trifed.federation.run_folder import RunFolder
 
     run = RunFolder.open(folder)
-    return run, make_config(read_toml(run.path / "config.toml"), str(folder))
+    return run, read_config(run.path / "config.toml")
 
 
 def _need_flower() -> None:
-    from importlib.util import find_spec
-
     for name in PACKAGES:
         if find_spec(name) is None:
             raise RunError(

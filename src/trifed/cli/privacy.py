@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-HELP = """The privacy budget that a run has spent, from its ledgers.
-
-RUN is the folder of a simulated run (all clients' ledgers), a site's folder
-(its own ledgers, of one run or of all), or a run's folder at the server of a
-run between sites. The server has no ledger; it shows the cost for a client
-that takes part in every round.
-
-An ε holds between two data sets that differ. Here they differ by one training
-example of the client, or by all of its updates.
-
-[bold]Examples[/bold]
-
-  trifed privacy runs/tickets
-\b
-  trifed privacy trifed-node --json
-"""
+from trifed.cli.flags import Run
 
 
 def privacy_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    folder: Run,
     as_json: Annotated[bool, typer.Option("--json", help="Print every entry as JSON.")] = False,
 ) -> None:
-    """Print ledgers as a table."""
-    # Imported late: --help should not wait for torch.
-    from rich.console import Console
+    """The privacy budget that a run has spent, from its ledgers.
 
+    RUN is the folder of a simulated run (all clients' ledgers), a site's folder
+    (its own ledgers, of one run or of all), or a run's folder at the server of a
+    run between sites. The server has no ledger; it shows the cost for a client
+    that takes part in every round.
+
+    An ε holds between two data sets that differ. Here they differ by one training
+    example of the client, or by all of its updates.
+
+    [bold]Examples[/bold]
+
+      trifed privacy runs/tickets
+    \b
+      trifed privacy trifed-node --json
+    """
+    # Imported late: --help should not wait for torch.
     from trifed.federation.privacy_report import accounts_in
     from trifed.privacy.ledger import as_json as book_as_json
     from trifed.reports.privacy import privacy_table, promise_table, remarks

@@ -8,23 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-HELP = """Write a report about a run, a comparison or an audit: one page to read and to share.
-
-It has a verdict, at most three cautions, and the numbers behind every plot.
-
-The page is one file that loads nothing from the network. An unfinished run can be reported too.
-
-[bold]Examples[/bold]
-
-\b
-  trifed report runs/demo
-\b
-  trifed report runs/demo --out results.md
-\b
-  trifed report runs/demo --format csv
-  trifed report audits/demo/audit.json
-"""
-
 
 def report_command(
     path: Annotated[Path, typer.Argument(help="Folder of a run, a comparison or an audit.", show_default=False)],
@@ -33,7 +16,22 @@ def report_command(
         str | None, typer.Option(help="html, md, json or csv. Default: the ending of --out, or html.")
     ] = None,
 ) -> None:
-    """Write a report about a run, a comparison or an audit."""
+    """Write a report about a run, a comparison or an audit: one page to read and to share.
+
+    It has a verdict, at most three cautions, and the numbers behind every plot.
+
+    The page is one file that loads nothing from the network. An unfinished run can be reported too.
+
+    [bold]Examples[/bold]
+
+    \b
+      trifed report runs/demo
+    \b
+      trifed report runs/demo --out results.md
+    \b
+      trifed report runs/demo --format csv
+      trifed report audits/demo/audit.json
+    """
     # Imported late: --help should not wait for matplotlib.
     from trifed.reports.report import report
 

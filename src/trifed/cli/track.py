@@ -9,22 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from trifed.cli.flags import Run
 from trifed.config.settings import TrackerName
-
-HELP = """Log a finished or interrupted run and its baselines to TensorBoard or MLflow.
-
-Logs accuracy, training loss and bytes for each complete round and client, and the configuration as parameters.
-Logging a run twice does not duplicate points. To log a run from the start, set trackers = ["tensorboard"] in its
-file.
-
-Each tracker is an extra: pip install 'trifed\\[tensorboard]' or 'trifed\\[mlflow]'.
-
-[bold]Examples[/bold]
-
-  trifed track runs/demo --to tensorboard
-\b
-  trifed track runs/demo --to mlflow --into tracked
-"""
 
 VIEW = {
     "tensorboard": "tensorboard --logdir {place}",
@@ -33,13 +19,26 @@ VIEW = {
 
 
 def track_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    folder: Run,
     to: Annotated[TrackerName, typer.Option("--to", help="The tracker.", show_default=False)],
     into: Annotated[
         Path | None, typer.Option(help="Folder of the logs. Default: the run's own folder.", show_default=False)
     ] = None,
 ) -> None:
-    """Log a run to a tracker."""
+    """Log a finished or interrupted run and its baselines to TensorBoard or MLflow.
+
+    Logs accuracy, training loss and bytes for each complete round and client, and the configuration as parameters.
+    Logging a run twice does not duplicate points. To log a run from the start, set trackers = ["tensorboard"] in
+    its file.
+
+    Each tracker is an extra: pip install 'trifed\\[tensorboard]' or 'trifed\\[mlflow]'.
+
+    [bold]Examples[/bold]
+
+      trifed track runs/demo --to tensorboard
+    \b
+      trifed track runs/demo --to mlflow --into tracked
+    """
     console = Console(stderr=True)
     with console.status(f"Logging {folder} to {to}"):
         # Imported late: --help should not wait for torch.

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-HELP = """Follow a run: print rounds, clients, bytes and scores as they happen.
+from trifed.cli.flags import Run
 
-RUN is the folder of a run by `trifed run`, or at the server of a run between sites. The command ends with the run.
-
-[bold]Examples[/bold]
-
-  trifed watch server/runs/tickets
-\b
-  trifed watch runs/demo --no-wait
-"""
 POLL_SECONDS = 0.5
 
 
 def watch_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    folder: Run,
     wait: Annotated[bool, typer.Option(help="Wait for new events until the run is finished.")] = True,
 ) -> None:
-    """Follow a run."""
+    """Follow a run: print rounds, clients, bytes and scores as they happen.
+
+    RUN is the folder of a run by `trifed run`, or at the server of a run between sites. The command ends with the
+    run.
+
+    [bold]Examples[/bold]
+
+      trifed watch server/runs/tickets
+    \b
+      trifed watch runs/demo --no-wait
+    """
     from trifed.deployment.event_format import line_of
     from trifed.federation.run_folder import RunFolder
 

@@ -126,31 +126,24 @@ MOVED = {
 """Old module -> new module. Importing the old name warns."""
 
 RENAMED = {
-    "Matcher": "RetrievalModel",
-    "load_matcher": "load_retrieval_model",
-}
-"""Old attribute of `trifed` -> new attribute."""
-
-RENAMED_IN = {
-    "trifed.federation.cost": {"Once": "OneTimeMessage"},
-    "trifed.methods": {"Setting": "ServerContext"},
-    "trifed.methods.base": {"Setting": "ServerContext"},
-}
-"""Module -> old attribute -> new attribute: names that the reference documented."""
-
-
-MOVED_ATTRIBUTES = {
-    "trifed.config": {
-        "DEFAULT_METHOD": "trifed.config.run",
-        "MethodSettings": "trifed.config.run",
-        "RunConfig": "trifed.config.run",
-        "make_config": "trifed.config.run",
-        "overlay": "trifed.config.run",
-        "read_toml": "trifed.config.toml_files",
-        "to_toml": "trifed.config.run",
+    "trifed": {
+        "Matcher": "trifed.RetrievalModel",
+        "load_matcher": "trifed.load_retrieval_model",
     },
+    "trifed.config": {
+        "DEFAULT_METHOD": "trifed.config.run.DEFAULT_METHOD",
+        "MethodSettings": "trifed.config.run.MethodSettings",
+        "RunConfig": "trifed.config.run.RunConfig",
+        "make_config": "trifed.config.run.make_config",
+        "overlay": "trifed.config.run.overlay",
+        "read_toml": "trifed.config.toml_files.read_toml",
+        "to_toml": "trifed.config.run.to_toml",
+    },
+    "trifed.federation.cost": {"Once": "trifed.federation.cost.OneTimeMessage"},
+    "trifed.methods": {"Setting": "trifed.methods.ServerContext"},
+    "trifed.methods.base": {"Setting": "trifed.methods.base.ServerContext"},
 }
-"""Old module, which is a package today -> attribute -> the module that has it."""
+"""Module -> old attribute -> today's dotted name: attributes that were public or that the reference documented."""
 
 
 class _MovedModules(MetaPathFinder, Loader):
@@ -182,34 +175,15 @@ def install() -> None:
         sys.meta_path.insert(0, _MovedModules())  # before the path finder, which would load a copy
 
 
-def renamed(name: str) -> str:
-    """Return today's name of an attribute of `trifed`, with a warning where `name` is an old one."""
-    if name in RENAMED:
-        warnings.warn(f"trifed.{name} is now trifed.{RENAMED[name]}", DeprecationWarning, stacklevel=3)
-    return RENAMED.get(name, name)
-
-
 def renamed_attribute(module: str, name: str) -> Any:
     """Return what a module's attribute with an old name is today, with a warning.
 
     Raises:
-        AttributeError: the name is no old one.
+        AttributeError: The name is no old one.
     """
-    if name not in RENAMED_IN[module]:
+    new = RENAMED[module].get(name)
+    if new is None:
         raise AttributeError(f"module '{module}' has no attribute '{name}'")
-    new = RENAMED_IN[module][name]
-    warnings.warn(f"{module}.{name} is now {module}.{new}", DeprecationWarning, stacklevel=3)
-    return getattr(sys.modules[module], new)
-
-
-def moved_attribute(module: str, name: str) -> Any:
-    """Return an attribute that a module had before it became a package, with a warning.
-
-    Raises:
-        AttributeError: the module never had it.
-    """
-    home = MOVED_ATTRIBUTES[module].get(name)
-    if home is None:
-        raise AttributeError(f"module '{module}' has no attribute '{name}'")
-    warnings.warn(f"{module}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=3)
-    return getattr(import_module(home), name)
+    warnings.warn(f"{module}.{name} is now {new}", DeprecationWarning, stacklevel=3)
+    home, _, attribute = new.rpartition(".")
+    return getattr(import_module(home), attribute)

@@ -8,21 +8,20 @@ from typing import Any
 
 def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested `values` with nested `changes` in their place."""
-    result = dict(values)
-    for name, change in changes.items():
-        inner = result.get(name)
-        if isinstance(inner, Mapping) and isinstance(change, Mapping):
-            change = deep_merge(inner, change)
-        result[name] = change
-    return result
+    inner = {
+        name: deep_merge(values[name], change)
+        for name, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(name), Mapping)
+    }
+    return {**values, **changes, **inner}
 
 
 def deep_difference(values: Mapping[str, Any], same: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested `values` without those that are equal in nested `same`."""
-    kept: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and isinstance(same.get(name), Mapping):
-            kept[name] = deep_difference(value, same[name])
-        elif name not in same or same[name] != value:
-            kept[name] = value
-    return kept
+    return {
+        name: deep_difference(value, same[name])
+        if isinstance(value, Mapping) and isinstance(same.get(name), Mapping)
+        else value
+        for name, value in values.items()
+        if name not in same or same[name] != value
+    }

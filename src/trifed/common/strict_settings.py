@@ -9,3 +9,10 @@ class StrictSettings(BaseModel):
     """A frozen table of settings without unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def refuse(*rules: tuple[object, str]) -> None:
+    """Raise a ValueError with the message of the first rule whose condition is true, for pydantic validators."""
+    for wrong, message in rules:
+        if wrong:
+            raise ValueError(message)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from trifed.common.deprecated_names import moved_attribute
+from trifed.common.deprecated_names import renamed_attribute
 
 
 def __getattr__(name: str) -> Any:
-    return moved_attribute("trifed.config", name)
+    return renamed_attribute(__name__, name)

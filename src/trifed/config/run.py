@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
+from trifed.common.strict_settings import StrictSettings
 from trifed.config.settings import (
     GUARDS,
     UNLABELLED,
@@ -23,6 +25,7 @@ from trifed.config.settings import (
     TrainingSettings,
     WireSettings,
 )
+from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
 from trifed.data import DataSettings
 from trifed.methods import (
@@ -52,10 +55,8 @@ class MethodSettings(BaseModel):
         return METHODS[self.name].options(**(self.model_extra or {}))
 
 
-class RunConfig(BaseModel):
+class RunConfig(StrictSettings):
     """All settings of a run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: TaskName = Field("text-classification", description="Kind of model that is trained.")
     name: str = Field(
@@ -97,13 +98,9 @@ class RunConfig(BaseModel):
         """Expand `method = "local"` to `[method] name = "local"`, and add defaults of task and method."""
         if not isinstance(values, dict):
             return values
-        method = values.get("method", {})
-        if isinstance(method, str):
-            values = {**values, "method": {"name": method}}
-        defaults = deep_merge(
-            _task_defaults(values), deep_merge(_method_defaults(method), _settings_of_options(method))
-        )
-        return deep_merge(defaults, values)
+        method = _method_table(values.get("method", {}))
+        defaults = deep_merge(_task_defaults(values), _method_defaults(method))
+        return deep_merge(defaults, {**values, "method": method})
 
     def composed_method(self) -> Method:
         """Return the run's method with the client and server parts that the run's settings give it."""
@@ -123,7 +120,7 @@ class RunConfig(BaseModel):
 
     def _default_parts(self) -> dict[str, Any]:
         """Return the tables of parts as the method has them, options that stand for a part's setting included."""
-        tables = deep_merge(METHODS[self.method.name].defaults, _settings_of_options(self.method.model_dump()))
+        tables = _method_defaults(self.method.model_dump())
         classes = {"personalization": PersonalizationSettings, "aggregation": AggregationSettings}
         return {name: kind(**tables.get(name, {})).model_dump(mode="json") for name, kind in classes.items()}
 
@@ -163,12 +160,12 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     Raises:
         ConfigError: The settings have mistakes; it lists each one with its dotted name.
     """
-    problems = list(_method_problems(values.get("method", DEFAULT_METHOD)))
+    problems = list(_method_problems(_method_table(values.get("method", {}))))
     try:
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError([*validation_messages(error, RunConfig), *problems], source) from error
-    problems += [*_baseline_problems(config), *_task_problems(config)]
+    problems += [*_baseline_problems(config), *_combination_problems(config)]
     if config.method.name in METHODS:
         problems += _privacy_problems(config)
     if not problems:
@@ -179,22 +176,29 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     return config
 
 
+def read_config(path: Path) -> RunConfig:
+    """Read and validate a run's TOML file.
+
+    Raises:
+        ConfigError: The file cannot be read, or its settings have mistakes.
+    """
+    return make_config(read_toml(path), str(path))
+
+
 def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested values changed by flags, which have dotted names, such as `training.learning_rate`."""
-    result = {name: dict(item) if isinstance(item, dict) else item for name, item in values.items()}
+    result = dict(values)
     for name, value in dotted.items():
         head, _, rest = name.partition(".")
+        inner = result.get(head, {})
+        if head == "method" and rest:
+            inner = _method_table(inner)
+            if rest == "name" and isinstance(inner, dict) and inner.get("name", DEFAULT_METHOD) != value:
+                inner = {}  # the options of another method do not apply
         if not rest:
             result[head] = value
-            continue
-        inner = result.get(head, {})
-        if head == "method" and isinstance(inner, str):
-            inner = {"name": inner}
-        if not isinstance(inner, dict):
-            continue  # a value in the place of a table; make_config reports it
-        if head == "method" and rest == "name" and inner.get("name", DEFAULT_METHOD) != value:
-            inner = {}  # the options of another method do not apply
-        result[head] = overlay(inner, {rest: value})
+        elif isinstance(inner, Mapping):  # not a value in the place of a table, which make_config reports
+            result[head] = overlay(inner, {rest: value})
     return result
 
 
@@ -203,57 +207,46 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def _method_defaults(method: Any) -> Mapping[str, Any]:
-    """Return the defaults of a run's method; none if the method is unknown."""
-    name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else method
-    known = METHODS.get(name) if isinstance(name, str) else None
-    return known.defaults if known else {}
+def _method_table(method: Any) -> Any:
+    """Return `method = "local"` as the table `[method] name = "local"`, and anything else as it is."""
+    return {"name": method} if isinstance(method, str) else method
 
 
-def _settings_of_options(method: Any) -> dict[str, Any]:
-    """Return the run's settings that options of the method stand for, nested."""
-    if not isinstance(method, Mapping):
+def _method_defaults(method: Any) -> dict[str, Any]:
+    """Return the run's settings that a table `[method]` stands for, nested; none if the method is unknown."""
+    known = METHODS.get(str(method.get("name", DEFAULT_METHOD))) if isinstance(method, Mapping) else None
+    if known is None:
         return {}
-    known = METHODS.get(str(method.get("name", DEFAULT_METHOD)))
-    settings: dict[str, Any] = {}
-    for option, setting in known.setting_names.items() if known else ():
-        if method.get(option) is not None:
-            table, name = setting.split(".")
-            settings.setdefault(table, {})[name] = method[option]
-    return settings
+    options = {setting: method.get(option) for option, setting in known.setting_names.items()}
+    return overlay(known.defaults, {name: value for name, value in options.items() if value is not None})
 
 
 def _task_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of a task without labels: no label column, and a template."""
-    data = values.get("data")
-    if values.get("task") not in UNLABELLED or not isinstance(data, Mapping):
+    task, data = values.get("task"), values.get("data")
+    if task not in UNLABELLED or not isinstance(data, Mapping):
         return {}
     defaults: dict[str, Any] = {"data": {"label": ""}}
-    if values["task"] == "image-text-to-text":
+    if task == "image-text-to-text":
         defaults["data"] |= {"prompt": "prompt", "answer": "answer"}
-    if values["task"] != "causal-lm":
-        return defaults
-    if data.get("messages") is not None:
+    elif task == "causal-lm" and data.get("messages") is not None:
         defaults["model"] = {"template": "chat"}
-    elif data.get("answer") is None:
+    elif task == "causal-lm" and data.get("answer") is None:
         defaults["model"] = {"template": "{prompt}"}  # a plain text has no instruction around it
     return defaults
 
 
 def _method_problems(method: Any) -> Iterator[str]:
-    settings = {"name": method} if isinstance(method, str) else method
-    name = settings.get("name", DEFAULT_METHOD) if isinstance(settings, dict) else None
-    if not isinstance(name, str):
-        return
-    if name not in METHODS:
+    name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else None
+    if isinstance(name, str) and name not in METHODS:
         yield f"method.name: {unknown_method(name)}"
-        return
-    try:
-        METHODS[name].options(**{key: value for key, value in settings.items() if key != "name"})
-    except ValidationError as error:
-        for problem in validation_messages(error, METHODS[name].options):
-            default = "" if "name" in settings else f"; no method.name is given, so the method is '{name}'"
-            yield f"method.{problem}{default}"
+    elif isinstance(name, str):
+        try:
+            METHODS[name].options(**{key: value for key, value in method.items() if key != "name"})
+        except ValidationError as error:
+            for problem in validation_messages(error, METHODS[name].options):
+                default = "" if "name" in method else f"; no method.name is given, so the method is '{name}'"
+                yield f"method.{problem}{default}"
 
 
 def _baseline_problems(config: RunConfig) -> Iterator[str]:
@@ -266,51 +259,51 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
             yield f"baselines: '{name}' is the run's own method; name another one"
 
 
-def _task_problems(config: RunConfig) -> Iterator[str]:
-    if not config.data.label and config.task not in UNLABELLED:
-        yield f"data.label: got '', but task = '{config.task}' learns labels; name their column"
-    if config.task == "image-text-pairs" and config.training.micro_batch:
-        yield (
+def _combination_problems(config: RunConfig) -> list[str]:
+    """Return a message for each pair of settings that cannot be combined, whatever the method is."""
+    task, privacy, training = config.task, config.privacy, config.training
+    pairs = task == "image-text-pairs"
+    rules = [
+        (
+            not config.data.label and task not in UNLABELLED,
+            f"data.label: got '', but task = '{task}' learns labels; name their column",
+        ),
+        (
+            pairs and training.micro_batch,
             "training.micro_batch: task = 'image-text-pairs' compares each pair with all others of its step, so a "
-            "step cannot be split; leave it out, or set a smaller batch_size"
-        )
+            "step cannot be split; leave it out, or set a smaller batch_size",
+        ),
+        (
+            privacy.training and training.steps is None,
+            "training.steps: missing; with privacy.training the number of steps must not depend on the number of "
+            "a client's examples, so set it",
+        ),
+        (
+            privacy.training and pairs,
+            "privacy.training: task = 'image-text-pairs' compares each pair with all others of its step, so no "
+            "gradient belongs to one example; leave it out",
+        ),
+        (
+            (privacy.summary or privacy.training) and task == "causal-lm" and config.model.packing,
+            "privacy: ε is for one example, but with model.packing a text is spread over several blocks; "
+            "set model.packing = false",
+        ),
+    ]
+    return [message for wrong, message in rules if wrong]
 
 
 def _privacy_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a message for each setting that [privacy] cannot cover or that breaks its guarantee."""
+    """Yield a message for each method of the run that breaks the guarantee of [privacy]."""
     if not config.privacy.on:
         return
     methods = {config.method.name: config.composed_method()}
     methods |= {name: config.with_method(name).composed_method() for name in config.baselines if name in METHODS}
+    exact_counts = (config.privacy.update or config.privacy.training) and not config.privacy.summary
     for name, method in methods.items():
         if method.shared_projections:
             yield (
                 f"privacy: '{name}' sends each client's gradient before round 1, without noise; set another "
                 f"method, or leave [privacy] out"
             )
-    if (config.privacy.update or config.privacy.training) and not config.privacy.summary:
-        for name, method in methods.items():
-            if method.summarise or method.local_init:
-                yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"
-    yield from _training_problems(config)
-    if (config.privacy.summary or config.privacy.training) and config.task == "causal-lm" and config.model.packing:
-        yield (
-            "privacy: ε is for one example, but with model.packing a text is spread over several blocks; "
-            "set model.packing = false"
-        )
-
-
-def _training_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a message for each setting that DP-SGD cannot be combined with."""
-    if not config.privacy.training:
-        return
-    if config.training.steps is None:
-        yield (
-            "training.steps: missing; with privacy.training the number of steps must not depend on the number of "
-            "a client's examples, so set it"
-        )
-    if config.task == "image-text-pairs":
-        yield (
-            "privacy.training: task = 'image-text-pairs' compares each pair with all others of its step, so no "
-            "gradient belongs to one example; leave it out"
-        )
+        if exact_counts and (method.summarise or method.local_init):
+            yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"

@@ -1,4 +1,10 @@
-"""Settings of a run: the base model, local training, compression, privacy, deployment."""
+"""Settings of a run, one section for each table of its TOML file.
+
+In this order: names of tasks and trackers, then `[model]`, `[training]`, `[wire]`, `[privacy]`, `[deployment]`.
+The values that a setting may have stand before its table. The tables `[adapter]`, `[data]`, `[personalization]`
+and `[aggregation]` are in the packages that use them; `[method]` and the settings without a table are in
+`trifed.config.run`.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,6 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from trifed.common.strict_settings import StrictSettings
-
-Pooling = Literal["mean", "cls", "pooler"]
-
-BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
-QUANTISED: tuple[BaseDtype, ...] = ("int8", "nf4")
-"""Formats of bitsandbytes: 8 or 4 bits for each weight of a linear layer, bfloat16 for all others."""
-
-Augment = Literal["none", "flip", "flip-crop"]
 
 TaskName = Literal[
     "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
@@ -27,19 +25,16 @@ WRITING: tuple[TaskName, ...] = ("causal-lm", "image-text-to-text")
 UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
 """Tasks without labels."""
 
-ALL_GPUS = "cuda:all"
-"""Value of `device` for a base model that is too large for one GPU."""
-
-Bits = Literal[1, 2, 4, 8, 32]
-"""Bits for each number that is sent."""
-
 TrackerName = Literal["tensorboard", "mlflow"]
 
+# -- [model]
 
-Guarding = Literal["refuse", "warn", "allow"]
-"""Reaction of a guard to an upload or a summary that would reveal single examples."""
-GUARDS = {"few_tokens", "small_components"}
-"""Settings of `privacy` that change no results: each client decides on its own what it refuses to send."""
+BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
+QUANTISED: tuple[BaseDtype, ...] = ("int8", "nf4")
+"""Formats of bitsandbytes: 8 or 4 bits for each weight of a linear layer, bfloat16 for all others."""
+
+Pooling = Literal["mean", "cls", "pooler"]
+Augment = Literal["none", "flip", "flip-crop"]
 
 
 class ModelSettings(StrictSettings):
@@ -80,17 +75,73 @@ class ModelSettings(StrictSettings):
 
     @field_validator("template")
     @classmethod
-    def _the_prompt_has_a_place(cls, template: str | None) -> str | None:
+    def _template_has_the_prompt(cls, template: str | None) -> str | None:
         if template is not None and template != "chat" and "{prompt}" not in template:
             raise ValueError(f"got {template!r}, expected a text with {{prompt}} in it, or 'chat'")
         return template
 
     @field_validator("class_prompt")
     @classmethod
-    def _the_label_has_a_place(cls, sentence: str) -> str:
+    def _sentence_has_the_label(cls, sentence: str) -> str:
         if "{}" not in sentence:
             raise ValueError(f"got {sentence!r}, expected a sentence with {{}} in the place of the label")
         return sentence
+
+
+# -- [training]
+
+ALL_GPUS = "cuda:all"
+"""Value of `device` for a base model that is too large for one GPU."""
+
+
+class TrainingSettings(StrictSettings):
+    """Local training; the same for every client and method."""
+
+    epochs: int = Field(1, ge=1, description="Passes over a client's training data in each round.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps in each round, instead of epochs.")
+    batch_size: int = Field(16, ge=1, description="Examples in each optimiser step.")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Examples that are computed at once. Fewer need less memory; the step stays the same. Unset: "
+        "the whole batch.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass, which needs less memory and more time."
+    )
+    eval_batch_size: int = Field(
+        32, ge=1, description="Examples that are evaluated at once. It changes time and memory, not results."
+    )
+    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="Learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="Weight decay of AdamW.")
+    clip_norm: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Largest norm of a step's gradient; 0 sets no limit."
+    )
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="Learning rate over the whole run: constant, or falling linearly to 0."
+    )
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="Share of the run's steps in which the learning rate rises from 0."
+    )
+    optimizer_state: Literal["keep", "reset"] = Field(
+        "keep", description="Keep AdamW's moments from one round to the next, or reset them."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Precision of training: float32, or bfloat16 autocast. 'auto' uses bfloat16 where the "
+        "hardware supports it.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:(\d+|all))?)$",
+        description="'auto', 'cpu', 'cuda' or 'cuda:1'. 'cuda:all' spreads the base model's layers over all GPUs.",
+    )
+
+
+# -- [wire]
+
+Bits = Literal[1, 2, 4, 8, 32]
+"""Bits for each number that is sent."""
 
 
 class WireSettings(StrictSettings):
@@ -101,6 +152,14 @@ class WireSettings(StrictSettings):
         description="Bits for each number that is sent. Below 32, differences are sent, and rounding errors are "
         "added to the next message.",
     )
+
+
+# -- [privacy]
+
+Guarding = Literal["refuse", "warn", "allow"]
+"""Reaction of a guard to an upload or a summary that would reveal single examples."""
+GUARDS = {"few_tokens", "small_components"}
+"""Settings of `privacy` that change no results: each client decides on its own what it refuses to send."""
 
 
 class SummaryPrivacy(StrictSettings):
@@ -188,6 +247,9 @@ class PrivacySettings(StrictSettings):
         return any((self.summary, self.update, self.training))
 
 
+# -- [deployment]
+
+
 class DeploymentSettings(StrictSettings):
     """Runs between sites: the clients that are needed, and time limits. A simulated run does not use them."""
 
@@ -203,48 +265,4 @@ class DeploymentSettings(StrictSettings):
     join_seconds: float = Field(600, gt=0, description="Seconds that the server waits for clients before round 1.")
     round_seconds: float = Field(
         3600, gt=0, description="Seconds until a round closes. Clients that have not replied by then are skipped."
-    )
-
-
-class TrainingSettings(StrictSettings):
-    """Local training; the same for every client and method."""
-
-    epochs: int = Field(1, ge=1, description="Passes over a client's training data in each round.")
-    steps: int | None = Field(None, ge=1, description="Optimiser steps in each round, instead of epochs.")
-    batch_size: int = Field(16, ge=1, description="Examples in each optimiser step.")
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="Examples that are computed at once. Fewer need less memory; the step stays the same. Unset: "
-        "the whole batch.",
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass, which needs less memory and more time."
-    )
-    eval_batch_size: int = Field(
-        32, ge=1, description="Examples that are evaluated at once. It changes time and memory, not results."
-    )
-    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="Learning rate of AdamW.")
-    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="Weight decay of AdamW.")
-    clip_norm: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="Largest norm of a step's gradient; 0 sets no limit."
-    )
-    schedule: Literal["constant", "linear"] = Field(
-        "constant", description="Learning rate over the whole run: constant, or falling linearly to 0."
-    )
-    warmup: float = Field(
-        0.0, ge=0, lt=1, description="Share of the run's steps in which the learning rate rises from 0."
-    )
-    optimizer_state: Literal["keep", "reset"] = Field(
-        "keep", description="Keep AdamW's moments from one round to the next, or reset them."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto",
-        description="Precision of training: float32, or bfloat16 autocast. 'auto' uses bfloat16 where the "
-        "hardware supports it.",
-    )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:(\d+|all))?)$",
-        description="'auto', 'cpu', 'cuda' or 'cuda:1'. 'cuda:all' spreads the base model's layers over all GPUs.",
     )

@@ -16,27 +16,26 @@ def validation_messages(error: ValidationError, root: type[BaseModel]) -> list[s
     """Return one message for each setting with a mistake, also if the setting allows several types."""
     messages: dict[str, str] = {}
     for item in error.errors():
-        place, message = _explain(item, root)
-        earlier = messages.get(place)
+        path = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal", "list["))]
+        name = ".".join(path) or "configuration"
+        message = f"{name}: {_problem(item, name, path, root)}"
         expected = message.rpartition(EXPECTED)[2]
-        messages[place] = f"{earlier} or {expected}" if earlier and EXPECTED in message else message
+        also_possible = name in messages and EXPECTED in message
+        messages[name] = f"{messages[name]} or {expected}" if also_possible else message
     return list(messages.values())
 
 
-def _explain(item: Any, root: type[BaseModel]) -> tuple[str, str]:
-    """Return the dotted name of a setting and the message about it."""
-    parts = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal", "list["))]
-    place = ".".join(parts) or "configuration"
+def _problem(item: Any, name: str, path: list[str], root: type[BaseModel]) -> str:
+    """Return what is wrong with the setting of a dotted name."""
     if item["type"] == "extra_forbidden":
-        model = _model_at(root, parts[:-1])
-        known = list(model.model_fields) if model else []
-        return place, f"{place}: unknown setting{nearest(parts[-1], known)}; known here: {', '.join(known)}"
+        known = _settings_at(root, path[:-1])
+        return f"unknown setting{nearest(path[-1], known)}; known here: {', '.join(known)}"
     if item["type"] == "missing":
-        hint = " (the table to read: a file, a folder or a hub name)" if place == "data.source" else ""
-        return place, f"{place}: missing, and it has no default{hint}"
+        hint = " (the table to read: a file, a folder or a hub name)" if name == "data.source" else ""
+        return f"missing, and it has no default{hint}"
     if item["type"] == "value_error":
-        return place, f"{place}: {item['msg'].removeprefix('Value error, ')}"
-    return place, f"{place}: got {item['input']!r}{EXPECTED}{_expected(item)}"
+        return str(item["msg"]).removeprefix("Value error, ")
+    return f"got {item['input']!r}{EXPECTED}{_expected(item)}"
 
 
 EXPECTED = ", expected "
@@ -75,11 +74,11 @@ EXAMPLES = {
 }
 
 
-def _model_at(root: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """Return the class of settings at a path of names."""
+def _settings_at(root: type[BaseModel], path: list[str]) -> list[str]:
+    """Return the names of the settings in the table at a path of names."""
     model: type[BaseModel] | None = root
     for part in path:
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
         options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return model
+    return list(model.model_fields) if model else []

@@ -2,12 +2,12 @@
 
 ::
 
-    settings    source, columns and split          roles     columns that a model reads
-    readers     one file -> raw columns            sources   all of data.source -> one checked Table
-    columns     raw cells -> texts, labels         partition rows -> clients (flwr-datasets' partitioners)
-    holdout     a client's rows -> train ... test  clients   all of it: make_clients -> FederatedData
-    summary     tables of the clients' data        images    cells and folders -> images
-    demo        the corpus of the package          instructions  cells -> prompts, answers, conversations
+    settings    source, columns and split          roles         columns that a model reads
+    readers     one file -> raw columns            sources       all of data.source -> one checked Table
+    columns     raw cells -> texts, labels         images        cells and folders -> images
+    partition   rows -> clients, train ... test    partitioners  random splits (flwr-datasets)
+    clients     all of it: make_clients -> FederatedData
+    summary     tables of the clients' data
 """
 
 from trifed.data.clients import (
@@ -20,13 +20,11 @@ from trifed.data.clients import (
     rows_hash,
     text_examples,
 )
-from trifed.data.demo import demo_corpus_path
-from trifed.data.images import IMAGES, as_png, open_image
-from trifed.data.instructions import LANGUAGE, QUESTIONS
+from trifed.data.images import as_png, open_image
 from trifed.data.partition import assign_clients
-from trifed.data.roles import TEXT, TEXTS, Role, Roles
+from trifed.data.roles import IMAGES, LANGUAGE, QUESTIONS, TEXT, TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
-from trifed.data.sources import Table, read_table, read_test
+from trifed.data.sources import Table, demo_corpus_path, read_table, read_test
 from trifed.data.summary import SplitRow, render_split, render_split_text, split_table, split_to_json
 
 __all__ = [

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
-from trifed.data.holdout import split_rows
-from trifed.data.partition import assign_clients
+from trifed.data.partition import assign_clients, split_rows
 from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
 from trifed.data.sources import Table, read_table, read_test
+
+Rows = NDArray[np.int64]
 
 SAMPLE_STREAM = 102
 CAP_STREAM = 103
@@ -94,65 +95,74 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
         DataError: An error of `read_table` or `assign_clients`, clients with too few examples or one label only,
             or labels of the global test set that no client trains on.
     """
-    notes: list[str] = []
-    table, test = read_table(settings, roles), read_test(settings, roles)
-    skipped = table.skipped + (test.skipped if test else 0)
-    if skipped:
-        notes.append(f"left out {skipped} row{'s' * (skipped > 1)} that cannot be read (data.skip_broken)")
-    if settings.drop_duplicates:
-        table = _without_duplicates(table, notes)
-    if test is not None:
-        test = _without_known_rows(test, table, settings, notes)
-    table = _sampled(table, settings.max_examples, seed, notes)
+    table, test, notes = _read(settings, roles)
+    rows = _drawn(np.arange(len(table)), settings.max_examples, [seed, SAMPLE_STREAM])
+    if len(rows) < len(table):
+        notes.append(f"kept {len(rows)} of {len(table)} rows, drawn at random (data.max_examples)")
+        table = table.subset(rows)
     labels, label_names = index_labels(table.labels, settings.labels)
     ids, names = assign_clients(labels, table.groups, settings.clients, seed, table.group_names)
-    rows = [np.flatnonzero(ids == i) for i in range(len(names))]
-    clients = _split_clients(table, labels, dict(zip(names, rows, strict=True)), settings, seed, notes)
+    by_client = {name: np.flatnonzero(ids == i) for i, name in enumerate(names)}
+    clients = _split_clients(table, labels, by_client, settings, seed, notes)
     global_test = None if test is None else _global_test(test, clients, label_names)
     return FederatedData(clients, label_names, global_test, notes)
 
 
-def make_client(settings: DataSettings, seed: int, roles: Roles, name: str, place: int) -> FederatedData:
-    """Read one client's own table and split its examples as those of client number `place` of a run.
+def make_client(settings: DataSettings, seed: int, roles: Roles, name: str, number: int) -> FederatedData:
+    """Read one client's own table and split its examples as those of client `number` of a run.
 
     Args:
         settings: The client's settings.
         seed: The run's seed, not negative.
         roles: The columns that a task's model reads.
         name: The client's name.
-        place: The client's number in the run, from 0.
+        number: The client's number in the run, from 0.
 
     Raises:
         DataError: An error of `read_table`, or a client with too few examples or one label only.
     """
-    notes: list[str] = []
-    table = read_table(settings, roles)
-    if table.skipped:
-        notes.append(f"left out {table.skipped} rows that cannot be read (data.skip_broken)")
+    table, _, notes = _read(settings, roles)
+    labels, label_names = index_labels(table.labels, settings.labels)
+    clients = _split_clients(table, labels, {name: np.arange(len(table))}, settings, seed, notes, number)
+    return FederatedData(clients, label_names, None, notes)
+
+
+def _read(settings: DataSettings, roles: Roles) -> tuple[Table, Table | None, list[str]]:
+    """Return the table, the global test set, and notes about the rows that were left out of both."""
+    table, test = read_table(settings, roles), read_test(settings, roles)
+    skipped = table.skipped + (test.skipped if test else 0)
+    notes = [f"left out {_row_count(skipped)} that cannot be read (data.skip_broken)"] if skipped else []
     if settings.drop_duplicates:
         table = _without_duplicates(table, notes)
-    labels, label_names = index_labels(table.labels, settings.labels)
-    clients = _split_clients(table, labels, {name: np.arange(len(table))}, settings, seed, notes, place)
-    return FederatedData(clients, label_names, None, notes)
+    if test is not None:
+        test = _without_known_rows(test, table, settings, notes)
+    return table, test, notes
+
+
+def _row_count(count: int, kind: str = "") -> str:
+    return f"{count} {kind}row{'s' * (count > 1)}"
 
 
 def _split_clients(
     table: Table,
     labels: NDArray[np.int64],
-    rows: Mapping[str, NDArray[np.int64]],
+    rows: Mapping[str, Rows],
     settings: DataSettings,
     seed: int,
     notes: list[str],
     first: int = 0,
 ) -> list[ClientData]:
     """Cap, check and split each client's rows; `first` is the number of the first client in the run."""
-    capped = [_capped(mine, settings, seed, number) for number, mine in enumerate(rows.values(), first)]
-    usable = _usable(capped, list(rows), labels, settings, notes)
+    limit = settings.clients.max_examples
+    capped = {
+        name: _drawn(mine, limit, [seed, CAP_STREAM, number])
+        for number, (name, mine) in enumerate(rows.items(), first)
+    }
     clients = []
-    for number, (name, mine) in enumerate(zip(rows, usable, strict=True), first):
+    for number, (name, mine) in enumerate(_usable(capped, labels, settings, notes).items(), first):
         rng = np.random.default_rng([seed, HOLDOUT_STREAM, number])
         parts = split_rows(labels[mine], settings.valid_fraction, settings.test_fraction, rng)
-        examples = (Examples(table.take(mine[part]).inputs, labels[mine[part]]) for part in parts)
+        examples = (Examples(table.subset(mine[part]).inputs, labels[mine[part]]) for part in parts)
         clients.append(ClientData(name, *examples))
     _check_held_out(clients, settings, notes)
     return clients
@@ -166,15 +176,13 @@ def index_labels(
     Raises:
         DataError: A label is not in `names`.
     """
-    if names is not None:
-        places = {name: i for i, name in enumerate(names)}
-        unknown = sorted({str(label) for label in labels} - set(places))
-        if unknown:
-            raise DataError(f"data.labels: got other labels, {_named(unknown)}; add them, or correct the rows")
-        return np.array([places[str(label)] for label in labels], dtype=np.int64), list(names)
-    unique: set[Any] = set(labels)
-    known = {label: i for i, label in enumerate(sorted(unique))}
-    return np.array([known[label] for label in labels], dtype=np.int64), [str(label) for label in known]
+    keys: list[Any] = list(labels) if names is None else list(map(str, labels))
+    order = sorted(set(keys)) if names is None else list(names)
+    index = {key: i for i, key in enumerate(order)}
+    unknown = sorted(set(keys) - set(index))
+    if unknown:
+        raise DataError(f"data.labels: got other labels, {_listed(unknown)}; add them, or correct the rows")
+    return np.array([index[key] for key in keys], dtype=np.int64), list(map(str, order))
 
 
 def content_hash(data: FederatedData) -> str:
@@ -184,8 +192,7 @@ def content_hash(data: FederatedData) -> str:
     def add(values: Sequence[str | bytes]) -> None:
         digest.update(len(values).to_bytes(8, "big"))
         for value in values:
-            raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-            digest.update(len(raw).to_bytes(8, "big") + raw)
+            digest.update(_framed(value))
 
     add(data.label_names)
     add([client.name for client in data.clients])
@@ -204,12 +211,14 @@ def rows_hash(data: FederatedData) -> str:
     for examples in _all_examples(data):
         columns = [examples.inputs[role] for role in sorted(examples.inputs)]
         for label, *cells in zip(examples.labels.tolist(), *columns, strict=True):
-            row = hashlib.sha256(str(label).encode())
-            for cell in cells:
-                raw = cell if isinstance(cell, bytes) else cell.encode("utf-8", "surrogatepass")
-                row.update(len(raw).to_bytes(8, "big") + raw)
-            rows.append(row.digest())
+            rows.append(hashlib.sha256(b"".join([str(label).encode(), *map(_framed, cells)])).digest())
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
+def _framed(value: str | bytes) -> bytes:
+    """Return a value as bytes after its length, so that no two sequences of values look alike."""
+    raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+    return len(raw).to_bytes(8, "big") + raw
 
 
 def _all_examples(data: FederatedData) -> Iterator[Examples]:
@@ -232,8 +241,8 @@ def _without_duplicates(table: Table, notes: list[str]) -> Table:
     if not dropped:
         return table
     other = f" ({contradicted} of them had another label than the row kept)" if contradicted else ""
-    notes.append(f"dropped {dropped} duplicate row{'s' * (dropped > 1)}{other}")
-    return table.take(np.array(list(first.values()), dtype=np.int64))
+    notes.append(f"dropped {_row_count(dropped, 'duplicate ')}{other}")
+    return table.subset(np.array(list(first.values()), dtype=np.int64))
 
 
 def _without_known_rows(test: Table, table: Table, settings: DataSettings, notes: list[str]) -> Table:
@@ -250,59 +259,45 @@ def _without_known_rows(test: Table, table: Table, settings: DataSettings, notes
             f"data.test = {settings.test!r}: all {shared} rows also occur in data.source; expected unseen "
             "examples. Name a separate test set, or remove data.test."
         )
-    notes.append(f"dropped {shared} row{'s' * (shared > 1)} of the global test set that also occur in the table")
-    return test.take(new)
+    notes.append(f"dropped {_row_count(shared)} of the global test set that also occur in the table")
+    return test.subset(new)
 
 
-def _sampled(table: Table, limit: int | None, seed: int, notes: list[str]) -> Table:
-    if limit is None or limit >= len(table):
-        return table
-    notes.append(f"kept {limit} of {len(table)} rows, drawn at random (data.max_examples)")
-    rng = np.random.default_rng([seed, SAMPLE_STREAM])
-    return table.take(np.sort(rng.choice(len(table), limit, replace=False)).astype(np.int64))
-
-
-def _capped(rows: NDArray[np.int64], settings: DataSettings, seed: int, client: int) -> NDArray[np.int64]:
-    limit = settings.clients.max_examples
+def _drawn(rows: Rows, limit: int | None, stream: list[int]) -> Rows:
+    """Return at most `limit` of the rows, (n,), drawn at random, in ascending order."""
     if limit is None or limit >= len(rows):
         return rows
-    rng = np.random.default_rng([seed, CAP_STREAM, client])
-    return np.sort(rng.choice(rows, limit, replace=False))
+    return np.sort(np.random.default_rng(stream).choice(rows, limit, replace=False))
 
 
-def _named(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _usable(
-    rows: list[NDArray[np.int64]],
-    names: Sequence[str],
-    labels: NDArray[np.int64],
-    settings: DataSettings,
-    notes: list[str],
-) -> list[NDArray[np.int64]]:
+    rows: Mapping[str, Rows], labels: NDArray[np.int64], settings: DataSettings, notes: list[str]
+) -> dict[str, Rows]:
     """Raise `DataError` for clients with too few examples or one label; empty small ones if that is allowed."""
     least = max(1, settings.clients.min_examples)
-    small = [i for i, mine in enumerate(rows) if len(mine) < least]
-    alike = [i for i, mine in enumerate(rows) if i not in small and len(np.unique(labels[mine])) == 1]
-    single = alike if settings.label else []
+    small = [name for name, mine in rows.items() if len(mine) < least]
+    alike = [name for name, mine in rows.items() if name not in small and len(np.unique(labels[mine])) == 1]
+    counts = _listed([f"{name} ({len(rows[name])})" for name in small])
     problems = []
-    counts = _named([f"{names[i]} ({len(rows[i])})" for i in small])
     if small and not settings.allow_empty_clients:
         problems.append(
             f"clients with fewer than {least} examples: {counts}. Lower data.clients.min_examples, use fewer "
             "clients, or set data.allow_empty_clients = true to keep them without data."
         )
-    if single and not settings.allow_single_class:
+    if alike and settings.label and not settings.allow_single_class:
         problems.append(
-            f"clients with one label only: {_named([names[i] for i in single])}. Choose a milder split (a larger "
-            "data.clients.alpha or data.clients.labels_per_client), or set data.allow_single_class = true."
+            f"clients with one label only: {_listed(alike)}. Choose a milder split (a larger data.clients.alpha "
+            "or data.clients.labels_per_client), or set data.allow_single_class = true."
         )
     if problems:
         raise DataError("\n".join(problems))
     if small:
         notes.append(f"kept without data, for having fewer than {least} examples: {counts}")
-    return [mine[:0] if i in small else mine for i, mine in enumerate(rows)]
+    return {name: mine[:0] if name in small else mine for name, mine in rows.items()}
 
 
 def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes: list[str]) -> None:
@@ -310,13 +305,13 @@ def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes
     untested = [client.name for client in clients if len(client.train) and not len(client.test)]
     if untested and settings.test_fraction > 0:
         raise DataError(
-            f"data.test_fraction: no example can be held out for {_named(untested)}, because no label occurs "
+            f"data.test_fraction: no example can be held out for {_listed(untested)}, because no label occurs "
             "there twice and one example of each stays in training. Use fewer clients or more examples, or set "
             "data.test_fraction = 0 and name a data.test."
         )
     unchecked = [client.name for client in clients if len(client.train) and not len(client.valid)]
     if unchecked and settings.valid_fraction > 0:
-        notes.append(f"no example to spare for validation: {_named(unchecked)}")
+        notes.append(f"no example to spare for validation: {_listed(unchecked)}")
 
 
 def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequence[str]) -> Examples:
@@ -325,7 +320,7 @@ def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequen
     unknown = sorted(set(counts) - trained)
     if unknown:
         raise DataError(
-            f"labels of the global test set that are in no client's training data: {_named(unknown)} "
+            f"labels of the global test set that are in no client's training data: {_listed(unknown)} "
             f"({sum(counts[label] for label in unknown)} of {len(test)} rows). Correct the labels, remove those "
             "rows, or keep more training examples (data.max_examples, data.clients.max_examples)."
         )

@@ -1,9 +1,11 @@
-"""Convert raw cells to texts, labels and client names, with errors that name the row."""
+"""Convert raw cells to texts, conversations, labels and client names, with errors that name the row."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trifed.common.errors import DataError
@@ -12,13 +14,23 @@ from trifed.data.readers import RawTable
 Cell = tuple[RawTable, int, Any]
 """One cell: its table, its index in that table, its value."""
 
-_WHOLE = re.compile(r"[+-]?\d+")
-_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")
+SPEAKERS = ("system", "user", "assistant")
+
+_NUMBER = re.compile(r"[+-]?((?!0\d)\d+|\d+\.\d*|\.\d+)")
+"""A number in a CSV file, but no code with leading zeros, such as 007."""
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
-_LEADING_ZERO = re.compile(r"[+-]?0\d+")
+_CONVERSATION = 'expected a list of messages such as {"role": "user", "content": "..."}'
 
 
-def place(cell: Cell) -> str:
+@dataclass(frozen=True)
+class Unusable:
+    """A cell that cannot be used, with its location ("file, row 3") and the reason."""
+
+    location: str
+    reason: str
+
+
+def location(cell: Cell) -> str:
     """Return the location of a cell, such as "file, row 3"."""
     table, index, _ = cell
     return f"{table.where}, {table.unit} {table.rows[index]}"
@@ -29,15 +41,19 @@ def cells(tables: Sequence[RawTable], column: str) -> list[Cell]:
     return [(table, i, value) for table in tables for i, value in enumerate(table.columns[column])]
 
 
-def _refuse(bad: Sequence[Cell], problem: str, way_out: str) -> None:
-    if not bad:
-        return
-    others = f" ({len(bad)} such rows in all)" if len(bad) > 1 else ""
-    raise DataError(f"{place(bad[0])}: {problem}{others}. {way_out}")
+def is_blank(value: Any) -> bool:
+    """Return True for None and for a text of nothing but spaces."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _matching(column: Sequence[Cell], wrong: Callable[[Any], bool]) -> list[Cell]:
-    return [cell for cell in column if wrong(cell[2])]
+def _refuse(column: Sequence[Cell], name: str, wrong: Callable[[Any], object], problem: str, remedy: str) -> None:
+    """Raise `DataError` about the first wrong value; `problem` may hold `{name}`, `{kind}` and `{value}`."""
+    bad = [cell for cell in column if wrong(cell[2])]
+    if bad:
+        value = bad[0][2]
+        found = problem.format(name=name, kind=type(value).__name__, value=value)
+        others = f" ({len(bad)} such rows in all)" if len(bad) > 1 else ""
+        raise DataError(f"{location(bad[0])}: {found}{others}. {remedy}")
 
 
 def read_texts(column: Sequence[Cell], name: str) -> list[str]:
@@ -46,15 +62,64 @@ def read_texts(column: Sequence[Cell], name: str) -> list[str]:
     Raises:
         DataError: A cell is no string, is blank, or holds a lone surrogate.
     """
-    odd = _matching(column, lambda value: value is not None and not isinstance(value, str))
-    if odd:
-        kind = type(odd[0][2]).__name__
-        _refuse(odd, f"column {name!r} holds a {kind} ({odd[0][2]!r:.60}), expected a text", "Name a text column.")
-    empty = _matching(column, lambda value: value is None or not value.strip())
-    _refuse(empty, f"the text in column {name!r} is empty", "Fill it in or remove the row.")
-    broken = _matching(column, lambda value: _HALF_CHARACTER.search(value) is not None)
-    _refuse(broken, f"the text in column {name!r} holds half a character (a lone surrogate)", "Write it again.")
+    _refuse(
+        column,
+        name,
+        lambda value: value is not None and not isinstance(value, str),
+        "column {name!r} holds a {kind} ({value!r:.60}), expected a text",
+        "Name a text column.",
+    )
+    empty = "the text in column {name!r} is empty"
+    _refuse(column, name, is_blank, empty, "Fill it in or remove the row.")
+    broken = "the text in column {name!r} holds half a character (a lone surrogate)"
+    _refuse(column, name, _HALF_CHARACTER.search, broken, "Write it again.")
     return [value for _, _, value in column]
+
+
+def read_optional_texts(column: Sequence[Cell], name: str) -> list[str]:
+    """Return a column's texts, (n,), with empty texts for missing ones."""
+    return ["" if is_blank(cell[2]) else read_texts([cell], name)[0] for cell in column]
+
+
+def read_conversations(column: Sequence[Cell], name: str) -> list[str]:
+    """Return conversations, (n,), as JSON lists of messages with `role` and `content`.
+
+    Raises:
+        DataError: A cell is no conversation, or has no message of the assistant.
+    """
+    return [_conversation(cell, name) for cell in column]
+
+
+def _conversation(cell: Cell, name: str) -> str:
+    value = cell[2]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{location(cell)}: column {name!r} holds no JSON ({error.msg}); {_CONVERSATION}"
+            ) from error
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{location(cell)}: column {name!r} holds a {type(value).__name__}; {_CONVERSATION}")
+    messages = [_message(cell, name, message) for message in value]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise DataError(
+            f"{location(cell)}: got a conversation without the role 'assistant' in column {name!r}; "
+            f"{_CONVERSATION}"
+        )
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def _message(cell: Cell, name: str, message: Any) -> dict[str, str]:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        raise DataError(f"{location(cell)}: a message in column {name!r} is {message!r:.60}; {_CONVERSATION}")
+    role, content = message["role"], message["content"]
+    if role not in SPEAKERS or not isinstance(content, str):
+        raise DataError(
+            f"{location(cell)}: a message in column {name!r} has the role {role!r:.30}, expected one of "
+            f"{', '.join(SPEAKERS)}, with a text as content"
+        )
+    return {"role": role, "content": content}
 
 
 def read_groups(column: Sequence[Cell], name: str) -> list[str]:
@@ -63,19 +128,14 @@ def read_groups(column: Sequence[Cell], name: str) -> list[str]:
     Raises:
         DataError: A cell is empty, or neither a text nor a number.
     """
-    empty = _matching(column, lambda value: value is None or not str(value).strip())
-    _refuse(empty, f"the client column {name!r} is empty", "Fill it in or remove the row.")
-    odd = _matching(column, lambda value: not isinstance(value, (str, int, float)))
-    if odd:
-        kind = type(odd[0][2]).__name__
-        _refuse(odd, f"the client column {name!r} holds a {kind}, expected a text or a number", "Name another.")
-    return [_group(value) for _, _, value in column]
-
-
-def _group(value: str | int | float) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    _refuse(column, name, is_blank, "the client column {name!r} is empty", "Fill it in or remove the row.")
+    odd = "the client column {name!r} holds a {kind}, expected a text or a number"
+    _refuse(column, name, lambda value: not isinstance(value, str | int | float), odd, "Name another.")
+    values = [value for _, _, value in column]
+    return [
+        str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+        for value in values
+    ]
 
 
 def read_labels(column: Sequence[Cell], name: str) -> list[str] | list[int]:
@@ -88,51 +148,41 @@ def read_labels(column: Sequence[Cell], name: str) -> list[str] | list[int]:
         DataError: A label is missing, is a number that is not whole or another type, or integers and strings are
             mixed.
     """
-    named = [(table, i, _by_name(table, value)) for table, i, value in column]
-    missing = _matching(named, _is_missing)
-    _refuse(missing, f"the label in column {name!r} is missing", "Give every row a label or remove the row.")
+    named = [(table, i, _class_name(table, name, value)) for table, i, value in column]
+    _refuse(
+        named,
+        name,
+        lambda value: is_blank(value) or value != value,  # NaN differs from itself
+        "the label in column {name!r} is missing",
+        "Give every row a label or remove the row.",
+    )
     typed = _type_csv_cells(named)
-    broken = _matching(typed, lambda value: isinstance(value, float) and not value.is_integer())
-    if broken:
-        _refuse(
-            broken,
-            f"the label in column {name!r} is {broken[0][2]!r}, expected a whole number or a text",
-            "A label names a class; another column may be the one that holds them.",
-        )
-    odd = _matching(typed, lambda value: not isinstance(value, (str, int, float)))
-    if odd:
-        kind = type(odd[0][2]).__name__
-        _refuse(odd, f"column {name!r} holds a {kind}, expected a whole number or a text", "Name another column.")
+    _refuse(
+        typed,
+        name,
+        lambda value: isinstance(value, float) and not value.is_integer(),
+        "the label in column {name!r} is {value!r}, expected a whole number or a text",
+        "A label names a class; another column may be the one that holds them.",
+    )
+    odd = "column {name!r} holds a {kind}, expected a whole number or a text"
+    _refuse(typed, name, lambda value: not isinstance(value, str | int | float), odd, "Name another column.")
     return _one_type(typed, name)
 
 
-def _by_name(table: RawTable, value: Any) -> Any:
-    if table.class_names is None or not isinstance(value, int):
+def _class_name(table: RawTable, column: str, value: Any) -> Any:
+    """Return the name of a ClassLabel's integer (None if it has none), and any other value unchanged."""
+    names = table.class_names.get(column)
+    if names is None or not isinstance(value, int):
         return value
-    return table.class_names[value] if 0 <= value < len(table.class_names) else None
+    return names[value] if 0 <= value < len(names) else None
 
 
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, float):
-        return value != value
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _type_csv_cells(column: Sequence[Cell]) -> list[Cell]:
+def _type_csv_cells(column: list[Cell]) -> list[Cell]:
     """Convert CSV cells to numbers if all of them are numbers and none is a code such as 007."""
-    texts = [value.strip() for table, _, value in column if table.untyped]
-    numbers = all(
-        (_WHOLE.fullmatch(text) and not _LEADING_ZERO.fullmatch(text)) or _DECIMAL.fullmatch(text)
-        for text in texts
-    )
-    if not texts or not numbers:
-        return list(column)
+    if not all(_NUMBER.fullmatch(value.strip()) for table, _, value in column if table.untyped):
+        return column
     return [
-        (
-            table,
-            i,
-            (int(value) if _WHOLE.fullmatch(value.strip()) else float(value)) if table.untyped else value,
-        )
+        (table, i, (float(value) if "." in value else int(value)) if table.untyped else value)
         for table, i, value in column
     ]
 
@@ -142,10 +192,8 @@ def _one_type(column: Sequence[Cell], name: str) -> list[str] | list[int]:
     numbers = [cell for cell in column if not isinstance(cell[2], str)]
     if texts and numbers:
         raise DataError(
-            f"column {name!r} mixes texts and numbers as labels: {texts[0][2]!r} in {place(texts[0])}, "
-            f"{numbers[0][2]!r} in {place(numbers[0])}; expected one kind. Write all of them as texts, or all as "
-            "integers."
+            f"column {name!r} mixes texts and numbers as labels: {texts[0][2]!r} in {location(texts[0])}, "
+            f"{numbers[0][2]!r} in {location(numbers[0])}; expected one kind. Write all of them as texts, or all "
+            "as integers."
         )
-    if texts:
-        return [value.strip() for _, _, value in column]
-    return [int(value) for _, _, value in column]
+    return [cell[2].strip() for cell in texts] or [int(cell[2]) for cell in numbers]

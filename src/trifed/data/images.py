@@ -9,9 +9,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from trifed.data.columns import Cell, place
+from trifed.data.columns import Cell, Unusable, is_blank, location
 from trifed.data.readers import RawTable, check_columns
-from trifed.data.roles import Role, Roles, Unusable
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 
@@ -29,24 +28,24 @@ def _checked(cell: Cell, name: str) -> bytes | Unusable:
     table, _, value = cell
     if isinstance(value, Mapping) and "bytes" in value:
         value = value["bytes"] if value["bytes"] is not None else value.get("path")
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return Unusable(place(cell), f"the image in column {name!r} is missing")
     where = f"the image in column {name!r}"
+    if is_blank(value):
+        return Unusable(location(cell), f"{where} is missing")
     if isinstance(value, str | Path):
         path = Path(table.where).parent / value  # an absolute path is not changed
         where = str(path)
         try:
             value = path.read_bytes()
         except OSError as error:
-            return Unusable(place(cell), f"{path} cannot be read ({error.strerror})")
+            return Unusable(location(cell), f"{path} cannot be read ({error.strerror})")
     if not isinstance(value, bytes):
-        kind = type(value).__name__
-        return Unusable(place(cell), f"column {name!r} holds a {kind}, expected an image or the path of one")
+        reason = f"column {name!r} holds a {type(value).__name__}, expected an image or the path of one"
+        return Unusable(location(cell), reason)
     try:
         open_image(value).load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).replace(f"{io.BytesIO.__module__}.", "").split(" <")[0]
-        return Unusable(place(cell), f"{where} is no image that can be read ({reason})")
+        return Unusable(location(cell), f"{where} is no image that can be read ({reason})")
     return value
 
 
@@ -88,12 +87,8 @@ def table_of(folder: Path, files: Sequence[Path], wanted: Mapping[str, str]) -> 
     return RawTable(str(folder), columns, range(1, len(files) + 1), unit="image")
 
 
-def _given(image: Any) -> bytes:
+def encoded(image: Any) -> bytes:
     """Return a path's file, bytes or a PIL image as the bytes of a file."""
     if isinstance(image, bytes):
         return image
     return as_png(image) if isinstance(image, Image.Image) else Path(image).read_bytes()
-
-
-IMAGES: Roles = (Role("image", read_images, _given),)
-"""One image per row."""

@@ -1,9 +1,10 @@
-"""Assign every row of a table to exactly one client."""
+"""Assign every row of a table to one client, and split each client's rows into train, validation and test."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,7 @@ from numpy.typing import NDArray
 from trifed.common.errors import DataError
 from trifed.data.settings import ClientSettings
 
-PARTITION_STREAM = 101
-"""Separates the partition's random numbers from all others of the same seed."""
-
-_DIRICHLET_SEEDS = 10
+Rows = NDArray[np.int64]
 
 
 def assign_clients(
@@ -39,113 +37,84 @@ def assign_clients(
     Raises:
         DataError: The table does not allow this split.
     """
-    from trifed.data import partitioners
-
-    n = len(labels)
     if settings.split in ("column", "files"):
         if groups is None:
             raise DataError(f'data.clients.split = "{settings.split}" needs the client of each row, got none.')
         ordered = _sorted_names(set(groups) | set(group_names or ()))
         index = {name: i for i, name in enumerate(ordered)}
-        parts = partitioners.natural(np.array([index[group] for group in groups], dtype=np.int64), len(ordered))
-        return _ids(parts, n), file_names(ordered)
-    count = len(settings.sizes or ()) if settings.split == "sizes" else settings.count
-    _check_enough_rows(n, count, settings)
-    parts = _drawn(labels, settings, seed)
-    width = max(2, len(str(count - 1)))
-    return _ids(parts, n), [f"client-{i:0{width}d}" for i in range(count)]
+        return np.array([index[group] for group in groups], dtype=np.int64), file_names(ordered)
+    from trifed.data.partitioners import draw_clients
 
-
-def _drawn(labels: NDArray[np.int64], settings: ClientSettings, seed: int) -> list[NDArray[np.int64]]:
-    """Return each client's rows for the random splits."""
-    from trifed.data import partitioners
-
-    rng = np.random.default_rng([seed, PARTITION_STREAM])
-    order = rng.permutation(len(labels)).astype(np.int64)
-    seeds = rng.integers(2**31, size=_DIRICHLET_SEEDS).tolist()
-    if settings.split == "iid":
-        return partitioners.iid(order, labels, settings.count)
-    if settings.split == "sizes":
-        return partitioners.sized(order, labels, _whole_sizes(settings.sizes or [], len(labels)))
-    if settings.split == "dirichlet":
-        parts = partitioners.dirichlet(order, labels, settings.count, settings.alpha, settings.min_examples, seeds)
-        if parts is None:
-            raise DataError(
-                f'data.clients.split = "dirichlet": no draw with alpha = {settings.alpha:g} gave each of the '
-                f"{settings.count} clients {settings.min_examples} of {len(labels)} examples. "
-                "Raise data.clients.alpha, or lower data.clients.min_examples or data.clients.count."
-            )
-        return parts
-    return _pathological(order, labels, settings, seeds[0])
-
-
-def _pathological(
-    order: NDArray[np.int64], labels: NDArray[np.int64], settings: ClientSettings, seed: int
-) -> list[NDArray[np.int64]]:
-    from trifed.data import partitioners
-
-    n_labels, each, count = len(np.unique(labels)), settings.labels_per_client, settings.count
-    if each > n_labels:
-        raise DataError(
-            f"data.clients.labels_per_client = {each}, but the table has {n_labels} labels; set it to at most "
-            f"{n_labels}."
-        )
-    if each * count < n_labels:
-        raise DataError(
-            f'data.clients.split = "pathological": {count} clients with {each} labels each cannot hold the '
-            f"{n_labels} labels of the table. Raise data.clients.labels_per_client to at least "
-            f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
-        )
-    try:
-        return partitioners.pathological(order, labels, count, each, seed)
-    except ValueError as error:
-        rarest = int(np.unique(labels, return_counts=True)[1].min())
-        raise DataError(
-            'data.clients.split = "pathological": a label has fewer examples than clients to share them (the '
-            f"rarest has {rarest}). Lower data.clients.count or data.clients.labels_per_client, or add examples."
-        ) from error
-
-
-def _check_enough_rows(n: int, count: int, settings: ClientSettings) -> None:
-    least = settings.min_examples if settings.split == "dirichlet" else 0
-    if n < count * max(1, least):
-        raise DataError(
-            f"{n} examples are too few for {count} clients with at least {max(1, least)} each. "
-            "Lower the number of clients or data.clients.min_examples, or add examples."
-        )
-
-
-def _whole_sizes(sizes: Sequence[float], n: int) -> list[int]:
-    """Return whole numbers in proportion to `sizes`, (k,), each at least 1, that sum to `n`."""
-    shares = np.asarray(sizes, dtype=np.float64) / np.sum(sizes) * (n - len(sizes))
-    whole = np.floor(shares).astype(np.int64)
-    short = n - len(sizes) - int(whole.sum())
-    whole[np.argsort(whole - shares, kind="stable")[:short]] += 1
-    return [int(size) for size in whole + 1]
-
-
-def _ids(parts: Sequence[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
-    ids = np.full(n, -1, dtype=np.int64)
+    parts = draw_clients(labels, settings, seed)
+    ids = np.full(len(labels), -1, dtype=np.int64)
     for client, rows in enumerate(parts):
         ids[rows] = client
-    return ids
+    width = max(2, len(str(len(parts) - 1)))
+    return ids, [f"client-{i:0{width}d}" for i in range(len(parts))]
 
 
 def _sorted_names(names: set[str]) -> list[str]:
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
+    numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
 def file_names(names: Sequence[str]) -> list[str]:
     """Convert names to valid file names that are unique even on case-insensitive file systems."""
-    taken: set[str] = set()
-    safe: list[str] = []
+    safe: dict[str, str] = {}
     for name in names:
         base = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] or "client"
         candidate, number = base, 2
-        while candidate.lower() in taken:
+        while candidate.lower() in safe:
             candidate, number = f"{base}-{number}", number + 1
-        taken.add(candidate.lower())
-        safe.append(candidate)
-    return safe
+        safe[candidate.lower()] = candidate
+    return list(safe.values())
+
+
+def split_rows(
+    labels: NDArray[np.int64], valid_fraction: float, test_fraction: float, rng: np.random.Generator
+) -> tuple[Rows, Rows, Rows]:
+    """Split rows into train, validation and test, stratified by label.
+
+    At least one example of every label stays in train, so a label that occurs once is never held out. A part with
+    a positive fraction gets at least one example, if any label has one to spare.
+
+    Args:
+        labels: (n,).
+        valid_fraction: Share of the examples in validation.
+        test_fraction: Share of the examples in test.
+        rng: Source of the random order.
+
+    Returns:
+        The rows of train, validation and test: ascending, disjoint, together 0 … n-1.
+    """
+    n = len(labels)
+    kinds, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    part = np.zeros(n, dtype=np.int64)
+    spare = counts - 1
+    n_test = _apportion(counts * test_fraction, spare, _target(n, test_fraction), rng)
+    n_valid = _apportion(counts * valid_fraction, spare - n_test, _target(n, valid_fraction), rng)
+    for kind in range(len(kinds)):
+        rows = rng.permutation(np.flatnonzero(inverse == kind))
+        cut = int(n_test[kind])
+        part[rows[:cut]] = 2
+        part[rows[cut : cut + int(n_valid[kind])]] = 1
+    train, valid, test = (np.flatnonzero(part == which).astype(np.int64) for which in range(3))
+    return train, valid, test
+
+
+def _target(n: int, fraction: float) -> int:
+    return max(1, round(n * fraction)) if fraction > 0 else 0
+
+
+def _apportion(quota: NDArray[np.floating[Any]], room: Rows, total: int, rng: np.random.Generator) -> Rows:
+    """Round `quota`, (k,), to whole numbers of at most `room`, (k,), that sum to `total` if there is room.
+
+    Largest remainders are rounded up first, equal ones in random order.
+    """
+    given: Rows = np.minimum(np.floor(quota).astype(np.int64), room)
+    while (short := min(total, int(room.sum())) - int(given.sum())) > 0:
+        open_ = np.flatnonzero(given < room)
+        shuffled = rng.permutation(open_)
+        first = shuffled[np.argsort(given[shuffled] - quota[shuffled], kind="stable")]
+        given[first[:short]] += 1
+    return given

@@ -1,6 +1,6 @@
-"""Row numbers of each client from the partitioners of flwr-datasets.
+"""Random splits of a table into clients, by the partitioners of flwr-datasets.
 
-Importing this module imports flwr-datasets, which takes seconds, so `partition` imports it on first use.
+Importing this module imports flwr-datasets, which needs seconds, so `partition` imports it on first use.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from datasets import Dataset
 from flwr_datasets.partitioner import (
     DirichletPartitioner,
     IidPartitioner,
-    NaturalIdPartitioner,
     Partitioner,
     PathologicalPartitioner,
     SizePartitioner,
 )
 from numpy.typing import NDArray
 
+from trifed.common.errors import DataError
+from trifed.data.settings import ClientSettings
+
 Rows = NDArray[np.int64]
+
+PARTITION_STREAM = 101
+"""Separates the partition's random numbers from all others of the same seed."""
+
+_DIRICHLET_SEEDS = 10
 
 
 class DealtLabelPartitioner(PathologicalPartitioner):  # type: ignore[misc]
@@ -44,6 +51,31 @@ class DealtLabelPartitioner(PathologicalPartitioner):  # type: ignore[misc]
             self._partition_id_to_unique_labels[client] = [self._unique_labels[card] for card in hand]
 
 
+def draw_clients(labels: Rows, settings: ClientSettings, seed: int) -> list[Rows]:
+    """Return each client's rows, ascending, for the random splits.
+
+    Raises:
+        DataError: The table does not allow this split.
+    """
+    count = len(settings.sizes or ()) if settings.split == "sizes" else settings.count
+    least = max(1, settings.min_examples if settings.split == "dirichlet" else 1)
+    if len(labels) < count * least:
+        raise DataError(
+            f"{len(labels)} examples are too few for {count} clients with at least {least} each. "
+            "Lower the number of clients or data.clients.min_examples, or add examples."
+        )
+    rng = np.random.default_rng([seed, PARTITION_STREAM])
+    order = rng.permutation(len(labels)).astype(np.int64)
+    seeds = rng.integers(2**31, size=_DIRICHLET_SEEDS).tolist()
+    if settings.split == "dirichlet":
+        return _dirichlet(order, labels, settings, seeds)
+    if settings.split == "pathological":
+        return _pathological(order, labels, settings, seeds[0])
+    if settings.split == "sizes":
+        return _rows(SizePartitioner(_whole_sizes(settings.sizes or [], len(labels))), order, labels)
+    return _rows(IidPartitioner(count), order, labels)
+
+
 def _rows(partitioner: Partitioner, order: Rows, labels: Rows) -> list[Rows]:
     """Run a partitioner over the rows in the given order, (n,), and return each client's rows, ascending."""
     partitioner.dataset = Dataset.from_dict({"row": order, "label": labels[order]})
@@ -53,48 +85,51 @@ def _rows(partitioner: Partitioner, order: Rows, labels: Rows) -> list[Rows]:
     return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
 
 
-def iid(order: Rows, labels: Rows, count: int) -> list[Rows]:
-    """Assign rows evenly, with sizes that differ by at most one."""
-    return _rows(IidPartitioner(count), order, labels)
-
-
-def sized(order: Rows, labels: Rows, sizes: Sequence[int]) -> list[Rows]:
-    """Assign `sizes[i]` rows to client i; sizes are at least one and sum to n."""
-    return _rows(SizePartitioner([int(size) for size in sizes]), order, labels)
-
-
-def natural(groups: Rows, n_groups: int) -> list[Rows]:
-    """Assign the rows whose group, (n,), is g to client g."""
-    partitioner = NaturalIdPartitioner("label")
-    parts = _rows(partitioner, np.arange(len(groups), dtype=np.int64), groups)
-    present = {int(group): parts[i] for i, group in partitioner.partition_id_to_natural_id.items()}
-    return [present.get(group, np.zeros(0, dtype=np.int64)) for group in range(n_groups)]
-
-
-def dirichlet(
-    order: Rows, labels: Rows, count: int, alpha: float, smallest: int, seeds: Sequence[int]
-) -> list[Rows] | None:
-    """Divide each label's rows by proportions drawn from Dirichlet(alpha).
-
-    Returns:
-        Each client's rows, or None if no draw with any seed gave every client `smallest` rows.
-    """
+def _dirichlet(order: Rows, labels: Rows, settings: ClientSettings, seeds: Sequence[int]) -> list[Rows]:
+    """Divide each label's rows by proportions drawn from Dirichlet(alpha), with the first seed that works."""
+    count, alpha, least = settings.count, settings.alpha, settings.min_examples
     for seed in seeds:
         partitioner = DirichletPartitioner(
-            count, "label", alpha, min_partition_size=smallest, self_balancing=False, shuffle=False, seed=seed
+            count, "label", alpha, min_partition_size=least, self_balancing=False, shuffle=False, seed=seed
         )
-        try:
+        with contextlib.suppress(ValueError):  # all attempts of this seed failed
             return _rows(partitioner, order, labels)
-        except ValueError:  # all attempts of this seed failed
-            continue
-    return None
+    raise DataError(
+        f'data.clients.split = "dirichlet": no draw with alpha = {alpha:g} gave each of the {count} clients '
+        f"{least} of {len(labels)} examples. Raise data.clients.alpha, or lower data.clients.min_examples or "
+        "data.clients.count."
+    )
 
 
-def pathological(order: Rows, labels: Rows, count: int, labels_per_client: int, seed: int) -> list[Rows]:
-    """Assign each client a few labels, and divide each label's rows among its clients.
+def _pathological(order: Rows, labels: Rows, settings: ClientSettings, seed: int) -> list[Rows]:
+    """Assign each client a few labels, and divide each label's rows among its clients."""
+    counts = np.unique(labels, return_counts=True)[1]
+    n_labels, each, count = len(counts), settings.labels_per_client, settings.count
+    if each > n_labels:
+        raise DataError(
+            f"data.clients.labels_per_client = {each}, but the table has {n_labels} labels; set it to at most "
+            f"{n_labels}."
+        )
+    if each * count < n_labels:
+        raise DataError(
+            f'data.clients.split = "pathological": {count} clients with {each} labels each cannot hold the '
+            f"{n_labels} labels of the table. Raise data.clients.labels_per_client to at least "
+            f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
+        )
+    try:
+        return _rows(DealtLabelPartitioner(count, "label", each, shuffle=False, seed=seed), order, labels)
+    except ValueError as error:
+        raise DataError(
+            'data.clients.split = "pathological": a label has fewer examples than clients to share them (the '
+            f"rarest has {counts.min()}). Lower data.clients.count or data.clients.labels_per_client, or add "
+            "examples."
+        ) from error
 
-    Raises:
-        ValueError: A label has fewer rows than clients.
-    """
-    partitioner = DealtLabelPartitioner(count, "label", labels_per_client, shuffle=False, seed=seed)
-    return _rows(partitioner, order, labels)
+
+def _whole_sizes(sizes: Sequence[float], n: int) -> list[int]:
+    """Return whole numbers in proportion to `sizes`, (k,), each at least 1, that sum to `n`."""
+    shares = np.asarray(sizes, dtype=np.float64) / np.sum(sizes) * (n - len(sizes))
+    whole = np.floor(shares).astype(np.int64)
+    short = n - len(sizes) - int(whole.sum())
+    whole[np.argsort(whole - shares, kind="stable")[:short]] += 1
+    return [int(size) for size in whole + 1]

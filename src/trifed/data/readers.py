@@ -10,9 +10,8 @@ import difflib
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trifed.common.errors import DataError
-
-ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class RawTable:
         columns: Cells by column name, (n,) each.
         rows: 1-based positions, (n,): data rows in CSV (without the header) and Parquet, lines in JSON.
         unit: Name of a position in messages.
-        class_names: Names of integer labels, if the file has them.
+        class_names: Names of the integers in ClassLabel columns, by column.
         untyped: True if all cells are strings because the format has no types (CSV).
     """
 
@@ -41,17 +38,16 @@ class RawTable:
     columns: Mapping[str, Sequence[Any]]
     rows: Sequence[int]
     unit: str = "row"
-    class_names: tuple[str, ...] | None = None
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     untyped: bool = False
 
 
-def read_file(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTable:
+def read_file(path: Path, wanted: Mapping[str, str]) -> RawTable:
     """Read columns of one CSV, JSON Lines or Parquet file.
 
     Args:
         path: The file.
         wanted: Column by the dotted name of the setting that names it.
-        label: The label column, if there is one.
 
     Raises:
         DataError: A missing file, an unknown ending, a missing column, or content that cannot be read.
@@ -62,27 +58,23 @@ def read_file(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTa
         )
     if not path.is_file():
         raise DataError(f"{path}: no such file (expected a table; looked in {Path.cwd()}). Check its name.")
-    ending = path.suffix.lower()
-    if ending not in ENDINGS:
+    read = READERS.get(path.suffix.lower())
+    if read is None:
         raise DataError(
-            f"{path}: unknown ending {path.suffix or '(none)'!r}; expected one of {', '.join(ENDINGS)}. "
+            f"{path}: unknown ending {path.suffix or '(none)'!r}; expected one of {', '.join(READERS)}. "
             "Convert the file or rename it."
         )
-    if ending == ".csv":
-        return _read_csv(path, wanted)
-    if ending == ".parquet":
-        return _read_parquet(path, wanted, label)
-    return _read_json_lines(path, wanted)
+    return read(path, wanted)
 
 
 def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) -> None:
     """Raise `DataError` for the first wanted column that is not in `have`, with the most similar name."""
-    for setting, column in wanted.items():
-        if column in have:
-            continue
-        near = difflib.get_close_matches(column.lower(), [name.lower() for name in have], n=1, cutoff=0.6)
-        meant = next((name for name in have if near and name.lower() == near[0]), None)
-        guess = f" Did you mean {meant!r}?" if meant else ""
+    missing = [(setting, column) for setting, column in wanted.items() if column not in have]
+    if missing:
+        setting, column = missing[0]
+        names = {name.lower(): name for name in reversed(have)}
+        near = difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.6)
+        guess = f" Did you mean {names[near[0]]!r}?" if near else ""
         if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
             guess = " The file looks separated by something other than commas; save it with commas."
         raise DataError(
@@ -111,26 +103,25 @@ def _decode(path: Path) -> str:
         ) from error
 
 
-@contextmanager
-def _cells_of_any_length() -> Iterator[None]:
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
-
-
 def _read_csv(path: Path, wanted: Mapping[str, str]) -> RawTable:
     reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # cells of any length
     try:
-        with _cells_of_any_length():
-            header = next(reader, [])
-            _check_header(path, header, wanted)
-            records = list(_csv_records(path, reader, len(header)))
+        header = next(reader, [])
+        _check_header(path, header, wanted)
+        records = [record for record in reader if record]
     except csv.Error as error:
         raise DataError(
             f"{path}, line {reader.line_num}: not well-formed CSV ({error}). Check the quotes around that line."
         ) from error
+    finally:
+        csv.field_size_limit(limit)
+    for row, record in enumerate(records, start=1):
+        if len(record) != len(header):
+            raise DataError(
+                f"{path}, row {row}: got {len(record)} cells, expected {len(header)} as in the header. "
+                "Put quotes around a text that holds a comma."
+            )
     columns = {column: [record[header.index(column)] for record in records] for column in wanted.values()}
     return RawTable(str(path), columns, range(1, len(records) + 1), untyped=True)
 
@@ -144,32 +135,13 @@ def _check_header(path: Path, header: Sequence[str], wanted: Mapping[str, str]) 
         raise DataError(f"{path}: the column {twice[0]!r} is in the header twice. Rename one of the two.")
 
 
-def _csv_records(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
-    row = 0
-    for record in reader:
-        if not record:
-            continue
-        row += 1
-        if len(record) != width:
-            raise DataError(
-                f"{path}, row {row}: got {len(record)} cells, expected {width} as in the header. "
-                "Put quotes around a text that holds a comma."
-            )
-        yield record
-
-
 def _read_json_lines(path: Path, wanted: Mapping[str, str]) -> RawTable:
-    records: list[dict[str, Any]] = []
-    rows: list[int] = []
-    for number, line in enumerate(io.StringIO(_decode(path)), start=1):
-        if not line.strip():
-            continue
-        records.append(_json_object(path, number, line))
-        rows.append(number)
+    lines = enumerate(io.StringIO(_decode(path)), start=1)
+    records = {number: _json_object(path, number, line) for number, line in lines if line.strip()}
     if records:
-        check_columns(str(path), list(dict.fromkeys(key for record in records for key in record)), wanted)
-    columns = {column: [record.get(column) for record in records] for column in wanted.values()}
-    return RawTable(str(path), columns, rows, unit="line")
+        check_columns(str(path), list(dict.fromkeys(key for record in records.values() for key in record)), wanted)
+    columns = {column: [record.get(column) for record in records.values()] for column in wanted.values()}
+    return RawTable(str(path), columns, list(records), unit="line")
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -189,30 +161,40 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return value
 
 
-def _read_parquet(path: Path, wanted: Mapping[str, str], label: str | None) -> RawTable:
+def _read_parquet(path: Path, wanted: Mapping[str, str]) -> RawTable:
     try:
         schema = pq.read_schema(path)
         check_columns(str(path), schema.names, wanted)
         table = pq.ParquetFile(path).read(columns=list(dict.fromkeys(wanted.values())))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}). Write it again.") from error
-    return from_arrow(str(path), table, wanted, _class_names(schema.metadata, label))
+    return from_arrow(str(path), table, wanted, schema.metadata)
 
 
 def from_arrow(
-    where: str, table: pa.Table, wanted: Mapping[str, str], class_names: tuple[str, ...] | None
+    where: str, table: pa.Table, wanted: Mapping[str, str], metadata: Mapping[bytes, bytes] | None
 ) -> RawTable:
-    """Convert an Arrow table to plain Python cells; raises `DataError` for a missing column."""
+    """Convert an Arrow table to plain Python cells; raises `DataError` for a missing column.
+
+    `metadata` are those of the schema, in which `datasets` stores the names of ClassLabel columns.
+    """
     check_columns(where, table.column_names, wanted)
     columns = {column: table.column(column).to_pylist() for column in wanted.values()}
-    return RawTable(where, columns, range(1, table.num_rows + 1), class_names=class_names)
+    return RawTable(where, columns, range(1, table.num_rows + 1), class_names=_class_names(metadata))
 
 
-def _class_names(metadata: Mapping[bytes, bytes] | None, label: str | None) -> tuple[str, ...] | None:
-    """Return the ClassLabel names that `datasets` stores in a Parquet file's schema, if there are any."""
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    """Return the ClassLabel names that `datasets` stores in a Parquet file's schema, by column."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        feature = features[label]
-        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
-    except (KeyError, TypeError, ValueError):
-        return None
+        return {
+            column: tuple(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+READERS = {".csv": _read_csv, ".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
+"""Reader by the ending of a file's name."""

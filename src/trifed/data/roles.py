@@ -6,16 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trifed.data.columns import Cell, read_texts
+from trifed.data.columns import Cell, read_conversations, read_optional_texts, read_texts
+from trifed.data.images import encoded, read_images
 from trifed.data.settings import DataSettings
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """A cell that cannot be used, with its place ("file, row 3") and the reason."""
-
-    place: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -46,3 +39,16 @@ Roles = tuple[Role, ...]
 TEXT = Role("text", read_texts)
 TEXTS: Roles = (TEXT, Role("text_pair", read_texts))
 """One text, and a second one if `data.text_pair` names its column."""
+
+IMAGES: Roles = (Role("image", read_images, encoded),)
+"""One image per row."""
+
+QUESTIONS: Roles = (Role("prompt", read_texts), Role("input", read_optional_texts), Role("answer", read_texts))
+"""A prompt with an optional input, and its answer."""
+
+LANGUAGE: Roles = (
+    Role("messages", read_conversations),
+    *QUESTIONS,
+    Role("text", read_texts, when=lambda settings: settings.answer is None and settings.messages is None),
+)
+"""A conversation, or a prompt with an optional input and an answer, or a text."""

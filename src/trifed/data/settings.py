@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from trifed.common.strict_settings import StrictSettings, refuse
 
 Split = Literal["iid", "dirichlet", "pathological", "column", "sizes", "files"]
 
 
-class ClientSettings(BaseModel):
+class ClientSettings(StrictSettings):
     """How the rows of a table are split into clients."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: Split = Field(
         "dirichlet",
@@ -50,60 +50,50 @@ class ClientSettings(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _split_has_what_it_needs(self) -> Self:
-        if self.split == "column" and not self.column:
-            raise ValueError(
-                'split = "column" needs the name of a column; set column = "..." to the one that names the client'
-            )
-        if self.split != "column" and self.column is not None:
-            raise ValueError(
+    def _split_fits(self) -> Self:
+        by_column, by_size = self.split == "column", self.split == "sizes"
+        sizes = self.sizes or []
+        bad = [size for size in sizes if not 0 < size < float("inf")]
+        refuse(
+            (
+                by_column and not self.column,
+                'split = "column" needs the name of a column; set column = "..." to the one that names the client',
+            ),
+            (
+                not by_column and self.column is not None,
                 f'column = "{self.column}" is used only by split = "column", but split is "{self.split}"; '
-                'set split = "column" or leave column out'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        if self.split != "sizes":
-            if self.sizes is not None:
-                raise ValueError(
-                    f'sizes is used only by split = "sizes", but split is "{self.split}"; '
-                    'set split = "sizes" or leave sizes out'
-                )
-            return self
-        if not self.sizes:
-            raise ValueError(
-                'split = "sizes" needs sizes, one relative size a client, for example sizes = [3, 2, 1]'
-            )
-        bad = [size for size in self.sizes if not 0 < size < float("inf")]
-        if bad:
-            raise ValueError(f"sizes must all be finite and above 0, got {bad}")
-        if "count" in self.model_fields_set and self.count != len(self.sizes):
-            raise ValueError(
-                f"count = {self.count}, but sizes names {len(self.sizes)} clients; leave count out or make "
-                "them equal"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _bounds_fit(self) -> Self:
-        if self.max_examples is not None and self.max_examples < self.min_examples:
-            raise ValueError(
+                'set split = "column" or leave column out',
+            ),
+            (
+                not by_size and self.sizes is not None,
+                f'sizes is used only by split = "sizes", but split is "{self.split}"; '
+                'set split = "sizes" or leave sizes out',
+            ),
+            (
+                by_size and not sizes,
+                'split = "sizes" needs sizes, one relative size a client, for example sizes = [3, 2, 1]',
+            ),
+            (bad, f"sizes must all be finite and above 0, got {bad}"),
+            (
+                by_size and "count" in self.model_fields_set and self.count != len(sizes),
+                f"count = {self.count}, but sizes names {len(sizes)} clients; leave count out or make them equal",
+            ),
+            (
+                self.max_examples is not None and self.max_examples < self.min_examples,
                 f"max_examples = {self.max_examples} is below min_examples = {self.min_examples}; "
-                "raise the first or lower the second"
-            )
+                "raise the first or lower the second",
+            ),
+        )
         return self
 
 
-class DataSettings(BaseModel):
+class DataSettings(StrictSettings):
     """The table, its columns, and the split of each client's rows.
 
     `source` may also be a folder written by `datasets.save_to_disk`; `hub_split` then selects the split of a saved
     `DatasetDict`. `test` has the same columns as `source`; from a hub name or a saved `DatasetDict`, its split
     "test" is read.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str | list[str] = Field(
         description="The table: a file (CSV, JSON Lines, Parquet), several files, a folder, or the name of a "
@@ -159,10 +149,13 @@ class DataSettings(BaseModel):
     @classmethod
     def _source_is_named(cls, source: str | list[str]) -> str | list[str]:
         names = [source] if isinstance(source, str) else source
-        if not names:
-            raise ValueError("source is an empty list; name at least one file")
-        if any(not name.strip() for name in names):
-            raise ValueError("source holds an empty name; give a file, a folder or a hub name")
+        refuse(
+            (not names, "source is an empty list; name at least one file"),
+            (
+                any(not name.strip() for name in names),
+                "source holds an empty name; give a file, a folder or a hub name",
+            ),
+        )
         return source
 
     @model_validator(mode="after")
@@ -171,36 +164,42 @@ class DataSettings(BaseModel):
         settings = ["prompt", "input", "answer", "messages", "text_pair", "label"]
         if self.answer is None and self.messages is None:
             settings.insert(0, "text")
-        for setting, column in ((setting, getattr(self, setting)) for setting in settings):
+        for setting in settings:
+            column = getattr(self, setting)
             if column is None or (not column and setting == "label"):
                 continue
-            if not column:
-                raise ValueError(f"{setting} is an empty column name; name a column of the table")
-            if column in named:
-                raise ValueError(
-                    f'{setting} and {named[column]} both name the column "{column}"; they must be '
-                    "different columns"
-                )
+            refuse(
+                (not column, f"{setting} is an empty column name; name a column of the table"),
+                (
+                    column in named,
+                    f'{setting} and {named.get(column)} both name the column "{column}"; they must be different '
+                    "columns",
+                ),
+            )
             named[column] = setting
         return self
 
     @model_validator(mode="after")
-    def _prompts_have_answers(self) -> Self:
-        if (self.prompt is None) != (self.answer is None):
-            there, missing = ("prompt", "answer") if self.answer is None else ("answer", "prompt")
-            raise ValueError(f"{there} names a column and {missing} none; name both, or neither")
-        if self.input is not None and self.prompt is None:
-            raise ValueError("input names a column, and prompt and answer name none; name them too")
-        if self.messages is not None and self.prompt is not None:
-            raise ValueError("messages and prompt both name a column; name one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> Self:
+    def _settings_fit(self) -> Self:
+        there, missing = ("prompt", "answer") if self.answer is None else ("answer", "prompt")
         held_out = self.valid_fraction + self.test_fraction
-        if held_out >= 1:
-            raise ValueError(
+        refuse(
+            (
+                (self.prompt is None) != (self.answer is None),
+                f"{there} names a column and {missing} none; name both, or neither",
+            ),
+            (
+                self.input is not None and self.prompt is None,
+                "input names a column, and prompt and answer name none; name them too",
+            ),
+            (
+                self.messages is not None and self.prompt is not None,
+                "messages and prompt both name a column; name one of them",
+            ),
+            (
+                held_out >= 1,
                 f"valid_fraction = {self.valid_fraction} and test_fraction = {self.test_fraction} add up to "
-                f"{held_out:g} and leave nothing to train on; make their sum smaller than 1"
-            )
+                f"{held_out:g} and leave nothing to train on; make their sum smaller than 1",
+            ),
+        )
         return self

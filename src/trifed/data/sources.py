@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
 from trifed.data import columns, images
-from trifed.data.readers import ENDINGS, RawTable, from_arrow, read_file
-from trifed.data.roles import TEXTS, Roles, Unusable
+from trifed.data.readers import READERS, RawTable, from_arrow, read_file
+from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
 
-UNLABELLED = "all"
+ONE_LABEL = "all"
 """The label of every row of a table without labels."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -40,7 +41,6 @@ class Table:
         labels: (n,).
         groups: Each row's client, from the client column or the file's stem, (n,).
         group_names: All clients, including those without a row.
-        locations: Each row's file and its 1-based row (for JSON Lines, its line), (n,).
         skipped: Number of rows that were skipped because they cannot be read.
     """
 
@@ -48,26 +48,19 @@ class Table:
     labels: list[str] | list[int]
     groups: list[str] | None
     group_names: list[str] | None
-    locations: list[tuple[str, int]]
     skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[np.int64]) -> Table:
+    def subset(self, rows: NDArray[np.int64]) -> Table:
         """Return the table of the given rows, (m,), with all client names."""
 
         def pick(values: Sequence[Any]) -> list[Any]:
             return [values[row] for row in rows]
 
-        return Table(
-            {role: pick(cells) for role, cells in self.inputs.items()},
-            pick(self.labels),
-            None if self.groups is None else pick(self.groups),
-            self.group_names,
-            pick(self.locations),
-            self.skipped,
-        )
+        inputs = {role: pick(cells) for role, cells in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=pick(self.labels), groups=self.groups and pick(self.groups))
 
 
 def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
@@ -81,100 +74,70 @@ def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
         DataError: A source that cannot be found or reached, a file that cannot be read, a missing column, or rows
             without a usable cell, label or client. Each message names the file and the row.
     """
-    wanted = _wanted(settings, roles)
-    by_column = settings.clients.split == "column" and settings.clients.column is not None
-    if by_column:
-        wanted["data.clients.column"] = str(settings.clients.column)
     by_file = settings.clients.split == "files"
-    if isinstance(settings.source, list):
-        files = [Path(name).expanduser() for name in settings.source]
-        raw = [read_file(file, wanted, settings.label or None) for file in files]
-    else:
-        files, raw = _read_source(settings.source, wanted, settings)
+    column = settings.clients.column
+    wanted = _wanted(settings, roles) | ({} if column is None else {"data.clients.column": column})
+    raw = _read_source(settings.source, wanted, settings)
     if by_file:
-        _check_one_file_a_client(files, settings)
+        _check_one_file_a_client(raw, settings)
     _check_not_empty(raw, allowed=by_file and settings.allow_empty_clients)
-    groups: list[str] | None = None
-    group_names: list[str] | None = None
     if by_file:
-        groups = [file.stem for file, table in zip(files, raw, strict=True) for _ in table.rows]
-        group_names = [file.stem for file in files]
-    elif by_column:
-        column = str(settings.clients.column)
+        groups = [_stem(table) for table in raw for _ in table.rows]
+        return _table(raw, settings, roles, groups, [_stem(table) for table in raw])
+    if column is not None:
         groups = columns.read_groups(columns.cells(raw, column), column)
-        group_names = sorted(set(groups))
-    return _table(raw, settings, roles, groups, group_names)
+        return _table(raw, settings, roles, groups, sorted(set(groups)))
+    return _table(raw, settings, roles)
 
 
 def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
     """Return the separate test set of `settings.test`, or None; raises as `read_table` does."""
     if settings.test is None:
         return None
-    _, raw = _read_source(settings.test, _wanted(settings, roles), settings, setting="data.test")
+    raw = _read_source(settings.test, _wanted(settings, roles), settings, setting="data.test")
     _check_not_empty(raw, allowed=False)
-    return _table(raw, settings, roles, None, None)
+    return _table(raw, settings, roles)
 
 
 def _wanted(settings: DataSettings, roles: Roles) -> dict[str, str]:
     """Return the needed columns by the dotted name of the setting that names them."""
-    named = {f"data.{role.setting}": role.column(settings) for role in roles}
-    return {
-        name: column
-        for name, column in {"data.label": settings.label or None, **named}.items()
-        if column is not None
-    }
+    named = {"data.label": settings.label or None}
+    named |= {f"data.{role.setting}": role.column(settings) for role in roles}
+    return {name: column for name, column in named.items() if column is not None}
 
 
 def _table(
     raw: Sequence[RawTable],
     settings: DataSettings,
     roles: Roles,
-    groups: list[str] | None,
-    group_names: list[str] | None,
+    groups: list[str] | None = None,
+    group_names: list[str] | None = None,
 ) -> Table:
+    """Return the usable rows, or raise `DataError` if the settings do not allow to skip the others."""
     named = [(role, role.column(settings)) for role in roles]
-    table = Table(
-        inputs={
-            role.setting: role.read(columns.cells(raw, column), column)
-            for role, column in named
-            if column is not None
-        },
-        labels=_labels(raw, settings.label or None),
-        groups=groups,
-        group_names=group_names,
-        locations=[(part.where, row) for part in raw for row in part.rows],
-    )
-    return _usable(table, settings)
-
-
-def _labels(raw: Sequence[RawTable], column: str | None) -> list[str] | list[int]:
-    """Return the labels, or `UNLABELLED` for all rows if there is no label column."""
-    if column is None:
-        return [UNLABELLED for table in raw for _ in table.rows]
-    return columns.read_labels(columns.cells(raw, column), column)
-
-
-def _usable(table: Table, settings: DataSettings) -> Table:
-    """Return the table without unusable rows, or raise `DataError` if the settings do not allow to skip them."""
+    inputs = {
+        role.setting: role.read(columns.cells(raw, column), column) for role, column in named if column is not None
+    }
+    labels: list[str] | list[int] = [ONE_LABEL for table in raw for _ in table.rows]
+    if settings.label:
+        labels = columns.read_labels(columns.cells(raw, settings.label), settings.label)
+    table = Table(inputs, labels, groups, group_names)
     bad = {
         row: cell
-        for cells in table.inputs.values()
+        for cells in inputs.values()
         for row, cell in enumerate(cells)
-        if isinstance(cell, Unusable)
+        if isinstance(cell, columns.Unusable)
     }
     if not bad:
         return table
     first = bad[min(bad)]
     others = f" ({len(bad)} such rows in all)" if len(bad) > 1 else ""
+    problem = f"{first.location}: {first.reason}{others}"
     if not settings.skip_broken:
-        raise DataError(
-            f"{first.place}: {first.reason}{others}. Correct or remove it, or set data.skip_broken = true to skip "
-            f"such rows."
-        )
+        raise DataError(f"{problem}. Correct or remove it, or set data.skip_broken = true to skip such rows.")
     if len(bad) == len(table):
-        raise DataError(f"{first.place}: {first.reason}{others}; no row remains. Correct them, or use other data.")
-    kept = np.array([row for row in range(len(table)) if row not in bad], np.int64)
-    return replace(table.take(kept), skipped=len(bad))
+        raise DataError(f"{problem}; no row remains. Correct them, or use other data.")
+    return replace(table.subset(np.setdiff1d(np.arange(len(table)), list(bad))), skipped=len(bad))
 
 
 def _check_not_empty(raw: Sequence[RawTable], *, allowed: bool) -> None:
@@ -186,51 +149,56 @@ def _check_not_empty(raw: Sequence[RawTable], *, allowed: bool) -> None:
         )
 
 
-def _check_one_file_a_client(files: Sequence[Path], settings: DataSettings) -> None:
-    if len(files) < 2:
+def _check_one_file_a_client(raw: Sequence[RawTable], settings: DataSettings) -> None:
+    if len(raw) < 2:
         raise DataError(
             f'data.clients.split = "files" needs one file a client, got data.source = {settings.source!r}; '
             "name a list of files or a folder of them, or choose another split."
         )
-    stems: dict[str, Path] = {}
-    for file in files:
-        if file.stem in stems:
+    first: dict[str, RawTable] = {}
+    for table in raw:
+        other = first.setdefault(_stem(table), table)
+        if other is not table:
             raise DataError(
-                f"two files for one client name {file.stem!r}: {stems[file.stem]} and {file}. "
+                f"two files for one client name {_stem(table)!r}: {other.where} and {table.where}. "
                 "The file's name without its ending names the client; rename one of them."
             )
-        stems[file.stem] = file
+
+
+def _stem(table: RawTable) -> str:
+    return Path(table.where).stem
 
 
 def _read_source(
-    source: str, wanted: Mapping[str, str], settings: DataSettings, setting: str = "data.source"
-) -> tuple[list[Path], list[RawTable]]:
-    """Return the files of a source (none for saved and hub data) and their raw tables."""
+    source: str | list[str], wanted: Mapping[str, str], settings: DataSettings, setting: str = "data.source"
+) -> list[RawTable]:
+    if isinstance(source, list):
+        return [read_file(Path(name).expanduser(), wanted) for name in source]
     path = Path(source).expanduser()
     split = "test" if setting == "data.test" else settings.hub_split
     if path.is_dir():
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            return [], [_read_saved(path, split, wanted, settings)]
+            return [_read_saved(path, split, wanted)]
         pictures = images.image_folder(path) if "data.image" in wanted else []
         if pictures:
-            return [], [images.table_of(path, pictures, wanted)]
-        files = _files_of(path, ", or a subfolder a label with images in it" if "data.image" in wanted else "")
-        return files, [read_file(file, wanted, settings.label or None) for file in files]
+            return [images.table_of(path, pictures, wanted)]
+        instead = ", or a subfolder a label with images in it" if "data.image" in wanted else ""
+        return [read_file(file, wanted) for file in _files_of(path, instead)]
     if path.exists():
-        return [path], [read_file(path, wanted, settings.label or None)]
+        return [read_file(path, wanted)]
     if not _HUB_NAME.fullmatch(source) or _FILE_LIKE.search(source):
         raise DataError(
             f"{setting} = {source!r}: no such file or folder (looked in {Path.cwd()}). "
             "Correct the path, or give the name of a data set on the hub."
         )
-    return [], [_read_hub(source, split, wanted, settings, setting)]
+    return [_read_hub(source, split, wanted, settings, setting)]
 
 
 def _files_of(folder: Path, instead: str) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.is_file() and not _NOT_DATA.match(file.name))
     if not files:
         raise DataError(
-            f"{folder}: the folder holds no data files; expected some of {', '.join(ENDINGS)}{instead}."
+            f"{folder}: the folder holds no data files; expected some of {', '.join(READERS)}{instead}."
         )
     stems = {file.stem.lower() for file in files}
     if "train" in stems and stems & _HELD_OUT:
@@ -242,7 +210,7 @@ def _files_of(folder: Path, instead: str) -> list[Path]:
     return files
 
 
-def _read_saved(path: Path, split: str, wanted: Mapping[str, str], settings: DataSettings) -> RawTable:
+def _read_saved(path: Path, split: str, wanted: Mapping[str, str]) -> RawTable:
     import datasets
 
     try:
@@ -256,7 +224,7 @@ def _read_saved(path: Path, split: str, wanted: Mapping[str, str], settings: Dat
                 "Set data.hub_split to one of them (data.test always reads the split 'test')."
             )
         saved = saved[split]
-    return _from_dataset(str(path), saved, wanted, settings.label or None)
+    return from_arrow(str(path), saved.with_format("arrow")[:], wanted, saved.features.arrow_schema.metadata)
 
 
 def _read_hub(name: str, split: str, wanted: Mapping[str, str], settings: DataSettings, setting: str) -> RawTable:
@@ -271,12 +239,17 @@ def _read_hub(name: str, split: str, wanted: Mapping[str, str], settings: DataSe
             f"loaded from the hub ({type(error).__name__}: {reason}). Without a network, name a local file; "
             f"with one, check the name, hub_subset = {settings.hub_subset!r} and the split {split!r}."
         ) from error
-    return _from_dataset(f"{name} ({split})", loaded, wanted, settings.label or None)
+    metadata = loaded.features.arrow_schema.metadata
+    return from_arrow(f"{name} ({split})", loaded.with_format("arrow")[:], wanted, metadata)
 
 
-def _from_dataset(where: str, dataset: Any, wanted: Mapping[str, str], label: str | None) -> RawTable:
-    import datasets
+def demo_corpus_path() -> Path:
+    """Return the path of the demo corpus, JSON lines with the keys text, label and site.
 
-    feature = dataset.features.get(label)
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return from_arrow(where, dataset.with_format("arrow")[:], wanted, names)
+    Raises:
+        DataError: The installation lacks the file.
+    """
+    path = Path(str(resources.files("trifed.data").joinpath("demo", "support.jsonl")))
+    if not path.is_file():
+        raise DataError(f"{path}: the demo corpus is missing from this installation. Install trifed again.")
+    return path

@@ -31,12 +31,17 @@ class SplitRow:
 
 def split_table(data: FederatedData) -> list[SplitRow]:
     """Return one row per client, in their order."""
-    rows = []
-    for client in data.clients:
-        counts = np.bincount(client.train.labels, minlength=len(data.label_names)).tolist()
-        sizes = (len(client.train), len(client.valid), len(client.test))
-        rows.append(SplitRow(client.name, *sizes, tuple(counts)))
-    return rows
+    n_labels = len(data.label_names)
+    return [
+        SplitRow(
+            client.name,
+            len(client.train),
+            len(client.valid),
+            len(client.test),
+            tuple(np.bincount(client.train.labels, minlength=n_labels).tolist()),
+        )
+        for client in data.clients
+    ]
 
 
 def split_to_json(data: FederatedData) -> dict[str, Any]:
@@ -50,17 +55,15 @@ def split_to_json(data: FederatedData) -> dict[str, Any]:
                 "train": row.train,
                 "valid": row.valid,
                 "test": row.test,
-                "train_labels": _present(row.counts, data.label_names),
+                "train_labels": {
+                    label: count for label, count in zip(data.label_names, row.counts, strict=True) if count
+                },
             }
             for row in split_table(data)
         ],
         "global_test": None if data.global_test is None else len(data.global_test),
         "notes": list(data.notes),
     }
-
-
-def _present(counts: Sequence[int], label_names: Sequence[str]) -> dict[str, int]:
-    return {name: count for name, count in zip(label_names, counts, strict=True) if count}
 
 
 def render_split(data: FederatedData) -> RichTable:
@@ -98,26 +101,16 @@ def _title(data: FederatedData) -> str:
 def _cells(data: FederatedData, bar: str) -> tuple[list[str], list[list[str]]]:
     """Return the header and one row of cells per client, with a bar of its size relative to the largest client."""
     rows = split_table(data)
-    most = max((row.train for row in rows), default=0)
+    most = max((row.train for row in rows), default=0) or 1
     few = len(data.label_names) <= MOST_COLUMNS
-    header = [
-        "client",
-        "train",
-        "valid",
-        "test",
-        *(data.label_names if few else ["labels", "most frequent"]),
-        "",
-    ]
+    labels = data.label_names if few else ["labels", "most frequent"]
     body = []
     for row in rows:
-        middle = (
-            list(map(str, row.counts))
-            if few
-            else [str(sum(count > 0 for count in row.counts)), _top(row.counts, data.label_names)]
-        )
-        length = -(-_BAR_WIDTH * row.train // most) if most else 0
-        body.append([row.client, str(row.train), str(row.valid), str(row.test), *middle, bar * length])
-    return header, body
+        used = sum(count > 0 for count in row.counts)
+        counts = map(str, row.counts) if few else (str(used), _top(row.counts, data.label_names))
+        sizes = map(str, (row.train, row.valid, row.test))
+        body.append([row.client, *sizes, *counts, bar * -(-_BAR_WIDTH * row.train // most)])
+    return ["client", "train", "valid", "test", *labels, ""], body
 
 
 def _top(counts: Sequence[int], label_names: Sequence[str], k: int = 3) -> str:

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 from trifed.common.errors import DataError
 from trifed.data import columns as cells
 from trifed.data.images import image_folder, images_in, read_images, table_of
-from trifed.data.instructions import read_maybe
 from trifed.data.readers import RawTable, read_file
-from trifed.data.roles import Unusable
 from trifed.export.locate import Columns
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -152,7 +150,7 @@ def _read(path: Path, columns: Columns, label: dict[str, str]) -> RawTable:
     names |= label
     if columns.pair is not None:
         names["--pair-column"] = columns.pair
-    raw = read_file(path, names, columns.label)
+    raw = read_file(path, names)
     if not raw.rows:
         raise DataError(f"{path}: no rows; expected at least one {columns.kind} below the header")
     return raw
@@ -173,7 +171,7 @@ def _inputs(raw: RawTable, columns: Columns) -> list[InferenceInput]:
     if loaded and not columns.answers:
         return loaded
     texts = cells.read_texts(cells.cells([raw], columns.text), columns.text)
-    read_pairs = read_maybe if columns.answers else cells.read_texts
+    read_pairs = cells.read_optional_texts if columns.answers else cells.read_texts
     column = columns.pair
     pairs = [None] * len(texts) if column is None else read_pairs(cells.cells([raw], column), column)
     images = [item.image for item in loaded] or [None] * len(texts)
@@ -183,8 +181,8 @@ def _inputs(raw: RawTable, columns: Columns) -> list[InferenceInput]:
 def _images(raw: RawTable, column: str) -> Iterator[InferenceInput]:
     read = read_images(cells.cells([raw], column), column)
     for row, cell, image in zip(raw.rows, raw.columns[column], read, strict=True):
-        if isinstance(image, Unusable):
-            raise DataError(f"{image.place}: {image.reason}. Replace the image, or leave the row out.")
+        if isinstance(image, cells.Unusable):
+            raise DataError(f"{image.location}: {image.reason}. Replace the image, or leave the row out.")
         path = cell.get("path") if isinstance(cell, Mapping) else cell
         yield InferenceInput(row, str(path) if isinstance(path, str | Path) else f"{raw.unit} {row}", None, image)
 
