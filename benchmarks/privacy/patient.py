@@ -29,7 +29,7 @@ def one(path: Path, method: str, device: str, iterations: list[int], trials: int
     """All rows of one method on one data set, and the machine."""
     from trifed import make_config
     from trifed.attacks.audit import RECONSTRUCTIONS
-    from trifed.attacks.target_setup import train_target
+    from trifed.attacks.target import train_target
     from trifed.federation.preparation import environment
 
     values = json.loads(path.read_text())

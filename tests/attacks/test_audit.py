@@ -11,7 +11,7 @@ from trifed import make_config, run
 from trifed.attacks.audit import audit
 from trifed.attacks.expectations import check_expectations
 from trifed.attacks.plan import Plan
-from trifed.attacks.target_setup import load_target
+from trifed.attacks.target import load_target
 from trifed.cli.app import main
 from trifed.config.run import to_toml
 from trifed.config.settings import PrivacySettings

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trifed.attacks.expectations import check_expectations
-from trifed.attacks.label_inference import labels_from
+from trifed.attacks.inference import labels_from
 from trifed.attacks.plan import Plan
 from trifed.attacks.scores import auc_and_tpr, estimate, guess_tokens, image_scores, likeliest, text_scores
 from trifed.export.evaluate_answers import lcs_f1, rouge_l

@@ -11,9 +11,9 @@ import torch
 
 from trifed import make_config
 from trifed.attacks.plan import Plan
+from trifed.attacks.reconstruction import TextReconstruction
 from trifed.attacks.span import Span, position_wise_layers, spans, texts_from
-from trifed.attacks.target_setup import train_target
-from trifed.attacks.text_reconstruction import TextReconstruction
+from trifed.attacks.target import train_target
 
 PLAN = Plan(rounds=2, batches=(1,), trials=3, matched=0)
 

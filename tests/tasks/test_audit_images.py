@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModel, ViTImageProcessor
 
 from trifed import make_config
 from trifed.attacks.audit import audit
-from trifed.attacks.image_reconstruction import ImageReconstruction
 from trifed.attacks.patches import find_patch_embedding
 from trifed.attacks.plan import Plan
-from trifed.attacks.target_setup import train_target
+from trifed.attacks.reconstruction import ImageReconstruction
+from trifed.attacks.target import train_target
 from trifed.config.run import to_toml
 
 pytestmark = pytest.mark.slow

@@ -14,21 +14,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trifed.attacks.expectations import check_expectations
-from trifed.attacks.image_reconstruction import ImageReconstruction
-from trifed.attacks.label_inference import infer_labels
-from trifed.attacks.membership_inference import (
+from trifed.attacks.inference import (
     infer_from_summaries,
     infer_from_updates,
+    infer_labels,
     membership_scores,
     membership_targets,
 )
 from trifed.attacks.plan import Plan
-from trifed.attacks.reconstruction import BatchReconstruction, Progress
-from trifed.attacks.target import OBSERVATIONS, Subset, TargetClient
-from trifed.attacks.target_setup import load_target, train_target
-from trifed.attacks.text_reconstruction import TextReconstruction
+from trifed.attacks.reconstruction import BatchReconstruction, ImageReconstruction, Progress, TextReconstruction
+from trifed.attacks.target import OBSERVATIONS, Subset, TargetClient, load_target, train_target
 from trifed.common.errors import ConfigError, RunError
-from trifed.common.files import whole_file
 from trifed.config.run import RunConfig, make_config
 from trifed.config.toml_files import read_toml
 from trifed.data import FederatedData, content_hash, make_clients
@@ -78,8 +74,8 @@ def read_source(source: Path) -> tuple[RunConfig, Path | None]:
     path = source / "config.toml" if folder else source
     config = make_config(read_toml(path), str(path))
     if config.task not in RECONSTRUCTIONS:
-        known = " and ".join(RECONSTRUCTIONS)
-        raise ConfigError([f"task: got '{config.task}'; so far an audit attacks {known}"], str(path))
+        expected = f"so far an audit attacks {' and '.join(RECONSTRUCTIONS)}"
+        raise ConfigError([f"task: got '{config.task}'; {expected}"], str(path))
     return config, folder
 
 
@@ -113,18 +109,16 @@ def audit(
         chosen = config if name == own else config.with_method(name)
         identity = [chosen.run_id(), state, client, asdict(plan) | {"controls": None}]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        path = into / "parts" / f"{name}.json"
-        part = _read(path)
+        part = _read(into / "parts" / f"{name}.json")
         if part is not None and part.key == key:
             progress(f"{name}: from before")
         else:
             part = _attack(chosen, folder if name == own else None, plan, client, progress, own=name == own)
             part.key = key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, part)
+            _write(into, f"parts/{name}.json", part)
         parts.append(part)
         findings = _findings(config, plan, parts, finished=len(parts) == len(names))
-        _write(into / "audit.json", findings)
+        _write(into, "audit.json", findings)
     return findings
 
 
@@ -145,9 +139,8 @@ def _read(path: Path) -> MethodFindings | None:
         return None  # written by another version, or incomplete: the method is attacked again
 
 
-def _write(path: Path, model: BaseModel) -> None:
-    with whole_file(path) as scratch:
-        scratch.write_text(model.model_dump_json(indent=1) + "\n", encoding="utf-8")
+def _write(folder: Path, name: str, model: BaseModel) -> None:
+    RunFolder(folder).write_text(name, model.model_dump_json(indent=1) + "\n")
 
 
 def _attack(

@@ -109,8 +109,7 @@ def match_texts(
         return {**known_inputs, "inputs_embeds": embeddings * size}
 
     def length_penalty(embeddings: Tensor) -> Tensor:
-        penalty: Tensor = ((embeddings * size).norm(dim=-1).mean() / norm - 1).square()
-        return penalty
+        return torch.square((embeddings * size).norm(dim=-1).mean() / norm - 1)
 
     arguments = (make_batch, observed, iterations, TEXT_RATE, length_penalty)
     recovered, words = match_gradient(shared_model, start / size, *arguments).cpu(), words.cpu()
@@ -146,8 +145,8 @@ def decode_embeddings(embeddings: Tensor, words: Tensor, prior: PairPrior) -> li
         score = whole.max(0) + near[place].double().numpy()
     path = [int(score.argmax())]
     for steps in reversed(back):
-        path.append(int(steps[path[-1]]))
-    return [int(tokens[place, choice]) for place, choice in enumerate(reversed(path))]
+        path.insert(0, int(steps[path[0]]))
+    return [int(tokens[place, choice]) for place, choice in enumerate(path)]
 
 
 def match_images(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trifed.attacks.span import layer_name, matrices, record_calls
-from trifed.federation.shared_model import SharedModel, plain_name
+from trifed.attacks.span import find_modules, layer_name, matrices, record_calls
+from trifed.federation.shared_model import SharedModel
 from trifed.methods.packing import Tensors
 
 UNIQUE = 1e-9
@@ -87,24 +87,22 @@ def find_patch_embedding(shared_model: SharedModel, side: int) -> PatchEmbedding
     places = dark[norm][0][0, -len(moved) :]
     if inputs.ndim != 3 or not torch.allclose(inputs[0, -len(moved) :] - places, moved, atol=1e-4):
         return None
-    sent = {layer_name(name) for name, _ in shared_model.layout}
-    named = {module: plain_name(name) for name, module in shared_model.model.named_modules()}
-    readers = [named[m] for m, (read, _) in random.items() if m is not norm and torch.equal(read, outputs)]
-    layers = [name for name in readers if name in sent]
+    sent = find_modules(shared_model, {layer_name(name) for name, _ in shared_model.layout})
+    readers = [m for m, (read, _) in random.items() if m is not norm and torch.equal(read, outputs)]
+    layers = [sent[m] for m in readers if m in sent]
     return PatchEmbedding(side, patches, places.double(), norm, layers, inputs.shape[1])
 
 
 def image_from_embedding(shared_model: SharedModel, entry: PatchEmbedding, observed: Tensors) -> Tensor | None:
     """Solve for an image, (3, side, side), in the gradients of patches and positions; None if not sent."""
-    names = {id(param): name for name, param in shared_model.parameters.items()}
-    name = names.get(id(entry.patches.weight))
+    name = next((n for n, param in shared_model.parameters.items() if param is entry.patches.weight), "")
     count, width = entry.places.shape
     # By name too: a layer's matrix can have the same shape.
-    shapes = {n: v.shape for n, v in observed.items() if "position" in n and v.ndim > 1}
-    added = [n for n, shape in shapes.items() if shape[-1] == width and count <= shape[-2] < 2 * count]
-    if name not in observed or not added or not np.any(observed[name]) or not np.any(observed[added[0]]):
+    positions = (values for n, values in observed.items() if "position" in n and values.ndim > 1)
+    added = next((v for v in positions if v.shape[-1] == width and count <= v.shape[-2] < 2 * count), None)
+    if name not in observed or added is None or not np.any(observed[name]) or not np.any(added):
         return None
-    places = observed[added[0]].reshape(-1, width)[-count:].astype(np.float64)
+    places = added.reshape(-1, width)[-count:].astype(np.float64)
     solution = np.linalg.lstsq(places.T, observed[name].reshape(width, -1).astype(np.float64), rcond=1e-7)[0]
     return entry.image(torch.from_numpy(solution))
 

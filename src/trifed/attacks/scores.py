@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,8 @@ def likeliest(known: Iterable[int], size: int) -> list[int]:
     A value of probability p is taken p · size times, rounded, and at least once; the most frequent values first.
     """
     counts = Counter(known)
-    total = max(1, counts.total())
-    bag: list[int] = []
-    for value, count in counts.most_common():
-        bag += [value] * max(1, round(size * count / total))
-        if len(bag) >= size:
-            break
-    return bag[:size]
+    shares = [(value, size * count / counts.total()) for value, count in counts.most_common()]
+    return [value for value, share in shares for _ in range(max(1, round(share)))][:size]
 
 
 def guess_tokens(known: Sequence[Tokens], length: int, batch: int) -> list[list[int]]:
@@ -84,11 +80,7 @@ def image_scores(original: Floats, recovered: Floats) -> dict[str, float]:
     SSIM after Wang et al., "Image Quality Assessment", IEEE TIP 2004: Gaussian window of σ = 1.5, K = (.01, .03).
     """
     mse = float(((original - recovered) ** 2).mean())
-
-    def blur(values: Floats) -> Floats:
-        blurred: Floats = gaussian_filter(values, (1.5, 1.5, 0), truncate=3.5)
-        return blurred
-
+    blur = partial(gaussian_filter, sigma=(1.5, 1.5, 0), truncate=3.5)
     means = blur(original), blur(recovered)
     variances = [blur(image**2) - mean**2 for image, mean in zip((original, recovered), means, strict=True)]
     covariance = blur(original * recovered) - means[0] * means[1]

@@ -10,6 +10,7 @@ matrix shows nothing once it stands for as many tokens as it has columns or rows
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,7 @@ class Span:
         basis = self.basis.to(vectors.dtype)
         if vectors.dtype == torch.float64 and not self.outside:  # 1 − share would lose half of the digits
             rest = vectors - (vectors @ basis) @ basis.T
-            distance: Tensor = rest.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
-            return distance
+            return torch.div(rest.norm(dim=-1), vectors.norm(dim=-1).clamp_min(1e-30))
         share = (vectors @ basis).square().sum(-1) / vectors.square().sum(-1).clamp_min(1e-30)
         return (share if self.outside else (1 - share).clamp_min(0)).sqrt()
 
@@ -85,16 +85,11 @@ def record_calls(
             if first:
                 raise _Stop
 
-    handles = [module.register_forward_hook(hook) for module in modules]
     shared_model.model.eval()
-    try:
-        with torch.no_grad():
-            shared_model.model.features(dict(batch))
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), suppress(_Stop), ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(hook))
+        shared_model.model.features(dict(batch))
     return calls
 
 
@@ -103,7 +98,7 @@ def layer_name(parameter: str) -> str:
     return parameter.split(".lora_")[0].removesuffix(".weight")
 
 
-def _modules(shared_model: SharedModel, layers: Container[str]) -> dict[nn.Module, str]:
+def find_modules(shared_model: SharedModel, layers: Container[str]) -> dict[nn.Module, str]:
     """Return the modules of these plain names, with their names."""
     named = ((module, plain_name(name)) for name, module in shared_model.model.named_modules())
     return {module: name for module, name in named if name in layers}
@@ -115,7 +110,7 @@ def position_wise_layers(shared_model: SharedModel, make_batch: MakeBatch) -> li
     tokens = torch.randint(words // 4, words, (2, 4), generator=torch.Generator().manual_seed(0))
     tokens[1, 1] = tokens[0, 1]
     sent = {layer_name(n) for n, shape in shared_model.layout if len(shape) == 2 and n.endswith(".weight")}
-    modules = _modules(shared_model, sent)
+    modules = find_modules(shared_model, sent)
     calls = record_calls(shared_model, modules, make_batch(tokens.to(shared_model.device)))
     return [modules[m] for m, (x, _) in calls.items() if torch.allclose(x[0, 1], x[1, 1], atol=1e-5)]
 
@@ -171,7 +166,7 @@ def distances(
     """
     words = shared_model.base.model.get_input_embeddings().num_embeddings
     results = [np.ones((words, length), np.float32) for _ in trials]
-    modules = _modules(shared_model, layers[:1])
+    modules = find_modules(shared_model, layers[:1])
     for first in range(0, words, CHUNK):
         tokens = torch.arange(first, min(first + CHUNK, words), device=shared_model.device)
         batch = make_batch(tokens[:, None].expand(-1, length).contiguous())
@@ -209,7 +204,7 @@ def texts_from(distance: Floats, batch: int, rank: int) -> list[list[int]]:
     else:
         return []
     order = np.argsort(distance[tokens, places], kind="stable")
-    candidates = [(int(tokens[n]), int(places[n])) for n in order]
+    candidates = np.stack([tokens, places], axis=1)[order].tolist()
     chosen: dict[int, list[int]] = {}
     known: set[int] = set()
     for again in (False, True):

@@ -1,8 +1,11 @@
-"""The attacked client, and what leaves it: the plain gradient of a batch, or a whole round by the protocol."""
+"""The attacked client, and what leaves it: the plain gradient of a batch, or a whole round by the protocol.
+
+The client's run is trained for some rounds, or continued from a checkpoint: adapters send zeros at the start.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trifed.common.errors import RunError
-from trifed.config.run import RunConfig
+from trifed.config.run import RunConfig, make_config
+from trifed.config.settings import ALL_GPUS
+from trifed.config.toml_files import read_toml
 from trifed.federation.client import Client, ClientSettings
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.dp_mechanism import simulated_privacy
+from trifed.federation.events import ClientScores
+from trifed.federation.preparation import prepare, quiet
+from trifed.federation.round import FederatedRun
+from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.simulation import Simulation
+from trifed.federation.simulation import Simulation, identity_of
 from trifed.federation.training import seeded, steps_per_round
+from trifed.methods import METHODS
 from trifed.methods.base import is_factor
 from trifed.methods.packing import Tensors, unpack
 from trifed.reports.audit.findings import Knows, Sees
@@ -33,6 +43,8 @@ GUARDS_OFF = {"few_tokens": "allow", "small_components": "allow"}
 """Settings of an attacked run: an audit also attacks uploads that the guards would refuse to send."""
 OBSERVATIONS: tuple[Sees, ...] = ("gradient", "update")
 """What an attacker observes: the gradient of one batch, or the upload of a whole round."""
+FULL_RATE = 1e-4
+"""Largest learning rate with which the base model is trained here: adapters' rates undo its pre-training."""
 Rows = NDArray[np.int64]
 
 
@@ -44,10 +56,15 @@ def draw_batches(seed: int, examples: int, batch: int, count: int) -> list[Rows]
 
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of a client's examples, as examples of their own."""
+    """Some rows of a client's examples, as examples of their own.
+
+    Attributes:
+        cut: Always 0: shortened examples are counted in the whole data alone.
+    """
 
     whole: Encoded
     rows: Rows
+    cut: int = 0
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -58,11 +75,6 @@ class Subset:
     def lengths(self) -> NDArray[np.int64]:
         """Lengths, (n,)."""
         return self.whole.lengths[self.rows]
-
-    @property
-    def cut(self) -> int:
-        """Always 0: shortened examples are counted in the whole data alone."""
-        return 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,24 +133,23 @@ class TargetClient:
         shared_model.load(self.before)
         shared_model.model.eval()
         loss = shared_model.model.loss(self.client.train.batch(rows, shared_model.device))
-        sent = [shared_model.parameters[name] for name, _ in shared_model.layout]
-        parts = torch.autograd.grad(loss, sent, allow_unused=True, materialize_grads=True)
-        names = [name for name, _ in shared_model.layout]
-        return {name: part.float().cpu().numpy() for name, part in zip(names, parts, strict=True)}
+        sent = {name: shared_model.parameters[name] for name, _ in shared_model.layout}
+        parts = torch.autograd.grad(loss, list(sent.values()), allow_unused=True, materialize_grads=True)
+        return {name: part.float().cpu().numpy() for name, part in zip(sent, parts, strict=True)}
 
     def update(self, rows: Rows) -> Tensors:
         """Return what a round on some training examples sends, as the server decodes it: before minus after.
 
         The client's own protocol makes the upload, with its steps, its optimiser's state and its compression.
         """
-        sim, number = self.simulation, self.round + 1
+        context, number = self.simulation.context, self.round + 1
         with self.client_side(replace(self.client, train=Subset(self.client.train, rows))) as site:
             site.state = self.site.state
             payload = site.round(number, self.download).upload
             if payload is None:
                 raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
-            header = sim.context.header("upload", number, site.dataset.index)
-            values = sim.context.compression.decode(payload, header, site.reference)[1]
+            header = context.header("upload", number, site.dataset.index)
+            values = context.compression.decode(payload, header, site.reference)[1]
         return unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
 
     @contextmanager
@@ -147,12 +158,11 @@ class TargetClient:
 
         Its privacy ledger is temporary: an audit spends no budget.
         """
-        sim, config, labels = self.simulation, self.config, len(self.simulation.data.label_names)
-        settings = ClientSettings.of(config, labels)
-        settings = replace(settings, guards=settings.guards.model_copy(update=GUARDS_OFF))
+        simulation = self.simulation
+        settings = ClientSettings.of(without_guards(self.config), len(simulation.data.label_names))
         with TemporaryDirectory(prefix="trifed-audit-") as scratch:
-            privacy = simulated_privacy(config, client, Path(scratch))
-            yield Client(sim.context, self.shared_model, client, settings, privacy)
+            privacy = simulated_privacy(self.config, client, Path(scratch))
+            yield Client(simulation.context, self.shared_model, client, settings, privacy)
 
     def steps(self, examples: int) -> int:
         """Return the optimiser steps of a round on that many examples."""
@@ -170,15 +180,109 @@ class TargetClient:
         Tensors that are sent are known. At level "factors" a private head is known as well: the worst case.
         Unknown tensors are drawn from a normal distribution with the root mean square of the true values.
         """
-        if knowledge == "factors":
-            return self.before
         sent = {name for name, _ in self.shared_model.layout}
+        unknown = {} if knowledge == "factors" else {n: t for n, t in self.before.items() if n not in sent}
+        if knowledge == "start":
+            return self.before | {name: self.shared_model.start[name] for name in unknown}
         rng = seeded(self.config.seed, ASSUMING, self.client.index)
-        assumed = dict(self.before)
-        for name, tensor in self.before.items():
-            if name not in sent and knowledge == "start":
-                assumed[name] = self.shared_model.start[name]
-            elif name not in sent:
-                size = float(tensor.pow(2).mean().sqrt())
-                assumed[name] = torch.from_numpy(rng.normal(0, size, tuple(tensor.shape)).astype(np.float32))
-        return assumed
+        sizes = {name: float(tensor.pow(2).mean().sqrt()) for name, tensor in unknown.items()}
+        drawn = {name: rng.normal(0, size, tuple(unknown[name].shape)) for name, size in sizes.items()}
+        return self.before | {name: torch.from_numpy(values.astype(np.float32)) for name, values in drawn.items()}
+
+
+class UnevaluatedSimulation(Simulation):
+    """A run that is not evaluated and keeps no checkpoint."""
+
+    def evaluate(self, number: int, stages: Sequence[str]) -> Iterator[ClientScores]:
+        """Score nothing."""
+        return iter(())
+
+    def save_checkpoint(self, number: int) -> None:
+        """Keep nothing."""
+
+
+def train_target(
+    config: RunConfig, rounds: int, name: str | None, on_round: Callable[[int], None] = lambda number: None
+) -> TargetClient:
+    """Train a configured run for some rounds, and return its client `name`, or the first that trains.
+
+    What only results need is left out, and no guard is applied.
+
+    Raises:
+        RunError: There is no such client, or the method sends nothing.
+    """
+    training = config.training
+    if METHODS[config.method.name].adapter == "none":
+        update = {"learning_rate": min(FULL_RATE, training.learning_rate), "optimizer_state": "reset"}
+        training = training.model_copy(update=update)
+    changes = {"training": training, "trackers": [], "baselines": [], "controls": False}
+    config = on_one_device(without_guards(config).model_copy(update=changes))
+    data, shared_model, clients = prepare(config)
+    with TemporaryDirectory(prefix="trifed-audit-") as scratch:
+        folder = RunFolder(Path(scratch))
+        simulation = UnevaluatedSimulation(config, data, clients, shared_model, folder, quiet)
+        run = FederatedRun(config, simulation, folder, lambda event: None)
+        run.begin()
+        for number in range(1, rounds + 1):
+            run.round(number)
+            on_round(number)
+    return target_client(simulation, find_client(simulation, name), rounds)
+
+
+def load_target(folder: Path, name: str | None) -> TargetClient:
+    """Continue a run from its last whole round, and return its client `name`, or the first that trains.
+
+    Raises:
+        RunError: The folder holds no run, no round is whole, its data or base model changed, or there is no such
+            client.
+    """
+    opened = RunFolder.open(folder)
+    config = make_config(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    data, shared_model, clients = prepare(on_one_device(config))
+    simulation = Simulation(on_one_device(config), data, clients, shared_model, opened, quiet)
+    identity = identity_of(config, data, shared_model)
+    checkpoint = opened.load_checkpoint(identity, cut=False) if opened.has_checkpoint() else None
+    if checkpoint is None:
+        raise RunError(f"{folder}: no round of this run is whole; `trifed run --resume {folder}` goes on with it")
+    done, states, server = checkpoint
+    simulation.restore(states, server)
+    return target_client(simulation, find_client(simulation, name), done)
+
+
+def target_client(simulation: Simulation, index: int, done: int) -> TargetClient:
+    """Return a client of a run that has finished round `done`."""
+    site, context = simulation.clients[index], simulation.context
+    download, before = simulation.server.download(done + 1, index), site.state.tensors
+    if download is not None:
+        header = context.header("download", done + 1, index)
+        before = simulation.shared_model.receive(
+            before, context.compression.decode(download, header, site.reference)[1]
+        )
+    return TargetClient(simulation.config, simulation, site, done, download, before)
+
+
+def without_guards(config: RunConfig) -> RunConfig:
+    """Return the configuration without the guards of uploads."""
+    return config.model_copy(update={"privacy": config.privacy.model_copy(update=GUARDS_OFF)})
+
+
+def on_one_device(config: RunConfig) -> RunConfig:
+    """Return the configuration for one device: the best there is, where its own is missing or is several GPUs."""
+    if config.training.device == ALL_GPUS or not torch.cuda.is_available():
+        return config.model_copy(update={"training": config.training.model_copy(update={"device": "auto"})})
+    return config
+
+
+def find_client(simulation: Simulation, name: str | None) -> int:
+    """Return the index of the client `name`, or of the first that trains.
+
+    Raises:
+        RunError: There is no such client, or the method sends nothing.
+    """
+    if not simulation.shared_model.layout:
+        raise RunError(f"{simulation.context.method.name} sends nothing in a round, so there is nothing to attack")
+    able = {client.name: client.index for client in simulation.datasets if len(client.train)}
+    chosen = next(iter(able)) if name is None else name
+    if chosen not in able:
+        raise RunError(f"--client {name}: no such client with training data; there are {', '.join(able)}")
+    return able[chosen]
