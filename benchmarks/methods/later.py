@@ -24,7 +24,7 @@ from bench import HERE, PARTITIONS, arguments, known, measure
 from numpy.typing import NDArray
 from table import points
 
-from trifed.experiments.statistics import interval, mean_over_clients
+from trifed.experiments.comparison_summary import interval, mean_over_clients
 
 Json = dict[str, Any]
 Rows = list[NDArray[np.bool_]]

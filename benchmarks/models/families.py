@@ -30,7 +30,7 @@ from trifed.config.run import make_config
 from trifed.data import make_clients
 from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import make_comparison
-from trifed.experiments.statistics import interval
+from trifed.experiments.comparison_summary import interval
 from trifed.reports.comparison.terminal import CompareWatch, render_comparison
 from trifed.tasks import TASKS
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trifed.experiments.comparison_summary import plateau
-from trifed.experiments.statistics import interval, mean_over_clients
+from trifed.experiments.comparison_summary import interval, mean_over_clients, plateau
 
 
 def rows(share, size):

@@ -114,15 +114,13 @@ def _by_strength(models: list[Pipeline], features: Features, shift: Scores) -> L
     scores = np.stack([model.decision_function(features) for model in models])
     if scores.ndim == 2:
         scores = np.stack([np.zeros_like(scores), scores], axis=-1)
-    predicted: Labels = models[0].classes_[(scores + shift).argmax(-1)]
-    return predicted
+    return np.asarray(models[0].classes_[(scores + shift).argmax(-1)], np.int64)
 
 
 def _log_shares(labels: Labels, known: Labels) -> Scores:
     """Return the logarithm of each known label's smoothed share, (n_labels,)."""
     counts = (labels[:, None] == known[None]).sum(0) + SMOOTHING
-    shares: Scores = np.log(counts / counts.sum())
-    return shares
+    return np.asarray(np.log(counts / counts.sum()), np.float64)
 
 
 def class_means(clients: Sequence[ClientFeatures], projection_seed: int) -> list[Labels]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import RunError
-from trifed.config.run import make_config
-from trifed.config.toml_files import read_toml
-from trifed.experiments.compare_config import CompareConfig, Job, make_comparison
+from trifed.experiments.compare_config import CompareConfig, Job, read_comparison
 from trifed.experiments.comparison_summary import summarise_comparison
 from trifed.experiments.pool import run_jobs
 from trifed.experiments.tuning import best_rate, read_grid, tune
@@ -38,8 +36,7 @@ class ComparisonResult:
     @property
     def results(self) -> dict[str, Any]:
         """Methods, controls and differences by partition."""
-        results: dict[str, Any] = self.data["results"]
-        return results
+        return dict(self.data["results"])
 
     def _repr_html_(self) -> str:
         """Render for a notebook: the best method, and methods and controls side by side."""
@@ -62,26 +59,17 @@ def compare(
     """
     root = Path(folder) if folder is not None else Path("runs") / config.name
     if not (root / CONFIG).is_file():
-        RunFolder.refuse_existing(root)
-        root.mkdir(parents=True, exist_ok=True)
+        RunFolder.create(root)
     RunFolder(root).write_text(CONFIG, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 
     def write_and_listen(event: dict[str, Any]) -> None:
         listener(event)
-        if event["event"] in (
-            "phase",
-            "job",
-        ):  # so that a report shows a comparison that is running, or was killed
+        if event["event"] in ("phase", "job"):  # a report shows a comparison that is running, or was killed
             _write(config, root)
 
     try:
         if config.tuning:
-            tune(
-                config,
-                config.tuning,
-                root,
-                lambda tuning_jobs: run_jobs(tuning_jobs, root, jobs, listener, "learning rates"),
-            )
+            tune(config, config.tuning, root, lambda grid: run_jobs(grid, root, jobs, listener, "learning rates"))
         run_jobs(planned(config, root), root, jobs, write_and_listen, "comparison")
     finally:
         result = _write(config, root)
@@ -92,16 +80,11 @@ def planned(config: CompareConfig, root: Path) -> list[Job]:
     """Return all reported runs, seed by seed, with the learning rates that tuning has chosen so far."""
     grid = read_grid(config, root)
     jobs = []
-    for seed in config.seeds:
-        for partition in config.partition_names():
-            for method in config.methods:
-                changes: dict[str, Any] = {"name": method, "seed": seed, "controls": method == config.methods[0]}
-                tried = grid.get(config.tuned_on(partition) or "", {}).get(method)
-                if tried:
-                    changes["training"] = {"learning_rate": best_rate(tried)}
-                values = deep_merge(config.run_values(partition, method), changes)
-                place = Path("runs") / partition / method / f"seed-{seed}"
-                jobs.append(Job(partition, method, make_config(values), place))
+    for seed, partition, method in product(config.seeds, config.partition_names(), config.methods):
+        tried = grid.get(config.tuned_on(partition) or "", {}).get(method)
+        rate = {"training": {"learning_rate": best_rate(tried)}} if tried else {}
+        changes = {"name": method, "seed": seed, "controls": method == config.methods[0], **rate}
+        jobs.append(config.job("runs", partition, method, f"seed-{seed}", changes))
     return jobs
 
 
@@ -120,5 +103,5 @@ def load_comparison(folder: str | Path) -> ComparisonResult:
     root = Path(folder)
     if not (root / CONFIG).is_file():
         raise RunError(f"{root}: no comparison here (it has no {CONFIG}); give runs/NAME of `trifed compare`")
-    config = make_comparison(read_toml(root / CONFIG), str(root / CONFIG))
+    config = read_comparison(root / CONFIG)
     return ComparisonResult(root, summarise_comparison(config, planned(config, root), root))

@@ -69,9 +69,13 @@ class CompareConfig(BaseModel):
 
     def run_values(self, partition: str, method: str) -> dict[str, Any]:
         """Return the nested settings of one run, without its seed."""
-        own = dict(self.method_settings.get(method, {}))
-        own["method"] = {**own.get("method", {}), "name": method}
+        own = deep_merge(self.method_settings.get(method, {}), {"method": {"name": method}})
         return deep_merge(deep_merge(self.run, self.partitions.get(partition, {})), own)
+
+    def job(self, kind: str, partition: str, method: str, folder: str, changes: Mapping[str, Any]) -> Job:
+        """Return one run with further changes to its settings, in KIND/PARTITION/METHOD/FOLDER."""
+        config = make_config(deep_merge(self.run_values(partition, method), changes))
+        return Job(partition, method, config, Path(kind, partition, method, folder))
 
 
 @dataclass(frozen=True)

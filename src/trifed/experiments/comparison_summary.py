@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trifed.common.errors import RunError
 from trifed.experiments.compare_config import CompareConfig, Job
 from trifed.experiments.pool import is_finished
-from trifed.experiments.statistics import Right, interval, mean_over_clients
 from trifed.experiments.tuning import best_rate, read_grid
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS, ORIGINS
 from trifed.methods.base import logged_stage
 
 Json = dict[str, Any]
+Right = Sequence[NDArray[np.bool_ | np.float64]]
+"""For each client of each seed, which test rows are right, (n_rows,) bool, or which share of each is, float."""
+RESAMPLES = 4000
+"""Bootstrap samples of an interval."""
 PLATEAU = 0.01
 """A curve has reached a plateau if it rises by less than this over its last quarter."""
 
@@ -128,8 +132,7 @@ def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root:
 def _right(folders: Sequence[RunFolder], control: str | None = None) -> Right:
     """Return which test rows of each run's clients are right, by its method or by a control."""
     right = []
-    for folder in folders:
-        kept = folder.read_json("predictions.json")
+    for kept in (folder.read_json("predictions.json") for folder in folders):
         if control is None and "right" in kept:
             right += [np.array(shares) for shares in kept["right"].values()]
         else:
@@ -153,9 +156,8 @@ def _controls(folders: Sequence[RunFolder], seeds: int) -> Json:
 def _method(name: str, folders: Sequence[RunFolder], right: Right, target: float) -> Json:
     """Summarise a method's runs, one of each seed."""
     summaries = [folder.read_json("summary.json") for folder in folders]
-    accuracies = [s["accuracy"] for s in summaries]
+    accuracies, received = ([s[key] for s in summaries] for key in ("accuracy", "accuracy_received"))
     means = [accuracy["mean"] for accuracy in accuracies]
-    received = [s["accuracy_received"] for s in summaries]
     curve = _mean_curve([s["curve"] for s in summaries])
     by_client = zip(*([c["now"] for c in s["clients"]] for s in summaries), strict=True)
     # The target may be the first method's own mean, which it must reach in spite of rounding.
@@ -190,11 +192,9 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _mean_curve(curves: Sequence[Sequence[Json]]) -> list[Json]:
     """Return the means of the points that all seeds have."""
     keys = ("mean", "worst", "best", "valid_mean", "training_loss", "bytes")
-    points = []
-    for number in sorted(set.intersection(*({p["round"] for p in curve} for curve in curves))):
-        here = [next(p for p in curve if p["round"] == number) for curve in curves]
-        points.append({"round": number} | {key: _mean(p[key] for p in here) for key in keys})
-    return points
+    points = [{point["round"]: point for point in curve} for curve in curves]
+    shared = sorted(set.intersection(*map(set, points)))
+    return [{"round": n} | {key: _mean(point[n][key] for point in points) for key in keys} for n in shared]
 
 
 def plateau(means: Sequence[float]) -> Json:
@@ -221,3 +221,36 @@ def _bytes(folders: Sequence[RunFolder], summaries: Sequence[Json]) -> Json:
         "once_down": float(np.mean([size["opening_down"] for size in sizes])) / clients,
         "total": _mean(size["total"] for size in sizes),
     }
+
+
+def interval(right: Right, against: Right | None = None, *, seed: int = 0) -> tuple[float, float]:
+    """Return a 95 % bootstrap interval of the mean accuracy over clients, or of its paired gain over `against`.
+
+    Clients are drawn with replacement, and test rows within each drawn client; a row keeps the results of both
+    methods. Clients without test rows are left out; the result is NaN if there are no others.
+    """
+    other = right if against is None else against
+    gains = [
+        mine.astype(np.float64) - (0.0 if against is None else theirs)
+        for mine, theirs in zip(right, other, strict=True)
+        if len(mine)
+    ]
+    if not gains:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    outcomes = [np.unique(gain, return_counts=True) for gain in gains]
+    total = np.zeros(RESAMPLES)
+    for _ in gains:  # one position of the resampled clients at a time
+        client = rng.integers(len(gains), size=RESAMPLES)
+        for place, (values, counts) in enumerate(outcomes):
+            here = client == place
+            # Drawing rows with replacement is drawing how often each outcome occurs.
+            drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=int(here.sum()))
+            total[here] += drawn @ values / counts.sum()
+    low, high = np.quantile(total / len(gains), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean_over_clients(right: Right) -> float:
+    """Return the mean accuracy over the clients that have test rows."""
+    return float(np.mean([rows.mean() for rows in right if len(rows)]))

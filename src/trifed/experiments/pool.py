@@ -1,4 +1,8 @@
-"""A pool of processes, one for each run, that reports their progress."""
+"""A pool of processes, one for each run of a comparison, that reports their progress.
+
+Each process is this module itself: the run's folder is an argument, the configuration comes on stdin. When the
+parent process ends, stdin is closed and the process ends too. A run's folder survives that at any moment.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from trifed.common.errors import RunError
+from trifed.common.errors import RunError, TrifedError
 from trifed.config.run import make_config
 from trifed.config.toml_files import read_toml
 from trifed.experiments.compare_config import Job
@@ -24,7 +29,8 @@ from trifed.federation.run_folder import RunFolder
 POLL_SECONDS = 0.2
 TAIL_BYTES = 4096
 MISTAKE = 2
-"""Exit code of a worker whose error the user can correct."""
+"""Exit code of a process whose error the user can correct."""
+ORPHANED = 3
 IRRELEVANT = {"name", "controls", "trackers"}
 """Settings of a run that do not affect the compared numbers."""
 
@@ -85,11 +91,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def _check_same(job: Job, root: Path) -> None:
-    path = root / job.folder / "config.toml"
-    if not path.is_file():
-        return
-    existing = make_config(read_toml(path), str(path)).model_dump(mode="json")
-    current = job.config.model_dump(mode="json")
+    path, current = root / job.folder / "config.toml", job.config.model_dump(mode="json")
+    existing = make_config(read_toml(path), str(path)).model_dump(mode="json") if path.is_file() else current
     for key in sorted(set(current) - IRRELEVANT):
         if existing.get(key) != current[key]:
             raise RunError(
@@ -103,7 +106,7 @@ def _start(job: Job, root: Path, parallel: int) -> _Running:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     output = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed when the process has ended
     process = subprocess.Popen(
-        [sys.executable, "-m", "trifed.experiments.worker", str(root / job.folder)],
+        [sys.executable, "-m", "trifed.experiments.pool", str(root / job.folder)],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -137,3 +140,28 @@ def _round(folder: Path) -> int:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().split(b"\n")[1:-1]  # the first and the last may be incomplete
     return max((json.loads(line).get("round", 0) for line in lines), default=0)
+
+
+def main() -> None:
+    """Start or continue the run of this process."""
+    from trifed.experiments.runner import resume, run  # imported late: the parent process does not need it
+
+    folder, config = Path(sys.argv[1]), make_config(json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    try:
+        if (folder / "config.toml").is_file():
+            resume(folder)
+        else:
+            run(config, folder)
+    except TrifedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(MISTAKE)
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.read()
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    main()

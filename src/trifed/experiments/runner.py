@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.toml_files import read_toml
 from trifed.data import Examples, split_to_json
-from trifed.experiments.baselines import ClientFeatures, run_baselines
+from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
 from trifed.federation.client_model import Classifier, Writer, load_client, load_writer, save_client
 from trifed.federation.client_update import score, summary_seeds
 from trifed.federation.device_placement import choose_device
@@ -152,16 +151,12 @@ def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -
         folder.write_json("environment.json", environment(config, shared_model.base, shared_model))
         cut = sum(part.cut for c in clients for part in (c.train, c.valid, c.test))
         folder.write_json("split.json", {**split_to_json(data), "examples_cut_to_max_length": cut})
-    tracking = LiveTracking(config, folder, listener)
-    simulation = Simulation(config, data, clients, shared_model, folder, tracking)
-    try:
+    with closing(LiveTracking(config, folder, listener)) as tracking:
+        simulation = Simulation(config, data, clients, shared_model, folder, tracking)
         simulation.run()
-    finally:
-        tracking.close()
     listener(Closing().to_dict())
     summary = _write_models(simulation)
-    summary["seconds_total"] = round(time.perf_counter() - began, 1)
-    folder.write_json("summary.json", summary)
+    folder.write_json("summary.json", {**summary, "seconds_total": round(time.perf_counter() - began, 1)})
 
 
 def _write_models(simulation: Simulation) -> dict[str, Any]:
@@ -175,48 +170,46 @@ def _write_models(simulation: Simulation) -> dict[str, Any]:
         predictions[client.name], shares[client.name] = scores.predictions, scores.right
         place = folder.path / "clients" / client.name
         save_client(place, shared_model, tensors, data.label_names, shared_model.base.source)
-    summary = {
+    predicted = _controls(simulation) if config.controls and task.labelled else {}
+    labels = {client.name: client.test.labels for client in clients}
+    # Predicted classes; of other tasks the share of each example that is predicted right.
+    answers = {"model": predictions} if task.labelled else {"right": shares}
+    folder.write_json("predictions.json", {"labels": labels, **answers, "controls": predicted})
+    evaluated_model = simulation.context.method.evaluated_model
+    results = summarise_events(folder.events(), evaluated_model, shared_model.lora_bytes)
+    optional = {
+        "privacy": most_spent(folder.path),
+        "perplexity": perplexity(results["clients"]) if task.output == "answer" else None,
+        "global_test": _global_test(simulation, data.global_test) if data.global_test is not None else None,
+    }
+    return {
         "name": config.name,
         "task": config.task,
         "metric": task.metric,
         "method": config.method.name,
         "seed": config.seed,
         "rounds": config.rounds,
-        **summarise_events(folder.events(), simulation.context.method.evaluated_model, shared_model.lora_bytes),
-        "controls": {},
+        **results,
+        "controls": {control: _accuracies(by_client, labels) for control, by_client in predicted.items()},
+        **{name: value for name, value in optional.items() if value is not None},
     }
-    spent = most_spent(folder.path)
-    if spent is not None:
-        summary["privacy"] = spent
-    if task.output == "answer":
-        summary["perplexity"] = perplexity(summary["clients"])
-    predicted = _controls(simulation) if config.controls and task.labelled else {}
-    labels = {client.name: client.test.labels for client in clients}
-    for control, by_client in predicted.items():
-        right = {n: float((by_client[n] == y).mean()) if len(y) else None for n, y in labels.items()}
-        spreads = spread(list(right.values()), [len(y) for y in labels.values()])
-        summary["controls"][control] = {**spreads, "clients": right}
-    if data.global_test is not None:
-        summary["global_test"] = _global_test(simulation, data.global_test)
-    # Predicted classes; of other tasks the share of each example that is predicted right.
-    answers = {"model": predictions} if task.labelled else {"right": shares}
-    folder.write_json("predictions.json", {"labels": labels, **answers, "controls": predicted})
-    return summary
 
 
-def _controls(simulation: Simulation) -> dict[str, dict[str, NDArray[np.int64]]]:
+def _accuracies(predicted: Mapping[str, Labels], labels: Mapping[str, Labels]) -> dict[str, Any]:
+    """Return a control's accuracy of each client, and mean, worst and best of all."""
+    right = {n: float((predicted[n] == y).mean()) if len(y) else None for n, y in labels.items()}
+    return {**spread(list(right.values()), [len(y) for y in labels.values()]), "clients": right}
+
+
+def _controls(simulation: Simulation) -> dict[str, dict[str, Labels]]:
     """Return the predictions of each control for each client's test data."""
     shared_model, config, clients = simulation.shared_model, simulation.config, simulation.datasets
     features = [
-        ClientFeatures(
-            *(
-                (shared_model.base_features(part, config.training), part.labels)
-                for part in (c.train, c.valid, c.test)
-            )
-        )
+        [(shared_model.base_features(part, config.training), part.labels) for part in (c.train, c.valid, c.test)]
         for c in clients
     ]
-    predicted = run_baselines(features, summary_seeds(config.seed, 0).projection)
+    seeds = summary_seeds(config.seed, 0)
+    predicted = run_baselines([ClientFeatures(*parts) for parts in features], seeds.projection)
     names = [client.name for client in clients]
     return {control: dict(zip(names, by_client, strict=True)) for control, by_client in predicted.items()}
 
@@ -232,5 +225,4 @@ def _global_test(simulation: Simulation, examples: Examples) -> dict[str, Any]:
         if key not in known:
             known[key] = score(simulation.shared_model, tensors, encoded, simulation.config.training).accuracy
         right.append(known[key])
-    spreads = spread(right, [len(encoded)] * len(right))
-    return {**spreads, "examples": len(encoded), "models": len(known)}
+    return {**spread(right, [len(encoded)] * len(right)), "examples": len(encoded), "models": len(known)}

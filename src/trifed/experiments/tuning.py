@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trifed.common.dict_merge import deep_merge
-from trifed.config.run import make_config
 from trifed.experiments.compare_config import CompareConfig, Job, Tuning
 from trifed.experiments.pool import is_finished
 from trifed.federation.run_folder import RunFolder
@@ -52,35 +50,26 @@ def best_rate(tried: dict[float, float]) -> float:
 
 def read_grid(config: CompareConfig, root: Path) -> Grid:
     """Read the last validation accuracy of every finished tuning run."""
-    grid: Grid = {}
-    for partition in tuned_partitions(config):
-        for method in config.methods:
-            tried: dict[float, float] = {}
-            for folder in (root / "tuning" / partition / method).glob("rate-*"):
-                if is_finished(folder):
-                    rate = float(folder.name.removeprefix("rate-"))
-                    tried[rate] = float(RunFolder(folder).read_json("summary.json")["curve"][-1]["valid_mean"])
-            grid.setdefault(partition, {})[method] = dict(sorted(tried.items()))
-    return grid
+    partitions, folder = tuned_partitions(config), root / "tuning"
+    return {p: {method: _tried(folder / p / method) for method in config.methods} for p in partitions}
+
+
+def _tried(folder: Path) -> dict[float, float]:
+    """Read the last validation accuracy of a method's finished tuning runs, by rate."""
+    finished = {float(run.name.removeprefix("rate-")): run for run in folder.glob("rate-*") if is_finished(run)}
+    curves = {rate: RunFolder(run).read_json("summary.json")["curve"] for rate, run in sorted(finished.items())}
+    return {rate: float(curve[-1]["valid_mean"]) for rate, curve in curves.items()}
 
 
 def _beyond(tried: dict[float, float]) -> list[float]:
     """Return the next rate beyond the end of the grid at which the best one is, if it is at an end."""
-    best, rates = best_rate(tried), sorted(tried)
-    if best == rates[-1]:
+    best = best_rate(tried)
+    if best == max(tried):
         return [float(f"{best * STEP:.3g}")]
-    return [float(f"{best / STEP:.3g}")] if best == rates[0] else []
+    return [float(f"{best / STEP:.3g}")] if best == min(tried) else []
 
 
 def _job(config: CompareConfig, tuning: Tuning, partition: str, method: str, rate: float) -> Job:
-    values = deep_merge(
-        config.run_values(partition, method),
-        {
-            "name": f"rate-{rate:g}",
-            "seed": tuning.seed,
-            "controls": False,
-            "training": {"learning_rate": rate},
-            **({"rounds": tuning.rounds} if tuning.rounds else {}),
-        },
-    )
-    return Job(partition, method, make_config(values), Path("tuning") / partition / method / f"rate-{rate:g}")
+    rounds = {"rounds": tuning.rounds} if tuning.rounds else {}
+    changes = {"seed": tuning.seed, "controls": False, "training": {"learning_rate": rate}, **rounds}
+    return config.job("tuning", partition, method, f"rate-{rate:g}", {"name": f"rate-{rate:g}", **changes})
