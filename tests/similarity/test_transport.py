@@ -14,8 +14,7 @@ from trifed.similarity import (
     summarise,
     summary_distance,
 )
-from trifed.similarity.small_transport import small_transport
-from trifed.similarity.transport import MISMATCH_COST
+from trifed.similarity.transport import MISMATCH_COST, small_transport
 
 
 def make(labels, counts, means, variances, classes=None):

@@ -15,6 +15,7 @@ gives an upper bound (Doroshenko et al., PETS 2022, arXiv 2207.04380).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -70,12 +71,11 @@ def epsilon_with_steps(multipliers: Iterable[float], steps: Iterable[Sampled], d
 
     The result is 0 without any release, and infinity if a release or step has no noise.
     """
-    known, counts = list(multipliers), dict[tuple[float, float], int]()
+    known, counts = list(multipliers), Counter[tuple[float, float]]()
     for part in steps:
         if part.multiplier <= 0:
             return math.inf
-        kind = (part.multiplier, part.rate)
-        counts[kind] = counts.get(kind, 0) + part.steps
+        counts[part.multiplier, part.rate] += part.steps
     if not counts or (known and min(known) <= 0):
         return epsilon_of(known, delta)
     gaussian = 1 / math.sqrt(sum(z**-2 for z in known)) if known else math.inf
@@ -84,18 +84,14 @@ def epsilon_with_steps(multipliers: Iterable[float], steps: Iterable[Sampled], d
 
 @lru_cache(1024)
 def _composed(gaussian: float, steps: tuple[Sampled, ...], delta: float) -> float:
-    from dp_accounting import (
-        GaussianDpEvent,
-        PoissonSampledDpEvent,
-        SelfComposedDpEvent,
-    )  # imported late to keep --help fast
+    import dp_accounting as dp  # imported late to keep --help fast
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(value_discretization_interval=GRID)
     if math.isfinite(gaussian):
-        accountant.compose(GaussianDpEvent(gaussian))
+        accountant.compose(dp.GaussianDpEvent(gaussian))
     for z, rate, count in steps:
-        accountant.compose(SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(z)), count))
+        accountant.compose(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(z)), count))
     return float(accountant.get_epsilon(delta))
 
 

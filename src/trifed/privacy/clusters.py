@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import squareform
 
 from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, require_at_least
 
@@ -58,8 +59,8 @@ def _split(near: Floats, members: list[int], at_least: int, alike: float) -> Par
     large = [part for part in parts if len(part) >= at_least]
     if len(parts) == 1 or not large:
         return [members]
-    clusters_found = [inner for part in large for inner in _split(near, part, at_least, alike)]
-    return _join_small(near, clusters_found, [part for part in parts if len(part) < at_least])
+    found = [inner for part in large for inner in _split(near, part, at_least, alike)]
+    return _join_small(near, found, [part for part in parts if len(part) < at_least])
 
 
 def _join_small(near: Floats, large: Parts, small: Parts) -> Parts:
@@ -79,19 +80,14 @@ def _join_small(near: Floats, large: Parts, small: Parts) -> Parts:
 
 def _least_similar(near: Floats, members: list[int], alike: float) -> Parts:
     """Split clients at their least similarity, or return one part if that is at least `alike`."""
-    from sklearn.cluster import AgglomerativeClustering  # imported late to keep --help fast
+    from scipy.cluster.hierarchy import fcluster, linkage  # imported late to keep --help fast
 
     # Single linkage depends only on the order of similarities, and equal ones must have exactly equal ranks.
     values, ranks = np.unique(near[np.ix_(members, members)], return_inverse=True)
     distances = (len(values) - 1 - ranks).reshape(len(members), -1).astype(np.float64)
-    tree = AgglomerativeClustering(
-        n_clusters=None, distance_threshold=0.0, metric="precomputed", linkage="single"
-    ).fit(distances)
-    top = tree.distances_.max()
+    tree = linkage(squareform(distances, checks=False), "single")
+    top = tree[-1, 2]
     if values[len(values) - 1 - int(top)] >= alike:
         return [members]
-    groups: dict[int, list[int]] = {leaf: [leaf] for leaf in range(len(members))}
-    joins = tree.children_[tree.distances_ < top]  # sorted by height, so these are the first ones
-    for number, (one, other) in enumerate(joins.tolist(), start=len(members)):
-        groups[number] = [*groups.pop(one), *groups.pop(other)]
-    return [sorted(members[leaf] for leaf in group) for group in groups.values()]
+    parts = fcluster(tree, top - 0.5, "distance")
+    return [[members[leaf] for leaf in np.flatnonzero(parts == part)] for part in np.unique(parts)]

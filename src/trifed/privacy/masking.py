@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,9 @@ class Masker:
             run: The run's name.
             at_least: m, the fewest clients whose sum may be revealed.
         """
-        x25519 = _cryptography().x25519
         self.run = run
         self.at_least = at_least
-        self._private = x25519.X25519PrivateKey.generate()
+        self._private = _cryptography().x25519.X25519PrivateKey.generate()
         self.public: bytes = self._private.public_key().public_bytes_raw()
         self._secrets: dict[bytes, bytes] = {}
         self._revealed: dict[int, frozenset[bytes]] = {}
@@ -91,12 +90,11 @@ class Masker:
             raise MessageError("publics: got a public key twice, expected one per client; the cluster is rejected")
         if len(others) + 1 < self.at_least:
             raise MessageError(f"publics: got {len(others) + 1} clients, expected at least {self.at_least}")
-        x25519 = _cryptography().x25519
+        as_key = _cryptography().x25519.X25519PublicKey.from_public_bytes
         try:
-            known = {key: self._private.exchange(x25519.X25519PublicKey.from_public_bytes(key)) for key in others}
+            self._secrets = {key: self._private.exchange(as_key(key)) for key in others}
         except ValueError as error:  # another length, or a small subgroup, where others could compute the secret
             raise MessageError(f"publics: got an invalid key ({error}); the cluster is rejected") from error
-        self._secrets = known
 
     def mask(self, number: int, values: Words) -> Words:
         """Mask `values`, (n,), for round `number`; the result is uniform without knowledge of the seeds.
@@ -178,20 +176,11 @@ def _derived(secret: bytes, run: str, number: int, one: bytes, other: bytes) -> 
     crypto = _cryptography()
     name = run.encode()
     info = b"".join([PURPOSE, len(name).to_bytes(4), name, number.to_bytes(8), *sorted((one, other))])
-    seed: bytes = crypto.hkdf.HKDF(crypto.hashes.SHA256(), KEY, None, info).derive(secret)
-    return seed
+    return bytes(crypto.hkdf.HKDF(crypto.hashes.SHA256(), KEY, None, info).derive(secret))
 
 
-@dataclass(frozen=True)
-class _Crypto:
-    x25519: ModuleType
-    ciphers: ModuleType
-    hashes: ModuleType
-    hkdf: ModuleType
-
-
-def _cryptography() -> _Crypto:
-    """Import cryptography, which only the extra `flower` installs."""
+def _cryptography() -> SimpleNamespace:
+    """Return the needed modules of cryptography, which only the extra `flower` installs."""
     try:
         from cryptography.hazmat.primitives import ciphers, hashes
         from cryptography.hazmat.primitives.asymmetric import x25519
@@ -200,4 +189,4 @@ def _cryptography() -> _Crypto:
         raise RunError(
             "masking: needs cryptography, which is not installed: pip install 'trifed[flower]'"
         ) from error
-    return _Crypto(x25519, ciphers, hashes, hkdf)
+    return SimpleNamespace(x25519=x25519, ciphers=ciphers, hashes=hashes, hkdf=hkdf)

@@ -21,8 +21,7 @@ def secure_noise(n: int) -> NDArray[np.float64]:
     """
     bits = np.frombuffer(secrets.token_bytes(8 * n), np.uint64)
     size = -ndtri(((bits >> np.uint64(11)) + 0.5) / 2.0**54)
-    noise: NDArray[np.float64] = np.where(bits & np.uint64(1), size, -size)
-    return noise
+    return np.where(bits & np.uint64(1), size, -size)
 
 
 def seeded_noise(rng: np.random.Generator) -> Noise:

@@ -42,8 +42,7 @@ def unit(features: NDArray[np.floating]) -> Floats:
     largest = np.abs(x).max(1, initial=0.0, keepdims=True)
     x = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0)  # avoids overflow of large numbers' squares
     norm = np.linalg.norm(x, axis=1, keepdims=True)
-    scaled: Floats = np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
-    return scaled
+    return np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm > 0), np.float64)
 
 
 def statistics(features: NDArray[np.floating], labels: Ints, n_labels: int) -> Floats:

@@ -48,8 +48,7 @@ def linear_cka(
         SimilarityError: A wrong shape, NaN or infinity, fewer than 4 examples with `debiased`, or another
             value of `examples`.
     """
-    x = as_floats("cores", cores, 4)
-    _require_filled(x)
+    x = _as_cores(cores)
     if examples not in ("rows", "columns"):
         raise SimilarityError(f"examples: got {examples!r}, expected 'rows' or 'columns'")
     if examples == "columns":
@@ -78,15 +77,16 @@ def cosine(cores: npt.ArrayLike) -> Floats:
     Raises:
         SimilarityError: A wrong shape, NaN or infinity.
     """
-    x = as_floats("cores", cores, 4)
-    _require_filled(x)
+    x = _as_cores(cores)
     return _similarity(_unit(x, axes=(1, 2, 3), negligible=0.0).reshape(len(x), -1), layers=1)
 
 
-def _require_filled(x: Floats) -> None:
-    """Raise `SimilarityError` if one of the axes is empty."""
+def _as_cores(cores: npt.ArrayLike) -> Floats:
+    """Convert `cores` to finite float64 (N, L, r, r), or raise `SimilarityError`, also if an axis is empty."""
+    x = as_floats("cores", cores, 4)
     if not x.size:
         raise SimilarityError(f"cores: got shape {x.shape}, expected (N, L, r, r) with no axis of length 0")
+    return x
 
 
 def _unit(x: Floats, axes: tuple[int, ...], negligible: float) -> Floats:
@@ -95,15 +95,13 @@ def _unit(x: Floats, axes: tuple[int, ...], negligible: float) -> Floats:
     largest = np.where(largest > negligible, largest, np.inf)
     scaled = x / largest  # divide by the largest entry first: squares of tiny changes would underflow
     norm = np.sqrt((scaled**2).sum(axis=axes, keepdims=True))
-    unit: Floats = scaled / np.where(norm > 0, norm, 1.0)
-    return unit
+    return np.asarray(scaled / np.where(norm > 0, norm, 1.0), np.float64)
 
 
 def _centre(gram: Floats) -> Floats:
     """Return $HKH$, $H = I - 11ᵀ/n$, of Gram matrices (..., n, n)."""
     rows = gram.mean(axis=-1, keepdims=True)
-    centred: Floats = gram - rows - rows.swapaxes(-1, -2) + gram.mean(axis=(-1, -2), keepdims=True)
-    return centred
+    return np.asarray(gram - rows - rows.swapaxes(-1, -2) + gram.mean(axis=(-1, -2), keepdims=True), np.float64)
 
 
 def _u_centre(gram: Floats) -> Floats:
@@ -116,8 +114,7 @@ def _u_centre(gram: Floats) -> Floats:
     bare = gram * off
     rows = bare.sum(axis=-1, keepdims=True) / (n - 2)
     total = bare.sum(axis=(-1, -2), keepdims=True) / ((n - 1) * (n - 2))
-    centred: Floats = (bare - rows - rows.swapaxes(-1, -2) + total) * off
-    return centred
+    return np.asarray((bare - rows - rows.swapaxes(-1, -2) + total) * off, np.float64)
 
 
 def _similarity(units: Floats, layers: int) -> Floats:

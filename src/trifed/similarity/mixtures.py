@@ -20,8 +20,6 @@ from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, r
 from trifed.similarity.summary import MERGED, Summary
 from trifed.similarity.transport import summary_distance
 
-__all__ = ["Summary", "noise_floor", "project", "summarise"]
-
 REG_COVAR = 1e-4
 """Added to variances during fitting, not to released ones, which are about 1/64 in the unit ball of R^64."""
 
@@ -47,8 +45,7 @@ def project(features: npt.ArrayLike, dim: int = 64, *, seed: int) -> Floats:
     require_at_least("dim", dim, 1)
     stream = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     projected = x @ (stream.standard_normal((x.shape[1], dim)) / np.sqrt(dim))
-    clipped: Floats = projected / np.maximum(1.0, np.linalg.norm(projected, axis=1, keepdims=True))
-    return clipped
+    return np.asarray(projected / np.maximum(1.0, np.linalg.norm(projected, axis=1, keepdims=True)), np.float64)
 
 
 def summarise(
@@ -115,11 +112,9 @@ def noise_floor(
     if len(x) < max(2, floor):
         return 0.0
     order = np.random.default_rng([seed, 1]).permutation(len(x))
-    first, second = (
-        _summarise(x[half], y[half], max(1, floor // 2), max_components, seed)
-        for half in (order[: len(x) // 2], order[len(x) // 2 :])
-    )
-    return summary_distance(first, second, match_labels=match_labels)
+    halves = (order[: len(x) // 2], order[len(x) // 2 :])
+    summaries = (_summarise(x[half], y[half], max(1, floor // 2), max_components, seed) for half in halves)
+    return summary_distance(*summaries, match_labels=match_labels)
 
 
 def _examples(

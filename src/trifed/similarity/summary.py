@@ -84,7 +84,6 @@ class Summary:
         """
         _check_form(arrays, dim)
         _check_values(arrays)
-        _check_counts(arrays)
         copies: dict[str, Any] = {name: np.array(array) for name, array in arrays.items()}
         return cls(**{**copies, "self_distance": float(copies["self_distance"][0])})
 
@@ -115,30 +114,39 @@ def _check_form(arrays: Mapping[str, npt.NDArray[np.generic]], dim: int | None) 
 
 
 def _check_values(arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Raise `MessageError` for NaN or infinity, or a negative variance or noise floor."""
-    for name in ("means", "variances", "self_distance"):
-        if not np.isfinite(arrays[name].astype(np.float64)).all():
-            raise MessageError(f"summary.{name}: got NaN or infinity, expected finite numbers")
-    for name in ("variances", "self_distance"):
-        if (arrays[name].astype(np.float64) < 0).any():
-            raise MessageError(f"summary.{name}: got a negative number, expected at least 0")
-
-
-def _check_counts(arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Raise `MessageError` for implausible counts, or components that do not add up to their classes."""
+    """Raise `MessageError` for impossible numbers, or components that do not add up to their classes."""
+    values = {name: arrays[name].astype(np.float64) for name in ("means", "variances", "self_distance")}
     labels, counts, classes, sizes = (
         arrays[name].astype(np.int64) for name in ("labels", "counts", "class_labels", "class_counts")
     )
-    for name, values, low in (("counts", counts, 1), ("class_counts", sizes, 0)):
-        if ((values < low) | (values > MAX_COUNT)).any():
-            raise MessageError(f"summary.{name}: got a number out of range, expected {low} to {MAX_COUNT}")
-    if len(np.unique(classes)) != len(classes) or (classes < 0).any():
-        raise MessageError("summary.class_labels: got repeated or negative labels, expected distinct ones from 0")
-    if not np.isin(labels, np.append(classes, MERGED)).all():
-        raise MessageError("summary.labels: got a class that is not in class_labels")
-    own = np.isin(classes, labels)
-    for label, size in zip(classes[own], sizes[own], strict=True):
-        if counts[labels == label].sum() != size:
-            raise MessageError(f"summary.counts: those of class {label} do not add up to its class_counts")
-    if (labels == MERGED).any() and counts[labels == MERGED].sum() != sizes[~own].sum():
-        raise MessageError("summary.counts: those of the merged component do not add up to the merged classes")
+    own, merged = np.isin(classes, labels), labels == MERGED
+    problems = [
+        *((f"{n}: got NaN or infinity, expected finite numbers", ~np.isfinite(v)) for n, v in values.items()),
+        *(
+            (f"{n}: got a negative number, expected at least 0", values[n] < 0)
+            for n in ("variances", "self_distance")
+        ),
+        *(
+            (f"{n}: got a number out of range, expected {low} to {MAX_COUNT}", (v < low) | (v > MAX_COUNT))
+            for n, v, low in (("counts", counts, 1), ("class_counts", sizes, 0))
+        ),
+        (
+            "class_labels: got repeated or negative labels, expected distinct ones from 0",
+            (classes < 0).any() or len(np.unique(classes)) != len(classes),
+        ),
+        ("labels: got a class that is not in class_labels", ~np.isin(labels, np.append(classes, MERGED))),
+        *(
+            (
+                f"counts: those of class {label} do not add up to its class_counts",
+                counts[labels == label].sum() != n,
+            )
+            for label, n in zip(classes[own], sizes[own], strict=True)
+        ),
+        (
+            "counts: those of the merged component do not add up to the merged classes",
+            merged.any() and counts[merged].sum() != sizes[~own].sum(),
+        ),
+    ]
+    for text, found in problems:
+        if np.any(found):
+            raise MessageError(f"summary.{text}")

@@ -82,8 +82,7 @@ def _scores(s: Floats, share: Floats, counted: npt.NDArray[np.bool_], temperatur
     with np.errstate(over="ignore"):  # a tiny temperature correctly gives -inf, weight 0
         scores = np.where(counted, gap / temperature + np.log(np.where(share > 0, share, 1.0)), -np.inf)
     best = scores.max(axis=1, keepdims=True)
-    less: Floats = scores - np.where(np.isfinite(best), best, 0.0)
-    return less
+    return np.asarray(scores - np.where(np.isfinite(best), best, 0.0), np.float64)
 
 
 def mix(weights: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.floating]:
