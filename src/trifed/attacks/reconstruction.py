@@ -184,7 +184,8 @@ class TextReconstruction(BatchReconstruction[Texts]):
     def by_matching(self, rows: Rows, observed: Tensors, iterations: int) -> Texts:
         """Search texts whose gradient is similar; their lengths and labels are known to the attacker."""
         batch = self.train.batch(rows, self.shared_model.device)
-        known = {name: batch[name] for name in ("attention_mask", "token_type_ids", "labels") if name in batch}
+        given = ("attention_mask", "token_type_ids", "labels")
+        known = {name: values for name, values in batch.items() if name in given}
         lengths, rng = self.train.lengths[rows].tolist(), seeded(self.plan.seed, MATCHING, *map(int, rows))
         return match_texts(self.shared_model, observed, lengths, known, self.known, iterations, rng)
 

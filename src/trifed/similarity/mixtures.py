@@ -113,8 +113,8 @@ def noise_floor(
         return 0.0
     order = np.random.default_rng([seed, 1]).permutation(len(x))
     halves = (order[: len(x) // 2], order[len(x) // 2 :])
-    summaries = (_summarise(x[half], y[half], max(1, floor // 2), max_components, seed) for half in halves)
-    return summary_distance(*summaries, match_labels=match_labels)
+    first, second = (_summarise(x[half], y[half], max(1, floor // 2), max_components, seed) for half in halves)
+    return summary_distance(first, second, match_labels)
 
 
 def _examples(
