@@ -1,11 +1,11 @@
-"""An audit from end to end: attack the user's method, then the controls, and write the results."""
+"""An audit from end to end: attack the user's method, then the controls, check expectations, write the results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trifed.attacks.expectations import check_expectations
 from trifed.attacks.inference import (
     infer_from_summaries,
     infer_from_updates,
@@ -32,7 +31,7 @@ from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder, refuse_unwritable
 from trifed.methods import METHODS
-from trifed.reports.audit.findings import Findings, Labels, Means, Membership, Reconstruction
+from trifed.reports.audit.findings import Claim, Estimate, Findings, Labels, Means, Membership, Reconstruction
 from trifed.tasks import TASKS
 
 RECONSTRUCTIONS: dict[str, Callable[[TargetClient, Plan, Progress], BatchReconstruction[Any]]] = {
@@ -41,6 +40,14 @@ RECONSTRUCTIONS: dict[str, Callable[[TargetClient, Plan, Progress], BatchReconst
 }
 CONTROL_COST = 1.5
 """Duration of a control relative to the user's method: some train the whole model or have more private factors."""
+HIDDEN = 0.55
+"""Largest AUC at which members count as hidden."""
+EFFECTIVE = {"f1": 0.85, "psnr": 30.0}
+"""Score that attacks must reach on the full model's gradient to show anything: F1 of tokens, or PSNR in dB."""
+GIVEN = {
+    "f1": f"tokens away at batch 1, F1 of {EFFECTIVE['f1']}",
+    "psnr": f"images away at batch 1, PSNR of {EFFECTIVE['psnr']:.0f} dB",
+}
 
 
 class MethodFindings(BaseModel):
@@ -74,8 +81,9 @@ def read_source(source: Path) -> tuple[RunConfig, Path | None]:
     path = source / "config.toml" if folder else source
     config = make_config(read_toml(path), str(path))
     if config.task not in RECONSTRUCTIONS:
-        expected = f"so far an audit attacks {' and '.join(RECONSTRUCTIONS)}"
-        raise ConfigError([f"task: got '{config.task}'; {expected}"], str(path))
+        raise ConfigError(
+            [f"task: got '{config.task}'; so far an audit attacks {' and '.join(RECONSTRUCTIONS)}"], str(path)
+        )
     return config, folder
 
 
@@ -157,8 +165,9 @@ def _attack(
         )
     attacks = RECONSTRUCTIONS[config.task](target, plan, progress)
     if own and plan.announced:
-        minutes = estimate_minutes(target, attacks, plan)
-        progress(f"about {minutes:.0f} minutes in all, on this machine as busy as it is")
+        progress(
+            f"about {estimate_minutes(target, attacks, plan):.0f} minutes in all, on this machine as busy as it is"
+        )
     reconstruction = attacks.run()
     progress(f"{name}: labels")
     labels = infer_labels(target, plan)
@@ -243,3 +252,64 @@ def _notes(config: RunConfig) -> Iterator[str]:
     if config.composed_method().summarise is not None and not config.privacy.summary:
         yield "The summary that is sent once says how many examples of each label a client has, exactly."
     yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."
+
+
+def check_expectations(
+    method: str, rows: Sequence[Reconstruction], members: Sequence[Membership], full: str, plain: str
+) -> Iterator[Claim]:
+    """Yield each expectation that the results can decide.
+
+    Args:
+        method: The user's method.
+        rows: Results of reconstruction attacks on it and on the controls, and of guessing.
+        members: Results of membership inference.
+        full: Name of the control that trains the whole model; empty if there is none.
+        plain: Name of the plain LoRA control; empty if there is none.
+    """
+    score = "f1" if any("f1" in row.scores for row in rows) else "psnr"
+    attacks = [row for row in rows if row.attack != "guesser"]
+    own = [row for row in attacks if row.method == method]
+    guesses = {(row.batch, row.trials): row.scores[score] for row in rows if row.attack == "guesser"}
+    rivals = {(r.sees, r.batch, r.attack): r.scores[score] for r in attacks if r.method == plain != method}
+    for claim, limits in (
+        (
+            "Without the factors as they are, an attacker has no more than a guesser",
+            [(r, guesses.get((r.batch, r.trials))) for r in own if r.knows != "factors"],
+        ),
+        (
+            f"With the factors known, an attacker has at most what {plain} gives it",
+            [(r, rivals.get((r.sees, r.batch, r.attack))) for r in own if r.knows == "factors"],
+        ),
+    ):
+        compared = [(row, limit) for row, limit in limits if limit is not None]
+        if compared:
+            above = [row for row, limit in compared if row.scores[score].low > limit.high]
+            best = max(above or [row for row, _ in compared], key=lambda row: row.scores[score].mean)
+            where = f"{best.attack}, batch {best.batch}, from the {best.sees}, knows {best.knows}"
+            yield Claim(
+                claim=claim, holds=not above, why=f"{score} {_shown(best.scores[score])} at most ({where})"
+            )
+    updates = [row for row in members if row.method == method and row.source == "update"]
+    if updates:
+        worst = max(updates, key=lambda row: row.auc.mean)
+        yield Claim(
+            claim=f"Who is in an upload of a whole round cannot be told: AUC at most {HIDDEN}",
+            holds=worst.auc.mean <= HIDDEN,
+            why=f"{_shown(worst.auc)} at most, for who knows {worst.knows}",
+        )
+    strongest = [
+        row
+        for row in attacks
+        if row.method == full and row.batch == 1 and row.sees == "gradient" and row.attack != "embedding"
+    ]
+    if strongest:
+        best = max(strongest, key=lambda row: row.scores[score].mean)
+        yield Claim(
+            claim=f"The attacks work: {full} gives its {GIVEN[score]} or more",
+            holds=best.scores[score].mean >= EFFECTIVE[score],
+            why=f"{_shown(best.scores[score])}, by {best.attack}, without the embedding's gradient",
+        )
+
+
+def _shown(score: Estimate) -> str:
+    return f"{score.mean:.2f} ({score.low:.2f} to {score.high:.2f})"

@@ -111,9 +111,10 @@ def match_texts(
     def length_penalty(embeddings: Tensor) -> Tensor:
         return torch.square((embeddings * size).norm(dim=-1).mean() / norm - 1)
 
-    arguments = (make_batch, observed, iterations, TEXT_RATE, length_penalty)
-    recovered, words = match_gradient(shared_model, start / size, *arguments).cpu(), words.cpu()
-    prior = pair_prior(known_texts)
+    recovered = match_gradient(
+        shared_model, start / size, make_batch, observed, iterations, TEXT_RATE, length_penalty
+    ).cpu()
+    words, prior = words.cpu(), pair_prior(known_texts)
     return [
         decode_embeddings(row[:length] * size, words, prior)
         for row, length in zip(recovered, lengths, strict=True)

@@ -64,8 +64,8 @@ def find_patch_embedding(shared_model: SharedModel, side: int) -> PatchEmbedding
 
     None if the first LayerNorm behind it reads something else than a patch plus a constant of its position.
     """
-    modules = list(shared_model.base.model.modules())
-    patches = next((m for m in modules if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
+    convolutions = (m for m in shared_model.base.model.modules() if isinstance(m, nn.Conv2d))
+    patches = next((m for m in convolutions if m.in_channels == 3), None)
     if patches is None or patches.stride != patches.kernel_size or patches.groups > 1:
         return None
     shades = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(shared_model.device)

@@ -71,8 +71,9 @@ def make_plan(
     plan = FULL if full else SMALL
     for name in controls or []:
         if name not in METHODS:
-            expected = f"expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"
-            raise ConfigError([f"--control: got '{name}', {expected}"])
+            raise ConfigError(
+                [f"--control: got '{name}', expected one of {', '.join(METHODS)}{nearest(name, METHODS)}"]
+            )
         if not any(map(METHODS[name].sends, EXAMPLES_OF_NAMES)):
             raise ConfigError([f"--control: {name} sends nothing in a round, so there is nothing to attack"])
     return replace(

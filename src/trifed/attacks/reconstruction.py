@@ -41,6 +41,8 @@ ATTEMPTS_KEPT = 2
 """Trials of each attack whose originals and reconstructions are kept to look at."""
 STEPS = 5
 """Factor on the steps of gradient matching: an image needs more of them than a text, and its model is faster."""
+TOLD = ("attention_mask", "token_type_ids", "labels")
+"""Inputs of a batch of texts that an attacker is told."""
 MATCHING = 11
 """Purpose of the generators that draw where gradient matching starts."""
 
@@ -57,8 +59,9 @@ class BatchReconstruction(ABC, Generic[Guess]):
         self.target, self.plan, self.progress = target, plan, progress
         self.shared_model, self.iterations = target.shared_model, plan.iterations
         examples = len(target.client.train)
-        sizes = [size for size in plan.batches if size <= examples]
-        self.batches = {size: draw_batches(plan.seed, examples, size, plan.trials) for size in sizes}
+        self.batches = {
+            size: draw_batches(plan.seed, examples, size, plan.trials) for size in plan.batches if size <= examples
+        }
 
     @abstractmethod
     def guess(self, rows: Rows) -> Guess:
@@ -100,8 +103,8 @@ class BatchReconstruction(ABC, Generic[Guess]):
                     self.shared_model.load(self.target.before)
                     read = self.by_embedding(batches, observed)
                     if any(guess is not None for guess in read):
-                        filled = _filled(read, guesses)
-                        results.append(self.result("embedding", observation, "factors", batches, filled))
+                        recovered = _filled(read, guesses)
+                        results.append(self.result("embedding", observation, "factors", batches, recovered))
                 for knowledge in self.target.knowledge_levels():
                     results += self._attack(observation, knowledge, batches, observed, guesses)
         return results
@@ -147,8 +150,8 @@ class TextReconstruction(BatchReconstruction[Texts]):
     def __init__(self, target: TargetClient, plan: Plan, progress: Progress) -> None:
         super().__init__(target, plan, progress)
         self.train = cast(EncodedText, target.client.train)
-        others = [cast(EncodedText, client.train) for client in target.others]
-        self.known = [text for train in others for text in train.ids] or [[0]]
+        others = (cast(EncodedText, client.train).ids for client in target.others)
+        self.known = [text for texts in others for text in texts] or [[0]]
         self.special = set(self.shared_model.base.processor.all_special_ids)
 
     def guess(self, rows: Rows) -> Texts:
@@ -184,8 +187,7 @@ class TextReconstruction(BatchReconstruction[Texts]):
     def by_matching(self, rows: Rows, observed: Tensors, iterations: int) -> Texts:
         """Search texts whose gradient is similar; their lengths and labels are known to the attacker."""
         batch = self.train.batch(rows, self.shared_model.device)
-        given = ("attention_mask", "token_type_ids", "labels")
-        known = {name: values for name, values in batch.items() if name in given}
+        known = {name: values for name, values in batch.items() if name in TOLD}
         lengths, rng = self.train.lengths[rows].tolist(), seeded(self.plan.seed, MATCHING, *map(int, rows))
         return match_texts(self.shared_model, observed, lengths, known, self.known, iterations, rng)
 
@@ -220,8 +222,8 @@ class ImageReconstruction(BatchReconstruction[Pictures]):
         self.train = cast(EncodedImages, target.client.train)
         self.mean, self.std = self.train.mean[:, None, None], self.train.std[:, None, None]
         others = [cast(EncodedImages, client.train).pixels for client in target.others if len(client.train)]
-        shape = self.train.pixels.shape[1:]
-        self.mean_image = np.concatenate(others).mean(0) / 255 if others else np.full(shape, 0.5)
+        grey = np.full(self.train.pixels.shape[1:], 0.5)
+        self.mean_image = np.concatenate(others).mean(0) / 255 if others else grey
 
     def guess(self, rows: Rows) -> Pictures:
         """Guess the mean image of the other clients for every image of the batch."""
@@ -243,7 +245,7 @@ class ImageReconstruction(BatchReconstruction[Pictures]):
         entry = find_patch_embedding(self.shared_model, self.train.pixels.shape[-1]) if single else None
         if entry is None:
             return [None] * len(batches)
-        images = [solve(self.shared_model, entry, seen) for seen in observed]
+        images = (solve(self.shared_model, entry, seen) for seen in observed)
         return [None if image is None else self._pictures(image[None]) for image in images]
 
     def by_matching(self, rows: Rows, observed: Tensors, iterations: int) -> Pictures:

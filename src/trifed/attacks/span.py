@@ -214,6 +214,6 @@ def texts_from(distance: Floats, batch: int, rank: int) -> list[list[int]]:
             if token not in there and room and (again or token not in known):
                 there.append(token)
                 known.add(token)
-    by_place = [chosen[place] for place in sorted(chosen)]
+    by_place = [there for _, there in sorted(chosen.items())]
     texts = ([there[n] for there in by_place if n < len(there)] for n in range(batch))
     return [text for text in texts if text]

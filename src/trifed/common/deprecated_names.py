@@ -27,7 +27,7 @@ MOVED = {
     "trifed.atomic": "trifed.common.files",
     "trifed.audit": "trifed.attacks",
     "trifed.audit.audit": "trifed.attacks.audit",
-    "trifed.audit.claims": "trifed.attacks.expectations",
+    "trifed.audit.claims": "trifed.attacks.audit",
     "trifed.audit.duration": "trifed.attacks.audit",
     "trifed.audit.guess": "trifed.attacks.scores",
     "trifed.audit.images": "trifed.attacks.reconstruction",

@@ -127,8 +127,8 @@ def load_result(folder: str | Path) -> RunResult:
     opened = RunFolder.open(Path(folder))
     if not (opened.path / "summary.json").is_file():
         raise RunError(f"{folder}: this run is not finished; `trifed run --resume {folder}` continues it")
-    names = read_toml(opened.path / "config.toml").get("baselines", [])
-    baselines = {name: load_result(opened.path / "baselines" / name) for name in names}
+    config = read_toml(opened.path / "config.toml")
+    baselines = {name: load_result(opened.path / "baselines" / name) for name in config.get("baselines", [])}
     return RunResult(opened.path, opened.read_json("summary.json"), opened.read_json("split.json"), baselines)
 
 
@@ -168,8 +168,8 @@ def _write_models(simulation: Simulation) -> dict[str, Any]:
         tensors = simulation.final_tensors(client.index)
         scores = score(shared_model, tensors, client.test, config.training)
         predictions[client.name], shares[client.name] = scores.predictions, scores.right
-        place = folder.path / "clients" / client.name
-        save_client(place, shared_model, tensors, data.label_names, shared_model.base.source)
+        client_folder = folder.path / "clients" / client.name
+        save_client(client_folder, shared_model, tensors, data.label_names, shared_model.base.source)
     predicted = _controls(simulation) if config.controls and task.labelled else {}
     labels = {client.name: client.test.labels for client in clients}
     # Predicted classes; of other tasks the share of each example that is predicted right.
@@ -208,8 +208,8 @@ def _controls(simulation: Simulation) -> dict[str, dict[str, Labels]]:
         [(shared_model.base_features(part, config.training), part.labels) for part in (c.train, c.valid, c.test)]
         for c in clients
     ]
-    seeds = summary_seeds(config.seed, 0)
-    predicted = run_baselines([ClientFeatures(*parts) for parts in features], seeds.projection)
+    seed = summary_seeds(config.seed, 0).projection
+    predicted = run_baselines([ClientFeatures(*parts) for parts in features], seed)
     names = [client.name for client in clients]
     return {control: dict(zip(names, by_client, strict=True)) for control, by_client in predicted.items()}
 

@@ -251,8 +251,7 @@ def _planned(what: What, multiplier: float | None, number: int, *, rate: float =
 
 def _steps(entries: Iterable[Entry]) -> list[Sampled]:
     """Return the private training steps of entries."""
-    trained = (entry for entry in entries if entry.what == TRAINING)
-    return [Sampled(entry.multiplier or 0.0, entry.rate, entry.steps) for entry in trained]
+    return [Sampled(e.multiplier or 0.0, e.rate, e.steps) for e in entries if e.what == TRAINING]
 
 
 def _noise(entries: Iterable[Entry], what: What) -> list[float]:

@@ -21,7 +21,7 @@ def secure_noise(n: int) -> NDArray[np.float64]:
     """
     bits = np.frombuffer(secrets.token_bytes(8 * n), np.uint64)
     size = -ndtri(((bits >> np.uint64(11)) + 0.5) / 2.0**54)
-    return np.where(bits & np.uint64(1), size, -size)
+    return np.asarray(np.where(bits & np.uint64(1), size, -size), np.float64)
 
 
 def seeded_noise(rng: np.random.Generator) -> Noise:

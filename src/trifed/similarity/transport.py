@@ -253,15 +253,13 @@ def _trees(k: int, other: int) -> tuple[tuple[Ints, Floats], ...]:
         For each tree its edges (k+l-1,), indices into a flattened (k, l) plan, and the matrix (k+l-1, k+l) that
         maps the marginals of both sides to the flows on those edges.
     """
-    incidence = np.zeros((k + other, k * other))
-    for edge in range(k * other):
-        incidence[[edge // other, k + edge % other], edge] = 1.0
-    trees = []
-    for used in combinations(range(k * other), k + other - 1):
-        chosen = incidence[:, used]
-        if np.linalg.matrix_rank(chosen) == k + other - 1:
-            trees.append((np.array(used, dtype=np.int64), np.linalg.pinv(chosen).astype(np.float64)))
-    return tuple(trees)
+    incidence = np.concatenate([np.kron(np.eye(k), np.ones(other)), np.kron(np.ones(k), np.eye(other))])
+    edge_sets = (list(used) for used in combinations(range(k * other), k + other - 1))
+    return tuple(
+        (np.array(used, dtype=np.int64), np.linalg.pinv(incidence[:, used]).astype(np.float64))
+        for used in edge_sets
+        if np.linalg.matrix_rank(incidence[:, used]) == k + other - 1
+    )
 
 
 def _transport(weights: Floats, other: Floats, cost: Floats) -> float:
