@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -165,37 +164,24 @@ def pool_scores(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ObservedSummary:
-    """A client's summary as the server has it, and features of the client's examples in the same projection.
+def observe_summaries(targets: Sequence[TargetClient]) -> Iterator[tuple[TargetClient, Summary, list[Features]]]:
+    """Yield each target with the summary that its own protocol sends, where that has components.
 
-    Attributes:
-        summary: Components of the client's data, as decoded.
-        members: Features of the training examples, which the summary was made of.
-        others: Features of the test examples.
+    The features are those of the training examples, which the summary was made of, and of the test examples.
     """
-
-    summary: Summary
-    members: Features
-    others: Features
-
-
-def observe_summary(target: TargetClient) -> ObservedSummary | None:
-    """Make the summary by the client's own protocol; None if the method asks for none or it has no components."""
-    with target.client_side(target.client) as site:
-        payload = site.summary()
-    if payload is None:
-        return None
-    dim, client = site.context.summary_dim, target.client
-    summary = decode_summary(payload, site.context.header("summary", 0, client.index), dim)
-    if not len(summary.counts):
-        return None
-    seeds, groups = summary_seeds(target.config.seed, client.index), []
-    for data in (client.train, client.test):
-        points = projected(target.shared_model.base_features(data, target.config.training), seeds, dim)
-        points = unit(points) if target.config.privacy.summary else points.astype(np.float64)
-        groups.append((points, np.where(np.isin(data.labels, summary.labels), data.labels, MERGED)))
-    return ObservedSummary(summary, *groups)
+    for target in targets:
+        with target.client_side(target.client) as site:
+            payload = site.summary()
+        dim, client = site.context.summary_dim, target.client
+        header = site.context.header("summary", 0, client.index)
+        summary = None if payload is None else decode_summary(payload, header, dim)
+        if summary is not None and len(summary.counts):
+            seeds, features = summary_seeds(target.config.seed, client.index), []
+            for data in (client.train, client.test):
+                points = projected(target.shared_model.base_features(data, target.config.training), seeds, dim)
+                points = unit(points) if target.config.privacy.summary else points.astype(np.float64)
+                features.append((points, np.where(np.isin(data.labels, summary.labels), data.labels, MERGED)))
+            yield target, summary, features
 
 
 def log_likelihoods(summary: Summary, features: Features) -> Floats:
@@ -214,13 +200,12 @@ def log_likelihoods(summary: Summary, features: Features) -> Floats:
     return np.array(scores)
 
 
-def nearest_examples(observed: ObservedSummary) -> Iterator[tuple[int, bool]]:
+def nearest_examples(summary: Summary, both: Sequence[Features]) -> Iterator[tuple[int, bool]]:
     """Yield for each component the example nearest to its mean, among its members and as many other examples.
 
     Each is (row, is a member), a row of the members or of the others. Components that lack either are left out.
     """
-    both = (observed.members, observed.others)
-    for mean, label in zip(observed.summary.means.astype(np.float64), observed.summary.labels, strict=True):
+    for mean, label in zip(summary.means.astype(np.float64), summary.labels, strict=True):
         rows = [np.flatnonzero(labels == label) for _, labels in both]
         count = min(map(len, rows))
         if count:
@@ -231,14 +216,13 @@ def nearest_examples(observed: ObservedSummary) -> Iterator[tuple[int, bool]]:
 
 def infer_from_summaries(targets: Sequence[TargetClient]) -> tuple[list[Membership], list[Means]]:
     """Infer members from summaries, and count how often the example nearest to a mean is a member."""
-    pairs = [(target, observe_summary(target)) for target in targets]
-    seen = [(target, observed) for target, observed in pairs if observed is not None]
-    likelihoods = [[log_likelihoods(o.summary, part) for part in (o.members, o.others)] for _, o in seen]
+    observed = list(observe_summaries(targets))
+    likelihoods = [[log_likelihoods(summary, part) for part in both] for _, summary, both in observed]
     scores = [parts for parts in likelihoods if all(map(len, parts))]
     if not scores:
         return [], []
-    examples = float(np.mean(np.concatenate([observed.summary.counts for _, observed in seen])))
-    nearest = [(target, *found) for target, observed in seen for found in nearest_examples(observed)]
+    examples = float(np.mean(np.concatenate([summary.counts for _, summary, _ in observed])))
+    nearest = [(target, *found) for target, summary, both in observed for found in nearest_examples(summary, both)]
     means = [
         Means(
             method=targets[0].config.method.name, examples=examples, components=len(nearest), chance=0.5,
