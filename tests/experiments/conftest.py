@@ -13,7 +13,7 @@ import pytest
 from trifed.experiments import pool
 from trifed.experiments.compare import ComparisonResult, compare
 from trifed.experiments.compare_config import Job, make_comparison
-from trifed.experiments.runner import resume, run
+from trifed.experiments.runner import run_or_resume
 
 
 class InThisProcess:
@@ -27,10 +27,7 @@ class InThisProcess:
     def poll(self) -> int | None:
         self.polled += 1
         if self.polled == 2:
-            if (self.folder / "config.toml").is_file():
-                resume(self.folder)
-            else:
-                run(self.job.config, self.folder)
+            run_or_resume(self.job.config, self.folder)
             self.returncode = 0
         return self.returncode
 

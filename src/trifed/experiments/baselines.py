@@ -131,12 +131,9 @@ def class_means(clients: Sequence[ClientFeatures], projection_seed: int) -> list
     projected = project(features, dim=64, seed=projection_seed)
     known = np.unique(labels)
     means = np.stack([projected[labels == label].mean(0) for label in known])
-    predictions = []
-    for client in clients:
-        points = project(client.test[0], dim=64, seed=projection_seed)
-        distances = ((points[:, None] - means[None]) ** 2).sum(-1)
-        predictions.append(known[distances.argmin(1)])
-    return predictions
+    points = (project(client.test[0], dim=64, seed=projection_seed) for client in clients)
+    distances = (((tested[:, None] - means[None]) ** 2).sum(-1) for tested in points)
+    return [known[to_means.argmin(1)] for to_means in distances]
 
 
 def _majority(labels: Labels, count: int) -> Labels:

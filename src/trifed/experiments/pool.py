@@ -144,15 +144,12 @@ def _round(folder: Path) -> int:
 
 def main() -> None:
     """Start or continue the run of this process."""
-    from trifed.experiments.runner import resume, run  # imported late: the parent process does not need it
+    from trifed.experiments.runner import run_or_resume  # imported late: the parent process does not need it
 
     folder, config = Path(sys.argv[1]), make_config(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        if (folder / "config.toml").is_file():
-            resume(folder)
-        else:
-            run(config, folder)
+        run_or_resume(config, folder)
     except TrifedError as error:
         print(error, file=sys.stderr)
         sys.exit(MISTAKE)

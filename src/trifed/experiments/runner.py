@@ -107,14 +107,15 @@ def resume(folder: str | Path, listener: Listener = quiet) -> RunResult:
     return _with_baselines(config, opened.path, listener)
 
 
+def run_or_resume(config: RunConfig, folder: Path, listener: Listener = quiet) -> RunResult:
+    """Continue the run in a folder, or start one there if it holds none; raises as `run` and `resume` do."""
+    return resume(folder, listener) if (folder / "config.toml").is_file() else run(config, folder, listener)
+
+
 def _with_baselines(config: RunConfig, path: Path, listener: Listener) -> RunResult:
     """Run or resume the baselines that are not finished, each in its own folder under `baselines/`."""
     for name in config.baselines:
-        inner = path / "baselines" / name
-        if (inner / "config.toml").is_file():
-            resume(inner, listener)
-        else:
-            run(config.with_method(name), inner, listener)
+        run_or_resume(config.with_method(name), path / "baselines" / name, listener)
     return load_result(path)
 
 
