@@ -1,1 +1,1 @@
-"""Attacks on what a configuration really sends: what could a curious server, or one that knows more, recover?"""
+"""Attacks on the messages of a configuration: they measure what a curious server could recover from them."""

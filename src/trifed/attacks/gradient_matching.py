@@ -139,15 +139,15 @@ def decode_embeddings(embeddings: Tensor, words: Tensor, prior: PairPrior) -> li
     similarity = torch.nn.functional.normalize(embeddings, dim=1) @ torch.nn.functional.normalize(words, dim=1).T
     near, tokens = similarity.topk(NEIGHBOURS, dim=1)
     score, back = near[0].double().numpy(), []
-    for place in range(1, len(embeddings)):
-        step = np.array([[prior(int(a), int(b)) for b in tokens[place]] for a in tokens[place - 1]])
+    for position in range(1, len(embeddings)):
+        step = np.array([[prior(int(a), int(b)) for b in tokens[position]] for a in tokens[position - 1]])
         whole = score[:, None] + PRIOR * step
         back.append(whole.argmax(0))
-        score = whole.max(0) + near[place].double().numpy()
+        score = whole.max(0) + near[position].double().numpy()
     path = [int(score.argmax())]
     for steps in reversed(back):
         path.insert(0, int(steps[path[0]]))
-    return [int(tokens[place, choice]) for place, choice in enumerate(path)]
+    return [int(tokens[position, choice]) for position, choice in enumerate(path)]
 
 
 def match_images(

@@ -11,17 +11,17 @@ from trifed.methods.personalization import EXAMPLES_OF_NAMES
 
 @dataclass(frozen=True)
 class Plan:
-    """How much an audit attacks.
+    """The size of an audit.
 
     Attributes:
         rounds: Rounds of training before a configuration is attacked.
         batches: The attacked batch sizes.
         trials: Batches of each size.
-        matched: How many of the trials are attacked by gradient matching.
+        matched: Number of the trials that are attacked by gradient matching.
         match_up_to: The largest batch size that is attacked by gradient matching.
         iterations: Steps of gradient matching for a batch of texts.
-        clients: How many clients are attacked by membership inference.
-        members: The most members, and the most non-members, of each of these clients.
+        clients: Number of clients that are attacked by membership inference.
+        members: Largest number of members, and of other examples, of each of these clients.
         controls: Methods that are attacked beside the user's own.
         seed: Seed of the choice of attacked examples.
         announced: True if the expected duration is reported first.
@@ -40,7 +40,7 @@ class Plan:
     announced: bool = False
 
     def guessed_trials(self, batch: int, trials: int) -> list[int]:
-        """Return on how many trials guessing is scored: on all, and on those that are matched if these are fewer.
+        """Return the numbers of trials on which guessing is scored: all, and the matched ones if these are fewer.
 
         The matched trials can be easier to guess than all of them.
         """

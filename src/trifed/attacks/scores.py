@@ -26,7 +26,7 @@ FALSE_POSITIVES = 0.01
 def likeliest(known: Iterable[int], size: int) -> list[int]:
     """Return the likeliest bag of at most `size` values, by how frequent they are in `known`.
 
-    A value of probability p is taken p · size times, rounded, and at least once; the most frequent values first.
+    A value of probability p occurs p · size times, rounded, and at least once; the most frequent values first.
     """
     counts = Counter(known)
     shares = [(value, size * count / counts.total()) for value, count in counts.most_common()]
@@ -36,7 +36,7 @@ def likeliest(known: Iterable[int], size: int) -> list[int]:
 def guess_tokens(known: Sequence[Tokens], length: int, batch: int) -> list[list[int]]:
     """Return the likeliest bag of `length` tokens, dealt out to `batch` texts."""
     bag = likeliest((token for text in known for token in text), length)
-    return [bag[place::batch] for place in range(batch)]
+    return [bag[text::batch] for text in range(batch)]
 
 
 def text_scores(originals: Sequence[Tokens], recovered: Sequence[Tokens]) -> dict[str, float]:
@@ -62,7 +62,7 @@ def rouge_scores(one: Tokens, other: Tokens) -> tuple[float, float, float]:
 
 
 def _ngrams(tokens: Tokens, n: int) -> Counter[tuple[int, ...]]:
-    return Counter(tuple(tokens[place : place + n]) for place in range(len(tokens) - n + 1))
+    return Counter(tuple(tokens[first : first + n]) for first in range(len(tokens) - n + 1))
 
 
 def overlap(truth: Counter[Any], guess: Counter[Any]) -> tuple[float, float, float]:

@@ -171,14 +171,14 @@ def distances(
         tokens = torch.arange(first, min(first + CHUNK, words), device=shared_model.device)
         batch = make_batch(tokens[:, None].expand(-1, length).contiguous())
         [(inputs, _)] = record_calls(shared_model, modules, batch, first=True).values()
-        for place, trial in enumerate(trials):
+        for trial, result in zip(trials, results, strict=True):
             if trial:
                 far = torch.stack([span.distance(inputs) for span in trial]).mean(0)
                 near = far < RECHECK
                 if near.any():
                     exact = inputs[near].double()
                     far[near] = torch.stack([span.distance(exact) for span in trial]).mean(0).float()
-                results[place][first : first + len(tokens)] = far.cpu().numpy()
+                result[first : first + len(tokens)] = far.cpu().numpy()
     return results
 
 
@@ -198,22 +198,22 @@ def texts_from(distance: Floats, batch: int, rank: int) -> list[list[int]]:
         Token ids of each text; none if too many tokens are near for the span to be informative.
     """
     for near in NEAR:
-        tokens, places = np.nonzero(distance < near)
+        tokens, positions = np.nonzero(distance < near)
         if len(np.unique(tokens)) <= rank:
             break
     else:
         return []
-    order = np.argsort(distance[tokens, places], kind="stable")
-    candidates = np.stack([tokens, places], axis=1)[order].tolist()
+    order = np.argsort(distance[tokens, positions], kind="stable")
+    candidates = np.stack([tokens, positions], axis=1)[order].tolist()
     chosen: dict[int, list[int]] = {}
     known: set[int] = set()
     for again in (False, True):
-        for token, place in candidates:
-            there = chosen.setdefault(place, [])
+        for token, position in candidates:
+            there = chosen.setdefault(position, [])
             room = len(there) < batch and sum(map(len, chosen.values())) < rank
             if token not in there and room and (again or token not in known):
                 there.append(token)
                 known.add(token)
-    by_place = [there for _, there in sorted(chosen.items())]
-    texts = ([there[n] for there in by_place if n < len(there)] for n in range(batch))
+    by_position = [there for _, there in sorted(chosen.items())]
+    texts = ([there[n] for there in by_position if n < len(there)] for n in range(batch))
     return [text for text in texts if text]

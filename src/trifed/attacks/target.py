@@ -42,7 +42,7 @@ ASSUMING = 9
 GUARDS_OFF = {"few_tokens": "allow", "small_components": "allow"}
 """Settings of an attacked run: an audit also attacks uploads that the guards would refuse to send."""
 OBSERVATIONS: tuple[Sees, ...] = ("gradient", "update")
-"""What an attacker observes: the gradient of one batch, or the upload of a whole round."""
+"""Observations of an attacker: the gradient of one batch, and the upload of a whole round."""
 FULL_RATE = 1e-4
 """Largest learning rate with which the base model is trained here: adapters' rates undo its pre-training."""
 Rows = NDArray[np.int64]
@@ -206,7 +206,7 @@ def train_target(
 ) -> TargetClient:
     """Train a configured run for some rounds, and return its client `name`, or the first that trains.
 
-    What only results need is left out, and no guard is applied.
+    Evaluation, logging and controls are left out, and no guard is applied.
 
     Raises:
         RunError: There is no such client, or the method sends nothing.

@@ -43,7 +43,8 @@ class _Running:
     began: float = field(default_factory=time.monotonic)
 
     def close(self) -> None:
-        """Close the files of the ended process."""
+        """Wait for the process to end, and close its files."""
+        self.process.wait()
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):
                 self.process.stdin.close()
@@ -81,7 +82,6 @@ def run_jobs(jobs: Sequence[Job], root: Path, parallel: int, listener: Listener,
         for item in running:
             item.process.kill()  # whole rounds are kept whenever a run is killed
         for item in running:
-            item.process.wait()
             item.close()
 
 
