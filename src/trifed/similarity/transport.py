@@ -19,7 +19,7 @@ units; their square roots are metrics on summaries (with labels free).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -212,14 +212,11 @@ def _class_distances(mixture: _Mixture, later: Sequence[_Mixture]) -> Floats:
     return result
 
 
-def _by_size(parts: Sequence[Ints], shares: Sequence[Floats]) -> list[tuple[Ints, Ints, Floats]]:
+def _by_size(parts: Sequence[Ints], shares: Sequence[Floats]) -> Iterator[tuple[Ints, Ints, Floats]]:
     """Group classes by their number k of components: indices (g,), components (g, k), shares (g, k)."""
-    groups = []
     for k in sorted({len(part) for part in parts}):
-        chosen = [index for index, part in enumerate(parts) if len(part) == k]
-        components = np.array([parts[index] for index in chosen])
-        groups.append((np.array(chosen), components, np.array([shares[index] for index in chosen])))
-    return groups
+        chosen = np.array([index for index, part in enumerate(parts) if len(part) == k])
+        yield chosen, np.array([parts[index] for index in chosen]), np.array([shares[index] for index in chosen])
 
 
 def small_transport(left: Floats, right: Floats, cost: Floats) -> Floats:
