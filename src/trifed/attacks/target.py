@@ -170,9 +170,8 @@ class TargetClient:
 
     def knowledge_levels(self) -> list[Knows]:
         """Return what an attacker may know of the adapter: everything, if no factor stays with the client."""
-        sent = {name for name, _ in self.shared_model.layout}
-        private = any(is_factor(name) and name not in sent for name in self.shared_model.parameters)
-        return ["base", "start", "factors"] if private else ["factors"]
+        private = self.shared_model.parameters.keys() - {name for name, _ in self.shared_model.layout}
+        return ["base", "start", "factors"] if any(map(is_factor, private)) else ["factors"]
 
     def assumed_tensors(self, knowledge: Knows) -> dict[str, Tensor]:
         """Return the tensors that an attacker assumes the client to have.
