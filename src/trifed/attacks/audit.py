@@ -170,9 +170,9 @@ def _attack(
         )
     reconstruction = attacks.run()
     progress(f"{name}: labels")
-    labels = infer_labels(target, plan)
+    labels = list(infer_labels(target, plan))
     targets = membership_targets(target, plan)
-    members = infer_from_updates(targets, plan, progress)
+    members = list(infer_from_updates(targets, plan, progress))
     progress(f"{name}: summaries")
     summary_members, means = infer_from_summaries(targets)
     return MethodFindings(

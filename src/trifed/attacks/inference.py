@@ -57,12 +57,12 @@ def labels_from(observed: Tensors, batch: int) -> list[int] | None:
     return list(map(int, np.repeat(np.arange(len(counts)), counts)))
 
 
-def infer_labels(target: TargetClient, plan: Plan) -> list[Labels]:
+def infer_labels(target: TargetClient, plan: Plan) -> Iterator[Labels]:
     """Infer the labels of batches from gradients and updates, where the method sends its head.
 
     The adapter plays no role in this attack, so one row stands for all levels of knowledge.
     """
-    train, results = target.client.train, []
+    train = target.client.train
     known = [int(label) for other in target.others for label in other.train.labels]
     for size in (size for size in plan.batches if size <= len(train)):
         batches = draw_batches(plan.seed, len(train), size, plan.trials)
@@ -72,14 +72,11 @@ def infer_labels(target: TargetClient, plan: Plan) -> list[Labels]:
             inferred = [labels_from(target.observe(observation, rows), size) for rows in batches]
             pairs = [(truth, labels) for truth, labels in zip(truths, inferred, strict=True) if labels is not None]
             if pairs:
-                results.append(
-                    Labels(
-                        method=target.config.method.name, sees=observation, knows="base", batch=size,
-                        trials=len(pairs), f1=estimate([overlap(t, Counter(labels))[2] for t, labels in pairs]),
-                        guesser=estimate([overlap(truth, guess)[2] for truth in truths]),
-                    )
+                yield Labels(
+                    method=target.config.method.name, sees=observation, knows="base", batch=size,
+                    trials=len(pairs), f1=estimate([overlap(t, Counter(labels))[2] for t, labels in pairs]),
+                    guesser=estimate([overlap(truth, guess)[2] for truth in truths]),
                 )  # fmt: skip
-    return results
 
 
 def membership_targets(target: TargetClient, plan: Plan) -> list[TargetClient]:
@@ -91,9 +88,8 @@ def membership_targets(target: TargetClient, plan: Plan) -> list[TargetClient]:
 
 def infer_from_updates(
     targets: Sequence[TargetClient], plan: Plan, progress: Callable[[str], None]
-) -> list[Membership]:
+) -> Iterator[Membership]:
     """Score training and test examples of each target against its update of a whole round."""
-    results = []
     sizes = [(target, len(target.client.train)) for target in targets]
     updates = [target.update(np.arange(size)) for target, size in sizes]
     read = [min(size, target.steps(size) * target.config.training.batch_size) for target, size in sizes]
@@ -104,8 +100,7 @@ def infer_from_updates(
             assumed, client = target.assumed_tensors(knowledge), target.client
             parts = [pick_examples(data, plan, client.index) for data in (client.train, client.test)]
             scores.append([membership_scores(target, assumed, update, part) for part in parts])
-        results.append(pool_scores(targets[0], "update", knowledge, float(np.mean(read)), scores))
-    return results
+        yield pool_scores(targets[0], "update", knowledge, float(np.mean(read)), scores)
 
 
 def pick_examples(data: Encoded, plan: Plan, client: int) -> Subset:
