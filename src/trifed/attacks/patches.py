@@ -53,11 +53,6 @@ class PatchEmbedding:
         stride: Any = self.patches.stride
         return functional.fold(patches.T[None].float(), (self.side, self.side), stride, stride=stride)[0]
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the convolution in float64, (d, values of a patch)."""
-        return self.patches.weight.detach().flatten(1).double()
-
 
 def find_patch_embedding(shared_model: SharedModel, side: int) -> PatchEmbedding | None:
     """Find the patch embedding of the loaded model.
@@ -131,7 +126,7 @@ def _solve_patches(entry: PatchEmbedding, complement: Tensor, through: Tensor | 
         complement: Vectors orthogonal to all inputs, (width, k).
         through: Maps inputs to that width, (d, width); None for the identity.
     """
-    norm, weight = entry.norm, entry.weight
+    norm, weight = entry.norm, entry.patches.weight.detach().flatten(1).double()  # (d, values of a patch)
     basis = complement if through is None else through.double() @ complement  # (d, k)
     centred = norm.weight.detach().double()[:, None] * basis
     centred = (centred - centred.mean(0)).T  # (k, d): LayerNorm takes the mean of an input away
