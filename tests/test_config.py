@@ -10,8 +10,17 @@ import pytest
 from pydantic import BaseModel
 
 from trifed.common.errors import ConfigError
+from trifed.common.strict_settings import StrictSettings
 from trifed.config.run import DEFAULT_METHOD, NO_NUMBERS, PARTS, RunConfig, make_config, overlay, to_toml
-from trifed.config.settings import GUARDS, PrivacySettings
+from trifed.config.run_identity import VERSION_0_1_0
+from trifed.config.settings import (
+    GUARDS,
+    PrivacySettings,
+    SummaryPrivacy,
+    TrainingPrivacy,
+    TrainingSettings,
+    UpdatePrivacy,
+)
 from trifed.config.toml_files import read_toml
 from trifed.methods import METHODS
 
@@ -224,6 +233,47 @@ def test_the_run_id_changes_with_what_changes_the_numbers():
 def test_the_run_id_does_not_change_with_what_stands_beside_the_numbers():
     same = config(name="another", baselines=["local"], controls=False)
     assert same.run_id() == config().run_id()
+
+
+def test_a_setting_of_a_later_version_counts_only_where_it_is_not_at_its_default():
+    class LaterTraining(TrainingSettings):
+        later: int = 3
+
+    class LaterTable(StrictSettings):
+        setting: int = 1
+
+    class Later(RunConfig):
+        training: LaterTraining = LaterTraining()
+        table: LaterTable = LaterTable()
+
+    same = Later(data=DATA)
+    assert same.run_id() == config().run_id()
+    changed = [{"training": {"later": 4}}, {"table": {"setting": 2}}]
+    assert len({Later(data=DATA, **change).run_id() for change in changed} | {same.run_id()}) == 3
+
+
+def test_every_setting_of_the_first_version_is_still_a_setting():
+    """A name that is missing here would let a renamed setting drop out of the identity."""
+    optional = {
+        "privacy.summary": SummaryPrivacy,
+        "privacy.update": UpdatePrivacy,
+        "privacy.training": TrainingPrivacy,
+    }
+    for table, names in VERSION_0_1_0.items():
+        model = optional.get(table, RunConfig)
+        for part in table.split(".") if table and table not in optional else ():
+            model = model.model_fields[part].annotation
+        assert set(names.split()) <= set(model.model_fields), table
+
+
+def test_a_part_that_differs_from_the_methods_own_counts():
+    ids = {
+        config(method=m, personalization=p).run_id()
+        for m in ("own-prior", "fed-xs")
+        for p in ({}, {"interpolate": 0.5}, {"interpolate": 0.25}, {"keep": ["head."]})
+    }
+    assert len(ids) == 8
+    assert config(method="own-prior", personalization={"interpolate": 0.75}).run_id() in ids
 
 
 def test_a_baseline_is_the_same_run_by_another_method():

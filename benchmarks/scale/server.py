@@ -127,7 +127,7 @@ def play(server: Server, number: int, examples: list[int], changes: list[np.ndar
     for client, count in enumerate(examples):
         header = server.context.header("upload", number, client, count)
         change = changes[(client + number) % DISTINCT]
-        payload = wire.encode(header, change if wire.bits else server.start + change, none)
+        payload = wire.encode(header, server.start + change if wire.lossless else change, none)
         took, upload = timed(partial(server.accept, number, client, payload))
         found["accept_s"] += took
         found["bytes_in"] += len(payload)
@@ -172,7 +172,7 @@ def measure(name: str, clients: int, rounds: int, seed: int, opens: bool, work: 
     if "weights" in server.state:
         rows = np.packbits(server.state["weights"] > 0, axis=1)
         found["different_rows_of_who_shares"] = len({row.tobytes() for row in rows})
-    return found | {"before_mib": before, "values": len(start), "bits": context.compression.bits or 32}
+    return found | {"before_mib": before, "values": len(start), "bits": config.wire.bits}
 
 
 # -- all sizes

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,16 @@ from trifed.common.errors import RunError
 from trifed.experiments.compare import compare, load_comparison
 from trifed.experiments.compare_config import make_comparison
 from trifed.federation.run_folder import RunFolder
+from trifed.methods import METHODS
 from trifed.reports.report import report
+
+METHOD_FILE = """
+from dataclasses import replace
+
+from trifed.methods import METHODS
+
+METHOD = replace(METHODS["local"], name="mine")
+"""
 
 
 def read(folder, name):
@@ -165,17 +175,20 @@ def test_a_run_that_fails_ends_the_comparison_with_its_message(compare_values, t
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_ctrl_c_leaves_a_comparison_that_goes_on(compare_values, tmp_path):
-    values = compare_values(methods=["local"], seeds=[0])
+def test_ctrl_c_leaves_a_comparison_that_goes_on(compare_values, tmp_path, monkeypatch):
+    """Its method is in a file, which has to reach the process of the run."""
+    (tmp_path / "mine.py").write_text(METHOD_FILE, encoding="utf-8")
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["local"], name="mine"))
+    values = compare_values(methods=["mine"], seeds=[0])
     values["run"] = {**values["run"], "rounds": 400}
     (tmp_path / "c.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-m", "trifed.cli.app", "compare", "c.toml"],
+        [sys.executable, "-m", "trifed.cli.app", "compare", "c.toml", "--method-file", "mine.py"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
     )
-    run = tmp_path / "runs" / "small" / "runs" / "all" / "local" / "seed-0"
+    run = tmp_path / "runs" / "small" / "runs" / "all" / "mine" / "seed-0"
     try:
         deadline = time.monotonic() + 900
         while not (run / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:

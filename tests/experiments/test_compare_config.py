@@ -7,6 +7,7 @@ import tomli_w
 
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError
+from trifed.config.run import make_config
 from trifed.experiments.compare import planned
 from trifed.experiments.compare_config import make_comparison, read_comparison
 
@@ -61,6 +62,14 @@ def test_a_mistake_of_all_methods_is_said_for_each_place_once(compare_values):
     problems = refused(values)
     assert [problem.split()[0] for problem in problems] == ["rounds:", "rounds:"]
     assert "local" in problems[0] and "fedavg-lora" in problems[1]
+
+
+def test_a_method_may_have_parts_of_its_own(compare_values):
+    parts = {"personalization": {"label_prior": True}, "aggregation": {"weights": "equal"}, "wire": {"bits": 1}}
+    made = make_comparison(compare_values(method_settings={"fedavg-lora": parts}))
+    own = make_config(made.run_values("all", "fedavg-lora"))
+    assert (own.personalization.label_prior, own.aggregation.weights, own.wire.bits) == (True, "equal", 1)
+    assert not make_config(made.run_values("all", "local")).personalization.label_prior
 
 
 def test_every_run_gets_the_same_but_for_what_is_varied(compare_values, tmp_path):

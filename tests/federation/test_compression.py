@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trifed.common.errors import MessageError
+from trifed.config.settings import WireSettings
 from trifed.federation.compression import (
     BLOCK,
     block_starts,
@@ -34,7 +35,7 @@ VALUES = REFERENCE + np.random.default_rng(0).standard_normal(67).astype(np.floa
     ("bits", "identity"), [(32, "full-precision"), *((n, f"quantise bits={n}") for n in BITS)]
 )
 def test_a_decoded_message_is_what_the_sender_expects(bits, identity):
-    compression = make_compression(LAYOUT, bits)
+    compression = make_compression(LAYOUT, WireSettings(bits=bits))
     payload = compression.encode(HEADER, VALUES, REFERENCE)
     header, decoded = compression.decode(payload, replace(HEADER, examples=0), REFERENCE)
     assert header.examples == 40 and decoded.dtype == np.float32 and compression.identity == identity
@@ -46,7 +47,7 @@ def test_a_decoded_message_is_what_the_sender_expects(bits, identity):
 def test_more_bits_bring_nearer_and_cost_more():
     gaps, sizes = [], []
     for bits in (*BITS, 32):
-        compression = make_compression(LAYOUT, bits)
+        compression = make_compression(LAYOUT, WireSettings(bits=bits))
         gaps.append(np.abs(compression.arrives(VALUES, REFERENCE) - VALUES).mean())
         sizes.append(len(compression.encode(HEADER, VALUES, REFERENCE)))
     assert gaps == sorted(gaps, reverse=True)
@@ -67,13 +68,15 @@ def test_more_bits_bring_nearer_and_cost_more():
 )
 def test_arrays_that_do_not_fit_the_layout_are_refused(arrays):
     with pytest.raises(MessageError, match="client 1, round 3"):
-        make_compression(LAYOUT, 1).decode(encode(HEADER, arrays), HEADER, REFERENCE)
+        make_compression(LAYOUT, WireSettings(bits=1)).decode(encode(HEADER, arrays), HEADER, REFERENCE)
 
 
 def test_a_negative_number_of_examples_is_refused():
-    payload = make_compression(LAYOUT, 1).encode(replace(HEADER, examples=-1), VALUES, REFERENCE)
+    payload = make_compression(LAYOUT, WireSettings(bits=1)).encode(
+        replace(HEADER, examples=-1), VALUES, REFERENCE
+    )
     with pytest.raises(MessageError, match="-1 examples"):
-        make_compression(LAYOUT, 1).decode(payload, HEADER, REFERENCE)
+        make_compression(LAYOUT, WireSettings(bits=1)).decode(payload, HEADER, REFERENCE)
 
 
 # -- quantisation

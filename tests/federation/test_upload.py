@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from trifed.config.settings import WireSettings
 from trifed.federation.client_update import ClientState
 from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header
@@ -76,7 +77,7 @@ def test_a_change_that_is_not_finite_is_sent_as_none():
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_delivered_changes_and_the_residual_add_up_to_the_wanted_changes(bits):
-    rng, compression = np.random.default_rng(1), make_compression(LAYOUT, bits)
+    rng, compression = np.random.default_rng(1), make_compression(LAYOUT, WireSettings(bits=bits))
     pipeline, memory = upload_pipeline((), compression), {}
     wanted, delivered = np.zeros(SIZE), np.zeros(SIZE)
     for number in range(1, 51):
@@ -101,7 +102,7 @@ def test_error_feedback_starts_from_nothing_and_keeps_other_memory():
 
 
 def test_the_empty_pipeline_sends_the_values_and_remembers_nothing():
-    pipeline = upload_pipeline((), make_compression(LAYOUT, 32))
+    pipeline = upload_pipeline((), make_compression(LAYOUT, WireSettings(bits=32)))
     assert pipeline.steps == []
     payload, memory = pipeline.encode(header(1), VALUES, REFERENCE, {})
     sent = pipeline.compression.decode(payload, header(1), REFERENCE)[1]
@@ -126,7 +127,7 @@ def test_the_base_step_is_the_identity():
 )
 def test_identity_and_the_memory_of_downloads(noise, bits, identity, remembers):
     steps = [ClipAndNoise(1.0, 0.82, no_noise)] if noise else []
-    pipeline = upload_pipeline(steps, make_compression(LAYOUT, bits))
+    pipeline = upload_pipeline(steps, make_compression(LAYOUT, WireSettings(bits=bits)))
     assert pipeline.identity == identity
     assert (RECEIVED in pipeline.receive(VALUES, {})) == remembers
 
@@ -140,7 +141,7 @@ def test_error_feedback_comes_after_noise_so_residuals_hold_noised_values_alone(
 
     results = []
     for values in (VALUES, -VALUES):
-        pipeline = upload_pipeline([Scripted(1.0, 1.0, no_noise)], make_compression(LAYOUT, 1))
+        pipeline = upload_pipeline([Scripted(1.0, 1.0, no_noise)], make_compression(LAYOUT, WireSettings(bits=1)))
         memory, sent = {}, []
         for number in (1, 2):
             payload, memory = pipeline.encode(header(number), values, REFERENCE, memory)
@@ -158,7 +159,7 @@ def test_steps_are_applied_in_order():
         def apply(self, values, reference, round_number, memory):
             return values * 2
 
-    compression = make_compression(LAYOUT, 32)
+    compression = make_compression(LAYOUT, WireSettings(bits=32))
     for steps, wanted in (([Add(), Double()], (VALUES + 3) * 2), ([Double(), Add()], VALUES * 2 + 3)):
         payload, _ = UploadPipeline(steps, compression).encode(header(3), VALUES, REFERENCE, {})
         np.testing.assert_array_equal(compression.decode(payload, header(3), REFERENCE)[1], wanted)
@@ -166,7 +167,7 @@ def test_steps_are_applied_in_order():
 
 def test_the_memory_is_saved_and_restored_with_the_client(tmp_path):
     """An interrupted client sends the bytes that an uninterrupted one sends; file names of arrays stay."""
-    pipeline = upload_pipeline((), make_compression(LAYOUT, 1))
+    pipeline = upload_pipeline((), make_compression(LAYOUT, WireSettings(bits=1)))
     memory = pipeline.encode(header(1), VALUES, REFERENCE, pipeline.receive(REFERENCE, {}))[1]
     state = ClientState({"head.bias": torch.zeros(3)}, {}, 4, memory)
     folder = RunFolder.create(tmp_path / "run")

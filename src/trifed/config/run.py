@@ -14,6 +14,7 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
+from trifed.config.run_identity import NO_NUMBERS, not_in_identity
 from trifed.config.settings import (
     GUARDS,
     UNLABELLED,
@@ -136,20 +137,18 @@ class RunConfig(StrictSettings):
     def run_id(self) -> str:
         """Return twelve hex digits that depend on every setting that changes results.
 
-        `privacy` counts only if there is noise, and parts only if they differ from the method's own, so that runs
-        of earlier versions, which had neither, keep their identity.
+        See `run_identity`. `privacy` counts only if there is noise, and parts only where they differ from the
+        method's own.
         """
-        left_out: dict[str, Any] = {
-            **dict.fromkeys(NO_NUMBERS, True),
-            "privacy": GUARDS if self.privacy.on else True,
-        }
-        if self._parts() == self._default_parts():
-            left_out |= dict.fromkeys(PARTS, True)
+        left_out = {**not_in_identity(self), **dict.fromkeys(NO_NUMBERS, True)}
+        left_out["privacy"] = {**left_out["privacy"], **dict.fromkeys(GUARDS, True)} if self.privacy.on else True
+        parts = self._parts()
+        for table, own in self._default_parts().items():
+            usual = [name for name, value in own.items() if parts[table][name] == value]
+            left_out[table] = True if len(usual) == len(own) else dict.fromkeys(usual, True)
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
 
-NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}
-"""Settings that change no results."""
 PARTS = ("personalization", "aggregation")
 """Tables of parts that any method can be given."""
 

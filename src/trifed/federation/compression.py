@@ -9,12 +9,13 @@ upload by `upload.ErrorFeedback`; the functions here have no memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import MessageError
+from trifed.config.settings import WireSettings
 from trifed.federation.messages import (
     Header,
     decode,
@@ -42,16 +43,21 @@ class Compression:
 
     Attributes:
         layout: names and shapes of the tensors that are sent.
-        bits: bits for each number of a change; None if the values themselves are sent, without a reference.
+        lossless: True if the receiver gets the values themselves, and no reference is used.
     """
 
     layout: Layout
-    bits: Bits | None = None
+    lossless: ClassVar[bool] = True
 
     @property
     def identity(self) -> str:
         """The encoding's name with its parameters."""
         return "full-precision"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor in a message, by name."""
+        return layout_sizes(self.layout)
 
     def arrives(self, values: Vector, reference: Vector) -> Vector:
         """Return what the receiver has after a message that encodes `values`."""
@@ -71,11 +77,7 @@ class Compression:
 
     def manifest(self, payload: bytes) -> dict[str, int]:
         """Return the bytes of a message by tensor name, the rest under '(envelope)'."""
-        return manifest(payload, layout_sizes(self.layout))
-
-
-class FullPrecision(Compression):
-    """Sends the float32 values themselves; the reference is not used."""
+        return manifest(payload, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,17 @@ class Quantise(Compression):
     """Sends the change to the reference in `bits` bits a number."""
 
     bits: Bits
+    lossless: ClassVar[bool] = False
 
     @property
     def identity(self) -> str:
         """The encoding's name with its parameters."""
         return f"quantise bits={self.bits}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor's codes and step sizes, by name."""
+        return packed_sizes(self.layout, self.bits)
 
     def arrives(self, values: Vector, reference: Vector) -> Vector:
         """Return what the receiver has after a message that encodes `values`."""
@@ -112,14 +120,10 @@ class Quantise(Compression):
         codes, steps = arrays["codes"].astype(np.uint8), arrays["steps"].astype(np.float16)
         return header, reference + dequantise(codes, steps, self.layout, self.bits)
 
-    def manifest(self, payload: bytes) -> dict[str, int]:
-        """Return the bytes of a message by tensor name, the rest under '(envelope)'."""
-        return manifest(payload, packed_sizes(self.layout, self.bits))
 
-
-def make_compression(layout: Layout, bits: Literal[Bits, 32]) -> Compression:
-    """Return the encoding for a number of bits, as `[wire] bits` gives it; 32 is full precision."""
-    return FullPrecision(layout) if bits == 32 else Quantise(layout, bits)
+def make_compression(layout: Layout, wire: WireSettings) -> Compression:
+    """Return the encoding that `[wire]` asks for."""
+    return Compression(layout) if wire.bits == 32 else Quantise(layout, wire.bits)
 
 
 # -- quantisation

@@ -43,7 +43,7 @@ def run_context(config: RunConfig, layout: Layout, fingerprint: str, run: str | 
     return RunContext(
         method=config.composed_method(),
         options=config.method.options(),
-        compression=make_compression(layout, config.wire.bits),
+        compression=make_compression(layout, config.wire),
         run=run or config.run_id(),
         base=fingerprint[:16],
         rank=config.adapter.rank,

@@ -21,7 +21,7 @@ from trifed.common.deprecated_names import renamed_attribute
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ModelError, nearest
 from trifed.config.settings import Bits, Pooling, WireSettings
-from trifed.federation.compression import packed_sizes
+from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header, encode_values, layout_sizes
 from trifed.federation.shared_model import adapted_weights, layout_of, named_parameters
 from trifed.methods import METHODS, Method
@@ -218,7 +218,7 @@ def _method_cost(
 ) -> MethodCost:
     trained = {name: param for name, param in parameters.items() if method.trains(name)}
     layout = layout_of(method, trained)
-    sent = sum((layout_sizes(layout) if wire.bits == 32 else packed_sizes(layout, wire.bits)).values())
+    sent = sum(make_compression(layout, wire).sizes.values())
     return MethodCost(
         method=method.name,
         adapter=method.adapter,

@@ -168,7 +168,7 @@ class Server:
             return None
         header, reference = self.context.header("download", number, client), self._reference(client)
         payload = self.context.compression.encode(header, values, reference)
-        if self.context.compression.bits is not None:
+        if not self.context.compression.lossless:
             self.references.pending[client] = self.context.compression.decode(payload, header, reference)[1]
         return payload
 
@@ -207,7 +207,7 @@ class Server:
             )
 
     def _reference(self, client: int) -> Vector:
-        if self.context.compression.bits is None:
+        if self.context.compression.lossless:
             return np.zeros(0, np.float32)
         return self.references.confirmed.get(client, self.start)
 

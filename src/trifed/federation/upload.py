@@ -110,7 +110,7 @@ class UploadPipeline:
 
     def receive(self, values: Vector, memory: Memory) -> Memory:
         """Return the memory after a download: with its values, where a step or the encoder uses a reference."""
-        needed = self.compression.bits is not None or any(step.uses_reference for step in self.steps)
+        needed = not self.compression.lossless or any(step.uses_reference for step in self.steps)
         return {**memory, RECEIVED: values} if needed else memory
 
     def encode(self, header: Header, values: Vector, reference: Vector, memory: Memory) -> tuple[bytes, Memory]:
@@ -125,8 +125,8 @@ class UploadPipeline:
         for step in self.steps:
             values = step.apply(values, reference, header.round, memory)
         payload = self.compression.encode(header, values, reference)
-        lossless = self.compression.bits is None
-        delivered = values if lossless else self.compression.decode(payload, header, reference)[1]
+        exact = self.compression.lossless
+        delivered = values if exact else self.compression.decode(payload, header, reference)[1]
         for step in self.steps:
             memory = step.settle(values, delivered, memory)
         return payload, memory
@@ -134,5 +134,5 @@ class UploadPipeline:
 
 def upload_pipeline(steps: Sequence[UploadStep], compression: Compression) -> UploadPipeline:
     """Return the given steps, with error feedback after them where the encoder loses something."""
-    feedback = [] if compression.bits is None else [ErrorFeedback()]
+    feedback = [] if compression.lossless else [ErrorFeedback()]
     return UploadPipeline([*steps, *feedback], compression)

@@ -1,12 +1,12 @@
-"""CE-LoRA: only the small cores travel, and each client gets its own average of them.
+"""CE-LoRA: only the small cores are sent, and each client gets its own average of them.
 
 Li, Liu, Huang, Zhang, Yuan, Hong, "Communication-Efficient and Personalized Federated Foundation Model
 Fine-Tuning via Tri-Matrix Adaptation", arXiv 2503.23869, IEEE Transactions on Multimedia 2026.
 
 Trains A, C, B and the head. Sends C, and once, before round 1, a summary of the data. A, B and the head stay
-with the client. The server mixes the cores for each client, C̄_i = Σ_j w_ij C_j, with w from the similarity of
-data and of models, S = λ S_data + (1 − λ) S_model. What the paper leaves open is decided here and is an option:
-λ, the softmax with a temperature, the explicit self-weight, the decay for absent clients.
+with the client. The server averages the cores for each client, C̄_i = Σ_j w_ij C_j, with w from the similarity of
+data and of models, S = λ S_data + (1 − λ) S_model. The paper does not fix λ, the temperature of the softmax, the
+self-weight and the decay for absent clients: these are options here.
 """
 
 from __future__ import annotations
@@ -45,20 +45,30 @@ BY_EXAMPLES = ("examples", "label-rows")
 
 
 class CeLoraOptions(Options):
-    """How the server mixes; see the module for what is published and what is ours."""
+    """Options of the server's weighted averages."""
 
-    data_share: float = Field(0.5, ge=0, le=1, description="λ: the share of data similarity in S")
-    self_weight: float = Field(0.5, ge=0, le=1, description="w_ii, chosen apart from S_ii")
-    temperature: float = Field(0.1, gt=0, description="of the softmax over the other clients")
-    model_similarity: Literal["cosine", "cka", "cka-biased"] = Field("cosine", description="of the cores' change")
-    match_labels: bool = Field(False, description="forbid transport between different labels")
-    noise_floor: bool = Field(
-        True, description="take each client's own noise from distances; false finds groups better"
+    data_share: float = Field(0.5, ge=0, le=1, description="λ, the share of data similarity in S.")
+    self_weight: float = Field(0.5, ge=0, le=1, description="Weight w_ii of a client's own core in its average.")
+    temperature: float = Field(
+        0.1,
+        gt=0,
+        description="Temperature of the softmax that turns the similarities of the other clients into weights.",
     )
-    memory: float = Field(5.0, gt=0, description="rounds after which an absent client counts 1/e")
+    model_similarity: Literal["cosine", "cka", "cka-biased"] = Field(
+        "cosine", description="Measure of the similarity of two clients' models, on the change of their cores."
+    )
+    match_labels: bool = Field(
+        False, description="Compare examples of the same label only when the data of two clients are compared."
+    )
+    noise_floor: bool = Field(
+        True,
+        description="Subtract from the distances of data what the noise of each client's own sample explains. "
+        "Without it groups of clients are found better.",
+    )
+    memory: float = Field(5.0, gt=0, description="Rounds after which the core of an absent client counts 1/e.")
 
     def problems(self, adapter: AdapterSettings) -> list[str]:
-        """The debiased estimator divides by r − 3."""
+        """Return a message if the rank is too small for the debiased kernel alignment, which divides by r − 3."""
         if self.model_similarity != "cka" or adapter.rank >= 4:
             return []
         return [
@@ -118,7 +128,7 @@ def _aggregate(options: Options, context: ServerContext, state: State, uploads: 
         sim.mixing_weights(both, self_weight=share, temperature=chosen.temperature, decay=decay, allowed=allowed)
         for share in (chosen.self_weight, 0.0)
     )
-    # A core that never trained says nothing: a newcomer gets the others' alone, by similarity of data.
+    # A new client's core is untrained, so it gets the cores of the others alone, by similarity of data.
     weights = np.where((last_round >= 0)[:, None], own, none)
     return {
         **after,
@@ -138,14 +148,14 @@ def _on_membership_change(
     new_clients: Sequence[int],
     parts: AggregationSettings = OWN_RULES,
 ) -> State:
-    """Compare the data again; a client that starts over has no core yet, and gets the others' by its data."""
+    """Compare the data again; a client that starts over gets the average of the others by similarity of data."""
     names = [name for name in ("cores", "last_round", "examples") if name in state]
     fresh = carry_over(state, _start(options, context, parts), names, new_clients)
     return _aggregate(options, context, fresh, []) if "mixed" in state else fresh
 
 
 def _with_aggregation(settings: AggregationSettings) -> Method:
-    """Mix within agreeing groups only, or by examples as well as by similarity."""
+    """Return the method with averages within agreeing groups only, or also in proportion to examples."""
     change = partial(_on_membership_change, parts=settings)
     return replace(METHOD, start=partial(_start, parts=settings), on_membership_change=change)
 

@@ -1,4 +1,4 @@
-"""Fed-SB: cores between frames that come from the clients' first gradient, averaged exactly.
+"""Fed-SB: cores between shared projections that come from the clients' first gradient, averaged exactly.
 
 Singhal, Ponkshe, Vartak, Varshney, Vepakomma, "Fed-SB: A Silver Bullet for Extreme Communication Efficiency and
 Performance in (Private) Federated LoRA Fine-Tuning" (arXiv 2502.15436); the start is LoRA-SB's, Ponkshe et al.,
@@ -6,8 +6,8 @@ Performance in (Private) Federated LoRA Fine-Tuning" (arXiv 2502.15436); the sta
 
 Before round 1 every client sends the gradient of the adapted layers' frozen weights, once and in full:
 (d_out, d_in) numbers a layer. The server averages them by example count, takes AdamW's first full step
-ΔW = −η sign(g), and from its SVD the frames B = U_r, A = V_rᵀ, with C = Σ_r. A and B stay frozen. Trains C and the
-head. Sends both. The server averages by example count, exactly as in `fed-xs`. LayerNorms stay frozen.
+ΔW = −η sign(g), and from its SVD the projections B = U_r, A = V_rᵀ, with C = Σ_r. A and B stay frozen. Trains C
+and the head. Sends both. The server averages by example count, exactly as in `fed-xs`. LayerNorms stay frozen.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from trifed.methods.packing import Tensors
 
 
 class FedSbOptions(Options):
-    """The start."""
+    """Options of the start."""
 
-    first_step: float = Field(1e-4, gt=0, allow_inf_nan=False, description="η of the step that C starts from")
+    first_step: float = Field(
+        1e-4,
+        gt=0,
+        allow_inf_nan=False,
+        description="η, the size of the step whose SVD gives A, B and the start of C.",
+    )
 
 
 def _shared_projections(options: Options, gradients: Sequence[Gradient], rank: int) -> Tensors:

@@ -4,7 +4,7 @@ Zhang et al., "FedPETuning", Findings of ACL 2023 (arXiv 2212.10025); Zhang et a
 (arXiv 2305.05644); after McMahan et al., AISTATS 2017 (arXiv 1602.05629), equation of FederatedAveraging.
 
 Trains A, B and the head. Sends all of them. The server averages by example count over the round's uploads and
-sends the one average back to everybody: the personalised case with equal rows. LayerNorms stay frozen.
+sends the one average back to all clients. LayerNorms stay frozen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The ablation of CE-LoRA without personalisation: the same cores, averaged evenly for everybody.
+"""The ablation of CE-LoRA without personalisation: the same cores, averaged evenly for all clients.
 
 After Li et al., CE-LoRA (arXiv 2503.23869), whose tables compare with it.
 
-Trains A, C, B and the head. Sends C. The server sends everybody the plain mean of the round's cores; A, B and the
+Trains A, C, B and the head. Sends C. The server sends all clients the plain mean of the round's cores; A, B and the
 head stay with the client. LayerNorms stay frozen.
 """
 

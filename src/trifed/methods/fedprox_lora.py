@@ -1,4 +1,4 @@
-"""FedProx on plain LoRA: federated averaging whose clients are held near the common model.
+"""FedProx on plain LoRA: federated averaging with a proximal term that pulls each client to the common model.
 
 Li, Sahu, Zaheer, et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (arXiv 1812.06127).
 
@@ -16,9 +16,11 @@ from trifed.methods.base import Method, Options, Proximal, is_factor, is_head
 
 
 class FedProxOptions(Options):
-    """How near."""
+    """Option of the proximal term."""
 
-    mu: float = Field(0.01, ge=0, allow_inf_nan=False, description="μ: strength of the pull to the common model")
+    mu: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="μ, the strength of the pull to the common model."
+    )
 
 
 def _proximal(options: Options) -> Proximal:

@@ -1,4 +1,4 @@
-"""FedSA-LoRA: A learns what clients have in common and is shared, B what is their own and stays.
+"""FedSA-LoRA: A, which learns what clients have in common, is averaged; B stays at the client.
 
 Guo, Zeng, Wang, et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", ICLR 2025
 (arXiv 2410.01463).

@@ -1,4 +1,4 @@
-"""FFA-LoRA: A stays frozen at a seed that everybody shares, so that averaging B averages the update itself.
+"""FFA-LoRA: A stays frozen at a common seed, so that the average of B is the average of the updates.
 
 Sun, Li, Li, Ding, "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024 (arXiv 2403.12313).
 

@@ -1,4 +1,4 @@
-"""own-prior: one likelihood, shared by the clients that agree on what their labels mean; each keeps its own prior.
+"""own-prior: the clients whose labels have the same meaning share one model, and each keeps its own label prior.
 
 A preset of parts, made for this package: `fed-xs` with a label prior, calibration and interpolation at the client
 (`personalization`), and averages by label rows within agreeing groups at the server (`aggregation`). C between
@@ -21,10 +21,12 @@ from trifed.methods.personalization import PersonalizationSettings, compose
 
 
 class OwnPriorOptions(Options):
-    """Names that two settings of the parts had in earlier versions."""
+    """Options of earlier versions, for which two settings of the parts stand now."""
 
-    smoothing: float | None = Field(None, gt=0, description="Other name of personalization.prior_smoothing.")
-    apart: float | None = Field(None, ge=0, description="Other name of aggregation.agreement.")
+    smoothing: float | None = Field(
+        None, gt=0, description="Earlier name of the setting personalization.prior_smoothing."
+    )
+    apart: float | None = Field(None, ge=0, description="Earlier name of the setting aggregation.agreement.")
 
 
 PARTS: dict[str, dict[str, Any]] = {

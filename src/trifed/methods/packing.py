@@ -1,4 +1,4 @@
-"""Tensors that travel, as one vector and back."""
+"""The tensors that are sent, packed into one vector, and back."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float32]
 Tensors = dict[str, NDArray[np.float32]]
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
-"""Names and shapes of the tensors that travel, in the order in which they are packed."""
+"""Names and shapes of the tensors that are sent, in the order in which they are packed."""
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], layout: Layout) -> Vector:
-    """All tensors of `layout`, flattened one after the other: (n_values,) float32."""
+    """Return all tensors of `layout`, flattened one after the other, (n_values,) float32."""
     if not layout:
         return np.zeros(0, np.float32)
     return np.concatenate([np.asarray(tensors[name], np.float32).ravel() for name, _ in layout])
 
 
 def unpack(values: Vector, layout: Layout) -> Tensors:
-    """The inverse of `pack`."""
+    """Return the tensors of a packed vector, (n_values,); the inverse of `pack`."""
     tensors: Tensors = {}
     offset = 0
     for name, shape in layout:

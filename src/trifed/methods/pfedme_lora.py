@@ -3,11 +3,12 @@
 T. Dinh, Tran, Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020 (arXiv 2006.08848).
 
 Trains A, B and the head of a personal θ on loss + λ/2 ‖θ − w‖², where w starts at what was received. Every
-`inner_steps` steps w takes a share ηλ of the way to θ. Sends w; θ is the client's model. The server takes a share
-β of the way from its w to the clients' mean by example count and sends w to everybody. LayerNorms stay frozen.
+`inner_steps` steps w moves to θ by a share ηλ of the distance. Sends w; θ is the client's model. The server moves
+its w to the clients' mean by example count, by a share β of the distance, and sends w to all clients. LayerNorms
+stay frozen.
 
-Ours: AdamW for the inner problem, each inner step on a new batch, so that every method takes the same number of
-steps on the same batches; ηλ is one option, `share`.
+Changed here: AdamW for the inner problem, each inner step on a new batch, so that every method takes the same
+number of steps on the same batches; ηλ is one option, `share`.
 """
 
 from __future__ import annotations
@@ -32,12 +33,22 @@ from trifed.methods.base import (
 
 
 class PFedMeOptions(Options):
-    """The envelope and the two steps."""
+    """Options of the Moreau envelope and of the two steps."""
 
-    strength: float = Field(0.1, gt=0, allow_inf_nan=False, description="λ: how near θ stays to w")
-    inner_steps: int = Field(1, ge=1, description="K: optimiser steps on θ between two steps of w")
-    share: float = Field(0.5, gt=0, le=1, description="ηλ: the share of the way to θ that w takes")
-    beta: float = Field(1.0, gt=0, le=1, description="β: the share of the way to the mean that the server takes")
+    strength: float = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="λ, the strength of the pull of the personal model θ to the common model w.",
+    )
+    inner_steps: int = Field(1, ge=1, description="K, the optimiser steps on θ between two steps of w.")
+    share: float = Field(0.5, gt=0, le=1, description="ηλ, the share of the distance to θ by which w moves.")
+    beta: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="β, the share of the distance to the clients' mean by which the server's model moves.",
+    )
 
 
 def _start(options: Options, context: ServerContext) -> State:

@@ -1,4 +1,4 @@
-"""What methods that compare clients' data have in common: the projection, and a state when clients change."""
+"""Functions for methods that compare clients' data: the projection, and the state when clients join or leave."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ SUMMARY_DIM = 64
 
 
 NOISED_DIM = 16
-"""The same where summaries are noised: noise adds up over dimensions, and what parts clients hardly does."""
+"""The same where summaries are noised: noise adds up over dimensions, differences between clients hardly do."""
 
 
 def projected(features: Features, seeds: SummarySeeds, dim: int = SUMMARY_DIM) -> Floats:
-    """Features (n, d) in the public projection of a run, (n, dim)."""
+    """Return features, (n, d), in the public projection of a run, (n, dim)."""
     return project(features, dim=dim, seed=seeds.projection)
 
 
 def carry_over(state: State, fresh: State, names: Iterable[str], anew: Collection[int]) -> State:
-    """`fresh`, as `start` makes it for the clients there are now, with the rows that were there before.
+    """Return a fresh state with the rows of the earlier state for the clients that stay.
 
-    `names`: of the arrays, one row a client, that hold what came of rounds; `anew`: clients whose rows begin anew.
+    Args:
+        state: The earlier state.
+        fresh: The state as `start` makes it for the present clients.
+        names: Arrays with one row for each client that rounds have changed.
+        anew: Clients whose rows start over.
     """
     carried = dict(fresh)
     for name in names:

@@ -1,0 +1,52 @@
+"""The settings that make up a run's identity.
+
+Two runs with one identity have the same results on the same data. A checkpoint is continued only with its own
+identity, so the identity of a run must not change when a later version has more settings. Therefore the settings
+of version 0.1.0 always count, and a setting that was added later counts where it is not at its default. A new
+setting needs no entry here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+NO_NUMBERS = {"name", "baselines", "controls", "trackers", "deployment"}
+"""Settings that change no results."""
+
+VERSION_0_1_0: dict[str, str] = {
+    "": "task seed rounds participation evaluate_every model adapter data method training wire privacy",
+    "model": "name dtype max_length pooling template packing class_prompt augment",
+    "adapter": "rank alpha dropout towers target_modules",
+    "data": "source hub_split hub_subset text text_pair image prompt input answer messages label labels test "
+    "valid_fraction test_fraction max_examples drop_duplicates skip_broken allow_single_class "
+    "allow_empty_clients clients",
+    "data.clients": "split count alpha labels_per_client column sizes min_examples max_examples",
+    "training": "epochs steps batch_size micro_batch gradient_checkpointing eval_batch_size learning_rate "
+    "weight_decay clip_norm schedule warmup optimizer_state precision device",
+    "wire": "bits",
+    "privacy": "summary update training",
+    "privacy.summary": "epsilon delta releases",
+    "privacy.update": "epsilon delta clip",
+    "privacy.training": "epsilon delta clip rate",
+}
+"""Settings of version 0.1.0 that change results, by table."""
+
+
+def not_in_identity(settings: BaseModel, table: str = "") -> dict[str, Any]:
+    """Return the settings that do not count for the identity, nested as pydantic's `exclude` takes them.
+
+    Args:
+        settings: The settings of a run, or of one of its tables.
+        table: Dotted name of that table; empty for the whole run.
+    """
+    left_out: dict[str, Any] = {}
+    always = VERSION_0_1_0.get(table, "").split()
+    for name, field in type(settings).model_fields.items():
+        value, dotted = getattr(settings, name), f"{table}.{name}".lstrip(".")
+        if name not in always and value == field.get_default(call_default_factory=True):
+            left_out[name] = True
+        elif isinstance(value, BaseModel) and dotted in VERSION_0_1_0:
+            left_out[name] = not_in_identity(value, dotted)
+    return left_out
