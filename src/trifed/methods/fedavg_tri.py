@@ -2,8 +2,8 @@
 
 After Li et al., CE-LoRA (arXiv 2503.23869), whose tables compare with it.
 
-Trains A, C, B and the head. Sends C. The server sends all clients the plain mean of the round's cores; A, B and the
-head stay with the client. LayerNorms stay frozen.
+Trains A, C, B and the head. Sends C. The server sends all clients the plain mean of the cores of a round; A, B and
+the head stay with the client. LayerNorms stay frozen.
 """
 
 from __future__ import annotations
