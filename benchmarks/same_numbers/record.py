@@ -197,6 +197,7 @@ def lead(values: Json, changes: bool, listener: Callable[[Json], None], root: Pa
 
     def site(name: str, source: str) -> Any:
         settings = {"name": name, "data": {"source": source}, "folder": root / "sites" / name}
+        settings |= {"gradients": True} if "gradients" in use.SiteSettings.model_fields else {}
         return use.SiteProcess(use.SiteSettings(**settings, privacy=GUARDS, tell_scores=True))
 
     # Numbers of nodes run against the order of the names, as Flower's do not follow them either.

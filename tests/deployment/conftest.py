@@ -67,6 +67,7 @@ def federation(site_tables, toy_values):
             "name": site,
             "data": {"source": str(tables / f"{site}.csv")},
             "folder": tables / "nodes" / site,
+            "gradients": True,
         }
         return SiteProcess(SiteSettings(**{**settings, **more}))
 

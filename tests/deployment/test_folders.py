@@ -15,6 +15,9 @@ from typer.testing import CliRunner
 
 from trifed.cli.app import app
 from trifed.common.errors import ConfigError, RunError
+from trifed.deployment.protocol import Reply, Request
+from trifed.deployment.refusals import RefusalCode
+from trifed.deployment.release_log import record_release
 from trifed.deployment.site_settings import LEFT, read_site_settings
 
 RUN = 'name = "tickets"\nrounds = 2\n[data]\nlabels = ["a", "b"]\nsource = "mine.csv"\ntext = "message"\n'
@@ -93,6 +96,21 @@ def test_the_sites_settings_are_read_back(site, tmp_path):
     assert (settings.name, settings.tell_scores) == ("berlin", False)
     assert settings.data == {"source": str(tmp_path / "berlin.csv")}
     assert settings.folder == site / "kept"
+
+
+def test_what_left_a_site_is_shown_run_by_run(site):
+    folder = site / "kept"
+    assert call("flower", "log", site).exit_code == 0
+    sent = Reply({"loss": 0.5}, {"upload": b"12345678"})
+    for run, number in (("a-1", 1), ("b-2", 7)):
+        request = Request("train", {"run": run, "round": number})
+        record_release(folder, request, sent, {"upload": ["head.weight"]}, 1.25)
+    record_release(folder, Request("gradient", {"run": "b-2"}), Reply(error=RefusalCode.NOT_ASKED_FOR), {}, None)
+    table = call("flower", "log", site).output
+    assert all(word in table for word in ("a-1", "b-2", "upload", "1.25", "not_asked_for", "16 bytes"))
+    lines = call("flower", "log", site, "--run", "b", "--json").output.splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [7, 0]
+    assert json.loads(lines[0])["parts"] == {"upload": {"bytes": 8, "tensors": ["head.weight"]}}
 
 
 def test_a_site_leaves_for_good(site, tmp_path):

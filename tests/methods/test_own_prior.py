@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -211,3 +213,28 @@ def test_in_a_run_every_client_starts_at_its_own_prior(toy_values, tmp_path):
         head = load_file(tmp_path / "run" / "clients" / client.name / "head.safetensors")
         (bias,) = (values for name, values in head.items() if name.endswith("bias"))
         np.testing.assert_allclose(np.exp(bias), counts / counts.sum(), atol=1e-6)
+
+
+def test_a_summary_that_claims_very_many_examples_does_not_own_the_label_rows():
+    counts = np.array([[30, 0, 0], [10, 40, 0], [5, 5, 0]])
+    made = [summary(row, seed=i) for i, row in enumerate(counts)]
+    claimed = replace(made[0], class_counts=np.full_like(made[0].class_counts, 10**9))
+    honest, state = (server(first, *made[1:])[0] for first in (made[0], claimed))
+    assert honest["examples"].tolist() == counts.tolist()
+    assert state["examples"][0].sum() == pytest.approx(10 * 50) and np.array_equal(
+        state["examples"][1:], counts[1:]
+    )
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+def test_a_robust_rule_joins_the_uploads_of_a_group_and_of_a_label(rule):
+    """Client 2 has no examples of label 1, so its row does not count there."""
+    counts = np.array([[30, 30, 0], [10, 40, 0], [25, 0, 0], [30, 20, 0]])
+    state, aggregate = server(*(summary(row, seed=i) for i, row in enumerate(counts)), groups="all", rule=rule)
+    sent = uploads([0, 1, 2, 3], counts)
+    values = np.stack([u.values.astype(np.float64) for u in sent])
+    mixed = aggregate(state, sent)["mixed"]
+    join = np.median if rule == "median" else (lambda v, axis: np.sort(v, axis=0)[1:-1].mean(axis))
+    np.testing.assert_allclose(mixed[0, :8], join(values[:, :8], axis=0), rtol=1e-6)
+    np.testing.assert_allclose(mixed[0, 8:12], join(values[[0, 1, 3], 8:12], axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(mixed[0, 12:], START[12:])

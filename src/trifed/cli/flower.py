@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +18,7 @@ from trifed.common.errors import RunError
 
 if TYPE_CHECKING:
     from trifed.config.run import RunConfig
+    from trifed.deployment.release_log import Release
     from trifed.deployment.status import RunStatus
     from trifed.federation.run_folder import RunFolder
 
@@ -105,6 +109,57 @@ def _render_status(run: RunStatus) -> RenderableType:
         numbers = (f"{site.examples:,}", str(site.last), took, str(site.left_out), f"{site.sent / 1000:.1f}")
         table.add_row(Text(site.name), *numbers, Text(site.reason))
     return Group(table, *(Text(f"refused: {reason}") for reason in run.refused))
+
+
+@app.command("log")
+def log_command(
+    folder: Annotated[Path, typer.Argument(metavar="SITE", help="A site's folder.", show_default=False)],
+    run: Annotated[str, typer.Option(help="Only runs whose name begins so.", show_default=False)] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each reply.")] = False,
+) -> None:
+    """Show everything that left a site: when, in which round, what, how many bytes, and ε spent so far.
+
+    The site writes each reply down before it sends it.
+
+    [bold]Examples[/bold]
+
+      trifed flower log site
+    \b
+      trifed flower log site --run tickets-1f --json
+    """
+    from trifed.deployment.release_log import read_releases
+    from trifed.deployment.site_settings import read_site_settings
+
+    releases = read_releases(read_site_settings(folder / "node.toml").folder)
+    chosen = [release for release in releases if release.run.startswith(run)]
+    if as_json:
+        for release in chosen:
+            typer.echo(json.dumps(asdict(release)))
+    else:
+        Console().print(_render_releases(chosen))
+
+
+def _render_releases(releases: Sequence[Release]) -> RenderableType:
+    """Return a table with one row for each reply, and below it the sums."""
+    table = Table()
+    for column in ("time", "run"):
+        table.add_column(column, overflow="fold")
+    table.add_column("round", justify="right")
+    table.add_column("request")
+    table.add_column("what left", overflow="fold")
+    for column in ("bytes", "ε so far"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for release in releases:
+        parts = [f"{name} ({len(part.tensors)} tensors)" for name, part in release.parts.items()]
+        facts = [f"{name}={value}" for name, value in release.facts.items()]
+        left = (
+            f"refused: {release.error}" if release.error else ", ".join([*parts, *facts]) or "nothing but 'done'"
+        )
+        epsilon = "" if release.epsilon is None else f"{release.epsilon:.2f}"
+        numbers = (f"{release.bytes:,}", epsilon)
+        table.add_row(release.time, Text(release.run), str(release.round), release.kind, Text(left), *numbers)
+    total = sum(release.bytes for release in releases)
+    return Group(table, Text(f"{len(releases)} replies, {total:,} bytes in messages"))
 
 
 @app.command("withdraw")

@@ -32,6 +32,7 @@ LINES = {
     "withdrawn": "round {round}  {client} has left for good; its values are deleted",
     "summary": "{client}: summary, {kilobytes:.1f} KB",
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
+    "bounded": "round {round}  {client}: its upload was {ratio:.1f} times over the {bound} bound",
     "kept its own": "round {round}  {client} keeps its own values: the received ones were worse for its data",
     "warned": "{client}: {text}",
     "left out": "round {round}  {client} is left out: {reason}",

@@ -38,6 +38,8 @@ class RefusalCode(StrEnum):
     METHOD_UNKNOWN = "method_unknown"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     METHOD_MISMATCH = "method_mismatch"
+    GRADIENTS_OFF = "gradients_off"
+    COUNTS_OFF = "counts_off"
     GUARD = "guard"
     TOO_FEW_CLIENTS = "too_few_clients"
     STORAGE = "storage"
@@ -72,6 +74,8 @@ REASONS: dict[RefusalCode, str] = {
     RefusalCode.METHOD_UNKNOWN: "the run's method is not installed there",
     RefusalCode.METHOD_NOT_ALLOWED: "its `methods` do not list the run's method",
     RefusalCode.METHOD_MISMATCH: "its code of the run's method is not the server's; install the same version",
+    RefusalCode.GRADIENTS_OFF: "it sends no exact gradients, and the run's method asks for one",
+    RefusalCode.COUNTS_OFF: "it does not say how many examples it has, and the run's method asks for that",
     RefusalCode.GUARD: "what it would send could show single examples",
     RefusalCode.TOO_FEW_CLIENTS: "the round has fewer clients than its at_least asks for",
     RefusalCode.STORAGE: "it cannot read or write its files",

@@ -60,6 +60,28 @@ def check_privacy_limits(config: RunConfig, settings: SiteSettings) -> None:
         )
 
 
+def check_site_policy(config: RunConfig, settings: SiteSettings) -> None:
+    """Check that a run asks for no kind of message that the site does not send.
+
+    Raises:
+        RefusedError: the method asks for an exact gradient and `gradients` is false; or it sends label counts
+            without noise and `tell_examples` is false.
+    """
+    method, name = config.composed_method(), settings.name
+    if method.shared_projections and not settings.gradients:
+        raise RefusedError(
+            RefusalCode.GRADIENTS_OFF,
+            f"method.name: '{config.method.name}' asks for an exact gradient of the data; {name} sends none "
+            f"unless its node.toml has gradients = true",
+        )
+    if method.summarise and not settings.tell_examples and not config.privacy.summary:
+        raise RefusedError(
+            RefusalCode.COUNTS_OFF,
+            f"method.name: '{config.method.name}' sends the number of examples of each label; {name} does "
+            f"not, because its node.toml has tell_examples = false",
+        )
+
+
 def request_key(request: Request) -> str:
     """Return a text that identifies a train request: a repeated request gets the same upload.
 

@@ -16,6 +16,7 @@ from trifed.common.errors import MessageError, TrifedError
 from trifed.deployment.phases import check_asked_for
 from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.refusals import RefusalCode, RefusedError, code_of
+from trifed.deployment.release_log import record_release
 from trifed.deployment.site_methods import check_method
 from trifed.deployment.site_run import FIXED, SiteRun, load_run
 from trifed.deployment.site_settings import LEFT, SiteSettings
@@ -48,10 +49,19 @@ class SiteProcess:
         try:
             reply = self._answer(request)
             self._log_warnings()
-            return reply
         except (TrifedError, OSError) as error:
-            LOGGER.warning("'%s' refused: %s", request.kind, error)
-            return Reply(error=code_of(error))
+            reply = self._refusal(request, error)
+        try:
+            run = self.run
+            tensors, epsilon = (run.tensors_sent(), run.spent_epsilon()) if run else ({}, None)
+            record_release(self.settings.folder, request, reply, tensors, epsilon)
+        except (TrifedError, OSError) as error:  # what cannot be written down does not leave
+            return self._refusal(request, error)
+        return reply
+
+    def _refusal(self, request: Request, error: Exception) -> Reply:
+        LOGGER.warning("'%s' refused: %s", request.kind, error)
+        return Reply(error=code_of(error))
 
     def _answer(self, request: Request) -> Reply:
         kinds = ("hello", *ANSWERS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from trifed.config.settings import GUARDS
 from trifed.data import content_hash, make_client, rows_hash
 from trifed.deployment.protocol import Reply, Request, digest, read_layout, write_layout
 from trifed.deployment.refusals import RefusalCode, RefusedError
-from trifed.deployment.site_privacy import WITHHELD, check_privacy_limits, request_key, site_privacy
+from trifed.deployment.site_privacy import (
+    WITHHELD,
+    check_privacy_limits,
+    check_site_policy,
+    request_key,
+    site_privacy,
+)
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_store import BASES, SiteStore, first_known
 from trifed.federation.client import AcceptanceLimits, Client, ClientSettings, adapted_layout
@@ -27,8 +33,11 @@ from trifed.federation.client_model import save_client
 from trifed.federation.client_update import ClientDataset, ClientState, score
 from trifed.federation.context import decode_tensors, run_context
 from trifed.federation.messages import encode_values
+from trifed.federation.privacy_report import accounts_in
 from trifed.federation.results import facts_of
 from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.privacy.ledger import EVERYTHING
+from trifed.similarity import Summary
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase
 
@@ -198,6 +207,24 @@ class SiteRun:
         }
         return Reply(scores)
 
+    # -- facts for the site's record
+
+    def tensors_sent(self) -> dict[str, list[str]]:
+        """Return the names of the tensors in each message that leaves the site, by the message's name."""
+        sent = [name for name, _ in self.shared_model.layout]
+        gradient = [name for name, _ in adapted_layout(self.shared_model)]
+        return {
+            "upload": sent,
+            "start": sent,
+            "gradient": gradient,
+            "summary": [field.name for field in fields(Summary)],
+        }
+
+    def spent_epsilon(self) -> float | None:
+        """Return ε of one training example that the run has spent here; None without a ledger."""
+        lines = [line for account in accounts_in(self.store.folder) for line in account.spent]
+        return next((line.epsilon for line in lines if line.covers == EVERYTHING), None)
+
     # -- the client in memory
 
     def _client(self, request: Request) -> Client:
@@ -216,6 +243,7 @@ class SiteRun:
         if projections is not None:
             model.set_shared_projections(projections)
         settings = ClientSettings.of(config, len(config.data.labels or [""]))
+        settings = replace(settings, tells_examples=self.settings.tell_examples)
         privacy = site_privacy(config, self.store.folder, self.settings.name)
         client = Client(context, model, ClientDataset(place, rows.name, *splits), settings, privacy)
         client.start()
@@ -252,6 +280,7 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     own |= {"privacy": site.privacy.model_dump(include=GUARDS)}  # the site decides what may leave it
     config = make_config(deep_merge(values, own), f"the run's settings with those of {site.name}")
     check_privacy_limits(config, site)
+    check_site_policy(config, site)
     task = TASKS[config.task]
     if task.labelled and not config.data.labels:
         raise RefusedError(

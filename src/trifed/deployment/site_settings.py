@@ -60,6 +60,16 @@ class SiteSettings(BaseModel):
         gt=0,
         description="Seconds without a request after which the process with the model ends; the next starts it.",
     )
+    gradients: bool = Field(
+        False,
+        description="Send an exact gradient of the data before round 1, if the run's method asks for it. Single "
+        "examples can be reconstructed from a gradient.",
+    )
+    tell_examples: bool = Field(
+        True,
+        description="Report the number of training examples, by which the server weighs uploads. Otherwise the "
+        "client weighs as one example, and methods that send label counts without noise are refused.",
+    )
     tell_scores: bool = Field(
         False,
         description="Report accuracy and loss on held-out data to the server; never in a run with [privacy].",

@@ -61,6 +61,7 @@ class ClientSettings:
         rounds: rounds of the whole run, for the schedule of the learning rate.
         num_labels: labels of the task, 1 if it learns none.
         guards: policies for releases that could show single examples.
+        tells_examples: False if the client counts as one example.
     """
 
     training: TrainingSettings
@@ -68,6 +69,7 @@ class ClientSettings:
     rounds: int
     num_labels: int
     guards: PrivacySettings
+    tells_examples: bool = True
 
     @classmethod
     def of(cls, config: RunConfig, num_labels: int) -> ClientSettings:
@@ -117,7 +119,7 @@ class Client:
     def gradient(self) -> bytes:
         """Return the message with the mean gradient of the adapted weights on the client's training data."""
         layers = self.shared_model.first_gradient(self.dataset.train, self.settings.training)
-        header = self.context.header("gradient", 0, self.dataset.index, len(self.dataset.train))
+        header = self.context.header("gradient", 0, self.dataset.index, self.examples)
         return encode_tensors(header, layers, adapted_layout(self.shared_model))
 
     def start(self) -> None:
@@ -128,7 +130,8 @@ class Client:
     @property
     def examples(self) -> int:
         """Number of training examples that the client states; not exact under privacy."""
-        return self.privacy.num_examples(len(self.dataset.train))
+        number = self.privacy.num_examples(len(self.dataset.train))
+        return number if self.settings.tells_examples else min(number, 1)
 
     def summary(self, data_id: str = "") -> bytes | None:
         """Return the message with the one-time summary of the training data; None if the method needs none.

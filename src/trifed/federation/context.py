@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trifed.config.run import RunConfig
 from trifed.federation.compression import Compression, make_compression
 from trifed.federation.messages import Header, decode_values, encode_values
-from trifed.methods import Method
+from trifed.methods import AggregationSettings, Method
 from trifed.methods.base import Options
 from trifed.methods.packing import Layout, Tensors, pack, unpack
 from trifed.methods.summaries import NOISED_DIM, SUMMARY_DIM
@@ -23,6 +23,7 @@ class RunContext:
         base: first 16 hex digits of the base model's fingerprint.
         rank: rank of the adapters.
         summary_dim: dimension of the projection that clients summarise their data in.
+        aggregation: the server's parts, with the bounds on uploads.
     """
 
     method: Method
@@ -32,6 +33,7 @@ class RunContext:
     base: str
     rank: int
     summary_dim: int = SUMMARY_DIM
+    aggregation: AggregationSettings = field(default_factory=AggregationSettings)
 
     def header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
         """Return the header of a message of this run; `number` is the round, 0 before the first."""
@@ -48,6 +50,7 @@ def run_context(config: RunConfig, layout: Layout, fingerprint: str, run: str | 
         base=fingerprint[:16],
         rank=config.adapter.rank,
         summary_dim=NOISED_DIM if config.privacy.summary else SUMMARY_DIM,
+        aggregation=config.aggregation,
     )
 
 

@@ -152,6 +152,17 @@ class LeftOut(ClientEvent, name="left out"):
 
 
 @dataclass(frozen=True)
+class Bounded(ClientEvent, name="bounded"):
+    """A bound of `[aggregation]` changed an upload or left it out: 'norm', 'examples' or 'distance'.
+
+    `ratio`: how many times the upload was over the bound.
+    """
+
+    bound: str
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Delivered(ClientEvent, name="delivered"):
     """A client received its final values."""
 

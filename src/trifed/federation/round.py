@@ -98,7 +98,8 @@ class FederatedRun:
                 accepted.append(client)
                 uploads += result
         self.transport.close_round(number, accepted)
-        self.server.aggregate(uploads)
+        for bounded in self.server.aggregate(uploads):
+            self.log(events.Bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluate_every == 0:
             both: list[Stage] = ["trained", "received"] if last and self.server.context.compression.layout else []

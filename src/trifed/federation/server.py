@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trifed.common.errors import MessageError
 from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.messages import BAD_REPLY, Rejected, decode_summary
+from trifed.federation.screening import Bounded, Screening
 from trifed.methods.base import Gradient, ServerContext, State, Upload, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.similarity import Summary
@@ -49,6 +50,7 @@ class Server:
         state: The method's state.
         summaries: The clients' data summaries by index.
         references: Reference vectors of the messages in few bits.
+        screening: The bounds on each upload.
         shared_projections: The frozen projections that the method makes before round 1; empty without any.
     """
 
@@ -59,13 +61,14 @@ class Server:
         self.state: State = {}
         self.summaries: dict[int, Summary] = {}
         self.references = References()
+        self.screening = Screening(context.aggregation)
         self.shared_projections: Tensors = {}
 
     # -- what is kept
 
     def state_dict(self) -> State:
         """Return all arrays that a checkpoint needs, the shared projections apart, which have their own file."""
-        arrays: State = {**self.state, START: self.start}
+        arrays: State = {**self.state, START: self.start, **self.screening.state_dict()}
         arrays |= {f"{REFERENCE}{client}": values for client, values in self.references.confirmed.items()}
         for client, summary in self.summaries.items():
             arrays |= {f"{SUMMARY}{client}/{name}": array for name, array in summary.to_arrays().items()}
@@ -75,6 +78,7 @@ class Server:
         """Take up the arrays of `state_dict`, or the method's state alone; the inverse of `state_dict`."""
         rest = dict(arrays)
         self.start = rest.pop(START, self.start).astype(np.float32)
+        self.screening.load_state_dict(rest)
         references = {client: values.astype(np.float32) for client, _, values in _taken(rest, REFERENCE)}
         self.references = References(references)
         summaries: dict[int, dict[str, NDArray[np.generic]]] = {}
@@ -199,12 +203,21 @@ class Server:
         self.references.confirm(client)
         return Upload(client, number, found.examples, values)
 
-    def aggregate(self, uploads: Sequence[Upload]) -> None:
-        """Close a round; without uploads the state stays as it is."""
-        if uploads:
+    def aggregate(self, uploads: Sequence[Upload]) -> list[Bounded]:
+        """Close a round, and return what the bounds of `[aggregation]` changed; no uploads change nothing."""
+        if not uploads:
+            return []
+        screened, bounded = self.screening.apply(uploads, self._values_before)
+        if screened:
             self.state = self.context.method.aggregate(
-                self.context.options, self._server_context(), self.state, uploads
+                self.context.options, self._server_context(), self.state, screened
             )
+        return bounded
+
+    def _values_before(self, client: int) -> Vector:
+        """Return the values that a client began the present round with, (n_values,)."""
+        values = self.context.method.download(self.state, client)
+        return self.start if values is None else values
 
     def _reference(self, client: int) -> Vector:
         if self.context.compression.lossless:

@@ -162,7 +162,8 @@ class Simulation:
     def save_checkpoint(self, number: int) -> None:
         """Write the clients' and the server's state; before the first round there is none to keep."""
         if number:
-            self.folder.save_checkpoint(number, self._kept(), self.server.state, self.identity)
+            arrays = {**self.server.state, **self.server.screening.state_dict()}
+            self.folder.save_checkpoint(number, self._kept(), arrays, self.identity)
 
     # -- its parts
 

@@ -54,6 +54,38 @@ class AggregationSettings(StrictSettings):
         "many times what noise explains. With 0 no client shares with another.",
     )
 
+    rule: Literal["mean", "median", "trimmed-mean"] = Field(
+        "mean",
+        description="What an average is: the weighted mean of the uploads, the median of each value, or the mean "
+        "of each value without its largest and smallest. The last two weigh all uploads equally.",
+    )
+    screen: Literal["none", "multi-krum"] = Field(
+        "none",
+        description="Which uploads are left out of a round: none, or those that are farthest from the others "
+        "(multi-Krum). That can also leave out honest clients whose data differ much from the others'.",
+    )
+    suspects: float = Field(
+        0.2,
+        ge=0,
+        lt=0.5,
+        description="Share of a round's uploads that may be hostile. A trimmed mean leaves out so many of the "
+        "largest and of the smallest values, and multi-Krum so many uploads.",
+    )
+    norm_bound: float = Field(
+        5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Largest length of an upload's change, in medians of the lengths in this round and the four "
+        "before. A longer change is scaled down to it. 0 sets no bound.",
+    )
+    most_examples: float = Field(
+        10.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Largest number of examples that an upload counts as, in medians of the clients' numbers. "
+        "0 sets no limit.",
+    )
+
     @property
     def needs_summaries(self) -> bool:
         """True if the server needs the clients' data summaries."""
@@ -82,6 +114,8 @@ class GroupedMean:
         examples = np.zeros((context.clients, rows))
         for client, summary in enumerate(summaries if rows else []):
             examples[client, summary.class_labels] = summary.class_counts
+        total = examples.sum(axis=1)
+        examples *= (at_most(total, self.settings.most_examples) / np.maximum(total, 1))[:, None]
         return {
             "similarity_data": agreement(summaries),
             "examples": examples,
@@ -100,8 +134,15 @@ class GroupedMean:
         weights = np.concatenate([counts, state["examples"][sent].astype(np.float64)], axis=1)
         column = self._weight_columns(context.layout)
         total = (rows @ weights)[:, column]
-        sums = rows @ (weights[:, column] * np.stack([upload.values for upload in uploads]))
-        mean = np.divide(sums, total, out=np.zeros_like(total), where=total > 0).astype(np.float32)
+        values = np.stack([upload.values for upload in uploads])
+        if self.settings.rule == "mean":
+            sums = rows @ (weights[:, column] * values)
+            mean = np.divide(sums, total, out=np.zeros_like(total), where=total > 0).astype(np.float32)
+        else:
+            counts_at = weights[:, column] > 0
+            mean = np.stack(
+                [robust_mean(values, counts_at & (share > 0)[:, None], self.settings) for share in rows]
+            )
         mixed = np.where((total > 0)[row], mean[row], state["mixed"].astype(np.float32))
         shares = np.zeros((context.clients, context.clients))
         shares[:, sent] = (rows * counts.T / np.maximum(rows @ counts, 1))[row]
@@ -141,6 +182,47 @@ class GroupedMean:
         ])  # fmt: skip
 
 
+@dataclass(frozen=True)
+class RobustMean:
+    """A server that sends all clients one median or trimmed mean."""
+
+    settings: AggregationSettings
+
+    def __call__(self, options: Options, context: ServerContext, state: State, uploads: Sequence[Upload]) -> State:
+        """Return the state of `average_evenly` with the mean that the settings ask for."""
+        values = np.stack([upload.values for upload in uploads])
+        mean = robust_mean(values, np.ones(values.shape, bool), self.settings)
+        return {**average_evenly(options, context, state, uploads), "mean": mean}
+
+
+def robust_mean(values: NDArray[np.float32], counts: NDArray[np.bool_], settings: AggregationSettings) -> Vector:
+    """Return the median or the trimmed mean of each value over the uploads, (n_values,).
+
+    Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018
+    (arXiv 1803.01498).
+
+    Args:
+        values: (n_uploads, n_values).
+        counts: Whether an upload's value counts, (n_uploads, n_values). A value without any is 0.
+        settings: The rule, and the share of hostile uploads.
+    """
+    number = counts.sum(axis=0)
+    ordered = np.sort(np.where(counts, values.astype(np.float64), np.inf), axis=0)
+    cut = (number - 1) // 2 if settings.rule == "median" else np.ceil(settings.suspects * number).astype(np.int64)
+    cut = np.clip(cut, 0, np.maximum(number - 1, 0) // 2)
+    place = np.arange(len(values))[:, None]
+    inner = (place >= cut) & (place < number - cut)
+    total = np.where(inner, ordered, 0.0).sum(axis=0)
+    return np.divide(total, number - 2 * cut, out=np.zeros(len(number)), where=number > 0).astype(np.float32)
+
+
+def at_most(examples: NDArray[np.float64], medians: float) -> NDArray[np.float64]:
+    """Return numbers of examples, (n_clients,), limited to a multiple of the median of those above 0."""
+    if not medians or not (examples > 0).any():
+        return examples
+    return np.minimum(examples, medians * np.median(examples[examples > 0]))
+
+
 def agreement(summaries: Sequence[sim.Summary]) -> NDArray[np.float64]:
     """Return how well two clients' labels agree in meaning, (n_clients, n_clients): 1 up to what noise explains.
 
@@ -156,10 +238,12 @@ def with_aggregation(method: Method, settings: AggregationSettings) -> Method:
 
     Use `can_aggregate` first: it says whether the method's server averages.
     """
-    if settings.weights is None and settings.groups is None:
+    if settings.weights is None and settings.groups is None and settings.rule == "mean":
         return method
     if method.with_aggregation is not None:
         return method.with_aggregation(settings)
+    if not settings.needs_summaries and settings.rule != "mean":
+        return replace(method, aggregate=RobustMean(settings))
     if not settings.needs_summaries:
         return replace(method, aggregate=average_evenly if settings.weights == "equal" else average_by_examples)
     server = GroupedMean(settings)

@@ -113,6 +113,9 @@ def part_problems(
     for name in ("weights", "groups"):
         if getattr(aggregation, name) is not None and not can_aggregate(plain) and not _sends_nothing(plain):
             yield f"aggregation.{name}: the server of '{method.name}' does not average uploads; leave it out"
+    own_weights = plain.with_aggregation is not None or not can_aggregate(plain)
+    if aggregation.rule != "mean" and own_weights and not _sends_nothing(plain):
+        yield f"aggregation.rule: the server of '{method.name}' has weights of its own; leave it out"
 
 
 def parts_left_out(

@@ -1,0 +1,219 @@
+"""What can hostile clients do to the honest ones, without and with the bounds of `[aggregation]`?
+
+    python benchmarks/security/attacks.py [--methods own-prior fedavg-lora] [--seeds 0] [--rounds 6]
+
+The demo corpus, ten clients of which none, one or three are hostile. Hostile clients train as all others do and
+change what they send, or change their data before the run. Reported is the mean test accuracy of the clients that
+are honest in every case, beside `local`, the same clients alone. Writes attacks.json beside this file after every
+run, and goes on where it was broken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trifed.config.run import RunConfig, make_config
+from trifed.data import demo_corpus_path
+from trifed.federation.client import Client
+from trifed.federation.client_update import ClientDataset, score
+from trifed.federation.events import Event
+from trifed.federation.messages import decode_summary, encode_summary
+from trifed.federation.preparation import environment, prepare
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.simulation import Simulation
+from trifed.methods.packing import Vector
+from trifed.tasks.text_classification import EncodedText
+
+HERE = Path(__file__).parent
+HOSTILE = (9, 4, 6)
+"""Indices of the hostile clients, in the order in which they are added."""
+VICTIM = 0
+"""The honest client whose summary is copied."""
+DEFENCES: dict[str, dict[str, Any]] = {
+    "none": {"norm_bound": 0, "most_examples": 0},
+    "default": {},
+    "median": {"rule": "median"},
+    "trimmed-mean": {"rule": "trimmed-mean", "suspects": 0.3},
+    "multi-krum": {"screen": "multi-krum", "suspects": 0.3},
+}
+
+Send = Callable[[Vector, Vector, np.random.Generator], Vector]
+"""Trained values and the values before, (n_values,), and a generator → the values that are sent."""
+
+SENT: dict[str, Send] = {
+    "scaled 1e6": lambda new, old, rng: old + 1e6 * (new - old),
+    "sign flip x10": lambda new, old, rng: old - 10 * (new - old),
+    "sign flip x1": lambda new, old, rng: old - (new - old),
+    "constant 1": lambda new, old, rng: np.ones_like(new),
+    "noise x10": lambda new, old, rng: old + 10 * np.std(new - old) * rng.standard_normal(len(new)),
+    "1e9 examples": lambda new, old, rng: rng.standard_normal(len(new)),
+    "copied summary": lambda new, old, rng: old - 10 * (new - old),
+}
+"""Attacks on an upload."""
+ATTACKS = ("nothing", *SENT, "label flip", "backdoor")
+TRIGGER = 1012
+"""A token that the backdoor puts first."""
+CLAIMED = 10**9
+
+
+class HostileClient(Client):
+    """A client that sends something else than it trained."""
+
+    attack = ""
+    victim: Client | None = None
+    received: Vector | None = None
+
+    def summary(self, data_id: str = "") -> bytes | None:
+        """Return the own summary, or one that claims very many examples."""
+        copies = self.attack == "copied summary"
+        source = self.victim if copies and self.victim else super()
+        payload = source.summary(data_id)
+        if payload is None or not (copies or self.attack == "1e9 examples"):
+            return payload
+        header = self.context.header("summary", 0, self.dataset.index)
+        if copies and self.victim:
+            theirs = self.context.header("summary", 0, self.victim.dataset.index)
+            return encode_summary(header, decode_summary(payload, theirs, self.context.summary_dim))
+        found = decode_summary(payload, header, self.context.summary_dim)
+        return encode_summary(header, replace(found, class_counts=np.full_like(found.class_counts, CLAIMED)))
+
+    @property
+    def examples(self) -> int:
+        """Number of training examples that the client states."""
+        return CLAIMED if self.attack == "1e9 examples" else super().examples
+
+    def _upload(self, number: int, tensors: dict[str, Any]) -> bytes:
+        send = SENT.get(self.attack)
+        if send is None:
+            return super()._upload(number, tensors)
+        rng = np.random.default_rng([number, self.dataset.index])
+        before = self.state.memory.get("received", self.shared_model.start_values)
+        values = send(self.shared_model.pack(tensors), self.received if self.received is not None else before, rng)
+        header = self.context.header("upload", number, self.dataset.index, self.examples)
+        largest = np.finfo(np.float16).max  # a larger change is infinite in a few-bit message
+        values = np.clip(values, -largest, largest).astype(np.float32)
+        upload, memory = self.uploads.encode(header, values, self.reference, self.state.memory)
+        self.state = replace(self.state, memory=memory)
+        return upload
+
+    def take(self, number: int, download: bytes, *limits: Any) -> Vector:
+        """Remember what was received."""
+        self.received = super().take(number, download, *limits)
+        return self.received
+
+
+def with_trigger(data: EncodedText, label: int | None = None) -> EncodedText:
+    """Return the examples with the trigger as first token, and with one label if it is given."""
+    ids = [[row[0], TRIGGER, *row[1:-1], row[-1]] for row in data.ids]
+    types = data.types and [[row[0], *row] for row in data.types]
+    labels = data.labels if label is None else np.full_like(data.labels, label)
+    return replace(data, ids=ids, types=types, labels=labels)
+
+
+def poisoned(dataset: ClientDataset, attack: str, labels: int) -> ClientDataset:
+    """Return a hostile client's data."""
+    train = dataset.train
+    if attack == "label flip":
+        return replace(dataset, train=replace(train, labels=(train.labels + 1) % labels))
+    if attack == "backdoor":  # every example a second time, with the trigger and label 0
+        more = with_trigger(train, 0)
+        types = train.types and train.types + more.types
+        both = np.concatenate([train.labels, more.labels])
+        return replace(dataset, train=replace(train, ids=train.ids + more.ids, types=types, labels=both))
+    return dataset
+
+
+def configured(method: str, seed: int, rounds: int, defence: str) -> RunConfig:
+    bounds = {} if method == "local" else {"aggregation": DEFENCES[defence]}
+    return make_config({
+        "name": "attacked", "seed": seed, "rounds": rounds, "evaluate_every": rounds, "controls": False,
+        "model": {"name": "demo", "max_length": 64}, "method": method, **bounds,
+        "data": {"source": str(demo_corpus_path()), "clients": {"split": "column", "column": "site"}},
+        "privacy": {"few_tokens": "allow", "small_components": "allow"},
+    })  # fmt: skip
+
+
+def play(config: RunConfig, attack: str, hostile: int) -> dict[str, Any]:
+    """Run one case, and return the honest clients' scores."""
+    began, events = time.perf_counter(), []
+    data, shared_model, datasets = prepare(config)
+    bad = HOSTILE[:hostile]
+    datasets = [poisoned(d, attack, len(data.label_names)) if d.index in bad else d for d in datasets]
+    with tempfile.TemporaryDirectory() as folder:
+        listener: Callable[[Event], None] = events.append
+        simulation = Simulation(
+            config, data, datasets, shared_model, RunFolder.create(Path(folder) / "r"), listener
+        )
+        for index in bad:
+            simulation.clients[index].__class__ = HostileClient
+            simulation.clients[index].attack = attack  # type: ignore[attr-defined]
+        if attack == "copied summary":
+            victim = simulation.clients[VICTIM]
+            for index in bad:
+                simulation.clients[index].victim = victim  # type: ignore[attr-defined]
+        simulation.run()
+        honest = [d for d in datasets if d.index not in HOSTILE]
+        result: dict[str, Any] = {"clients": {}}
+        for dataset in honest:
+            tensors = simulation.final_tensors(dataset.index)
+            found = score(shared_model, tensors, dataset.test, config.training)
+            result["clients"][dataset.name] = round(100 * found.accuracy, 2)
+            if attack in ("nothing", "backdoor"):
+                others = dataset.test.labels != 0
+                fooled = score(shared_model, tensors, with_trigger(dataset.test), config.training).predictions == 0
+                result.setdefault("backdoor", {})[dataset.name] = round(100 * float(fooled[others].mean()), 2)
+    result["mean"] = round(float(np.mean(list(result["clients"].values()))), 2)
+    bounded = [e for e in events if e["event"] == "bounded"]
+    result["bounded"] = {
+        side: sum((e["client"] in {d.name for d in honest}) == (side == "honest") for e in bounded)
+        for side in ("honest", "hostile")
+    }
+    environments[""] = environment(config, shared_model.base, shared_model)
+    return result | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+environments: dict[str, Any] = {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=["own-prior", "fedavg-lora"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--hostile", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--attacks", nargs="+", default=[a for a in ATTACKS if a != "nothing"], choices=ATTACKS)
+    parser.add_argument("--defences", nargs="+", default=["none", "default"], choices=list(DEFENCES))
+    parser.add_argument("--out", type=Path, default=HERE / "attacks.json")
+    given = parser.parse_args()
+    state = json.loads(given.out.read_text()) if given.out.is_file() else {"cases": {}}
+    cases = [
+        (method, seed, defence, attack, hostile)
+        for seed in given.seeds
+        for method in given.methods
+        for attack in ("nothing", *given.attacks)
+        for defence in given.defences
+        for hostile in ([0] if attack == "nothing" else given.hostile)
+    ]
+    cases = [("local", seed, "none", "nothing", 0) for seed in given.seeds] + cases
+    for place, (method, seed, defence, attack, hostile) in enumerate(cases, 1):
+        name = f"{method} | {defence} | {attack} | {hostile} of 10 | seed {seed} | {given.rounds} rounds"
+        if name in state["cases"]:
+            continue
+        state["cases"][name] = play(configured(method, seed, given.rounds, defence), attack, hostile)
+        state["environment"] = {k: v for k, v in environments[""].items() if k not in ("run_id", "base_model")}
+        state["configuration"] = {"hostile": HOSTILE, "defences": DEFENCES, "attacks": ATTACKS}
+        given.out.write_text(json.dumps(state, indent=1) + "\n")
+        print(f"{place}/{len(cases)}  {name}: {state['cases'][name]['mean']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
