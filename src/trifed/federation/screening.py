@@ -102,7 +102,8 @@ class Screening:
 
 def change_of(upload: Upload, before: Callable[[int], Vector]) -> NDArray[np.float64]:
     """Return the change that an upload brings, (n_values,)."""
-    return upload.values.astype(np.float64) - before(upload.client)
+    change: NDArray[np.float64] = upload.values.astype(np.float64) - before(upload.client)
+    return change
 
 
 def krum(changes: NDArray[np.float64], suspects: float) -> NDArray[np.float64]:
@@ -122,5 +123,6 @@ def krum(changes: NDArray[np.float64], suspects: float) -> NDArray[np.float64]:
     if nearest < 1:
         return np.ones(number)
     squares = np.sort(squareform(pdist(changes, "sqeuclidean")), axis=1)
-    scores = squares[:, 1 : nearest + 1].sum(axis=1)
-    return scores / max(float(np.sort(scores)[number - hostile - 1]), np.finfo(float).tiny)
+    scores: NDArray[np.float64] = squares[:, 1 : nearest + 1].sum(axis=1)
+    scores /= max(float(np.sort(scores)[number - hostile - 1]), np.finfo(float).tiny)
+    return scores

@@ -213,7 +213,10 @@ def robust_mean(values: NDArray[np.float32], counts: NDArray[np.bool_], settings
     place = np.arange(len(values))[:, None]
     inner = (place >= cut) & (place < number - cut)
     total = np.where(inner, ordered, 0.0).sum(axis=0)
-    return np.divide(total, number - 2 * cut, out=np.zeros(len(number)), where=number > 0).astype(np.float32)
+    mean: Vector = np.divide(total, number - 2 * cut, out=np.zeros(len(number)), where=number > 0).astype(
+        np.float32
+    )
+    return mean
 
 
 def at_most(examples: NDArray[np.float64], medians: float) -> NDArray[np.float64]:
