@@ -64,8 +64,7 @@ def infer_labels(target: TargetClient, plan: Plan) -> Iterator[Labels]:
     """
     train = target.client.train
     known = [int(label) for other in target.others for label in other.train.labels]
-    for size in (size for size in plan.batches if size <= len(train)):
-        batches = draw_batches(plan.seed, len(train), size, plan.trials)
+    for size, batches in draw_batches(plan, len(train)).items():
         truths = [Counter(train.labels[rows].tolist()) for rows in batches]
         guess = Counter(likeliest(known, size))
         for observation in OBSERVATIONS:

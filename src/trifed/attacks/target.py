@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trifed.attacks.plan import Plan
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import ALL_GPUS
@@ -48,10 +49,10 @@ FULL_RATE = 1e-4
 Rows = NDArray[np.int64]
 
 
-def draw_batches(seed: int, examples: int, batch: int, count: int) -> list[Rows]:
-    """Draw `count` batches of a client's examples; the same ones for every method and attack."""
-    rng = seeded(seed, batch)
-    return [rng.choice(examples, batch, replace=False) for _ in range(count)]
+def draw_batches(plan: Plan, examples: int) -> dict[int, list[Rows]]:
+    """Draw a plan's batches of a client's examples, by batch size; the same ones for every method and attack."""
+    draws = {size: seeded(plan.seed, size) for size in plan.batches if size <= examples}
+    return {n: [rng.choice(examples, n, replace=False) for _ in range(plan.trials)] for n, rng in draws.items()}
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,13 @@ def tune(config: CompareConfig, tuning: Tuning, root: Path, run_jobs: Callable[[
         run_jobs: Runs the jobs that are not finished.
     """
     planned = {(p, m): list(tuning.learning_rates) for p in tuned_partitions(config) for m in config.methods}
-    for extension in range(tuning.extend + 1):
+    for _ in range(tuning.extend + 1):
         run_jobs([_job(config, tuning, p, m, rate) for (p, m), rates in planned.items() for rate in rates])
-        if extension == tuning.extend:
-            return
         grid = read_grid(config, root)
         beyond = {(p, m): _beyond({rate: grid[p][m][rate] for rate in rates}) for (p, m), rates in planned.items()}
         if not any(beyond.values()):
             return
-        for key, rates in beyond.items():
-            planned[key] += rates
+        planned = {key: rates + beyond[key] for key, rates in planned.items()}
 
 
 def tuned_partitions(config: CompareConfig) -> list[str]:

@@ -228,15 +228,16 @@ def promised(
     """
     planned: list[Entry] = []
     summary, update, training = budget.summary, budget.update, budget.training
+    numbers = range(1, rounds + 1)
     if summarises:
         z = noise_multiplier(summary.epsilon, summary.delta, summary.releases) if summary else None
         planned += [_planned(SUMMARY, z, number) for number in range(summary.releases if summary else 1)]
-    for number in range(1, rounds + 1) if uploads else ():
+    if uploads:
         z = noise_multiplier(update.epsilon, update.delta, rounds) if update else None
-        planned.append(_planned(UPDATE, z, number))
-        if training and steps:
-            z = steps_multiplier(training.epsilon, training.delta, training.rate, rounds * steps)
-            planned.append(_planned(TRAINING, z, number, rate=training.rate, steps=steps))
+        planned += [_planned(UPDATE, z, number) for number in numbers]
+    if uploads and training and steps:
+        z = steps_multiplier(training.epsilon, training.delta, training.rate, rounds * steps)
+        planned += [_planned(TRAINING, z, number, rate=training.rate, steps=steps) for number in numbers]
     return spent(planned, budget)
 
 
