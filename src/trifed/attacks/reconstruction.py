@@ -58,10 +58,7 @@ class BatchReconstruction(ABC, Generic[Guess]):
     def __init__(self, target: TargetClient, plan: Plan, progress: Progress) -> None:
         self.target, self.plan, self.progress = target, plan, progress
         self.shared_model, self.iterations = target.shared_model, plan.iterations
-        examples = len(target.client.train)
-        self.batches = {
-            size: draw_batches(plan.seed, examples, size, plan.trials) for size in plan.batches if size <= examples
-        }
+        self.batches = draw_batches(plan, len(target.client.train))
 
     @abstractmethod
     def guess(self, rows: Rows) -> Guess:
