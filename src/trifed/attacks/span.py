@@ -175,9 +175,8 @@ def distances(
             if trial:
                 far = torch.stack([span.distance(inputs) for span in trial]).mean(0)
                 near = far < RECHECK
-                if near.any():
-                    exact = inputs[near].double()
-                    far[near] = torch.stack([span.distance(exact) for span in trial]).mean(0).float()
+                exact = inputs[near].double()
+                far[near] = torch.stack([span.distance(exact) for span in trial]).mean(0).float()
                 result[first : first + len(tokens)] = far.cpu().numpy()
     return results
 
