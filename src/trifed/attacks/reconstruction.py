@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from typing import Generic, TypeVar, cast
@@ -109,18 +109,17 @@ class BatchReconstruction(ABC, Generic[Guess]):
     def _attack(
         self, observation: Sees, knowledge: Knows, batches: list[Rows], observed: list[Tensors],
         guesses: list[Guess],
-    ) -> list[Reconstruction]:  # fmt: skip
+    ) -> Iterator[Reconstruction]:  # fmt: skip
         """Run span attacks on all batches, and gradient matching on the first of them where they are small."""
         assumed = self.target.assumed_tensors(knowledge)
         self.shared_model.load(assumed)
         recovered = _filled(self.by_span(batches, observed), guesses)
-        results = [self.result("span", observation, knowledge, batches, recovered)]
+        yield self.result("span", observation, knowledge, batches, recovered)
         if len(batches[0]) <= self.plan.match_up_to and self.plan.matched:
             self.shared_model.load(assumed)  # scoring may have loaded the client's own tensors
             some, steps = batches[: self.plan.matched], self.iterations
             recovered = [self.by_matching(rows, seen, steps) for rows, seen in zip(some, observed, strict=False)]
-            results.append(self.result("matching", observation, knowledge, some, recovered))
-        return results
+            yield self.result("matching", observation, knowledge, some, recovered)
 
     def result(
         self, attack: Attack, observation: Sees, knowledge: Knows, batches: list[Rows], recovered: Sequence[Guess]
