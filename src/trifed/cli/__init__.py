@@ -1,4 +1,11 @@
-"""The command line: `app` builds it; every other file but `flags` holds one command or one group. No logic."""
+"""The command line. No logic.
+
+::
+
+    app       the whole command line; `run`, `demo`, `settings`      flags    arguments that several commands share
+    models    `predict`, `evaluate`, `export`                        runs     `report`, `track`, `watch`, `privacy`
+    audit, compare, cost                                             flower   `flower init`, `join`, …
+"""
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.console import Console
 
-from trifed.cli import audit, compare, cost, evaluate, export, flower, predict, privacy, report, track, watch
+from trifed.cli import audit, compare, cost, flower, models, runs
 from trifed.cli.flags import INTERRUPTED, MISTAKE, MethodFile, Runs
 from trifed.common.errors import ConfigError, RunError, TrifedError
 from trifed.common.version import __version__
@@ -189,9 +189,20 @@ def settings_command() -> None:
     Console().print(render_settings())
 
 
-for module in (audit, compare, cost, evaluate, export, predict, privacy, report, track, watch):
-    name = module.__name__.rpartition(".")[2]
-    app.command(name)(getattr(module, f"{name}_command"))
+COMMANDS = {
+    "audit": audit.audit_command,
+    "compare": compare.compare_command,
+    "cost": cost.cost_command,
+    "evaluate": models.evaluate_command,
+    "export": models.export_command,
+    "predict": models.predict_command,
+    "privacy": runs.privacy_command,
+    "report": runs.report_command,
+    "track": runs.track_command,
+    "watch": runs.watch_command,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 app.add_typer(flower.app, name="flower")
 
 
@@ -210,30 +221,28 @@ def _carry_out(config: RunConfig, path: Path, resumed: bool = False) -> None:
     # Imported late: --help should not wait for transformers and matplotlib.
     from trifed.experiments.runner import resume, run
     from trifed.reports.read import read_source
-    from trifed.reports.run.plots import plot_result
-    from trifed.reports.run.tables import render_result
-    from trifed.reports.run.watch import Watch
+    from trifed.reports.run import plots, tables, watch
 
     console = Console()
-    watch = Watch(config, console)
+    display = watch.Watch(config, console)
     try:
-        result = resume(path, watch) if resumed else run(config, path, watch)
-        watch.close()
+        result = resume(path, display) if resumed else run(config, path, display)
+        display.close()
         source = read_source(result.path)
-        console.print(render_result(source))
+        console.print(tables.render_result(source))
         picture = result.path / "curves.png"
-        plot_result(source, picture)
-        watch.say(f"Everything is in {result.path}; the plot is {picture}.")
-        watch.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
+        plots.plot_result(source, picture)
+        display.say(f"Everything is in {result.path}; the plot is {picture}.")
+        display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
     except KeyboardInterrupt:
-        watch.close()
+        display.close()
         typer.echo(f"\nStopped. {_how_to_continue(path)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         reason = f"{error.filename or path}: {error.strerror or error}"
         raise RunError(f"{reason}. Correct that first. {_how_to_continue(path)}") from error
     finally:
-        watch.close()
+        display.close()
 
 
 def _how_to_continue(path: Path) -> str:

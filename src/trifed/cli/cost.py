@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 
 from trifed.adapters.settings import AdapterSettings
 from trifed.config.settings import Bits
-
-TargetWords = Literal["auto", "all-linear"]
 
 
 def cost_command(
@@ -63,8 +61,10 @@ def cost_command(
 
         if plot is not None:
             check_picture(plot)
+        endings = [ending.strip() for ending in target_modules.split(",") if ending.strip()]
+        targets = target_modules if target_modules in ("auto", "all-linear") else endings
         ranks = {} if rank is None else {"rank": rank}
-        adapter = AdapterSettings(**ranks, target_modules=_targets(target_modules))
+        adapter = AdapterSettings.model_validate({"target_modules": targets, **ranks})
         cost = estimate_cost(model, adapter, labels, cast(Bits | None, bits and int(bits)))
     if form in TEXTS:
         typer.echo(TEXTS[form](cost))
@@ -73,9 +73,3 @@ def cost_command(
     if plot is not None:
         plot_cost(cost, plot)
         messages.print(f"The picture is {plot}.")
-
-
-def _targets(value: str) -> list[str] | TargetWords:
-    if value in get_args(TargetWords):
-        return cast(TargetWords, value)
-    return [ending.strip() for ending in value.split(",") if ending.strip()]

@@ -15,22 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from trifed.common.errors import RunError
+from trifed.config.run import RunConfig, read_config
 
 if TYPE_CHECKING:
-    from trifed.config.run import RunConfig
     from trifed.deployment.release_log import Release
     from trifed.deployment.status import RunStatus
     from trifed.federation.run_folder import RunFolder
 
-HELP = """Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
+app = typer.Typer(
+    help="""Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
 
 Use `init` at the server and `join` at each site; docs/deployment.md explains both step by step. Needs the extra:
 pip install 'trifed\\[flower]'.
-"""
-PACKAGES = ("flwr", "cryptography")
-
-
-app = typer.Typer(help=HELP, no_args_is_help=True)
+""",
+    no_args_is_help=True,
+)
 
 
 @app.command("init")
@@ -52,8 +51,10 @@ def init_command(
     from trifed.deployment.server_folder import write_server_folder
 
     fingerprint = write_server_folder(folder, run, host, port)
-    typer.echo(f"{folder}: start.sh, register.sh and run.sh; README.md says what each does")
-    typer.echo(f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {fingerprint}")
+    typer.echo(
+        f"{folder}: start.sh, register.sh and run.sh; README.md says what each does\n"
+        f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {fingerprint}"
+    )
 
 
 @app.command("join")
@@ -76,8 +77,10 @@ def join_command(
     from trifed.deployment.site_folder import write_site_folder
 
     write_site_folder(folder, name, superlink, ca, data, port)
-    typer.echo(f"{folder}: check node.toml, send {name}.pub to the server's administrator, then run start.sh")
-    typer.echo(f"SHA-256 of the server's certificate authority:\n  {fingerprint(folder / 'ca.pem')}")
+    typer.echo(
+        f"{folder}: check node.toml, send {name}.pub to the server's administrator, then run start.sh\n"
+        f"SHA-256 of the server's certificate authority:\n  {fingerprint(folder / 'ca.pem')}"
+    )
 
 
 @app.command("status")
@@ -187,9 +190,9 @@ def withdraw_command(
     if client is None:
         name = leave(folder)
         typer.echo(
-            f"{name} leaves. Its node sends the withdrawal with its next reply; keep it running until then."
+            f"{name} leaves. Its node sends the withdrawal with its next reply; keep it running until then.\n"
+            f"{folder} is not changed; its models stay too."
         )
-        typer.echo(f"{folder} is not changed; its models stay too.")
     elif withdraw_from(*_open_run(folder), client):
         typer.echo(f"{client}: its cores, its summary and its last model are deleted; it takes part no more.")
     else:
@@ -202,7 +205,6 @@ def withdraw_command(
 
 def _open_run(folder: Path) -> tuple[RunFolder, RunConfig]:
     """Return a run's folder at the server, and its settings."""
-    from trifed.config.run import read_config
     from trifed.federation.run_folder import RunFolder
 
     run = RunFolder.open(folder)
@@ -210,7 +212,7 @@ def _open_run(folder: Path) -> tuple[RunFolder, RunConfig]:
 
 
 def _need_flower() -> None:
-    for name in PACKAGES:
+    for name in ("flwr", "cryptography"):
         if find_spec(name) is None:
             raise RunError(
                 f"this command needs {name}, which is not installed; install it: pip install 'trifed[flower]'"

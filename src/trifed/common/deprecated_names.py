@@ -46,14 +46,14 @@ MOVED = {
     "trifed.commands.audit": "trifed.cli.audit",
     "trifed.commands.compare": "trifed.cli.compare",
     "trifed.commands.cost": "trifed.cli.cost",
-    "trifed.commands.evaluate": "trifed.cli.evaluate",
-    "trifed.commands.export": "trifed.cli.export",
+    "trifed.commands.evaluate": "trifed.cli.models",
+    "trifed.commands.export": "trifed.cli.models",
     "trifed.commands.flower": "trifed.cli.flower",
-    "trifed.commands.predict": "trifed.cli.predict",
-    "trifed.commands.privacy": "trifed.cli.privacy",
-    "trifed.commands.report": "trifed.cli.report",
-    "trifed.commands.track": "trifed.cli.track",
-    "trifed.commands.watch": "trifed.cli.watch",
+    "trifed.commands.predict": "trifed.cli.models",
+    "trifed.commands.privacy": "trifed.cli.runs",
+    "trifed.commands.report": "trifed.cli.runs",
+    "trifed.commands.track": "trifed.cli.runs",
+    "trifed.commands.watch": "trifed.cli.runs",
     "trifed.comparison": "trifed.experiments",
     "trifed.comparison.compare": "trifed.experiments.compare",
     "trifed.comparison.config": "trifed.experiments.compare_config",
@@ -171,8 +171,7 @@ class _MovedModules(MetaPathFinder, Loader):
 
 def install() -> None:
     """Make old module names importable."""
-    if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _MovedModules())  # before the path finder, which would load a copy
+    sys.meta_path.insert(0, _MovedModules())  # before the path finder, which would load a copy
 
 
 def renamed_attribute(module: str, name: str) -> Any:

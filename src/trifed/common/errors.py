@@ -35,9 +35,8 @@ class ConfigError(TrifedError):
     def __init__(self, problems: Sequence[str], source: str = "configuration") -> None:
         self.problems = list(problems)
         self.source = source
-        count = len(self.problems)
-        head = f"{source}: {count} mistake{'s' if count != 1 else ''}"
-        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+        mistakes = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
+        super().__init__("\n".join([f"{source}: {mistakes}", *(f"  - {problem}" for problem in self.problems)]))
 
 
 class DataError(TrifedError):

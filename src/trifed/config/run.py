@@ -113,17 +113,19 @@ class RunConfig(StrictSettings):
         """Return a sentence for each part that is set and has no meaning for this task or method."""
         if self._parts() == self._default_parts():
             return []  # the method's own parts: nothing was set
-        method, labelled = METHODS[self.method.name], self.task not in UNLABELLED
-        return list(parts_left_out(method, self.personalization, self.aggregation, labelled))
+        labelled = self.task not in UNLABELLED
+        return list(parts_left_out(METHODS[self.method.name], self.personalization, self.aggregation, labelled))
 
     def _parts(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include=set(PARTS))
 
     def _default_parts(self) -> dict[str, Any]:
         """Return the tables of parts as the method has them, options that stand for a part's setting included."""
-        tables = _method_defaults(self.method.model_dump())
-        classes = {"personalization": PersonalizationSettings, "aggregation": AggregationSettings}
-        return {name: kind(**tables.get(name, {})).model_dump(mode="json") for name, kind in classes.items()}
+        own = _method_defaults(self.method.model_dump())
+        return {
+            "personalization": PersonalizationSettings(**own.get("personalization", {})).model_dump(mode="json"),
+            "aggregation": AggregationSettings(**own.get("aggregation", {})).model_dump(mode="json"),
+        }
 
     def with_method(self, name: str) -> RunConfig:
         """Return this configuration with another method, its default options, and no baselines.

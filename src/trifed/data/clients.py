@@ -249,17 +249,16 @@ def _without_known_rows(test: Table, table: Table, settings: DataSettings, notes
     known = set(_keys(table))
     new = np.array([row for row, key in enumerate(_keys(test)) if key not in known], dtype=np.int64)
     shared = len(test) - len(new)
-    if not shared:
-        return test
-    if not settings.drop_duplicates:
+    if shared and not settings.drop_duplicates:
         notes.append(f"{shared} rows of the global test set also occur in the table (drop_duplicates is off)")
         return test
-    if not len(new):
+    if shared == len(test):
         raise DataError(
             f"data.test = {settings.test!r}: all {shared} rows also occur in data.source; expected unseen "
             "examples. Name a separate test set, or remove data.test."
         )
-    notes.append(f"dropped {_row_count(shared)} of the global test set that also occur in the table")
+    if shared:
+        notes.append(f"dropped {_row_count(shared)} of the global test set that also occur in the table")
     return test.subset(new)
 
 
@@ -282,17 +281,19 @@ def _usable(
     small = [name for name, mine in rows.items() if len(mine) < least]
     alike = [name for name, mine in rows.items() if name not in small and len(np.unique(labels[mine])) == 1]
     counts = _listed([f"{name} ({len(rows[name])})" for name in small])
-    problems = []
-    if small and not settings.allow_empty_clients:
-        problems.append(
+    rules = [
+        (
+            small and not settings.allow_empty_clients,
             f"clients with fewer than {least} examples: {counts}. Lower data.clients.min_examples, use fewer "
-            "clients, or set data.allow_empty_clients = true to keep them without data."
-        )
-    if alike and settings.label and not settings.allow_single_class:
-        problems.append(
+            "clients, or set data.allow_empty_clients = true to keep them without data.",
+        ),
+        (
+            alike and settings.label and not settings.allow_single_class,
             f"clients with one label only: {_listed(alike)}. Choose a milder split (a larger data.clients.alpha "
-            "or data.clients.labels_per_client), or set data.allow_single_class = true."
-        )
+            "or data.clients.labels_per_client), or set data.allow_single_class = true.",
+        ),
+    ]
+    problems = [message for wrong, message in rules if wrong]
     if problems:
         raise DataError("\n".join(problems))
     if small:

@@ -69,10 +69,14 @@ def read_texts(column: Sequence[Cell], name: str) -> list[str]:
         "column {name!r} holds a {kind} ({value!r:.60}), expected a text",
         "Name a text column.",
     )
-    empty = "the text in column {name!r} is empty"
-    _refuse(column, name, is_blank, empty, "Fill it in or remove the row.")
-    broken = "the text in column {name!r} holds half a character (a lone surrogate)"
-    _refuse(column, name, _HALF_CHARACTER.search, broken, "Write it again.")
+    _refuse(column, name, is_blank, "the text in column {name!r} is empty", "Fill it in or remove the row.")
+    _refuse(
+        column,
+        name,
+        _HALF_CHARACTER.search,
+        "the text in column {name!r} holds half a character (a lone surrogate)",
+        "Write it again.",
+    )
     return [value for _, _, value in column]
 
 
@@ -129,12 +133,16 @@ def read_groups(column: Sequence[Cell], name: str) -> list[str]:
         DataError: A cell is empty, or neither a text nor a number.
     """
     _refuse(column, name, is_blank, "the client column {name!r} is empty", "Fill it in or remove the row.")
-    odd = "the client column {name!r} holds a {kind}, expected a text or a number"
-    _refuse(column, name, lambda value: not isinstance(value, str | int | float), odd, "Name another.")
-    values = [value for _, _, value in column]
+    _refuse(
+        column,
+        name,
+        lambda value: not isinstance(value, str | int | float),
+        "the client column {name!r} holds a {kind}, expected a text or a number",
+        "Name another.",
+    )
     return [
         str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-        for value in values
+        for _, _, value in column
     ]
 
 
@@ -164,8 +172,13 @@ def read_labels(column: Sequence[Cell], name: str) -> list[str] | list[int]:
         "the label in column {name!r} is {value!r}, expected a whole number or a text",
         "A label names a class; another column may be the one that holds them.",
     )
-    odd = "column {name!r} holds a {kind}, expected a whole number or a text"
-    _refuse(typed, name, lambda value: not isinstance(value, str | int | float), odd, "Name another column.")
+    _refuse(
+        typed,
+        name,
+        lambda value: not isinstance(value, str | int | float),
+        "column {name!r} holds a {kind}, expected a whole number or a text",
+        "Name another column.",
+    )
     return _one_type(typed, name)
 
 

@@ -63,8 +63,12 @@ def as_png(image: Image.Image) -> bytes:
 
 def image_folder(folder: Path) -> list[Path]:
     """Return the images of a folder with one subfolder per label, sorted by label and name."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
-    return [file for label in inner for file in images_in(label)]
+    return [
+        file
+        for label in sorted(folder.iterdir())
+        if label.is_dir() and not label.name.startswith((".", "_"))
+        for file in images_in(label)
+    ]
 
 
 def images_in(folder: Path) -> list[Path]:

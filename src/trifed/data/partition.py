@@ -40,7 +40,9 @@ def assign_clients(
     if settings.split in ("column", "files"):
         if groups is None:
             raise DataError(f'data.clients.split = "{settings.split}" needs the client of each row, got none.')
-        ordered = _sorted_names(set(groups) | set(group_names or ()))
+        names = set(groups) | set(group_names or ())
+        numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
+        ordered = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
         index = {name: i for i, name in enumerate(ordered)}
         return np.array([index[group] for group in groups], dtype=np.int64), file_names(ordered)
     from trifed.data.partitioners import draw_clients
@@ -51,11 +53,6 @@ def assign_clients(
         ids[rows] = client
     width = max(2, len(str(len(parts) - 1)))
     return ids, [f"client-{i:0{width}d}" for i in range(len(parts))]
-
-
-def _sorted_names(names: set[str]) -> list[str]:
-    numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
-    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
 def file_names(names: Sequence[str]) -> list[str]:

@@ -69,9 +69,8 @@ def read_file(path: Path, wanted: Mapping[str, str]) -> RawTable:
 
 def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) -> None:
     """Raise `DataError` for the first wanted column that is not in `have`, with the most similar name."""
-    missing = [(setting, column) for setting, column in wanted.items() if column not in have]
-    if missing:
-        setting, column = missing[0]
+    missing = {setting: column for setting, column in wanted.items() if column not in have}
+    for setting, column in missing.items():
         names = {name.lower(): name for name in reversed(have)}
         near = difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.6)
         guess = f" Did you mean {names[near[0]]!r}?" if near else ""

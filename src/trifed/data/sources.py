@@ -101,8 +101,8 @@ def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
 
 def _wanted(settings: DataSettings, roles: Roles) -> dict[str, str]:
     """Return the needed columns by the dotted name of the setting that names them."""
-    named = {"data.label": settings.label or None}
-    named |= {f"data.{role.setting}": role.column(settings) for role in roles}
+    of_roles = {f"data.{role.setting}": role.column(settings) for role in roles}
+    named = {"data.label": settings.label or None, **of_roles}
     return {name: column for name, column in named.items() if column is not None}
 
 

@@ -114,9 +114,8 @@ def _cells(data: FederatedData, bar: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _top(counts: Sequence[int], label_names: Sequence[str], k: int = 3) -> str:
-    total = sum(counts)
     order = sorted((i for i, count in enumerate(counts) if count), key=lambda i: (-counts[i], i))[:k]
-    return ", ".join(f"{label_names[i]} {100 * counts[i] / total:.0f}%" for i in order)
+    return ", ".join(f"{label_names[i]} {100 * counts[i] / sum(counts):.0f}%" for i in order)
 
 
 def _is_number(rows: Sequence[Sequence[str]], column: int) -> bool:

@@ -1,9 +1,11 @@
-"""`trifed predict`: a client's model on new text."""
+"""`trifed predict`, `evaluate` and `export`: models of a run's clients, or exported ones."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -17,11 +19,16 @@ from trifed.common.files import whole_file
 
 if TYPE_CHECKING:
     from trifed.export.inference_inputs import InferenceInput
-    from trifed.export.locate import Columns, LocatedModel
+    from trifed.export.locate import Columns
+    from trifed.federation.client_model import ClientModel
 
+# Functions import what needs torch, so that --help need not wait for it.
 
 Format = Literal["table", "csv", "jsonl"]
 """Form in which predictions are written."""
+Function = Callable[..., Any]
+Form = Literal["tri-matrix", "lora", "lora-no-head", "merged"]
+"""Form of an exported model."""
 
 
 def predict_command(
@@ -73,8 +80,7 @@ def predict_command(
       trifed predict runs/shop --client north photos/ --text "a red shoe" --text "a hat"
     """
     output = _format(output, out)
-    # Imported late: --help should not wait for torch.
-    from trifed.export import predict
+    from trifed.export import generate, predict
     from trifed.export.locate import locate_model
     from trifed.reports import evaluations, progress_bar
 
@@ -84,10 +90,12 @@ def predict_command(
         raise DataError("--text: missing; this model chooses among texts, so give each one with --text")
     inputs, total = _inputs(file, None if columns.matches else text, image, columns)
     with progress_bar.waiting("reading the model"):
-        compute = _model(located, base, tokens, top, text or [])
+        loaded: Any = predict.load_located(_kind(columns), located, base)
+        chosen = loaded.among(text) if columns.matches else loaded
+    compute = partial(generate.answer, tokens=tokens) if columns.answers else partial(predict.predict, top=top)
     printed = output != "table" and out is None and sys.stdout.isatty()
     with progress_bar.counting(f"{columns.kind}s", total, hidden=printed) as progress:
-        results = _counted(compute(inputs), progress)
+        results = _counted(compute(chosen, inputs), progress)
         if output != "table":
             _write(predict.write_csv if output == "csv" else predict.write_jsonl, results, out)
         elif columns.answers:
@@ -110,22 +118,14 @@ def _write(write: Callable[[Iterable[Any], TextIO], None], results: Iterable[Any
         raise RunError(f"{out}: cannot be written ({error.strerror or error}); give another --out") from error
 
 
-def _model(
-    located: LocatedModel, base: str | None, tokens: int, top: int, texts: list[str]
-) -> Callable[[Iterable[InferenceInput]], Iterator[Any]]:
-    """Load a model; return the function from inputs to its answers or predictions."""
-    from trifed.export.generate import answer
-    from trifed.export.predict import load_located, predict
+def _kind(columns: Columns) -> type[ClientModel]:
+    """Return the class of the models that read the given columns."""
     from trifed.federation.client_model import Classifier, Writer
     from trifed.federation.retrieval import RetrievalModel
 
-    if located.columns.answers:
-        return partial(answer, load_located(Writer, located, base), tokens=tokens)
-    if located.columns.matches:
-        classifier = load_located(RetrievalModel, located, base).among(texts)
-    else:
-        classifier = load_located(Classifier, located, base)
-    return partial(predict, classifier, top=top)
+    if columns.answers:
+        return Writer
+    return RetrievalModel if columns.matches else Classifier
 
 
 def _format(output: Format | None, out: Path | None) -> Format:
@@ -176,3 +176,130 @@ def _counted(results: Iterable[Any], progress: Callable[[int], None]) -> Iterato
     for result in results:
         progress(1)
         yield result
+
+
+def evaluate_command(
+    model: ModelFolder,
+    file: Annotated[
+        Path,
+        typer.Argument(help="CSV, JSON Lines or Parquet with labels, or a folder of images.", show_default=False),
+    ],
+    client: Annotated[str | None, typer.Option(help="The client's name, or 'all'.")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    image_column: ImageColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    output: Annotated[
+        Literal["table", "json", "csv"], typer.Option("--format", help="Format of the output.")
+    ] = "table",
+    tokens: Tokens = 64,
+    base: Base = None,
+) -> None:
+    """Evaluate clients' models on a labelled file.
+
+    MODEL is a run, a folder that `trifed export` wrote, or a folder of such
+    folders. FILE needs the columns of the run's data, labels included.
+
+    A classifier gets accuracy, loss, macro-F1, scores of each label, and the most
+    frequent confusions. A language model gets perplexity, next-token accuracy,
+    and exact match and ROUGE-L of its answers. A model of images and captions
+    gets the share of captions that it finds for images, and of images for
+    captions. With --client all there is one row for each client.
+
+    csv has one row for each client; json has everything. A label that the model
+    was not trained on is an error. A client inside its run is evaluated in the
+    run's precision, an export in float32.
+
+    [bold]Examples[/bold]
+
+      trifed evaluate runs/tickets new.csv --client berlin
+    \b
+      trifed evaluate runs/tickets new.csv --client all --format csv
+    \b
+      trifed evaluate berlin new.csv --label-column queue
+    """
+    from trifed.export.inference_inputs import read_labelled
+    from trifed.export.locate import locate_models
+    from trifed.export.predict import load_located
+    from trifed.reports import evaluations, progress_bar
+
+    models = locate_models(model, client)
+    columns = models[0].columns.override(text_column, pair_column, image_column)
+    columns = replace(columns, label=label_column or columns.label)
+    data = read_labelled(file, columns)
+    evaluate, render, to_csv = _evaluation(columns, tokens)
+    with progress_bar.counting(f"{columns.kind}s", len(models) * len(data.inputs)) as progress:
+        scores = [
+            evaluate(one, load_located(_kind(columns), one, base), data, progress=progress) for one in models
+        ]
+    if output == "table":
+        Console().print(render(scores))
+    elif output == "json":
+        typer.echo(
+            json.dumps({"model": str(model), "file": str(file), **evaluations.evaluations_json(scores)}, indent=2)
+        )
+    else:
+        typer.echo(to_csv(scores), nl=False)
+
+
+def _evaluation(columns: Columns, tokens: int) -> tuple[Function, Function, Function]:
+    """Return the functions that evaluate a model, show scores in a terminal, and write them as CSV."""
+    from trifed.export import evaluate, evaluate_answers, evaluate_matches
+    from trifed.reports import evaluations
+
+    if columns.answers:
+        score = partial(evaluate_answers.evaluate_writer, tokens=tokens)
+        return score, evaluations.render_answer_evaluations, evaluations.answers_csv
+    if columns.matches:
+        match = evaluate_matches.evaluate_retrieval_model
+        return match, evaluations.render_match_evaluations, evaluations.answers_csv
+    return evaluate.evaluate_client, evaluations.render_evaluations, evaluations.evaluations_csv
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)],
+    form: Annotated[Form, typer.Option(help="Form of the model.")] = "lora",
+    client: Annotated[str | None, typer.Option(help="The client's name.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Export every client, each to a folder of its name.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option(help="The new folder. Default: RUN/exports/FORM, with the client's name.")
+    ] = None,
+    base: Base = None,
+) -> None:
+    """Write a client's model as a new folder that works without this run.
+
+    [bold]Forms[/bold]
+
+    \b
+      tri-matrix     the adapter as it was trained, W0 + s·B·C·A
+      lora           plain PEFT LoRA, C folded into B; the head in its own file
+      lora-no-head   plain PEFT LoRA without the head, for adapter servers
+      merged         full weights for plain transformers; no base model needed
+
+    Each folder has a README.md, which says where the model comes from and has
+    Python code that loads it without trifed. To export a baseline's client, give
+    RUN/baselines/METHOD as the run.
+
+    [bold]Examples[/bold]
+
+      trifed export runs/tickets --client berlin --form merged --to berlin
+    \b
+      trifed export runs/tickets --all --form lora
+    """
+    from trifed.export.export import export_client, export_clients
+    from trifed.export.locate import join_names, open_run
+    from trifed.reports.progress_bar import counting, waiting
+
+    if every == (client is not None):
+        raise RunError(
+            f"{run}: give either --client NAME or --all; the clients are {join_names(open_run(run).names)}"
+        )
+    if client is not None:
+        with waiting(f"exporting {client}"):
+            written = export_client(run, client, form, to, base)
+    else:
+        with counting("exporting clients", len(open_run(run).names)) as progress:
+            written = export_clients(run, form, to, base, lambda done, *_: progress(1 if done else 0))
+    Console().print(f"{written}: {form}; how to load it is in its README.md", markup=False, soft_wrap=True)
