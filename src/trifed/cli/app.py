@@ -140,8 +140,8 @@ def run_command(
         "data.clients.split": split, "data.clients.count": clients, "data.clients.alpha": alpha,
         "data.clients.column": column,
     }  # fmt: skip
-    settings = {key: value for key, value in flags.items() if value is not None}
-    settings |= dict(_parse_setting(item) for item in setting or [])
+    named = dict(map(_parse_setting, setting or []))
+    settings = {key: value for key, value in flags.items() if value is not None} | named
     if own_method and resume is None:
         settings.setdefault("method.name", own_method[0].name)
     if resume is not None:

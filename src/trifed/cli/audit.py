@@ -59,7 +59,7 @@ def audit_command(
         from trifed.attacks.plan import make_plan
 
         config, folder = read_source(source)
-        place = into or (folder / "audit" if folder else Path("audits") / config.name)
+        target = into or (folder / "audit" if folder else Path("audits") / config.name)
         plan = make_plan(full, batch, trials, rounds, control)
 
         def progress(text: str) -> None:
@@ -68,11 +68,11 @@ def audit_command(
                 console.print(text, highlight=False, markup=False)
 
         try:
-            found = audit(source, place, plan, client, progress)
+            found = audit(source, target, plan, client, progress)
         except KeyboardInterrupt:
-            done = (place / "audit.json").is_file()
+            done = (target / "audit.json").is_file()
             console.print(
-                f"\nStopped. {f'Finished parts: {place}' if done else 'Nothing is finished yet'}; to continue:\n"
+                f"\nStopped. {f'Finished parts: {target}' if done else 'Nothing is finished yet'}; to continue:\n"
                 f"  {shlex.join(['trifed', *sys.argv[1:]])}",
                 highlight=False,
                 markup=False,
@@ -81,7 +81,7 @@ def audit_command(
         from trifed.reports.audit.report import audit_lines, audit_page
 
         status.update("Drawing")
-        with whole_file(place / "audit.html") as scratch:
+        with whole_file(target / "audit.html") as scratch:
             scratch.write_text(audit_page(found, status.update), encoding="utf-8")
     Console().print(audit_lines(found))
-    typer.echo(f"The page to look at is {place / 'audit.html'}; the numbers are in {place / 'audit.json'}.")
+    typer.echo(f"The page to look at is {target / 'audit.html'}; the numbers are in {target / 'audit.json'}.")

@@ -109,8 +109,15 @@ def _render_status(run: RunStatus) -> RenderableType:
     table.add_column("why not since")
     for site in run.clients:
         took = "" if site.seconds is None else f"{site.seconds:.1f}"
-        numbers = (f"{site.examples:,}", str(site.last), took, str(site.left_out), f"{site.sent / 1000:.1f}")
-        table.add_row(Text(site.name), *numbers, Text(site.reason))
+        table.add_row(
+            Text(site.name),
+            f"{site.examples:,}",
+            str(site.last),
+            took,
+            str(site.left_out),
+            f"{site.sent / 1000:.1f}",
+            Text(site.reason),
+        )
     return Group(table, *(Text(f"refused: {reason}") for reason in run.refused))
 
 

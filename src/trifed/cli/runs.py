@@ -51,8 +51,7 @@ def report_command(
 
     console = Console(stderr=True)
     with console.status("reading") as status:
-        say = status.update if console.is_terminal else console.print
-        target = report(path, out, format, say)
+        target = report(path, out, format, status.update if console.is_terminal else console.print)
     typer.echo(f"The report is {target}")
 
 

@@ -165,7 +165,7 @@ class _MovedModules(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own name and spec back; it has been executed already."""
+        """Restore the module's own spec; the module has been executed already."""
         module.__spec__ = self._own_spec
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested `values` with nested `changes` in their place."""
+    """Return nested `values`, overwritten by nested `changes`."""
     inner = {
         name: deep_merge(values[name], change)
         for name, change in changes.items()

@@ -17,7 +17,7 @@ def is_free(target: Path) -> bool:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder, which is renamed to `target` at the end of the block, or deleted on an exception.
+    """Yield a temporary folder, which is renamed to `target` at the end of the block, or deleted on an exception.
 
     `target` must be free; missing parent folders are created. Raises OSError if nothing can be written.
     """
@@ -35,7 +35,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """Give a path to write to, which is renamed to `target` at the end of the block, or deleted on an exception.
+    """Yield a path to write to, which is renamed to `target` at the end of the block, or deleted on an exception.
 
     Missing parent folders are created. Raises OSError if nothing can be written.
     """

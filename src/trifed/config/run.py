@@ -198,7 +198,7 @@ def overlay(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, A
                 inner = {}  # the options of another method do not apply
         if not rest:
             result[head] = value
-        elif isinstance(inner, Mapping):  # not a value in the place of a table, which make_config reports
+        elif isinstance(inner, Mapping):  # otherwise make_config reports a value instead of a table
             result[head] = overlay(inner, {rest: value})
     return result
 
@@ -251,8 +251,8 @@ def _method_problems(method: Any) -> Iterator[str]:
 
 
 def _baseline_problems(config: RunConfig) -> Iterator[str]:
-    for place, name in enumerate(config.baselines):
-        if name in config.baselines[:place]:
+    for i, name in enumerate(config.baselines):
+        if name in config.baselines[:i]:
             yield f"baselines: got '{name}' twice; leave one out"
         elif name not in METHODS:
             yield f"baselines: {unknown_method(name)}"

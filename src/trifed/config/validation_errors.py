@@ -19,9 +19,9 @@ def validation_messages(error: ValidationError, root: type[BaseModel]) -> list[s
         path = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal", "list["))]
         name = ".".join(path) or "configuration"
         message = f"{name}: {_problem(item, name, path, root)}"
-        expected = message.rpartition(EXPECTED)[2]
-        also_possible = name in messages and EXPECTED in message
-        messages[name] = f"{messages[name]} or {expected}" if also_possible else message
+        if name in messages and EXPECTED in message:
+            message = f"{messages[name]} or {message.rpartition(EXPECTED)[2]}"
+        messages[name] = message
     return list(messages.values())
 
 
