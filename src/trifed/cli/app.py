@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -189,7 +190,7 @@ def settings_command() -> None:
     Console().print(render_settings())
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit_command,
     "compare": compare.compare_command,
     "cost": cost.cost_command,

@@ -214,8 +214,7 @@ def _open_run(folder: Path) -> tuple[RunFolder, RunConfig]:
     """Return a run's folder at the server, and its settings."""
     from trifed.federation.run_folder import RunFolder
 
-    run = RunFolder.open(folder)
-    return run, read_config(run.path / "config.toml")
+    return RunFolder.open(folder), read_config(folder / "config.toml")
 
 
 def _need_flower() -> None:
