@@ -20,8 +20,7 @@ from typing import Any
 from trifed import make_config
 from trifed.config.run import to_toml
 from trifed.data import demo_corpus_path
-from trifed.deployment.server_folder import write_server_folder
-from trifed.deployment.site_folder import write_site_folder
+from trifed.deployment.folders import write_server_folder, write_site_folder
 
 Json = dict[str, Any]
 ROWS = 100

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from trifed.experiments.compare_config import CompareConfig, make_comparison
     from trifed.experiments.runner import RunResult, load_result, resume, run
     from trifed.export.export import export_client
-    from trifed.federation.client_model import Classifier, Writer, load_client, load_writer
-    from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
+    from trifed.federation.client_model import (
+        Classifier,
+        RetrievalModel,
+        Writer,
+        load_client,
+        load_retrieval_model,
+        load_writer,
+    )
     from trifed.methods import Method, register_method
     from trifed.reports.report import report
 
@@ -35,7 +41,7 @@ _HOMES = {
     "Classifier": "trifed.federation.client_model",
     "CompareConfig": "trifed.experiments.compare_config",
     "ComparisonResult": "trifed.experiments.compare",
-    "RetrievalModel": "trifed.federation.retrieval",
+    "RetrievalModel": "trifed.federation.client_model",
     "Method": "trifed.methods",
     "RunConfig": "trifed.config.run",
     "RunResult": "trifed.experiments.runner",
@@ -46,7 +52,7 @@ _HOMES = {
     "export_plain_lora": "trifed.adapters",
     "load_client": "trifed.federation.client_model",
     "load_comparison": "trifed.experiments.compare",
-    "load_retrieval_model": "trifed.federation.retrieval",
+    "load_retrieval_model": "trifed.federation.client_model",
     "load_writer": "trifed.federation.client_model",
     "load_result": "trifed.experiments.runner",
     "make_comparison": "trifed.experiments.compare_config",

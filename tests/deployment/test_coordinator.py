@@ -15,10 +15,9 @@ from trifed import load_client, make_config, run
 from trifed.cli.app import app
 from trifed.common.errors import RunError
 from trifed.config.run import to_toml
+from trifed.deployment.checkpoint import run_status
 from trifed.deployment.protocol import Reply
-from trifed.deployment.refusals import RefusalCode
 from trifed.deployment.site_transport import settings_to_send
-from trifed.deployment.status import run_status
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.run_folder import RunFolder
 
@@ -111,7 +110,7 @@ def values_instead(values):
 FAULTS = {
     "no answer": "deaf",
     "an answer that comes too late": "late",
-    "an error": lambda reply, request: Reply(error=RefusalCode.STORAGE),
+    "an error": lambda reply, request: Reply(error="storage"),
     "NaN": broken(values_instead([np.nan] * 64)),
     "a wrong shape": broken(values_instead([0.0] * 3)),
     "another run's message": broken(

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trifed.cli.app import app
-from trifed.deployment.event_format import LINES, line_of
+from trifed.federation.events import LINES, line_of
 
 
 @pytest.mark.parametrize(

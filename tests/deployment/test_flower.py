@@ -31,8 +31,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from trifed.common.errors import DataError
 from trifed.deployment import worker
 from trifed.deployment.flower import FlowerChannel, client_app, reply_of, settings_of, write
-from trifed.deployment.protocol import Reply, Request
-from trifed.deployment.refusals import RefusalCode
+from trifed.deployment.protocol import REASONS, Reply, Request
 
 SITES = ["amber", "basil", "coral"]
 LABELS = ["billing", "delivery", "login"]
@@ -262,8 +261,8 @@ def test_a_message_that_expired_is_no_answer_and_other_errors_are_one(code, answ
         monkeypatch.setattr(TaskIdentity, name, 1)
     found = FlowerChannel(Grid(code)).ask({7: Request("train", {}, {})}, 5)
     assert list(found) == ([7] if answered else [])
-    known = {ErrorCode.NODE_UNAVAILABLE: RefusalCode.NOT_CONNECTED}
-    assert all(reply == Reply(error=known.get(code, RefusalCode.OTHER)) for reply in found.values())
+    known = {ErrorCode.NODE_UNAVAILABLE: "not_connected"}
+    assert all(reply == Reply(error=known.get(code, "other")) for reply in found.values())
 
 
 @pytest.mark.parametrize("raised", [DataError, OSError, AttributeError])
@@ -279,7 +278,7 @@ def test_an_exception_at_a_site_travels_as_a_code(raised, monkeypatch, caplog):
         message = Message(content, 7, "query.open")
         reply = client_app(app_)(message, context)
         assert not reply.has_error() and "basil" not in str(reply.content)
-        assert reply_of(reply).error in RefusalCode and not reply_of(reply).parts
+        assert reply_of(reply).error in REASONS and not reply_of(reply).parts
     assert "kryptonite" in caplog.text
     assert reply_of(client_app(answer)(message, Context(1, 2, {}, RecordDict(), {}))).error == "no_settings"
 

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from trifed.cli.app import app
 from trifed.common.errors import ConfigError, RunError
 from trifed.deployment.protocol import Reply, Request
-from trifed.deployment.refusals import RefusalCode
 from trifed.deployment.release_log import record_release
 from trifed.deployment.site_settings import LEFT, read_site_settings
 
@@ -105,7 +104,7 @@ def test_what_left_a_site_is_shown_run_by_run(site):
     for run, number in (("a-1", 1), ("b-2", 7)):
         request = Request("train", {"run": run, "round": number})
         record_release(folder, request, sent, {"upload": ["head.weight"]}, 1.25)
-    record_release(folder, Request("gradient", {"run": "b-2"}), Reply(error=RefusalCode.NOT_ASKED_FOR), {}, None)
+    record_release(folder, Request("gradient", {"run": "b-2"}), Reply(error="not_asked_for"), {}, None)
     table = call("flower", "log", site).output
     assert all(word in table for word in ("a-1", "b-2", "upload", "1.25", "not_asked_for", "16 bytes"))
     lines = call("flower", "log", site, "--run", "b", "--json").output.splitlines()

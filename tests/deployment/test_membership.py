@@ -13,10 +13,9 @@ from safetensors.numpy import load as load_arrays
 from safetensors.torch import load_file
 
 from trifed.common.errors import RunError
-from trifed.deployment.checkpoint import ServerCheckpoint
+from trifed.deployment.checkpoint import ServerCheckpoint, run_status
 from trifed.deployment.membership import withdraw_from
 from trifed.deployment.site_settings import LEFT
-from trifed.deployment.status import run_status
 from trifed.federation.messages import Header, encode
 from trifed.federation.server import Server
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import get_args
 
 import pytest
 
 from trifed import make_config
 from trifed.common.errors import ConfigError, DataError, MessageError, ModelError, RunError
-from trifed.deployment.protocol import Reply, Request
-from trifed.deployment.refusals import REASONS, RefusalCode, read_code, rejected_for
+from trifed.deployment.protocol import REASONS, RefusalCode, Reply, Request, read_code, rejected_for
 from trifed.deployment.site_transport import greeting, settings_to_send
 from trifed.methods import METHODS, code_hash
 from trifed.privacy.ledger import FILE
 
 SITES = ["amber", "basil", "coral"]
 PRIVACY = {"summary": {"epsilon": 4.0}, "update": {"epsilon": 8.0}}
-NOT, WRONG, CHANGED = RefusalCode.NOT_ASKED_FOR, RefusalCode.WRONG_PHASE, RefusalCode.DATA_CHANGED
+NOT, WRONG, CHANGED = "not_asked_for", "wrong_phase", "data_changed"
 PHASES = ["greeted", "opened", "trained", "finished"]
 
 
@@ -142,7 +142,7 @@ def test_a_run_keeps_the_settings_that_say_what_may_be_asked(federation, change)
     session = Session(federation, "own-prior", "trained", PRIVACY)
     values = {**json.loads(settings_to_send(session.config)), **change}
     method_code = code_hash(METHODS[values["method"]["name"]])
-    refused(session, "hello", RefusalCode.WRONG_RUN, config=json.dumps(values), method_code=method_code)
+    refused(session, "hello", "wrong_run", config=json.dumps(values), method_code=method_code)
 
 
 SECRET = "kryptonite"
@@ -152,12 +152,12 @@ SECRET = "kryptonite"
 @pytest.mark.parametrize(
     ("raised", "code"),
     [
-        (DataError(f"labels that data.labels does not name: {SECRET}"), RefusalCode.DATA_UNUSABLE),
-        (ModelError(f"/home/{SECRET}: no model"), RefusalCode.MODEL_UNUSABLE),
-        (ConfigError([f"data.source: got /home/{SECRET}"]), RefusalCode.SETTINGS_UNUSABLE),
-        (RunError(f"/home/{SECRET}: damaged"), RefusalCode.OTHER),
-        (MessageError(f"got {SECRET}"), RefusalCode.BAD_REQUEST),
-        (PermissionError(13, "Permission denied", f"/home/{SECRET}"), RefusalCode.STORAGE),
+        (DataError(f"labels that data.labels does not name: {SECRET}"), "data_unusable"),
+        (ModelError(f"/home/{SECRET}: no model"), "model_unusable"),
+        (ConfigError([f"data.source: got /home/{SECRET}"]), "settings_unusable"),
+        (RunError(f"/home/{SECRET}: damaged"), "other"),
+        (MessageError(f"got {SECRET}"), "bad_request"),
+        (PermissionError(13, "Permission denied", f"/home/{SECRET}"), "storage"),
     ],
 )
 def test_an_errors_words_stay_at_the_site(federation, monkeypatch, caplog, raised, code, privacy):
@@ -189,6 +189,6 @@ def test_real_data_and_folders_say_nothing_either(federation, site_tables, event
 
 
 def test_every_code_has_the_servers_words_and_an_unknown_one_is_other():
-    assert set(REASONS) == set(RefusalCode)
-    assert read_code("") is None and read_code("guard") is RefusalCode.GUARD
-    assert read_code("made up") is read_code(7) is RefusalCode.OTHER
+    assert set(REASONS) == set(get_args(RefusalCode))
+    assert read_code("") is None and read_code("guard") == "guard"
+    assert read_code("made up") is read_code(7) == "other"

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from trifed.deployment.refusals import RefusalCode, RefusedError
-from trifed.deployment.site_methods import check_method
+from trifed.deployment.protocol import RefusedError
+from trifed.deployment.site_process import check_method
 from trifed.deployment.site_settings import SiteSettings
 from trifed.methods import METHODS, ORIGINS, code_hash
 from trifed.methods.registry import Origin
@@ -32,16 +32,16 @@ def test_a_method_that_comes_with_trifed_is_allowed_unless_others_are_listed():
     same = code_hash(METHODS["own-prior"])
     for values in ({}, {"method": "own-prior"}, {"method": {"name": "own-prior"}}):
         check_method(values, same, SiteSettings.model_validate(OWN))
-    assert code({}, same, methods=["ce-lora"]) == RefusalCode.METHOD_NOT_ALLOWED
+    assert code({}, same, methods=["ce-lora"]) == "method_not_allowed"
 
 
 def test_a_method_from_outside_is_allowed_only_where_it_is_listed(plugged_in):
     values = {"method": {"name": "plugged-in"}}
-    assert code(values, plugged_in) == RefusalCode.METHOD_NOT_ALLOWED
+    assert code(values, plugged_in) == "method_not_allowed"
     check_method(values, plugged_in, SiteSettings.model_validate({**OWN, "methods": ["plugged-in"]}))
 
 
 def test_a_method_that_is_not_installed_or_has_other_code_is_refused():
-    assert code({"method": "no-such"}, "0" * 16) == RefusalCode.METHOD_UNKNOWN
-    assert code({"method": "ce-lora"}, "0" * 16) == RefusalCode.METHOD_MISMATCH
-    assert code({"method": "ce-lora"}, None) == RefusalCode.METHOD_MISMATCH
+    assert code({"method": "no-such"}, "0" * 16) == "method_unknown"
+    assert code({"method": "ce-lora"}, "0" * 16) == "method_mismatch"
+    assert code({"method": "ce-lora"}, None) == "method_mismatch"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import BertConfig, BertModel
 
 from trifed import make_config
 from trifed.common.errors import ConfigError, ModelError, RunError
 from trifed.config.settings import TrainingSettings
-from trifed.federation.device_placement import place, places, spread
+from trifed.federation.device_placement import device_map, place_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not available:UserWarning")
 
@@ -22,7 +23,7 @@ def model():
 
 
 def test_blocks_stay_whole_and_follow_each_other(model):
-    found = places(model, {0: 500_000, 1: 500_000, 2: 500_000})
+    found = device_map(model, {0: 500_000, 1: 500_000, 2: 500_000})
     blocks = [found[f"encoder.layer.{number}"] for number in range(4)]
     assert blocks == sorted(blocks) and len(set(blocks)) > 1
     assert found["embeddings"] == 0 and set(found.values()) <= {0, 1, 2}
@@ -30,7 +31,7 @@ def test_blocks_stay_whole_and_follow_each_other(model):
 
 def test_a_model_that_all_gpus_together_do_not_hold_is_refused(model):
     with pytest.raises(ModelError, match=r"'encoder\.layer.*'nf4'"):
-        places(model, {0: 300_000, 1: 300_000})
+        device_map(model, {0: 300_000, 1: 300_000})
 
 
 def test_spread_over_one_device_it_is_the_same_model(model):
@@ -38,7 +39,7 @@ def test_spread_over_one_device_it_is_the_same_model(model):
     model.eval()
     with torch.no_grad():
         before = model(ids).last_hidden_state
-        spread(model, {"embeddings": "cpu", "encoder": "cpu", "pooler": "cpu"})
+        dispatch_model(model, device_map={"embeddings": "cpu", "encoder": "cpu", "pooler": "cpu"})
         torch.testing.assert_close(model(ids).last_hidden_state, before)
 
 
@@ -46,13 +47,13 @@ def test_few_bits_are_not_spread(model, monkeypatch):
     monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 2)
     model.is_quantized = True
     with pytest.raises(ModelError, match=r"'cuda:all'.*nf4"):
-        place(model, TrainingSettings(device="cuda:all"))
+        place_model(model, TrainingSettings(device="cuda:all"))
 
 
 def test_without_a_gpu(model, monkeypatch):
     monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 0)
     with pytest.raises(RunError, match=r"'cuda:all'.*0 CUDA devices"):
-        place(model, TrainingSettings(device="cuda:all"))
+        place_model(model, TrainingSettings(device="cuda:all"))
 
 
 def test_other_words_are_refused():

@@ -11,10 +11,9 @@ from trifed.common.errors import RunError
 from trifed.config.run import make_config
 from trifed.federation.context import run_context
 from trifed.federation.messages import Rejected
-from trifed.federation.round import FederatedRun
+from trifed.federation.round import ClientRecord, FederatedRun, Opened, Reply
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
-from trifed.federation.transport import ClientRecord, Opened, Reply
 
 LAYOUT = (("x.lora_A.weight", (1, 2)),)
 LATE = Rejected("no_answer", "no answer within 5 seconds")
@@ -81,7 +80,7 @@ def play(tmp_path, script=None, settings=None, **options):
     config = make_config({"data": {"source": "x.csv"}, "method": "fedavg-lora", "rounds": 2, **(settings or {})})
     server = Server(run_context(config, LAYOUT, "f" * 64), 3, np.zeros(2, np.float32))
     transport, logged = Scripted(server, script or {}, **options), []
-    FederatedRun(config, transport, RunFolder(tmp_path), lambda event: logged.append(event.to_dict())).run()
+    FederatedRun(config, transport, RunFolder(tmp_path), logged.append).run()
     return transport, logged
 
 

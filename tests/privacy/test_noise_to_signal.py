@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trifed import make_config, run
-from trifed.federation.noise_to_signal import noise_to_signal, of_steps, of_updates
+from trifed.federation.privacy_report import noise_to_signal, of_steps, of_updates
 from trifed.privacy import noise_multiplier
 
 

@@ -18,8 +18,8 @@ from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, read_config
 
 if TYPE_CHECKING:
+    from trifed.deployment.checkpoint import RunStatus
     from trifed.deployment.release_log import Release
-    from trifed.deployment.status import RunStatus
     from trifed.federation.run_folder import RunFolder
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def init_command(
       server/start.sh
     """
     _need_flower()
-    from trifed.deployment.server_folder import write_server_folder
+    from trifed.deployment.folders import write_server_folder
 
     fingerprint = write_server_folder(folder, run, host, port)
     typer.echo(
@@ -74,7 +74,7 @@ def join_command(
     """
     _need_flower()
     from trifed.deployment.certificates import fingerprint
-    from trifed.deployment.site_folder import write_site_folder
+    from trifed.deployment.folders import write_site_folder
 
     write_site_folder(folder, name, superlink, ca, data, port)
     typer.echo(
@@ -93,7 +93,7 @@ def status_command(
 
     [bold]Example[/bold]: trifed flower status server/runs/tickets
     """
-    from trifed.deployment.status import run_status
+    from trifed.deployment.checkpoint import run_status
 
     run, config = _open_run(folder)
     Console().print(_render_status(run_status(run, config.rounds)))
@@ -192,7 +192,7 @@ def withdraw_command(
       trifed flower withdraw server/runs/tickets --client berlin
     """
     from trifed.deployment.membership import withdraw_from
-    from trifed.deployment.withdrawal import leave
+    from trifed.deployment.site_settings import leave
 
     if client is None:
         name = leave(folder)

@@ -120,8 +120,7 @@ def _write(write: Callable[[Iterable[Any], TextIO], None], results: Iterable[Any
 
 def _kind(columns: Columns) -> type[ClientModel]:
     """Return the class of the models that read the given columns."""
-    from trifed.federation.client_model import Classifier, Writer
-    from trifed.federation.retrieval import RetrievalModel
+    from trifed.federation.client_model import Classifier, RetrievalModel, Writer
 
     if columns.answers:
         return Writer

@@ -101,7 +101,7 @@ def watch_command(
     \b
       trifed watch runs/demo --no-wait
     """
-    from trifed.deployment.event_format import line_of
+    from trifed.federation.events import line_of
     from trifed.federation.run_folder import RunFolder
 
     run, seen = RunFolder.open(folder), 0

@@ -11,21 +11,27 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from trifed.common.errors import RunError
 
 DAYS = 825
-"""For which a server's certificate holds; its authority ten years."""
+"""Days that a server's certificate is valid. Its authority's certificate is valid for ten years."""
 CURVE = ec.SECP384R1()
-"""The one that Flower takes for its nodes' keys."""
+"""Curve that Flower expects of its nodes' keys."""
 
 
 def write_authority(folder: Path, name: str) -> None:
-    """`ca.pem` and `ca.key`: an authority that signs this federation's server, and nothing else."""
+    """Write `ca.pem` and `ca.key`: an authority that signs this federation's server, and nothing else."""
     key = ec.generate_private_key(CURVE)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name}, authority")])
+    subject = _name(f"{name}, authority")
     made = (
         _certificate(subject, subject, key.public_key(), 3650)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -38,13 +44,12 @@ def write_authority(folder: Path, name: str) -> None:
 
 
 def write_server(folder: Path, name: str, hosts: Sequence[str]) -> None:
-    """`server.pem` and `server.key`, signed by the folder's authority. `hosts`: names and addresses of it."""
+    """Write `server.pem` and `server.key`, signed by the folder's authority. `hosts`: its names and addresses."""
     authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
     signer = _read_private(folder / "ca.key")
     key = ec.generate_private_key(CURVE)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name}, server")])
     made = (
-        _certificate(subject, authority.subject, key.public_key(), DAYS)
+        _certificate(_name(f"{name}, server"), authority.subject, key.public_key(), DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -57,7 +62,7 @@ def write_server(folder: Path, name: str, hosts: Sequence[str]) -> None:
 
 
 def write_node_keys(folder: Path, name: str) -> None:
-    """`NAME.key`, which stays, and `NAME.pub`, which the server's keeper registers; in OpenSSH's form."""
+    """Write `NAME.key`, which stays here, and `NAME.pub`, which the server registers, both in OpenSSH's format."""
     key = ec.generate_private_key(CURVE)
     _write_private(folder / f"{name}.key", key, PrivateFormat.OpenSSH)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -65,12 +70,16 @@ def write_node_keys(folder: Path, name: str) -> None:
 
 
 def fingerprint(certificate: Path) -> str:
-    """SHA-256 of a certificate, to be compared over another way; RunError where the file holds none."""
+    """Return the SHA-256 of a certificate, for a comparison by telephone; RunError if the file holds none."""
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except ValueError as error:
         raise RunError(f"{certificate}: no certificate; expected the ca.pem that `flower init` wrote") from error
     return found.fingerprint(hashes.SHA256()).hex(":")
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
 def _certificate(
@@ -104,15 +113,12 @@ def _host(host: str) -> x509.GeneralName:
 
 
 def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat = PrivateFormat.PKCS8) -> None:
-    """Readable by its owner alone, from the first byte on."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
+    """Write a key that only its owner can read, from the first byte on."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, form, NoEncryption()))
 
 
 def _read_private(path: Path) -> ec.EllipticCurvePrivateKey:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     key = load_pem_private_key(path.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise TypeError(f"{path} is no elliptic curve key")

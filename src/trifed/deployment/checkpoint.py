@@ -1,4 +1,4 @@
-"""The files of a run between sites at the server, beside the event log.
+"""The files of a run between sites at the server, beside the event log, and the status that they show.
 
 ::
 
@@ -14,10 +14,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,16 @@ from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.deployment.protocol import read_layout, write_layout
 from trifed.federation.context import run_context
+from trifed.federation.events import Event
+from trifed.federation.round import ClientRecord
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server
-from trifed.federation.transport import ClientRecord
 
 FACTS, LEAVING, LOCK = "federation.json", "leaving.json", "lock"
+
+
+class BusyError(RunError):
+    """Another process leads the run."""
 
 
 class ServerCheckpoint:
@@ -38,7 +42,7 @@ class ServerCheckpoint:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.facts: dict[str, Any] = folder.read_json(FACTS) if (folder.path / FACTS).is_file() else {}
+        self.facts: dict[str, Any] = folder.read_json(FACTS, {})
 
     @property
     def records(self) -> list[ClientRecord]:
@@ -55,14 +59,20 @@ class ServerCheckpoint:
             lora_bytes: Size of one message of `fedavg-lora` on this model.
         """
         base, digest = identity
-        layout = write_layout(server.context.compression.layout)
-        self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora_bytes}
+        self.facts = {
+            "run": name,
+            "base": base,
+            "digest": digest,
+            "layout": write_layout(server.context.compression.layout),
+            "lora_bytes": lora_bytes,
+        }
         self.folder.write_json(FACTS, self.facts)
 
     def save(self, number: int, server: Server, records: list[ClientRecord]) -> None:
         """Write the end of a round."""
-        kept = [asdict(record) for record in records]
-        self.folder.save_checkpoint(number, [], server.state_dict(), server.context.run, kept)
+        self.folder.save_checkpoint(
+            number, [], server.state_dict(), server.context.run, [asdict(record) for record in records]
+        )
 
     def load(self, config: RunConfig) -> tuple[int, Server, list[ClientRecord]]:
         """Read the last whole round, and cut the log of an unfinished run back to it.
@@ -88,24 +98,16 @@ class ServerCheckpoint:
         """Hold the run's lock while this process leads the run or changes its files.
 
         Raises:
-            RunError: Another process holds it.
+            BusyError: Another process holds it.
         """
         with (self.folder.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
+                raise BusyError(
                     f"{self.folder.path}: another process leads this run; wait for it, or end it"
                 ) from None
             yield
-
-    def busy(self) -> bool:
-        """Return whether another process holds the lock."""
-        try:
-            with self.held():
-                return False
-        except RunError:
-            return True
 
     def leave_next(self, name: str) -> None:
         """Request that the process that leads the run withdraws a client before the next round."""
@@ -113,9 +115,75 @@ class ServerCheckpoint:
 
     def leaving(self) -> list[str]:
         """Return the names of the clients that are to be withdrawn."""
-        path = self.folder.path / LEAVING
-        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+        return [str(name) for name in self.folder.read_json(LEAVING, [])]
 
     def clear_leaving(self) -> None:
         """Remove the requests: the clients are withdrawn."""
         (self.folder.path / LEAVING).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """The status of one client.
+
+    Attributes:
+        last: The round of the last accepted upload, 0 before that.
+        left_out: Number of rounds that the client was left out of.
+        sent: Bytes that the client has uploaded.
+        reason: Why there has been no accepted upload since; empty if nothing is wrong.
+        seconds: Duration of the client's last round.
+    """
+
+    name: str
+    examples: int
+    last: int
+    left_out: int
+    sent: int
+    reason: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The status of a run. `round` is the last whole one; `refused` holds each reason for a refused node once."""
+
+    round: int
+    rounds: int
+    finished: bool
+    clients: list[ClientStatus]
+    refused: list[str]
+
+
+def run_status(folder: RunFolder, rounds: int) -> RunStatus:
+    """Read the status from a run's folder at the server.
+
+    Raises:
+        RunError: The folder holds no run between sites, or the run has not begun.
+    """
+    records = ServerCheckpoint(folder).records
+    if not records:
+        raise RunError(f"{folder.path}: no run between sites has begun here; `trifed watch` follows any run")
+    events = folder.events()
+    return RunStatus(
+        round=max((event["round"] for event in events if event["event"] == "round"), default=0),
+        rounds=rounds,
+        finished=any(event["event"] == "finished" for event in events),
+        clients=[_client_status(events, record) for record in records],
+        refused=list(dict.fromkeys(event["reason"] for event in events if event["event"] == "refused")),
+    )
+
+
+def _client_status(events: Sequence[Event], record: ClientRecord) -> ClientStatus:
+    mine = [event for event in events if event.get("client") == record.name]
+    done, out = ([event for event in mine if event["event"] == name] for name in ("trained", "left out"))
+    last = max((event["round"] for event in done), default=0)
+    newest = out[-1]["reason"] if out and out[-1]["round"] > last else ""
+    return ClientStatus(
+        name=record.name,
+        examples=record.examples,
+        last=last,
+        left_out=len(out),
+        sent=sum(sum(event.get("up", {}).values()) for event in mine),
+        reason="it has left for good" if record.left else newest,
+        seconds=done[-1].get("seconds") if done else None,
+    )

@@ -6,23 +6,23 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from trifed.common.errors import RunError
 from trifed.config.settings import DeploymentSettings
-from trifed.deployment.protocol import Channel, Fact, Reply, Request
-from trifed.deployment.refusals import RefusalCode, rejected_for
+from trifed.deployment.protocol import Channel, Fact, RefusalCode, Reply, Request, rejected_for
 from trifed.deployment.site_settings import NAME_PATTERN
-from trifed.federation.events import Joined, Log, Refused
+from trifed.federation import events
 from trifed.federation.messages import Rejected
-from trifed.federation.transport import ClientRecord
+from trifed.federation.round import ClientRecord
 
-NAME = re.compile(NAME_PATTERN)
 POLL_SECONDS = 1.0
 """Seconds between two looks at the connected nodes."""
 MAX_UNANSWERED = 3
 """Greetings that a node may leave without an answer before it is refused."""
 
 
+@dataclass
 class ClientManager:
     """The clients of one run.
 
@@ -36,23 +36,19 @@ class ClientManager:
         identity: The base model's fingerprint, and a digest of layout and start, the same for all clients.
     """
 
-    def __init__(
-        self, channel: Channel, settings: DeploymentSettings, hello: Request, log: Log,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
-        self.channel = channel
-        self.settings = settings
-        self.hello = hello
-        self.log = log
-        self.sleep = sleep
-        self.names: list[str] = []
-        self.nodes: dict[str, int] = {}
-        self.registered_nodes: dict[str, int] = {}
-        self.waiting: dict[str, int] = {}
-        self.withdrawn: set[str] = set()
-        self.refused: set[int] = set()
-        self.unanswered: Counter[int] = Counter()
-        self.identity = ("", "")
+    channel: Channel
+    settings: DeploymentSettings
+    hello: Request
+    log: events.Listener
+    sleep: Callable[[float], None] = time.sleep
+    names: list[str] = field(default_factory=list)
+    nodes: dict[str, int] = field(default_factory=dict)
+    registered_nodes: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
+    withdrawn: set[str] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+    unanswered: Counter[int] = field(default_factory=Counter)
+    identity: tuple[str, str] = ("", "")
 
     def gather(self) -> None:
         """Wait for the clients of a new run, and give them indices in the order of their names.
@@ -105,9 +101,8 @@ class ClientManager:
         for client, node in nodes.items():
             if node in replies and replies[node].lost:
                 del self.nodes[self.names[client]]  # greeted again before it is asked again
-        absent = Reply(error=RefusalCode.NOT_CONNECTED)
         return {
-            client: absent if node not in connected else replies[node]
+            client: Reply(error="not_connected") if node not in connected else replies[node]
             for client, node in nodes.items()
             if node not in connected or node in replies
         }
@@ -115,9 +110,8 @@ class ClientManager:
     def check(self, reply: Reply | None) -> Reply | Rejected:
         """Return a reply that may be read, or the reason why it does not count."""
         if reply is None:
-            seconds = f"{self.settings.round_seconds:g}"
-            return Rejected(RefusalCode.NO_ANSWER, f"no answer within {seconds} seconds")
-        code = reply.error or (RefusalCode.LOST if reply.lost else None)
+            return Rejected("no_answer", f"no answer within {self.settings.round_seconds:g} seconds")
+        code = reply.error or ("lost" if reply.lost else None)
         return reply if code is None else rejected_for(code)
 
     def new_clients(self) -> list[str]:
@@ -147,46 +141,46 @@ class ClientManager:
         for node in sorted(new - set(replies)):
             self.unanswered[node] += 1
             if self.unanswered[node] == MAX_UNANSWERED:  # or it would hold up every round
-                reason = f"a node did not answer {MAX_UNANSWERED} greetings, {seconds:g} seconds each"
-                self._refuse(node, RefusalCode.NO_ANSWER, reason)
-        greeted = {node: reply for node, reply in sorted(replies.items()) if not reply.error}
+                self._refuse(
+                    node,
+                    "no_answer",
+                    f"a node did not answer {MAX_UNANSWERED} greetings, {seconds:g} seconds each",
+                )
         for node, reply in sorted(replies.items()):
             if reply.error:
                 self._refuse(node, reply.error, rejected_for(reply.error).reason)
+        greeted = {node: reply for node, reply in sorted(replies.items()) if not reply.error}
         if self.identity == ("", "") and greeted:  # the one that most clients have
-            votes = Counter(_identity(reply) for reply in greeted.values())
+            votes = Counter(map(_identity, greeted.values()))
             self.identity = max(sorted(votes), key=votes.__getitem__)
         for node, reply in greeted.items():
-            self._welcome(node, reply)
+            name = str(reply.facts.get("name", ""))
+            code = self._refusal_code(node, name, reply)
+            if code is None:
+                known = self.nodes if name in self.names or not self.names else self.waiting
+                known[name] = self.registered_nodes[name] = node
+                self.log(events.joined(name))
+            else:
+                subject = "" if code == "bad_name" else f"{name}: "  # a bad name is not repeated
+                self._refuse(node, code, f"{subject}{rejected_for(code).reason}")
         return len(self.nodes)
-
-    def _welcome(self, node: int, reply: Reply) -> None:
-        name = str(reply.facts.get("name", ""))
-        code = self._refusal_code(node, name, reply)
-        if code is not None:
-            subject = "" if code == RefusalCode.BAD_NAME else f"{name}: "  # a bad name is not repeated
-            self._refuse(node, code, f"{subject}{rejected_for(code).reason}")
-        else:
-            known = self.nodes if name in self.names or not self.names else self.waiting
-            known[name] = self.registered_nodes[name] = node
-            self.log(Joined(name))
 
     def _refusal_code(self, node: int, name: str, reply: Reply) -> RefusalCode | None:
         """Return why a node that was greeted may not take part; None if it may."""
-        conditions = {
-            RefusalCode.BAD_NAME: not NAME.fullmatch(name),
-            RefusalCode.METHOD_MISMATCH: reply.facts.get("method_code") != self.hello.facts.get("method_code"),
-            RefusalCode.OTHER_BASE: _identity(reply) != self.identity,
-            RefusalCode.LEFT: name in self.withdrawn,
-            RefusalCode.TOO_LATE: bool(self.names) and name not in self.names and not self.settings.late,
-            RefusalCode.NAME_TAKEN: {**self.waiting, **self.nodes}.get(name) in self.channel.nodes(),
-            RefusalCode.OTHER_KEY: self.settings.bound and self.registered_nodes.get(name, node) != node,
+        conditions: dict[RefusalCode, bool] = {
+            "bad_name": not re.fullmatch(NAME_PATTERN, name),
+            "method_mismatch": reply.facts.get("method_code") != self.hello.facts.get("method_code"),
+            "other_base": _identity(reply) != self.identity,
+            "left": name in self.withdrawn,
+            "too_late": bool(self.names) and name not in self.names and not self.settings.late,
+            "name_taken": {**self.waiting, **self.nodes}.get(name) in self.channel.nodes(),
+            "other_key": self.settings.bound and self.registered_nodes.get(name, node) != node,
         }
         return next((code for code, holds in conditions.items() if holds), None)
 
     def _refuse(self, node: int, code: str, reason: str) -> None:
         self.refused.add(node)
-        self.log(Refused(str(node), code, reason))
+        self.log(events.refused(str(node), code, reason))
 
 
 def _identity(reply: Reply) -> tuple[str, str]:

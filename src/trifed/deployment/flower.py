@@ -17,11 +17,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from trifed.common.errors import MessageError, TrifedError
-from trifed.deployment.event_format import line_of
-from trifed.deployment.protocol import Fact, Reply, Request
-from trifed.deployment.refusals import RefusalCode, code_of, read_code
+from trifed.deployment.protocol import Fact, Reply, Request, code_of
 from trifed.deployment.worker import ask_worker
-from trifed.federation.events import Event, Listener
+from trifed.federation.events import Event, Listener, line_of
 
 LOGGER = logging.getLogger(__name__)
 RECORD, PART = "trifed", "part/"
@@ -29,9 +27,6 @@ POLL = 0.5
 """Seconds between two looks for replies."""
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Flower's errors for a message, or a reply, that has expired."""
-
-FLOWER_CODES = {ErrorCode.NODE_UNAVAILABLE: RefusalCode.NOT_CONNECTED}
-"""Flower's errors → codes; any other error means that the node could not answer."""
 
 Answer = Callable[[Path, Request], Reply]
 
@@ -55,7 +50,9 @@ class FlowerChannel:
         if not requests:
             return {}
         messages = [
-            Message(write(request.kind, request.facts, request.parts), node, kind_of(request), ttl=seconds)
+            Message(
+                write(request.kind, request.facts, request.parts), node, _message_type(request.kind), ttl=seconds
+            )
             for node, request in requests.items()
         ]
         waiting = dict(zip(self.grid.push_messages(messages), requests, strict=True))
@@ -71,9 +68,9 @@ class FlowerChannel:
         return replies
 
 
-def kind_of(request: Request) -> str:
-    """Return Flower's message type of a request."""
-    return "train" if request.kind == "train" else f"query.{request.kind}"
+def _message_type(kind: str) -> str:
+    """Return Flower's message type of a kind of request."""
+    return "train" if kind == "train" else f"query.{kind}"
 
 
 def write(kind: str, facts: Mapping[str, Fact], parts: Mapping[str, bytes]) -> RecordDict:
@@ -95,13 +92,11 @@ def read(content: RecordDict) -> tuple[str, dict[str, Any], dict[str, bytes]]:
 def reply_of(message: Message) -> Reply:
     """Read a client's reply; Flower's own error becomes a code, because its text comes from the client."""
     if message.has_error():
-        return Reply(error=FLOWER_CODES.get(message.error.code, RefusalCode.OTHER))
+        return Reply(error="not_connected" if message.error.code == ErrorCode.NODE_UNAVAILABLE else "other")
     try:
-        _, facts, parts = read(message.content)
+        return Reply.read(*read(message.content)[1:])
     except MessageError:
-        return Reply(error=RefusalCode.BAD_REPLY)
-    lost, code = bool(facts.pop("lost", 0)), read_code(facts.pop("error", ""))
-    return Reply(facts, parts, code, lost)
+        return Reply(error="bad_reply")
 
 
 def client_app(answer: Answer = ask_worker) -> ClientApp:
@@ -110,8 +105,7 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
 
     def handle(message: Message, context: Context) -> Message:
         reply = _answer(message, context, answer)
-        facts = {**reply.facts, "lost": int(reply.lost), "error": reply.error or ""}
-        return Message(write("reply", facts, reply.parts), reply_to=message)
+        return Message(write("reply", reply.written_facts(), reply.parts), reply_to=message)
 
     app.train()(handle)
     for kind in ("hello", "open", "gradient", "frames", "finish"):
@@ -125,7 +119,7 @@ def _answer(message: Message, context: Context, answer: Answer) -> Reply:
         node = settings_of(context)
         if node is None:
             LOGGER.warning("this node names no settings; start it with --node-config 'node=\"/…/node.toml\"'")
-            return Reply(error=RefusalCode.NO_SETTINGS)
+            return Reply(error="no_settings")
         return answer(node, Request(*read(message.content)))
     except Exception as error:
         LOGGER.exception("a message is not answered; the server gets a code alone")
@@ -136,9 +130,12 @@ def settings_of(context: Context) -> Path | None:
     """Return the path of a node's settings: given at its start, or by the run (`sites`) for a simulated node."""
     if "node" in context.node_config:
         return Path(str(context.node_config["node"]))
-    folder, place = str(context.run_config.get("sites", "")), context.node_config.get("partition-id")
-    found = sorted(Path(folder).expanduser().glob("*/node.toml")) if folder and place is not None else []
-    return found[int(str(place))] if found and int(str(place)) < len(found) else None
+    folder, partition = (
+        str(context.run_config.get("sites", "")),
+        int(str(context.node_config.get("partition-id", -1))),
+    )
+    found = sorted(Path(folder).expanduser().glob("*/node.toml")) if folder else []
+    return found[partition] if 0 <= partition < len(found) else None
 
 
 def say(event: Event) -> None:
@@ -159,7 +156,7 @@ def server_app(run: Path, listener: Listener = say) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         # Here, because the ClientApp imports this file anew for every message.
         from trifed.config.run import to_toml
-        from trifed.deployment.server_folder import read_run
+        from trifed.deployment.folders import read_run
         from trifed.deployment.site_transport import SiteTransport
         from trifed.federation.run_folder import RunFolder
 

@@ -1,44 +1,82 @@
-"""Clients that join, report changed data, or leave for good while a run is under way."""
+"""The clients of a run between sites: opened before round 1, joining, with changed data, or leaving for good."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
-from trifed.deployment.checkpoint import ServerCheckpoint
+from trifed.deployment.checkpoint import BusyError, ServerCheckpoint
 from trifed.deployment.client_manager import ClientManager
-from trifed.deployment.handshake import client_record
-from trifed.deployment.protocol import Reply
-from trifed.deployment.refusals import RefusalCode
-from trifed.federation.events import CameLate, LeftOut, Log, OpenedAgain, SummaryReceived, Withdrawn
-from trifed.federation.messages import Rejected, summary_manifest
+from trifed.deployment.protocol import Reply, digest, read_layout
+from trifed.federation import events
+from trifed.federation.context import run_context
+from trifed.federation.messages import Rejected, decode_values, summary_manifest
+from trifed.federation.round import ClientRecord
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
-from trifed.federation.transport import ClientRecord
 
 
+def open_clients(
+    config: RunConfig, run: str, client_manager: ClientManager
+) -> tuple[Server, list[ClientRecord], dict[int, Reply]]:
+    """Open every client; return the server, the client records, and the clients' replies by index.
+
+    A client that cannot be opened is refused if enough others are connected.
+
+    Raises:
+        RunError: Too few clients could be opened, or one sent another start than it had announced.
+    """
+    while True:
+        names = list(client_manager.names)
+        replies = client_manager.ask("open", {client: {"start": int(client == 0)} for client in range(len(names))})
+        checked = {client: client_manager.check(replies.get(client)) for client in range(len(names))}
+        rejected = {names[c]: reply for c, reply in checked.items() if isinstance(reply, Rejected)}
+        if not rejected:
+            break
+        for name, why in rejected.items():  # the others get other indices then, and are opened again
+            if len(names) - len(rejected) < config.deployment.clients:
+                raise RunError(f"{name} could not be opened: {why.reason}; mend it, and start the run again")
+            client_manager.refuse(name, why)
+    records = [client_record(client_manager, name, replies[client]) for client, name in enumerate(names)]
+    return _server(config, run, client_manager, replies), records, replies
+
+
+def client_record(client_manager: ClientManager, name: str, opened: Reply) -> ClientRecord:
+    """Make the record of a client that was opened; MessageError if its reply lacks a fact."""
+    return ClientRecord(
+        name, client_manager.registered_nodes[name], opened.number("examples"), opened.text("data")
+    )
+
+
+def _server(config: RunConfig, run: str, client_manager: ClientManager, opened: Mapping[int, Reply]) -> Server:
+    """Make the server with layout and common start from one reply; every client has announced their digest."""
+    base, expected = client_manager.identity
+    context = run_context(config, read_layout(opened[0].text("layout")), base, run)
+    layout = context.compression.layout
+    start = decode_values(opened[0].part("start"), context.header("start", 0, 0), layout)[1]
+    if digest(layout, start) != expected:
+        raise RunError(f"{client_manager.names[0]} sent another start than it had announced; leave it out")
+    return Server(context, len(opened), start)
+
+
+@dataclass
 class Membership:
     """Changes of the clients between two rounds.
 
     Attributes:
-        changed: Clients that have to be opened again because their data differ from those the server knows.
+        changed: Clients that have to be opened again because their data differ from those at the last opening.
         leaving: Clients that have asked to leave for good.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        records: list[ClientRecord],
-        client_manager: ClientManager,
-        checkpoint: ServerCheckpoint,
-        log: Log,
-    ) -> None:
-        self.server = server
-        self.records = records
-        self.client_manager = client_manager
-        self.checkpoint = checkpoint
-        self.log = log
-        self.changed: set[int] = set()
-        self.leaving: set[int] = set()
+    server: Server
+    records: list[ClientRecord]
+    client_manager: ClientManager
+    checkpoint: ServerCheckpoint
+    log: events.Listener
+    changed: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
 
     def note(self, client: int, reply: Reply) -> None:
         """Note that a client leaves, has other data, or has lost its state, as its reply says."""
@@ -61,7 +99,7 @@ class Membership:
         joined = [name for name in self.client_manager.new_clients() if self._add(number, name)]
         nodes = self.client_manager.registered_nodes
         moved = [record for record in self.records if nodes[record.name] != record.node]
-        for record in moved:  # with another key, if the run allows that
+        for record in moved:  # its node has another key, if the run allows that
             record.node = nodes[record.name]
         return bool(left or reopened or joined or moved)
 
@@ -76,7 +114,7 @@ class Membership:
         for client in leaving:
             withdraw(self.server, self.records[client], client)
             self.client_manager.withdrawn.add(self.records[client].name)
-            self.log(Withdrawn(number, self.records[client].name))
+            self.log(events.withdrawn(number, self.records[client].name))
         self.leaving = set()
         return bool(leaving)
 
@@ -84,10 +122,10 @@ class Membership:
         record = self.records[client]
         opened = self._open(client, record.name, again=1)
         if isinstance(opened, Rejected):
-            self.log(LeftOut(number, record.name, opened.code, opened.reason))
+            self.log(events.left_out(number, record.name, opened.code, opened.reason))
             return False
         record.examples, record.data = opened.examples, opened.data
-        self.log(OpenedAgain(number, record.name, record.examples))
+        self.log(events.opened_again(number, record.name, record.examples))
         return True
 
     def _add(self, number: int, name: str) -> bool:
@@ -96,7 +134,7 @@ class Membership:
             self.client_manager.refuse(name, opened)
             return False
         self.records.append(opened)
-        self.log(CameLate(number, name, opened.examples))
+        self.log(events.came_late(number, name, opened.examples))
         return True
 
     def _open(self, client: int, name: str, again: int = 0) -> ClientRecord | Rejected:
@@ -110,9 +148,9 @@ class Membership:
             summary = reply.part("summary") if self.server.context.method.summarise else None
             self.server.admit(client, summary)
         except MessageError as error:
-            return Rejected(RefusalCode.BAD_REPLY, str(error))
+            return Rejected("bad_reply", str(error))
         if summary is not None:
-            self.log(SummaryReceived(name, summary_manifest(summary)))
+            self.log(events.summary_received(name, summary_manifest(summary)))
         return record
 
 
@@ -137,13 +175,14 @@ def withdraw_from(folder: RunFolder, config: RunConfig, name: str) -> bool:
     if name not in clients:
         known = ", ".join(clients) or "none: no run between sites has begun there"
         raise RunError(f"{folder.path}: no client '{name}'; its clients are {known}")
-    if checkpoint.busy():
+    try:
+        with checkpoint.held():
+            done, server, records = checkpoint.load(config)
+            client = [record.name for record in records].index(name)
+            withdraw(server, records[client], client)
+            folder.append(events.withdrawn(done + 1, name))
+            checkpoint.save(done, server, records)
+    except BusyError:
         checkpoint.leave_next(name)
         return False
-    with checkpoint.held():
-        done, server, records = checkpoint.load(config)
-        client = [record.name for record in records].index(name)
-        withdraw(server, records[client], client)
-        folder.append(Withdrawn(done + 1, name).to_dict())
-        checkpoint.save(done, server, records)
     return True

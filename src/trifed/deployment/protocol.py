@@ -2,17 +2,22 @@
 
 ::
 
-    hello    the run's settings, without its data, and   -> name, base model, what travels (a digest), hash of the
-             a hash of the code of its method               code of the method
-    open     nothing; `again`: its data changed           -> examples, its mark of the data, what travels, summary,
-                                                            perhaps the start
-    gradient nothing                                     -> the first gradient, where the method makes frames of it
-    frames   frames                                      -> the new digest
-    train    round, the client's last round that counts, its mark, how many are asked; the download -> the upload
-    finish   the last download                           -> scores, where the client tells them
+    request  content                                        reply
+    hello    the run's settings, without its data; a hash   name, base model, digest of layout and start, hash of
+             of the code of its method                      the code of the method
+    open     whether the start is asked for; `again` if     examples, a mark of the data, layout, summary, perhaps
+             the data changed                               the start
+    gradient nothing                                        the first gradient, for methods with frames
+    frames   the frames                                     the new digest
+    train    the round, the last round that counts, the     the upload
+             mark, the number of clients; the download
+    finish   the last download                              scores, if the client shares them
 
 Instead of an upload a client may report that its data `changed`, that it has `left` for good, or that its state
 is lost, with the round of the backup that it `has`. Instead of any reply it may send a code, never text.
+
+An error's text can hold labels, names and paths, so a site writes it to its own log and sends a code of a closed
+list. The server has its own sentence for every code.
 
 Every request but the greeting names the run and the client's index (`place`). The method's messages, in `parts`,
 are those of `federation.messages` and are checked there.
@@ -22,17 +27,143 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
-from trifed.common.errors import MessageError
-from trifed.deployment.refusals import RefusalCode
+from trifed.common.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    GuardError,
+    MessageError,
+    ModelError,
+    RunError,
+)
+from trifed.federation.messages import Rejected
 from trifed.methods.packing import Layout, Vector
 
 Fact = str | int | float
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
 """Settings of [data] that only a client itself gives."""
+
+
+RefusalCode = Literal[
+    # sent by a site
+    "bad_request",
+    "not_asked_for",
+    "wrong_phase",
+    "wrong_run",
+    "left",
+    "data_changed",
+    "data_unusable",
+    "model_unusable",
+    "base_mismatch",
+    "settings_unusable",
+    "privacy_limit",
+    "method_unknown",
+    "method_not_allowed",
+    "method_mismatch",
+    "gradients_off",
+    "counts_off",
+    "guard",
+    "too_few_clients",
+    "storage",
+    "unreachable",
+    "no_settings",
+    "other",
+    # found by the server
+    "lost",
+    "no_answer",
+    "not_connected",
+    "bad_reply",
+    "starts_elsewhere",
+    "other_base",
+    "bad_name",
+    "name_taken",
+    "other_key",
+    "too_late",
+]
+"""Reasons for a request that is not answered or a reply that is not accepted."""
+
+REASONS: dict[RefusalCode, str] = {
+    "bad_request": "it could not read the request; give server and sites the same trifed",
+    "not_asked_for": "the run's method or its [privacy] does not ask for such a request",
+    "wrong_phase": "the request does not fit how far the run is at this site",
+    "wrong_run": "it keeps a run of this name with other settings",
+    "left": "it has left for good",
+    "data_changed": "its data changed; it is opened again before the next round",
+    "data_unusable": "its data cannot be used",
+    "model_unusable": "it cannot use the base model",
+    "base_mismatch": "its base model is not the one that it accepts",
+    "settings_unusable": "the run's settings, with its own, cannot be used",
+    "privacy_limit": "the run asks for more than its privacy limits allow",
+    "method_unknown": "the run's method is not installed there",
+    "method_not_allowed": "its `methods` do not list the run's method",
+    "method_mismatch": "its code of the run's method is not the server's; install the same version",
+    "gradients_off": "it sends no exact gradients, and the run's method asks for one",
+    "counts_off": "it does not say how many examples it has, and the run's method asks for that",
+    "guard": "what it would send could show single examples",
+    "too_few_clients": "the round has fewer clients than its at_least asks for",
+    "storage": "it cannot read or write its files",
+    "unreachable": "its process with the model ended or cannot be reached",
+    "no_settings": "its node was started without --node-config 'node=\"/…/node.toml\"'",
+    "other": "it could not answer",
+    "lost": "it lost what it had, and starts anew",
+    "no_answer": "it did not answer in time",
+    "not_connected": "its node is not connected",
+    "bad_reply": "its answer is not what was asked for",
+    "starts_elsewhere": "it starts elsewhere from the same frames; give all the same trifed",
+    "other_base": "it has another base model, or starts elsewhere, than the others",
+    "bad_name": "its name is not made of letters, digits, '.', '_' and '-'",
+    "name_taken": "a client of the same name is there already; give each its own",
+    "other_key": "it has another key than before; if that is so, set deployment.bound = false",
+    "too_late": "it was not there when this run began, and deployment.late is false",
+}
+"""The server's sentence for each code; the site's own log has the details."""
+AT_SITE = {
+    "bad_request", "wrong_phase", "wrong_run", "data_unusable",
+    "model_unusable", "base_mismatch", "settings_unusable",
+    "privacy_limit", "guard", "storage", "unreachable", "other",
+}  # fmt: skip
+"""Codes whose details are in the site's log alone."""
+
+CODES: dict[type[Exception], RefusalCode] = {
+    GuardError: "guard",
+    BudgetError: "privacy_limit",
+    MessageError: "bad_request",
+    DataError: "data_unusable",
+    ModelError: "model_unusable",
+    ConfigError: "settings_unusable",
+    OSError: "storage",
+}
+
+
+class RefusedError(RunError):
+    """A request that a site refuses; the server gets `code`, and the text stays at the site."""
+
+    def __init__(self, code: RefusalCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def rejected_for(code: RefusalCode) -> Rejected:
+    """Return the rejection for a code, with the server's sentence for it."""
+    hint = "; its own log says why" if code in AT_SITE else ""
+    return Rejected(code, f"{REASONS[code]}{hint}")
+
+
+def code_of(error: Exception) -> RefusalCode:
+    """Return the code that is sent instead of an error's text."""
+    if isinstance(error, RefusedError):
+        return error.code
+    return next((code for kind, code in CODES.items() if isinstance(error, kind)), "other")
+
+
+def read_code(value: object) -> RefusalCode | None:
+    """Read a received code: None for an empty one, `other` for an unknown one."""
+    return next((code for code in REASONS if code == value), "other") if value else None
 
 
 class _Message:
@@ -43,26 +174,25 @@ class _Message:
 
     def text(self, name: str) -> str:
         """Return a fact that is a text; MessageError if it is not."""
-        found = self.facts.get(name)
-        if not isinstance(found, str):
-            raise MessageError(f"'{name}': got {_shown(found)}, expected a text; it is refused")
-        return found
+        return str(self._fact(name, str, "a text"))
 
     def number(self, name: str) -> int:
         """Return a fact that is a whole number of at least 0; MessageError if it is not."""
-        found = self.facts.get(name)
-        if not isinstance(found, int) or found < 0:
-            raise MessageError(
-                f"'{name}': got {_shown(found)}, expected a whole number of at least 0; it is refused"
-            )
-        return found
+        return int(self._fact(name, int, "a whole number of at least 0", least=0))
 
     def real(self, name: str) -> float:
         """Return a fact that is a number, perhaps NaN; MessageError if it is not."""
+        return float(self._fact(name, (int, float), "a number"))
+
+    def _fact(
+        self, name: str, kind: type[Fact] | tuple[type[Fact], ...], expected: str, least: float = -math.inf
+    ) -> Fact:
         found = self.facts.get(name)
-        if not isinstance(found, int | float):
-            raise MessageError(f"'{name}': got {_shown(found)}, expected a number; it is refused")
-        return float(found)
+        if not isinstance(found, kind) or (isinstance(found, int | float) and found < least):
+            # A number is shown, and the type of anything else, so that no text is repeated.
+            shown = repr(found) if isinstance(found, int | float) else f"'{type(found).__name__}'"
+            raise MessageError(f"'{name}': got {shown}, expected {expected}; it is refused")
+        return found
 
     def part(self, name: str) -> bytes:
         """Return a part; MessageError if it is missing."""
@@ -89,6 +219,17 @@ class Reply(_Message):
     error: RefusalCode | None = None
     lost: bool = False
 
+    def written_facts(self) -> dict[str, Fact]:
+        """Return all that is not in `parts`, as facts of a message."""
+        return {**self.facts, "lost": int(self.lost), "error": self.error or ""}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], parts: Mapping[str, bytes]) -> Reply:
+        """Return the reply in a message whose facts are those of `written_facts`."""
+        rest = {"lost": 0, "error": "", **facts}
+        lost, error = bool(rest.pop("lost")), read_code(rest.pop("error"))
+        return cls(rest, parts, error, lost)
+
 
 class Channel(Protocol):
     """A connection to clients, each a node with a number."""
@@ -98,11 +239,6 @@ class Channel(Protocol):
 
     def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
         """Send requests by node; return the replies that come within `seconds`."""
-
-
-def _shown(value: object) -> str:
-    """Format a fact for an error: a number as it is, the type of anything else, so that no text is repeated."""
-    return repr(value) if isinstance(value, int | float) else f"'{type(value).__name__}'"
 
 
 def digest(layout: Layout, start: Vector) -> str:

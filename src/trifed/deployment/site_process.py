@@ -1,30 +1,42 @@
-"""A site's answers to the server's requests: one client, and one run at a time, in one process.
+"""A site's answers to the server's requests, and all checks before an answer: one client in one process.
 
-All that outlives the process lies in the run's folder (`site_store`), so a new process continues where the last
-one ended. `site_run` has the answer to each kind of request.
+A `SiteProcess` has one run at a time in memory. All that outlives the process lies in the run's folder
+(`site_store`), so a new process continues where the last one ended. `site_run` has the answer to each kind of
+request.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import MessageError, TrifedError
-from trifed.deployment.phases import check_asked_for
-from trifed.deployment.protocol import Reply, Request
-from trifed.deployment.refusals import RefusalCode, RefusedError, code_of
+from trifed.config.run import DEFAULT_METHOD, RunConfig, make_config
+from trifed.config.settings import GUARDS
+from trifed.deployment.protocol import RefusedError, Reply, Request, code_of, digest
 from trifed.deployment.release_log import record_release
-from trifed.deployment.site_methods import check_method
-from trifed.deployment.site_run import FIXED, SiteRun, load_run
+from trifed.deployment.site_run import SiteRun
 from trifed.deployment.site_settings import LEFT, SiteSettings
-from trifed.deployment.site_store import SiteStore
-from trifed.methods import METHODS, code_hash
+from trifed.deployment.site_store import BASES, SiteStore, first_known
+from trifed.federation.privacy_report import promise
+from trifed.federation.shared_model import build_shared_model
+from trifed.methods import METHODS, ORIGINS, code_hash
+from trifed.privacy import RECORD
+from trifed.privacy.ledger import EVERYTHING
+from trifed.tasks import TASKS
 
 LOGGER = logging.getLogger(__name__)
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
+
+FIXED = ("task", "method", "rounds", "privacy")
+"""Settings of a run that no later greeting may change, because they decide what the site may be asked for."""
+WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
+"""Settings of [data] that make all rows of a site's source one client."""
+
 
 ANSWERS: dict[str, Callable[[SiteRun, Request], Reply]] = {
     "open": SiteRun.open,
@@ -33,7 +45,7 @@ ANSWERS: dict[str, Callable[[SiteRun, Request], Reply]] = {
     "train": SiteRun.train,
     "finish": SiteRun.finish,
 }
-"""By kind of request, besides "hello"."""
+"""Kind of request → its answer; "hello" is answered apart."""
 
 
 class SiteProcess:
@@ -42,13 +54,14 @@ class SiteProcess:
     def __init__(self, settings: SiteSettings) -> None:
         self.settings = settings
         self.run: SiteRun | None = None
-        self.logged: set[str] = set()
 
     def answer(self, request: Request) -> Reply:
         """Return the reply to a request; of an error the text goes to the site's log, the code to the server."""
         try:
             reply = self._answer(request)
-            self._log_warnings()
+            client = self.run.client if self.run else None
+            while client and client.guards.new_warnings:  # the server does not get them
+                LOGGER.warning("%s", client.guards.new_warnings.pop(0))
         except (TrifedError, OSError) as error:
             reply = self._refusal(request, error)
         try:
@@ -68,12 +81,12 @@ class SiteProcess:
         if request.kind not in kinds:
             raise MessageError(f"got '{request.kind}', expected one of {', '.join(kinds)}")
         name = request.text("run")
-        if not RUN_NAME.fullmatch(name):  # it is the name of a folder
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", name):  # it is the name of a folder
             raise MessageError(f"'run': got {name!r}, expected letters, digits and '-'; it is refused")
         if request.kind == "hello":
             return self._hello(name, request)
         if (self.settings.folder / LEFT).is_file():
-            return Reply({"left": 1}, error=RefusalCode.LEFT)
+            return Reply({"left": 1}, error="left")
         run = self.run if self.run and self.run.name == name else self.resume(name)
         if run is None:
             return Reply(lost=True)  # even the settings; the server sends them again
@@ -87,8 +100,14 @@ class SiteProcess:
             raise MessageError(f"the run's settings cannot be read ({error}); they are refused") from error
         check_method(values, request.facts.get("method_code"), self.settings)
         run = self._load(name, values)
-        facts = {"name": self.settings.name, "base": run.shared_model.fingerprint, "digest": run.digest}
-        return Reply({**facts, "method_code": code_hash(METHODS[run.config.method.name])})
+        return Reply(
+            {
+                "name": self.settings.name,
+                "base": run.shared_model.fingerprint,
+                "digest": run.digest,
+                "method_code": code_hash(METHODS[run.config.method.name]),
+            }
+        )
 
     def resume(self, name: str) -> SiteRun | None:
         """Load a run from its folder; None if the site does not have it."""
@@ -100,15 +119,191 @@ class SiteProcess:
         earlier = SiteStore.settings_of(self.settings.folder / name)
         if earlier is not None and any(earlier.get(setting) != values.get(setting) for setting in FIXED):
             raise RefusedError(
-                RefusalCode.WRONG_RUN, f"{name}: the run began here with another {', '.join(FIXED)}; it is refused"
+                "wrong_run", f"{name}: the run began here with another {', '.join(FIXED)}; it is refused"
             )
         if self.run is None or self.run.name != name:
             self.run = load_run(name, values, self.settings)
         return self.run
 
-    def _log_warnings(self) -> None:
-        """Log each guard's first warning here; the server does not get it."""
-        warnings = self.run.client.guards.warnings if self.run and self.run.client else {}
-        for setting in warnings.keys() - self.logged:
-            LOGGER.warning("%s", warnings[setting])
-            self.logged.add(setting)
+
+def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRun:
+    """Return a run with its base model loaded.
+
+    Args:
+        name: the run's identity.
+        values: settings of the run as the server sent them.
+        site: the site's own settings, which replace those of the run.
+
+    Raises:
+        RefusedError: the run asks for what the site does not accept, or the base model is another than before.
+        ConfigError: the merged settings have mistakes.
+    """
+    own = {
+        "data": deep_merge(site.data, WHOLE_TABLE),
+        "model": {"name": site.model} if site.model else {},
+        "training": {"device": site.device} if site.device else {},
+        "privacy": site.privacy.model_dump(include=GUARDS),  # the site decides what may leave it
+    }
+    config = make_config(deep_merge(values, own), f"the run's settings with those of {site.name}")
+    check_privacy_limits(config, site)
+    check_site_policy(config, site)
+    task = TASKS[config.task]
+    if task.labelled and not config.data.labels:
+        raise RefusedError(
+            "settings_unusable",
+            "data.labels: missing; the run must name all labels, because no client sees those of the others",
+        )
+    base = task.load(config.model.name, config.model.dtype)
+    check_base(site, f"{config.model.name} as {config.model.dtype}", base.fingerprint)
+    shared_model = build_shared_model(
+        base,
+        config.composed_method(),
+        config.data.labels or [""],
+        config.seed,
+        (config.model, config.adapter, config.training),
+        task,
+    )
+    store = SiteStore.at(site.folder / name, values)
+    return SiteRun(name, site, config, shared_model, store, digest(shared_model.layout, shared_model.start_values))
+
+
+def check_base(site: SiteSettings, model: str, fingerprint: str) -> None:
+    """Check a base model against the site's settings, and against its first load at this site.
+
+    Args:
+        site: the site's settings.
+        model: name and type of the model.
+        fingerprint: sha256 of its weights.
+
+    Raises:
+        RefusedError: the weights are others.
+    """
+    found = f"the base model here is {fingerprint[:16]}, but"
+    if not fingerprint.startswith(site.base):
+        raise RefusedError("base_mismatch", f"{found} {site.name} accepts only {site.base[:16]} (base)")
+    first = first_known(site.folder, model, fingerprint)
+    if first != fingerprint:
+        raise RefusedError(
+            "base_mismatch",
+            f"{found} it was {first[:16]} when {site.name} first loaded it; put that back, or, if the change is "
+            f"meant, remove its line from the site's {BASES}",
+        )
+
+
+def check_privacy_limits(config: RunConfig, settings: SiteSettings) -> None:
+    """Check that a run keeps within the site's privacy limits.
+
+    Raises:
+        RefusedError: ε of a training example over the whole run exceeds `most_epsilon`, or is infinite; or
+            training is noised and the site has `worse_by`, which would choose by exact losses.
+    """
+    limit, name = settings.most_epsilon, settings.name
+    if config.privacy.training and settings.worse_by is not None:
+        raise RefusedError(
+            "privacy_limit",
+            f"{name}: worse_by chooses by exact losses, which privacy.training does not cover; leave it out",
+        )
+    if limit is None:
+        return
+    lines = promise(config) if config.privacy.on else []
+    epsilon = next((line.epsilon for line in lines if line.covers == EVERYTHING), math.inf)
+    if epsilon > limit:
+        what = f"has {epsilon:.2f}" if math.isfinite(epsilon) else "protects not everything that leaves"
+        raise RefusedError(
+            "privacy_limit",
+            f"{name} takes part in runs of ε up to {limit:g}, {RECORD} (most_epsilon), and this run {what}",
+        )
+
+
+def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
+    """Check that a run asks for no kind of message that the site does not send.
+
+    Raises:
+        RefusedError: The method asks for an exact gradient and `gradients` is false; or it sends label counts
+            without noise and `tell_examples` is false.
+    """
+    method, name = config.composed_method(), site.name
+    if method.shared_projections and not site.gradients:
+        raise RefusedError(
+            "gradients_off",
+            f"method.name: '{config.method.name}' asks for an exact gradient of the data; {name} sends none "
+            f"unless its node.toml has gradients = true",
+        )
+    if method.summarise and not site.tell_examples and not config.privacy.summary:
+        raise RefusedError(
+            "counts_off",
+            f"method.name: '{config.method.name}' sends the number of examples of each label; {name} does "
+            f"not, because its node.toml has tell_examples = false",
+        )
+
+
+def check_method(values: Mapping[str, Any], server_hash: object, site: SiteSettings) -> None:
+    """Check the method that a run's settings name: a server names one, the site runs what is installed here.
+
+    Args:
+        values: Settings of the run as the server sent them.
+        server_hash: Hash of the code of the method at the server, see `code_hash`.
+        site: The site's own settings.
+
+    Raises:
+        RefusedError: The method is not installed here, the site does not allow it, or its code differs.
+    """
+    table = values.get("method", {})
+    name = str(table.get("name", DEFAULT_METHOD)) if isinstance(table, Mapping) else str(table)
+    if name not in METHODS:
+        raise RefusedError("method_unknown", f"method.name: got '{name}', which is not installed at {site.name}")
+    if name not in (METHODS.keys() - ORIGINS.keys() if site.methods is None else site.methods):
+        raise RefusedError(
+            "method_not_allowed",
+            f"methods: {site.name} does not allow '{name}'; add it to `methods` if you trust its code",
+        )
+    own_hash = code_hash(METHODS[name])
+    if server_hash != own_hash:
+        raise RefusedError(
+            "method_mismatch",
+            f"'{name}': its code here has the hash {own_hash}, at the server {server_hash!r}; install the same "
+            f"version",
+        )
+
+
+def check_asked_for(request: Request, config: RunConfig, store: SiteStore) -> None:
+    """Refuse a request that a server which follows the run's settings never sends, before any computation.
+
+    Two requests pass and are checked later by `SiteRun`: a train request to a site that was not opened (it replies
+    `changed`, and is opened again), and frames that the site has lost or already has.
+
+    Raises:
+        RefusedError: The method does not ask for it, or not in this phase.
+        MessageError: The request lacks the facts of its kind.
+    """
+    kind = request.kind
+    if kind in ("gradient", "frames") and not METHODS[config.method.name].shared_projections:
+        raise RefusedError("not_asked_for", f"'{config.method.name}' has no {kind}; it is refused")
+    if kind == "gradient" and config.privacy.on:
+        raise RefusedError("not_asked_for", "under [privacy] no noise covers a gradient; it is refused")
+    phase = _wrong_phase(request, store) or _wrong_round(request, config.rounds, store.counted_round() or 0)
+    if phase:
+        raise RefusedError("wrong_phase", f"got '{kind}', but {phase}; it is refused")
+
+
+def _wrong_phase(request: Request, store: SiteStore) -> str:
+    """Return why a request does not fit the phase of the run, by the files at this site; empty if it does."""
+    kind, trained = request.kind, store.last_round() is not None
+    conditions = {
+        "the run is finished": kind != "finish" and store.finished(),
+        "the run was not opened": kind in ("gradient", "frames", "finish") and not store.opened(),
+        "the opening is over": kind == "gradient" and (trained or store.has_shared_projections()),
+        "a round was trained already": kind == "open" and trained and not request.facts.get("again"),
+    }
+    return next((reason for reason, holds in conditions.items() if holds), "")
+
+
+def _wrong_round(request: Request, rounds: int, counted: int) -> str:
+    """Return why a round cannot be next; empty if it can. `counted`: the last round that counts at the server."""
+    if request.kind not in ("train", "finish"):
+        return ""
+    number, counts = request.number("round"), request.number("counts")
+    first, last = (rounds + 1, rounds + 1) if request.kind == "finish" else (counted + 1, rounds)
+    if first <= number <= last and counts < number:
+        return ""
+    return f"round {number} after round {counts} is not between {first} and {last}, and after what counts"

@@ -1,50 +1,42 @@
 """One client's part in one run: the model and the data in memory, and the answer to every request of that run.
 
-`load_run` merges the run's settings with the site's own, checks them and the base model against what the site
-accepts, and loads the model. The data are read when a request first needs them, and again when a file changed.
+The data are read when a request first needs them, and again when a file changed. Noise under [privacy] comes from
+the operating system's generator, never from the run's seed, which the server has.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from trifed.common.dict_merge import deep_merge
-from trifed.common.errors import TrifedError
-from trifed.config.run import RunConfig, make_config
-from trifed.config.settings import GUARDS
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from trifed.common.errors import MessageError, TrifedError
+from trifed.config.run import RunConfig
 from trifed.data import content_hash, make_client, rows_hash
-from trifed.deployment.protocol import Reply, Request, digest, read_layout, write_layout
-from trifed.deployment.refusals import RefusalCode, RefusedError
-from trifed.deployment.site_privacy import (
-    WITHHELD,
-    check_privacy_limits,
-    check_site_policy,
-    request_key,
-    site_privacy,
-)
+from trifed.deployment.protocol import Fact, RefusedError, Reply, Request, digest, read_layout, write_layout
 from trifed.deployment.site_settings import SiteSettings
-from trifed.deployment.site_store import BASES, SiteStore, first_known
+from trifed.deployment.site_store import SiteStore
 from trifed.federation.client import AcceptanceLimits, Client, ClientSettings, adapted_layout
 from trifed.federation.client_model import save_client
 from trifed.federation.client_update import ClientDataset, ClientState, score
 from trifed.federation.context import decode_tensors, run_context
+from trifed.federation.dp_mechanism import digest_of, make_privacy
 from trifed.federation.messages import encode_values
 from trifed.federation.privacy_report import accounts_in
 from trifed.federation.results import facts_of
-from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.federation.run_folder import PRIVACY
+from trifed.federation.shared_model import SharedModel
+from trifed.privacy import secure_noise
 from trifed.privacy.ledger import EVERYTHING
 from trifed.similarity import Summary
-from trifed.tasks import TASKS
-from trifed.tasks.base_model import LoadedBase
 
-FIXED = ("task", "method", "rounds", "privacy")
-"""Settings of a run that no later greeting may change, because they decide what the site may be asked for."""
-WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
-"""Settings of [data] that make all rows of a site's source one client."""
+WITHHELD: dict[str, Fact] = {"loss": math.nan, "steps": 0, "kept_own": 0, "seconds": 0.0}
+"""Reported under privacy in place of facts that depend on the client's data."""
 
 FileStates = tuple[tuple[str, int, int], ...]
 
@@ -53,8 +45,7 @@ def file_states(source: str | list[str]) -> FileStates:
     """Return name, size and time of change of each file of a data source; empty if it is no path."""
     paths = [Path(name) for name in ([source] if isinstance(source, str) else source)]
     files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    states = [(str(file), file.stat()) for file in files if file.is_file()]
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file())
 
 
 @dataclass
@@ -65,7 +56,6 @@ class SiteRun:
         name: identity of the run, and name of its folder.
         settings: the site's own settings.
         config: settings of the run, merged with the site's own.
-        base: the base model.
         shared_model: the base model with adapters.
         store: the run's folder.
         digest: digest of the layout and start of the values that are sent, before any shared projections.
@@ -78,7 +68,6 @@ class SiteRun:
     name: str
     settings: SiteSettings
     config: RunConfig
-    base: LoadedBase
     shared_model: SharedModel
     store: SiteStore
     digest: str
@@ -91,18 +80,19 @@ class SiteRun:
 
     def open(self, request: Request) -> Reply:
         """Read the data, and reply with the client's facts and summary."""
-        again = bool(request.facts.get("again"))
+        again = request.facts.get("again")
         if not again:
             self.store.reset()
-        client = self._read_data(request.number("place"))
+        client = self._read_data(request)
         method = client.context.method
         if again:
             client.privacy.on_reopen(has_summary=method.summarise is not None)
         summary = client.summary(self.rows_hash)
         parts = {} if summary is None else {"summary": summary}
         if request.facts.get("start"):
-            header = client.context.header("start", 0, client.dataset.index)
-            parts["start"] = encode_values(header, self.shared_model.start_values)
+            parts["start"] = encode_values(
+                client.context.header("start", 0, client.dataset.index), self.shared_model.start_values
+            )
         layers = adapted_layout(self.shared_model) if method.shared_projections else ()
         facts: dict[str, Any] = {
             "examples": client.examples,
@@ -118,14 +108,13 @@ class SiteRun:
         return Reply(parts={"gradient": self._client(request).gradient()})
 
     def shared_projections(self, request: Request) -> Reply:
-        """Take the projections that the server computed from all gradients."""
+        """Set the projections that the server computed from all gradients."""
         client, layout = self._client(request), read_layout(request.text("layout"))
-        header = client.context.header("frames", 0, client.dataset.index)
-        projections = decode_tensors(request.part("frames"), header, layout)[1]
+        projections = decode_tensors(
+            request.part("frames"), client.context.header("frames", 0, client.dataset.index), layout
+        )[1]
         if self.store.last_round() is not None and self.store.has_other_shared_projections(projections):
-            raise RefusedError(
-                RefusalCode.WRONG_PHASE, "other frames than a round was trained in; they are refused"
-            )
+            raise RefusedError("wrong_phase", "other frames than a round was trained in; they are refused")
         self.shared_model.set_shared_projections(projections)
         self.store.save_shared_projections(projections)
         client.start()
@@ -136,12 +125,12 @@ class SiteRun:
         number, counts, num_clients = (request.number(fact) for fact in ("round", "counts", "asked"))
         client = self._client(request)
         if file_states(self.config.data.source) != self.files:
-            client = self._read_data(request.number("place"))
+            client = self._read_data(request)
         if not self.store.has_data(self.data_hash, request.text("data")):
-            return Reply({"changed": 1}, error=RefusalCode.DATA_CHANGED)
+            return Reply({"changed": 1}, error="data_changed")
         if num_clients < self.settings.at_least:
             raise RefusedError(
-                RefusalCode.TOO_FEW_CLIENTS,
+                "too_few_clients",
                 f"the round has {num_clients} clients, and at_least is {self.settings.at_least}; it takes no part",
             )
         if self._lacks_shared_projections(client):
@@ -169,8 +158,12 @@ class SiteRun:
                 self.store.save_upload(key, upload)
 
         try:
-            limits = AcceptanceLimits(self.settings.worse_by, self.settings.others_at_most)
-            update = client.round(number, request.parts.get("download"), limits, save)
+            update = client.round(
+                number,
+                request.parts.get("download"),
+                AcceptanceLimits(self.settings.worse_by, self.settings.others_at_most),
+                save,
+            )
         except TrifedError:
             client.state = before
             raise
@@ -183,29 +176,32 @@ class SiteRun:
         return Reply(WITHHELD if key else facts, {"upload": update.upload} if update.upload else {})
 
     def finish(self, request: Request) -> Reply:
-        """Take the last download, save the client's model, and reply with its scores where the site allows it."""
+        """Read the last download, save the client's model, and reply with its scores where the site allows it."""
         number, counts, client = request.number("round"), request.number("counts"), self._client(request)
         if self._lacks_shared_projections(client):
             return Reply(lost=True)
         if counts and not self._restore(client, counts):
             return Reply({"has": self.store.rebase()}, lost=True)
-        download, limits = (
-            request.parts.get("download"),
-            AcceptanceLimits(others_at_most=self.settings.others_at_most),
-        )
+        download, limits = request.parts.get("download"), AcceptanceLimits(None, self.settings.others_at_most)
         received = None if download is None else client.take(number, download, limits)
         tensors = client.tensors(client.context.method.evaluated_model, received)
-        labels = list(self.config.data.labels or [])
-        save_client(self.store.model, self.shared_model, tensors, labels, self.base.source)
+        save_client(
+            self.store.model,
+            self.shared_model,
+            tensors,
+            self.config.data.labels or [],
+            self.shared_model.base.source,
+        )
         if not self.settings.tell_scores or client.privacy.active:
             return Reply()
         splits = {"valid": client.dataset.valid, "test": client.dataset.test}
-        scores = {
-            f"{split}_{name}": value
-            for split, data in splits.items()
-            for name, value in facts_of(score(self.shared_model, tensors, data, self.config.training)).items()
-        }
-        return Reply(scores)
+        return Reply(
+            {
+                f"{split}_{name}": value
+                for split, data in splits.items()
+                for name, value in facts_of(score(self.shared_model, tensors, data, self.config.training)).items()
+            }
+        )
 
     # -- facts for the site's record
 
@@ -228,33 +224,34 @@ class SiteRun:
     # -- the client in memory
 
     def _client(self, request: Request) -> Client:
-        return self.client or self._read_data(request.number("place"))
+        return self.client or self._read_data(request)
 
-    def _read_data(self, place: int) -> Client:
-        """Read the site's data as those of the client at `place`, and make its side of the run anew."""
-        files, config, model = file_states(self.config.data.source), self.config, self.shared_model
-        data = make_client(config.data, config.seed, model.task.roles, self.settings.name, place)
+    def _read_data(self, request: Request) -> Client:
+        """Read the site's data as those of the client that is asked, and make its side of the run anew."""
+        config, model, index = self.config, self.shared_model, request.number("place")
+        files = file_states(config.data.source)
+        data = make_client(config.data, config.seed, model.task.roles, self.settings.name, index)
         # Only after the data could be read.
         self.files, self.data_hash, self.rows_hash = files, content_hash(data), rows_hash(data)
         [rows] = data.clients
-        splits = (model.encode(split) for split in (rows.train, rows.valid, rows.test))
-        context = run_context(config, model.layout, model.fingerprint, self.name)
         projections = self.store.shared_projections()
         if projections is not None:
             model.set_shared_projections(projections)
         settings = ClientSettings.of(config, len(config.data.labels or [""]))
-        settings = replace(settings, tells_examples=self.settings.tell_examples)
-        privacy = site_privacy(config, self.store.folder, self.settings.name)
-        client = Client(context, model, ClientDataset(place, rows.name, *splits), settings, privacy)
-        client.start()
-        self.client = client
-        return client
+        self.client = Client(
+            run_context(config, model.layout, model.fingerprint, self.name),
+            model,
+            ClientDataset(index, rows.name, *map(model.encode, (rows.train, rows.valid, rows.test))),
+            replace(settings, tells_examples=self.settings.tell_examples),
+            make_privacy(config, self.settings.name, self.store.folder / PRIVACY, lambda *_: secure_noise),
+        )
+        self.client.start()
+        return self.client
 
     def _restore(self, client: Client, round_number: int) -> bool:
         """Set the client's state to that after a round; False if the state is lost."""
         state = self.store.state_after(round_number, client.local_init)
-        if state is not None:
-            client.state = state
+        client.state = state or client.state
         return state is not None
 
     def _lacks_shared_projections(self, client: Client) -> bool:
@@ -262,65 +259,14 @@ class SiteRun:
         return bool(client.context.method.shared_projections) and not self.store.has_shared_projections()
 
 
-def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRun:
-    """Return a run with its base model loaded.
-
-    Args:
-        name: the run's identity.
-        values: settings of the run as the server sent them.
-        site: the site's own settings, which replace those of the run.
+def request_key(request: Request) -> str:
+    """Return a text that identifies a train request: a repeated request gets the same upload.
 
     Raises:
-        RefusedError: the run asks for what the site does not accept, or the base model is another than before.
-        ConfigError: the merged settings have mistakes.
+        MessageError: The download cannot be read.
     """
-    own: dict[str, Any] = {"data": deep_merge(site.data, WHOLE_TABLE)}
-    own |= {"model": {"name": site.model}} if site.model else {}
-    own |= {"training": {"device": site.device}} if site.device else {}
-    own |= {"privacy": site.privacy.model_dump(include=GUARDS)}  # the site decides what may leave it
-    config = make_config(deep_merge(values, own), f"the run's settings with those of {site.name}")
-    check_privacy_limits(config, site)
-    check_site_policy(config, site)
-    task = TASKS[config.task]
-    if task.labelled and not config.data.labels:
-        raise RefusedError(
-            RefusalCode.SETTINGS_UNUSABLE,
-            "data.labels: missing; the run must name all labels, because no client sees those of the others",
-        )
-    base = task.load(config.model.name, config.model.dtype)
-    check_base(site, f"{config.model.name} as {config.model.dtype}", base.fingerprint)
-    shared_model = build_shared_model(
-        base,
-        config.composed_method(),
-        config.data.labels or [""],
-        config.seed,
-        (config.model, config.adapter, config.training),
-        task,
-    )
-    start_digest = digest(shared_model.layout, shared_model.start_values)
-    store = SiteStore.at(site.folder / name, values)
-    return SiteRun(name, site, config, base, shared_model, store, start_digest)
-
-
-def check_base(site: SiteSettings, model: str, fingerprint: str) -> None:
-    """Check a base model against the site's settings, and against its first load at this site.
-
-    Args:
-        site: the site's settings.
-        model: name and type of the model.
-        fingerprint: sha256 of its weights.
-
-    Raises:
-        RefusedError: the weights are others.
-    """
-    if not fingerprint.startswith(site.base):
-        problem = f"{site.name} accepts only {site.base[:16]} (base)"
-    else:
-        first = first_known(site.folder, model, fingerprint)
-        if first == fingerprint:
-            return
-        problem = (
-            f"it was {first[:16]} when {site.name} first loaded it; put that back, or, if the change is meant, "
-            f"remove its line from the site's {BASES}"
-        )
-    raise RefusedError(RefusalCode.BASE_MISMATCH, f"the base model here is {fingerprint[:16]}, but {problem}")
+    try:
+        download = digest_of(load(request.parts["download"])) if "download" in request.parts else "none"
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise MessageError(f"the download is not a readable message ({error}); it is refused") from error
+    return f"{request.number('place')} {request.number('round')} {request.number('counts')} {download}"

@@ -1,14 +1,17 @@
-"""A site's own settings, in a TOML file that never leaves it."""
+"""A site's own settings, in a TOML file that never leaves it, and its mark that it has left a federation."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trifed.common.errors import ConfigError
+from trifed.common.errors import ConfigError, RunError
+from trifed.common.files import whole_file
 from trifed.config.settings import PrivacySettings
 from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
@@ -102,3 +105,24 @@ def read_site_settings(path: Path) -> SiteSettings:
     if isinstance(data.get("source"), str) and (here / data["source"]).exists():
         data["source"] = str(here / data["source"])
     return settings.model_copy(update={"folder": here / settings.folder.expanduser(), "data": data})
+
+
+def leave(site: Path) -> str:
+    """Mark a site's folder as left, which its node reports to the server; return the site's name.
+
+    Raises:
+        RunError: It is no site's folder, the site has left already, or nothing can be written there.
+        ConfigError: The site's settings cannot be read.
+    """
+    if not (site / "node.toml").is_file():
+        raise RunError(f"{site}: no site's folder (it has no node.toml); at the server name the --client too")
+    settings = read_site_settings(site / "node.toml")
+    if (settings.folder / LEFT).is_file():
+        raise RunError(f"{site}: {settings.name} has left already")
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with whole_file(settings.folder / LEFT) as path:
+            path.write_text(json.dumps({"since": datetime.now(UTC).isoformat(timespec="seconds")}), "utf-8")
+    except OSError as error:
+        raise RunError(f"{settings.folder}: cannot be written ({error.strerror})") from error
+    return settings.name

@@ -21,26 +21,30 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.federation.client_update import ClientState
-from trifed.federation.run_folder import apart, state_of, state_tensors
+from trifed.federation.run_folder import (
+    SHARED_PROJECTIONS,
+    RunFolder,
+    apart,
+    open_tensors,
+    state_of,
+    state_tensors,
+)
 from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
-MESSAGE = "message.safetensors"
-SHARED_PROJECTIONS = "frames.safetensors"
-LOCAL_INIT = "own/"
-BASES = "bases.json"
+MESSAGE, BASES, LOCAL_INIT = "message.safetensors", "bases.json", "own/"
 
 
 def first_known(folder: Path, name: str, fingerprint: str) -> str:
@@ -54,11 +58,10 @@ def first_known(folder: Path, name: str, fingerprint: str) -> str:
     path = folder / BASES
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known: dict[str, str] = RunFolder(folder).read_json(BASES, {})
         if name not in known:
             known[name] = fingerprint
-            with whole_file(path) as partial:
-                partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            RunFolder(folder).write_json(BASES, known)
     except OSError as error:
         raise RunError(f"{path}: cannot be kept ({error.strerror}); name another folder") from error
     except ValueError as error:
@@ -66,13 +69,20 @@ def first_known(folder: Path, name: str, fingerprint: str) -> str:
     return known[name]
 
 
+@dataclass(frozen=True)
 class SiteStore:
     """One run's folder at a site."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.model = folder / "model"
+    folder: Path
+
+    @property
+    def _files(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
+    def model(self) -> Path:
         """The folder of the final model."""
+        return self.folder / "model"
 
     @classmethod
     def at(cls, folder: Path, settings: Mapping[str, Any]) -> SiteStore:
@@ -87,16 +97,13 @@ class SiteStore:
         except OSError as error:
             raise RunError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
         if cls.settings_of(folder) != settings:
-            store._write("run.json", {"settings": dict(settings)})
+            store._files.write_json("run.json", {"settings": settings})
         return store
 
     @staticmethod
     def settings_of(folder: Path) -> dict[str, Any] | None:
         """Return the settings of the run in a folder; None if there is none."""
-        path = folder / "run.json"
-        settings: dict[str, Any] | None = None
-        if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        settings: dict[str, Any] | None = RunFolder(folder).read_json("run.json", {}).get("settings")
         return settings
 
     def reset(self) -> None:
@@ -108,8 +115,8 @@ class SiteStore:
 
     def save_shared_projections(self, projections: Tensors) -> None:
         """Save the projections that the server computed from all clients' gradients."""
-        with whole_file(self.folder / SHARED_PROJECTIONS) as path:
-            save_file({name: torch.from_numpy(values) for name, values in projections.items()}, path)
+        tensors = {name: torch.from_numpy(values) for name, values in projections.items()}
+        self._files.write_tensors(SHARED_PROJECTIONS, tensors, {})
 
     def has_shared_projections(self) -> bool:
         """Return True if projections were saved."""
@@ -117,15 +124,11 @@ class SiteStore:
 
     def shared_projections(self) -> Tensors | None:
         """Return the saved projections; None if there are none."""
-        if not self.has_shared_projections():
-            return None
-        return {name: tensor.numpy() for name, tensor in load_file(self.folder / SHARED_PROJECTIONS).items()}
+        return self._files.read_arrays(SHARED_PROJECTIONS) if self.has_shared_projections() else None
 
     def has_other_shared_projections(self, projections: Tensors) -> bool:
         """Return True if projections were saved that differ from these."""
-        saved = self.shared_projections()
-        if saved is None:
-            return False
+        saved = self.shared_projections() or projections
         return saved.keys() != projections.keys() or not all(
             np.array_equal(saved[name], projections[name]) for name in saved
         )
@@ -137,16 +140,12 @@ class SiteStore:
         the client's data.
         """
         mark = secrets.token_hex(4)
-        self._write("data.json", {"hash": data_hash, "mark": mark})
+        self._files.write_json("data.json", {"hash": data_hash, "mark": mark})
         return mark
 
     def has_data(self, data_hash: str, mark: str) -> bool:
         """Return True if hash and mark are those of the last opening."""
-        path = self.folder / "data.json"
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == {
-            "hash": data_hash,
-            "mark": mark,
-        }
+        return bool(self._files.read_json("data.json", {}) == {"hash": data_hash, "mark": mark})
 
     # -- phases
 
@@ -174,9 +173,9 @@ class SiteStore:
         `local_init`: initial tensors derived from the client's labels.
         """
         last, before = self.folder / LAST, self.folder / BEFORE
+        facts = {"round": number, "steps": state.steps}
+        tensors = state_tensors(state) | {f"{LOCAL_INIT}{name}": part for name, part in local_init.items()}
         with whole_file(last) as path:
-            facts = {"round": number, "steps": state.steps}
-            tensors = state_tensors(state) | {f"{LOCAL_INIT}{name}": part for name, part in local_init.items()}
             save_file(apart(tensors), path, {"trifed": json.dumps(facts)})
             if self.last_round() == counts:
                 last.replace(before)
@@ -207,29 +206,26 @@ class SiteStore:
         facts = self._facts(LAST)
         if facts is None:
             return 0
-        arrays = load_file(self.folder / LAST)
-        with whole_file(self.folder / LAST) as path:
-            rest = {name: array for name, array in arrays.items() if not name.startswith("wire/")}
-            save_file(rest, path, {"trifed": json.dumps(facts)})
+        rest = {
+            name: array for name, array in load_file(self.folder / LAST).items() if not name.startswith("wire/")
+        }
+        self._files.write_tensors(LAST, rest, {"trifed": json.dumps(facts)})
         (self.folder / BEFORE).unlink(missing_ok=True)
         return int(facts["round"])
 
     def save_upload(self, key: str, upload: bytes) -> None:
         """Save an upload before it is released; `key` identifies the request that it answers."""
-        with whole_file(self.folder / MESSAGE) as path:
-            save_file({"upload": torch.frombuffer(bytearray(upload), dtype=torch.uint8)}, path, {"key": key})
+        tensor = torch.frombuffer(bytearray(upload), dtype=torch.uint8)
+        self._files.write_tensors(MESSAGE, {"upload": tensor}, {"key": key})
 
     def upload_for(self, key: str) -> bytes | None:
         """Return the upload that answered a request with this key; None if there is none."""
         path = self.folder / MESSAGE
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                same = (file.metadata() or {}).get("key") == key
-                return bytes(file.get_tensor("upload").numpy().tobytes()) if same else None
-        except SafetensorError as error:
-            raise RunError(f"{path}: damaged ({error}); remove it, and the round is a new release") from error
+        with open_tensors(path, "remove it, and the round is a new release") as file:
+            same = (file.metadata() or {}).get("key") == key
+            return bytes(file.get_tensor("upload").numpy().tobytes()) if same else None
 
     # -- files
 
@@ -238,13 +234,6 @@ class SiteStore:
         path = self.folder / name
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                facts: dict[str, Any] = json.loads(file.metadata()["trifed"])
-                return {**facts, "round": int(facts["round"])}
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: damaged ({error}); remove it, and this client starts anew") from error
-
-    def _write(self, name: str, value: Any) -> None:
-        with whole_file(self.folder / name) as path:
-            path.write_text(json.dumps(value), encoding="utf-8")
+        with open_tensors(path, "remove it, and this client starts anew") as file:
+            facts = json.loads(file.metadata()["trifed"])
+            return {**facts, "round": int(facts["round"])}

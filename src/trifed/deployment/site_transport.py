@@ -19,18 +19,24 @@ from trifed.config.settings import GUARDS
 from trifed.deployment import protocol
 from trifed.deployment.checkpoint import ServerCheckpoint
 from trifed.deployment.client_manager import ClientManager
-from trifed.deployment.handshake import open_clients
-from trifed.deployment.membership import Membership
-from trifed.deployment.protocol import LEFT_AT_HOME, Channel, Fact, Request, digest, read_layout, write_layout
-from trifed.deployment.refusals import RefusalCode, rejected_for
-from trifed.federation.events import ClientScores, Listener, RoundFinished
+from trifed.deployment.membership import Membership, open_clients
+from trifed.deployment.protocol import (
+    LEFT_AT_HOME,
+    Channel,
+    Fact,
+    Request,
+    digest,
+    read_layout,
+    rejected_for,
+    write_layout,
+)
+from trifed.federation import events
 from trifed.federation.messages import Rejected
 from trifed.federation.privacy_report import promise
 from trifed.federation.results import summarise_events
-from trifed.federation.round import FederatedRun
+from trifed.federation.round import ClientRecord, Exchange, FederatedRun, MessageTo, Opened, Reply
 from trifed.federation.run_folder import EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
-from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods import METHODS, code_hash
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
@@ -46,10 +52,9 @@ class SiteTransport:
 
     server: Server
     records: list[ClientRecord]
-    membership: Membership
 
     def __init__(
-        self, config: RunConfig, channel: Channel, folder: RunFolder, listener: Listener,
+        self, config: RunConfig, channel: Channel, folder: RunFolder, listener: events.Listener,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         self.config = config
@@ -57,8 +62,9 @@ class SiteTransport:
         self.log = EventLog(folder, listener)
         self.checkpoint = ServerCheckpoint(folder)
         self.name = self.checkpoint.facts.get("run") or f"{config.run_id()}-{secrets.token_hex(4)}"
-        hello = greeting(self.name, config)
-        self.client_manager = ClientManager(channel, config.deployment, hello, self.log, sleep)
+        self.client_manager = ClientManager(
+            channel, config.deployment, greeting(self.name, config), self.log, sleep
+        )
         self.opened: dict[int, protocol.Reply] = {}
         self.replies: dict[int, protocol.Reply] = {}
         self.asked = self.accepted = 0
@@ -82,18 +88,20 @@ class SiteTransport:
         return read_layout(self.opened[0].text("layers"))
 
     def open(self) -> Opened:
-        """Wait for the clients, and open them for a new run."""
-        manager = self.client_manager
+        """Wait for the clients, and open them for a new run, or load the last whole round."""
+        manager, done, examples = self.client_manager, None, None
         if self.checkpoint.facts:
-            return self._resume()
-        (self.folder.path / "events.jsonl").unlink(missing_ok=True)  # of a run that never began
-        manager.gather()
-        self.server, self.records, self.opened = open_clients(self.config, self.name, manager)
-        self._make_membership()
-        return Opened(self.server, examples=[record.examples for record in self.records])
+            done = self._resume()
+        else:
+            (self.folder.path / "events.jsonl").unlink(missing_ok=True)  # of a run that never began
+            manager.gather()
+            self.server, self.records, self.opened = open_clients(self.config, self.name, manager)
+            examples = [record.examples for record in self.records]
+        self.membership = Membership(self.server, self.records, manager, self.checkpoint, self.log)
+        return Opened(self.server, done, examples)
 
-    def _resume(self) -> Opened:
-        """Load the last whole round, and wait for the clients.
+    def _resume(self) -> int:
+        """Load the last whole round, wait for the clients, and return the round.
 
         Raises:
             RunError: Other settings, the run is over, or the clients have another base model than before.
@@ -110,12 +118,7 @@ class SiteTransport:
         manager.resume(self.records)
         if manager.identity != (facts["base"], facts["digest"]):
             raise RunError("the clients have another base model than when this run began; put that back")
-        self._make_membership()
-        return Opened(self.server, resumed=done)
-
-    def _make_membership(self) -> None:
-        parts = (self.server, self.records, self.client_manager, self.checkpoint, self.log)
-        self.membership = Membership(*parts)
+        return done
 
     def ask(
         self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
@@ -126,8 +129,7 @@ class SiteTransport:
         if kind != "summary":  # summaries came when the clients were opened
             parts = {client: {PARTS[kind]: payload} for client, payload in sent.items() if payload is not None}
             facts = {client: self._facts(kind, number, client) for client in sent}
-            request = "frames" if kind == "projections" else kind
-            self.replies = self.client_manager.ask(request, facts, parts)
+            self.replies = self.client_manager.ask("frames" if kind == "projections" else kind, facts, parts)
         for client, payload in sent.items():
             yield client, self._read(kind, client, payload)
 
@@ -140,8 +142,7 @@ class SiteTransport:
         return {"round": number, "asked": self.asked, "counts": record.counts, "data": record.data}
 
     def _read(self, kind: Exchange, client: int, sent: bytes | None) -> Reply | Rejected:
-        replies = self.opened if kind == "summary" else self.replies
-        reply = self.client_manager.check(replies.get(client))
+        reply = self.client_manager.check((self.opened if kind == "summary" else self.replies).get(client))
         if isinstance(reply, Rejected):
             return reply
         try:
@@ -152,12 +153,13 @@ class SiteTransport:
             if kind == "finish":
                 return Reply(sent, scores=_scores(reply))
             if kind == "projections":
-                expected = digest(self.server.context.compression.layout, self.server.start)
-                same = reply.facts.get("digest") == expected
-                return Reply(sent) if same else rejected_for(RefusalCode.STARTS_ELSEWHERE)
+                same = reply.facts.get("digest") == digest(
+                    self.server.context.compression.layout, self.server.start
+                )
+                return Reply(sent) if same else rejected_for("starts_elsewhere")
             return Reply(sent, reply.part(kind))
         except MessageError as error:
-            return Rejected(RefusalCode.BAD_REPLY, str(error))
+            return Rejected("bad_reply", str(error))
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
         """Note the state that the client reports instead of the reply."""
@@ -196,19 +198,19 @@ class SiteTransport:
         self.checkpoint.save(number, self.server, self.records)
         self.checkpoint.clear_leaving()
 
-    def evaluate(self, number: int, stages: Sequence[Stage]) -> Sequence[ClientScores]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Sequence[events.Event]:
         """Return no scores: the clients' test data stay at the sites."""
         return ()
 
     def save_checkpoint(self, number: int) -> None:
         """Log the end of a round and keep the state; after the opening, keep also what all clients agreed on."""
         if number:
-            seconds = round(time.monotonic() - self.began, 2)
-            self.log(RoundFinished(number, self.accepted, seconds))
+            self.log(events.round_finished(number, self.accepted, round(time.monotonic() - self.began, 2)))
         self.checkpoint.save(number, self.server, self.records)
         if not number:
-            lora_bytes = self.opened[0].number("lora_bytes")
-            self.checkpoint.write(self.name, self.server, self.client_manager.identity, lora_bytes)
+            self.checkpoint.write(
+                self.name, self.server, self.client_manager.identity, self.opened[0].number("lora_bytes")
+            )
 
     def _summary(self) -> dict[str, Any]:
         """Return the result in the form of a simulated run, without the clients' own data."""
@@ -236,14 +238,15 @@ def _scores(reply: protocol.Reply) -> Mapping[str, Mapping[str, float]] | None:
 
 def greeting(run: str, config: RunConfig) -> Request:
     """Return the request that greets a client: the run's name and settings, and a hash of its method's code."""
-    facts = {"run": run, "config": settings_to_send(config)}
-    return Request("hello", {**facts, "method_code": code_hash(METHODS[config.method.name])})
+    method_code = code_hash(METHODS[config.method.name])
+    return Request("hello", {"run": run, "config": settings_to_send(config), "method_code": method_code})
 
 
 def settings_to_send(config: RunConfig) -> str:
     """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
-    excluded = {"deployment", "baselines", "trackers"}
-    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=excluded)
+    values: dict[str, Any] = config.model_dump(
+        mode="json", exclude_none=True, exclude={"deployment", "baselines", "trackers"}
+    )
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
     privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
     return json.dumps({**values, "privacy": privacy} if privacy else values)

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trifed.common.errors import TrifedError
-from trifed.deployment.protocol import Fact, Reply, Request
-from trifed.deployment.refusals import RefusalCode, code_of, read_code
+from trifed.deployment.protocol import Fact, Reply, Request, code_of
 from trifed.deployment.site_settings import SiteSettings, read_site_settings
 
 LOGGER = logging.getLogger(__name__)
@@ -51,15 +50,13 @@ def ask_worker(path: Path, request: Request) -> Reply:
         settings = read_site_settings(path)
         with _connected(path, settings, time.monotonic() + seconds) as connection:
             send(connection, request.kind, request.facts, request.parts)
-            kind, facts, parts = receive(connection)
+            return Reply.read(*receive(connection)[1:])
     except TrifedError as error:
         LOGGER.warning("%s: %s", path, error)
         return Reply(error=code_of(error))
     except (OSError, EOFError, ValueError) as error:
         LOGGER.warning("%s: the process with the model ended or cannot be reached (%s); see %s", path, error, LOG)
-        return Reply(error=RefusalCode.UNREACHABLE)
-    code = read_code(facts.pop("error", ""))
-    return Reply(facts, parts, code, kind == "lost")
+        return Reply(error="unreachable")
 
 
 @contextmanager
@@ -74,14 +71,13 @@ def _connected(path: Path, settings: SiteSettings, until: float) -> Iterator[soc
 
 def _start(path: Path, settings: SiteSettings, until: float) -> socket.socket:
     # Not by subprocess, because the worker outlives the process that starts it.
-    log = str(settings.folder / LOG)
     pid = os.posix_spawn(
         sys.executable,
         [sys.executable, "-m", "trifed.deployment.worker", str(path.absolute())],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_OPEN, 1, str(settings.folder / LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
@@ -144,8 +140,9 @@ def _locked(path: Path, until: float) -> Iterator[None]:
 
 def send(connection: socket.socket, kind: str, facts: Mapping[str, Fact], parts: Mapping[str, bytes]) -> None:
     """Send one message: the length of a JSON header in eight bytes, the header, and the parts in its order."""
-    sizes = {name: len(part) for name, part in parts.items()}
-    header = json.dumps({"kind": kind, "facts": dict(facts), "parts": sizes}).encode()
+    header = json.dumps(
+        {"kind": kind, "facts": dict(facts), "parts": {name: len(part) for name, part in parts.items()}}
+    ).encode()
     connection.sendall(len(header).to_bytes(8, "little") + header + b"".join(parts.values()))
 
 
@@ -189,8 +186,7 @@ def work(path: Path) -> None:
                     if current != site.settings:
                         site = SiteProcess(current)
                     reply = site.answer(request)
-                    facts = {**reply.facts, "error": reply.error or ""}
-                    send(connection, "lost" if reply.lost else "reply", facts, reply.parts)
+                    send(connection, "reply", reply.written_facts(), reply.parts)
                 except (OSError, EOFError, ValueError) as error:  # the asking process ended; the next one may come
                     print(f"not answered: {error}", file=sys.stderr, flush=True)
         (settings.folder / SOCKET).unlink(missing_ok=True)

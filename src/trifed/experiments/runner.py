@@ -14,16 +14,23 @@ from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.toml_files import read_toml
 from trifed.data import Examples, split_to_json
 from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
-from trifed.federation.client_model import Classifier, Writer, load_client, load_writer, save_client
+from trifed.federation import events
+from trifed.federation.client_model import (
+    Classifier,
+    RetrievalModel,
+    Writer,
+    load_client,
+    load_retrieval_model,
+    load_writer,
+    save_client,
+)
 from trifed.federation.client_update import score, summary_seeds
 from trifed.federation.device_placement import choose_device
-from trifed.federation.events import Closing, Listener, Trouble
+from trifed.federation.events import Listener
 from trifed.federation.guards import refuse_few_tokens
-from trifed.federation.noise_to_signal import noise_to_signal
 from trifed.federation.preparation import environment, prepare, quiet
-from trifed.federation.privacy_report import most_spent
+from trifed.federation.privacy_report import most_spent, noise_to_signal
 from trifed.federation.results import perplexity, spread, summarise_events
-from trifed.federation.retrieval import RetrievalModel, load_retrieval_model
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
 from trifed.reports.tracking import LiveTracking, require_trackers
@@ -144,7 +151,7 @@ def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -
     trained, examples = sum(p.numel() for p in shared_model.parameters.values()), [len(c.train) for c in clients]
     noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
     for text in (*config.parts_left_out(), *noise):
-        listener(Trouble(text).to_dict())
+        listener(events.trouble(text))
     folder = RunFolder.create(path) if new else RunFolder(path)
     if new:
         folder.write_text("config.toml", to_toml(config))
@@ -155,7 +162,7 @@ def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -
     with closing(LiveTracking(config, folder, listener)) as tracking:
         simulation = Simulation(config, data, clients, shared_model, folder, tracking)
         simulation.run()
-    listener(Closing().to_dict())
+    listener(events.closing())
     summary = _write_models(simulation)
     folder.write_json("summary.json", {**summary, "seconds_total": round(time.perf_counter() - began, 1)})
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from trifed.export.evaluate import Progress
 from trifed.export.inference_inputs import LabelledInputs, by_role
 from trifed.export.locate import LocatedModel
-from trifed.federation.retrieval import RetrievalModel
+from trifed.federation.client_model import RetrievalModel
 from trifed.federation.training import embed
 
 CHUNK = 256

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from trifed.federation.training import length_order
 from trifed.methods.base import is_head
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, quiet_transformers
+from trifed.tasks.image_text import PromptedClassifier
+from trifed.tasks.towers import TwoTowerModel, tokenize
 
 
 def save_client(
@@ -49,12 +51,14 @@ def save_client(
             encoder.save_pretrained(str(folder))
         shared_model.base.processor.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
-    head = {
-        name.removeprefix("head."): tensor.detach().cpu().contiguous()
-        for name, tensor in shared_model.model.state_dict().items()
-        if is_head(name)
-    }
-    save_file(head, folder / "head.safetensors")
+    save_file(
+        {
+            name.removeprefix("head."): tensor.detach().cpu().contiguous()
+            for name, tensor in shared_model.model.state_dict().items()
+            if is_head(name)
+        },
+        folder / "head.safetensors",
+    )
     facts = {
         "task": shared_model.task.name,
         "base_model": source,
@@ -65,7 +69,7 @@ def save_client(
     (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-GIVES = {
+LOADED_BY = {
     "label": "a classifier; load it with trifed.load_client(folder)",
     "answer": "a language model, which answers; load it with trifed.load_writer(folder) and call .answer(prompts)",
     "match": "a model of images and captions; load it with trifed.load_retrieval_model(folder) and call "
@@ -78,7 +82,7 @@ GIVES = {
 class ClientModel:
     """One client's model. `labels`: names of the classes in order; without classes, of the groups of examples."""
 
-    gives: ClassVar[str]
+    output: ClassVar[str]
 
     task: Task
     model: TaskModel
@@ -93,8 +97,7 @@ class ClientModel:
 
     def encode(self, inputs: Mapping[str, list[Any]], labels: NDArray[np.int64] | None = None) -> Encoded:
         """Return examples as the model reads them. `inputs`: by role, as in `trifed.data.Examples`."""
-        count = len(inputs[next(iter(inputs))])
-        labels = np.zeros(count, np.int64) if labels is None else labels
+        labels = np.zeros(len(inputs[next(iter(inputs))]), np.int64) if labels is None else labels
         return self.task.encode(self.base, Examples(inputs, labels), self.settings)
 
 
@@ -102,7 +105,7 @@ class ClientModel:
 class Classifier(ClientModel):
     """A model that chooses a label; `labels` are in the order of the probabilities' columns."""
 
-    gives = "label"
+    output = "label"
 
     def probabilities(
         self, inputs: Sequence[Any], pairs: Sequence[str] | None = None, batch_size: int = 64
@@ -139,7 +142,7 @@ class Classifier(ClientModel):
 class Writer(ClientModel):
     """A language model, which answers prompts."""
 
-    gives = "answer"
+    output = "answer"
 
     def answer(
         self,
@@ -182,9 +185,38 @@ class Writer(ClientModel):
         self.model.eval()
         answers: list[str] = []
         for first in range(0, len(inputs["prompt"]), batch_size):
-            part = {name: values[first : first + batch_size] for name, values in inputs.items()}
-            answers += write(self.model, self.base, part, self.settings, tokens)
+            answers += write(
+                self.model,
+                self.base,
+                {name: values[first : first + batch_size] for name, values in inputs.items()},
+                self.settings,
+                tokens,
+            )
         return answers
+
+
+@dataclass(frozen=True)
+class RetrievalModel(ClientModel):
+    """A model that chooses, among several texts, the one that fits an image."""
+
+    output = "match"
+
+    def among(self, texts: Sequence[str]) -> Classifier:
+        """Return a classifier of images with these texts as labels; raises RunError without any text."""
+        if not texts:
+            raise RunError("got no texts; give at least one that an image may fit")
+        model = PromptedClassifier(
+            self.model.encoder, self.model.hidden, tokenize(self.base, texts), augment="none"
+        ).to(self.device)
+        return Classifier(TASKS["image-text"], model, self.base, self.settings, list(texts))
+
+    @torch.no_grad()
+    def embeddings(self, texts: Sequence[str]) -> Tensor:
+        """Return embeddings of texts in the space of the images' embeddings: (n, hidden), of norm 1."""
+        towers = cast(TwoTowerModel, self.model.eval())
+        return towers.embed_texts(
+            {name: tensor.to(self.device) for name, tensor in tokenize(self.base, texts).items()}
+        )
 
 
 Kind = TypeVar("Kind", bound=ClientModel)
@@ -204,8 +236,8 @@ def load_model(kind: type[Kind], folder: str | Path, base: str | None = None) ->
         AdapterError: The adapter's files are not complete.
     """
     model = open_client(Path(folder), base)
-    if model.task.output != kind.gives:
-        raise RunError(f"{folder}: this is {GIVES[model.task.output]}")
+    if model.task.output != kind.output:
+        raise RunError(f"{folder}: this is {LOADED_BY[model.task.output]}")
     return kind(**vars(model))
 
 
@@ -217,6 +249,11 @@ def load_client(folder: str | Path, base: str | None = None) -> Classifier:
 def load_writer(folder: str | Path, base: str | None = None) -> Writer:
     """Load a client's language model; see `load_model` for arguments and errors."""
     return load_model(Writer, folder, base)
+
+
+def load_retrieval_model(folder: str | Path, base: str | None = None) -> RetrievalModel:
+    """Load a client's model of images and captions; see `load_model` for arguments and errors."""
+    return load_model(RetrievalModel, folder, base)
 
 
 INFERENCE_SETTINGS = ("dtype", "pooling", "max_length", "template", "class_prompt")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from trifed.adapters.attach import attach, resolve_targets
 from trifed.adapters.settings import AdapterKind, AdapterSettings
@@ -133,28 +133,6 @@ class Cost:
     methods: tuple[MethodCost, ...]
 
 
-@dataclass(frozen=True)
-class _ModelShape:
-    """The shape of the model whose costs are estimated."""
-
-    config: PreTrainedConfig
-    labels: int
-
-    def parameters(self, kind: AdapterKind, adapter: AdapterSettings) -> Parameters:
-        """Return the parameters with this adapter, of a new model, because an adapter changes its base."""
-        base = build_on_meta(self.config, whole_lm=self.labels == 0 and is_generative(self.config))
-        with torch.device("meta"):
-            encoder = attach(base, kind, adapter, seed=0)
-            model: nn.Module
-            if self.labels == 0:
-                model = nn.ModuleDict({"encoder": encoder})
-            elif is_two_tower(self.config):
-                model = nn.ModuleDict({"encoder": encoder, "head": Bias(self.labels)})
-            else:
-                model = TextClassifier(encoder, feature_size(self.config), self.labels, POOLING)
-            return named_parameters(model, POOLING)
-
-
 def estimate_cost(
     model: str, adapter: AdapterSettings | None = None, labels: int | None = None, bits: Bits | None = None
 ) -> Cost:
@@ -173,10 +151,7 @@ def estimate_cost(
     adapter = adapter or AdapterSettings()
     if labels is None:
         labels = 0 if is_generative(config) else DEFAULT_LABELS
-    shape = _ModelShape(config, labels)
-    base = build_on_meta(config, whole_lm=labels == 0 and is_generative(config))
-    targets = resolve_targets(base, adapter)
-    lora = shape.parameters("lora", adapter)
+    lora = _parameters(config, labels, "lora", adapter)
     lora_values = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
     known: dict[tuple[AdapterKind, int], Parameters] = {("lora", adapter.rank): lora}
     costs = []
@@ -186,14 +161,15 @@ def estimate_cost(
         )
         wire = WireSettings(**(method.defaults.get("wire", {}) if bits is None else {"bits": bits}))
         if (method.adapter, own.rank) not in known:
-            known[method.adapter, own.rank] = shape.parameters(method.adapter, own)
+            known[method.adapter, own.rank] = _parameters(config, labels, method.adapter, own)
         costs.append(_method_cost(method, known[method.adapter, own.rank], lora_values, labels, own.rank, wire))
+    base = _base_on_meta(config, labels)
     return Cost(
         model=model,
         model_type=config.model_type,
         base_values=sum(param.numel() for param in base.parameters()),
         rank=adapter.rank,
-        targets=tuple(targets),
+        targets=tuple(resolve_targets(base, adapter)),
         layers=sum(_part(name) == "A" for name in lora),
         labels=labels,
         features=feature_size(config) if labels and not is_two_tower(config) else 0,
@@ -201,6 +177,24 @@ def estimate_cost(
         envelope=len(encode_values(Header("upload", "0" * 12, "0" * 16, 10, 10, 100), np.zeros(0, np.float32))),
         methods=tuple(costs),
     )
+
+
+def _base_on_meta(config: PreTrainedConfig, labels: int) -> PreTrainedModel:
+    return build_on_meta(config, whole_lm=labels == 0 and is_generative(config))
+
+
+def _parameters(config: PreTrainedConfig, labels: int, kind: AdapterKind, adapter: AdapterSettings) -> Parameters:
+    """Return the parameters of a new model with this adapter; new, because an adapter changes its base."""
+    with torch.device("meta"):
+        encoder = attach(_base_on_meta(config, labels), kind, adapter, seed=0)
+        model: nn.Module
+        if labels == 0:
+            model = nn.ModuleDict({"encoder": encoder})
+        elif is_two_tower(config):
+            model = nn.ModuleDict({"encoder": encoder, "head": Bias(labels)})
+        else:
+            model = TextClassifier(encoder, feature_size(config), labels, POOLING)
+        return named_parameters(model, POOLING)
 
 
 def _read_shape(name: str) -> PreTrainedConfig:
@@ -240,16 +234,19 @@ def _one_time_messages(method: Method, parameters: Parameters, labels: int) -> I
     """Yield the messages that a client exchanges before round 1."""
     if method.shared_projections is not None:
         up = sum(param.numel() for param in adapted_weights(parameters).values())
-        down = sum(param.numel() for name, param in parameters.items() if is_core(name) or is_factor(name))
         yield OneTimeMessage(
-            "frames", 4 * up, 4 * down, "the gradient of the adapted weights against A, B and the start of C"
+            "frames",
+            4 * up,
+            4 * sum(param.numel() for name, param in parameters.items() if is_core(name) or is_factor(name)),
+            "the gradient of the adapted weights against A, B and the start of C",
         )
     if method.summarise is not None:
         sizes = summary_sizes(method.summarise, method.options())
         parts = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
         shown = "one component for each label" if labels else "one component"
-        total = sizes.total(max(labels, 1), max(labels, 1))
-        yield OneTimeMessage("summary of the data", total, 0, f"{parts}, counted with {shown}")
+        yield OneTimeMessage(
+            "summary of the data", sizes.total(max(labels, 1), max(labels, 1)), 0, f"{parts}, counted with {shown}"
+        )
 
 
 @dataclass(frozen=True)

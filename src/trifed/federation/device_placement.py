@@ -11,8 +11,6 @@ from transformers import PreTrainedModel
 from trifed.common.errors import ModelError, RunError
 from trifed.config.settings import ALL_GPUS, TrainingSettings
 
-Places = dict[str, int | str]
-
 
 def choose_device(settings: TrainingSettings) -> torch.device:
     """Return the device of `training.device`; 'auto' is CUDA if available, and all GPUs means the first one.
@@ -20,30 +18,30 @@ def choose_device(settings: TrainingSettings) -> torch.device:
     Raises:
         RunError: This machine has no such device.
     """
-    if settings.device != "auto":
-        device = torch.device("cuda:0" if settings.device == ALL_GPUS else settings.device)
-        count = torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) >= count:
-            raise RunError(
-                f"training.device: got '{settings.device}' with {count} CUDA devices on this machine; "
-                f"expected 'cpu' or 'auto'{', or cuda:0' if count else ''}"
-            )
-        return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, count = torch.device(settings.device.replace(ALL_GPUS, "cuda:0")), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise RunError(
+            f"training.device: got '{settings.device}' with {count} CUDA devices on this machine; "
+            f"expected 'cpu' or 'auto'{', or cuda:0' if count else ''}"
+        )
+    return device
 
 
 def choose_precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:
     """Return bfloat16 or float32 for autocast; 'auto' is bfloat16 if the hardware can multiply it."""
-    if settings.precision != "auto":
-        return torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16() else torch.float32
+    if settings.precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+    else:
+        fast = settings.precision == "bf16"
+    return torch.bfloat16 if fast else torch.float32
 
 
-def _has_bf16() -> bool:
+def _cpu_has_bf16() -> bool:
     # On processors without bfloat16 oneDNN emulates it, which is slower than float32.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and hardware)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
@@ -51,7 +49,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
-def place(model: PreTrainedModel, settings: TrainingSettings) -> torch.device:
+def place_model(model: PreTrainedModel, settings: TrainingSettings) -> torch.device:
     """Move a base model to the device or devices of `training.device`.
 
     Returns:
@@ -71,11 +69,11 @@ def place(model: PreTrainedModel, settings: TrainingSettings) -> torch.device:
             f"training.device: got '{ALL_GPUS}', expected one GPU for a base with model.dtype = 'int8' or "
             f"'nf4'; name one, such as 'cuda:0'"
         )
-    spread(model, places(model))
+    dispatch_model(model, device_map=device_map(model))
     return torch.device(next(model.parameters()).device)
 
 
-def places(model: PreTrainedModel, memory: dict[int | str, int] | None = None) -> Places:
+def device_map(model: PreTrainedModel, memory: dict[int | str, int] | None = None) -> dict[str, int | str]:
     """Assign each part of the model to a device, without splitting a block.
 
     Args:
@@ -86,23 +84,15 @@ def places(model: PreTrainedModel, memory: dict[int | str, int] | None = None) -
         ModelError: There is no room for a part on any GPU.
     """
     blocks = list(getattr(model, "_no_split_modules", None) or ()) or None
-    limits = memory or get_balanced_memory(model, no_split_module_classes=blocks)
-    device_map: Places = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=blocks)
-    outside = [name for name, device in device_map.items() if device in ("cpu", "disk")]
-    if outside:
+    found: dict[str, int | str] = infer_auto_device_map(
+        model,
+        max_memory=memory or get_balanced_memory(model, no_split_module_classes=blocks),
+        no_split_module_classes=blocks,
+    )
+    outside = next((name for name, device in found.items() if device in ("cpu", "disk")), None)
+    if outside is not None:
         raise ModelError(
-            f"training.device: all GPUs together have no room for this model, beginning with '{outside[0]}'. Use "
+            f"training.device: all GPUs together have no room for this model, beginning with '{outside}'. Use "
             f"fewer bits (model.dtype = 'bfloat16'), or name one GPU and model.dtype = 'nf4'"
         )
-    return device_map
-
-
-def spread(model: PreTrainedModel, where: Places, main: str | None = None) -> None:
-    """Move the parts to their devices and add hooks that move activations between them.
-
-    Args:
-        model: The model.
-        where: Device of each part.
-        main: Device of the inputs, if it is not a GPU.
-    """
-    dispatch_model(model, device_map=where, main_device=main)
+    return found

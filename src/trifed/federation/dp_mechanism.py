@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save_file
 
 from trifed.common.errors import RunError
@@ -26,6 +25,7 @@ from trifed.config.settings import PrivacySettings
 from trifed.federation.client_privacy import ClientPrivacy, FeaturesAndLabels, Labels, NoPrivacy
 from trifed.federation.client_update import NOISE, ClientDataset
 from trifed.federation.dp_sgd import DpSgd
+from trifed.federation.run_folder import open_tensors
 from trifed.federation.training import seeded
 from trifed.federation.upload import ClipAndNoise
 from trifed.privacy import (
@@ -78,11 +78,11 @@ class DpMechanism(ClientPrivacy):
         summary, update, training = settings.summary, settings.update, settings.training
         if training and not context.steps:
             raise RunError("training.steps: needed with privacy.training; set it")
-        steps = context.rounds * (context.steps or 0)
         self.summary_noise = (
             noise_multiplier(summary.epsilon, summary.delta, summary.releases) if summary else None
         )
         self.update_noise = noise_multiplier(update.epsilon, update.delta, context.rounds) if update else None
+        steps = context.rounds * (context.steps or 0)
         self.steps_noise = (
             steps_multiplier(training.epsilon, training.delta, training.rate, steps) if training else None
         )
@@ -112,8 +112,7 @@ class DpMechanism(ClientPrivacy):
         z = self.summary_noise
         summary = exact() if z is None else self._noised_summary(data_id, num_labels, z, data)
         self.ledger.enter(Entry(what=SUMMARY, round=0, multiplier=z, digest=digest_of(summary.to_arrays())))
-        if z is not None:
-            self.released = summary
+        self.released = None if z is None else summary
         return summary
 
     def _noised_summary(self, data_id: str, num_labels: int, z: float, data: FeaturesAndLabels) -> Summary:
@@ -142,15 +141,10 @@ class DpMechanism(ClientPrivacy):
         path = self.context.folder / SUMMARY_FILE
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, "np") as file:
-                if data_id is not None and (file.metadata() or {}).get(DATA_ID) != data_id:
-                    return None
-                return Summary.from_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise RunError(
-                f"{path}: damaged ({error}); remove it, and the next summary is a new release"
-            ) from error
+        with open_tensors(path, "remove it, and the next summary is a new release") as file:
+            if data_id is not None and (file.metadata() or {}).get(DATA_ID) != data_id:
+                return None
+            return Summary.from_arrays({name: file.get_tensor(name).numpy() for name in file.keys()})  # noqa: SIM118
 
     # -- rounds
 
@@ -168,8 +162,7 @@ class DpMechanism(ClientPrivacy):
         training, z = self.settings.training, self.steps_noise
         if training is None or z is None:
             return None
-        noise = self.context.draw(TRAINING_NOISE, round_number)
-        return DpSgd(training.clip, z, training.rate, batch_size, noise)
+        return DpSgd(training.clip, z, training.rate, batch_size, self.context.draw(TRAINING_NOISE, round_number))
 
     def upload_steps(self) -> list[ClipAndNoise]:
         """Return the Gaussian mechanism on updates, where the run has it."""
@@ -189,20 +182,24 @@ class DpMechanism(ClientPrivacy):
         training, z, steps = self.settings.training, self.steps_noise, self.context.steps or 0
         if training is None:
             return [update]
-        of_steps = {"multiplier": z, "rate": training.rate, "steps": steps}
-        return [update.model_copy(update={"what": TRAINING, **of_steps}), update]
+        of_training = {"what": TRAINING, "multiplier": z, "rate": training.rate, "steps": steps}
+        return [update.model_copy(update=of_training), update]
+
+
+def make_privacy(config: RunConfig, client: str, folder: Path, draw: Draw) -> ClientPrivacy:
+    """Return the protection of the client of this name, with its ledger in `folder`; none without [privacy]."""
+    if not config.privacy.on:
+        return NoPrivacy()
+    return DpMechanism(config.privacy, DpContext(client, folder, config.rounds, config.training.steps, draw))
 
 
 def simulated_privacy(config: RunConfig, client: ClientDataset, folder: Path) -> ClientPrivacy:
     """Return a simulated client's protection: noise from the run's seed, and a ledger in `folder`."""
-    if not config.privacy.on:
-        return NoPrivacy()
 
     def draw(purpose: int, round_number: int) -> Noise:
         return seeded_noise(seeded(config.seed, NOISE, purpose, round_number, client.index))
 
-    context = DpContext(client.name, folder, config.rounds, config.training.steps, draw)
-    return DpMechanism(config.privacy, context)
+    return make_privacy(config, client.name, folder, draw)
 
 
 def digest_of(arrays: Mapping[str, NDArray[np.generic]]) -> str:

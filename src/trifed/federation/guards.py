@@ -1,16 +1,16 @@
-"""Checks before a release: an update or a summary that stands on too little data can show single examples.
+"""Checks before a release: an update or a summary that was made from too little data can show single examples.
 
 The update of a core C (r, r), or of a factor A or B, of a layer that has read the tokens x_1 … x_t is a sum of t
 terms, each with A x_s in it. With t < r these span a space that the update reveals, and every token of the
 vocabulary can be tried on it: the span attack of Petrov et al., "DAGER: Exact Gradient Inversion for Large
-Language Models", NeurIPS 2024, arXiv 2405.15586. From r tokens on everything is in the span; twice as many are
-asked for.
+Language Models", NeurIPS 2024, arXiv 2405.15586. From r tokens on everything is in the span; the guard asks for
+twice as many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,13 +23,13 @@ from trifed.methods.packing import Layout
 from trifed.similarity import Summary
 
 FLOOR = 20
-"""Least number of examples under a mean and a variance."""
+"""Least number of examples from which a mean and a variance are computed."""
 WAY_OUT = 'or allow it: privacy.{} = "warn", or "allow" to hear nothing of it'
 
 
 @dataclass(frozen=True)
 class Few:
-    """An upload of a round that stands on too little: `tokens` different ones, from `examples`, of `needed`."""
+    """The shortage of an upload: `tokens` different tokens, from `examples` examples; `needed` are required."""
 
     round: int
     tokens: int
@@ -41,16 +41,18 @@ class Few:
         return f"{self.tokens} different tokens of {examples} in round {self.round}"
 
 
+@dataclass
 class ReleaseGuards:
     """The guards of one client.
 
     Attributes:
-        warnings: by setting, the first problem of a release that was allowed with a warning.
+        warned: Settings whose first warning was given.
+        new_warnings: Warnings that are still to be logged.
     """
 
-    def __init__(self, settings: PrivacySettings) -> None:
-        self.settings = settings
-        self.warnings: dict[str, str] = {}
+    settings: PrivacySettings
+    warned: set[str] = field(default_factory=set)
+    new_warnings: list[str] = field(default_factory=list)
 
     def check_upload(
         self, dataset: ClientDataset, layout: Layout, training: TrainingSettings, seed: int, round_number: int
@@ -58,7 +60,7 @@ class ReleaseGuards:
         """Check a round's upload before training; noise bounds what an upload shows, and needs no check.
 
         Raises:
-            GuardError: it stands on too few tokens, and the settings refuse that.
+            GuardError: The upload is made from too few tokens, and the settings refuse that.
         """
         if not self.settings.update and not self.settings.training:
             few = few_tokens(dataset, layout, training, seed, round_number)
@@ -68,26 +70,27 @@ class ReleaseGuards:
         """Check a summary without noise before it is released.
 
         Raises:
-            GuardError: it has small components, and the settings refuse that.
+            GuardError: The summary has small components, and the settings refuse that.
         """
         self._apply("small_components", self.settings.small_components, small_components(summary))
 
     def _apply(self, setting: str, policy: Guarding, problem: str) -> None:
         if problem and policy == "refuse":
             raise GuardError(problem)
-        if problem and policy == "warn":
-            self.warnings.setdefault(setting, problem)
+        if problem and policy == "warn" and setting not in self.warned:
+            self.warned.add(setting)
+            self.new_warnings.append(problem)
 
 
 def tokens_needed(layout: Layout, layers: str = "") -> int:
     """Return the different tokens that an upload needs: twice the largest rank of a core or factor in it.
 
-    The whole model shows its tokens whatever their number, by the rows of the embedding that changed; nothing is
-    promised there.
+    The whole model shows its tokens whatever their number, by the rows of the embedding that changed. No number of
+    tokens helps there.
 
     Args:
-        layout: names and shapes of the tensors that are sent.
-        layers: prefix of the names of the layers to consider; the result is 0 if there are none.
+        layout: Names and shapes of the tensors that are sent.
+        layers: Prefix of the names of the layers to consider; the result is 0 if there are none.
     """
     sent = [shape for name, shape in layout if name.startswith(layers) and (is_core(name) or is_factor(name))]
     return 2 * max(map(min, sent), default=0)
@@ -120,7 +123,7 @@ def refuse_few_tokens(
     """Check all uploads of a run before its first round.
 
     Raises:
-        RunError: clients have a round whose upload stands on too few tokens; the message names them all.
+        RunError: Clients have a round whose upload is made from too few tokens; the message names them all.
     """
     found = {}
     for client in clients:
@@ -133,7 +136,7 @@ def refuse_few_tokens(
 
 
 def too_few(found: dict[str, Few]) -> str:
-    """Return the message about clients, by name, whose uploads stand on too few tokens, with the ways out."""
+    """Return the message about clients, by name, whose uploads are made from too few tokens, with the ways out."""
     needed = max(few.needed for few in found.values())
     count = "is one" if len(found) == 1 else f"are {len(found)}"
     names = "; ".join(f"{name}, {few}" for name, few in found.items())

@@ -52,8 +52,12 @@ class Header:
 
 def encode(header: Header, arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
     """Encode header and arrays as one safetensors payload."""
-    metadata = {name: str(value) for name, value in asdict(header).items()}
-    return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
+    return bytes(
+        save(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+            metadata={name: str(value) for name, value in asdict(header).items()},
+        )
+    )
 
 
 def decode(payload: bytes, expected: Header) -> tuple[Header, dict[str, NDArray[np.generic]]]:
@@ -66,7 +70,10 @@ def decode(payload: bytes, expected: Header) -> tuple[Header, dict[str, NDArray[
     """
     try:
         arrays = load(payload)
-        found = _read_header(payload)
+        # safetensors reads metadata from files only; the layout of its first bytes is fixed by its format.
+        fields = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]
+        numbers = {name: int(fields[name]) for name in ("round", "client", "examples")}
+        found = Header(fields["kind"], fields["run"], fields["base"], **numbers)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise MessageError(
             f"{expected}: the payload is not a readable message ({error}); it is refused"
@@ -79,14 +86,6 @@ def decode(payload: bytes, expected: Header) -> tuple[Header, dict[str, NDArray[
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise MessageError(f"{expected}: '{name}' holds NaN or infinite values; it is refused")
     return found, arrays
-
-
-def _read_header(payload: bytes) -> Header:
-    # safetensors reads metadata from files only; the layout of its first bytes is fixed by its format.
-    size = int.from_bytes(payload[:8], "little")
-    fields = json.loads(payload[8 : 8 + size])["__metadata__"]
-    numbers = {name: int(fields[name]) for name in ("round", "client", "examples")}
-    return Header(kind=fields["kind"], run=fields["run"], base=fields["base"], **numbers)
 
 
 def encode_values(header: Header, values: Vector) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
+from trifed.federation import events
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.device_placement import choose_device, choose_precision
-from trifed.federation.events import DataSplit, Event, Listener, Loading
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS, ORIGINS, code_hash
 from trifed.tasks import TASKS
@@ -34,34 +35,33 @@ PACKAGES = (
 )
 
 
-def quiet(event: Event) -> None:
+def quiet(event: events.Event) -> None:
     """Ignore an event."""
 
 
 def prepare(
-    config: RunConfig, listener: Listener = quiet
+    config: RunConfig, listener: events.Listener = quiet
 ) -> tuple[FederatedData, SharedModel, list[ClientDataset]]:
     """Load the data of a configured run, the model with its adapter, and the clients' tokenised examples."""
     task = TASKS[config.task]
-    listener(Loading("data").to_dict())
+    listener(events.loading("data"))
     data = make_clients(config.data, config.seed, task.roles)
-    listener(DataSplit(data).to_dict())
-    listener(Loading(f"model {config.model.name}").to_dict())
+    listener(events.data_split(data))
+    listener(events.loading(f"model {config.model.name}"))
     base = task.load(config.model.name, config.model.dtype)
-    settings = (config.model, config.adapter, config.training)
     shared_model = build_shared_model(
-        base, config.composed_method(), data.label_names, config.seed, settings, task
+        base,
+        config.composed_method(),
+        data.label_names,
+        config.seed,
+        (config.model, config.adapter, config.training),
+        task,
     )
-    return data, shared_model, _tokenise(data, shared_model)
-
-
-def _tokenise(data: FederatedData, shared_model: SharedModel) -> list[ClientDataset]:
-    return [
-        ClientDataset(
-            i, c.name, shared_model.encode(c.train), shared_model.encode(c.valid), shared_model.encode(c.test)
-        )
+    clients = [
+        ClientDataset(i, c.name, *map(shared_model.encode, (c.train, c.valid, c.test)))
         for i, c in enumerate(data.clients)
     ]
+    return data, shared_model, clients
 
 
 def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) -> dict[str, Any]:
@@ -90,8 +90,5 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    named = re.search(r"^model name.*?:(.*)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return named[1].strip() if named else platform.processor()

@@ -1,7 +1,12 @@
-"""The privacy that a run's clients have spent, by the ledgers in its folder, or will spend, by its settings."""
+"""The price of privacy: the ε that a run's clients have spent, or will spend, and the noise in what they send.
+
+The spent ε is read from the ledgers in a run's folder; what a run will cost follows from its settings.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +14,20 @@ from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.federation.run_folder import PRIVACY
 from trifed.methods.personalization import EXAMPLES_OF_NAMES
-from trifed.privacy import Book, Spent, facts_of, promised, read_ledger, spent
+from trifed.privacy import (
+    Book,
+    Spent,
+    facts_of,
+    noise_multiplier,
+    promised,
+    read_ledger,
+    spent,
+    steps_multiplier,
+)
 from trifed.privacy.ledger import FILE
+
+QUIET = 1.0
+"""Largest ratio at which no remedy is named: the noise is as long as the change that it hides."""
 
 
 class Account(NamedTuple):
@@ -29,16 +46,15 @@ def accounts_in(folder: Path) -> list[Account]:
     """Return all ledgers under a folder: a run's, a site's of one run, or a site's with several runs.
 
     Raises:
-        RunError: a ledger is damaged.
+        RunError: A ledger is damaged.
     """
-    found = sorted(file for file in folder.rglob(FILE) if PRIVACY in file.relative_to(folder).parts)
-    return [Account(_run_of(folder, file), read_ledger(file)) for file in found]
-
-
-def _run_of(folder: Path, file: Path) -> str:
-    parts = file.relative_to(folder).parts
-    inner = parts[: parts.index(PRIVACY)]
-    return inner[-1] if inner else folder.absolute().name
+    accounts = []
+    for file in sorted(folder.rglob(FILE)):
+        parts = file.relative_to(folder).parts
+        if PRIVACY in parts:
+            run = (folder.absolute().name, *parts[: parts.index(PRIVACY)])[-1]
+            accounts.append(Account(run, read_ledger(file)))
+    return accounts
 
 
 def most_spent(folder: Path) -> dict[str, Any] | None:
@@ -59,16 +75,76 @@ def promise(config: RunConfig) -> list[Spent]:
     """Return the ε that a run costs a client that takes part in every round.
 
     Raises:
-        RunError: the run has no [privacy].
+        RunError: The run has no [privacy].
     """
     if not config.privacy.on:
         raise RunError(f"{config.name}: this run has no [privacy]; `trifed settings` shows it")
     method = config.composed_method()
-    uploads = any(map(method.sends, EXAMPLES_OF_NAMES))
     return promised(
         config.privacy,
         config.rounds,
         config.training.steps,
         summarises=method.summarise is not None,
-        uploads=uploads,
+        uploads=any(map(method.sends, EXAMPLES_OF_NAMES)),
     )
+
+
+def of_updates(multiplier: float, values: int, clients: int) -> float:
+    """Return the length of the noise on a mean of updates, in units of the clipping norm.
+
+    Each number of an update has noise of z · clip. In a mean of updates it is divided by √clients; the noise on a
+    vector of n numbers is √n times as long.
+
+    Args:
+        multiplier: z.
+        values: Numbers in an update.
+        clients: Updates in the mean.
+    """
+    return multiplier * math.sqrt(values / clients)
+
+
+def of_steps(multiplier: float, values: int, examples: float) -> float:
+    """Return the length of the noise on a training step of DP-SGD, in units of the longest sum of gradients.
+
+    Args:
+        multiplier: z.
+        values: Numbers in a gradient.
+        examples: Gradients in the sum.
+    """
+    return multiplier * math.sqrt(values) / max(examples, 1.0)
+
+
+def noise_to_signal(config: RunConfig, sent: int, trained: int, sizes: list[int]) -> Iterator[str]:
+    """Yield a sentence for each kind of noise in a run's training and updates.
+
+    Args:
+        config: Settings of the run.
+        sent: Numbers that an update has.
+        trained: Numbers that are trained.
+        sizes: Training examples of each client.
+    """
+    update, steps = config.privacy.update, config.privacy.training
+    if update and sent:
+        clients = max(1, round(config.participation * len(sizes)))
+        z = noise_multiplier(update.epsilon, update.delta, config.rounds)
+        yield _sentence(
+            f"privacy.update: the noise on a mean of {clients} clients",
+            of_updates(z, sent, clients),
+            "change one of them may send",
+            "more clients, fewer rounds, fewer numbers (adapter.rank)",
+        )
+    if steps and config.training.steps:
+        z = steps_multiplier(steps.epsilon, steps.delta, steps.rate, config.rounds * config.training.steps)
+        sampled = steps.rate * sorted(sizes)[len(sizes) // 2]
+        yield _sentence(
+            f"privacy.training: the noise on a step of some {sampled:.0f} examples",
+            of_steps(z, trained, sampled),
+            "sum of their gradients",
+            "more examples, a larger rate, fewer steps, fewer numbers (adapter.rank)",
+        )
+
+
+def _sentence(noise: str, times: float, longest: str, remedies: str) -> str:
+    ratio = f"{times:.0f}" if times >= 10 else f"{times:.1f}"
+    advice = f"; {remedies} or a larger epsilon make it quieter; who trains alone and sends nothing needs none"
+    return f"{noise} is about {ratio} times as long as the longest {longest}{advice if times > QUIET else ''}"

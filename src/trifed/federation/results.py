@@ -67,12 +67,8 @@ def perplexity(clients: Sequence[Json]) -> Json:
     return {"mean": float(known.mean()), "worst": float(known.max()), "best": float(known.min())}
 
 
-def _scores(events: Sequence[Event], stage: str) -> list[Event]:
-    return [e for e in events if e["event"] == "scores" and e["stage"] == stage]
-
-
 def _latest(events: Sequence[Event], stage: str) -> Json | None:
-    found = _scores(events, stage)
+    found = [e for e in events if e["event"] == "scores" and e["stage"] == stage]
     if not found:
         return None
     last = [e["test"] for e in found if e["round"] == found[-1]["round"]]
@@ -99,15 +95,14 @@ def _curve(events: Sequence[Event], evaluated_model: str) -> list[Json]:
     found = [e for e in events if e["event"] == "scores" and e["stage"] in (evaluated_model, "start")]
     for number in sorted({e["round"] for e in found}):
         here = [e for e in found if e["round"] == number]
-        losses = [e["loss"] for e in events if e["event"] == "trained" and e["round"] == number]
-        known = [loss for loss in losses if loss is not None and np.isfinite(loss)]
-        valid = _spread([e["valid"] for e in here])
+        trained = [e for e in events if e["event"] == "trained" and e["round"] == number]
+        losses = [e["loss"] for e in trained if e["loss"] is not None and np.isfinite(e["loss"])]
         points.append(
             {
                 "round": number,
                 **_spread([e["test"] for e in here]),
-                "valid_mean": valid["mean"],
-                "training_loss": float(np.mean(known)) if known else None,
+                "valid_mean": _spread([e["valid"] for e in here])["mean"],
+                "training_loss": float(np.mean(losses)) if losses else None,
                 "bytes": sent(number) if number else 0,
             }
         )
@@ -129,18 +124,17 @@ def _client(events: Sequence[Event], name: str, evaluated_model: str) -> Json:
     }
 
 
-def _sent(events: Sequence[Event], *ways: str) -> int:
-    """Return the bytes of all messages up, down, or both."""
-    return sum(sum(e.get(way, {}).values()) for e in events for way in ways)
+def _sent(events: Sequence[Event], direction: str) -> int:
+    """Return the bytes of all messages in one direction, "up" or "down"."""
+    return sum(sum(e.get(direction, {}).values()) for e in events)
 
 
 def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
     up, down = _sent(events, "up"), _sent(events, "down")
     trained, opening = ([e for e in events if e["event"] == name] for name in ("trained", "opening"))
-    exchanges = [e[way] for e in trained for way in ("up", "down") if e[way]]
-    envelope = max((message[ENVELOPE] for message in exchanges), default=0)
+    exchanges = [message for e in trained for message in (e["up"], e["down"]) if message]
     # One message up and one down for each training: plain federated LoRA's traffic for the same participation.
-    lora_total = 2 * len(trained) * (lora_bytes + envelope)
+    lora_total = 2 * len(trained) * (lora_bytes + max((message[ENVELOPE] for message in exchanges), default=0))
     return {
         "up": up,
         "down": down,

@@ -13,8 +13,10 @@ sites. Timeouts, retries, the order of arrival and the connection of clients bel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal, Protocol
 
 import torch
 
@@ -26,20 +28,115 @@ from trifed.federation.messages import Rejected, layout_sizes, manifest, summary
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.training import seeded
-from trifed.federation.transport import Exchange, Reply, Transport
 from trifed.methods.base import Stage, Upload
+from trifed.methods.packing import Layout
+
+MessageTo = Callable[[int], bytes | None]
+"""Index of a client → the message for it, made when it is asked for; None if there is nothing to send."""
+Exchange = Literal["gradient", "projections", "summary", "train", "finish"]
 
 
-class FederatedRun:
-    """One run over a transport. `server` is available once the run has begun."""
+@dataclass
+class ClientRecord:
+    """The server's record of one client.
+
+    Attributes:
+        node: Address at the transport.
+        examples: Training examples that the client has reported; 0 for a client that does not train.
+        data: The client's own mark of the data that it was opened with.
+        counts: The last round in which the client's upload was accepted, 0 before that.
+        left: Whether the client has left for good.
+    """
+
+    name: str
+    node: int
+    examples: int
+    data: str = ""
+    counts: int = 0
+    left: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's reply.
+
+    Attributes:
+        sent: The server's message that this replies to.
+        payload: The client's message.
+        loss: Mean training loss over the steps, nats.
+        seconds: Time that the client's update took.
+        kept_own: Whether the client trained from its own values instead of the received ones.
+        scores: The final model's scores on `valid` and `test` data, if the client shares them.
+    """
+
+    sent: bytes | None = None
+    payload: bytes | None = None
+    loss: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+    kept_own: bool = False
+    scores: Mapping[str, Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The server of a run whose clients are connected.
+
+    Attributes:
+        resumed: The last whole round of a run that continues; None for a new run.
+        examples: Training examples of each client, if the transport logs them.
+        sent: Bytes exchanged before the run was resumed, if the transport logs them.
+    """
 
     server: Server
+    resumed: int | None = None
+    examples: list[int] | None = None
+    sent: int | None = None
 
-    def __init__(self, config: RunConfig, transport: Transport, folder: RunFolder, log: events.Log) -> None:
-        self.config = config
-        self.transport = transport
-        self.folder = folder
-        self.log = log
+
+class Transport(Protocol):
+    """The connection between the server and the clients of one run."""
+
+    @property
+    def records(self) -> Sequence[ClientRecord]:
+        """Every client of the run; a client's position is its index."""
+
+    @property
+    def adapted_layout(self) -> Layout:
+        """Names and shapes of the weights that are adapted."""
+
+    def open(self) -> Opened:
+        """Connect the clients, and make the server or load it from the last checkpoint."""
+
+    def ask(
+        self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
+    ) -> Iterator[tuple[int, Reply | Rejected]]:
+        """Send a message to each client and yield the replies, with the clients' indices, as they come."""
+
+    def reject(self, number: int, client: int, rejected: Rejected) -> None:
+        """Handle a reply that does not count."""
+
+    def close_round(self, number: int, accepted: Sequence[int]) -> None:
+        """Check the replies of a round, or, after the last round, of the final download."""
+
+    def update_clients(self, number: int) -> Sequence[int]:
+        """Let clients join and leave before a round; return those that lack the shared projections."""
+
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterable[events.Event]:
+        """Score the clients' models after a round, where the server may see the scores."""
+
+    def save_checkpoint(self, number: int) -> None:
+        """Keep the state after a round; round 0 is the end of the opening."""
+
+
+@dataclass
+class FederatedRun:
+    """One run over a transport, logged in `log`. `server` is available once the run has begun."""
+
+    config: RunConfig
+    transport: Transport
+    folder: RunFolder
+    log: events.Listener
 
     def run(self) -> None:
         """Begin, or resume after the last whole round, and run to the end."""
@@ -53,20 +150,20 @@ class FederatedRun:
     def begin(self) -> int:
         """Begin or resume; return the number of the last whole round, 0 for a new run."""
         opened = self.transport.open()
-        self.server, method = opened.server, opened.server.context.method
-        names = [record.name for record in self.transport.records]
+        self.server: Server = opened.server
+        method, names = self.server.context.method, [record.name for record in self.transport.records]
         about = (method.name, method.evaluated_model, names)
         if opened.resumed is not None:
-            self.log(events.Resumed(*about, round=opened.resumed, sent=opened.sent))
+            self.log(events.resumed(*about, opened.resumed, opened.sent))
             return opened.resumed
-        self.log(events.Started(*about, examples=opened.examples))
+        self.log(events.started(*about, opened.examples))
         if method.shared_projections:
             self._make_shared_projections()
         self._evaluate(0, ["start"])
         clients = range(len(names)) if method.summarise else ()
         self.server.open(
             self._collect(
-                "summary", clients, lambda name, payload: events.SummaryReceived(name, summary_manifest(payload))
+                "summary", clients, lambda name, payload: events.summary_received(name, summary_manifest(payload))
             )
         )
         self.transport.save_checkpoint(0)
@@ -78,28 +175,36 @@ class FederatedRun:
 
     def select(self, number: int) -> list[int]:
         """Draw the clients of a round among those that have examples; the draw depends on seed and round alone."""
-        able = [client for client, record in enumerate(self.transport.records) if record.examples]
+        able = self._able()
         wanted = max(1, round(self.config.participation * len(able)))
         if wanted >= len(able):
             return able
         drawn = seeded(self.config.seed, SAMPLING, number).choice(len(able), wanted, replace=False)
         return [able[position] for position in sorted(drawn)]
 
+    def _able(self) -> list[int]:
+        """Return the clients that have training examples."""
+        return [client for client, record in enumerate(self.transport.records) if record.examples]
+
     def round(self, number: int) -> None:
         """Let the selected clients download, train and upload, aggregate their uploads, and evaluate."""
-        accepted: list[int] = []
-        uploads: list[Upload] = []
-        download = partial(self.server.download, number)
-        for client, reply in self.transport.ask("train", number, self.select(number), download):
-            result = self._accept(number, client, reply)
-            if isinstance(result, Rejected):
-                self._leave_out(number, client, result)
+        uploads: dict[int, list[Upload]] = {}
+        for client, reply in self._ask(
+            "train", number, self.select(number), partial(self.server.download, number)
+        ):
+            upload = None
+            if reply.payload is not None:
+                examples = self.transport.records[client].examples
+                upload = self.server.accept(number, client, reply.payload, examples)
+            if isinstance(upload, Rejected):
+                self._leave_out(number, client, upload)
             else:
-                accepted.append(client)
-                uploads += result
-        self.transport.close_round(number, accepted)
-        for bounded in self.server.aggregate(uploads):
-            self.log(events.Bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
+                uploads[client] = [] if upload is None else [upload]
+                self._log_update(number, client, reply)
+        self.transport.close_round(number, list(uploads))
+        accepted = [upload for found in uploads.values() for upload in found]
+        for bounded in self.server.aggregate(accepted):
+            self.log(events.bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluate_every == 0:
             both: list[Stage] = ["trained", "received"] if last and self.server.context.compression.layout else []
@@ -110,76 +215,65 @@ class FederatedRun:
         number, stage = self.config.rounds + 1, self.server.context.method.evaluated_model
         clients = [client for client, record in enumerate(self.transport.records) if not record.left]
         accepted = []
-        for client, reply in self.transport.ask("finish", number, clients, partial(self.server.download, number)):
-            if isinstance(reply, Rejected):
-                self._leave_out(number, client, reply)
-                continue
+        for client, reply in self._ask("finish", number, clients, partial(self.server.download, number)):
             accepted.append(client)
             if reply.sent is not None:
-                self.log(events.Delivered(number, self._name(client), self._sizes(reply.sent)))
+                self.log(events.delivered(number, self._name(client), self._sizes(reply.sent)))
             if reply.scores is not None:
-                self.log(events.ClientScores(number - 1, stage, self._name(client), **reply.scores))
+                self.log(events.client_scores(number - 1, stage, self._name(client), **reply.scores))
         self.transport.close_round(number, accepted)
-        self.log(events.Finished(number - 1))
+        self.log(events.finished(number - 1))
 
     # -- parts of the opening
 
     def _make_shared_projections(self) -> None:
         """Make the frozen projections from the clients' first gradients, keep them, and send them to all."""
-        layout, records = self.transport.adapted_layout, self.transport.records
-        clients, sizes = [c for c, record in enumerate(records) if record.examples], layout_sizes(layout)
+        layout = self.transport.adapted_layout
+        sizes = layout_sizes(layout)
         gradients = self._collect(
-            "gradient", clients, lambda name, payload: events.OpeningExchange(name, up=manifest(payload, sizes))
+            "gradient",
+            self._able(),
+            lambda name, payload: events.opening_exchange(name, up=manifest(payload, sizes)),
         )
         projections = self.server.make_shared_projections(gradients, layout)
-        tensors = {name: torch.from_numpy(values) for name, values in projections.items()}
-        self.folder.write_tensors(SHARED_PROJECTIONS, tensors, {})
-        self._send_shared_projections(0, range(len(records)))
+        self.folder.write_tensors(
+            SHARED_PROJECTIONS, {name: torch.from_numpy(values) for name, values in projections.items()}, {}
+        )
+        self._send_shared_projections(0, range(len(self.transport.records)))
 
     def _send_shared_projections(self, number: int, clients: Sequence[int]) -> None:
-        if not clients:
-            return
-        sizes = layout_sizes(layout_of(self.server.shared_projections))
-        message = self.server.shared_projections_for
-        for client, reply in self.transport.ask("projections", number, clients, message):
-            if isinstance(reply, Rejected):
-                self._leave_out(number, client, reply)
-            else:
-                down = manifest(reply.sent or b"", sizes)
-                self.log(events.OpeningExchange(self._name(client), down=down))
+        if clients:
+            sizes = layout_sizes(layout_of(self.server.shared_projections))
+            for client, reply in self._ask("projections", number, clients, self.server.shared_projections_for):
+                self.log(events.opening_exchange(self._name(client), down=manifest(reply.sent or b"", sizes)))
 
     def _collect(
-        self, kind: Exchange, clients: Sequence[int], event: Callable[[str, bytes], events.RunEvent]
+        self, kind: Exchange, clients: Sequence[int], event: Callable[[str, bytes], events.Event]
     ) -> dict[int, bytes]:
         """Ask clients for a message before the first round, and log each with its sender's name."""
         payloads: dict[int, bytes] = {}
-        for client, reply in self.transport.ask(kind, 0, clients, lambda client: None):
-            if isinstance(reply, Rejected):
-                self._leave_out(0, client, reply)
-            else:
-                payloads[client] = reply.payload or b""
-                self.log(event(self._name(client), payloads[client]))
+        for client, reply in self._ask(kind, 0, clients, lambda client: None):
+            payloads[client] = reply.payload or b""
+            self.log(event(self._name(client), payloads[client]))
         return payloads
 
-    # -- parts of a round
+    # -- parts of every exchange
 
-    def _accept(self, number: int, client: int, reply: Reply | Rejected) -> list[Upload] | Rejected:
-        """Check a client's upload and log it; the list is empty for a method that sends nothing."""
-        if isinstance(reply, Rejected):
-            return reply
-        uploads = []
-        if reply.payload is not None:
-            examples = self.transport.records[client].examples
-            upload = self.server.accept(number, client, reply.payload, examples)
-            if isinstance(upload, Rejected):
-                return upload
-            uploads = [upload]
+    def _ask(
+        self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the replies that count, with the clients' indices; leave the other clients out."""
+        for client, reply in self.transport.ask(kind, number, clients, message):
+            if isinstance(reply, Rejected):
+                self._leave_out(number, client, reply)
+            else:
+                yield client, reply
+
+    def _log_update(self, number: int, client: int, reply: Reply) -> None:
+        name, up, down = self._name(client), self._sizes(reply.payload), self._sizes(reply.sent)
         if reply.kept_own:
-            self.log(events.KeptOwn(number, self._name(client)))
-        up, down = self._sizes(reply.payload), self._sizes(reply.sent)
-        facts = (reply.loss, reply.steps, reply.seconds)
-        self.log(events.Trained(number, self._name(client), *facts, up, down))
-        return uploads
+            self.log(events.kept_own(number, name))
+        self.log(events.trained(number, name, reply.loss, reply.steps, reply.seconds, up, down))
 
     def _leave_out(self, number: int, client: int, rejected: Rejected) -> None:
         """Log that a client does not count in a round; before the first round every client has to.
@@ -191,7 +285,7 @@ class FederatedRun:
         if number == 0:
             raise RunError(f"{name} could not be opened: {rejected.reason}; mend it, and start the run again")
         self.transport.reject(number, client, rejected)
-        self.log(events.LeftOut(number, name, rejected.code, rejected.reason))
+        self.log(events.left_out(number, name, rejected.code, rejected.reason))
 
     def _evaluate(self, number: int, stages: Sequence[Stage]) -> None:
         for scores in self.transport.evaluate(number, stages):

@@ -1,4 +1,4 @@
-"""A run's folder: its files, and how an interrupted run is resumed from them.
+"""A run's folder: its files, from which an interrupted run is resumed.
 
 ::
 
@@ -23,7 +23,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.federation.client_update import ClientState
 from trifed.federation.events import Event as Event
-from trifed.federation.events import Listener, RunEvent
+from trifed.federation.events import Listener
 from trifed.methods.base import State
 
 PRIVACY = "privacy"
@@ -51,17 +54,31 @@ def refuse_unwritable(path: Path, way_out: str) -> None:
     Raises:
         RunError: The folder, or the nearest existing one above it, is not a folder or not writable.
     """
-    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         kind = "not writable" if nearest.is_dir() else "not a folder"
         raise RunError(f"{path}: no file can be written there, because {nearest} is {kind}; {way_out}")
 
 
+@contextmanager
+def open_tensors(path: Path, way_out: str) -> Iterator[Any]:
+    """Open a safetensors file, and report damage that is found inside the block.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: damaged ({error}); {way_out}") from error
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """Reads and writes one run's folder; every file but the event log is replaced atomically."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -108,9 +125,10 @@ class RunFolder:
         """Write one JSON file; NaN becomes null."""
         self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Read one JSON file."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def read_json(self, name: str, default: Any = None) -> Any:
+        """Read one JSON file; `default` is returned instead of a missing file, unless it is None."""
+        missing = default is not None and not (self.path / name).is_file()
+        return default if missing else json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write one safetensors file atomically."""
@@ -118,14 +136,18 @@ class RunFolder:
             save_file(apart(tensors), path, dict(metadata))
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
-        """Read one safetensors file."""
+        """Read the arrays of one safetensors file."""
         return {key: tensor.numpy() for key, tensor in load_file(self.path / name).items()}
 
     # -- events
 
+    @property
+    def _events(self) -> Path:
+        return self.path / "events.jsonl"
+
     def append(self, event: Event) -> None:
         """Add one event to the log."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+        with self._events.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(event), allow_nan=False) + "\n")
 
     def events(self) -> list[Event]:
@@ -134,7 +156,7 @@ class RunFolder:
         Raises:
             RunError: The log is damaged.
         """
-        path = self.path / "events.jsonl"
+        path = self._events
         return self._parse(path.read_bytes()) if path.is_file() else []
 
     def whole_rounds(self) -> list[Event]:
@@ -148,15 +170,14 @@ class RunFolder:
             return found
         if not found or not self.has_checkpoint():
             return []
-        content = (self.path / "events.jsonl").read_bytes()
-        return self._parse(content[: self._read_checkpoint(())[0]["events_bytes"]])
+        return self._parse(self._events.read_bytes()[: self._facts()["events_bytes"]])
 
     def _parse(self, content: bytes) -> list[Event]:
         try:
             lines = content[: content.rfind(b"\n") + 1].decode("utf-8").splitlines()
             return [json.loads(line) for line in lines]
         except ValueError as error:
-            raise RunError(f"{self.path / 'events.jsonl'}: damaged ({error}); put the whole file back") from error
+            raise RunError(f"{self._events}: damaged ({error}); put the whole file back") from error
 
     # -- checkpoint
 
@@ -175,11 +196,10 @@ class RunFolder:
         tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
         for index, state in enumerate(clients):
             tensors |= state_tensors(state, f"client/{index}/")
-        events = self.path / "events.jsonl"
         facts = {
             "round": round_number,
             "steps": [state.steps for state in clients],
-            "events_bytes": events.stat().st_size if events.is_file() else 0,
+            "events_bytes": self._events.stat().st_size if self._events.is_file() else 0,
             "identity": identity,
             "members": records,
         }
@@ -195,7 +215,7 @@ class RunFolder:
         Raises:
             RunError: The checkpoint is damaged.
         """
-        return self._read_checkpoint(())[0].get("members") if self.has_checkpoint() else None
+        return self._facts().get("members")
 
     def rounds_done(self) -> int:
         """Return the last whole round, 0 if there is none.
@@ -203,17 +223,18 @@ class RunFolder:
         Raises:
             RunError: The checkpoint is damaged.
         """
-        return int(self._read_checkpoint(())[0]["round"]) if self.has_checkpoint() else 0
+        return int(self._facts().get("round", 0))
 
-    def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[Event, dict[str, Tensor]]:
-        """Read a checkpoint's metadata, and the tensors in `names`, or all."""
+    def _facts(self) -> dict[str, Any]:
+        """Return the facts of the last checkpoint; empty without one."""
+        return self._read_checkpoint(())[0] if self.has_checkpoint() else {}
+
+    def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Read a checkpoint's facts, and the tensors in `names`, or all."""
         path = self.path / "checkpoint.safetensors"
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["trifed"])
-                return facts, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: damaged ({error}); start the run anew under another --name") from error
+        with open_tensors(path, "start the run anew under another --name") as file:
+            facts = json.loads(file.metadata()["trifed"])
+            return facts, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
 
     def load_checkpoint(self, identity: str, cut: bool = True) -> tuple[int, list[ClientState], State] | None:
         """Read the last whole round; None if no round was finished.
@@ -228,9 +249,8 @@ class RunFolder:
         Raises:
             RunError: The file is damaged, or belongs to other data or another base model.
         """
-        path = self.path / "checkpoint.safetensors"
-        if not path.is_file():
-            (self.path / "events.jsonl").unlink(missing_ok=True)
+        if not self.has_checkpoint():
+            self._events.unlink(missing_ok=True)
             return None
         facts, tensors = self._read_checkpoint()
         if facts["identity"] != identity:
@@ -238,47 +258,40 @@ class RunFolder:
                 f"{self.path}: the data or the base model changed since this run was broken off, so it cannot "
                 f"reach the same numbers; put them back, or start a new run under another --name"
             )
-        events = self.path / "events.jsonl"
-        if not events.is_file() or events.stat().st_size < facts["events_bytes"]:
+        if not self._events.is_file() or self._events.stat().st_size < facts["events_bytes"]:
             raise RunError(
-                f"{events}: shorter than when this run was broken off, so its bytes and accuracies are lost; "
-                f"put the whole file back, or start a new run under another --name"
+                f"{self._events}: shorter than when this run was broken off, so its bytes and accuracies are "
+                f"lost; put the whole file back, or start a new run under another --name"
             )
         if cut:
-            with events.open("r+b") as file_events:
-                file_events.truncate(facts["events_bytes"])
+            os.truncate(self._events, facts["events_bytes"])
+        states = [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])]
         server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
-        return (
-            facts["round"],
-            [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])],
-            server,
-        )
+        return facts["round"], states, server
 
 
+@dataclass(frozen=True)
 class EventLog:
     """Writes events to a run's log and passes them to a listener."""
 
-    def __init__(self, folder: RunFolder, listener: Listener) -> None:
-        self.folder = folder
-        self.listener = listener
+    folder: RunFolder
+    listener: Listener
 
-    def __call__(self, event: RunEvent) -> None:
+    def __call__(self, event: Event) -> None:
         """Log one event."""
-        logged = event.to_dict()
-        self.folder.append(logged)
-        self.listener(logged)
+        self.folder.append(event)
+        self.listener(event)
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors that share memory, which safetensors refuses: clients that never trained share their start."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        known = place in seen or not tensor.is_contiguous()
-        result[name] = tensor.clone(memory_format=torch.contiguous_format) if known else tensor
-        seen.add(place)
-    return result
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    return {
+        name: tensor
+        if uses[tensor.untyped_storage().data_ptr()] == 1 and tensor.is_contiguous()
+        else tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
@@ -297,18 +310,16 @@ def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> Clie
         prefix = f"{under}{kind}/"
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-    wire = {name: tensor.numpy() for name, tensor in part("wire").items()}
-    return ClientState(part("tensors"), part("moments"), steps, wire)
+    memory = {name: tensor.numpy() for name, tensor in part("wire").items()}
+    return ClientState(part("tensors"), part("moments"), steps, memory)
 
 
 def plain(value: Any) -> Any:
     """Make a value ready for JSON: NumPy numbers become Python's, NaN and infinities None."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -31,7 +31,7 @@ class References:
     pending: dict[int, Vector] = field(default_factory=dict)
 
     def confirm(self, client: int) -> None:
-        """Take the pending download as the reference: the client has it."""
+        """Make the pending download the reference, because the client has it."""
         if client in self.pending:
             self.confirmed[client] = self.pending.pop(client)
 
@@ -41,12 +41,13 @@ class References:
         self.pending.pop(client, None)
 
 
+@dataclass
 class Server:
     """The server of one run.
 
     Attributes:
         clients: Number of clients.
-        start: Common start of the values that travel, (n_values,).
+        start: Common start of the values that are sent, (n_values,).
         state: The method's state.
         summaries: The clients' data summaries by index.
         references: Reference vectors of the messages in few bits.
@@ -54,17 +55,18 @@ class Server:
         shared_projections: The frozen projections that the method makes before round 1; empty without any.
     """
 
-    def __init__(self, context: RunContext, clients: int, start: Vector) -> None:
-        self.context = context
-        self.clients = clients
-        self.start = start
-        self.state: State = {}
-        self.summaries: dict[int, Summary] = {}
-        self.references = References()
-        self.screening = Screening(context.aggregation)
-        self.shared_projections: Tensors = {}
+    context: RunContext
+    clients: int
+    start: Vector
+    state: State = field(default_factory=dict)
+    summaries: dict[int, Summary] = field(default_factory=dict)
+    references: References = field(default_factory=References)
+    shared_projections: Tensors = field(default_factory=dict)
 
-    # -- what is kept
+    def __post_init__(self) -> None:
+        self.screening = Screening(self.context.aggregation)
+
+    # -- checkpoint
 
     def state_dict(self) -> State:
         """Return all arrays that a checkpoint needs, the shared projections apart, which have their own file."""
@@ -75,14 +77,15 @@ class Server:
         return arrays
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up the arrays of `state_dict`, or the method's state alone; the inverse of `state_dict`."""
+        """Restore the arrays of `state_dict`, or the method's state alone."""
         rest = dict(arrays)
         self.start = rest.pop(START, self.start).astype(np.float32)
         self.screening.load_state_dict(rest)
-        references = {client: values.astype(np.float32) for client, _, values in _taken(rest, REFERENCE)}
-        self.references = References(references)
+        self.references = References(
+            {client: values.astype(np.float32) for client, _, values in _pop(rest, REFERENCE)}
+        )
         summaries: dict[int, dict[str, NDArray[np.generic]]] = {}
-        for client, name, array in _taken(rest, SUMMARY):
+        for client, name, array in _pop(rest, SUMMARY):
             summaries.setdefault(client, {})[name] = array
         self.summaries = {client: Summary.from_arrays(found) for client, found in summaries.items()}
         self.state = rest
@@ -129,7 +132,7 @@ class Server:
         if self.context.compression.layout:
             self.state = self.context.method.start(self.context.options, self._server_context())
 
-    # -- clients that come, change and leave
+    # -- clients that join, change or leave
 
     def admit(self, client: int, summary: bytes | None) -> None:
         """Add a client, whose index is the next one, or replace the summary of a known client.
@@ -198,13 +201,14 @@ class Server:
         except MessageError as error:
             return Rejected(BAD_REPLY, str(error))
         if examples is not None and found.examples != examples:
-            reason = f"{header}: {found.examples} examples, and it began with {examples}; it is refused"
-            return Rejected(BAD_REPLY, reason)
+            return Rejected(
+                BAD_REPLY, f"{header}: {found.examples} examples, and it began with {examples}; it is refused"
+            )
         self.references.confirm(client)
         return Upload(client, number, found.examples, values)
 
     def aggregate(self, uploads: Sequence[Upload]) -> list[Bounded]:
-        """Close a round, and return what the bounds of `[aggregation]` changed; no uploads change nothing."""
+        """Aggregate the uploads of a round; return the changes by the bounds of `[aggregation]`."""
         if not uploads:
             return []
         screened, bounded = self.screening.apply(uploads, self._values_before)
@@ -229,11 +233,11 @@ class Server:
 
 
 def layout_of(tensors: Tensors) -> Layout:
-    """Names and shapes of tensors."""
+    """Return names and shapes of tensors."""
     return tuple((name, values.shape) for name, values in tensors.items())
 
 
-def _taken(arrays: State, prefix: str) -> Iterator[tuple[int, str, NDArray[np.generic]]]:
+def _pop(arrays: State, prefix: str) -> Iterator[tuple[int, str, NDArray[np.generic]]]:
     """Remove all arrays under a prefix and yield client, rest of the name, and array."""
     for name in [name for name in arrays if name.startswith(prefix)]:
         client, _, rest = name.removeprefix(prefix).partition("/")

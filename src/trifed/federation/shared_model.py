@@ -18,7 +18,7 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import ModelError
 from trifed.config.settings import QUANTISED, ModelSettings, Pooling, TrainingSettings
 from trifed.data import Examples
-from trifed.federation.device_placement import place
+from trifed.federation.device_placement import place_model
 from trifed.federation.training import embed, mean_gradient
 from trifed.methods.base import Method, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
@@ -150,7 +150,7 @@ def build_shared_model(
             f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs the base model's gradient; "
             f"set it to float32 or bfloat16, or choose another method"
         )
-    device = place(base.model, training_settings)
+    device = place_model(base.model, training_settings)
     lora_values = factor_values(base.model, adapter_settings)
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):

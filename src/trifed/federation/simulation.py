@@ -16,18 +16,17 @@ from torch import Tensor
 from trifed.common.errors import MessageError
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
+from trifed.federation import events
 from trifed.federation.client import Client, ClientSettings, adapted_layout, receive_shared_projections
 from trifed.federation.client_update import ClientDataset, ClientState, score
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
-from trifed.federation.events import ClientScores, Listener, Warned
 from trifed.federation.messages import Rejected
 from trifed.federation.results import facts_of
-from trifed.federation.round import FederatedRun
+from trifed.federation.round import ClientRecord, Exchange, FederatedRun, MessageTo, Opened, Reply
 from trifed.federation.run_folder import PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout
 
@@ -43,15 +42,14 @@ class Simulation:
     datasets: list[ClientDataset]
     shared_model: SharedModel
     folder: RunFolder
-    listener: Listener
+    listener: events.Listener
 
     def __post_init__(self) -> None:
-        config, labels = self.config, len(self.data.label_names)
+        config = self.config
         self.log = EventLog(self.folder, self.listener)
-        self.warned: set[tuple[int, str]] = set()
         self.context = run_context(config, self.shared_model.layout, self.shared_model.fingerprint)
         self.server = Server(self.context, len(self.datasets), self.shared_model.start_values)
-        settings = ClientSettings.of(config, labels)
+        settings = ClientSettings.of(config, len(self.data.label_names))
         ledgers = self.folder.path / PRIVACY
         self.clients = [
             Client(
@@ -90,8 +88,11 @@ class Simulation:
             return Opened(self.server)
         number, states, server = checkpoint
         self.restore(states, server)
-        sent = sum(sum(e.get(way, {}).values()) for e in self.folder.events() for way in ("up", "down"))
-        return Opened(self.server, resumed=number, sent=sent)
+        return Opened(
+            self.server,
+            resumed=number,
+            sent=sum(sum(e.get(way, {}).values()) for e in self.folder.events() for way in ("up", "down")),
+        )
 
     def restore(self, states: list[ClientState], server: State) -> None:
         """Load the clients' and the server's state from a checkpoint."""
@@ -118,16 +119,17 @@ class Simulation:
                 reply = Reply(sent, client.summary(self.identity))
             elif kind == "train":
                 done = client.round(number, sent)
-                seconds = round(time.perf_counter() - began, 4)
-                reply = Reply(sent, done.upload, done.loss, done.steps, seconds)
+                reply = Reply(sent, done.upload, done.loss, done.steps, round(time.perf_counter() - began, 4))
             elif kind == "finish" and sent is not None:
                 client.take(number, sent)
             elif kind == "projections" and sent is not None:
-                layout = layout_of(self.server.shared_projections)
-                receive_shared_projections(self.shared_model, self.context, index, sent, layout)
+                receive_shared_projections(
+                    self.shared_model, self.context, index, sent, layout_of(self.server.shared_projections)
+                )
                 client.start()
             self.records[index].examples = client.examples  # with noise, known once it has made its summary
-            self._log_warnings(client)
+            while client.guards.new_warnings:
+                self.log(events.warned(client.dataset.name, client.guards.new_warnings.pop(0)))
             yield index, reply
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
@@ -145,16 +147,20 @@ class Simulation:
         """Return no client: all take part from the beginning to the end."""
         return ()
 
-    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterator[ClientScores]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterator[events.Event]:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
             for client in self.clients:
                 dataset, tensors = client.dataset, self._tensors(client, stage)
-                splits = (
-                    facts_of(score(self.shared_model, tensors, split, self.config.training))
-                    for split in (dataset.valid, dataset.test)
+                yield events.client_scores(
+                    number,
+                    stage,
+                    dataset.name,
+                    *(
+                        facts_of(score(self.shared_model, tensors, split, self.config.training))
+                        for split in (dataset.valid, dataset.test)
+                    ),
                 )
-                yield ClientScores(number, stage, dataset.name, *splits)
         matrices = {n: torch.tensor(self.server.state[n]) for n in MATRICES if n in self.server.state}
         if matrices:
             self.folder.write_tensors(f"matrices/round-{number:04d}.safetensors", matrices, {})
@@ -165,7 +171,7 @@ class Simulation:
             arrays = {**self.server.state, **self.server.screening.state_dict()}
             self.folder.save_checkpoint(number, self._kept(), arrays, self.identity)
 
-    # -- its parts
+    # -- helpers
 
     def _kept(self) -> list[ClientState]:
         """Return the clients' states without the values that the next download replaces."""
@@ -175,23 +181,16 @@ class Simulation:
             method.download(server.state, index) is None for index in range(len(states))
         ):
             return states
-        travels = {name for name, _ in self.shared_model.layout}
+        sent = {name for name, _ in self.shared_model.layout}
         return [
-            replace(state, tensors={name: t for name, t in state.tensors.items() if name not in travels})
+            replace(state, tensors={name: t for name, t in state.tensors.items() if name not in sent})
             for state in states
         ]
 
     def _tensors(self, client: Client, stage: Stage) -> dict[str, Tensor]:
-        """Return a client's model at a stage, as it is once the next download has arrived."""
+        """Return a client's model at a stage, after its next download."""
         arrived = None if stage in ("start", "trained") else self.server.arrives(client.dataset.index)
         return client.tensors(stage, arrived)
-
-    def _log_warnings(self, client: Client) -> None:
-        """Log the first warning of each guard."""
-        for setting, text in client.guards.warnings.items():
-            if (client.dataset.index, setting) not in self.warned:
-                self.warned.add((client.dataset.index, setting))
-                self.log(Warned(client.dataset.name, text))
 
 
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:

@@ -200,8 +200,9 @@ def train_locally(
             if proximal_term:
                 proximal_term.move(step + 1, steps)
             optimizer.zero_grad(set_to_none=True)
-    mean = float(torch.stack(losses).mean()) if losses else math.nan
-    return TrainingResult(mean, steps, _copy_moments(optimizer, named))
+    return TrainingResult(
+        float(torch.stack(losses).mean()) if losses else math.nan, steps, _copy_moments(optimizer, named)
+    )
 
 
 def _device_and_precision(model: TaskModel, settings: TrainingSettings) -> tuple[torch.device, torch.dtype]:
@@ -263,8 +264,7 @@ def mean_gradient(
         for rows in length_order(data, settings.batch_size):
             with autocast(device, precision):
                 loss = model.loss(data.batch(rows, device))
-            parts = torch.autograd.grad(loss, list(weights.values()))
-            for name, part in zip(total, parts, strict=True):
+            for name, part in zip(total, torch.autograd.grad(loss, list(weights.values())), strict=True):
                 total[name].add_(part, alpha=len(rows) / len(data))
     finally:
         for name, weight in weights.items():
