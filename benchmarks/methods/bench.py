@@ -24,7 +24,8 @@ from rich.console import Console
 from trifed.common.dict_merge import deep_merge
 from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import make_comparison
-from trifed.reports.comparison.terminal import CompareWatch, render_comparison
+from trifed.reports.comparison.report import render_comparison
+from trifed.reports.progress_bar import CompareWatch
 
 Json = dict[str, Any]
 

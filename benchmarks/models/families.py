@@ -31,7 +31,8 @@ from trifed.data import make_clients
 from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import make_comparison
 from trifed.experiments.comparison_summary import interval
-from trifed.reports.comparison.terminal import CompareWatch, render_comparison
+from trifed.reports.comparison.report import render_comparison
+from trifed.reports.progress_bar import CompareWatch
 from trifed.tasks import TASKS
 
 Json = dict[str, Any]

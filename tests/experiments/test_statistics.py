@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trifed.experiments.comparison_summary import interval, mean_over_clients, plateau
+from trifed.experiments.comparison_summary import interval, mean_over_clients
+from trifed.reports.results import Plateau
 
 
 def rows(share, size):
@@ -64,9 +65,8 @@ def test_clients_without_test_rows_are_left_out():
 
 
 def test_a_plateau_is_a_small_rise_from_the_third_to_the_last_quarter():
-    assert plateau([0.1, 0.2, 0.8, 0.8, 0.9, 0.9, 0.902, 0.906]) == {
-        "rise_in_last_quarter": pytest.approx(0.904 - 0.9),
-        "reached": True,
-    }
-    assert plateau([0.1, 0.5, 0.7, 0.8])["reached"] is False
-    assert plateau([0.1, 0.5, 0.7])["reached"] is None
+    found = Plateau.of([0.1, 0.2, 0.8, 0.8, 0.9, 0.9, 0.902, 0.906])
+    assert found.rise_in_last_quarter == pytest.approx(0.904 - 0.9)
+    assert found.reached is True
+    assert Plateau.of([0.1, 0.5, 0.7, 0.8]).reached is False
+    assert Plateau.of([0.1, 0.5, 0.7]).reached is None

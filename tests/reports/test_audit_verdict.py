@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 from audits import image_findings, label_row, member, sure, text_findings, text_row
 
-from trifed.reports.audit.findings import Claim, Estimate, Findings, Means
-from trifed.reports.audit.ranking import guess_for, is_above, main_score, methods_of
+from trifed.reports.audit.findings import (
+    Claim,
+    Estimate,
+    Findings,
+    Means,
+    guess_for,
+    is_above,
+    main_score,
+    methods_of,
+)
 from trifed.reports.audit.tables import labels_table, means_table, membership_table, worst_table
 from trifed.reports.audit.verdict import cautions, members, recovered, verdict
 

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 from studies import SENT, make_comparison
 
-from trifed.reports.comparison.terminal import render_comparison
+from trifed.reports.comparison.report import render_comparison
 
 
 def shown(width: int) -> str:

@@ -16,7 +16,7 @@ from studies import make_comparison, write_comparison
 import trifed
 from trifed.common.errors import RunError
 from trifed.experiments.compare import ComparisonResult
-from trifed.reports.comparison.sections import cluster_order
+from trifed.reports.comparison.report import cluster_order
 
 SVG = "{http://www.w3.org/2000/svg}"
 

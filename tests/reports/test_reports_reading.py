@@ -11,8 +11,7 @@ from studies import make_comparison, write_comparison
 
 from trifed.common.errors import RunError
 from trifed.federation.run_folder import RunFolder
-from trifed.reports.read import read_source
-from trifed.reports.run.read import partition_name
+from trifed.reports.read import partition_name, read_source
 
 
 def only(source):

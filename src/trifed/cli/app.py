@@ -221,18 +221,20 @@ def _carry_out(config: RunConfig, path: Path, resumed: bool = False) -> None:
     """Run or resume with a live display, then print the tables and draw the plot."""
     # Imported late: --help should not wait for transformers and matplotlib.
     from trifed.experiments.runner import resume, run
+    from trifed.reports.comparison.plots import plot_result
+    from trifed.reports.comparison.report import render_result
+    from trifed.reports.progress_bar import Watch
     from trifed.reports.read import read_source
-    from trifed.reports.run import plots, tables, watch
 
     console = Console()
-    display = watch.Watch(config, console)
+    display = Watch(config, console)
     try:
         result = resume(path, display) if resumed else run(config, path, display)
         display.close()
         source = read_source(result.path)
-        console.print(tables.render_result(source))
+        console.print(render_result(source))
         picture = result.path / "curves.png"
-        plots.plot_result(source, picture)
+        plot_result(source, picture)
         display.say(f"Everything is in {result.path}; the plot is {picture}.")
         display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
     except KeyboardInterrupt:

@@ -56,7 +56,8 @@ def compare_command(
     from trifed.experiments.compare import compare, load_comparison
     from trifed.experiments.compare_config import read_comparison
     from trifed.methods import use_method_files
-    from trifed.reports.comparison.terminal import CompareWatch, render_comparison
+    from trifed.reports.comparison.report import render_comparison
+    from trifed.reports.progress_bar import CompareWatch
 
     console = Console()
     use_method_files(method_file or [])

@@ -40,7 +40,7 @@ class ComparisonResult:
 
     def _repr_html_(self) -> str:
         """Render for a notebook: the best method, and methods and controls side by side."""
-        from trifed.reports.page import render_brief
+        from trifed.reports.report import render_brief
         from trifed.reports.results import Source, Study
 
         return render_brief(Source(self.path, "comparison", Study.model_validate(self.data), {}))

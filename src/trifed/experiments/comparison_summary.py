@@ -16,14 +16,13 @@ from trifed.experiments.tuning import best_rate, read_grid
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS, ORIGINS
 from trifed.methods.base import logged_stage
+from trifed.reports.results import Plateau
 
 Json = dict[str, Any]
 Right = Sequence[NDArray[np.bool_ | np.float64]]
 """For each client of each seed, which test rows are right, (n_rows,) bool, or which share of each is, float."""
 RESAMPLES = 4000
 """Bootstrap samples of an interval."""
-PLATEAU = 0.01
-"""A curve has reached a plateau if it rises by less than this over its last quarter."""
 
 
 def summarise_comparison(config: CompareConfig, jobs: Sequence[Job], root: Path) -> Json:
@@ -178,7 +177,7 @@ def _method(name: str, folders: Sequence[RunFolder], right: Right, target: float
         "bytes_to_target": reached["bytes"],
         "seconds": _mean(s["seconds_total"] for s in summaries),
         "curve": curve,
-        "plateau": plateau([p["mean"] for p in curve if p["round"]]),
+        "plateau": Plateau.of([p["mean"] for p in curve if p["round"]]).model_dump(),
         "client_accuracy": [_mean(scores["accuracy"] for scores in seeds if scores) for seeds in by_client],
     }
 
@@ -195,18 +194,6 @@ def _mean_curve(curves: Sequence[Sequence[Json]]) -> list[Json]:
     points = [{point["round"]: point for point in curve} for curve in curves]
     shared = sorted(set.intersection(*map(set, points)))
     return [{"round": n} | {key: _mean(point[n][key] for point in points) for key in keys} for n in shared]
-
-
-def plateau(means: Sequence[float]) -> Json:
-    """Return the rise of the mean accuracy from the third to the last quarter of the evaluated rounds.
-
-    Both values are None if there are fewer than four points.
-    """
-    quarter = len(means) // 4
-    if not quarter:
-        return {"rise_in_last_quarter": None, "reached": None}
-    rise = float(np.mean(means[-quarter:]) - np.mean(means[-2 * quarter : -quarter]))
-    return {"rise_in_last_quarter": rise, "reached": rise < PLATEAU}
 
 
 def _bytes(folders: Sequence[RunFolder], summaries: Sequence[Json]) -> Json:

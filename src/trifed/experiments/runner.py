@@ -83,8 +83,8 @@ class RunResult:
 
     def _repr_html_(self) -> str:
         """Render for a notebook: the result in a sentence, and methods and controls side by side."""
-        from trifed.reports.page import render_brief
         from trifed.reports.read import read_source
+        from trifed.reports.report import render_brief
 
         return render_brief(read_source(self.path))
 

@@ -1,19 +1,24 @@
-"""A report before it has a format, and its forms as Markdown, JSON and CSV."""
+"""A report before it has a format, and its forms as a self-contained page, Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, PackageLoader
+
 from trifed.common.version import __version__
-from trifed.reports.audit.cards import Card
-from trifed.reports.figures import Plot
-from trifed.reports.tables import Column, Table, markdown_text, to_csv, to_markdown
+from trifed.reports.figures import DARK, LIGHT, Plot, render_svg
+from trifed.reports.tables import Column, Table, markdown_text, to_markdown
 
 WIDTH, HEIGHT = 4.7, 3.5
 """Inches of a figure, legend apart."""
+
+TEMPLATES = Environment(
+    loader=PackageLoader("trifed.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
 
 
 class Caution(NamedTuple):
@@ -27,12 +32,37 @@ MOST_CAUTIONS = 3
 
 
 @dataclass(frozen=True)
+class Side:
+    """A text in pieces, each with whether it is marked; or a picture's data URI."""
+
+    pieces: tuple[tuple[str, bool], ...] = ()
+    picture: str = ""
+
+
+class Pair(NamedTuple):
+    """An example and its reconstruction."""
+
+    original: Side
+    found: Side
+
+
+class Card(NamedTuple):
+    """Pairs under a title. `says`: heading of the second of each pair; `colour`: a CSS variable."""
+
+    title: str
+    note: str
+    says: str
+    colour: str
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
 class Block:
     """A table, with or without a figure of it.
 
     Attributes:
         alt: The figure in words.
-        inches: The figure's width and height, legend apart.
+        height: The figure's height in inches, legend apart.
         folded: True for a table that few readers want to see at once.
         cards: Examples that a page shows before the table.
     """
@@ -40,7 +70,7 @@ class Block:
     table: Table
     plot: Plot | None = None
     alt: str = ""
-    inches: tuple[float, float] = (WIDTH, HEIGHT)
+    height: float = HEIGHT
     folded: bool = False
     cards: tuple[Card, ...] = ()
 
@@ -97,6 +127,19 @@ def _dotted(values: dict[str, Any], prefix: str) -> Iterable[dict[str, str]]:
             yield {"name": f"{prefix}{name}", "value": text or "none"}
 
 
+def render_html(document: Document, on_progress: Callable[[str], None]) -> str:
+    """Render the whole page, which fetches nothing. `on_progress` gets a line before each section is drawn."""
+    return TEMPLATES.get_template("page.html").render(
+        document=document,
+        light=LIGHT,
+        dark=DARK,
+        version=__version__,
+        render_svg=render_svg,
+        width=WIDTH,
+        on_progress=on_progress,
+    )
+
+
 def render_markdown(document: Document) -> str:
     """Render all sentences and all tables as Markdown."""
     return "\n\n".join(_markdown(document)) + "\n"
@@ -125,16 +168,6 @@ def _bullets(lines: Iterable[str]) -> str:
 
 def render_json(document: Document) -> str:
     """Render sentences, and every table as a list of records with raw values, as JSON."""
-    sections = [
-        {
-            "title": section.title,
-            "says": section.notes,
-            "tables": [
-                {"title": b.table.title, "note": b.table.note, "rows": b.table.records()} for b in section.blocks
-            ],
-        }
-        for section in document.sections
-    ]
     value = {
         "trifed": __version__,
         "name": document.title,
@@ -144,12 +177,17 @@ def render_json(document: Document) -> str:
         "missing": document.missing,
         "go_on": document.resume_command,
         "main": document.main.records(),
-        "sections": sections,
+        "sections": [
+            {
+                "title": section.title,
+                "says": section.notes,
+                "tables": [
+                    {"title": b.table.title, "note": b.table.note, "rows": b.table.records()}
+                    for b in section.blocks
+                ],
+            }
+            for section in document.sections
+        ],
         "methods": document.citations,
     }
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def render_csv(document: Document) -> str:
-    """Render the main table as CSV."""
-    return to_csv(document.main)

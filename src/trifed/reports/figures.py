@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 import matplotlib
@@ -20,7 +19,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from trifed.reports.format import size
 
 MARKERS = "osD^vPX*hp<"
-LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 5)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+CONTROL_LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 5)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+"""Line styles of the controls, in their order; repeated for further controls."""
 LABEL_LENGTH = 22
 FONT = 10.0
 LEGEND_LINE = 0.19
@@ -38,14 +38,14 @@ class Theme:
     heat: str
     series: tuple[str, ...]
 
-    def names(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """Return CSS variable -> colour."""
         series = {f"--series-{place}": colour for place, colour in enumerate(self.series)}
         return {"--ink": self.ink, "--faint": self.faint, "--heat": self.heat, **series}
 
     def css(self) -> str:
         """Return the colours as CSS declarations."""
-        return " ".join(f"{name}: {colour};" for name, colour in self.names().items())
+        return " ".join(f"{name}: {colour};" for name, colour in self.variables().items())
 
 
 LIGHT = Theme(
@@ -75,25 +75,20 @@ class Style:
         """Return a method's colour."""
         return self.theme.series[self.methods.index(method) % len(self.theme.series)]
 
-    def marker(self, method: str) -> str:
-        """Return a method's marker, for readers who cannot tell the colours apart."""
-        return MARKERS[self.methods.index(method) % len(MARKERS)]
+    def look(self, method: str) -> dict[str, Any]:
+        """Return a method's colour, and its marker for readers who cannot tell the colours apart."""
+        marker = MARKERS[self.methods.index(method) % len(MARKERS)]
+        return {"color": self.colour(method), "marker": marker}
 
 
 Plot = Callable[[Axes, Style], None]
 
 
-def control_lines(count: int) -> list[Any]:
-    """Return one line style for each control."""
-    return list(islice(cycle(LINES), count))
-
-
 @contextmanager
 def drawing(theme: Theme) -> Iterator[None]:
     """Set up matplotlib for one figure: the theme's ink, names as they are, text that stays text."""
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
     settings = {
-        **ink,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink),
         "axes.edgecolor": theme.faint,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -124,7 +119,7 @@ def bytes_axis(axes: Axes) -> None:
 
 
 def render_svg(plot: Plot, methods: tuple[str, ...], inches: tuple[float, float], alt: str, name: str) -> str:
-    """Draw a plot as inline SVG.
+    """Draw a plot as inline SVG, with its legend below the axes.
 
     Args:
         plot: Draws onto the axes it is given.
@@ -138,26 +133,19 @@ def render_svg(plot: Plot, methods: tuple[str, ...], inches: tuple[float, float]
         figure = Figure(figsize=inches, layout="constrained")
         axes = figure.subplots()
         plot(axes, Style(MARKED, methods))
-        _add_legend(figure, axes)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            columns = 1 if max(map(len, labels)) > WIDE_LABEL else 2
+            figure.set_size_inches(inches[0], inches[1] + LEGEND_LINE * -(-len(labels) // columns))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT - 0.5)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=metadata)
-    return _inline(text.getvalue(), alt, name)
+    return _inline(text.getvalue(), escape(alt), name)
 
 
-def _add_legend(figure: Figure, axes: Axes) -> None:
-    """Put the legend below the axes and make the figure higher by it."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = 1 if max(map(len, labels)) > WIDE_LABEL else 2
-        width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + LEGEND_LINE * -(-len(labels) // columns))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT - 0.5)
-
-
-def _inline(text: str, alt: str, name: str) -> str:
+def _inline(text: str, title: str, name: str) -> str:
     """Make an SVG file part of a page: without size and metadata, with a title and ids of its own."""
-    title = escape(alt)
-    variables = {colour: variable for variable, colour in MARKED.names().items()}
+    variables = {colour: variable for variable, colour in MARKED.variables().items()}
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     root, rest = text.split(">", 1)
     root = re.sub(r' (width|height)="[^"]*"', "", root)

@@ -1,17 +1,41 @@
-"""A bar on standard error for long work, in a terminal only: standard output is for results."""
+"""Progress of long work: a bar in a terminal, and lines of text where a run or a comparison is followed."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Self
 
+import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+
+from trifed.config.run import RunConfig
+from trifed.data import render_split, render_split_text
+from trifed.federation.results import spread
+from trifed.federation.run_folder import Event
+from trifed.reports.format import clock, percent, size
+
+LINES = {
+    "trouble": "{text}",
+    "warned": "{client}: {text}",
+    "closing": "measuring the controls, writing the clients' adapters",
+}
+"""Event of a run → the line that is printed for it."""
 
 
 @contextmanager
 def counting(what: str, total: int | None, hidden: bool = False) -> Iterator[Callable[[int], None]]:
-    """Show a bar; yields a function that takes how many more items are done.
+    """Show a bar on standard error, in a terminal only; yields a function that takes how many more items are done.
 
     Args:
         what: Text beside the bar.
@@ -29,6 +53,157 @@ def counting(what: str, total: int | None, hidden: bool = False) -> Iterator[Cal
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show a spinner in a terminal."""
+    """Show a spinner on standard error, in a terminal only."""
     with Console(stderr=True).status(what):
         yield
+
+
+class _Watch:
+    """A bar that is shown in a terminal only, and lines of text."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn, expand: bool = False) -> None:
+        self.console = console
+        self.task: Any = None
+        self.progress = Progress(
+            *columns, console=console, expand=expand, transient=True, disable=not console.is_terminal
+        )
+
+    def _start(self, description: str, total: int, done: int, **fields: str) -> None:
+        """Replace the bar, and start the clock."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.total, self.first, self.began = total, done, time.monotonic()
+        self.progress.start()
+        self.task = self.progress.add_task(description, total=total, completed=done, **fields)
+
+    def _time_left(self, done: int) -> str:
+        spent = time.monotonic() - self.began
+        return f"left {clock(spent / max(1, done - self.first) * (self.total - done))}"
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+        self.progress.stop()
+
+
+class Watch(_Watch):
+    """A listener to a run's events: a bar in a terminal, else a line for each scored round."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        # Fixed widths first: what follows then moves nothing, and a narrow terminal cuts the client's name.
+        bar = BarColumn(bar_width=None, table_column=Column(width=16))
+        left = TimeRemainingColumn(table_column=Column(width=7, no_wrap=True))
+        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+        super().__init__(console, bar, left, text, expand=True)
+        self.rounds, self.methods = config.rounds, [config.method.name, *config.baselines]
+        self.sent = 0
+        self._split_is_shown = False
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        self.sent += sum(sum((event.get(way) or {}).values()) for way in ("up", "down"))
+        if event["event"] in LINES:
+            self.say(LINES[event["event"]].format(**event))
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _on_split(self, event: Event) -> None:
+        if not self._split_is_shown and self.console.is_terminal:
+            self.console.print(render_split(event["data"]))
+        elif not self._split_is_shown:
+            self.say(render_split_text(event["data"]))
+        self._split_is_shown = True
+
+    def _on_loading(self, event: Event) -> None:
+        if not self._split_is_shown or event["what"] != "data":
+            self.say(f"reading {event['what']}")
+
+    def _on_started(self, event: Event) -> None:
+        self.method, self.evaluated_model, self.clients = event["method"], event["scored"], len(event["clients"])
+        self.round, self.sent = event.get("round", 0), event.get("sent") or 0
+        self.losses: list[float] = []
+        self.accuracies: list[float | None] = []
+        self.mean: float | None = None
+        self.worst: float | None = None
+        self._start("starting", self.rounds, self.round)
+        place = f" ({self.methods.index(self.method) + 1} of {len(self.methods)})" if self.methods[1:] else ""
+        begins = f"{self.clients} clients, {self.rounds} rounds"
+        resumes = f"going on after round {self.round} of {self.rounds}"
+        self.say(f"{self.method}{place}: {resumes if event['event'] == 'resumed' else begins}")
+
+    _on_resumed = _on_started
+
+    def _on_trained(self, event: Event) -> None:
+        if event["round"] != self.round:
+            self.round, self.losses = event["round"], []
+        self.losses.append(event["loss"])
+        self._move(self.round - 1 + len(self.losses) / max(1, self.clients), f"  {event['client']}")
+
+    def _on_scores(self, event: Event) -> None:
+        if event["stage"] != self.evaluated_model or not event["round"]:
+            return
+        self.accuracies.append(event["test"]["accuracy"])
+        if len(self.accuracies) < self.clients:
+            return
+        found = spread(self.accuracies, [1] * self.clients)
+        self.mean, self.worst, self.accuracies = found["mean"], found["worst"], []
+        self._move(self.round, "")
+        if not self.console.is_terminal:
+            self.say(f"{self._state()}  {self._time_left(self.round)}")
+
+    def _on_finished(self, event: Event) -> None:
+        self.close()
+        if self.console.is_terminal:
+            self.say(self._state())
+
+    def _loss(self) -> str:
+        return f"{np.mean(self.losses):.3f}" if self.losses else "-"
+
+    def _state(self) -> str:
+        """Return round, loss, accuracy and bytes so far as one line."""
+        return (
+            f"{self.method}  round {self.round}/{self.rounds}  loss {self._loss()}  accuracy {percent(self.mean)} "
+            f"(worst {percent(self.worst)})  sent {size(self.sent)}"
+        )
+
+    def _move(self, completed: float, client: str) -> None:
+        accuracy = f"acc {percent(self.mean)}  {size(self.sent)}"
+        text = f"{self.method} {self.round}/{self.rounds}  loss {self._loss()}  {accuracy}{client}"
+        self.progress.update(self.task, completed=completed, description=text)
+
+
+class CompareWatch(_Watch):
+    """A listener to a comparison: one bar in a terminal, and a line for each finished run."""
+
+    def __init__(self, console: Console) -> None:
+        phase, left = TextColumn("{task.fields[phase]}"), TextColumn("{task.fields[left]}")
+        running = TextColumn("{task.description}", markup=False)
+        super().__init__(console, phase, BarColumn(bar_width=24), MofNCompleteColumn(), left, running)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one event."""
+        if event["event"] == "phase":
+            self._start("", event["all"], event["done"], phase=event["phase"], left="")
+            self.say(f"{event['phase']}: {event['all'] - event['done']} of {event['all']} runs to do")
+        elif event["event"] == "job":
+            left = self._time_left(event["done"])
+            self.progress.update(self.task, completed=event["done"], left=left)
+            rate = f"rate {event['job'].config.training.learning_rate:g}"
+            numbers = f"mean {percent(event['mean'])}  {event['seconds']:.0f} s"
+            self.say(f"{event['done']}/{event['all']}  {event['job']}  {rate}  {numbers}  {left}")
+        elif self.task is not None:
+            running = (f"{job} {number}/{job.config.rounds}" for job, number in event["running"])
+            self.progress.update(self.task, description="; ".join(running))

@@ -1,18 +1,45 @@
-"""Read a folder as a `Source`: a run with its baselines, or a comparison with its runs."""
+"""Read a folder as a `Source`: a run with its baselines, finished or broken off, or a comparison with its runs."""
 
 from __future__ import annotations
 
+import json
 import shlex
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path, PurePath
+from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from trifed.common.errors import RunError
-from trifed.federation.run_folder import RunFolder
-from trifed.reports.results import Details, Source, Study
-from trifed.reports.run.read import OnProgress, read_details, read_run
+from trifed.config.toml_files import read_toml
+from trifed.federation.results import summarise_events
+from trifed.federation.run_folder import Event, RunFolder
+from trifed.methods import METHODS
+from trifed.reports.results import (
+    PER_CLIENT,
+    Details,
+    Manifest,
+    Matrix,
+    MethodResult,
+    Missing,
+    Partition,
+    Plateau,
+    Point,
+    Source,
+    Spread,
+    Study,
+    Traffic,
+)
 
+OnProgress = Callable[[str], None]
 COMPARISON, SETTINGS = "comparison.json", "comparison.toml"
+EXCHANGES = ("trained", "delivered")
+"""Events of a round; every other event with bytes happens once, before round 1."""
 
 
 def silent(text: str) -> None:
@@ -28,7 +55,7 @@ def read_source(path: Path, on_progress: OnProgress = silent) -> Source:
     if (path / COMPARISON).is_file():
         return _read_comparison(path, on_progress)
     if (path / "config.toml").is_file():
-        return read_run(path, on_progress)
+        return _read_run(path, on_progress)
     if (path / SETTINGS).is_file():
         raise RunError(
             f"{path}: this comparison has no {COMPARISON} yet, which is written when it ends or is stopped; "
@@ -57,7 +84,14 @@ def _read_comparison(path: Path, on_progress: OnProgress) -> Source:
     details = {}
     for number, name in enumerate(study.results, 1):
         on_progress(f"reading {name} ({number} of {len(study.results)})")
-        details[name] = _details(path / "runs" / name, study)
+        # The first seed that has a folder stands for a method: it is the last one that is put in.
+        folders = {
+            method: RunFolder(path / "runs" / name / method / f"seed-{seed}")
+            for method in study.methods
+            for seed in reversed(study.seeds)
+            if (path / "runs" / name / method / f"seed-{seed}" / "config.toml").is_file()
+        }
+        details[name] = _read_details(folders)
     resumable = not study.finished and (path / SETTINGS).is_file()
     return Source(path, "comparison", study, details, _resume_command(path) if resumable else "")
 
@@ -66,9 +100,180 @@ def _resume_command(path: Path) -> str:
     return f"trifed compare {shlex.quote(str(path / SETTINGS))} --runs {shlex.quote(str(path.parent))}"
 
 
-def _details(folder: Path, study: Study) -> Details:
-    """Read details from each method's first seed that has a folder."""
-    seeds = [
-        (method, folder / method / f"seed-{seed}") for method in study.methods for seed in reversed(study.seeds)
-    ]
-    return read_details({m: RunFolder(path) for m, path in seeds if (path / "config.toml").is_file()})
+def _read_run(path: Path, on_progress: OnProgress) -> Source:
+    """Read a run and its baselines as a study of one partition."""
+    config = read_toml(path / "config.toml")
+    folders = {config["method"]["name"]: RunFolder(path)}
+    folders |= {other: RunFolder(path / "baselines" / other) for other in config.get("baselines", [])}
+    seed, name = config["seed"], partition_name(config)
+    states = {method: _state_of(folder) for method, folder in folders.items()}
+    finished = not any(states.values())
+    study = Study(
+        name=config.get("name", path.name),
+        methods=list(folders),
+        partitions=[name],
+        seeds=[seed],
+        finished=finished,
+        configuration=config,
+        environment=_read_json(folders[config["method"]["name"]], "environment.json") or {},
+        missing=[
+            Missing(partition=name, method=m, seed=seed, state=state) for m, state in states.items() if state
+        ],
+        results={name: _partition(folders, seed, on_progress)},
+    )
+    resume_command = "" if finished else f"trifed run --resume {shlex.quote(str(path))}"
+    return Source(path, "run", study, {name: _read_details(folders)}, resume_command)
+
+
+def partition_name(config: dict[str, Any]) -> str:
+    """Name the table and its split, as `tickets.csv by column site`."""
+    data = config.get("data", {})
+    clients = data.get("clients", {})
+    detail = {
+        "column": f"column {clients.get('column')}",
+        "dirichlet": f"dirichlet {clients.get('alpha')}",
+        "pathological": f"{clients.get('labels_per_client')} labels a client",
+    }
+    split = clients.get("split", "iid")
+    return f"{PurePath(str(data.get('source', 'data'))).name} by {detail.get(split, split)}"
+
+
+def _state_of(folder: RunFolder) -> str:
+    """Return how far a run came; empty for a finished one."""
+    if not (folder.path / "config.toml").is_file():
+        return "not started"
+    if (folder.path / "summary.json").is_file():
+        return ""
+    done = folder.rounds_done()
+    return f"broken off after round {done}" if done else "broken off before the end of round 1"
+
+
+def _partition(folders: dict[str, RunFolder], seed: int, on_progress: OnProgress) -> Partition:
+    found: dict[str, dict[str, Any] | None] = {}
+    for method, folder in folders.items():
+        on_progress(f"reading {method}")
+        found[method] = _summary(folder)
+    summaries = {method: summary for method, summary in found.items() if summary}
+    first = next(iter(summaries.values()), {"clients": []})
+    clients = [client["name"] for client in first["clients"]]
+    controls = next((s["controls"] for s in summaries.values() if s.get("controls")), {})
+    partition = Partition(
+        seeds=[seed],
+        metric=first.get("metric", "accuracy"),
+        clients=clients,
+        methods={m: _method_result(m, s, folders[m]) for m, s in summaries.items() if s["accuracy"] is not None},
+        controls={
+            name: Spread(**{**spread, "client_accuracy": [spread.get("clients", {}).get(c) for c in clients]})
+            for name, spread in controls.items()
+        },
+    )
+    pairs = combinations(partition.methods, 2)
+    gaps = {f"{one} minus {other}": partition.difference(one, other) for one, other in pairs}
+    return partition.model_copy(update={"differences": {name: gap for name, gap in gaps.items() if gap}})
+
+
+def _summary(folder: RunFolder) -> dict[str, Any] | None:
+    """Return summary.json, else a summary of the whole rounds so far; None without any."""
+    if found := _read_json(folder, "summary.json"):
+        return dict(found)
+    # Without the round that was under way: a mean over the clients that came first would mislead.
+    events = folder.whole_rounds()
+    started = next((e for e in events if e["event"] == "started"), None)
+    return summarise_events(events, started["scored"], 0) if started else None
+
+
+def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> MethodResult:
+    config = read_toml(folder.path / "config.toml")
+    events = folder.events()
+    points = [Point(**point) for point in summary["curve"]]
+    privacy = summary.get("privacy") or {}
+    return MethodResult(
+        citation=METHODS[method].citation if method in METHODS else "",
+        learning_rate=config.get("training", {}).get("learning_rate"),
+        evaluated_model=next((e["scored"] for e in events if "scored" in e), None),
+        **{name: summary["accuracy"][name] for name in ("mean", "worst", "best", "weighted_mean")},
+        perplexity=(summary.get("perplexity") or {}).get("mean"),
+        mean_trained=(summary["accuracy_trained"] or {}).get("mean"),
+        mean_received=(summary["accuracy_received"] or {}).get("mean"),
+        bytes=_traffic(events, len(summary["clients"])),
+        fedavg_lora_would_send=summary["bytes"]["fedavg_lora_would_send"] or None,
+        seconds=summary.get("seconds_total", summary["seconds"]),
+        curve=points,
+        plateau=Plateau.of([point.mean for point in points if point.round]),
+        privacy=privacy.get("spent", privacy.get("promised", [])),
+        client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],
+    )
+
+
+def _read_details(folders: dict[str, RunFolder]) -> Details:
+    """Read details that only the run folders of one partition hold."""
+    split = next(filter(None, (_read_json(folder, "split.json") for folder in folders.values())), None)
+    events = {method: folder.events() for method, folder in folders.items()}
+    matrices, number = {}, 0
+    for method, folder in folders.items():
+        files = sorted((folder.path / "matrices").glob("round-*.safetensors"))
+        found = _matrices(files[-1]) if files else {}
+        # Equal rows alone are the weights of a plain average.
+        if len(found) > 1 or any(np.ptp(matrix, axis=0).max(initial=0.0) > 1e-9 for matrix in found.values()):
+            matrices[method], number = found, int(files[-1].stem.removeprefix("round-"))
+    manifests = {m: _manifest(log, len(split["clients"]) if split else 1) for m, log in events.items()}
+    return Details(
+        split=split,
+        matrices=matrices,
+        round=number,
+        manifest={method: tensors for method, tensors in manifests.items() if tensors},
+        before={
+            event["client"]: event["test"]["accuracy"]
+            for event in next(iter(events.values()), [])
+            if event["event"] == "scores" and event["stage"] == "start"
+        },
+        warned=tuple(
+            f"{event['client']} with {method} ({event['text'].partition(':')[0]})"
+            for method, log in events.items()
+            for event in log
+            if event["event"] == "warned"
+        ),
+    )
+
+
+def _traffic(events: Sequence[Event], clients: int) -> Traffic:
+    """Return all bytes, and the bytes per client of one round and of what travels once."""
+    rows = _manifest(events, clients).values()
+    total = sum(sum((event.get(way) or {}).values()) for event in events for way in ("up", "down"))
+    return Traffic(**{name: sum(row[name] for row in rows) for name in PER_CLIENT}, total=total)
+
+
+def _manifest(events: Sequence[Event], clients: int) -> Manifest:
+    """Return bytes per client by tensor: means over the messages of rounds, and over all clients for the rest."""
+    sums: dict[str, Counter[str]] = {}
+    messages: Counter[str] = Counter()
+    for event in events:
+        for way in ("up", "down"):
+            column = f"{way}_per_round" if event["event"] in EXCHANGES else f"once_{way}"
+            messages[column] += bool(event.get(way))
+            for name, count in (event.get(way) or {}).items():
+                sums.setdefault(name, Counter())[column] += count
+    shares = {c: max(1, messages[c] if c.endswith("round") else clients) for c in PER_CLIENT}
+    return {name: {c: row[c] / share for c, share in shares.items()} for name, row in sums.items()}
+
+
+def _matrices(path: Path) -> dict[str, Matrix]:
+    try:
+        arrays = load_file(path)
+    except SafetensorError as error:
+        raise RunError(f"{path}: damaged ({error}); remove it to get a report without it") from error
+    return {
+        name: array.astype(np.float64)
+        for name, array in arrays.items()
+        if array.ndim == 2 and array.shape[0] == array.shape[1]
+    }
+
+
+def _read_json(folder: RunFolder, name: str) -> Any:
+    path = folder.path / name
+    try:
+        return folder.read_json(name) if path.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path}: not the JSON that a run writes ({error}); put the file back, or run it again"
+        ) from error

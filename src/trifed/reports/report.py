@@ -10,18 +10,19 @@ from trifed.common.files import whole_file
 from trifed.reports.audit.findings import read_findings
 from trifed.reports.audit.report import audit_document
 from trifed.reports.comparison.report import comparison_document
-from trifed.reports.document import Document, render_csv, render_json, render_markdown
-from trifed.reports.page import render_html
-from trifed.reports.read import COMPARISON, read_source, silent
-from trifed.reports.run.read import OnProgress
+from trifed.reports.document import TEMPLATES, Document, render_html, render_json, render_markdown
+from trifed.reports.read import COMPARISON, OnProgress, read_source, silent
+from trifed.reports.results import Source
+from trifed.reports.tables import to_csv
 
 AUDIT = "audit.json"
 FORMATS: dict[str, Callable[[Document, OnProgress], str]] = {
     "html": render_html,
     "md": lambda document, _: render_markdown(document),
     "json": lambda document, _: render_json(document),
-    "csv": lambda document, _: render_csv(document),
+    "csv": lambda document, _: to_csv(document.main),
 }
+BRIEF = ("method", "mean", "interval", "worst", "best", "up_per_round", "total_bytes")
 
 
 def report(
@@ -44,7 +45,7 @@ def report(
     Raises:
         RunError: No run, comparison or audit is there, a file is damaged, or `out` cannot be written.
     """
-    audit = audit_in(Path(path))
+    audit = _audit_in(Path(path))
     folder = audit.parent if audit is not None else Path(path)
     chosen = _format(format, out)
     target = Path(out) if out is not None else folder / f"report.{chosen}"
@@ -63,7 +64,14 @@ def report(
     return target
 
 
-def audit_in(path: Path) -> Path | None:
+def render_brief(source: Source) -> str:
+    """Render verdict, first caution and the main numbers as an HTML fragment."""
+    document = comparison_document(source)
+    table = document.main.only(*BRIEF).without_empty()
+    return TEMPLATES.get_template("brief.html").render(document=document, table=table)
+
+
+def _audit_in(path: Path) -> Path | None:
     """Return the file of an audit: the path itself, or audit.json in a folder of no run and no comparison."""
     if path.is_file():
         return path if path.suffix == Path(AUDIT).suffix else None

@@ -25,8 +25,11 @@ def _both_or_none(value: Any) -> Any:
 Number = float | None
 Interval = Annotated[tuple[float, float] | None, BeforeValidator(_both_or_none)]
 Matrix = NDArray[np.float64]
+PER_CLIENT = ("up_per_round", "down_per_round", "once_up", "once_down")
 Manifest = dict[str, dict[str, float]]
-"""Tensor -> column of `Traffic` -> bytes per client."""
+"""Tensor -> one of `PER_CLIENT`, the fields of `Traffic` -> bytes per client."""
+PLATEAU = 0.01
+"""A curve has reached a plateau if it rises by less than this over its last quarter."""
 
 
 class _Record(BaseModel):
@@ -76,6 +79,16 @@ class Plateau(_Record):
     rise_in_last_quarter: Number = None
     reached: bool | None = None
 
+    @classmethod
+    def of(cls, means: Sequence[Number]) -> Plateau:
+        """Compare the last two quarters of the evaluated rounds; both fields are None with fewer than four."""
+        known = [mean for mean in means if mean is not None]
+        quarter = len(known) // 4
+        if not quarter:
+            return cls()
+        rise = float(np.mean(known[-quarter:]) - np.mean(known[-2 * quarter : -quarter]))
+        return cls(rise_in_last_quarter=rise, reached=rise < PLATEAU)
+
 
 class MethodResult(Spread):
     """One method on one partition.
@@ -118,8 +131,8 @@ def paired(one: Sequence[Number], other: Sequence[Number]) -> Difference | None:
     gaps = np.array([a - b for a, b in pairs if a is not None and b is not None])
     if len(gaps) < 3:
         return None
-    reach = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
     mean = float(gaps.mean())
+    reach = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
     return Difference(mean=mean, interval=(mean - reach, mean + reach))
 
 
@@ -143,10 +156,9 @@ class Partition(_Record):
             return found
         if turned is None:
             return paired(self.methods[one].client_accuracy, self.methods[other].client_accuracy)
-        mean, interval = turned.mean, turned.interval
         return Difference(
-            mean=None if mean is None else -mean,
-            interval=None if interval is None else (-interval[1], -interval[0]),
+            mean=None if turned.mean is None else -turned.mean,
+            interval=None if turned.interval is None else (-turned.interval[1], -turned.interval[0]),
         )
 
 
@@ -169,8 +181,6 @@ class Rates(_Record):
 class Tuning(_Record):
     """Search for each method's learning rate on one partition."""
 
-    seed: int | None = None
-    rounds: int | None = None
     methods: dict[str, Rates] = {}
 
 

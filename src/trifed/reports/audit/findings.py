@@ -1,10 +1,12 @@
-"""Findings of an audit as they are kept in `audit.json`: every number with its interval and its attacker.
+"""Findings of an audit as they are kept in `audit.json`, and the selection and comparison of their rows.
 
-Estimates are means over trials with 95 % bootstrap intervals.
+Every number has its interval and its attacker. Estimates are means over trials with 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import isinf, isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,16 @@ Knows = Literal["base", "start", "factors"]
 Sees = Literal["gradient", "update"]
 """The plain gradient of one batch, the most an upload could ever show; or a client's real upload of a round."""
 Attack = Literal["embedding", "span", "matching", "guesser"]
+
+SEES: tuple[Sees, ...] = ("update", "gradient")
+KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
+"""From the attacker with the most knowledge to the one with the least."""
+MAIN_SCORE = {"text": "f1", "image": "psnr"}
+"""The score of a reconstruction for each kind of example; higher is nearer to the original."""
+CLEAR_AUC = 0.55
+"""Members count as identified where the AUC's interval lies above this."""
+LARGEST = 100.0
+"""Shown for an infinite score; no image of 8 bits has a finite PSNR as large."""
 
 
 class _Found(BaseModel):
@@ -149,3 +161,56 @@ def read_findings(path: Path) -> Findings:
         raise RunError(f"{path}: cannot be read ({error.strerror}); `trifed audit` writes it") from error
     except ValidationError as error:
         raise RunError(f"{path}: not an audit's findings ({error.error_count()} mistakes); audit again") from error
+
+
+def methods_of(findings: Findings) -> tuple[str, ...]:
+    """Return the audited method, its controls, then every other method that was attacked."""
+    rows = [*attacks(findings), *findings.membership, *findings.labels, *findings.means]
+    return tuple(dict.fromkeys([findings.method, *findings.controls, *(row.method for row in rows)]))
+
+
+def attacks(findings: Findings, method: str | None = None) -> list[Reconstruction]:
+    """Return reconstructions of one method, or of all; without the guesser's."""
+    rows = [row for row in findings.reconstruction if row.attack != "guesser"]
+    return [row for row in rows if method in (None, row.method)]
+
+
+def guesses(findings: Findings) -> list[Reconstruction]:
+    """Return the rows of the guesser, which sees nothing."""
+    return [row for row in findings.reconstruction if row.attack == "guesser"]
+
+
+def finite(found: Estimate | None) -> Estimate | None:
+    """Limit infinite numbers, as the PSNR of an exact copy; None if one is not a number."""
+    if found is None or any(isnan(value) for _, value in found):
+        return None
+    return Estimate(**{name: min(max(v, -LARGEST), LARGEST) if isinf(v) else v for name, v in found})
+
+
+def main_score(findings: Findings, row: Reconstruction) -> Estimate | None:
+    """Return a row's main score; None if it is missing."""
+    return finite(row.scores.get(MAIN_SCORE[findings.kind]))
+
+
+def guess_for(findings: Findings, row: Reconstruction) -> Estimate | None:
+    """Return the guesser's score at the same batch size, in the most similar setting; None without any."""
+
+    def agreement(guess: Reconstruction) -> list[bool]:
+        return [
+            getattr(guess, name) == getattr(row, name) for name in ("trials", "method", "steps", "sees", "knows")
+        ]
+
+    known = [guess for guess in guesses(findings) if guess.batch == row.batch and main_score(findings, guess)]
+    return main_score(findings, max(known, key=agreement)) if known else None
+
+
+def is_above(findings: Findings, row: Reconstruction) -> bool | None:
+    """Return True if the row's interval lies above the guesser's; None if one of them is missing."""
+    found, guess = main_score(findings, row), guess_for(findings, row)
+    return None if found is None or guess is None else found.low > guess.high
+
+
+def best_first(findings: Findings, rows: Iterable[Reconstruction]) -> list[Reconstruction]:
+    """Return the rows that have a score, the highest mean first."""
+    known = [(found.mean, row) for row in rows if (found := main_score(findings, row)) is not None]
+    return [row for _, row in sorted(known, key=lambda item: -item[0])]

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trifed.reports.audit.findings import Findings
-from trifed.reports.audit.ranking import attacks, methods_of
-from trifed.reports.audit.sections import gallery_blocks, means_cards, membership_blocks, reconstruction_blocks
-from trifed.reports.audit.tables import (
-    claims_table,
-    glossary_table,
-    labels_table,
-    means_table,
-    membership_table,
-    reconstruction_table,
-    worst_table,
+from trifed.reports.audit import plots, tables
+from trifed.reports.audit.cards import gallery, means_cards
+from trifed.reports.audit.findings import (
+    SEES,
+    Estimate,
+    Findings,
+    Reconstruction,
+    attacks,
+    best_first,
+    finite,
+    guess_for,
+    main_score,
+    methods_of,
 )
+from trifed.reports.audit.plots import Curves, Line
 from trifed.reports.audit.verdict import cautions, verdict
-from trifed.reports.document import Block, Document, Section, settings_section
+from trifed.reports.document import Block, Document, Section, render_html, settings_section
 from trifed.reports.format import listing
-from trifed.reports.page import render_html
-from trifed.reports.run.read import OnProgress
-from trifed.reports.tables import to_terminal
+from trifed.reports.read import OnProgress
+from trifed.reports.tables import Column, Table, to_terminal
 
 WORST = ("method", "attack", "sees", "knows", "batch", "f1", "psnr", "interval", "against")
 MEMBERSHIP = ("method", "source", "knows", "examples", "auc", "interval", "tpr", "against")
+PARTS = ("claims", "reconstruction", "membership", "labels", "means")
+MOST_UNFOLDED = 12
+YLABEL = {"text": "F1 of tokens", "image": "PSNR, dB"}
+AXES = {"batch": "examples in a batch", "steps": "local steps"}
+TITLES = {"batch": "Score by batch size", "steps": "Score by local steps"}
+SPAN = {"text": (0.0, 1.03), "image": None}
+"""Ends of the score's axis, if it has any."""
 
 
 def audit_page(findings: Findings, on_progress: OnProgress) -> str:
@@ -37,26 +48,29 @@ def audit_page(findings: Findings, on_progress: OnProgress) -> str:
 
 def audit_lines(findings: Findings) -> RenderableType:
     """Return an audit for a terminal: verdict, cautions, then claims and numbers."""
-    lines = [f"- {caution.text}" for caution in cautions(findings)]
-    tables = [
-        (findings.claims, claims_table(findings)),
-        (attacks(findings), worst_table(findings).only(*WORST)),
-        (findings.membership, membership_table(findings).only(*MEMBERSHIP)),
-    ]
-    shown = [part for rows, table in tables if rows for part in (Text(), to_terminal(table))]
-    return Group(Text(verdict(findings), style="bold"), *map(Text, lines), *shown)
+    parts: list[RenderableType] = [Text(verdict(findings), style="bold")]
+    parts += [Text(f"- {caution.text}") for caution in cautions(findings)]
+    for table in (
+        tables.claims_table(findings),
+        tables.worst_table(findings).only(*WORST),
+        tables.membership_table(findings).only(*MEMBERSHIP),
+    ):
+        parts += [Text(), to_terminal(table)] if table.rows else []
+    return Group(*parts)
 
 
 def audit_document(findings: Findings) -> Document:
     """Return everything that a report says about an audit."""
+    empty = [f"Not measured yet: {part}." for part in PARTS if not getattr(findings, part)]
+    broken_off = "The audit was broken off; its numbers may change."
     return Document(
         title=findings.name,
         subtitle=_subtitle(findings),
         verdict=verdict(findings),
         cautions=cautions(findings),
-        missing=_missing(findings),
-        main=reconstruction_table(findings),
-        sections=[section for section in _sections(findings) if section.blocks or section.notes],
+        missing=[] if findings.finished else [broken_off, *empty],
+        main=tables.reconstruction_table(findings),
+        sections=_sections(findings),
         methods=methods_of(findings),
     )
 
@@ -70,26 +84,93 @@ def _subtitle(findings: Findings) -> str:
     )
 
 
-def _missing(findings: Findings) -> list[str]:
-    parts = ("claims", "reconstruction", "membership", "labels", "means")
-    empty = [part for part in parts if not getattr(findings, part)]
-    if findings.finished:
-        return []
-    return ["The audit was broken off; its numbers may change.", *(f"Not measured yet: {part}." for part in empty)]
-
-
-def _sections(findings: Findings) -> Iterable[Section]:
-    tables = {
-        "Labels": (findings.labels, Block(labels_table(findings))),
-        "Summary": (findings.means, Block(means_table(findings), cards=means_cards(findings))),
+def _sections(findings: Findings) -> list[Section]:
+    """Return the sections that have anything to show."""
+    blocks = {
+        "Claims": [Block(tables.claims_table(findings))],
+        "Originals and reconstructions": [gallery(findings)],
+        "Reconstruction": _reconstruction(findings),
+        "Membership": list(_membership(findings)),
+        "Labels": [Block(tables.labels_table(findings))],
+        "Summary": [Block(tables.means_table(findings), cards=means_cards(findings))],
+        "Who attacks": [Block(tables.glossary_table(findings))],
     }
-    yield Section("Claims", blocks=[Block(claims_table(findings))] if findings.claims else [])
-    yield Section("Originals and reconstructions", blocks=gallery_blocks(findings))
-    yield Section("Reconstruction", blocks=reconstruction_blocks(findings))
-    yield Section("Membership", blocks=membership_blocks(findings))
-    for title, (rows, block) in tables.items():
-        yield Section(title, blocks=[block] if rows else [])
-    glossary = glossary_table(findings)
-    yield Section("Who attacks", blocks=[Block(glossary)] if glossary.rows else [])
-    yield Section("Notes", findings.notes)
-    yield from settings_section(findings.configuration, findings.environment)
+    shown = {title: [block for block in found if block.table.rows] for title, found in blocks.items()}
+    sections = [Section(title, blocks=found) for title, found in shown.items() if found]
+    notes = [Section("Notes", findings.notes)] if findings.notes else []
+    return [*sections, *notes, *settings_section(findings.configuration, findings.environment)]
+
+
+def _reconstruction(findings: Findings) -> list[Block]:
+    """Return the table, and for each view of the attacker the score against batch size and against steps."""
+    figures = [block for name in AXES for sees in SEES for block in _sweep(findings, sees, name)]
+    everything = tables.reconstruction_table(findings)
+    if len(everything.rows) <= MOST_UNFOLDED:
+        return [Block(everything), *figures]
+    return [Block(tables.worst_table(findings)), *figures, Block(everything, folded=True)]
+
+
+def _sweep(findings: Findings, sees: str, name: str) -> Iterator[Block]:
+    """Yield the score against one size, with the other at the value for which most was measured."""
+    rows = [row for row in attacks(findings) if row.sees == sees and main_score(findings, row)]
+    other = next(axis for axis in AXES if axis != name)
+    sizes = Counter(value for value, _ in {(getattr(row, other), getattr(row, name)) for row in rows})
+    held = min(sizes, key=lambda value: (-sizes[value], value), default=0)
+    rows = [row for row in rows if getattr(row, other) == held]
+    if not rows or (name == "steps" and len({row.steps for row in rows}) < 2):
+        return
+    floors = {getattr(r, name): guess_for(findings, r) for r in sorted(rows, key=lambda r: r.trials)}
+    floor = [(size, guess) for size, guess in sorted(floors.items()) if guess]
+    lines = _lines(findings, rows, name)
+    curves = Curves(lines, AXES[name], YLABEL[findings.kind], floor, ends=SPAN[findings.kind])
+    note = f"The best attack at each size, with its 95 % interval. {AXES[other].capitalize()}: {held}."
+    yield _figure(f"{TITLES[name]}, attacker sees {sees}", curves, note)
+
+
+def _lines(findings: Findings, rows: Sequence[Reconstruction], name: str) -> list[Line]:
+    """Return a line for each method and knowledge: the best attack at each size."""
+    found: dict[tuple[str, str], dict[float, Estimate]] = {}
+    for row in reversed(best_first(findings, rows)):
+        score = main_score(findings, row)
+        if score is not None:
+            found.setdefault((row.method, row.knows), {})[getattr(row, name)] = score
+    methods, knows = methods_of(findings), list(tables.SHORT_KNOWS)
+    order = sorted(found, key=lambda key: (methods.index(key[0]), -knows.index(key[1])))
+    return [Line(_label(*key), *key, sorted(found[key].items())) for key in order]
+
+
+def _label(method: str, knows: str) -> str:
+    return f"{method}, knows {tables.SHORT_KNOWS[knows]}"
+
+
+def _membership(findings: Findings) -> Iterator[Block]:
+    """Yield the table, and areas under curves against the number of examples behind an upload or a mean."""
+    yield Block(tables.membership_table(findings))
+    for source, title, xlabel in (
+        ("update", "Members found from updates", "examples in an upload"),
+        ("summary", "Members found from summaries", "examples a mean"),
+    ):
+        found: dict[tuple[str, str, str], list[tuple[float, Estimate]]] = {}
+        for row in [row for row in findings.membership if row.source == source and finite(row.auc)]:
+            seen = " (gradient)" if row.sees == "gradient" else ""
+            label = _label(f"{row.method}{seen}", row.knows)
+            found.setdefault((label, row.method, row.knows), []).append((row.examples, row.auc))
+        if found:
+            lines = [Line(*key, points) for key, points in found.items()]
+            curves = Curves(lines, xlabel, "AUC", level=0.5, ends=(0.4, 1.03))
+            yield _figure(title, curves, "With 95 % intervals; 0.5 is chance.")
+
+
+def _figure(title: str, curves: Curves, note: str) -> Block:
+    columns = (
+        Column("line", "line"),
+        Column("x", curves.xlabel, "number"),
+        Column("mean", curves.ylabel, "number"),
+        Column("interval", "95 %", "number interval"),
+    )
+    points = [(line.label, x, found) for line in curves.lines for x, found in line.points]
+    points += [("guesser", x, found) for x, found in curves.floor]
+    rows = [{"line": label, "x": x, "mean": e.mean, "interval": (e.low, e.high)} for label, x, e in points]
+    shown = "; ".join(f"{label} {found.mean:.2f} at {x:.4g}" for label, x, found in points)
+    alt = f"{curves.ylabel} against {curves.xlabel}, with intervals. {shown}."
+    return Block(Table(title, columns, rows, note), partial(plots.draw, curves=curves), alt, curves.height)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from trifed.reports.audit.findings import Estimate, Findings, Reconstruction
-from trifed.reports.audit.ranking import (
+from pydantic import BaseModel
+
+from trifed.reports.audit.findings import (
     CLEAR_AUC,
     KNOWS,
+    Estimate,
+    Findings,
+    Reconstruction,
     attacks,
     best_first,
-    by_attacker,
     finite,
-    guess_for,
-    guesses,
     is_above,
     main_score,
     methods_of,
@@ -51,6 +52,9 @@ SCORES = {
         Column("distance", "distance", "number"),
     ),
 }
+RECONSTRUCTION_NOTE = (
+    "Tokens: number that an upload covers. 'Above': the interval is above the guesser's at the same batch."
+)
 AGAINST = {True: "above", False: "as good", None: None}
 GLOSSARY = {
     "sees: update": "What a client's round really sends, after all of its local steps.",
@@ -76,29 +80,16 @@ def claims_table(findings: Findings) -> Table:
     return Table("What was expected", columns, [dict(claim) for claim in findings.claims])
 
 
-def reconstruction_table(findings: Findings, rows: Sequence[Reconstruction] | None = None) -> Table:
-    """Return one row for each attack and setting, or for the given rows: methods in order, the guesser last."""
-    columns = (
-        ATTACKER[0], Column("attack", "attack"), *ATTACKER[1:], *SIZES, TRIALS, *SCORES[findings.kind]
-    )  # fmt: skip
-    shown = [_reconstruction_row(findings, row) for row in ordered(findings, rows)]
-    once = [row for place, row in enumerate(shown) if row not in shown[:place]]  # each method keeps one guesser
-    note = "Tokens: number that an upload covers. 'Above': the interval is above the guesser's at the same batch."
-    return Table("Every attack and setting", columns, once, note)
+def reconstruction_table(
+    findings: Findings,
+    rows: Iterable[Reconstruction] | None = None,
+    title: str = "Every attack and setting",
+    note: str = RECONSTRUCTION_NOTE,
+) -> Table:
+    """Return one row for each attack and setting, or for the given rows.
 
-
-def worst_table(findings: Findings) -> Table:
-    """Return for each method and attacker the setting in which most came back."""
-    groups = [group for method in methods_of(findings) for group in by_attacker(attacks(findings, method))]
-    chosen = [ranked[0] for group in [*groups, guesses(findings)] if (ranked := best_first(findings, group))]
-    found = reconstruction_table(findings, chosen)
-    return Table(
-        "At its worst, for each method and attacker", found.columns, found.rows, found.note
-    ).without_empty()
-
-
-def ordered(findings: Findings, rows: Sequence[Reconstruction] | None) -> list[Reconstruction]:
-    """Sort rows by method, then by the attacker's knowledge, then by size; the guesser comes last."""
+    Rows are sorted by method, then by the attacker's knowledge, then by size; the guesser comes last.
+    """
     methods = methods_of(findings)
 
     def place(row: Reconstruction) -> tuple[Any, ...]:
@@ -106,17 +97,29 @@ def ordered(findings: Findings, rows: Sequence[Reconstruction] | None) -> list[R
         attacker = (0, "", 0) if last else (methods.index(row.method), row.sees, KNOWS.index(row.knows))
         return (last, *attacker, row.batch, row.steps, row.attack)
 
-    return sorted(findings.reconstruction if rows is None else rows, key=place)
+    ordered = sorted(findings.reconstruction if rows is None else rows, key=place)
+    shown = [_reconstruction_row(findings, row) for row in ordered]
+    once = [row for number, row in enumerate(shown) if row not in shown[:number]]  # each method keeps one guesser
+    columns = (ATTACKER[0], Column("attack", "attack"), *ATTACKER[1:], *SIZES, TRIALS, *SCORES[findings.kind])
+    return Table(title, columns, once, note)
+
+
+def worst_table(findings: Findings) -> Table:
+    """Return for each method and attacker the setting in which most came back."""
+    worst: dict[tuple[Any, ...], Reconstruction] = {}
+    for row in best_first(findings, findings.reconstruction):
+        worst.setdefault(("guesser",) if row.attack == "guesser" else (row.method, row.sees, row.knows), row)
+    title = "At its worst, for each method and attacker"
+    return reconstruction_table(findings, worst.values(), title).without_empty()
 
 
 def _reconstruction_row(findings: Findings, row: Reconstruction) -> dict[str, Any]:
     scores = {name: _mean(found) for name, found in row.scores.items()}
-    known = {**dict(row), **scores, "interval": _interval(main_score(findings, row))}
+    known = _row(row, main_score(findings, row), is_above(findings, row), **scores)
     if row.attack == "guesser":
         fields = (*(column.key for column in SIZES), "trials", "interval", *scores)
         return {"method": "guesser", **{name: known[name] for name in fields}}
-    against = None if guess_for(findings, row) is None else AGAINST[is_above(findings, row)]
-    return {**known, "knows": SHORT_KNOWS[row.knows], "against": against}
+    return known
 
 
 def membership_table(findings: Findings) -> Table:
@@ -129,15 +132,7 @@ def membership_table(findings: Findings) -> Table:
     )  # fmt: skip
     methods = methods_of(findings)
     rows = [
-        {
-            **dict(row),
-            "knows": SHORT_KNOWS[row.knows],
-            "auc": _mean(row.auc),
-            "interval": _interval(row.auc),
-            "tpr": _mean(row.tpr),
-            "tpr_interval": _interval(row.tpr),
-            "against": AGAINST[row.auc.low > CLEAR_AUC],
-        }
+        _row(row, row.auc, row.auc.low > CLEAR_AUC, tpr_interval=_interval(row.tpr))
         for row in sorted(findings.membership, key=lambda r: (methods.index(r.method), r.source, r.examples))
     ]
     note = f"An AUC of 0.5 is chance, 1 is certainty. 'Above': the interval lies above {CLEAR_AUC}."
@@ -151,15 +146,7 @@ def labels_table(findings: Findings) -> Table:
         Column("guesser_interval", "95 %", "ratio interval"), Column("against", "against guessing"),
     )  # fmt: skip
     rows = [
-        {
-            **dict(row),
-            "knows": SHORT_KNOWS[row.knows],
-            "f1": _mean(row.f1),
-            "interval": _interval(row.f1),
-            "guesser": _mean(row.guesser),
-            "guesser_interval": _interval(row.guesser),
-            "against": AGAINST[row.f1.low > row.guesser.high],
-        }
+        _row(row, row.f1, row.f1.low > row.guesser.high, guesser_interval=_interval(row.guesser))
         for row in findings.labels
     ]
     return Table("Labels of a batch", columns, rows, "F1 over labels, each counted as often as it occurs.")
@@ -172,32 +159,31 @@ def means_table(findings: Findings) -> Table:
         Column("found", "found, %", "percent"), Column("interval", "95 %", "interval"),
         Column("chance", "by chance, %", "percent"), Column("against", "against chance"),
     )  # fmt: skip
-    rows = [
-        {
-            **dict(row),
-            "found": _mean(row.found),
-            "interval": _interval(row.found),
-            "against": AGAINST[row.found.low > row.chance],
-        }
-        for row in findings.means
-    ]
+    rows = [_row(row, row.found, row.found.low > row.chance) for row in findings.means]
     note = "Found: the example nearest to a mean, among members and as many others, is one that it was made of."
     return Table("Examples behind the means of a summary", columns, rows, note)
 
 
 def glossary_table(findings: Findings) -> Table:
     """Return the meaning of every attacker, attack and score that occurs."""
-    attackers = {(row.sees, row.knows) for row in attacks(findings)}
-    attackers |= {(row.sees, row.knows) for row in findings.labels}
-    views = {*attackers, *((row.sees, row.knows) for row in findings.membership)}
-    words = [word for sees, knows in views for word in (f"sees: {sees}", f"knows: {SHORT_KNOWS[knows]}")]
-    words += [row.attack for row in findings.reconstruction]
-    words += (
-        [SCORES[findings.kind][0].label.split(",")[0]] if any(r.scores for r in findings.reconstruction) else []
-    )
-    words += ["AUC"] if findings.membership else []
+    rows = [*attacks(findings), *findings.labels, *findings.membership]
+    words = {
+        *(f"sees: {row.sees}" for row in rows),
+        *(f"knows: {SHORT_KNOWS[row.knows]}" for row in rows),
+        *(row.attack for row in findings.reconstruction),
+        "AUC" if findings.membership else "",
+    }
+    if any(row.scores for row in findings.reconstruction):
+        words.add(SCORES[findings.kind][0].label.split(",")[0])
     shown = [{"word": word, "means": means} for word, means in GLOSSARY.items() if word in words]
     return Table("What the words mean", (Column("word", "word"), Column("means", "means", "prose")), shown)
+
+
+def _row(row: BaseModel, main: Estimate | None, above: bool | None, **more: Any) -> dict[str, Any]:
+    """Return the fields of a row, estimates by their means, and its comparison with guessing or chance."""
+    fields = {name: _mean(value) if isinstance(value, Estimate) else value for name, value in row}
+    known = {"knows": SHORT_KNOWS.get(fields.get("knows", "")), "interval": _interval(main)}
+    return {**fields, **known, "against": AGAINST[above], **more}
 
 
 def _mean(found: Estimate | None) -> float | None:

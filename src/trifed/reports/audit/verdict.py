@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trifed.reports.audit.findings import Estimate, Findings
-from trifed.reports.audit.ranking import CLEAR_AUC, attacks, best_first, guess_for, is_above, main_score
+from trifed.reports.audit.findings import (
+    CLEAR_AUC,
+    Estimate,
+    Findings,
+    attacks,
+    best_first,
+    guess_for,
+    is_above,
+    main_score,
+)
 from trifed.reports.document import MOST_CAUTIONS, Caution
 from trifed.reports.format import listing, plural
 

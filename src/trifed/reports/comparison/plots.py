@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from trifed.reports.figures import Style, bytes_axis, control_lines, short
+from trifed.common.files import whole_file
+from trifed.reports.figures import CONTROL_LINES, LIGHT, Style, bytes_axis, drawing, short
 from trifed.reports.format import control_label, size
-from trifed.reports.results import Matrix, Partition, Point, Spread, Study, Tuning
+from trifed.reports.results import Matrix, Partition, Point, Source, Spread, Study, Tuning
 
 MOST_NAMED = 26
 """With more clients than this the clients' names are left out."""
@@ -21,6 +25,25 @@ MOST_BANDS = 4
 SHADES = 9
 REACH = 20.0
 """Points beyond the methods' accuracies up to which an axis is stretched for a control."""
+
+
+def plot_result(source: Source, target: Path) -> None:
+    """Write a run and its baselines as one PNG: accuracy over rounds, accuracy of each client, bytes."""
+    partition = next(iter(source.study.results.values()))
+    plots = {
+        "Mean over clients (band: worst to best)": curves,
+        "Each client": clients,
+        "What one client sends and receives": sent,
+    }
+    with drawing(LIGHT):
+        figure = Figure(figsize=(13.0, 4.4), layout="constrained")
+        panels = figure.subplots(1, len(plots), width_ratios=(1.25, 1, 0.95))
+        for axes, (title, plot) in zip(panels, plots.items(), strict=True):
+            plot(axes, Style(LIGHT, tuple(source.study.methods)), partition)
+            axes.set_title(title)
+        panels[0].legend(fontsize=8)
+        with whole_file(target) as partial:
+            figure.savefig(partial, dpi=130, format="png")
 
 
 def curves(axes: Axes, style: Style, partition: Partition) -> None:
@@ -44,10 +67,10 @@ def curves_over_bytes(axes: Axes, style: Style, partition: Partition) -> None:
         sent = [point for point in points if point.bytes]
         look = _line(style, method, place, partition.methods)
         if sent:
-            axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), label=method, **look)
+            axes.plot([point.bytes for point in sent], _percent(sent, "mean"), label=method, **look)
         elif points:
-            level = _percent(points, "mean")[-1]
-            axes.axhline(level, **{**look, "ls": (0, (4, 1.5)), "marker": ""}, label=f"{method}, sends nothing")
+            look |= {"ls": (0, (4, 1.5)), "marker": "", "label": f"{method}, sends nothing"}
+            axes.axhline(_percent(points, "mean")[-1], **look)
     _controls(axes, style, partition)
     bytes_axis(axes)
     axes.set(xlabel="sent so far, all clients, up and down", ylabel=f"mean test {partition.metric}, %")
@@ -59,9 +82,8 @@ def clients(axes: Axes, style: Style, partition: Partition) -> None:
     shown = [(m, f.client_accuracy) for m, f in partition.methods.items() if len(f.client_accuracy) == len(names)]
     for place, (method, found) in enumerate(shown):
         shift = 0.5 * (place - (len(shown) - 1) / 2) / max(1, len(shown))  # equal results do not hide each other
-        dots = [(100 * value, row + shift) for row, value in enumerate(found) if value is not None]
-        look: dict[str, Any] = {"color": style.colour(method), "marker": style.marker(method), "label": method}
-        axes.scatter([x for x, _ in dots], [y for _, y in dots], s=20, lw=0, zorder=3, **look)
+        rows = np.arange(len(names)) + shift
+        axes.scatter(_numbers(found), rows, s=20, lw=0, zorder=3, label=method, **style.look(method))
     _controls(axes, style, partition, upright=True)
     named = len(names) <= MOST_NAMED
     _rows(axes, names if named else [], len(names), f"test {partition.metric}, %")
@@ -72,36 +94,35 @@ def clients(axes: Axes, style: Style, partition: Partition) -> None:
 
 def worst_to_best(axes: Axes, style: Style, partition: Partition) -> None:
     """Draw each method as a row: worst client, mean, best client; the controls below in grey."""
-    rows: list[tuple[str, str, str, Spread]]
-    rows = [(name, style.colour(name), style.marker(name), found) for name, found in partition.methods.items()]
-    grey = style.theme.faint
-    rows += [(control_label(name), grey, "|", found) for name, found in partition.controls.items()]
-    for row, (_, colour, marker, found) in enumerate(rows):
-        if found.worst is None or found.best is None or found.mean is None:
-            continue
-        ends = [100 * found.worst, 100 * found.best]
-        axes.plot(ends, [row, row], color=colour, lw=2.2, solid_capstyle="round")
-        axes.scatter(ends, [row, row], color=colour, marker="|", s=60)
-        axes.scatter([100 * found.mean], [row], color=colour, marker=marker, s=42, zorder=3)
+    grey = {"color": style.theme.faint, "marker": "|"}
+    rows: list[tuple[str, dict[str, str], Spread]] = [
+        *((name, style.look(name), found) for name, found in partition.methods.items()),
+        *((control_label(name), grey, found) for name, found in partition.controls.items()),
+    ]
+    for row, (_, look, found) in enumerate(rows):
+        worst, mean, best = _numbers([found.worst, found.mean, found.best])
+        axes.plot([worst, best], [row, row], color=look["color"], lw=2.2, solid_capstyle="round")
+        axes.scatter([worst, best], [row, row], color=look["color"], marker="|", s=60)
+        axes.scatter([mean], [row], s=42, zorder=3, **look)
     label = f"test {partition.metric}, %: worst client, mean, best client"
-    _rows(axes, [short(name) for name, *_ in rows], len(rows), label)
+    _rows(axes, [name for name, *_ in rows], len(rows), label)
 
 
 def sent(axes: Axes, style: Style, partition: Partition) -> None:
     """Draw bytes of one client on a log scale: up and down a round, and what travels once, each as a bar."""
     ticks, row, largest = [], 0.0, 10.0
     for method, found in partition.methods.items():
-        parts = [("up", found.bytes.up_per_round, 1.0, False), ("down", found.bytes.down_per_round, 0.55, False)]
-        once = found.bytes.once_up + found.bytes.once_down
-        parts += [("once", once, 1.0, True)] if once else []
-        if not any(count for _, count, *_ in parts):
+        colour, once = style.colour(method), found.bytes.once_up + found.bytes.once_down
+        parts = [("up", found.bytes.up_per_round, 1.0), ("down", found.bytes.down_per_round, 0.55)]
+        parts += [("once", once, 1.0)] if once else []
+        if not any(count for _, count, _ in parts):
             axes.text(1.3, row, "nothing", va="center")
             parts = []
-        for place, (way, count, alpha, hollow) in enumerate(parts):
-            look: dict[str, Any] = {"fill": not hollow, "ls": "--" if hollow else "-", "alpha": alpha}
-            look |= {"facecolor": style.colour(method), "edgecolor": style.colour(method)}
-            axes.barh(row + 0.8 * place, max(count, 1), 0.72, **look)
-            axes.text(max(count, 1) * 1.25, row + 0.8 * place, f"{size(count)} {way}", va="center")
+        for place, (way, count, alpha) in enumerate(parts):
+            look: dict[str, Any] = {"fill": False, "ls": "--"} if way == "once" else {}
+            y, width = row + 0.8 * place, max(count, 1)
+            axes.barh(y, width, 0.72, alpha=alpha, facecolor=colour, edgecolor=colour, **look)
+            axes.text(width * 1.25, y, f"{size(count)} {way}", va="center")
             largest = max(largest, count)
         ticks.append((row + 0.4 * max(0, len(parts) - 1), method))
         row += 0.8 * max(1, len(parts)) + 0.5
@@ -134,38 +155,33 @@ def overview(axes: Axes, style: Style, study: Study) -> None:
     partitions = list(study.results.values())
     for place, method in enumerate(study.methods):
         shift = 0.7 * (place - (len(study.methods) - 1) / 2) / max(1, len(study.methods))
-        colour = style.colour(method)
-        look: dict[str, Any] = {"color": colour, "marker": style.marker(method), "label": method}
         found = [(row + shift, p.methods[method]) for row, p in enumerate(partitions) if method in p.methods]
-        dots = [(100 * one.mean, row) for row, one in found if one.mean is not None]
-        axes.scatter([x for x, _ in dots], [row for _, row in dots], s=26, zorder=3, **look)
-        for row, one in found:
-            if one.interval is not None:
-                axes.plot([100 * end for end in one.interval], [row, row], color=colour, lw=1.3)
+        rows, means = [row for row, _ in found], _numbers([one.mean for _, one in found])
+        axes.scatter(means, rows, s=26, zorder=3, label=method, **style.look(method))
+        ends = [_numbers([(one.interval or (None, None))[end] for _, one in found]) for end in (0, 1)]
+        axes.hlines(rows, *ends, color=style.colour(method), lw=1.3)
     low, high = axes.get_xlim()
     controls = list(dict.fromkeys(name for partition in partitions for name in partition.controls))
-    for line, control in zip(control_lines(len(controls)), controls, strict=True):
-        means = [(row, p.controls[control].mean) for row, p in enumerate(partitions) if control in p.controls]
-        known = [(row, 100 * mean) for row, mean in means if mean is not None]
-        ticks = [(row, mean) for row, mean in known if low - REACH <= mean <= high + REACH]
-        low_high = ([row - 0.42 for row, _ in ticks], [row + 0.42 for row, _ in ticks])
-        label = control_label(control) + ("" if len(ticks) == len(known) else ", partly off the scale")
-        grey: dict[str, Any] = {"colors": style.theme.faint, "linestyles": line, "lw": 1.2, "label": label}
-        axes.vlines([x for _, x in ticks], *low_high, **grey)
-    _rows(axes, [short(name, 24) for name in study.results], len(partitions), "mean test accuracy, %")
+    for line, control in zip(cycle(CONTROL_LINES), controls, strict=False):
+        means = _numbers([p.controls[control].mean if control in p.controls else None for p in partitions])
+        near = (low - REACH <= means) & (means <= high + REACH)
+        label = control_label(control) + (", partly off the scale" if (~near & ~np.isnan(means)).any() else "")
+        rows = np.arange(len(partitions))[near]
+        axes.vlines(means[near], rows - 0.42, rows + 0.42, style.theme.faint, line, label, lw=1.2)
+    _rows(axes, list(study.results), len(partitions), "mean test accuracy, %")
 
 
 def learning_rates(axes: Axes, style: Style, tuning: Tuning) -> None:
     """Draw validation accuracy over the learning rates tried; the chosen rate is ringed."""
     everything: set[float] = set()
     for place, (method, rates) in enumerate(tuning.methods.items()):
-        tried = sorted((float(rate), 100 * value) for rate, value in rates.grid.items() if value is not None)
-        everything |= {rate for rate, _ in tried}
+        tried = {float(rate): 100 * value for rate, value in rates.grid.items() if value is not None}
+        everything |= tried.keys()
         look = _line(style, method, place, tuning.methods)
-        axes.plot([rate for rate, _ in tried], [value for _, value in tried], label=method, **look)
-        taken = [(rate, value) for rate, value in tried if rate == rates.chosen]
+        axes.plot(sorted(tried), [tried[rate] for rate in sorted(tried)], label=method, **look)
+        chosen = [rate for rate in tried if rate == rates.chosen]
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.colour(method), "s": 90 + 60 * place}
-        axes.scatter([rate for rate, _ in taken], [value for _, value in taken], **ring)
+        axes.scatter(chosen, [tried[rate] for rate in chosen], **ring)
     axes.set_xscale("log")
     axes.set_xticks(sorted(everything), [f"{rate:g}" for rate in sorted(everything)], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -183,15 +199,14 @@ def _line(style: Style, method: str, place: int, methods: Sequence[str] | dict[s
     """Return a line's look. Of a few, later ones lie below and are wider: equal curves do not hide each other."""
     below = place if len(methods) <= MOST_BANDS else 0
     width = 1.5 + 0.7 * below
-    look: dict[str, Any] = {"color": style.colour(method), "marker": style.marker(method)}
-    return {**look, "lw": width, "ms": 2.5 + width, "zorder": 9 - 0.1 * below}
+    return {**style.look(method), "lw": width, "ms": 2.5 + width, "zorder": 9 - 0.1 * below}
 
 
 def _controls(axes: Axes, style: Style, partition: Partition, upright: bool = False) -> None:
     """Draw lines at the controls' means; one far from every method is only named, to save room."""
     known = [(name, 100 * spread.mean) for name, spread in partition.controls.items() if spread.mean is not None]
     draw, limits = (axes.axvline, axes.get_xlim()) if upright else (axes.axhline, axes.get_ylim())
-    for line, (name, mean) in zip(control_lines(len(known)), known, strict=True):
+    for line, (name, mean) in zip(cycle(CONTROL_LINES), known, strict=False):
         look: dict[str, Any] = {"color": style.theme.faint, "ls": line, "lw": 1.2}
         if limits[0] - REACH <= mean <= limits[1] + REACH:
             draw(mean, label=f"{control_label(name)}, {mean:.1f}", **look)
@@ -217,3 +232,8 @@ def _heat_map(axes: Axes, values: Matrix, limits: tuple[float, float], names: Se
 
 def _percent(points: Sequence[Point], name: str) -> list[float]:
     return [100 * (getattr(point, name) or 0.0) for point in points]
+
+
+def _numbers(shares: Sequence[float | None]) -> Matrix:
+    """Return shares as percentages, (len(shares),); NaN, which is not drawn, for None."""
+    return 100 * np.array(shares, np.float64)

@@ -1,1 +1,0 @@
-"""Reports on one run: reading its folder, showing it while it runs, its tables and its picture."""
