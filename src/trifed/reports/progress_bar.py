@@ -68,7 +68,7 @@ class _Watch:
             *columns, console=console, expand=expand, transient=True, disable=not console.is_terminal
         )
 
-    def _start(self, description: str, total: int, done: int, **fields: str) -> None:
+    def _start(self, description: str, total: int, done: int, **fields: Any) -> None:
         """Replace the bar, and start the clock."""
         if self.task is not None:
             self.progress.remove_task(self.task)

@@ -154,9 +154,9 @@ def _partition(folders: dict[str, RunFolder], seed: int, on_progress: OnProgress
         on_progress(f"reading {method}")
         found[method] = _summary(folder)
     summaries = {method: summary for method, summary in found.items() if summary}
-    first = next(iter(summaries.values()), {"clients": []})
+    first: dict[str, Any] = next(iter(summaries.values()), {"clients": []})
     clients = [client["name"] for client in first["clients"]]
-    controls = next((s["controls"] for s in summaries.values() if s.get("controls")), {})
+    controls: dict[str, Any] = next((s["controls"] for s in summaries.values() if s.get("controls")), {})
     partition = Partition(
         seeds=[seed],
         metric=first.get("metric", "accuracy"),

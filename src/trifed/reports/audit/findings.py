@@ -43,6 +43,10 @@ class Estimate(_Found):
     high: float
 
 
+class _Row(_Found):
+    method: str
+
+
 class Attempt(_Found):
     """One trial: the examples and their reconstructions, as texts or as PNG data URIs."""
 
@@ -50,7 +54,7 @@ class Attempt(_Found):
     found: list[str]
 
 
-class Reconstruction(_Found):
+class Reconstruction(_Row):
     """Similarity of an attack's reconstructions to the examples.
 
     Attributes:
@@ -59,7 +63,6 @@ class Reconstruction(_Found):
             distance (between features of the base model).
     """
 
-    method: str
     attack: Attack
     sees: Sees
     knows: Knows
@@ -71,13 +74,12 @@ class Reconstruction(_Found):
     attempts: list[Attempt]
 
 
-class Membership(_Found):
+class Membership(_Row):
     """An attack that decides if an example is a client's: AUC, and true positives at 1 % false ones.
 
     `examples`: mean number behind an upload, or behind a component of a summary.
     """
 
-    method: str
     source: Literal["update", "summary"]
     sees: Sees | None
     knows: Knows
@@ -88,10 +90,9 @@ class Membership(_Found):
     tpr: Estimate
 
 
-class Labels(_Found):
+class Labels(_Row):
     """An attack on the labels of a batch: F1 over labels with their multiplicity, and the F1 of a guesser."""
 
-    method: str
     sees: Sees
     knows: Knows
     batch: int
@@ -100,7 +101,7 @@ class Labels(_Found):
     guesser: Estimate
 
 
-class Means(_Found):
+class Means(_Row):
     """An attack on a summary: is the example nearest to a mean one of those behind it?
 
     Attributes:
@@ -109,7 +110,6 @@ class Means(_Found):
         chance: The same share for a random choice.
     """
 
-    method: str
     examples: float
     components: int
     found: Estimate

@@ -12,6 +12,8 @@ from trifed.reports.audit.findings import (
     KNOWS,
     Estimate,
     Findings,
+    Labels,
+    Membership,
     Reconstruction,
     attacks,
     best_first,
@@ -166,7 +168,7 @@ def means_table(findings: Findings) -> Table:
 
 def glossary_table(findings: Findings) -> Table:
     """Return the meaning of every attacker, attack and score that occurs."""
-    rows = [*attacks(findings), *findings.labels, *findings.membership]
+    rows: list[Reconstruction | Labels | Membership] = [*attacks(findings), *findings.labels, *findings.membership]
     words = {
         *(f"sees: {row.sees}" for row in rows),
         *(f"knows: {SHORT_KNOWS[row.knows]}" for row in rows),
@@ -181,7 +183,7 @@ def glossary_table(findings: Findings) -> Table:
 
 def _row(row: BaseModel, main: Estimate | None, above: bool | None, **more: Any) -> dict[str, Any]:
     """Return the fields of a row, estimates by their means, and its comparison with guessing or chance."""
-    fields = {name: _mean(value) if isinstance(value, Estimate) else value for name, value in row}
+    fields: dict[str, Any] = {name: _mean(value) if isinstance(value, Estimate) else value for name, value in row}
     known = {"knows": SHORT_KNOWS.get(fields.get("knows", "")), "interval": _interval(main)}
     return {**fields, **known, "against": AGAINST[above], **more}
 

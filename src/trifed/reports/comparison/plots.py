@@ -67,7 +67,7 @@ def curves_over_bytes(axes: Axes, style: Style, partition: Partition) -> None:
         sent = [point for point in points if point.bytes]
         look = _line(style, method, place, partition.methods)
         if sent:
-            axes.plot([point.bytes for point in sent], _percent(sent, "mean"), label=method, **look)
+            axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), label=method, **look)
         elif points:
             look |= {"ls": (0, (4, 1.5)), "marker": "", "label": f"{method}, sends nothing"}
             axes.axhline(_percent(points, "mean")[-1], **look)
@@ -83,7 +83,7 @@ def clients(axes: Axes, style: Style, partition: Partition) -> None:
     for place, (method, found) in enumerate(shown):
         shift = 0.5 * (place - (len(shown) - 1) / 2) / max(1, len(shown))  # equal results do not hide each other
         rows = np.arange(len(names)) + shift
-        axes.scatter(_numbers(found), rows, s=20, lw=0, zorder=3, label=method, **style.look(method))
+        _marks(axes, found, rows, s=20, lw=0, label=method, **style.look(method))
     _controls(axes, style, partition, upright=True)
     named = len(names) <= MOST_NAMED
     _rows(axes, names if named else [], len(names), f"test {partition.metric}, %")
@@ -95,15 +95,17 @@ def clients(axes: Axes, style: Style, partition: Partition) -> None:
 def worst_to_best(axes: Axes, style: Style, partition: Partition) -> None:
     """Draw each method as a row: worst client, mean, best client; the controls below in grey."""
     grey = {"color": style.theme.faint, "marker": "|"}
-    rows: list[tuple[str, dict[str, str], Spread]] = [
+    rows: list[tuple[str, dict[str, Any], Spread]] = [
         *((name, style.look(name), found) for name, found in partition.methods.items()),
         *((control_label(name), grey, found) for name, found in partition.controls.items()),
     ]
     for row, (_, look, found) in enumerate(rows):
-        worst, mean, best = _numbers([found.worst, found.mean, found.best])
-        axes.plot([worst, best], [row, row], color=look["color"], lw=2.2, solid_capstyle="round")
-        axes.scatter([worst, best], [row, row], color=look["color"], marker="|", s=60)
-        axes.scatter([mean], [row], s=42, zorder=3, **look)
+        if found.worst is None or found.best is None or found.mean is None:
+            continue
+        ends = [100 * found.worst, 100 * found.best]
+        axes.plot(ends, [row, row], color=look["color"], lw=2.2, solid_capstyle="round")
+        axes.scatter(ends, [row, row], color=look["color"], marker="|", s=60)
+        axes.scatter([100 * found.mean], [row], s=42, zorder=3, **look)
     label = f"test {partition.metric}, %: worst client, mean, best client"
     _rows(axes, [name for name, *_ in rows], len(rows), label)
 
@@ -156,10 +158,11 @@ def overview(axes: Axes, style: Style, study: Study) -> None:
     for place, method in enumerate(study.methods):
         shift = 0.7 * (place - (len(study.methods) - 1) / 2) / max(1, len(study.methods))
         found = [(row + shift, p.methods[method]) for row, p in enumerate(partitions) if method in p.methods]
-        rows, means = [row for row, _ in found], _numbers([one.mean for _, one in found])
-        axes.scatter(means, rows, s=26, zorder=3, label=method, **style.look(method))
-        ends = [_numbers([(one.interval or (None, None))[end] for _, one in found]) for end in (0, 1)]
-        axes.hlines(rows, *ends, color=style.colour(method), lw=1.3)
+        rows = np.array([row for row, _ in found])
+        _marks(axes, [one.mean for _, one in found], rows, s=26, label=method, **style.look(method))
+        for row, one in found:
+            if one.interval is not None:
+                axes.plot([100 * end for end in one.interval], [row, row], color=style.colour(method), lw=1.3)
     low, high = axes.get_xlim()
     controls = list(dict.fromkeys(name for partition in partitions for name in partition.controls))
     for line, control in zip(cycle(CONTROL_LINES), controls, strict=False):
@@ -167,7 +170,8 @@ def overview(axes: Axes, style: Style, study: Study) -> None:
         near = (low - REACH <= means) & (means <= high + REACH)
         label = control_label(control) + (", partly off the scale" if (~near & ~np.isnan(means)).any() else "")
         rows = np.arange(len(partitions))[near]
-        axes.vlines(means[near], rows - 0.42, rows + 0.42, style.theme.faint, line, label, lw=1.2)
+        grey: dict[str, Any] = {"colors": style.theme.faint, "linestyles": line, "lw": 1.2, "label": label}
+        axes.vlines(means[near], rows - 0.42, rows + 0.42, **grey)
     _rows(axes, list(study.results), len(partitions), "mean test accuracy, %")
 
 
@@ -235,5 +239,11 @@ def _percent(points: Sequence[Point], name: str) -> list[float]:
 
 
 def _numbers(shares: Sequence[float | None]) -> Matrix:
-    """Return shares as percentages, (len(shares),); NaN, which is not drawn, for None."""
+    """Return shares as percentages, (len(shares),); NaN for None."""
     return 100 * np.array(shares, np.float64)
+
+
+def _marks(axes: Axes, shares: Sequence[float | None], rows: np.ndarray, **look: Any) -> None:
+    """Draw a mark in the row of each share that is known."""
+    values = _numbers(shares)
+    axes.scatter(values[~np.isnan(values)], rows[~np.isnan(values)], zorder=3, **look)
