@@ -11,7 +11,7 @@ from trifed.common.errors import ConfigError
 from trifed.config.run import make_config
 from trifed.experiments.runner import run
 from trifed.reports.tracking import require_trackers, track
-from trifed.reports.tracking.sinks import NEEDS, Source
+from trifed.reports.tracking.trackers import NEEDS, Source
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from trifed.experiments.runner import resume
 from trifed.federation.run_folder import RunFolder
 from trifed.reports.tracking import track
 from trifed.reports.tracking.scalars import Point
-from trifed.reports.tracking.sinks import Source
+from trifed.reports.tracking.trackers import Source
 
 # Ours first: it tells MLflow, before that is imported, not to report home.
 MISSING = "the mlflow extra is not installed: pip install 'trifed[mlflow]'"

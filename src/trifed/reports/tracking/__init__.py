@@ -4,7 +4,6 @@ Both are optional extras. All points come from the run's own event log, so a tra
 filling it twice does not double a point.
 """
 
-from trifed.reports.tracking.live import LiveTracking, Tracked, track
-from trifed.reports.tracking.sinks import require_trackers
+from trifed.reports.tracking.trackers import LiveTracking, Tracked, require_trackers, track
 
 __all__ = ["LiveTracking", "Tracked", "require_trackers", "track"]

@@ -38,7 +38,7 @@ class Scalars:
     def take(self, event: Event) -> list[Point]:
         """Take the next event; return the points of the round that it ends, if any."""
         kind, points = event["event"], []
-        if kind == "started" or kind == "resumed":
+        if kind in ("started", "resumed"):
             self.evaluated_model = event["scored"]
         elif kind in ("trained", "scores") and event["round"] > self.round:  # a delivery ends no round
             points = self.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 # A library whose users watch what leaves the building does not report to anybody by default.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from trifed.common.errors import RunError
 from trifed.reports.tracking.scalars import Point
-from trifed.reports.tracking.sinks import Source
+from trifed.reports.tracking.trackers import Source
 
 MEMORY = "mlflow.json"
 """File in the run's folder: store -> id of the MLflow run, which is continued instead of created again."""
@@ -31,8 +31,6 @@ MEMORY = "mlflow.json"
 SQLITE = "sqlite:///"
 
 _FAILURES = (MlflowException, SQLAlchemyError, OSError)
-
-_T = TypeVar("_T")
 
 LONGEST = 200
 """Most characters of a client's name in the name of a metric, which may have 250."""
@@ -75,14 +73,10 @@ class MlflowSink:
         return run if run.info.lifecycle_stage == "active" else None
 
     def _new(self, source: Source) -> Run:
-        name = source.home.name
-        experiment = self._client.get_experiment_by_name(name)
-        number = (
-            experiment.experiment_id
-            if experiment
-            else self._client.create_experiment(name, _artifacts(self.place))
-        )
-        run = self._client.create_run(number, run_name=source.method, tags={"trifed.run": source.config.run_id()})
+        name, tags = source.home.name, {"trifed.run": source.config.run_id()}
+        known = self._client.get_experiment_by_name(name)
+        number = known.experiment_id if known else self._client.create_experiment(name, _artifacts(self.place))
+        run = self._client.create_run(number, run_name=source.method, tags=tags)
         params = [Param(key, value) for key, value in source.parameters().items()]
         for batch in _batches(params, PARAMETERS):
             self._client.log_batch(run.info.run_id, params=batch)
@@ -112,9 +106,8 @@ class MlflowSink:
             kind, _, rest = tag.partition("/")
             allowed = re.sub(r"^\.*$|[^\w.\- ]", "_", rest)[:LONGEST]
             plain = f"{kind}/{allowed}"
-            taken = set(self._names.values())
             numbered = (plain if number == 1 else f"{plain}_{number}" for number in count(1))
-            self._names[tag] = next(name for name in numbered if name not in taken)
+            self._names[tag] = next(name for name in numbered if name not in self._names.values())
         return self._names[tag]
 
     def _error(self, error: Exception) -> RunError:
@@ -148,6 +141,6 @@ def _memory(source: Source) -> dict[str, str]:
     return known
 
 
-def _batches(items: list[_T], size: int) -> Iterator[list[_T]]:
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

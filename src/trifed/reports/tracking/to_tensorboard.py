@@ -7,8 +7,9 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from trifed.common.errors import RunError
+from trifed.config.run import to_toml
 from trifed.reports.tracking.scalars import Point
-from trifed.reports.tracking.sinks import Source
+from trifed.reports.tracking.trackers import Source
 
 
 class TensorBoardSink:
@@ -23,24 +24,20 @@ class TensorBoardSink:
     def __init__(self, source: Source, into: Path | None) -> None:
         folder = source.home / "tensorboard" if into is None else into / source.home.name
         suffix = f".trifed-{source.config.run_id()}"
-        self._target = folder / source.method
-        self.place = str(folder)
-        self._refuse_others(suffix)
-        try:
-            for old in self._target.glob(f"*{suffix}"):
-                old.unlink()
-            self._writer = SummaryWriter(str(self._target), filename_suffix=suffix)
-        except OSError as error:
-            raise self._error(error) from error
-        self._writer.add_text("configuration", f"```toml\n{source.toml()}```")
-
-    def _refuse_others(self, suffix: str) -> None:
+        self.place, self._target = str(folder), folder / source.method
         others = [path for path in self._target.glob("*tfevents*") if not path.name.endswith(suffix)]
         if others:
             raise RunError(
                 f"{self._target}: holds the event files of another run, such as {others[0].name}; "
                 f"remove them or give another --into"
             )
+        try:
+            for old in self._target.glob(f"*{suffix}"):
+                old.unlink()
+            self._writer = SummaryWriter(str(self._target), filename_suffix=suffix)
+        except OSError as error:
+            raise self._error(error) from error
+        self._writer.add_text("configuration", f"```toml\n{to_toml(source.config)}```")
 
     def write(self, points: list[Point]) -> None:
         """Add one round's points and flush them to readers."""

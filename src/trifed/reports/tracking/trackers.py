@@ -1,19 +1,97 @@
-"""Fill trackers: with every event while a run is under way, or from its log afterwards."""
+"""Trackers: the packages they need, and how they are filled: while a run is under way, or afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from trifed.common.errors import RunError, TrifedError
-from trifed.config.run import RunConfig
+from trifed.common.errors import ConfigError, RunError, TrifedError
+from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import TrackerName
+from trifed.config.toml_files import read_toml
 from trifed.federation.run_folder import Event, RunFolder
-from trifed.reports.tracking.scalars import Scalars, scalars
-from trifed.reports.tracking.sinks import Sink, Source, require_trackers
+from trifed.reports.tracking.scalars import Point, Scalars, scalars
 
 Listener = Callable[[Event], None]
+NEEDS: dict[TrackerName, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
+"""Tracker -> importable names of its extra's packages."""
+
+
+class Sink(Protocol):
+    """One run in one tracker. Writing a point again does not double it."""
+
+    place: str
+
+    def write(self, points: list[Point]) -> None:
+        """Add one round's points."""
+
+    def close(self, finished: bool) -> None:
+        """Close the run in the tracker. `finished`: the run reached its end."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run whose numbers go to a tracker. A baseline belongs to its main run."""
+
+    folder: RunFolder
+    config: RunConfig
+
+    @classmethod
+    def open(cls, path: Path) -> Source:
+        """Open an existing run.
+
+        Raises:
+            RunError: The folder holds no run.
+            ConfigError: Its config.toml is damaged.
+        """
+        folder = RunFolder.open(path)
+        place = folder.path / "config.toml"
+        return cls(folder, make_config(read_toml(place), str(place)))
+
+    @property
+    def home(self) -> Path:
+        """Return the folder of the main run, for a baseline and for the main run itself."""
+        path = self.folder.path.resolve()
+        return path.parents[1] if path.parent.name == "baselines" else path
+
+    @property
+    def method(self) -> str:
+        """Return the method, which distinguishes a run from its baselines."""
+        return self.config.method.name
+
+    def parameters(self) -> dict[str, str]:
+        """Return the resolved configuration, flat: `training.epochs` -> "1"."""
+        return dict(_flat("", self.config.model_dump(mode="json")))
+
+
+def require_trackers(names: Iterable[TrackerName]) -> None:
+    """Refuse trackers that are not installed.
+
+    Raises:
+        ConfigError: A package is missing; the message has the command that installs it.
+    """
+    missing = {name: [package for package in NEEDS[name] if find_spec(package) is None] for name in names}
+    problems = [
+        f"trackers: '{name}' needs {', '.join(packages)}, not installed here: pip install 'trifed[{name}]'"
+        for name, packages in missing.items()
+        if packages
+    ]
+    if problems:
+        raise ConfigError(problems, "trackers")
+
+
+def _flat(prefix: str, values: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}{name}.", value)
+        else:
+            yield prefix + name, str(value)
 
 
 def open_sink(name: TrackerName, source: Source, into: Path | None = None) -> Sink:
@@ -38,8 +116,7 @@ class LiveTracking:
     def __init__(self, config: RunConfig, folder: RunFolder, listener: Listener) -> None:
         self._source, self._listener = Source(folder, config), listener
         self._sinks: list[Sink] = []
-        self._reader = Scalars()
-        self._finished = False
+        self._reader, self._finished = Scalars(), False
 
     def __call__(self, event: Event) -> None:
         """Take one event that is already in the log."""
@@ -117,11 +194,8 @@ def track(folder: str | Path, name: TrackerName, into: str | Path | None = None)
 
 
 def _write(source: Source, events: list[Event], name: TrackerName, into: Path | None) -> Tracked:
-    sink = open_sink(name, source, into)
-    points = 0
-    last = 0
-    for batch in scalars(events):
+    sink, batches = open_sink(name, source, into), list(scalars(events))
+    for batch in batches:
         sink.write(batch)
-        points, last = points + len(batch), batch[0].step
     sink.close(events[-1]["event"] == "finished")
-    return Tracked(source.method, last, points, sink.place)
+    return Tracked(source.method, batches[-1][0].step, sum(map(len, batches)), sink.place)
