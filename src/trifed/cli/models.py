@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "csv", "jsonl"]
 """Form in which predictions are written."""
-Function = Callable[..., Any]
 Form = Literal["tri-matrix", "lora", "lora-no-head", "merged"]
 """Form of an exported model."""
 
@@ -226,33 +225,28 @@ def evaluate_command(
     columns = models[0].columns.override(text_column, pair_column, image_column)
     columns = replace(columns, label=label_column or columns.label)
     data = read_labelled(file, columns)
-    evaluate, render, to_csv = _evaluation(columns, tokens)
+    evaluate = _evaluation(columns, tokens)
     with progress_bar.counting(f"{columns.kind}s", len(models) * len(data.inputs)) as progress:
         scores = [
             evaluate(one, load_located(_kind(columns), one, base), data, progress=progress) for one in models
         ]
     if output == "table":
-        Console().print(render(scores))
+        Console().print(evaluations.render_evaluations(scores))
     elif output == "json":
         typer.echo(
             json.dumps({"model": str(model), "file": str(file), **evaluations.evaluations_json(scores)}, indent=2)
         )
     else:
-        typer.echo(to_csv(scores), nl=False)
+        typer.echo(evaluations.evaluations_csv(scores), nl=False)
 
 
-def _evaluation(columns: Columns, tokens: int) -> tuple[Function, Function, Function]:
-    """Return the functions that evaluate a model, show scores in a terminal, and write them as CSV."""
+def _evaluation(columns: Columns, tokens: int) -> Callable[..., Any]:
+    """Return the function that evaluates a model of this kind."""
     from trifed.export import evaluate, evaluate_answers, evaluate_matches
-    from trifed.reports import evaluations
 
     if columns.answers:
-        score = partial(evaluate_answers.evaluate_writer, tokens=tokens)
-        return score, evaluations.render_answer_evaluations, evaluations.answers_csv
-    if columns.matches:
-        match = evaluate_matches.evaluate_retrieval_model
-        return match, evaluations.render_match_evaluations, evaluations.answers_csv
-    return evaluate.evaluate_client, evaluations.render_evaluations, evaluations.evaluations_csv
+        return partial(evaluate_answers.evaluate_writer, tokens=tokens)
+    return evaluate_matches.evaluate_retrieval_model if columns.matches else evaluate.evaluate_client
 
 
 def export_command(

@@ -117,39 +117,34 @@ def _times(value: float | None) -> str | None:
 
 def _notes(cost: Cost) -> list[str]:
     """Return the assumptions behind the numbers."""
-    targets = ", ".join(cost.targets)
-    head = f"one linear layer, {cost.features:,} × {cost.labels} and {cost.labels}" if cost.labels else "none"
-    if cost.labels and not cost.features:
-        head = f"a bias for each of {cost.labels} classes"
-    notes = [
+    targets, sizes = ", ".join(cost.targets), f"{cost.features:,} × {cost.labels} and {cost.labels}"
+    layer = f"one linear layer, {sizes}" if cost.features else f"a bias for each of {cost.labels} classes"
+    return [
         f"{cost.base_values:,} weights; {cost.layers} adapted layers ({targets}), rank {cost.rank} and 32 bits a "
-        f"number where no others are named; head: {head}.",
+        f"number where no others are named; head: {layer if cost.labels else 'none'}.",
         "values: numbers that a client sends, and as many receives, in a round; head: its share of them; "
         f"each way: bytes up and bytes down, without the envelope of about {cost.envelope} a message.",
         f"fewer: bytes up, against A, B and head of plain LoRA of rank {cost.rank} ({cost.lora_values:,} values, "
         "32 bits each).",
+        *(
+            f"once, {item.method}: {size(once.up)} up{f', {size(once.down)} down' if once.down else ''}; "
+            f"{once.what}: {once.basis}."
+            for item in cost.methods
+            for once in item.once
+        ),
     ]
-    for item in cost.methods:
-        for once in item.once:
-            sizes = f"{size(once.up)} up, {size(once.down)} down" if once.down else f"{size(once.up)} up"
-            notes.append(f"once, {item.method}: {sizes}; {once.what}: {once.basis}.")
-    return notes
 
 
 def plot_cost(cost: Cost, target: Path) -> None:
     """Draw the values that each method sends in one round, on a log scale.
 
     Raises:
-        ConfigError: The file's name ends in none of `PICTURES`.
-        RunError: It cannot be written.
+        RunError: The file cannot be written.
     """
-    check_picture(target)
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(cost.methods)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.42 * len(cost.methods)), layout="constrained")
+    axes = figure.subplots()
     for row, item in enumerate(cost.methods):
         axes.barh(row, max(item.sent_values, 1), color="#30638e", height=0.6)
         label = f"{item.sent_values:,}" if item.sent_values else "nothing"
@@ -164,8 +159,6 @@ def plot_cost(cost: Cost, target: Path) -> None:
         figure.savefig(target, dpi=130)
     except OSError as error:
         raise RunError(f"{target}: {error.strerror or error}; give another --plot") from error
-    finally:
-        plt.close(figure)
 
 
 def check_picture(target: Path) -> None:

@@ -21,26 +21,31 @@ from trifed.reports.tables import Column, Table, to_terminal, write_csv
 LABELS, CONFUSIONS = 40, 10
 """Most rows shown of the labels, lowest F1 first where there are more, and of the confused pairs."""
 CLIENT = Column("client", "client")
-EVALUATION = (
-    CLIENT,
-    Column("accuracy", "accuracy, %", "percent"),
-    Column("macro_f1", "macro-F1, %", "percent"),
-    Column("loss", "loss, nats", "number"),
-)
-ANSWERS = (
-    CLIENT,
-    Column("perplexity", "perplexity", "number"),
-    Column("accuracy", "next tokens right, %", "percent"),
-    Column("exact_match", "exact match, %", "percent"),
-    Column("rouge_l", "ROUGE-L, %", "percent"),
-)
-MATCHES = (
-    CLIENT,
-    Column("caption_found", "caption found, %", "percent"),
-    Column("caption_near", "among 5, %", "percent"),
-    Column("image_found", "image found, %", "percent"),
-    Column("image_near", "among 5, %", "percent"),
-)
+AnyEvaluation = Evaluation | AnswerEvaluation | MatchEvaluation
+CLASSIFIER = ("client", "examples", "accuracy", "macro_f1", "loss")
+"""Columns of the CSV form of a classifier's scores."""
+COLUMNS: dict[type, tuple[Column, ...]] = {
+    Evaluation: (
+        CLIENT,
+        Column("accuracy", "accuracy, %", "percent"),
+        Column("macro_f1", "macro-F1, %", "percent"),
+        Column("loss", "loss, nats", "number"),
+    ),
+    AnswerEvaluation: (
+        CLIENT,
+        Column("perplexity", "perplexity", "number"),
+        Column("accuracy", "next tokens right, %", "percent"),
+        Column("exact_match", "exact match, %", "percent"),
+        Column("rouge_l", "ROUGE-L, %", "percent"),
+    ),
+    MatchEvaluation: (
+        CLIENT,
+        Column("caption_found", "caption found, %", "percent"),
+        Column("caption_near", "among 5, %", "percent"),
+        Column("image_found", "image found, %", "percent"),
+        Column("image_near", "among 5, %", "percent"),
+    ),
+}
 LABEL = (
     Column("label", "label"),
     Column("examples", "examples", "count"),
@@ -60,11 +65,12 @@ def render_predictions(predictions: Iterable[Prediction], top: int) -> RichTable
     table.add_column("probability", justify="right", no_wrap=True)
     if top > 1:
         table.add_column("then", no_wrap=True)
-    for item, best in ((prediction.input, prediction.best) for prediction in predictions):
+    for prediction in predictions:
+        item, (label, probability), *rest = prediction.input, *prediction.best
         text = item.text if item.pair is None else f"{item.text} | {item.pair}"
-        rest = [Text("\n".join(f"{label} {p:.3f}" for label, p in best[1:]))] if top > 1 else []
         line = Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
-        table.add_row(str(item.row), line, Text(best[0][0]), f"{best[0][1]:.3f}", *rest)
+        more = [Text("\n".join(f"{label} {p:.3f}" for label, p in rest))] if top > 1 else []
+        table.add_row(str(item.row), line, Text(label), f"{probability:.3f}", *more)
     return table
 
 
@@ -79,13 +85,16 @@ def render_answers(answers: Iterable[Answer]) -> RichTable:
     return table
 
 
-def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
-    """Render each client as a row; for a single client also its labels and most frequent confusions."""
-    rows: list[dict[str, Any]] = [asdict(one) for one in evaluations]
-    if len(evaluations) > 1:
+def render_evaluations(evaluations: Sequence[AnyEvaluation]) -> RenderableType:
+    """Render each client as a row; for a single classifier also its labels and most frequent confusions."""
+    first, rows = evaluations[0], [asdict(one) for one in evaluations]
+    what = f"images with {first.captions} captions" if isinstance(first, MatchEvaluation) else "examples"
+    details: list[RichTable] = []
+    if isinstance(first, Evaluation) and len(evaluations) > 1:
         rows += [{"client": name, "accuracy": value} for name, value in _over_clients(evaluations).items()]
-    overview = to_terminal(Table(f"On {evaluations[0].examples} examples", EVALUATION, rows))
-    return overview if len(evaluations) > 1 else Group(overview, *_details(evaluations[0]))
+    elif isinstance(first, Evaluation):
+        details += _details(first)
+    return Group(to_terminal(Table(f"On {first.examples} {what}", COLUMNS[type(first)], rows)), *details)
 
 
 def _details(one: Evaluation) -> Iterable[RichTable]:
@@ -94,43 +103,24 @@ def _details(one: Evaluation) -> Iterable[RichTable]:
     title = f"The {LABELS} labels of lowest F1, of {len(one.labels)}" if many else "Each label"
     yield to_terminal(Table(title, LABEL, [asdict(score) for score in shown]))
     if one.confusions:
-        yield to_terminal(
-            Table("Most often confused", CONFUSION, [asdict(pair) for pair in one.confusions[:CONFUSIONS]])
-        )
+        confusions = [asdict(pair) for pair in one.confusions[:CONFUSIONS]]
+        yield to_terminal(Table("Most often confused", CONFUSION, confusions))
 
 
-def render_answer_evaluations(evaluations: Sequence[AnswerEvaluation]) -> RichTable:
-    """Render each client's language model as a row."""
-    return to_terminal(
-        Table(f"On {evaluations[0].examples} examples", ANSWERS, [asdict(one) for one in evaluations])
-    )
-
-
-def render_match_evaluations(evaluations: Sequence[MatchEvaluation]) -> RichTable:
-    """Render each client's retrieval model as a row."""
-    title = f"On {evaluations[0].examples} images with {evaluations[0].captions} captions"
-    return to_terminal(Table(title, MATCHES, [asdict(one) for one in evaluations]))
-
-
-def evaluations_json(evaluations: Sequence[Evaluation | AnswerEvaluation | MatchEvaluation]) -> dict[str, Any]:
+def evaluations_json(evaluations: Sequence[AnyEvaluation]) -> dict[str, Any]:
     """Return all scores; with several clients also mean, worst and best accuracy over them."""
-    result: dict[str, Any] = {"clients": [asdict(one) for one in evaluations]}
-    if len(evaluations) > 1:
-        result["accuracy"] = _over_clients(evaluations)
-    return result
+    overall = {"accuracy": _over_clients(evaluations)} if len(evaluations) > 1 else {}
+    return {"clients": [asdict(one) for one in evaluations], **overall}
 
 
-def _over_clients(evaluations: Sequence[Evaluation | AnswerEvaluation | MatchEvaluation]) -> dict[str, float]:
+def _over_clients(evaluations: Sequence[AnyEvaluation]) -> dict[str, float]:
     """Return mean, worst and best accuracy; all clients had the same file, so no weights are needed."""
     found = spread([one.accuracy for one in evaluations], [one.examples for one in evaluations])
     return {name: found[name] for name in ("mean", "worst", "best")}
 
 
-def evaluations_csv(evaluations: Sequence[Evaluation]) -> str:
-    """Return one row for each client: `client,examples,accuracy,macro_f1,loss`."""
-    return write_csv(map(asdict, evaluations), ("client", "examples", "accuracy", "macro_f1", "loss"))
-
-
-def answers_csv(evaluations: Sequence[AnswerEvaluation | MatchEvaluation]) -> str:
-    """Return one row for each client; the columns are the fields of its scores."""
-    return write_csv(map(asdict, evaluations), [field.name for field in fields(evaluations[0])])
+def evaluations_csv(evaluations: Sequence[AnyEvaluation]) -> str:
+    """Return one row for each client; a classifier's is `client,examples,accuracy,macro_f1,loss`."""
+    first = evaluations[0]
+    names = CLASSIFIER if isinstance(first, Evaluation) else [field.name for field in fields(first)]
+    return write_csv(map(asdict, evaluations), names)

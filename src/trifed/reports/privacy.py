@@ -31,7 +31,7 @@ def privacy_row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def privacy_table(accounts: Sequence[Account]) -> Table:
     """Return ledgers as a table, one row for each client and relation."""
-    runs = [Column("run", "run")] if _runs(accounts) > 1 else []
+    runs = [Column("run", "run")] if len({account.run for account in accounts}) > 1 else []
     columns = [*runs, Column("client", "client"), *PRIVACY_COLUMNS]
     rows = [
         {**privacy_row(line._asdict()), "run": account.run, "client": account.book.client}
@@ -54,10 +54,6 @@ def promise_table(folder: Path) -> Table:
     return Table("What all rounds cost a client; ledgers are at the sites", PRIVACY_COLUMNS, rows)
 
 
-def _runs(accounts: Sequence[Account]) -> int:
-    return len({account.run for account in accounts})
-
-
 def remarks(folder: Path, accounts: Sequence[Account]) -> Iterable[str]:
     """Yield what a reader has to know beside the numbers."""
     if any(math.isinf(line.epsilon) for account in accounts for line in account.spent):
@@ -69,5 +65,5 @@ def remarks(folder: Path, accounts: Sequence[Account]) -> Iterable[str]:
             "A simulated run draws its noise from its seed, so this is its cost between sites; "
             "whoever knows the seed can remove the noise."
         )
-    if _runs(accounts) > 1:
+    if len({account.run for account in accounts}) > 1:
         yield "Runs on the same data add up; each ledger is of one run."

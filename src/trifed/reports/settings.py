@@ -22,12 +22,10 @@ def render_settings() -> Table:
     table.add_column("meaning")
     for row in _rows(RunConfig, ""):
         table.add_row(*row)
-    owners: dict[type[BaseModel], list[str]] = {}
-    for method in METHODS.values():
-        owners.setdefault(method.options, []).append(method.name)
-    for options, names in owners.items():
+    for options in dict.fromkeys(method.options for method in METHODS.values()):
+        owners = ", ".join(method.name for method in METHODS.values() if method.options is options)
         for name, default, meaning in _rows(options, "method."):
-            table.add_row(name, default, f"{', '.join(names)}: {meaning}")
+            table.add_row(name, default, f"{owners}: {meaning}")
     return table
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from trifed.reports.audit.findings import (
     CLEAR_AUC,
     Estimate,
@@ -18,6 +16,14 @@ from trifed.reports.document import MOST_CAUTIONS, Caution
 from trifed.reports.format import listing, plural
 
 FEW_TRIALS = 20
+CAUTIONS = {
+    "no-control": "No control was attacked: nothing shows that the attacks can succeed.",
+    "weak-attacks": "No control was read back above guessing: the attacks may be too weak here.",
+    "no-guesser": "There was no guesser: nothing shows which part of a score is guessing.",
+    "few-trials": "A number stands on only {}: read the intervals.",
+    "no-proof": "A failed attack is no proof: only noise with a counted privacy budget bounds all attacks.",
+    "honest-server": "A server that changes the base model can learn more than this curious one.",
+}
 
 
 def verdict(findings: Findings) -> str:
@@ -57,22 +63,18 @@ def _score(findings: Findings, found: Estimate | None) -> str:
 
 def cautions(findings: Findings) -> list[Caution]:
     """Return at most three conclusions that the findings do not support."""
-    return [*_about_attacks(findings)][:MOST_CAUTIONS]
-
-
-def _about_attacks(findings: Findings) -> Iterable[Caution]:
-    others = [row for row in attacks(findings) if row.method != findings.method]
-    if findings.reconstruction and not others:
-        yield Caution("no-control", "No control was attacked: nothing shows that the attacks can succeed.")
-    elif others and not any(is_above(findings, row) for row in others):
-        yield Caution("weak-attacks", "No control was read back above guessing: the attacks may be too weak here.")
-    if attacks(findings) and len(attacks(findings)) == len(findings.reconstruction):
-        yield Caution("no-guesser", "There was no guesser: nothing shows which part of a score is guessing.")
-    trials = [row.trials for row in findings.reconstruction] + [row.trials for row in findings.labels]
-    fewest = min(trials, default=FEW_TRIALS)
-    if fewest < FEW_TRIALS:
-        yield Caution("few-trials", f"A number stands on only {plural(fewest, 'trial')}: read the intervals.")
-    yield Caution(
-        "no-proof", "A failed attack is no proof: only noise with a counted privacy budget bounds all attacks."
-    )
-    yield Caution("honest-server", "A server that changes the base model can learn more than this curious one.")
+    rows, tried = findings.reconstruction, attacks(findings)
+    others = [row for row in tried if row.method != findings.method]
+    trials = min((row.trials for row in [*rows, *findings.labels]), default=FEW_TRIALS)
+    known = {
+        "no-control": rows and not others,
+        "weak-attacks": others and not any(is_above(findings, row) for row in others),
+        "no-guesser": tried and tried == rows,
+        "few-trials": trials < FEW_TRIALS,
+        "no-proof": True,
+        "honest-server": True,
+    }
+    found = [
+        Caution(code, CAUTIONS[code].format(plural(trials, "trial"))) for code, holds in known.items() if holds
+    ]
+    return found[:MOST_CAUTIONS]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from trifed.reports.document import MOST_CAUTIONS, Caution
 from trifed.reports.format import control_label, listing, percent, plural, points, span
@@ -60,45 +59,25 @@ def study_verdict(study: Study) -> str:
 
 def cautions(source: Source) -> list[Caution]:
     """Return the three most important cautions, those about privacy first."""
-    study = source.study
-    found = [*_about_guards(source), *_about_controls(study), *_about_seeds(study), *_about_methods(study)]
-    return [*found, *_about_data(source)][:MOST_CAUTIONS]
-
-
-def _about_guards(source: Source) -> Iterable[Caution]:
-    warned = list(dict.fromkeys(text for details in source.details.values() for text in details.warned))
-    if warned:
-        yield Caution("few-examples", f"Uploads of so few examples that they may reveal them: {listing(warned)}.")
-
-
-def _about_seeds(study: Study) -> Iterable[Caution]:
-    fewest = min((len(partition.seeds) for partition in study.results.values()), default=FEW_SEEDS)
-    if fewest < FEW_SEEDS:
-        yield Caution("few-seeds", f"{plural(fewest, 'seed')}: differences of a few points may be noise.")
-
-
-def _about_methods(study: Study) -> Iterable[Caution]:
-    results = [item for partition in study.results.values() for item in partition.methods.items()]
+    study, partitions = source.study, source.study.results
+    warned = dict.fromkeys(text for details in source.details.values() for text in details.warned)
+    controls = {name: better_control(partition) for name, partition in partitions.items()}
+    better = [f"{name} ({control})" for name, control in controls.items() if control]
+    seeds = min((len(partition.seeds) for partition in partitions.values()), default=FEW_SEEDS)
+    results = [item for partition in partitions.values() for item in partition.methods.items()]
     rising = dict.fromkeys(name for name, found in results if found.plateau and found.plateau.reached is False)
-    if rising:
-        yield Caution("still-rising", f"Accuracy still rises at the end of the rounds: {listing([*rising])}.")
-    if not study.tuning and len(study.methods) > 1:
-        yield Caution("not-tuned", "The learning rates were not tuned for each method.")
-
-
-def _about_data(source: Source) -> Iterable[Caution]:
-    splits = [details.split for details in source.details.values() if details.split]
-    fewest = min((c["test"] for split in splits for c in split["clients"] if c["test"]), default=FEW_TESTS)
-    if fewest < FEW_TESTS:
-        yield Caution("few-tests", f"A client has only {plural(fewest, 'test example')}.")
-
-
-def _about_controls(study: Study) -> Iterable[Caution]:
-    better = [
-        f"{name} ({best})" for name, partition in study.results.items() if (best := better_control(partition))
+    untuned = not study.tuning and len(study.methods) > 1
+    splits = [details.split["clients"] for details in source.details.values() if details.split]
+    tests = min((client["test"] for split in splits for client in split if client["test"]), default=FEW_TESTS)
+    known = [
+        (warned, "few-examples", f"Uploads of so few examples that they may reveal them: {listing([*warned])}."),
+        (better, "control-better", f"A control does at least as well as every method: {listing(better)}."),
+        (seeds < FEW_SEEDS, "few-seeds", f"{plural(seeds, 'seed')}: differences of a few points may be noise."),
+        (rising, "still-rising", f"Accuracy still rises at the end of the rounds: {listing([*rising])}."),
+        (untuned, "not-tuned", "The learning rates were not tuned for each method."),
+        (tests < FEW_TESTS, "few-tests", f"A client has only {plural(tests, 'test example')}."),
     ]
-    if better:
-        yield Caution("control-better", f"A control does at least as well as every method: {listing(better)}.")
+    return [Caution(code, text) for holds, code, text in known if holds][:MOST_CAUTIONS]
 
 
 def better_control(partition: Partition) -> str:
