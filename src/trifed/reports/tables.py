@@ -72,14 +72,14 @@ class Table:
 
     def cells(self) -> list[list[str]]:
         """Return every row as text."""
-        return [["-" if v is None else KINDS[c.kind](v) for c, v in self._values(row)] for row in self.rows]
-
-    def _values(self, row: Mapping[str, Any]) -> list[tuple[Column, Any]]:
-        return [(column, row.get(column.key)) for column in self.columns]
+        return [
+            ["-" if row.get(c.key) is None else KINDS[c.kind](row[c.key]) for c in self.columns]
+            for row in self.rows
+        ]
 
     def records(self) -> list[dict[str, Any]]:
         """Return every row as a dictionary of raw values."""
-        return [{column.key: value for column, value in self._values(row)} for row in self.rows]
+        return [{column.key: row.get(column.key) for column in self.columns} for row in self.rows]
 
     def only(self, *keys: str, title: str = "") -> Table:
         """Return the rows with these columns, if they exist, in this order; a new title drops the note."""
@@ -89,8 +89,8 @@ class Table:
 
     def without_empty(self) -> Table:
         """Return the same rows without columns that hold no value, and without bytes that are all zero."""
-        shown = [[v or None if c.kind == "bytes" else v for c, v in self._values(row)] for row in self.rows]
-        kept = [c for place, c in enumerate(self.columns) if any(row[place] is not None for row in shown)]
+        values = {c: [row.get(c.key) for row in self.rows] for c in self.columns}
+        kept = [c for c, found in values.items() if any(v or (v is not None and c.kind != "bytes") for v in found)]
         return replace(self, columns=kept)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trifed.reports.format import control_label, listing, percent, size
@@ -44,33 +44,34 @@ MAIN = (
     Column("fedavg_lora_would_send", "plain LoRA would send", "bytes"),
     Column("rise_in_last_quarter", "rise in last quarter", "points"),
 )
-MAIN_TITLE = "Methods and controls side by side"
 
 
 def main_table(results: Mapping[str, Partition], controls: bool = True) -> Table:
     """Return all numbers: for each partition one row a method, then one row a control unless left out."""
-    rows = []
-    for name, partition in results.items():
-        rows += [_method_row(name, method, partition) for method in partition.methods]
-        shown = partition.controls if controls else {}
-        rows += [{"partition": name, "method": f"({control_label(c)})", **dict(s)} for c, s in shown.items()]
+    rows = [row for name, partition in results.items() for row in _main_rows(name, partition, controls)]
+    targets = sorted({partition.target for partition in results.values() if partition.target is not None})
+    reach = f" Target: a mean accuracy of {listing([f'{percent(target)} %' for target in targets])}."
     note = (
         "Worst and best are clients. Bytes are per client, headers included; 'sent in all' is the sum over "
-        "clients and rounds, up and down."
+        f"clients and rounds, up and down.{reach if targets else ''}"
     )
-    targets = sorted({partition.target for partition in results.values() if partition.target is not None})
-    if targets:
-        note += f" Target: a mean accuracy of {listing([f'{percent(target)} %' for target in targets])}."
-    return Table(MAIN_TITLE, MAIN, rows, note)
+    return Table("Methods and controls side by side", MAIN, rows, note)
 
 
-def _method_row(place: str, method: str, partition: Partition) -> dict[str, Any]:
-    found = partition.methods[method]
-    rounds = max((point.round for point in found.curve), default=None)
-    rise = found.plateau.rise_in_last_quarter if found.plateau else None
-    more = {"total_bytes": found.bytes.total, "rounds": rounds, "seeds": len(partition.seeds)}
-    names = {"partition": place, "method": method, "rise_in_last_quarter": rise}
-    return {**dict(found), **dict(found.bytes), **more, **names}
+def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dict[str, Any]]:
+    for method, found in partition.methods.items():
+        yield {
+            **dict(found),
+            **dict(found.bytes),
+            "partition": place,
+            "method": method,
+            "total_bytes": found.bytes.total,
+            "rounds": max((point.round for point in found.curve), default=None),
+            "seeds": len(partition.seeds),
+            "rise_in_last_quarter": found.plateau.rise_in_last_quarter if found.plateau else None,
+        }
+    for control, spread in partition.controls.items() if controls else ():
+        yield {"partition": place, "method": f"({control_label(control)})", **dict(spread)}
 
 
 def difference_table(partition: Partition) -> Table:
@@ -109,30 +110,40 @@ def curve_table(partition: Partition) -> Table:
     return Table("Accuracy over rounds", columns, rows)
 
 
-def client_table(partition: Partition, details: Details | None, controls: bool = True) -> Table:
+def client_table(partition: Partition, details: Details, controls: bool = True) -> Table:
     """Return one row for each client: its examples, and its accuracy by every method and control."""
-    labels = {name: name for name in partition.methods}
-    labels |= {name: f"({control_label(name)})" for name in partition.controls if controls}
-    spreads: dict[str, Spread] = {**partition.controls, **partition.methods}
-    shown = {name: spreads[name].client_accuracy for name in labels}
-    split = details.split["clients"] if details and details.split else []
-    rows: dict[str, dict[str, Any]] = {client: {} for client in partition.clients}
-    for client in split:
-        rows.get(client["name"], {}).update(train=client["train"], test=client["test"])
-    for place, (client, row) in enumerate(rows.items()):
-        row |= {name: known[place] for name, known in shown.items() if len(known) == len(partition.clients)}
-        row |= {"client": client, "before": details.before.get(client) if details else None}
-    columns = [Column("client", "client"), *(Column(part, part, "count") for part in ("train", "test"))]
-    columns += [Column("before", "before", "percent")]
-    columns += [Column(name, label, "percent") for name, label in labels.items()]
-    return Table(f"Test {partition.metric} of each client, %", columns, list(rows.values())).without_empty()
+    spreads: dict[str, Spread] = {**partition.methods, **(partition.controls if controls else {})}
+    count = len(partition.clients)
+    known = {name: s.client_accuracy for name, s in spreads.items() if len(s.client_accuracy) == count}
+    split = {client["name"]: client for client in details.split["clients"]} if details.split else {}
+    rows = [
+        {
+            **{part: split.get(client, {}).get(part) for part in ("train", "test")},
+            **{name: accuracies[place] for name, accuracies in known.items()},
+            "client": client,
+            "before": details.before.get(client),
+        }
+        for place, client in enumerate(partition.clients)
+    ]
+    columns = (
+        Column("client", "client"),
+        Column("train", "train", "count"),
+        Column("test", "test", "count"),
+        Column("before", "before", "percent"),
+        *(Column(name, name, "percent") for name in partition.methods),
+        *(Column(name, f"({control_label(name)})", "percent") for name in partition.controls if controls),
+    )
+    return Table(f"Test {partition.metric} of each client, %", columns, rows).without_empty()
 
 
 def overview_table(study: Study) -> Table:
     """Return one row for each partition: the mean of every method and control."""
     controls = list(dict.fromkeys(name for p in study.results.values() for name in p.controls))
-    columns = [PARTITION, *(Column(name, name, "percent") for name in study.methods)]
-    columns += [Column(name, f"({control_label(name)})", "percent") for name in controls]
+    columns = (
+        PARTITION,
+        *(Column(name, name, "percent") for name in study.methods),
+        *(Column(name, f"({control_label(name)})", "percent") for name in controls),
+    )
     rows = [
         {"partition": name, **{key: spread.mean for key, spread in {**p.methods, **p.controls}.items()}}
         for name, p in study.results.items()
@@ -144,8 +155,11 @@ def split_table(split: dict[str, Any], note: str) -> Table:
     """Return the training examples of each client and label."""
     parts = ("client", "train", "valid", "test")
     keys = {label: f"label {label}" if label in parts else label for label in split["label_names"]}
-    columns = [Column("client", "client"), *(Column(part, part, "count") for part in parts[1:])]
-    columns += [Column(key, label, "count") for label, key in keys.items()]
+    columns = (
+        Column("client", "client"),
+        *(Column(part, part, "count") for part in parts[1:]),
+        *(Column(key, label, "count") for label, key in keys.items()),
+    )
     rows = [
         {**c, "client": c["name"], **{key: c["train_labels"].get(label, 0) for label, key in keys.items()}}
         for c in split["clients"]
@@ -156,13 +170,12 @@ def split_table(split: dict[str, Any], note: str) -> Table:
 def matrix_table(title: str, matrix: Matrix, names: Sequence[str], note: str) -> Table:
     """Return a client × client matrix."""
     keys = [f"client {name}" if name == "client" else name for name in names]
-    columns = [Column("client", "client")]
-    columns += [Column(key, name, "number") for key, name in zip(keys, names, strict=True)]
+    columns = [Column(key, name, "number") for key, name in zip(keys, names, strict=True)]
     rows = [
         {"client": name, **dict(zip(keys, map(float, row), strict=True))}
         for name, row in zip(names, matrix, strict=True)
     ]
-    return Table(title, columns, rows, note)
+    return Table(title, (Column("client", "client"), *columns), rows, note)
 
 
 def manifest_table(title: str, manifest: Manifest) -> Table:
