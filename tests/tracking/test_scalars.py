@@ -71,7 +71,7 @@ def test_every_point_of_a_small_log():
 
 def test_a_round_comes_out_only_when_it_is_over():
     reader = Scalars()
-    out = [len(reader.take(event)) > 0 for event in LOG]
+    out = [len(reader.read(event)) > 0 for event in LOG]
     assert [LOG[place]["event"] for place, some in enumerate(out) if some] == ["trained", "trained", "finished"]
     assert out.index(True) == 4  # the first event of round 1 ends round 0
 

@@ -44,13 +44,13 @@ def cost_table(cost: Cost) -> Table:
 
 def _row(item: MethodCost, cost: Cost) -> dict[str, Any]:
     once = sum(o.up + o.down for o in item.once)
-    ways = list(dict.fromkeys([size(item.bytes_up), size(item.bytes_down)]))
+    sizes = list(dict.fromkeys([size(item.bytes_up), size(item.bytes_down)]))
     return {
         **asdict(item),
         "adapter": ", ".join([item.adapter, *_own(item, cost)]),
         "trains": " ".join(item.trains),
         "sends": " ".join(item.sends) or "nothing",
-        "each_way": " / ".join(ways),
+        "each_way": " / ".join(sizes),
         "once": size(once) if once else None,
         "fewer": _times(item.times_fewer),
     }
@@ -99,7 +99,7 @@ def cost_csv(cost: Cost) -> str:
 
 
 TEXTS: dict[str, Callable[[Cost], str]] = {"json": cost_json, "csv": cost_csv, "md": cost_markdown}
-"""The formats that are plain text, by the name that --format gives them."""
+"""Formats that are plain text, by their names for --format."""
 
 
 def _own(item: MethodCost, cost: Cost) -> list[str]:

@@ -86,12 +86,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What every format shows.
+    """Contents of a report, the same in every format.
 
     Attributes:
         verdict: The result in one sentence.
         cautions: At most three conclusions that the numbers do not support.
-        missing: What is not there yet.
+        missing: Runs or parts that are not there yet.
         resume_command: The command that computes it; may be empty.
         main: The table of all numbers, which is also the CSV form.
         citations: Method and paper.

@@ -106,8 +106,8 @@ class Watch(_Watch):
         self._split_is_shown = False
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
-        self.sent += sum(sum((event.get(way) or {}).values()) for way in ("up", "down"))
+        """Show one event."""
+        self.sent += sum(sum((event.get(direction) or {}).values()) for direction in ("up", "down"))
         if event["event"] in LINES:
             self.say(LINES[event["event"]].format(**event))
         handler = getattr(self, f"_on_{event['event']}", None)
@@ -194,7 +194,7 @@ class CompareWatch(_Watch):
         self.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Take one event."""
+        """Show one event."""
         if event["event"] == "phase":
             self._start("", event["all"], event["done"], phase=event["phase"], left="")
             self.say(f"{event['phase']}: {event['all'] - event['done']} of {event['all']} runs to do")

@@ -176,7 +176,7 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
     """Return summary.json, else a summary of the whole rounds so far; None without any."""
     if found := _read_json(folder, "summary.json"):
         return dict(found)
-    # Without the round that was under way: a mean over the clients that came first would mislead.
+    # Without the round that was under direction: a mean over the clients that came first would mislead.
     events = folder.whole_rounds()
     started = next((e for e in events if e["event"] == "started"), None)
     return summarise_events(events, started["scored"], 0) if started else None
@@ -239,7 +239,7 @@ def _read_details(folders: dict[str, RunFolder]) -> Details:
 def _traffic(events: Sequence[Event], clients: int) -> Traffic:
     """Return all bytes, and the bytes per client of one round and of what travels once."""
     rows = _manifest(events, clients).values()
-    total = sum(sum((event.get(way) or {}).values()) for event in events for way in ("up", "down"))
+    total = sum(sum((event.get(direction) or {}).values()) for event in events for direction in ("up", "down"))
     return Traffic(**{name: sum(row[name] for row in rows) for name in PER_CLIENT}, total=total)
 
 
@@ -248,10 +248,10 @@ def _manifest(events: Sequence[Event], clients: int) -> Manifest:
     sums: dict[str, Counter[str]] = {}
     messages: Counter[str] = Counter()
     for event in events:
-        for way in ("up", "down"):
-            column = f"{way}_per_round" if event["event"] in EXCHANGES else f"once_{way}"
-            messages[column] += bool(event.get(way))
-            for name, count in (event.get(way) or {}).items():
+        for direction in ("up", "down"):
+            column = f"{direction}_per_round" if event["event"] in EXCHANGES else f"once_{direction}"
+            messages[column] += bool(event.get(direction))
+            for name, count in (event.get(direction) or {}).items():
                 sums.setdefault(name, Counter())[column] += count
     shares = {c: max(1, messages[c] if c.endswith("round") else clients) for c in PER_CLIENT}
     return {name: {c: row[c] / share for c, share in shares.items()} for name, row in sums.items()}

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trifed.common.errors import RunError
 
 Knows = Literal["base", "start", "factors"]
-"""What the attacker has beside W0: nothing; the initial A and B, from a shared seed; the current A and B."""
+"""Knowledge of the attacker beside W0: nothing; the initial A and B, from a shared seed; the current A and B."""
 Sees = Literal["gradient", "update"]
-"""The plain gradient of one batch, the most an upload could ever show; or a client's real upload of a round."""
+"""View of the attacker: the plain gradient of one batch, the most an upload could ever show; or a client's real upload of a round."""
 Attack = Literal["embedding", "span", "matching", "guesser"]
 
 SEES: tuple[Sees, ...] = ("update", "gradient")

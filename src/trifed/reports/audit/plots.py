@@ -24,7 +24,7 @@ Points = Sequence[tuple[float, Estimate]]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a figure. `method` gives its colour and marker, `knows` its stroke."""
+    """A line of a figure. `method` sets its colour and marker, `knows` its stroke."""
 
     label: str
     method: str

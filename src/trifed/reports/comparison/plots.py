@@ -120,11 +120,11 @@ def sent(axes: Axes, style: Style, partition: Partition) -> None:
         if not any(count for _, count, _ in parts):
             axes.text(1.3, row, "nothing", va="center")
             parts = []
-        for place, (way, count, alpha) in enumerate(parts):
-            look: dict[str, Any] = {"fill": False, "ls": "--"} if way == "once" else {}
+        for place, (direction, count, alpha) in enumerate(parts):
+            look: dict[str, Any] = {"fill": False, "ls": "--"} if direction == "once" else {}
             y, width = row + 0.8 * place, max(count, 1)
             axes.barh(y, width, 0.72, alpha=alpha, facecolor=colour, edgecolor=colour, **look)
-            axes.text(width * 1.25, y, f"{size(count)} {way}", va="center")
+            axes.text(width * 1.25, y, f"{size(count)} {direction}", va="center")
             largest = max(largest, count)
         ticks.append((row + 0.4 * max(0, len(parts) - 1), method))
         row += 0.8 * max(1, len(parts)) + 0.5

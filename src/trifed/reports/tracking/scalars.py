@@ -35,8 +35,8 @@ class Scalars:
     losses: dict[str, float | None] = field(default_factory=dict)
     tests: dict[str, Event] = field(default_factory=dict)
 
-    def take(self, event: Event) -> list[Point]:
-        """Take the next event; return the points of the round that it ends, if any."""
+    def read(self, event: Event) -> list[Point]:
+        """Read the next event; return the points of the round that it ends, if any."""
         kind, points = event["event"], []
         if kind in ("started", "resumed"):
             self.evaluated_model = event["scored"]
@@ -81,7 +81,7 @@ def scalars(events: Iterable[Event]) -> Iterator[list[Point]]:
     reader = Scalars()
     event: Event | None = None
     for event in events:
-        if points := reader.take(event):
+        if points := reader.read(event):
             yield points
     if event is not None and event["event"] != "finished":
         yield reader.close()

@@ -119,7 +119,7 @@ class LiveTracking:
         self._reader, self._finished = Scalars(), False
 
     def __call__(self, event: Event) -> None:
-        """Take one event that is already in the log."""
+        """Pass on one event that is already in the log."""
         self._listener(event)
         if event["event"] in ("started", "resumed"):
             self._begin()
@@ -138,7 +138,7 @@ class LiveTracking:
 
     def _feed(self, event: Event) -> None:
         self._finished = event["event"] == "finished"
-        points = self._reader.take(event)
+        points = self._reader.read(event)
         for sink in list(self._sinks) if points else []:
             try:
                 sink.write(points)
