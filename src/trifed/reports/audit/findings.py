@@ -17,7 +17,7 @@ from trifed.common.errors import RunError
 Knows = Literal["base", "start", "factors"]
 """Knowledge of the attacker beside W0: nothing; the initial A and B, from a shared seed; the current A and B."""
 Sees = Literal["gradient", "update"]
-"""View of the attacker: the gradient of one batch, the most an upload could ever show; or a client's real upload."""
+"""View of the attacker: the plain gradient of one batch, which shows the most, or a client's upload of a round."""
 Attack = Literal["embedding", "span", "matching", "guesser"]
 
 SEES: tuple[Sees, ...] = ("update", "gradient")
