@@ -65,7 +65,8 @@ def cautions(findings: Findings) -> list[Caution]:
     """Return at most three conclusions that the findings do not support."""
     rows, tried = findings.reconstruction, attacks(findings)
     others = [row for row in tried if row.method != findings.method]
-    trials = min((row.trials for row in [*rows, *findings.labels]), default=FEW_TRIALS)
+    counts = [row.trials for row in rows] + [row.trials for row in findings.labels]
+    trials = min(counts, default=FEW_TRIALS)
     known = {
         "no-control": rows and not others,
         "weak-attacks": others and not any(is_above(findings, row) for row in others),
