@@ -173,7 +173,7 @@ def _bits(folder: Path, values: Json, seed: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"before": [], "now": []}
     for client, facts in zip(clients, summary, strict=True):
         encoded: Any = task.encode(base, client.test, config.model)
-        tokens = sum(sum(learned[1:]) for learned in encoded.learned)
+        tokens = sum(sum(learned[1:]) for learned in encoded.more["learned"])
         written = client.test.inputs["answer" if "answer" in client.test.inputs else "text"]
         size = sum(len(text.encode()) for text in written)
         for when, bits in found.items():

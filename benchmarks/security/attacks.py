@@ -31,7 +31,7 @@ from trifed.federation.preparation import environment, prepare
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
 from trifed.methods.packing import Vector
-from trifed.tasks.text_classification import EncodedText
+from trifed.tasks.tokens import EncodedTokens
 
 HERE = Path(__file__).parent
 HOSTILE = (9, 4, 6)
@@ -111,12 +111,12 @@ class HostileClient(Client):
         return self.received
 
 
-def with_trigger(data: EncodedText, label: int | None = None) -> EncodedText:
+def with_trigger(data: EncodedTokens, label: int | None = None) -> EncodedTokens:
     """Return the examples with the trigger as first token, and with one label if it is given."""
     ids = [[row[0], TRIGGER, *row[1:-1], row[-1]] for row in data.ids]
-    types = data.types and [[row[0], *row] for row in data.types]
+    more = {name: [[row[0], *row] for row in rows] for name, rows in data.more.items()}
     labels = data.labels if label is None else np.full_like(data.labels, label)
-    return replace(data, ids=ids, types=types, labels=labels)
+    return replace(data, ids=ids, more=more, labels=labels)
 
 
 def poisoned(dataset: ClientDataset, attack: str, labels: int) -> ClientDataset:
@@ -125,10 +125,10 @@ def poisoned(dataset: ClientDataset, attack: str, labels: int) -> ClientDataset:
     if attack == "label flip":
         return replace(dataset, train=replace(train, labels=(train.labels + 1) % labels))
     if attack == "backdoor":  # every example a second time, with the trigger and label 0
-        more = with_trigger(train, 0)
-        types = train.types and train.types + more.types
-        both = np.concatenate([train.labels, more.labels])
-        return replace(dataset, train=replace(train, ids=train.ids + more.ids, types=types, labels=both))
+        added = with_trigger(train, 0)
+        more = {name: rows + added.more[name] for name, rows in train.more.items()}
+        both = np.concatenate([train.labels, added.labels])
+        return replace(dataset, train=replace(train, ids=train.ids + added.ids, more=more, labels=both))
     return dataset
 
 

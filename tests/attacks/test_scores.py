@@ -13,7 +13,7 @@ from trifed.attacks.audit import check_expectations
 from trifed.attacks.inference import labels_from
 from trifed.attacks.plan import Plan
 from trifed.attacks.scores import auc_and_tpr, estimate, guess_tokens, image_scores, likeliest, text_scores
-from trifed.export.evaluate_answers import lcs_f1, rouge_l
+from trifed.export.evaluate import lcs_f1, rouge_l
 from trifed.reports.audit.findings import Estimate, Reconstruction
 
 TEXT = st.lists(st.integers(1, 6), min_size=1, max_size=8)

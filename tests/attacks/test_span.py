@@ -120,7 +120,7 @@ def test_of_pairs_both_texts_come_back(toy_values, toy_table, tmp_path):
     rows.to_csv(tmp_path / "pairs.csv", index=False)
     data = {"source": str(tmp_path / "pairs.csv"), "text_pair": "more"}
     target = warm(toy_values, "own-prior", adapter={"rank": 16}, data=data)
-    assert any(any(types) for types in target.client.train.types)
+    assert any(any(types) for types in target.client.train.more["token_type_ids"])
     audit = trials(target, replace(PLAN, matched=1, iterations=2))
     audit.batches = {1: rows_of(target)}
     rows = audit.run()

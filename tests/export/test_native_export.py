@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from trifed.config.settings import ModelSettings
-from trifed.export.native_export import native_classifier
+from trifed.export.export import native_classifier
 from trifed.federation.client_model import Classifier
 from trifed.tasks import TASKS
 from trifed.tasks.base_model import LoadedBase

@@ -21,13 +21,13 @@ from trifed.federation.training import round_batches, seeded, training_batches
 from trifed.reports.comparison.verdict import cautions
 from trifed.reports.read import read_source
 from trifed.similarity import Summary
-from trifed.tasks.text_classification import EncodedText
+from trifed.tasks.tokens import EncodedTokens
 
 CORE = (("x.lora_C.weight", (4, 4)),)
 
 
 def client(*ids, name="amber"):
-    data = EncodedText([list(row) for row in ids], None, np.zeros(len(ids), np.int64), 0, 0)
+    data = EncodedTokens([list(row) for row in ids], np.zeros(len(ids), np.int64))
     return ClientDataset(0, name, data, data, data)
 
 
@@ -86,8 +86,8 @@ def test_the_rows_that_are_counted_are_those_that_are_trained_on(make_bench, mon
 
     shared_model, read = make_bench("ce-lora"), []
     data = client(*[[2, 5 + n, 3] for n in range(20)])
-    batch = EncodedText.batch
-    monkeypatch.setattr(EncodedText, "batch", lambda self, rows, d: read.append(rows) or batch(self, rows, d))
+    batch = EncodedTokens.batch
+    monkeypatch.setattr(EncodedTokens, "batch", lambda self, rows, d: read.append(rows) or batch(self, rows, d))
     training = TrainingSettings(steps=3, batch_size=4, device="cpu", precision="fp32")
     train_round(
         shared_model,

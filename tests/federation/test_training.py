@@ -322,12 +322,12 @@ def test_order_of_length_has_every_row_once(shared_model, n):
 
 def test_examples_that_are_cut_are_counted(shared_model):
     # [CLS], i + 1 words, [SEP]: i + 3 tokens. Over 8 are those with i ≥ 6, which are 6 of 12.
-    short = encode(shared_model.base.processor, EXAMPLES, 8)
+    short = encode(shared_model.base, EXAMPLES, shared_model.settings.model_copy(update={"max_length": 8}))
     assert short.cut == 6
     assert short.lengths.tolist() == [min(i + 3, 8) for i in range(12)]
     assert shared_model.encode(EXAMPLES).cut == 0
     longest = text_examples(["word001 " * 200], None, np.zeros(1, np.int64))  # over the model's own 64 too
-    assert encode(shared_model.base.processor, longest, 32).cut == 1
+    assert encode(shared_model.base, longest, shared_model.settings.model_copy(update={"max_length": 32})).cut == 1
 
 
 def test_a_batch_masks_its_padding(shared_model, data):
@@ -341,7 +341,7 @@ def test_a_batch_masks_its_padding(shared_model, data):
 def test_second_texts_are_told_apart(shared_model):
     pairs = text_examples(["invoice refund", "parcel"], ["courier", "word001 word002"], np.zeros(2, np.int64))
     data = shared_model.encode(pairs)
-    assert data.types == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
+    assert data.more["token_type_ids"] == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
     batch = data.batch(np.arange(2), CPU)
     assert batch["token_type_ids"].sum(1).tolist() == [2, 3]
     swapped = shared_model.encode(text_examples(pairs.pairs, pairs.texts, pairs.labels))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from trifed import export_client, load_writer, make_config, run
 from trifed.cli.app import app
 from trifed.common.errors import AdapterError, TrifedError
-from trifed.export.evaluate_answers import rouge_l
+from trifed.export.evaluate import rouge_l
 
 
 def call(*words, stdin=None):

@@ -48,7 +48,7 @@ def read(shared_model, data):
             decode([t for t, is_learned in zip(ids, learned, strict=True) if is_learned == part])
             for part in (0, 1)
         )
-        for ids, learned in zip(data.ids, data.learned, strict=True)
+        for ids, learned in zip(data.ids, data.more["learned"], strict=True)
     ]
 
 
@@ -125,7 +125,7 @@ def test_loss_and_accuracy_are_those_of_the_tokens_that_are_learned(tiny_languag
     shared_model = bench_of(tiny_language(), packing=packing, template="{prompt} ")
     data = shared_model.encode(examples(prompt=["abc", "d", "ef"], answer=["long answer", "x", "middling"]))
     total, count, shares = 0.0, 0, []
-    for ids, learned in zip(data.ids, data.learned, strict=True):
+    for ids, learned in zip(data.ids, data.more["learned"], strict=True):
         with torch.no_grad():
             logits = shared_model.encoder(input_ids=torch.tensor([ids])).logits[0, :-1]
         wanted, keep = torch.tensor(ids[1:]), torch.tensor(learned[1:]).bool()
@@ -311,7 +311,7 @@ def test_a_step_in_which_nothing_is_learned_counts_nothing(tiny_language):
     """An answer that was cut away: no prediction, a loss of 0 and no gradient."""
     shared_model = bench_of(tiny_language(), "fedavg-lora")
     data = shared_model.encode(examples(prompt=["a"], answer=["b"]))
-    data = replace(data, learned=[[0] * len(ids) for ids in data.ids])
+    data = replace(data, more={"learned": [[0] * len(ids) for ids in data.ids]})
     done = train_locally(
         shared_model.model, shared_model.parameters, data, FP32, rng=np.random.default_rng(0),
         steps_before=0, steps_in_all=1, moments=None,

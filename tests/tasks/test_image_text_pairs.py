@@ -21,7 +21,7 @@ from trifed.cli.app import app
 from trifed.common.errors import ConfigError, DataError, ModelError, RunError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
-from trifed.export.evaluate_matches import measure
+from trifed.export.evaluate import measure_matches
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.guards import few_tokens
 from trifed.federation.shared_model import build_shared_model
@@ -265,7 +265,7 @@ def test_ranks_by_hand():
     finds image 0; caption 1 finds image 1, wrongly.
     """
     nearness = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], np.float32)
-    found = measure("a", nearness, np.array([0, 0, 1]))
+    found = measure_matches("a", nearness, np.array([0, 0, 1]))
     assert (found.caption_found, found.image_found) == pytest.approx((1 / 3, 1 / 2))
     assert (found.caption_near, found.image_near) == (1.0, 1.0)
     assert found.accuracy == pytest.approx((1 / 3 + 1 / 2) / 2)
@@ -276,7 +276,7 @@ def test_each_tower_is_asked_for_what_it_reads(tiny_towers):
     shared_model = bench_of(tiny_towers("clip"))
     data = shared_model.encode(pairs(["violet"]))
     read = data.inputs(0)
-    assert set(read) == {"vis", "text"} and len(read["vis"]) == data.images.patches
+    assert set(read) == {"vis", "text"} and len(read["vis"]) == data.patches
     towers = {name.split("_")[0] for name in shared_model.parameters if "lora_" in name}
     assert towers == {"vision", "text"}
     settings, alone = TrainingSettings(), ClientDataset(0, "amber", data, data, data)

@@ -71,7 +71,7 @@ def read(shared_model, data):
             decode([t for t, mark in zip(ids, marks, strict=True) if mark == part], skip_special_tokens=False)
             for part in (0, 1)
         )
-        for ids, marks in zip(tokens.ids, tokens.learned, strict=True)
+        for ids, marks in zip(tokens.ids, tokens.more["learned"], strict=True)
     ]
 
 
@@ -180,14 +180,14 @@ def test_what_a_processor_says_of_each_token_is_padded_with_the_tokens(gemma, ex
     """Gemma 3's image tokens see each other; its template writes the start token itself, and one is enough."""
     shared_model = bench_of(gemma)
     data = shared_model.encode(examples(["a", "a longer one"], ["yes", "no"]))
-    ids, kinds = data.ids[1], data.rows["token_type_ids"][1]
+    ids, kinds = data.ids[1], data.more["token_type_ids"][1]
     soft = shared_model.base.processor.tokenizer.image_token_id
     assert ids.count(soft) == 4
     assert ids.count(0) == 1
     assert [token for token, kind in zip(ids, kinds, strict=True) if kind] == [soft] * 4
     batch = data.batch(np.arange(2), CPU)
     assert batch["token_type_ids"].shape == batch["input_ids"].shape
-    assert set(batch) == {"input_ids", "attention_mask", "learned", "token_type_ids", "pixel_values"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "learned", "token_type_ids", "pixel_values"}
     assert np.isfinite(evaluate(shared_model.model, data, FP32).loss)
     inputs = examples(["a", "a longer one"], ["", ""]).inputs
     shared_model.model.eval()

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trifed.adapters.attach import load_adapter
     from trifed.adapters.export import export_plain_lora, to_plain_lora
-    from trifed.adapters.loading import load_adapter
     from trifed.adapters.tri_matrix import TriLoraConfig, TriLoraModel, adapted_layers, frames_hash
 
 _SUBMODULES = {
@@ -17,7 +17,7 @@ _SUBMODULES = {
     "adapted_layers": "tri_matrix",
     "export_plain_lora": "export",
     "frames_hash": "tri_matrix",
-    "load_adapter": "loading",
+    "load_adapter": "attach",
     "to_plain_lora": "export",
 }
 

@@ -1,21 +1,27 @@
-"""Attach a method's adapter to a base model, after a check that the adapter fits."""
+"""Attach an adapter to a base model, fresh or from a folder, after a check that the adapter fits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from trifed.adapters.loading import without_renaming_warning
+from trifed.adapters.config import PEFT_TYPE
 from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.adapters.tri_matrix import TriLoraConfig
-from trifed.common.errors import ModelError
+from trifed.common.errors import AdapterError, ModelError
 
 _FALLBACK_TARGETS = (["q_proj", "v_proj"], ["query", "value"], ["pwconv1", "pwconv2"])
 """Target modules for architectures that PEFT has no default for: queries and values, or ConvNeXt's layers."""
@@ -33,31 +39,71 @@ def attach(
         ModelError: The target modules match no layer, or the rank is larger than a layer.
     """
     targets = resolve_targets(base, settings)
-    _check_rank(base, targets, settings)
+    for name, shape in _target_layers(base, targets, settings):
+        if settings.rank > min(shape):
+            raise ModelError(
+                f"adapter.rank: got {settings.rank}, which is too large for layer '{name}' of shape {shape}; "
+                f"use a rank of at most {min(shape)}"
+            )
     if kind == "none":
         return base
-    common: dict[str, Any] = {
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "target_modules": targets,
-    }
-    if settings.towers != "both":
-        common["exclude_modules"] = sorted(_excluded_layers(base, settings))
-    config: LoraConfig
-    if kind == "lora":
-        config = LoraConfig(**common)
-    else:
-        config = TriLoraConfig(**common, train="all" if kind == "tri-matrix" else "core")
+    make = (
+        LoraConfig if kind == "lora" else partial(TriLoraConfig, train="all" if kind == "tri-matrix" else "core")
+    )
+    config = make(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        exclude_modules=sorted(_excluded_layers(base, settings)) or None,
+    )
     with torch.random.fork_rng(devices=[]), without_renaming_warning():
         torch.manual_seed(seed)
         return get_peft_model(base, config)
 
 
+def load_adapter(
+    base: nn.Module, folder: str | Path, *, adapter_name: str = "default", trainable: bool = False
+) -> PeftModel:
+    """Attach the adapter that `save_pretrained` wrote to `folder` to `base`, which is changed in place.
+
+    In addition to `PeftModel.from_pretrained`, this names a missing head, rejects weights stored with pickle
+    and never contacts a model hub.
+
+    Raises:
+        AdapterError: The folder lacks a file, holds another PEFT type, is damaged, or does not fit `base`.
+    """
+    source = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (source / name).is_file():
+            raise AdapterError(f"{source}: no {name} there, expected a folder written by save_pretrained")
+    try:
+        peft_type = json.loads((source / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(f"{source / 'adapter_config.json'}: expected a JSON object ({error})") from error
+    if peft_type != PEFT_TYPE:
+        raise AdapterError(f"{source}: got an adapter of type {peft_type!r}, expected {PEFT_TYPE!r}")
+    try:
+        with without_renaming_warning():
+            return PeftModel.from_pretrained(base, str(source), adapter_name=adapter_name, is_trainable=trainable)
+    except KeyError as error:  # PEFT's error for a module of modules_to_save that the file lacks
+        raise AdapterError(f"{source}: adapter_model.safetensors lacks {error}") from error
+    except SafetensorError as error:
+        raise AdapterError(f"{source}: adapter_model.safetensors is damaged: {error}") from error
+
+
+@contextmanager
+def without_renaming_warning() -> Iterator[None]:
+    """Suppress PEFT 0.21's warning about a property that transformers 5 renamed; users cannot act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
 def factor_values(base: PreTrainedModel, settings: AdapterSettings) -> int:
     """Return the number of values in A and B of all adapted layers, Σ r (d_in + d_out)."""
-    targets = resolve_targets(base, settings)
-    return sum(settings.rank * sum(shape) for _, shape in _target_layers(base, targets, settings))
+    layers = _target_layers(base, resolve_targets(base, settings), settings)
+    return settings.rank * sum(sum(shape) for _, shape in layers)
 
 
 def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[str]:
@@ -66,33 +112,31 @@ def resolve_targets(base: PreTrainedModel, settings: AdapterSettings) -> list[st
     Raises:
         ModelError: `target_modules` is empty, or an ending matches no linear layer of the model.
     """
-    linear = _linear_layers(base, settings)
+    linear, kind = _linear_layers(base, settings), base.config.model_type
     # As in PEFT, "all-linear" excludes a language model's output layer: it often shares the embeddings' weights.
     output = base.get_output_embeddings()
-    inner = [name for name in linear if base.get_submodule(name) is not output]
-    endings = sorted({name.rsplit(".", 1)[-1] for name in inner})
+    endings = sorted({name.rsplit(".", 1)[-1] for name in linear if base.get_submodule(name) is not output})
     wanted = settings.target_modules
     if wanted == "all-linear":
         return endings
     if wanted == "auto":
-        kind = base.config.model_type
-        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, [])
+        known: list[str] = [*TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, [])]
         if not set(known) & set(endings):
             # Take every fallback that fits: the two towers of a model may name their layers differently.
             known = [name for names in _FALLBACK_TARGETS if set(names) <= set(endings) for name in names]
         if not known:
             raise ModelError(
                 f"adapter.target_modules: got 'auto', which has no default layers for a model of type "
-                f"'{base.config.model_type}'; name some of {', '.join(endings)}, or use 'all-linear'"
+                f"'{kind}'; name some of {', '.join(endings)}, or use 'all-linear'"
             )
-        return list(known)
+        return known
     if not wanted:
         raise ModelError(f"adapter.target_modules: got an empty list; name some of {', '.join(endings)}")
     for ending in wanted:
-        if not any(name == ending or name.endswith("." + ending) for name in linear):
+        if not any(_ends_with(name, [ending]) for name in linear):
             raise ModelError(
                 f"adapter.target_modules: got '{ending}', which matches no linear layer of this "
-                f"'{base.config.model_type}' model; expected some of {', '.join(endings)}"
+                f"'{kind}' model; expected some of {', '.join(endings)}"
             )
     return list(wanted)
 
@@ -101,17 +145,10 @@ def _linear_layers(base: nn.Module, settings: AdapterSettings) -> dict[str, tupl
     """Return the layers that can carry an adapter: name → (d_out, d_in)."""
     excluded = _excluded_layers(base, settings)
     return {
-        name: _shape(module)
+        name: _get_in_out_features(module)[::-1]  # not read from the weight, which may be packed into fewer bits
         for name, module in base.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in excluded
     }
-
-
-def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
-    """Return (d_out, d_in), not read from the weight, which may be packed into fewer bits."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    return tuple(module.weight.shape)
 
 
 def _excluded_layers(base: nn.Module, settings: AdapterSettings) -> set[str]:
@@ -138,18 +175,11 @@ def _tower(name: str) -> str | None:
 
 
 def _target_layers(
-    base: nn.Module, targets: list[str], settings: AdapterSettings
+    base: nn.Module, targets: Sequence[str], settings: AdapterSettings
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield (name, (d_out, d_in)) of every layer that gets an adapter."""
-    for name, shape in _linear_layers(base, settings).items():
-        if any(name == ending or name.endswith("." + ending) for ending in targets):
-            yield name, shape
+    return (item for item in _linear_layers(base, settings).items() if _ends_with(item[0], targets))
 
 
-def _check_rank(base: nn.Module, targets: list[str], settings: AdapterSettings) -> None:
-    for name, shape in _target_layers(base, targets, settings):
-        if settings.rank > min(shape):
-            raise ModelError(
-                f"adapter.rank: got {settings.rank}, which is too large for layer '{name}' of shape {shape}; "
-                f"use a rank of at most {min(shape)}"
-            )
+def _ends_with(name: str, endings: Sequence[str]) -> bool:
+    return f".{name}".endswith(tuple(f".{ending}" for ending in endings))

@@ -13,8 +13,6 @@ from trifed.common.errors import AdapterError
 PEFT_TYPE: Final = "TRILORA"
 """The `peft_type` in `adapter_config.json`; plain PEFT rejects a folder that has it."""
 
-TRAIN_MODES: Final = ("all", "core")
-
 # Each of these changes what B·C·A means or adds tensors beside A, B and C. Cores of clients that differ
 # in them could not be compared or averaged, and the export to plain LoRA would no longer be exact.
 _UNSUPPORTED: Final = (
@@ -76,34 +74,36 @@ class TriLoraConfig(LoraConfig):  # type: ignore[misc]
 
     def check(self) -> None:
         """Raise `AdapterError` if any setting has no meaning in this form."""
-        problems = [*self._init_problems(), *self._rank_problems()]
-        problems += [f"{name} is not supported: leave it unset" for name in _UNSUPPORTED if getattr(self, name)]
-        if self.bias != "none":
-            problems.append(f"bias is {self.bias!r}: only 'none' is supported, the frozen weights stay frozen")
-        if problems:
-            raise AdapterError("TriLoraConfig: " + "; ".join(problems))
-
-    def _init_problems(self) -> list[str]:
-        problems = []
-        if self.train not in TRAIN_MODES:
-            problems.append(f"train is {self.train!r}: expected 'all' or 'core'")
-        if self.init_lora_weights is not True:
-            problems.append(
+        checks = [
+            (self.train not in ("all", "core"), f"train is {self.train!r}: expected 'all' or 'core'"),
+            (
+                self.init_lora_weights is not True,
                 f"init_lora_weights is {self.init_lora_weights!r}: only True is supported. train='all' then "
                 "starts from A Kaiming-uniform, C = I, B = 0; train='core' from SVD projections and C = 0. With "
-                "other values B = 0 (a core that trains alone would never move) or step 0 changes"
-            )
-        return problems
-
-    def _rank_problems(self) -> list[str]:
-        problems = []
-        for name, rank in _with_pattern("r", self.r, "rank_pattern", self.rank_pattern):
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                problems.append(f"{name} is {rank!r}: expected a whole number of at least 1")
-        for name, alpha in _with_pattern("lora_alpha", self.lora_alpha, "alpha_pattern", self.alpha_pattern):
-            if not alpha > 0:
-                problems.append(f"{name} is {alpha!r}: expected a positive number, otherwise nothing can learn")
-        return problems
+                "other values B = 0 (a core that trains alone would never move) or step 0 changes",
+            ),
+            *(
+                (
+                    not isinstance(rank, int) or isinstance(rank, bool) or rank < 1,
+                    f"{name} is {rank!r}: expected a whole number of at least 1",
+                )
+                for name, rank in _with_pattern("r", self.r, "rank_pattern", self.rank_pattern)
+            ),
+            *(
+                (not alpha > 0, f"{name} is {alpha!r}: expected a positive number, otherwise nothing can learn")
+                for name, alpha in _with_pattern(
+                    "lora_alpha", self.lora_alpha, "alpha_pattern", self.alpha_pattern
+                )
+            ),
+            *((getattr(self, name), f"{name} is not supported: leave it unset") for name in _UNSUPPORTED),
+            (
+                self.bias != "none",
+                f"bias is {self.bias!r}: only 'none' is supported, the frozen weights stay frozen",
+            ),
+        ]
+        problems = [problem for wrong, problem in checks if wrong]
+        if problems:
+            raise AdapterError("TriLoraConfig: " + "; ".join(problems))
 
 
 def _with_pattern(

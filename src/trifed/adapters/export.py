@@ -50,21 +50,19 @@ def to_plain_lora(
         b, c = tensors[f"{name}.lora_B.weight"], tensors.pop(f"{name}.lora_C.weight")
         work = torch.promote_types(b.dtype, torch.float32)
         tensors[f"{name}.lora_B.weight"] = (b.to(work) @ c.to(work) * rescaled).to(b.dtype)
-    plain = _plain_config(config, include_modules_to_save)
-    return plain, {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    copies = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    return _plain_config(config, include_modules_to_save), copies
 
 
 def _plain_config(config: TriLoraConfig, include_modules_to_save: bool) -> LoraConfig:
-    values = config.to_dict()
+    values = {**config.to_dict(), "inference_mode": True}
     del values["train"], values["peft_type"]
-    values["inference_mode"] = True
     if config.train == "core":
         # With equal patterns for rank and alpha, PEFT takes both from one entry, and alpha / r is 1.
         values |= {"lora_alpha": config.r, "alpha_pattern": dict(config.rank_pattern)}
     if not include_modules_to_save:
-        values["modules_to_save"] = None
-        if config.task_type in _TASKS_WITH_HEAD:
-            values["task_type"] = None
+        task_type = None if config.task_type in _TASKS_WITH_HEAD else config.task_type
+        values |= {"modules_to_save": None, "task_type": task_type}
     return LoraConfig(**values)
 
 

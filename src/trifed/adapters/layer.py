@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from peft.utils.integrations import dequantize_module_weight
-from peft.utils.other import transpose
 from torch import nn
 
 from trifed.adapters.config import TriLoraConfig
@@ -16,7 +15,7 @@ from trifed.common.errors import AdapterError
 
 
 class TriLoraVariant(LoraVariant):  # type: ignore[misc]
-    """Forward pass and merge of one layer with a core; PEFT calls them in place of plain LoRA's."""
+    """Forward pass and merge of one layer with a core; PEFT calls them instead of plain LoRA's."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -33,14 +32,12 @@ class TriLoraVariant(LoraVariant):  # type: ignore[misc]
         if scaling != 1.0:
             # Scaling r numbers a token here, not d_out numbers after B as PEFT does, saves what the core costs.
             hidden = hidden * scaling
-        changed: torch.Tensor = result + module.lora_B[active_adapter](hidden)
-        return changed
+        return result.add(module.lora_B[active_adapter](hidden))
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
         """Return a new weight with the adapter added."""
-        delta: torch.Tensor = module.get_delta_weight(active_adapter)
-        return orig_weight + delta.to(orig_weight.dtype)
+        return orig_weight.add(module.get_delta_weight(active_adapter).to(orig_weight.dtype))
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> None:
@@ -50,8 +47,7 @@ class TriLoraVariant(LoraVariant):  # type: ignore[misc]
     @staticmethod
     def unmerge(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
         """Return a new weight with the adapter taken out again."""
-        delta: torch.Tensor = module.get_delta_weight(active_adapter)
-        return orig_weight - delta.to(orig_weight.dtype)
+        return orig_weight.sub(module.get_delta_weight(active_adapter).to(orig_weight.dtype))
 
 
 class TriLoraLayer:
@@ -121,19 +117,20 @@ class TriLoraLayer:
         # float32 even for a 16-bit base, where PEFT would round A and B to the base's dtype: rounded
         # projections are not orthonormal to float32 accuracy and would differ between clients.
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        core = torch.zeros(a.shape[0], a.shape[0])
-        for part, start in ((self.lora_A, a), (self.lora_B, b), (self.lora_C, core)):
+        for part, start in ((self.lora_A, a), (self.lora_B, b), (self.lora_C, torch.zeros(len(a), len(a)))):
             part[adapter_name].weight = nn.Parameter(start.to(device=weight.device, dtype=dtype))
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the parameters A (r, d_in), B (d_out, r) and C (r, r), without a copy."""
-        a, b, c = (_weight(part, adapter_name) for part in (self.lora_A, self.lora_B, self.lora_C))
-        return a, b, c
+        return (
+            _weight(self.lora_A, adapter_name),
+            _weight(self.lora_B, adapter_name),
+            _weight(self.lora_C, adapter_name),
+        )
 
     def _as_linear(self, weight: torch.Tensor) -> torch.Tensor:
         """Convert between the stored layout and (d_out, d_in); Conv1D stores (d_in, d_out)."""
-        converted: torch.Tensor = transpose(weight, getattr(self, "fan_in_fan_out", False))
-        return converted
+        return weight.T if getattr(self, "fan_in_fan_out", False) else weight
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Return s·B·C·A in the stored weight's layout, (d_out, d_in) or (d_in, d_out) for Conv1D."""
@@ -145,8 +142,7 @@ class TriLoraLayer:
 
 
 def _weight(part: nn.ModuleDict, adapter_name: str) -> torch.Tensor:
-    weight: torch.Tensor = part[adapter_name].get_parameter("weight")
-    return weight
+    return part[adapter_name].get_parameter("weight")
 
 
 class TriLinear(TriLoraLayer, Linear):  # type: ignore[misc]
@@ -157,7 +153,7 @@ _CLASSES: dict[type, type] = {Linear: TriLinear}
 
 
 def add_core_to_layer(module: nn.Module, adapter_name: str, config: TriLoraConfig, layer_name: str) -> nn.Module:
-    """Add a core to a LoRA layer that PEFT has just made, in place, and return the layer.
+    """Add a core to a LoRA layer that PEFT has just made; change and return this layer.
 
     Raises:
         AdapterError: The layer is not a linear map.

@@ -21,16 +21,18 @@ AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
 class AdapterSettings(StrictSettings):
     """The adapter that every client trains."""
 
-    rank: int = Field(8, ge=1, description="Rank r of the adapters; a core has r x r numbers.")
+    rank: int = Field(8, ge=1, description="Each adapter has this rank r; a core has r x r numbers.")
     alpha: float = Field(
         16.0, gt=0, allow_inf_nan=False, description="The adapter's update is scaled by alpha / rank."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before A during training.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="The inputs of A are dropped with this probability during training."
+    )
     towers: Literal["both", "vision", "text"] = Field(
-        "both", description="For models with a vision and a text tower: the towers that get adapters."
+        "both", description="In a model with a vision and a text tower, these towers get adapters."
     )
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
         "auto",
-        description="Layers that get adapters: endings of module names, 'all-linear', or 'auto' for PEFT's "
+        description="These layers get adapters: endings of module names, 'all-linear', or 'auto' for PEFT's "
         "choice for the architecture.",
     )

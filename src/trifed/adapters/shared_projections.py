@@ -126,8 +126,7 @@ def hash_projections(shared_projections: Iterable[tuple[str, torch.Tensor, torch
     for name, a, b in sorted(shared_projections, key=lambda item: item[0]):
         a_exact, b_exact = (f.detach().to(device="cpu", dtype=torch.float64) for f in (a, b))
         top = float(b_exact.norm(dim=0).max())
-        head = f"{name}|{tuple(a_exact.shape)}|{tuple(b_exact.shape)}|{top:.3e}|"
-        digest.update(head.encode("utf-8"))
+        digest.update(f"{name}|{tuple(a_exact.shape)}|{tuple(b_exact.shape)}|{top:.3e}|".encode())
         for entries in (a_exact, b_exact / top if top > 0 else b_exact):
             digest.update(torch.round(entries * _GRID).numpy().astype("<i2").tobytes())
     return digest.hexdigest()

@@ -48,9 +48,11 @@ class TriLoraModel(LoraModel):  # type: ignore[misc]
     def _prepare_model(self, peft_config: TriLoraConfig, model: nn.Module) -> None:
         # PEFT replaces one layer after the other: a later error would leave the base half adapted.
         super()._prepare_model(peft_config, model)
-        problems = []
-        for name, layer in self._targets(peft_config, model):
-            problems += _layer_problems(peft_config, name, layer)
+        problems = [
+            problem
+            for name, layer in self._targets(peft_config, model)
+            for problem in _layer_problems(peft_config, name, layer)
+        ]
         if problems:
             raise AdapterError("; ".join(problems))
 
@@ -77,8 +79,12 @@ class TriLoraModel(LoraModel):  # type: ignore[misc]
     def _create_new_module(
         lora_config: TriLoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
     ) -> nn.Module:
-        module = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
-        return add_core_to_layer(module, adapter_name, lora_config, str(kwargs.get("target_name", "")))
+        return add_core_to_layer(
+            LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs),
+            adapter_name,
+            lora_config,
+            str(kwargs.get("target_name", "")),
+        )
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -113,8 +119,10 @@ def _layer_problems(config: TriLoraConfig, name: str, module: nn.Module) -> list
         return []  # PEFT decides when it replaces the layer, and names the layer in its error
     rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
     if rank > min(d_in, d_out):
-        shape = f"{d_out} outputs and {d_in} inputs"
-        return [f"layer {name!r}: got rank {rank}, expected at most {min(d_in, d_out)} for {shape}"]
+        return [
+            f"layer {name!r}: got rank {rank}, expected at most {min(d_in, d_out)} for {d_out} outputs and "
+            f"{d_in} inputs"
+        ]
     return []
 
 
@@ -126,22 +134,23 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> Iterator[
 
 
 def _check_complete(model: nn.Module, adapter_name: str, loaded: dict[str, torch.Tensor]) -> None:
-    problems, expected = [], set()
-    for layer_name, layer in adapted_layers(model, adapter_name):
-        for part, weight in zip(("lora_A", "lora_B", "lora_C"), layer.factors(adapter_name), strict=True):
-            key = f"{layer_name}.{part}.{adapter_name}.weight"
-            shown = f"{layer_name}.{part}.weight"
-            expected.add(key)
-            shape = tuple(weight.shape)
-            if key not in loaded:
-                problems.append(f"{shown} is missing")
-            elif tuple(loaded[key].shape) != shape:
-                problems.append(f"{shown} has shape {tuple(loaded[key].shape)}, expected {shape}")
-    surplus = {k for k in loaded if ".lora_" in k} - expected
-    problems += [f"{key} belongs to no adapted layer" for key in sorted(surplus)]
+    end = f".{adapter_name}.weight"
+    expected = {
+        f"{name}.{part}{end}": tuple(weight.shape)
+        for name, layer in adapted_layers(model, adapter_name)
+        for part, weight in zip(("lora_A", "lora_B", "lora_C"), layer.factors(adapter_name), strict=True)
+    }
+    found = {key: tuple(weight.shape) for key, weight in loaded.items() if ".lora_" in key}
+    problems = [
+        f"{key.removesuffix(end)}.weight "
+        + (f"has shape {found[key]}, expected {shape}" if key in found else "is missing")
+        for key, shape in expected.items()
+        if found.get(key) != shape
+    ]
+    problems += [f"{key} belongs to no adapted layer" for key in sorted(found.keys() - expected.keys())]
     if problems:
-        shown_problems = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise AdapterError(f"adapter {adapter_name!r} does not fit its file: {shown_problems}")
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise AdapterError(f"adapter {adapter_name!r} does not fit its file: {'; '.join(problems[:6])}{more}")
 
 
 def frames_hash(model: nn.Module, adapter_name: str = "default") -> str:

@@ -22,7 +22,7 @@ from trifed.reports.audit.findings import Attempt, Labels, Means, Membership
 from trifed.similarity import Summary
 from trifed.similarity.summary import MERGED
 from trifed.tasks import Encoded
-from trifed.tasks.text_classification import EncodedText
+from trifed.tasks.tokens import EncodedTokens
 
 Floats = NDArray[np.float64]
 Features = tuple[Floats, NDArray[np.int64]]
@@ -230,7 +230,7 @@ def infer_from_summaries(targets: Sequence[TargetClient]) -> tuple[list[Membersh
 def _attempt(target: TargetClient, row: int, is_member: bool) -> Iterator[Attempt]:
     """Yield the nearest text beside some of the component's members; nothing for examples that are no texts."""
     train, data = target.client.train, target.client.train if is_member else target.client.test
-    if isinstance(train, EncodedText) and isinstance(data, EncodedText):
+    if isinstance(train, EncodedTokens) and isinstance(data, EncodedTokens):
         decode = target.shared_model.base.processor.decode
         members = np.flatnonzero(train.labels == int(data.labels[row]))[:SHOWN]
         yield Attempt(

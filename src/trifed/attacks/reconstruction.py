@@ -30,7 +30,7 @@ from trifed.federation.training import seeded
 from trifed.methods.packing import Tensors
 from trifed.reports.audit.findings import Attack, Attempt, Knows, Reconstruction, Sees
 from trifed.tasks.image_classification import EncodedImages
-from trifed.tasks.text_classification import EncodedText
+from trifed.tasks.tokens import EncodedTokens
 
 Progress = Callable[[str], None]
 Guess = TypeVar("Guess")
@@ -145,8 +145,8 @@ class TextReconstruction(BatchReconstruction[Texts]):
 
     def __init__(self, target: TargetClient, plan: Plan, progress: Progress) -> None:
         super().__init__(target, plan, progress)
-        self.train = cast(EncodedText, target.client.train)
-        others = (cast(EncodedText, client.train).ids for client in target.others)
+        self.train = cast(EncodedTokens, target.client.train)
+        others = (cast(EncodedTokens, client.train).ids for client in target.others)
         self.known = [text for texts in others for text in texts] or [[0]]
         self.special = set(self.shared_model.base.processor.all_special_ids)
 
@@ -172,7 +172,7 @@ class TextReconstruction(BatchReconstruction[Texts]):
         longest = max(int(self.train.lengths[rows].max()) for rows in batches)
         by_type = [
             distances(self.shared_model, layers, trials, longest, partial(self._inputs, token_type=token_type))
-            for token_type in ([0, 1] if any(any(types) for types in self.train.types or []) else [0])
+            for token_type in ([0, 1] if any(map(any, self.train.more.get("token_type_ids", []))) else [0])
         ]
         nearest = [np.minimum.reduce(trial) for trial in zip(*by_type, strict=True)]
         return [
@@ -205,7 +205,7 @@ class TextReconstruction(BatchReconstruction[Texts]):
 
     def _inputs(self, tokens: Tensor, token_type: int = 0) -> dict[str, Tensor]:
         """Make a batch of tokens (n, length), all of the first text of a pair (type 0) or of the second (1)."""
-        types = {} if self.train.types is None else {"token_type_ids": torch.full_like(tokens, token_type)}
+        types = {name: torch.full_like(tokens, token_type) for name in self.train.more}
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **types}
 
 

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from trifed.export.evaluate_answers import lcs_f1
+from trifed.export.evaluate import lcs_f1
 from trifed.reports.audit.findings import Estimate
 
 RESAMPLES = 2000

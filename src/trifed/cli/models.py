@@ -79,7 +79,7 @@ def predict_command(
       trifed predict runs/shop --client north photos/ --text "a red shoe" --text "a hat"
     """
     output = _format(output, out)
-    from trifed.export import generate, predict
+    from trifed.export import predict
     from trifed.export.locate import locate_model
     from trifed.reports import evaluations, progress_bar
 
@@ -91,7 +91,7 @@ def predict_command(
     with progress_bar.waiting("reading the model"):
         loaded: Any = predict.load_located(_kind(columns), located, base)
         chosen = loaded.among(text) if columns.matches else loaded
-    compute = partial(generate.answer, tokens=tokens) if columns.answers else partial(predict.predict, top=top)
+    compute = partial(predict.answer, tokens=tokens) if columns.answers else partial(predict.predict, top=top)
     printed = output != "table" and out is None and sys.stdout.isatty()
     with progress_bar.counting(f"{columns.kind}s", total, hidden=printed) as progress:
         results = _counted(compute(chosen, inputs), progress)
@@ -242,11 +242,11 @@ def evaluate_command(
 
 def _evaluation(columns: Columns, tokens: int) -> Callable[..., Any]:
     """Return the function that evaluates a model of this kind."""
-    from trifed.export import evaluate, evaluate_answers, evaluate_matches
+    from trifed.export import evaluate
 
     if columns.answers:
-        return partial(evaluate_answers.evaluate_writer, tokens=tokens)
-    return evaluate_matches.evaluate_retrieval_model if columns.matches else evaluate.evaluate_client
+        return partial(evaluate.evaluate_writer, tokens=tokens)
+    return evaluate.evaluate_retrieval_model if columns.matches else evaluate.evaluate_client
 
 
 def export_command(

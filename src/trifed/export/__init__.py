@@ -4,9 +4,8 @@
 
     locate             a run, an export or a folder of exports -> the clients' models in it
     inference_inputs   a file, standard input or flags -> the inputs of a model
-    predict, generate  inputs -> labels with probabilities, or answers
-    evaluate*          labelled inputs -> scores: of classifiers, language models, models of images and captions
+    predict            inputs -> labels with probabilities, or answers
+    evaluate           labelled inputs -> scores: of classifiers, language models, models of images and captions
     export             a client's model -> a folder in another form, with a model card
     card, templates/   the README.md of such a folder, and the code in it
-    native_export      a merged classifier -> the transformers class that computes the same, if there is one
 """

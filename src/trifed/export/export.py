@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
+from torch import nn
+from transformers import PreTrainedModel
 
 from trifed.adapters import TriLoraConfig, export_plain_lora
 from trifed.common.errors import AdapterError, RunError
 from trifed.common.files import is_free, whole_folder
 from trifed.config.settings import QUANTISED
-from trifed.export.card import ExportedModel, Form, model_card
+from trifed.export.card import Form, model_card
 from trifed.export.locate import FinishedRun, LocatedModel, open_run
-from trifed.export.native_export import native_classifier
 from trifed.federation.client_model import ClientModel, open_client
+from trifed.tasks.base_model import quiet_transformers
 from trifed.tasks.prompts import CHAT
 
+TOLERANCE = 1e-5
+"""Largest difference of logits, relative and absolute, with which two models count as equal."""
 FORMS: tuple[Form, ...] = get_args(Form)
 Progress = Callable[[int, int, str], None]
 """Called before each client: number of finished clients, number of all clients, the client's name."""
@@ -49,8 +55,9 @@ def export_client(
     """
     opened = open_run(run)
     located = opened.client(client)
-    target = Path(to) if to is not None else _default_folder(opened, form) / client
-    _write_folder(target, lambda folder: _export(opened, located, form, folder, base))
+    target = Path(to or opened.folder.path / "exports" / form / client)
+    with _new_folder(target) as folder:
+        _export(opened, located, form, folder, base)
     return target
 
 
@@ -67,29 +74,23 @@ def export_clients(
     `RUN/exports/FORM`.
     """
     opened = open_run(run)
-    target = Path(to) if to is not None else _default_folder(opened, form)
-
-    def write(folder: Path) -> None:
+    target = Path(to or opened.folder.path / "exports" / form)
+    with _new_folder(target) as folder:
         for done, name in enumerate(opened.names):
             progress(done, len(opened.names), name)
-            inner = folder / name
-            inner.mkdir()
-            _export(opened, opened.client(name), form, inner, base)
-
-    _write_folder(target, write)
+            (folder / name).mkdir()
+            _export(opened, opened.client(name), form, folder / name, base)
     return target
 
 
-def _default_folder(run: FinishedRun, form: Form) -> Path:
-    return run.folder.path / "exports" / form
-
-
-def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder that is renamed to `target` at the end of the block; raise RunError if that is impossible."""
     if not is_free(target):
         raise RunError(f"{target}: the folder exists already; give another one with --to, or remove it first")
     try:
         with whole_folder(target) as folder:
-            write(folder)
+            yield folder
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RunError(f"{target}: cannot be written ({reason}); give another folder with --to") from error
@@ -100,14 +101,13 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
     _check_form(run, classifier, form)
     facts = json.loads((located.folder / "classifier.json").read_text(encoding="utf-8"))
     source = base or facts["base_model"]
-    # The name instead of the source: the source of 'demo' is a path on this machine.
-    base_model = base or run.config.model.name
-    facts |= {"base_model": base_model, "client": located.name, "columns": asdict(located.columns)}
-    if (
-        located.columns.answers
-        and located.columns.image
-        and getattr(classifier.base.processor, "chat_template", None)
-    ):
+    columns = located.columns
+    facts |= {
+        "base_model": base or run.config.model.name,  # not the source, which for 'demo' is a path on this machine
+        "client": located.name,
+        "columns": asdict(columns),
+    }
+    if columns.answers and columns.image and getattr(classifier.base.processor, "chat_template", None):
         facts = {"template": CHAT, **facts}  # the default of such a model; the run may have set another
     stock = None
     if form == "merged":
@@ -117,37 +117,33 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
     if form != "lora-no-head":
         shutil.copyfile(located.folder / "head.safetensors", folder / "head.safetensors")
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(
-        model_card(run, ExportedModel(located.name, form, facts, source, stock)), encoding="utf-8"
-    )
+    (folder / "README.md").write_text(model_card(run, form, facts, source, stock), encoding="utf-8")
 
 
 def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:
     encoder = classifier.model.encoder
-    if not isinstance(encoder, PeftModel):
-        possible: tuple[Form, ...] = ("merged",)
-    elif isinstance(encoder.peft_config["default"], TriLoraConfig):
-        possible = FORMS
-    else:
-        possible = tuple(name for name in FORMS if name != "tri-matrix")
-    if classifier.settings.dtype in QUANTISED:
-        possible = tuple(name for name in possible if name != "merged")  # its base would be rounded a second time
-    if not classifier.task.labelled:
-        possible = tuple(name for name in possible if name != "lora-no-head")  # these models have no head
-    if form not in possible:
+    adapter = encoder.peft_config["default"] if isinstance(encoder, PeftModel) else None
+    possible: dict[Form, bool] = {
+        "tri-matrix": isinstance(adapter, TriLoraConfig),
+        "lora": adapter is not None,
+        "lora-no-head": adapter is not None and classifier.task.labelled,  # other models have no head
+        "merged": classifier.settings.dtype not in QUANTISED,  # such a base would be rounded a second time
+    }
+    if not possible.get(form):
         raise AdapterError(
-            f"{run.folder.path}: got the form '{form}', in which a client of method "
-            f"'{run.config.method.name}' cannot be exported; expected one of {', '.join(possible)}"
+            f"{run.folder.path}: got the form '{form}', in which a client of method '{run.config.method.name}' "
+            f"cannot be exported; expected one of {', '.join(name for name, works in possible.items() if works)}"
         )
 
 
 def _write_adapter(encoder: PeftModel, form: Form, folder: Path, base: str) -> None:
-    encoder.peft_config["default"].base_model_name_or_path = base
-    if isinstance(encoder.peft_config["default"], TriLoraConfig) and form != "tri-matrix":
+    config = encoder.peft_config["default"]
+    config.base_model_name_or_path = base
+    if isinstance(config, TriLoraConfig) and form != "tri-matrix":
         export_plain_lora(encoder, folder)
-        return
-    # "auto" would ask a hub if the embeddings were resized.
-    encoder.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        # "auto" would ask a hub if the embeddings were resized.
+        encoder.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
@@ -156,10 +152,53 @@ def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
     if isinstance(model.encoder, PeftModel):
         model.encoder = model.encoder.merge_and_unload()
     stock = native_classifier(classifier) if classifier.task.labelled else model.encoder
-    transformers_logging.disable_progress_bar()  # it would count one file
-    try:
+    with quiet_transformers():
         (stock or model.encoder).save_pretrained(str(folder))
-    finally:
-        transformers_logging.enable_progress_bar()
     classifier.base.processor.save_pretrained(str(folder))
     return type(stock).__name__ if stock else None
+
+
+def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
+    """Return the transformers class with the weights of `merged`, or None if no class computes the same.
+
+    Many architectures have another pooling or a dense layer between the encoder and the last layer. Instead of a
+    table of architectures, the class is filled with the weights and compared on a few examples.
+    """
+    if merged.task.native_class is None:
+        return None
+    encoder: Any = merged.model.encoder
+    head: Any = merged.model.head
+    config = type(encoder.config).from_dict(encoder.config.to_dict())
+    config.update(
+        {
+            "id2label": dict(enumerate(merged.labels)),
+            "label2id": {label: number for number, label in enumerate(merged.labels)},
+            "problem_type": "single_label_classification",
+        }
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            stock = merged.task.native_class.from_config(config)
+    except ValueError:  # transformers has no such class for this architecture
+        return None
+    inner, last = getattr(stock, stock.base_model_prefix, None), getattr(stock, "classifier", None)
+    if inner is None or not isinstance(last, nn.Linear) or last.weight.shape != head.weight.shape:
+        return None
+    expected = inner.state_dict().keys()
+    # The classes that do not use the pooler do not have its weights either.
+    weights = {k: v for k, v in encoder.state_dict().items() if k in expected or not k.startswith("pooler.")}
+    if weights.keys() != expected:
+        return None
+    inner.load_state_dict(weights)
+    last.load_state_dict(head.state_dict())
+    return stock.eval() if _same_logits(merged, stock) else None
+
+
+@torch.no_grad()
+def _same_logits(merged: ClientModel, stock: PreTrainedModel) -> bool:
+    data = merged.encode({merged.task.roles[0].setting: list(merged.task.probe)})
+    batch = data.batch(np.arange(len(data)), torch.device("cpu"))
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    merged.model.eval()
+    ours, theirs = merged.model(batch), stock.eval()(**inputs).logits.float()
+    return bool(torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from trifed.common.errors import DataError
 from trifed.data import columns as cells
@@ -14,6 +15,7 @@ from trifed.data.images import image_folder, images_in, read_images, table_of
 from trifed.data.readers import RawTable, read_file
 from trifed.export.locate import Columns
 
+Item = TypeVar("Item")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -88,7 +90,7 @@ def read_lines(
             raise DataError(
                 f"{where}, line {number}: not UTF-8 at byte {error.start} of the line; expected UTF-8 text"
             ) from error
-        yield _input(number, _checked(text, f"{where}, line {number}"), columns, where)
+        yield _input(number, text, columns, where, "line")
 
 
 def from_flags(values: Sequence[str], columns: Columns) -> list[InferenceInput]:
@@ -99,10 +101,7 @@ def from_flags(values: Sequence[str], columns: Columns) -> list[InferenceInput]:
     """
     flag = "--text" if columns.image is None else "--image"
     _refuse_pairs(columns, flag)
-    return [
-        _input(row, _checked(value, f"{flag}, number {row}"), columns, flag)
-        for row, value in enumerate(values, start=1)
-    ]
+    return [_input(row, value, columns, flag, "number") for row, value in enumerate(values, start=1)]
 
 
 def image_prompts_from_flags(
@@ -118,8 +117,10 @@ def image_prompts_from_flags(
             f"got {len(images)} images and {len(prompts)} texts; give one --image for each --text, or one for all"
         )
     loaded = from_flags(images, replace(columns, answers=False))
-    inputs = from_flags(prompts, replace(columns, image=None))
-    return [item._replace(image=loaded[place % len(loaded)].image) for place, item in enumerate(inputs)]
+    return [
+        item._replace(image=loaded[index % len(loaded)].image)
+        for index, item in enumerate(from_flags(prompts, replace(columns, image=None)))
+    ]
 
 
 def by_role(inputs: Sequence[InferenceInput], *, prompts: bool = False) -> dict[str, list[Any]]:
@@ -141,16 +142,23 @@ def by_role(inputs: Sequence[InferenceInput], *, prompts: bool = False) -> dict[
     return {"text": texts, **({"text_pair": pairs} if pairs else {})}
 
 
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in order in lists of at most `size`, each as soon as its items are known."""
+    waiting = iter(items)
+    while chunk := list(islice(waiting, size)):
+        yield chunk
+
+
 def _read(path: Path, columns: Columns, label: dict[str, str]) -> RawTable:
     if path.is_dir() and columns.image is not None and not columns.answers:
         return _image_folder(path, columns, labelled=bool(label))
-    names = {"--image-column": columns.image} if columns.image is not None else {}
-    if columns.image is None or columns.answers:
-        names["--text-column"] = columns.text
-    names |= label
-    if columns.pair is not None:
-        names["--pair-column"] = columns.pair
-    raw = read_file(path, names)
+    wanted = {
+        "--image-column": columns.image,
+        "--text-column": columns.text if columns.image is None or columns.answers else None,
+        **label,
+        "--pair-column": columns.pair,
+    }
+    raw = read_file(path, {flag: name for flag, name in wanted.items() if name is not None})
     if not raw.rows:
         raise DataError(f"{path}: no rows; expected at least one {columns.kind} below the header")
     return raw
@@ -162,8 +170,7 @@ def _image_folder(path: Path, columns: Columns, *, labelled: bool) -> RawTable:
     if not files:
         expected = "one subfolder a label with images in it" if labelled else "images in it, or in its subfolders"
         raise DataError(f"{path}: no images; expected {expected}")
-    image = columns.image or "image"
-    return table_of(path, files, {"data.image": image, "data.label": columns.label})
+    return table_of(path, files, {"data.image": columns.image or "image", "data.label": columns.label})
 
 
 def _inputs(raw: RawTable, columns: Columns) -> list[InferenceInput]:
@@ -172,8 +179,9 @@ def _inputs(raw: RawTable, columns: Columns) -> list[InferenceInput]:
         return loaded
     texts = cells.read_texts(cells.cells([raw], columns.text), columns.text)
     read_pairs = cells.read_optional_texts if columns.answers else cells.read_texts
-    column = columns.pair
-    pairs = [None] * len(texts) if column is None else read_pairs(cells.cells([raw], column), column)
+    pairs = (
+        [None] * len(texts) if columns.pair is None else read_pairs(cells.cells([raw], columns.pair), columns.pair)
+    )
     images = [item.image for item in loaded] or [None] * len(texts)
     return [InferenceInput(*item) for item in zip(raw.rows, texts, pairs, images, strict=True)]
 
@@ -187,7 +195,11 @@ def _images(raw: RawTable, column: str) -> Iterator[InferenceInput]:
         yield InferenceInput(row, str(path) if isinstance(path, str | Path) else f"{raw.unit} {row}", None, image)
 
 
-def _input(row: int, text: str, columns: Columns, where: str) -> InferenceInput:
+def _input(row: int, text: str, columns: Columns, where: str, unit: str) -> InferenceInput:
+    if not text.strip():
+        raise DataError(f"{where}, {unit} {row}: the text is empty; expected a text")
+    if _SURROGATE.search(text):
+        raise DataError(f"{where}, {unit} {row}: the text is not UTF-8; expected UTF-8 text")
     if columns.image is None:
         return InferenceInput(row, text)
     # A path is relative to the folder in which the command is given.
@@ -201,11 +213,3 @@ def _refuse_pairs(columns: Columns, where: str) -> None:
             f"{where}: got one text each, but this model reads two, '{columns.text}' and '{columns.pair}'; give a "
             f"file that has both as columns"
         )
-
-
-def _checked(text: str, where: str) -> str:
-    if not text.strip():
-        raise DataError(f"{where}: the text is empty; expected a text")
-    if _SURROGATE.search(text):
-        raise DataError(f"{where}: the text is not UTF-8; expected UTF-8 text")
-    return text

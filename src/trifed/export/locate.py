@@ -15,7 +15,6 @@ from trifed.config.toml_files import read_toml
 from trifed.federation.run_folder import RunFolder
 from trifed.tasks import TASKS
 
-ALL = "all"
 MAX_LISTED = 20
 """Largest number of names in one message."""
 
@@ -44,10 +43,8 @@ class Columns:
 
     @property
     def kind(self) -> str:
-        """What one row holds: "prompt", "text" or "image"."""
-        if self.answers:
-            return "prompt"
-        return "text" if self.image is None else "image"
+        """The content of one row: "prompt", "text" or "image"."""
+        return "prompt" if self.answers else "text" if self.image is None else "image"
 
     def override(self, text: str | None, pair: str | None, image: str | None) -> Columns:
         """Return the columns with the names that a user gave instead of those of the training data.
@@ -55,11 +52,13 @@ class Columns:
         Raises:
             RunError: The user named a column of a kind that the model does not read.
         """
-        unread = {} if self.image else {"--image-column": image}
-        if self.image and not self.answers:
-            unread = {"--text-column": text, "--pair-column": pair}
-        for flag, column in unread.items():
-            if column is not None:
+        texts = self.answers or not self.image
+        for flag, column, is_read in (
+            ("--text-column", text, texts),
+            ("--pair-column", pair, texts),
+            ("--image-column", image, self.image),
+        ):
+            if column is not None and not is_read:
                 raise RunError(f"{flag}: got '{column}', but this model reads {self.kind}s; leave the flag out")
         return replace(self, text=text or self.text, pair=pair or self.pair, image=image or self.image)
 
@@ -122,18 +121,18 @@ def open_run(path: str | Path) -> FinishedRun:
     return FinishedRun(folder, config, folder.read_json("summary.json"), folder.read_json("environment.json"))
 
 
-def locate_models(place: str | Path, client: str | None) -> list[LocatedModel]:
+def locate_models(folder: str | Path, client: str | None) -> list[LocatedModel]:
     """Return the models in a folder: one client's, or every client's if `client` is "all".
 
     Args:
-        place: A run, an exported model, or a folder of exported models.
+        folder: A run, an exported model, or a folder of exported models.
         client: Name of a client or "all"; None if the folder holds one model.
 
     Raises:
         RunError: No model, an unfinished run, no such client, or several clients and none chosen.
         AdapterError: An export without its head, which cannot classify.
     """
-    path = Path(place)
+    path = Path(folder)
     if not path.is_dir():
         raise RunError(f"{path}: no such folder; give the folder of a run, as runs/NAME, or of an exported model")
     if (path / "config.toml").is_file():
@@ -152,15 +151,15 @@ def locate_models(place: str | Path, client: str | None) -> list[LocatedModel]:
     return [_exported(path / name) for name in _select(client, names, path)]
 
 
-def locate_model(place: str | Path, client: str | None) -> LocatedModel:
+def locate_model(folder: str | Path, client: str | None) -> LocatedModel:
     """Return one client's model; see `locate_models` for arguments and errors.
 
     Raises:
         RunError: Also if `client` is "all" and there are several.
     """
-    models = locate_models(place, client)
+    models = locate_models(folder, client)
     if len(models) > 1:
-        raise RunError(f"{place}: got --client {client}, but this takes one client; name one with --client")
+        raise RunError(f"{folder}: got --client {client}, but this takes one client; name one with --client")
     return models[0]
 
 
@@ -170,7 +169,7 @@ def _check_client(name: str, names: Sequence[str], where: Path) -> None:
 
 
 def _select(client: str | None, names: Sequence[str], where: Path) -> list[str]:
-    if client == ALL or (client is None and len(names) == 1):
+    if client == "all" or (client is None and len(names) == 1):
         return list(names)
     if client is None:
         raise RunError(f"{where}: several clients here; choose one with --client: {join_names(names)}")

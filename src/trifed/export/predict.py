@@ -1,4 +1,4 @@
-"""Predictions of a client's model for new texts or images, and how results are written."""
+"""Predictions and answers of a client's model for new inputs, and how they are written."""
 
 from __future__ import annotations
 
@@ -6,29 +6,20 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from trifed.config.settings import TrainingSettings
-from trifed.export.inference_inputs import InferenceInput, by_role
+from trifed.export.inference_inputs import InferenceInput, by_role, chunks
 from trifed.export.locate import LocatedModel
-from trifed.federation.client_model import Classifier, Kind, load_model
+from trifed.federation.client_model import Classifier, Kind, Writer, load_model
 from trifed.federation.device_placement import choose_device
 
 CHUNK = 256
 """Texts or images that are predicted together; within a chunk, batches hold inputs of similar length."""
-
-
-class Result(Protocol):
-    """A result for one input, as a row of a table and as a JSON object."""
-
-    def csv_row(self) -> dict[str, object]:
-        """Return the cells by column; the columns are the same for all results of a model."""
-
-    def json_object(self) -> dict[str, object]:
-        """Return the JSON object."""
+PROMPTS_PER_CHUNK = 16
+"""Prompts that are answered together."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +43,36 @@ class Prediction:
         return {**self._input(), **top[0], **({"top": top} if len(top) > 1 else {})}
 
     def _input(self) -> dict[str, object]:
-        pair = {} if self.input.pair is None else {"pair": self.input.pair}
-        return {"row": self.input.row, "text" if self.input.image is None else "image": self.input.text, **pair}
+        return {
+            "row": self.input.row,
+            "text" if self.input.image is None else "image": self.input.text,
+            **({} if self.input.pair is None else {"pair": self.input.pair}),
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a model to one prompt."""
+
+    input: InferenceInput
+    text: str
+
+    def csv_row(self) -> dict[str, object]:
+        """Return `row,prompt,input,answer`."""
+        return {
+            "row": self.input.row,
+            "prompt": self.input.text,
+            "input": self.input.pair or "",
+            "answer": self.text,
+        }
+
+    def json_object(self) -> dict[str, object]:
+        """Return row, prompt, perhaps input, and answer."""
+        return {name: value for name, value in self.csv_row().items() if name != "input" or value}
+
+
+Result = Prediction | Answer
+"""A result for one input; `csv_row` has the same columns for all results of a model."""
 
 
 def load_located(kind: type[Kind], located: LocatedModel, base: str | None = None) -> Kind:
@@ -65,12 +84,17 @@ def load_located(kind: type[Kind], located: LocatedModel, base: str | None = Non
 
 def predict(classifier: Classifier, inputs: Iterable[InferenceInput], top: int = 1) -> Iterator[Prediction]:
     """Yield predictions in the order of the inputs, computed chunk by chunk. `top`: labels for each input."""
-    waiting = iter(inputs)
-    while chunk := list(islice(waiting, CHUNK)):
+    for chunk in chunks(inputs, CHUNK):
         probabilities = classifier.probabilities_of(by_role(chunk))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for item, row, labels in zip(chunk, probabilities, order, strict=True):
             yield Prediction(item, [(classifier.labels[label], float(row[label])) for label in labels])
+
+
+def answer(writer: Writer, inputs: Iterable[InferenceInput], tokens: int) -> Iterator[Answer]:
+    """Yield answers of at most `tokens` tokens in the order of the prompts, computed chunk by chunk."""
+    for chunk in chunks(inputs, PROMPTS_PER_CHUNK):
+        yield from map(Answer, chunk, writer.answer_all(by_role(chunk, prompts=True), tokens))
 
 
 def write_csv(results: Iterable[Result], file: TextIO) -> None:

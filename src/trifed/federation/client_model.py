@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trifed.adapters import load_adapter
+from trifed.adapters.attach import load_adapter, without_renaming_warning
 from trifed.adapters.config import PEFT_TYPE
-from trifed.adapters.loading import without_renaming_warning
 from trifed.common.errors import AdapterError, RunError
 from trifed.config.settings import ModelSettings
 from trifed.data import Examples
@@ -27,8 +26,7 @@ from trifed.federation.training import length_order
 from trifed.methods.base import is_head
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, quiet_transformers
-from trifed.tasks.image_text import PromptedClassifier
-from trifed.tasks.towers import TwoTowerModel, tokenize
+from trifed.tasks.image_text import PromptedClassifier, TwoTowerModel, tokenize
 
 
 def save_client(
@@ -213,10 +211,7 @@ class RetrievalModel(ClientModel):
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> Tensor:
         """Return embeddings of texts in the space of the images' embeddings: (n, hidden), of norm 1."""
-        towers = cast(TwoTowerModel, self.model.eval())
-        return towers.embed_texts(
-            {name: tensor.to(self.device) for name, tensor in tokenize(self.base, texts).items()}
-        )
+        return cast(TwoTowerModel, self.model.eval()).embed_texts(tokenize(self.base, texts))
 
 
 Kind = TypeVar("Kind", bound=ClientModel)

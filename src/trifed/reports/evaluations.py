@@ -10,11 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from trifed.export.evaluate import Evaluation
-from trifed.export.evaluate_answers import AnswerEvaluation
-from trifed.export.evaluate_matches import MatchEvaluation
-from trifed.export.generate import Answer
-from trifed.export.predict import Prediction
+from trifed.export.evaluate import AnswerEvaluation, Evaluation, MatchEvaluation
+from trifed.export.predict import Answer, Prediction
 from trifed.federation.results import spread
 from trifed.reports.tables import Column, Table, to_terminal, write_csv
 

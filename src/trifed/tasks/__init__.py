@@ -9,12 +9,18 @@ from trifed.tasks import (
     image_text_to_text,
     text_classification,
 )
-from trifed.tasks.base import Batch, BatchScores, Encoded, Snippet, Task, TaskModel
+from trifed.tasks.base import Batch, BatchScores, Encoded, Task, TaskModel
 
-_ALL = (
-    text_classification.TASK, image_classification.TASK, image_text.TASK, image_text_pairs.TASK,
-    causal_lm.TASK, image_text_to_text.TASK,
-)  # fmt: skip
-TASKS: dict[TaskName, Task] = {task.name: task for task in _ALL}
+TASKS: dict[TaskName, Task] = {
+    module.TASK.name: module.TASK
+    for module in (
+        text_classification,
+        image_classification,
+        image_text,
+        image_text_pairs,
+        causal_lm,
+        image_text_to_text,
+    )
+}
 
-__all__ = ["TASKS", "Batch", "BatchScores", "Encoded", "Snippet", "Task", "TaskModel"]
+__all__ = ["TASKS", "Batch", "BatchScores", "Encoded", "Task", "TaskModel"]

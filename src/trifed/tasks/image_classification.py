@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,14 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from trifed.common.errors import ModelError
 from trifed.config.settings import Augment, ModelSettings, Pooling
 from trifed.data import IMAGES, Examples, as_png, open_image
-from trifed.tasks.base import Batch, Snippet, Task
-from trifed.tasks.base_model import LoadedBase, ModelRequirement, load_base
-from trifed.tasks.headed import HeadedModel
-
-VISION = ModelRequirement(
-    "image-classification", "a vision model, such as ViT, DeiT, Swin, DINOv2 or ConvNeXt", AutoImageProcessor,
-    "preprocessor_config.json",
-)  # fmt: skip
+from trifed.tasks.base import Batch, HeadedModel, Task
+from trifed.tasks.base_model import LoadedBase, load_base
 
 CHUNK = 64
 SHIFT = 8
@@ -61,8 +55,8 @@ class EncodedImages:
         """Equal lengths, (n,)."""
         return np.ones(len(self), np.int64)
 
-    def inputs(self, row: int) -> dict[str, set[tuple[int, int]]]:
-        """Return an image's patches as (image, place), equal only for equal images."""
+    def inputs(self, row: int) -> dict[str, set[Hashable]]:
+        """Return an image's patches as (image, position), equal only for equal images."""
         image = hash(self.pixels[row].tobytes())
         return {"": {(image, patch) for patch in range(self.patches)}}
 
@@ -73,22 +67,19 @@ class EncodedImages:
         return {"pixel_values": (pixels - mean) / std, "labels": torch.from_numpy(self.labels[rows]).to(device)}
 
 
-def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedImages:
-    """Encode images for a vision model; raises `ModelError` as `encode_images` does."""
-    return encode_images(base.processor, base.model.config, examples)
-
-
-def encode_images(processor: Any, config: Any, examples: Examples) -> EncodedImages:
+def encode_images(base: LoadedBase, examples: Examples, settings: ModelSettings | None = None) -> EncodedImages:
     """Decode images and resize them to the model's size with its own image processor.
 
     Args:
-        processor: The image processor.
-        config: The vision model's configuration.
+        base: A vision model, or a model with a vision tower.
         examples: Examples with the role "image".
+        settings: Not used.
 
     Raises:
         ModelError: The processor's size is not the model's.
     """
+    processor = getattr(base.processor, "image_processor", base.processor)
+    config = getattr(base.model.config, "vision_config", base.model.config)
     images = examples.inputs["image"]
     chunks = [_pixels(processor, images[first : first + CHUNK]) for first in range(0, len(images), CHUNK)]
     pixels = np.concatenate(chunks) if chunks else np.zeros((0, 3, 1, 1), np.uint8)
@@ -119,9 +110,8 @@ def _pixels(processor: Any, encoded: list[bytes]) -> NDArray[np.uint8]:
 
 def _check_size(config: Any, pixels: NDArray[np.uint8]) -> None:
     size = getattr(config, "image_size", None)
-    if not isinstance(size, int) or not len(pixels) or config.model_type in ANY_SIZE:
-        return
-    if pixels.shape[2:] != (size, size):
+    checked = isinstance(size, int) and len(pixels) and config.model_type not in ANY_SIZE
+    if checked and pixels.shape[2:] != (size, size):
         raise ModelError(
             f"model.name: got {pixels.shape[2]} × {pixels.shape[3]} pixels from its image processor, expected "
             f"{size} × {size}; correct 'size' in its preprocessor_config.json"
@@ -135,17 +125,16 @@ class ImageClassifier(HeadedModel):
     """A PEFT-wrapped vision model and a linear head on its pooled patches."""
 
     def __init__(self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling, augment: Augment) -> None:
-        super().__init__(encoder, hidden, n_labels)
-        self.pooling = pooling
+        super().__init__(encoder, hidden, n_labels, pooling)
         self.augment = augment
 
     def features(self, batch: Batch) -> Tensor:
         """Return pooled features, (n, hidden), float32; during training, of augmented images."""
-        pixels = augmented(batch["pixel_values"], self.augment if self.training else "none")
-        output = self.encoder(pixel_values=pixels)
+        output = self.encoder(
+            pixel_values=augmented(batch["pixel_values"], self.augment if self.training else "none")
+        )
         if self.pooling == "pooler":
-            pooled: Tensor = output.pooler_output
-            return pooled.float().flatten(1)
+            return torch.flatten(output.pooler_output.float(), 1)
         hidden: Tensor = output.last_hidden_state.float()
         if hidden.dim() == 4:  # (n, hidden, height, width) of a convolutional model, without a first token
             return hidden.mean((2, 3))
@@ -170,8 +159,9 @@ def augmented(pixels: Tensor, kind: Augment) -> Tensor:
     pad = max(1, min(height, width) // SHIFT)
     padded = nn.functional.pad(pixels, (pad,) * 4, mode="replicate")
     corners = torch.randint(0, 2 * pad + 1, (n, 2)).tolist()
-    moved = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
-    return torch.stack(moved)
+    return torch.stack(
+        [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
+    )
 
 
 def _build(
@@ -185,35 +175,25 @@ def _build(
 def _probe() -> tuple[bytes, ...]:
     """Return two images of noise with different shapes, as PNG."""
     rng = np.random.default_rng(0)
-    shapes = ((40, 64, 3), (64, 48, 3))
-    return tuple(as_png(Image.fromarray(rng.integers(0, 256, shape, np.uint8))) for shape in shapes)
+    return tuple(
+        as_png(Image.fromarray(rng.integers(0, 256, shape, np.uint8))) for shape in ((40, 64, 3), (64, 48, 3))
+    )
 
 
-SNIPPET = Snippet(
-    processor="AutoImageProcessor",
-    arguments="images",
-    batch='processor(images, return_tensors="pt")',
-    pool={
-        "mean": (
-            "    hidden = output.last_hidden_state\n"
-            "    pooled = hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1)\n"
-        ),
-        "cls": (
-            "    hidden = output.last_hidden_state\n"
-            "    pooled = hidden.mean((2, 3)) if hidden.dim() == 4 else hidden[:, 0]\n"
-        ),
-        "pooler": "    pooled = output.pooler_output.flatten(1)\n",
-    },
-    example='[Image.new("RGB", (64, 64))]',
-)
 TASK = Task(
     name="image-classification",
     metric="accuracy",
     roles=IMAGES,
-    load=partial(load_base, VISION),
-    encode=encode,
+    load=partial(
+        load_base,
+        task="image-classification",
+        description="a vision model, such as ViT, DeiT, Swin, DINOv2 or ConvNeXt",
+        processor=AutoImageProcessor,
+        files="preprocessor_config.json",
+    ),
+    encode=encode_images,
     build=_build,
+    code="classifier",
     native_class=AutoModelForImageClassification,
     probe=_probe(),
-    snippet=SNIPPET,
 )

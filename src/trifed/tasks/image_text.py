@@ -1,33 +1,123 @@
 """Classification of images by their similarity to one sentence per class, with an image-text model.
 
-The initial model is the zero-shot classifier of the papers cited in `towers`, plus an adapter in one tower or both
-and a bias per class.
+The initial model is a zero-shot classifier, plus an adapter in one tower or both and a bias per class.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (CLIP), ICML 2021, arXiv
+2103.00020; Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (SigLIP), ICCV 2023, arXiv 2303.15343.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from trifed.config.settings import Augment, ModelSettings
-from trifed.data import IMAGES, Examples
-from trifed.tasks.base import Batch, Task
-from trifed.tasks.base_model import LoadedBase
-from trifed.tasks.headed import ClassificationModel
-from trifed.tasks.image_classification import EncodedImages, encode_images
-from trifed.tasks.towers import TwoTowerModel, embedding_size, load_two_towers, tokenize
+from trifed.data import IMAGES
+from trifed.tasks.base import Batch, ClassificationModel, Task, TaskModel
+from trifed.tasks.base_model import LoadedBase, load_base
+from trifed.tasks.image_classification import augmented, encode_images
+
+FIXED_LENGTH = ("siglip", "siglip2")
+"""Model types that were pre-trained on texts padded to one length without a mask."""
 
 
-class Bias(nn.Module):
-    """One bias per class, initially 0."""
+class ImagesAndTexts:
+    """A model's image processor and tokenizer, both of transformers."""
 
-    def __init__(self, n_labels: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(n_labels))
+    def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, source: str) -> ImagesAndTexts:
+        """Load both from a folder or hub name; raises transformers' errors."""
+        return cls(AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source))
+
+    def save_pretrained(self, folder: str) -> None:
+        """Save both to a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+load_two_towers = partial(
+    load_base,
+    description="a model of images and texts, such as CLIP, SigLIP or a VisionTextDualEncoder",
+    processor=ImagesAndTexts,
+    files="preprocessor_config.json and tokenizer files",
+)
+"""Load a frozen image-text model that fits the keyword argument `task`."""
+
+
+class TwoTowerModel(TaskModel):
+    """Two PEFT-wrapped towers with a common embedding space of size `hidden`."""
+
+    def __init__(self, encoder: nn.Module, hidden: int, augment: Augment) -> None:
+        super().__init__(encoder, hidden)
+        self.augment = augment
+
+    @property
+    def towers(self) -> Any:
+        """The dual encoder without PEFT's wrapper."""
+        inner: Any = self.encoder
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+    def features(self, batch: Batch) -> Tensor:
+        """Return the images' embeddings in the common space, (n, hidden), float32."""
+        embeddings: Tensor = self.towers.get_image_features(
+            pixel_values=augmented(batch["pixel_values"], self.augment if self.training else "none")
+        ).pooler_output
+        return embeddings.float()
+
+    def embed_texts(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Return the embeddings of tokenised sentences on any device, (n, hidden), of norm 1, float32."""
+        inputs = {name: tensor.to(self.towers.logit_scale.device) for name, tensor in tokens.items()}
+        return normalize(self.towers.get_text_features(**inputs).pooler_output.float(), dim=-1)
+
+    def scaled_logits(self, cosines: Tensor) -> Tensor:
+        """Return logits from cosines by the pre-trained scale and, for SigLIP, the pre-trained offset."""
+        scale: Tensor = self.towers.logit_scale.float().exp()
+        return cosines * scale + getattr(self.towers, "logit_bias", 0.0)
+
+
+def embedding_size(base: LoadedBase) -> int:
+    """Return the size of an embedding in the common space."""
+    config = base.model.config
+    return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+
+
+def tokenize(base: LoadedBase, texts: Sequence[str], most: int | None = None) -> dict[str, Tensor]:
+    """Tokenize texts for the text tower, truncated to `most` tokens and to the model's own limit.
+
+    Returns:
+        The tower's inputs by name, (n, length) each.
+    """
+    fixed = base.model.config.model_type in FIXED_LENGTH
+    positions = getattr(base.model.config.text_config, "max_position_embeddings", None)
+    limit = positions if fixed else min((size for size in (positions, most) if size), default=None)
+    return dict(
+        base.processor.tokenizer(
+            list(texts),
+            padding="max_length" if fixed else True,
+            truncation=True,
+            max_length=limit,
+            return_tensors="pt",
+            return_attention_mask=not fixed,
+            return_token_type_ids=False,
+        )
+    )
+
+
+def bias_head(n_labels: int) -> nn.ParameterDict:
+    """Return a head that is one bias per class, initially 0."""
+    return nn.ParameterDict({"bias": torch.zeros(n_labels)})
 
 
 class PromptedClassifier(ClassificationModel, TwoTowerModel):
@@ -39,40 +129,26 @@ class PromptedClassifier(ClassificationModel, TwoTowerModel):
     def __init__(self, encoder: nn.Module, hidden: int, sentences: dict[str, Tensor], augment: Augment) -> None:
         """Store the `sentences`: tokens of one sentence per class, (n_labels, length) each."""
         super().__init__(encoder, hidden, augment)
-        self.head = Bias(len(sentences["input_ids"]))
-        self._names = tuple(sentences)
-        for name, tensor in sentences.items():
-            self.register_buffer(f"sentence_{name}", tensor, persistent=False)
+        self.head = bias_head(len(sentences["input_ids"]))
+        self._sentences = sentences
         self._cached: Tensor | None = None
 
     def classes(self) -> Tensor:
         """Return the embeddings of the classes' sentences, (n_labels, hidden), of norm 1."""
-        if self._text_trains():
+        if any(param.requires_grad for name, param in self.towers.named_parameters() if name.startswith("text_")):
             self._cached = None
-            return self._embed_sentences()
+            return self.embed_texts(self._sentences)
         if self._cached is None:
             self.towers.text_model.eval()  # no dropout in embeddings that are reused
             with torch.no_grad():
-                self._cached = self._embed_sentences()
+                self._cached = self.embed_texts(self._sentences)
         return self._cached
-
-    def _embed_sentences(self) -> Tensor:
-        return self.embed_texts({name: getattr(self, f"sentence_{name}") for name in self._names})
-
-    def _text_trains(self) -> bool:
-        return any(
-            param.requires_grad for name, param in self.towers.named_parameters() if name.startswith("text_")
-        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (n, n_labels), float32."""
-        return self.scaled_logits(normalize(self.features(batch), dim=-1) @ self.classes().T) + self.head.bias
-
-
-def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedImages:
-    """Encode images for the vision tower; raises `ModelError` as `encode_images` does."""
-    config = base.model.config.vision_config
-    return encode_images(base.processor.image_processor, config, examples)
+        return self.scaled_logits(
+            normalize(self.features(batch), dim=-1) @ self.classes().T
+        ) + self.head.get_parameter("bias")
 
 
 def _build(
@@ -86,7 +162,8 @@ TASK = Task(
     name="image-text",
     metric="accuracy",
     roles=IMAGES,
-    load=partial(load_two_towers, "image-text"),
-    encode=encode,
+    load=partial(load_two_towers, task="image-text"),
+    encode=encode_images,
     build=_build,
+    code="image_text",
 )

@@ -1,17 +1,16 @@
 """Contrastive training of image-text models on pairs of images and captions, without labels.
 
 The loss is the one of pre-training: cross-entropy over the images and the captions of a step for CLIP and dual
-encoders, a separate one per pair for SigLIP (papers in `towers`). All pairs of a step with equal captions count
-as matches, like those with equal labels in Yang et al., "Unified Contrastive Learning in Image-Text-Label Space",
-CVPR 2022, arXiv 2204.03610.
+encoders, a separate one per pair for SigLIP (papers in `image_text`). All pairs of a step with equal captions
+count as matches, like those with equal labels in Yang et al., "Unified Contrastive Learning in Image-Text-Label
+Space", CVPR 2022, arXiv 2204.03610.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,42 +23,29 @@ from trifed.data import IMAGES, TEXT, Examples
 from trifed.tasks.base import Batch, BatchScores, Task
 from trifed.tasks.base_model import LoadedBase
 from trifed.tasks.image_classification import EncodedImages, encode_images
-from trifed.tasks.towers import FIXED_LENGTH, TwoTowerModel, embedding_size, load_two_towers, tokenize
+from trifed.tasks.image_text import FIXED_LENGTH, TwoTowerModel, embedding_size, load_two_towers, tokenize
 
-TOKENS: tuple[str, ...] = ("input_ids", "attention_mask")
 PAIRS_PER_SCORE = 32
 """Pairs that a score compares with each other, so that chance accuracy is about 1 in 32."""
 
 
 @dataclass(frozen=True)
-class EncodedPairs:
-    """Images and the tokens of their captions, (n, length) each tensor."""
+class EncodedPairs(EncodedImages):
+    """Images and the tokens of their captions, (n, length) each tensor.
 
-    images: EncodedImages
-    tokens: dict[str, Tensor]
-    cut: int
+    Lengths are equal, so that caption lengths do not decide which captions are compared.
+    """
 
-    def __len__(self) -> int:
-        return len(self.images)
+    tokens: dict[str, Tensor] = field(kw_only=True)
 
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Class of each pair, (n,)."""
-        return self.images.labels
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Equal lengths, (n,), so that caption lengths do not decide which captions are compared."""
-        return self.images.lengths
-
-    def inputs(self, row: int) -> dict[str, set[Any]]:
+    def inputs(self, row: int) -> dict[str, set[Hashable]]:
         """Return the image's patches for the vision tower, and the caption's tokens for the text tower."""
-        return {"vis": self.images.inputs(row)[""], "text": set(self.tokens["input_ids"][row].tolist())}
+        return {"vis": super().inputs(row)[""], "text": set(self.tokens["input_ids"][row].tolist())}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """Return images and captions of the given rows on `device`."""
         captions = {name: tensor[rows].to(device) for name, tensor in self.tokens.items()}
-        return {**self.images.batch(rows, device), **captions}
+        return {**super().batch(rows, device), **captions}
 
 
 class PairedTowers(TwoTowerModel):
@@ -73,7 +59,7 @@ class PairedTowers(TwoTowerModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits of every image (row) with every caption (column) of the batch, (n, n), float32."""
-        tokens = {name: batch[name] for name in TOKENS if name in batch}
+        tokens = {name: ids for name, ids in batch.items() if name in ("input_ids", "attention_mask")}
         return self.scaled_logits(normalize(self.features(batch), dim=-1) @ self.embed_texts(tokens).T)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -91,24 +77,28 @@ class PairedTowers(TwoTowerModel):
         logits, same = self(batch), same_captions(batch)
         rows = torch.arange(len(logits), device=logits.device)
         right = same[rows, logits.argmax(1)].float() + same[logits.argmax(0), rows].float()
-        no_classes = torch.zeros(0, dtype=torch.long)
-        return BatchScores(self._loss(logits, same) * len(logits), len(logits), right / 2, no_classes)
+        return BatchScores(
+            loss=self._loss(logits, same) * len(logits),
+            count=len(logits),
+            right=right / 2,
+            predictions=torch.zeros(0, dtype=torch.long),
+        )
 
 
 def same_captions(batch: Batch) -> Tensor:
-    """Return which captions of a batch have equal tokens, (n, n) bool."""
+    """Return a matrix that is True where two captions of a batch have equal tokens, (n, n) bool."""
     ids = batch["input_ids"]
     return (ids[:, None] == ids[None]).all(-1)
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedPairs:
     """Encode images, and captions of at most `model.max_length` tokens; raises as `encode_images` does."""
-    images = encode_images(base.processor.image_processor, base.model.config.vision_config, examples)
-    captions = examples.inputs["text"]
-    tokens = tokenize(base, captions, settings.max_length) if captions else {}
-    most = tokens["input_ids"].shape[1] if captions else 0
-    whole = base.processor.tokenizer(captions, verbose=False)["input_ids"] if captions else []
-    return EncodedPairs(images, tokens, sum(len(ids) > most for ids in whole))
+    captions, tokens, cut = examples.inputs["text"], {}, 0
+    if captions:
+        tokens = tokenize(base, captions, settings.max_length)
+        whole = base.processor.tokenizer(captions, verbose=False)["input_ids"]
+        cut = sum(len(ids) > tokens["input_ids"].shape[1] for ids in whole)
+    return EncodedPairs(**{**vars(encode_images(base, examples)), "cut": cut}, tokens=tokens)
 
 
 def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings) -> PairedTowers:
@@ -119,8 +109,9 @@ TASK = Task(
     name="image-text-pairs",
     metric="matching accuracy",
     roles=(*IMAGES, TEXT),
-    load=partial(load_two_towers, "image-text-pairs"),
+    load=partial(load_two_towers, task="image-text-pairs"),
     encode=encode,
     build=_build,
+    code="image_text",
     output="match",
 )

@@ -6,7 +6,7 @@ of `causal_lm`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -22,10 +22,8 @@ from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings
 from trifed.data import IMAGES, QUESTIONS, Examples, open_image
 from trifed.tasks.base import Batch, Task, TaskModel
-from trifed.tasks.base_model import LoadedBase, ModelRequirement, load_base
-from trifed.tasks.causal_lm import EncodedTokens, build_language_model, check_length
-from trifed.tasks.generate import generate, pad_left
-from trifed.tasks.padding import pad_right
+from trifed.tasks.base_model import LoadedBase, load_base
+from trifed.tasks.causal_lm import build_language_model, check_length, generate
 from trifed.tasks.prompts import (
     CHAT,
     chat_question,
@@ -35,23 +33,13 @@ from trifed.tasks.prompts import (
     render_chat,
     without_end,
 )
+from trifed.tasks.tokens import EncodedTokens, pad_left
 
-IMAGE_AND_TEXT = ModelRequirement(
-    "image-text-to-text", "a model that writes about an image, such as LLaVA or Gemma 3",
-    AutoProcessor, "processor_config.json, preprocessor_config.json and tokenizer files",
-    AutoModelForImageTextToText,
-)  # fmt: skip
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Values per token that processors return in addition to ids and mask."""
 
-Rows = dict[str, list[list[int]]]
-"""Name → one list of ints per example, with one int per token."""
-
-
-@dataclass(frozen=True)
-class ImagePrompt:
-    """The tokens before an answer; `rows` holds the processor's other values of each token, such as its type."""
-
-    ids: list[int]
-    rows: dict[str, list[int]]
+ImagePrompt = dict[str, list[int]]
+"""The tokens before an answer: "input_ids", and the processor's other values of each token by name."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +47,31 @@ class EncodedImagePrompts(EncodedTokens):
     """Token sequences that include image tokens, and the images.
 
     Attributes:
-        rows: The processor's other values of each token.
         images: Bytes of each example's image file, (n,). Each batch decodes its own images, because the pixels of
             one image may take a megabyte.
         processor: The base model's processor.
     """
 
-    rows: Rows = field(kw_only=True)
     images: list[bytes] = field(kw_only=True)
     processor: Any = field(kw_only=True)
 
-    def inputs(self, row: int) -> dict[str, set[Any]]:
-        """Return the distinct tokens of an example, with each image token as (image, place in the image)."""
+    def inputs(self, row: int) -> dict[str, set[Hashable]]:
+        """Return the distinct tokens of an example, with each image token as (image, position in the image)."""
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
-        image, places = hash(self.images[row]), count()
-        return {"": {(image, next(places)) if i == image_token else i for i in self.ids[row]}}
+        image, positions = hash(self.images[row]), count()
+        return {"": {(image, next(positions)) if i == image_token else i for i in self.ids[row]}}
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """Return the given rows on `device`, padded on the right, and the pixels of their images."""
-        more = {name: torch.from_numpy(pad_right([kept[row] for row in rows])) for name, kept in self.rows.items()}
-        more |= pixels(self.processor, [self.images[row] for row in rows])
-        return {**super().batch(rows, device), **{name: tensor.to(device) for name, tensor in more.items()}}
+        images = pixels(self.processor, [self.images[row] for row in rows])
+        return {**super().batch(rows, device), **{name: tensor.to(device) for name, tensor in images.items()}}
 
 
 def pixels(processor: Any, images: Sequence[bytes]) -> dict[str, Tensor]:
     """Convert image files to the model's inputs with its own image processor."""
-    pictures = [open_image(image).convert("RGB") for image in images]
-    processed = processor.image_processor(images=pictures, return_tensors="pt")
+    processed = processor.image_processor(
+        images=[open_image(image).convert("RGB") for image in images], return_tensors="pt"
+    )
     unused = getattr(processor, "unused_input_names", ())
     return {name: tensor for name, tensor in processed.items() if name not in unused and torch.is_tensor(tensor)}
 
@@ -98,23 +84,20 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
             a chat template is needed and missing.
     """
     check_length(base, settings)
-    inputs, processor = examples.inputs, base.processor
-    prompts = _image_prompts(processor, inputs, settings)
+    inputs, processor, most = examples.inputs, base.processor, settings.max_length
     answers = [
-        _encode_answer(processor, chat_question(prompt, context), answer, settings)
+        _answer_ids(processor, chat_question(prompt, context), answer, settings)
         for prompt, context, answer in prompt_rows(inputs, "answer")
     ]
-    whole = [[*prompt.ids, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    ids = [row[: settings.max_length] for row in whole]
-    answered = [len(row) - len(prompt.ids) for prompt, row in zip(prompts, ids, strict=True)]
+    pairs = list(zip(_image_prompts(processor, inputs, settings), answers, strict=True))
+    names = [name for name in TOKEN_TYPES if pairs and name in pairs[0][0]]
     return EncodedImagePrompts(
-        ids,
-        [[0] * len(prompt.ids) + [1] * n for prompt, n in zip(prompts, answered, strict=True)],
+        [[*prompt["input_ids"], *answer][:most] for prompt, answer in pairs],
         examples.labels,
-        sum(len(row) > settings.max_length for row in whole),
-        rows={
-            name: [prompt.rows[name] + [0] * n for prompt, n in zip(prompts, answered, strict=True)]
-            for name in (prompts[0].rows if prompts else ())
+        cut=sum(len(prompt["input_ids"]) + len(answer) > most for prompt, answer in pairs),
+        more={
+            "learned": [([0] * len(prompt["input_ids"]) + [1] * len(answer))[:most] for prompt, answer in pairs],
+            **{name: [(prompt[name] + [0] * len(answer))[:most] for prompt, answer in pairs] for name in names},
         },
         images=list(inputs["image"]),
         processor=processor,
@@ -125,10 +108,9 @@ def _image_prompts(
     processor: Any, inputs: Mapping[str, Sequence[Any]], settings: ModelSettings
 ) -> list[ImagePrompt]:
     """Tokenize each image with its prompt."""
-    rows = prompt_rows(inputs, "image")
     return [
         _image_prompt(processor, image, _text_before_answer(processor, prompt, context, settings), settings)
-        for prompt, context, image in rows
+        for prompt, context, image in prompt_rows(inputs, "image")
     ]
 
 
@@ -158,34 +140,31 @@ def _image_prompt(processor: Any, image: bytes, text: str, settings: ModelSettin
         # A chat template may include the start token already.
         add_special_tokens=start is None or not text.startswith(start),
     )
-    ids = [int(token) for token in np.asarray(encoded["input_ids"]).reshape(-1)]
-    ids = without_end(ids, processor.tokenizer)
+    values = {
+        name: np.asarray(encoded[name]).reshape(-1).tolist()
+        for name in ("input_ids", *TOKEN_TYPES)
+        if name in encoded
+    }
+    ids = without_end(values["input_ids"], processor.tokenizer)
     if len(ids) >= settings.max_length:
         raise ModelError(
             f"model.max_length: got {settings.max_length}, which leaves no room for an answer, because an image "
             f"and its prompt have {len(ids)} tokens; raise it, or shorten the prompts"
         )
-    types = {
-        name: np.asarray(encoded[name]).reshape(-1)[: len(ids)].tolist() for name in TOKEN_TYPES if name in encoded
-    }
-    return ImagePrompt(ids, types)
+    return {name: value[: len(ids)] for name, value in values.items()}
 
 
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-"""Values per token that processors return in addition to ids and mask."""
-
-
-def _encode_answer(processor: Any, question: str, answer: str, settings: ModelSettings) -> list[int]:
+def _answer_ids(processor: Any, question: str, answer: str, settings: ModelSettings) -> list[int]:
     """Tokenize an answer, with the end token or the chat template's end of a message."""
     end = end_tokens(processor.tokenizer)
     if _uses_chat_template(processor, settings):
-        prompt = render_chat(processor, [_user_message(question)], answer=True)
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        whole = render_chat(processor, [_user_message(question), reply], answer=False)
+        messages = [_user_message(question)]
+        prompt = render_chat(processor, messages, answer=True)
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        whole = render_chat(processor, messages, answer=False)
         if whole.startswith(prompt):
             answer, end = whole.removeprefix(prompt), []
-    ids: list[int] = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return ids + end
+    return [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
 
 
 def generate_answers(
@@ -193,18 +172,28 @@ def generate_answers(
 ) -> list[str]:
     """Generate answers of at most `tokens` tokens; `inputs` has "image", "prompt" and optionally "input"."""
     prompts = _image_prompts(base.processor, inputs, settings)
-    more = {name: torch.tensor(pad_left([prompt.rows[name] for prompt in prompts], 0)) for name in prompts[0].rows}
+    names = [name for name in TOKEN_TYPES if name in prompts[0]]
+    more = {name: pad_left([prompt[name] for prompt in prompts], 0) for name in names}
     more |= pixels(base.processor, inputs["image"])
-    return generate(model.encoder, base.processor.tokenizer, [prompt.ids for prompt in prompts], tokens, more)
+    rows = [prompt["input_ids"] for prompt in prompts]
+    return generate(model.encoder, base.processor.tokenizer, rows, tokens, more)
 
 
 TASK = Task(
     name="image-text-to-text",
     metric="next-token accuracy",
     roles=(*IMAGES, *QUESTIONS),
-    load=partial(load_base, IMAGE_AND_TEXT),
+    load=partial(
+        load_base,
+        task="image-text-to-text",
+        description="a model that writes about an image, such as LLaVA or Gemma 3",
+        processor=AutoProcessor,
+        files="processor_config.json, preprocessor_config.json and tokenizer files",
+        model=AutoModelForImageTextToText,
+    ),
     encode=encode,
     build=build_language_model,
     generate=generate_answers,
+    code="language_model",
     output="answer",
 )

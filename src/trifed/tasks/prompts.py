@@ -40,8 +40,7 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], *, answer: b
             "model.name: its tokenizer has no chat template, which conversations need; name columns of prompts "
             "and answers (data.prompt, data.answer), or choose a model that was tuned for chats"
         )
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
-    return text
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
 
 
 def prompt_rows(inputs: Mapping[str, Sequence[Any]], *more: str) -> Iterator[tuple[Any, ...]]:
@@ -51,22 +50,6 @@ def prompt_rows(inputs: Mapping[str, Sequence[Any]], *more: str) -> Iterator[tup
     """
     contexts = inputs.get("input") or [""] * len(inputs["prompt"])
     return zip(inputs["prompt"], contexts, *(inputs[role] for role in more), strict=True)
-
-
-def tokenize_prompts(
-    tokenizer: Any, inputs: Mapping[str, Sequence[Any]], settings: ModelSettings
-) -> list[list[int]]:
-    """Return the tokens of each prompt, truncated at its beginning to `settings.max_length` tokens."""
-    rows: list[list[int]] = []
-    for prompt, context in prompt_rows(inputs):
-        if settings.template == CHAT:
-            turns = [{"role": "user", "content": chat_question(prompt, context)}]
-            ids = tokenizer(render_chat(tokenizer, turns, answer=True), add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(format_prompt(prompt, context, settings))["input_ids"]
-            ids = without_end(ids, tokenizer)
-        rows.append(ids if len(ids) <= settings.max_length else ids[:1] + ids[1 - settings.max_length :])
-    return rows
 
 
 def end_tokens(tokenizer: Any) -> list[int]:

@@ -20,7 +20,7 @@ from transformers import (
 
 from trifed.common.errors import ModelError
 from trifed.config.settings import WRITING
-from trifed.tasks.fits import fitting_tasks
+from trifed.tasks.base_model import first_line, fitting_tasks
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 _7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000}
@@ -82,16 +82,14 @@ def build_on_meta(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedMode
     Raises:
         ModelError: transformers cannot build this model.
     """
-    kind = AutoModel
-    if whole_lm:
-        kind = AutoModelForCausalLM if "causal-lm" in fitting_tasks(config) else AutoModelForImageTextToText
+    language_model = AutoModelForCausalLM if "causal-lm" in fitting_tasks(config) else AutoModelForImageTextToText
+    kind = language_model if whole_lm else AutoModel
     try:
         with torch.device("meta"):
             model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
     except (ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model.name: a '{config.model_type}' model cannot be built here ({reason}); "
+            f"model.name: a '{config.model_type}' model cannot be built here ({first_line(error)}); "
             f"give a model that transformers builds by itself, such as {', '.join(SHAPES)}"
         ) from error
     return model

@@ -1,0 +1,76 @@
+"""Token sequences of different lengths, and their padded arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trifed.tasks.base import Batch
+
+MULTIPLE = 8
+"""Padded widths are multiples of this, because kernels are fastest for them."""
+
+
+@dataclass(frozen=True)
+class EncodedTokens:
+    """Examples that are token sequences.
+
+    Attributes:
+        ids: Token ids of each example.
+        labels: Class of each example, (n,).
+        cut: Number of truncated examples.
+        pad_id: The token id of the padding.
+        more: Further values of each token, such as its type, by their name in a batch; padded with 0.
+    """
+
+    ids: list[list[int]]
+    labels: NDArray[np.int64]
+    cut: int = 0
+    pad_id: int = 0
+    more: Mapping[str, list[list[int]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens of each example, (n,)."""
+        return np.array([len(ids) for ids in self.ids], np.int64)
+
+    def inputs(self, row: int) -> Mapping[str, set[Hashable]]:
+        """Return the distinct tokens of an example."""
+        return {"": set(self.ids[row])}
+
+    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
+        """Return the given rows on `device`, padded on the right; the attention mask excludes the padding."""
+        ids = [self.ids[row] for row in rows]
+        arrays = {
+            "input_ids": pad_right(ids, self.pad_id),
+            "attention_mask": pad_right([[1] * len(row) for row in ids]),
+            "labels": self.labels[rows],
+            **{name: pad_right([values[row] for row in rows]) for name, values in self.more.items()},
+        }
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def pad_right(rows: Sequence[Sequence[int]], fill: int = 0) -> NDArray[np.int64]:
+    """Pad at least one row with `fill` on the right to (n, width), width a multiple of 8."""
+    width = -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
+    return np.array([[*row, *[fill] * (width - len(row))] for row in rows], np.int64)
+
+
+def pad_left(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
+    """Pad rows with `fill` on the left, so that generation continues all of them at the same position."""
+    width = max(map(len, rows))
+    return torch.tensor([[*[fill] * (width - len(row)), *row] for row in rows])
+
+
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `hidden`, (n, length, size), where `mask`, (n, length), is 1, as float32 (n, size)."""
+    weights = mask.unsqueeze(-1).float()
+    return (hidden.float() * weights).sum(1) / weights.sum(1)
