@@ -80,7 +80,7 @@ def play(tmp_path, script=None, settings=None, **options):
     config = make_config({"data": {"source": "x.csv"}, "method": "fedavg-lora", "rounds": 2, **(settings or {})})
     server = Server(run_context(config, LAYOUT, "f" * 64), 3, np.zeros(2, np.float32))
     transport, logged = Scripted(server, script or {}, **options), []
-    FederatedRun(config, transport, RunFolder(tmp_path), logged.append).run()
+    FederatedRun(config, transport, RunFolder(tmp_path), lambda event: logged.append(event.to_dict())).run()
     return transport, logged
 
 

@@ -24,7 +24,7 @@ from trifed.config.toml_files import read_toml
 from trifed.federation.client import Client, ClientSettings
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.dp_mechanism import simulated_privacy
-from trifed.federation.events import Event
+from trifed.federation.events import ClientScores
 from trifed.federation.preparation import prepare, quiet
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
@@ -193,7 +193,7 @@ class TargetClient:
 class UnevaluatedSimulation(Simulation):
     """A run that is not evaluated and keeps no checkpoint."""
 
-    def evaluate(self, number: int, stages: Sequence[str]) -> Iterator[Event]:
+    def evaluate(self, number: int, stages: Sequence[str]) -> Iterator[ClientScores]:
         """Score nothing."""
         return iter(())
 

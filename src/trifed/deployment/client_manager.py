@@ -39,7 +39,7 @@ class ClientManager:
     channel: Channel
     settings: DeploymentSettings
     hello: Request
-    log: events.Listener
+    log: events.Log
     sleep: Callable[[float], None] = time.sleep
     names: list[str] = field(default_factory=list)
     nodes: dict[str, int] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class ClientManager:
             if code is None:
                 known = self.nodes if name in self.names or not self.names else self.waiting
                 known[name] = self.registered_nodes[name] = node
-                self.log(events.joined(name))
+                self.log(events.Joined(name))
             else:
                 subject = "" if code == "bad_name" else f"{name}: "  # a bad name is not repeated
                 self._refuse(node, code, f"{subject}{rejected_for(code).reason}")
@@ -180,7 +180,7 @@ class ClientManager:
 
     def _refuse(self, node: int, code: str, reason: str) -> None:
         self.refused.add(node)
-        self.log(events.refused(str(node), code, reason))
+        self.log(events.Refused(str(node), code, reason))
 
 
 def _identity(reply: Reply) -> tuple[str, str]:

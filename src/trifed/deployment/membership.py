@@ -74,7 +74,7 @@ class Membership:
     records: list[ClientRecord]
     client_manager: ClientManager
     checkpoint: ServerCheckpoint
-    log: events.Listener
+    log: events.Log
     changed: set[int] = field(default_factory=set)
     leaving: set[int] = field(default_factory=set)
 
@@ -114,7 +114,7 @@ class Membership:
         for client in leaving:
             withdraw(self.server, self.records[client], client)
             self.client_manager.withdrawn.add(self.records[client].name)
-            self.log(events.withdrawn(number, self.records[client].name))
+            self.log(events.Withdrawn(number, self.records[client].name))
         self.leaving = set()
         return bool(leaving)
 
@@ -122,10 +122,10 @@ class Membership:
         record = self.records[client]
         opened = self._open(client, record.name, again=1)
         if isinstance(opened, Rejected):
-            self.log(events.left_out(number, record.name, opened.code, opened.reason))
+            self.log(events.LeftOut(number, record.name, opened.code, opened.reason))
             return False
         record.examples, record.data = opened.examples, opened.data
-        self.log(events.opened_again(number, record.name, record.examples))
+        self.log(events.OpenedAgain(number, record.name, record.examples))
         return True
 
     def _add(self, number: int, name: str) -> bool:
@@ -134,7 +134,7 @@ class Membership:
             self.client_manager.refuse(name, opened)
             return False
         self.records.append(opened)
-        self.log(events.came_late(number, name, opened.examples))
+        self.log(events.CameLate(number, name, opened.examples))
         return True
 
     def _open(self, client: int, name: str, again: int = 0) -> ClientRecord | Rejected:
@@ -150,7 +150,7 @@ class Membership:
         except MessageError as error:
             return Rejected("bad_reply", str(error))
         if summary is not None:
-            self.log(events.summary_received(name, summary_manifest(summary)))
+            self.log(events.SummaryReceived(name, summary_manifest(summary)))
         return record
 
 
@@ -180,7 +180,7 @@ def withdraw_from(folder: RunFolder, config: RunConfig, name: str) -> bool:
             done, server, records = checkpoint.load(config)
             client = [record.name for record in records].index(name)
             withdraw(server, records[client], client)
-            folder.append(events.withdrawn(done + 1, name))
+            folder.append(events.Withdrawn(done + 1, name).to_dict())
             checkpoint.save(done, server, records)
     except BusyError:
         checkpoint.leave_next(name)

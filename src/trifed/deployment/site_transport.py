@@ -198,14 +198,14 @@ class SiteTransport:
         self.checkpoint.save(number, self.server, self.records)
         self.checkpoint.clear_leaving()
 
-    def evaluate(self, number: int, stages: Sequence[Stage]) -> Sequence[events.Event]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Sequence[events.ClientScores]:
         """Return no scores: the clients' test data stay at the sites."""
         return ()
 
     def save_checkpoint(self, number: int) -> None:
         """Log the end of a round and keep the state; after the opening, keep also what all clients agreed on."""
         if number:
-            self.log(events.round_finished(number, self.accepted, round(time.monotonic() - self.began, 2)))
+            self.log(events.RoundFinished(number, self.accepted, round(time.monotonic() - self.began, 2)))
         self.checkpoint.save(number, self.server, self.records)
         if not number:
             self.checkpoint.write(

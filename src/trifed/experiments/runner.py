@@ -151,7 +151,7 @@ def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -
     trained, examples = sum(p.numel() for p in shared_model.parameters.values()), [len(c.train) for c in clients]
     noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
     for text in (*config.parts_left_out(), *noise):
-        listener(events.trouble(text))
+        listener(events.Trouble(text).to_dict())
     folder = RunFolder.create(path) if new else RunFolder(path)
     if new:
         folder.write_text("config.toml", to_toml(config))
@@ -162,7 +162,7 @@ def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -
     with closing(LiveTracking(config, folder, listener)) as tracking:
         simulation = Simulation(config, data, clients, shared_model, folder, tracking)
         simulation.run()
-    listener(events.closing())
+    listener(events.Closing().to_dict())
     summary = _write_models(simulation)
     folder.write_json("summary.json", {**summary, "seconds_total": round(time.perf_counter() - began, 1)})
 

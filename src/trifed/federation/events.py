@@ -1,155 +1,224 @@
-"""Events of a run: small dictionaries, written to events.jsonl, passed to listeners, and shown as lines of text.
-
-Each function returns the event of one kind; `line_of` returns its line.
-"""
+"""Events of a run: small records, which are written to events.jsonl, passed to listeners, and shown as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from trifed.methods.base import logged_stage
 
 Event = dict[str, Any]
-"""A logged event: its name under `event`, and its fields."""
+"""An event as it is logged: its name under `event`, and its fields."""
 
 Listener = Callable[[Event], None]
-"""Receives each event: a log, or a user's function."""
 Sizes = Mapping[str, int]
 """Bytes of one message by tensor name."""
-Scores = Mapping[str, float]
-"""Loss, accuracy and number of examples."""
 
 
-def _event(name: str, **fields: Any) -> Event:
-    """Return an event; a field that is None is not logged."""
-    return {"event": name, **{key: value for key, value in fields.items() if value is not None}}
+@dataclass(frozen=True)
+class RunEvent:
+    """One event; a field that is None is not logged."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str) -> None:
+        cls.name = name
+
+    def to_dict(self) -> Event:
+        """Return the dictionary that the log and listeners receive."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {key: logged_stage(values[key]) for key in ("stage", "scored") if key in values}
+        return {"event": self.name, **{key: value for key, value in values.items() if value is not None}}
 
 
-def loading(what: str) -> Event:
-    """Return the event that data or a base model are being loaded."""
-    return _event("loading", what=what)
+Log = Callable[[RunEvent], None]
+"""Takes an event down, in a log and at a listener."""
 
 
-def data_split(data: Any) -> Event:
-    """Return the event that the data, a `FederatedData`, are split into clients."""
-    return _event("split", data=data)
+@dataclass(frozen=True)
+class ClientEvent(RunEvent, name=""):
+    """An event of one client in one round."""
+
+    round: int
+    client: str
 
 
-def trouble(text: str) -> Event:
-    """Return a warning that concerns the whole run."""
-    return _event("trouble", text=text)
+@dataclass(frozen=True)
+class Loading(RunEvent, name="loading"):
+    """Data or a base model are being loaded."""
+
+    what: str
 
 
-def closing() -> Event:
-    """Return the event that the rounds are over, and models and the result are being written."""
-    return _event("closing")
+@dataclass(frozen=True)
+class DataSplit(RunEvent, name="split"):
+    """The data are split into clients; `data` is a `FederatedData`."""
+
+    data: Any
 
 
-def started(method: str, evaluated_model: str, clients: Sequence[str], examples: list[int] | None = None) -> Event:
-    """Return the event that a run begins; `examples` are counted between sites only."""
-    return _event(
-        "started", method=method, scored=logged_stage(evaluated_model), clients=clients, examples=examples
-    )
+@dataclass(frozen=True)
+class Trouble(RunEvent, name="trouble"):
+    """A warning that concerns the whole run."""
+
+    text: str
 
 
-def resumed(
-    method: str, evaluated_model: str, clients: Sequence[str], number: int, sent: int | None = None
-) -> Event:
-    """Return the event that a run continues after a round; `sent`: bytes before, in the simulator only."""
-    return _event(
-        "resumed", method=method, scored=logged_stage(evaluated_model), clients=clients, round=number, sent=sent
-    )
+@dataclass(frozen=True)
+class Closing(RunEvent, name="closing"):
+    """The rounds are over; models and the result are being written."""
 
 
-def opening_exchange(client: str, *, up: Sizes | None = None, down: Sizes | None = None) -> Event:
-    """Return the event that a first gradient was uploaded, or shared projections were downloaded."""
-    return _event("opening", client=client, up=up, down=down)
+@dataclass(frozen=True)
+class Started(RunEvent, name="started"):
+    """A run begins. `scored` is the model that is evaluated; `examples` are counted between sites only."""
+
+    method: str
+    scored: str
+    clients: list[str]
+    examples: list[int] | None = None
 
 
-def summary_received(client: str, up: Sizes) -> Event:
-    """Return the event that the server received a client's data summary."""
-    return _event("summary", client=client, up=up)
+@dataclass(frozen=True)
+class Resumed(RunEvent, name="resumed"):
+    """A run continues after `round`; `sent` is the number of bytes exchanged before, in the simulator only."""
+
+    method: str
+    scored: str
+    clients: list[str]
+    round: int
+    sent: int | None = None
 
 
-def client_scores(number: int, stage: str, client: str, valid: Scores, test: Scores) -> Event:
-    """Return the scores of one client's model on its validation and test data after a round."""
-    return _event("scores", round=number, stage=logged_stage(stage), client=client, valid=valid, test=test)
+@dataclass(frozen=True)
+class OpeningExchange(RunEvent, name="opening"):
+    """A first gradient was uploaded, or shared projections were downloaded."""
+
+    client: str
+    up: Sizes | None = None
+    down: Sizes | None = None
 
 
-def warned(client: str, text: str) -> Event:
-    """Return the event that a client sends something that a guard warns of."""
-    return _event("warned", client=client, text=text)
+@dataclass(frozen=True)
+class SummaryReceived(RunEvent, name="summary"):
+    """The server received a client's data summary."""
+
+    client: str
+    up: Sizes
 
 
-def trained(number: int, client: str, loss: float, steps: int, seconds: float, up: Sizes, down: Sizes) -> Event:
-    """Return the event that a client's upload was accepted. `loss` is the mean over its steps, in nats."""
-    return _event(
-        "trained", round=number, client=client, loss=loss, steps=steps, seconds=seconds, up=up, down=down
-    )
+@dataclass(frozen=True)
+class ClientScores(RunEvent, name="scores"):
+    """Loss, accuracy and number of examples of one client's model on its validation and test data."""
+
+    round: int
+    stage: str
+    client: str
+    valid: Mapping[str, float]
+    test: Mapping[str, float]
 
 
-def kept_own(number: int, client: str) -> Event:
-    """Return the event that a client trained from its own values, because the received ones were worse for it."""
-    return _event("kept its own", round=number, client=client)
+@dataclass(frozen=True)
+class Warned(RunEvent, name="warned"):
+    """A client sends something that a guard warns of."""
+
+    client: str
+    text: str
 
 
-def left_out(number: int, client: str, code: str, reason: str) -> Event:
-    """Return the event that a client does not count in a round."""
-    return _event("left out", round=number, client=client, code=code, reason=reason)
+@dataclass(frozen=True)
+class Trained(ClientEvent, name="trained"):
+    """A client's upload was accepted. `loss` is the mean over its steps, in nats."""
+
+    loss: float
+    steps: int
+    seconds: float
+    up: Sizes
+    down: Sizes
 
 
-def bounded(number: int, client: str, bound: str, ratio: float) -> Event:
-    """Return the event that a bound of `[aggregation]` changed an upload or left it out.
+@dataclass(frozen=True)
+class KeptOwn(ClientEvent, name="kept its own"):
+    """A client trained from its own values because the received ones were worse for its data."""
 
-    Args:
-        number: The round.
-        client: The client's name.
-        bound: 'norm', 'examples' or 'distance'.
-        ratio: Upload divided by bound.
+
+@dataclass(frozen=True)
+class LeftOut(ClientEvent, name="left out"):
+    """A client does not count in a round."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bounded(ClientEvent, name="bounded"):
+    """A bound of `[aggregation]` changed an upload or left it out: 'norm', 'examples' or 'distance'.
+
+    `ratio`: how many times the upload was over the bound.
     """
-    return _event("bounded", round=number, client=client, bound=bound, ratio=ratio)
+
+    bound: str
+    ratio: float
 
 
-def delivered(number: int, client: str, down: Sizes) -> Event:
-    """Return the event that a client received its final values."""
-    return _event("delivered", round=number, client=client, down=down)
+@dataclass(frozen=True)
+class Delivered(ClientEvent, name="delivered"):
+    """A client received its final values."""
+
+    down: Sizes
 
 
-def round_finished(number: int, clients: int, seconds: float) -> Event:
-    """Return the event that a round between sites is over; `clients`: number of clients whose replies count."""
-    return _event("round", round=number, clients=clients, seconds=seconds)
+@dataclass(frozen=True)
+class RoundFinished(RunEvent, name="round"):
+    """A round between sites is over; `clients` is the number of clients whose replies count."""
+
+    round: int
+    clients: int
+    seconds: float
 
 
-def finished(number: int) -> Event:
-    """Return the event that the run is over after round `number`."""
-    return _event("finished", round=number)
+@dataclass(frozen=True)
+class Finished(RunEvent, name="finished"):
+    """The run is over."""
+
+    round: int
 
 
-def joined(client: str) -> Event:
-    """Return the event that a client connected and may take part."""
-    return _event("joined", client=client)
+@dataclass(frozen=True)
+class Joined(RunEvent, name="joined"):
+    """A client connected and may take part."""
+
+    client: str
 
 
-def refused(node: str, code: str, reason: str) -> Event:
-    """Return the event that a node may not take part."""
-    return _event("refused", node=node, code=code, reason=reason)
+@dataclass(frozen=True)
+class Refused(RunEvent, name="refused"):
+    """A node may not take part."""
+
+    node: str
+    code: str
+    reason: str
 
 
-def came_late(number: int, client: str, examples: int) -> Event:
-    """Return the event that a client joined a run that had begun."""
-    return _event("came late", round=number, client=client, examples=examples)
+@dataclass(frozen=True)
+class CameLate(ClientEvent, name="came late"):
+    """A client joined a run that had begun."""
+
+    examples: int
 
 
-def opened_again(number: int, client: str, examples: int) -> Event:
-    """Return the event that a client whose data changed was opened again."""
-    return _event("opened again", round=number, client=client, examples=examples)
+@dataclass(frozen=True)
+class OpenedAgain(ClientEvent, name="opened again"):
+    """A client whose data changed was opened again."""
+
+    examples: int
 
 
-def withdrawn(number: int, client: str) -> Event:
-    """Return the event that a client left for good, and the server deleted its values."""
-    return _event("withdrawn", round=number, client=client)
+@dataclass(frozen=True)
+class Withdrawn(ClientEvent, name="withdrawn"):
+    """A client left for good, and the server deleted its values."""
 
 
 def line_of(event: Event) -> str:

@@ -44,10 +44,10 @@ def prepare(
 ) -> tuple[FederatedData, SharedModel, list[ClientDataset]]:
     """Load the data of a configured run, the model with its adapter, and the clients' tokenised examples."""
     task = TASKS[config.task]
-    listener(events.loading("data"))
+    listener(events.Loading("data").to_dict())
     data = make_clients(config.data, config.seed, task.roles)
-    listener(events.data_split(data))
-    listener(events.loading(f"model {config.model.name}"))
+    listener(events.DataSplit(data).to_dict())
+    listener(events.Loading(f"model {config.model.name}").to_dict())
     base = task.load(config.model.name, config.model.dtype)
     shared_model = build_shared_model(
         base,

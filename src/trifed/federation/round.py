@@ -122,7 +122,7 @@ class Transport(Protocol):
     def update_clients(self, number: int) -> Sequence[int]:
         """Let clients join and leave before a round; return those that lack the shared projections."""
 
-    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterable[events.Event]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterable[events.ClientScores]:
         """Score the clients' models after a round, where the server may see the scores."""
 
     def save_checkpoint(self, number: int) -> None:
@@ -136,7 +136,7 @@ class FederatedRun:
     config: RunConfig
     transport: Transport
     folder: RunFolder
-    log: events.Listener
+    log: events.Log
 
     def run(self) -> None:
         """Begin, or resume after the last whole round, and run to the end."""
@@ -154,16 +154,16 @@ class FederatedRun:
         method, names = self.server.context.method, [record.name for record in self.transport.records]
         about = (method.name, method.evaluated_model, names)
         if opened.resumed is not None:
-            self.log(events.resumed(*about, opened.resumed, opened.sent))
+            self.log(events.Resumed(*about, opened.resumed, opened.sent))
             return opened.resumed
-        self.log(events.started(*about, opened.examples))
+        self.log(events.Started(*about, opened.examples))
         if method.shared_projections:
             self._make_shared_projections()
         self._evaluate(0, ["start"])
         clients = range(len(names)) if method.summarise else ()
         self.server.open(
             self._collect(
-                "summary", clients, lambda name, payload: events.summary_received(name, summary_manifest(payload))
+                "summary", clients, lambda name, payload: events.SummaryReceived(name, summary_manifest(payload))
             )
         )
         self.transport.save_checkpoint(0)
@@ -204,7 +204,7 @@ class FederatedRun:
         self.transport.close_round(number, list(uploads))
         accepted = [upload for found in uploads.values() for upload in found]
         for bounded in self.server.aggregate(accepted):
-            self.log(events.bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
+            self.log(events.Bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluate_every == 0:
             both: list[Stage] = ["trained", "received"] if last and self.server.context.compression.layout else []
@@ -218,11 +218,11 @@ class FederatedRun:
         for client, reply in self._ask("finish", number, clients, partial(self.server.download, number)):
             accepted.append(client)
             if reply.sent is not None:
-                self.log(events.delivered(number, self._name(client), self._sizes(reply.sent)))
+                self.log(events.Delivered(number, self._name(client), self._sizes(reply.sent)))
             if reply.scores is not None:
-                self.log(events.client_scores(number - 1, stage, self._name(client), **reply.scores))
+                self.log(events.ClientScores(number - 1, stage, self._name(client), **reply.scores))
         self.transport.close_round(number, accepted)
-        self.log(events.finished(number - 1))
+        self.log(events.Finished(number - 1))
 
     # -- parts of the opening
 
@@ -233,7 +233,7 @@ class FederatedRun:
         gradients = self._collect(
             "gradient",
             self._able(),
-            lambda name, payload: events.opening_exchange(name, up=manifest(payload, sizes)),
+            lambda name, payload: events.OpeningExchange(name, up=manifest(payload, sizes)),
         )
         projections = self.server.make_shared_projections(gradients, layout)
         self.folder.write_tensors(
@@ -245,10 +245,10 @@ class FederatedRun:
         if clients:
             sizes = layout_sizes(layout_of(self.server.shared_projections))
             for client, reply in self._ask("projections", number, clients, self.server.shared_projections_for):
-                self.log(events.opening_exchange(self._name(client), down=manifest(reply.sent or b"", sizes)))
+                self.log(events.OpeningExchange(self._name(client), down=manifest(reply.sent or b"", sizes)))
 
     def _collect(
-        self, kind: Exchange, clients: Sequence[int], event: Callable[[str, bytes], events.Event]
+        self, kind: Exchange, clients: Sequence[int], event: Callable[[str, bytes], events.RunEvent]
     ) -> dict[int, bytes]:
         """Ask clients for a message before the first round, and log each with its sender's name."""
         payloads: dict[int, bytes] = {}
@@ -272,8 +272,8 @@ class FederatedRun:
     def _log_update(self, number: int, client: int, reply: Reply) -> None:
         name, up, down = self._name(client), self._sizes(reply.payload), self._sizes(reply.sent)
         if reply.kept_own:
-            self.log(events.kept_own(number, name))
-        self.log(events.trained(number, name, reply.loss, reply.steps, reply.seconds, up, down))
+            self.log(events.KeptOwn(number, name))
+        self.log(events.Trained(number, name, reply.loss, reply.steps, reply.seconds, up, down))
 
     def _leave_out(self, number: int, client: int, rejected: Rejected) -> None:
         """Log that a client does not count in a round; before the first round every client has to.
@@ -285,7 +285,7 @@ class FederatedRun:
         if number == 0:
             raise RunError(f"{name} could not be opened: {rejected.reason}; mend it, and start the run again")
         self.transport.reject(number, client, rejected)
-        self.log(events.left_out(number, name, rejected.code, rejected.reason))
+        self.log(events.LeftOut(number, name, rejected.code, rejected.reason))
 
     def _evaluate(self, number: int, stages: Sequence[Stage]) -> None:
         for scores in self.transport.evaluate(number, stages):

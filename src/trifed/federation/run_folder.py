@@ -40,7 +40,7 @@ from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.federation.client_update import ClientState
 from trifed.federation.events import Event as Event
-from trifed.federation.events import Listener
+from trifed.federation.events import Listener, RunEvent
 from trifed.methods.base import State
 
 PRIVACY = "privacy"
@@ -277,10 +277,11 @@ class EventLog:
     folder: RunFolder
     listener: Listener
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: RunEvent) -> None:
         """Log one event."""
-        self.folder.append(event)
-        self.listener(event)
+        logged = event.to_dict()
+        self.folder.append(logged)
+        self.listener(logged)
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

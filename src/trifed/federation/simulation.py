@@ -129,7 +129,7 @@ class Simulation:
                 client.start()
             self.records[index].examples = client.examples  # with noise, known once it has made its summary
             while client.guards.new_warnings:
-                self.log(events.warned(client.dataset.name, client.guards.new_warnings.pop(0)))
+                self.log(events.Warned(client.dataset.name, client.guards.new_warnings.pop(0)))
             yield index, reply
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
@@ -147,12 +147,12 @@ class Simulation:
         """Return no client: all take part from the beginning to the end."""
         return ()
 
-    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterator[events.Event]:
+    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterator[events.ClientScores]:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
             for client in self.clients:
                 dataset, tensors = client.dataset, self._tensors(client, stage)
-                yield events.client_scores(
+                yield events.ClientScores(
                     number,
                     stage,
                     dataset.name,
