@@ -165,7 +165,7 @@ def test_a_model_whose_weights_are_damaged(refused, copied, keep):
 def test_pickled_weights_are_not_read(refused, copied):
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
-    assert says(refused("--model", "model"), "model.name: 'model'", "cannot be loaded", "safetensors")
+    assert says(refused("--model", "model"), "model.name: 'model'", "pickle", "safetensors")
 
 
 def test_a_model_whose_weights_do_not_fill_it(refused, copied):

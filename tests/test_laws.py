@@ -241,9 +241,45 @@ def test_nothing_is_unpickled():
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if called in {"torch.load", "torch.save", "eval", "exec"} or called.endswith("read_pickle"):
                 wrong.append(f"{place(path)}:{node.lineno} calls {called}")
-            if isinstance(node, ast.keyword) and node.arg in {"allow_pickle", "trust_remote_code"}:
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 wrong.append(f"{place(path)}:{node.lineno} sets {node.arg}")
     assert wrong == []
+
+
+LOADERS = {"from_pretrained", "from_config"}
+
+
+def code_of_models(module: ast.Module) -> Iterator[str]:
+    """Uses of transformers' loaders that may run a model's code, or read its weights from a pickle."""
+    safe = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call):
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if options.get("trust_remote_code") == "False":
+                safe.add(node.func)
+            bad = {"trust_remote_code": "False", "use_safetensors": "True", "weights_only": "True"}
+            yield from (f"{node.lineno} {n}" for n, only in bad.items() if options.get(n, only) != only)
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            if name == "pipeline":
+                yield f"{node.lineno} pipeline"
+    for node in ast.walk(module):
+        used = isinstance(node, ast.Attribute) and node.attr in LOADERS and node not in safe
+        if used and ast.unparse(node.value) != "PeftModel":  # which has no code of a folder to run
+            yield f"{node.lineno} {node.attr}"
+
+
+def test_no_code_of_a_model_is_run():
+    assert [f"{place(path)}:{use}" for path in FILES for use in code_of_models(tree(path))] == []
+
+
+def test_the_check_on_code_of_models_sees_what_it_should():
+    text = (
+        "AutoModel.from_pretrained(x)\nAutoModel.from_pretrained(x, trust_remote_code=True)\n"
+        "load = AutoConfig.from_pretrained\nAutoModel.from_config(c, trust_remote_code=flag)\npipeline('x')\n"
+        "AutoModel.from_pretrained(x, trust_remote_code=False, use_safetensors=False)\n"
+        "AutoModel.from_pretrained(x, trust_remote_code=False)\nPeftModel.from_pretrained(x)\n"
+    )
+    assert {use.split()[0] for use in code_of_models(ast.parse(text))} == {"1", "2", "3", "4", "5", "6"}
 
 
 GLOBAL_SEEDS = {"torch.manual_seed", "torch.cuda.manual_seed_all", "np.random.seed", "random.seed", "set_seed"}

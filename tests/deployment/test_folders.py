@@ -153,6 +153,114 @@ def test_without_flower(monkeypatch, tmp_path):
     assert "pip install 'trifed[flower]'" in told
 
 
+HOSTS = [
+    "$(touch pwned)",
+    "a;b",
+    "a b",
+    "`x`",
+    "a\nb",
+    'a"b',
+    "a'b",
+    "-a",
+    "",
+    "fe80::1%$(x)",
+    "ä.de",
+    "a..b",
+    "a" * 254,
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_that_is_none_is_refused(server, tmp_path, host):
+    assert "--host" in refused(RunError, "init", tmp_path / "new", "--host", host, "--run", tmp_path / "run.toml")
+    (tmp_path / "berlin.csv").touch()
+    join = ["join", tmp_path / "new", "--name", "b", "--ca", server / "ca.pem", "--data", tmp_path / "berlin.csv"]
+    assert "--superlink" in refused(RunError, *join, "--superlink", f"{host}:1")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("superlink", ["x:0", "x:65536", "x:٣", "x:1;a", "x:", "x:000001", "[::1:1"])
+def test_a_port_that_is_none_is_refused(server, tmp_path, superlink):
+    (tmp_path / "berlin.csv").touch()
+    join = ["join", tmp_path / "new", "--name", "b", "--ca", server / "ca.pem", "--data", tmp_path / "berlin.csv"]
+    assert "--superlink" in refused(RunError, *join, "--superlink", superlink)
+
+
+@pytest.mark.parametrize("host", ["localhost", "10.0.0.1", "::1", "fed_1.example.org", "a-b"])
+def test_host_names_and_addresses_are_taken(host, tmp_path):
+    (tmp_path / "run.toml").write_text(RUN)
+    told = call("flower", "init", tmp_path / "new", "--host", host, "--run", tmp_path / "run.toml")
+    assert told.exit_code == 0, told.output
+    (tmp_path / "berlin.csv").touch()
+    superlink = f"[{host}]:1" if ":" in host else f"{host}:1"
+    join = ["join", tmp_path / "site", "--name", "b", "--ca", tmp_path / "new" / "ca.pem"]
+    told = call("flower", *join, "--data", tmp_path / "berlin.csv", "--superlink", superlink)
+    assert told.exit_code == 0, told.output
+
+
+@pytest.mark.parametrize("name", ["a\nb", "it's", "a\x1b[2Jb"])
+def test_a_folder_that_flower_cannot_read_is_refused(tmp_path, name):
+    (tmp_path / "run.toml").write_text(RUN)
+    new = ["init", tmp_path / name, "--host", "x", "--run", tmp_path / "run.toml"]
+    assert "Flower cannot read" in refused(RunError, *new)
+
+
+@pytest.mark.parametrize("name", ["default", "simulation"])
+def test_a_name_that_flower_uses_itself_is_refused(tmp_path, name):
+    (tmp_path / "run.toml").write_text(RUN.replace("tickets", name))
+    assert "name: " in refused(ConfigError, "init", tmp_path / "a", "--host", "x", "--run", tmp_path / "run.toml")
+
+
+ECHO = """#!/bin/sh
+for word in "$@"; do printf '%s\\n' "$word" >> "$TOLD"; done
+"""
+HOSTILE = 'a "b" $(touch pwned) `touch pwned` \\n ; 😀'
+
+
+def test_a_path_is_given_to_flower_as_it_is(tmp_path):
+    """Whatever stands in a path: nothing of it is run, and Flower and TOML read the same path."""
+    from flwr.common.config import parse_config_args
+
+    home = tmp_path / HOSTILE
+    (home / "bin").mkdir(parents=True)
+    (home / "run.toml").write_text(RUN.replace("tickets", "a.b"))
+    (home / "berlin.csv").write_text("message,label\nhello,a\n")
+    told = call("flower", "init", home / "server", "--run", home / "run.toml", "--host", "fed.example.org")
+    assert told.exit_code == 0, told.output
+    join = ["--ca", home / "server" / "ca.pem", "--data", home / "berlin.csv", "--superlink", "x.org:8443"]
+    told = call("flower", "join", home / "sites" / "berlin", "--name", "berlin", *join)
+    assert told.exit_code == 0, told.output
+    links = tomllib.loads((home / "server" / "flwr" / "config.toml").read_text())["superlink"]
+    assert links["a.b"]["root-certificates"] == str(home / "server" / "ca.pem") and links["default"] == "a.b"
+    project = tomllib.loads((home / "server" / "app" / "pyproject.toml").read_text())
+    kept = project["tool"]["flwr"]["app"]["config"]["folder"]
+    assert kept == str(home / "server" / "runs" / "a.b")
+    site = home / "sites" / "berlin"
+    assert read_site_settings(site / "node.toml").data == {"source": str(home / "berlin.csv")}
+    scripts = {
+        site / "start.sh": {"node": str(site / "node.toml")},
+        home / "server" / "simulate.sh": {"sites": str(home / "sites"), "folder": f"{kept}-simulated"},
+    }
+    for flower in ("flower-supernode", "flwr"):
+        (tmp_path / flower).write_text(ECHO)
+        (tmp_path / flower).chmod(0o755)
+    for script, expected in scripts.items():
+        out = tmp_path / f"{script.stem}.txt"
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(out)}
+        sites = [home / "sites"] if script.stem == "simulate" else []
+        subprocess.run([script, *sites], env=env, timeout=30, check=True, cwd=tmp_path)
+        words = out.read_text().splitlines()
+        flag = "--node-config" if script.stem == "start" else "--run-config"
+        assert parse_config_args([words[words.index(flag) + 1]]) == expected
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_site_whose_folder_was_moved_to_where_flower_cannot_read_it_says_so(site, tmp_path):
+    moved = site.rename(tmp_path / "it's")
+    done = subprocess.run([moved / "start.sh"], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 2 and b"move this folder" in done.stderr
+
+
 FAKE = """#!/bin/sh
 echo started >> "$TOLD"
 [ "$(wc -l < "$TOLD")" -ge "$ENOUGH" ] || exit 1

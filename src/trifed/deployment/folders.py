@@ -6,13 +6,15 @@ site's folder has its key, the server's authority, the site's settings, and a sc
 
 from __future__ import annotations
 
-import json
+import ipaddress
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import tomli_w
 
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError, RunError
@@ -26,6 +28,11 @@ from trifed.deployment.site_settings import site_settings
 
 HERE = ("localhost", "127.0.0.1")
 """Hosts at which the server's own processes reach it."""
+HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
+)
+FLOWERS_NAMES = ("default", "simulation")
+"""Names that have another meaning among Flower's connections."""
 AT_THE_CLIENTS = "(each client's own)"
 QUIET = (
     "export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1"
@@ -58,10 +65,16 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield a private folder, which becomes `folder` at the end of the block.
 
     Raises:
-        RunError: Something is there already, or nothing can be written.
+        RunError: Something is there already, Flower cannot read the path, or nothing can be written.
     """
     if not is_free(folder):
         raise RunError(f"{folder}: something is there already; give another folder, or remove it first")
+    wrong = sorted({letter for letter in str(folder.absolute()) if letter in "'\x7f" or letter < " "})
+    if wrong:
+        raise RunError(
+            f"{str(folder)!r}: the path has {', '.join(map(ascii, wrong))} in it, which Flower cannot read; "
+            f"give a folder without it"
+        )
     try:
         with whole_folder(folder) as partial:
             partial.chmod(0o700)
@@ -70,21 +83,39 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise RunError(f"{folder}: cannot be written ({error.strerror or error}); give another folder") from error
 
 
+def _check_host(host: str, flag: str) -> None:
+    """Raise `RunError` for what is neither a host name nor an IP address; it is written into scripts."""
+    try:
+        ipaddress.ip_address(host if "%" not in host else "")  # any text may follow a %
+    except ValueError:
+        if not HOST_NAME.fullmatch(host):
+            raise RunError(
+                f"{flag}: got {host!r}, expected a host name of letters, digits, '-' and '.', or an IP address"
+            ) from None
+
+
 def write_server_folder(folder: Path, run: Path, host: str, port: int) -> str:
     """Write a new server's folder; return the fingerprint of its authority.
 
     Raises:
-        ConfigError: See `read_run`.
-        RunError: Something is there already, or nothing can be written.
+        ConfigError: See `read_run`; or a name that Flower uses itself.
+        RunError: The host or the folder cannot be used, or nothing can be written.
     """
     config, final = read_run(run), folder.absolute()
+    _check_host(host, "--host")
+    if config.name in FLOWERS_NAMES:
+        raise ConfigError([f"name: got '{config.name}', which Flower uses itself; give another"], str(run))
+    connection = {
+        "address": f"127.0.0.1:{port}", "root-certificates": str(final / "ca.pem"), "insecure": False,
+    }  # fmt: skip
+    links = {"default": config.name, config.name: connection, "simulation": {"address": ":local:"}}
     with _new_folder(folder) as partial:
         write_authority(partial, config.name)
         write_server(partial, config.name, [host, *HERE])
         _write_app(partial / "app", config, final / "runs" / config.name)
-        _write(partial / "flwr/config.toml", CONNECTION, name=config.name, port=port, authority=final / "ca.pem")
+        _write(partial / "flwr/config.toml", "{text}", text=tomli_w.dumps({"superlink": links}))
         for script, text in SCRIPTS.items():
-            _write(partial / script, text, quiet=QUIET, name=shlex.quote(config.name), port=port)
+            _write(partial / script, text, quiet=QUIET, check=PLAIN_PATH, name=shlex.quote(config.name), port=port)
         _write(partial / "README.md", README, name=config.name, host=host, port=port)
         (partial / "keys").mkdir()
     return fingerprint(folder / "ca.pem")
@@ -93,7 +124,13 @@ def write_server_folder(folder: Path, run: Path, host: str, port: int) -> str:
 def _write_app(folder: Path, config: RunConfig, kept: Path) -> None:
     package = re.sub(r"\W", "_", config.name.lower())
     package = f"run_{package}" if not package[0].isalpha() else package
-    _write(folder / "pyproject.toml", PROJECT, name=package.replace("_", "-"), package=package, kept=kept)
+    _write(
+        folder / "pyproject.toml",
+        PROJECT,
+        name=package.replace("_", "-"),
+        package=package,
+        folder=_toml("folder", kept),
+    )
     _write(folder / "run.toml", "{run}", run=to_toml(config))
     _write(folder / package / "__init__.py", '"""A run between sites."""\n')
     _write(folder / package / "server.py", SERVER)
@@ -111,16 +148,23 @@ def write_site_folder(folder: Path, name: str, superlink: str, authority: Path, 
         if not path.exists():
             raise RunError(f"{path}: no such file; expected {what}")
     host, _, number = superlink.rpartition(":")
-    if not host or not number.isdigit():
-        raise RunError(f"--superlink: got '{superlink}', expected HOST:PORT")
+    if not (re.fullmatch("[1-9][0-9]{0,4}", number) and int(number) < 2**16):
+        raise RunError(f"--superlink: got {superlink!r}, expected HOST:PORT, with a port from 1 to 65535")
+    _check_host(host[1:-1] if host.startswith("[") and host.endswith("]") else host, "--superlink")
     fingerprint(authority)  # before anything is written: is it a certificate?
     source = str(data.absolute())
     site_settings({"name": name, "data": {"source": source}}, "--name")
     with _new_folder(folder) as partial:
         shutil.copyfile(authority, partial / "ca.pem")
         write_node_keys(partial, name)
-        _write(partial / "node.toml", NODE, name=name, source=json.dumps(source))
-        _write(partial / "start.sh", SITE_START, quiet=QUIET, superlink=superlink, name=name, port=port)
+        _write(partial / "node.toml", NODE, name=name, source=_toml("source", source))
+        quoted = {"superlink": shlex.quote(superlink), "name": shlex.quote(name)}
+        _write(partial / "start.sh", SITE_START, quiet=QUIET, check=PLAIN_PATH, port=port, **quoted)
+
+
+def _toml(key: str, value: object) -> str:
+    """Return `key = "value"` as TOML."""
+    return tomli_w.dumps({key: str(value)}).strip()
 
 
 def _write(path: Path, template: str, **values: object) -> None:
@@ -153,7 +197,7 @@ serverapp = "{package}.server:app"
 clientapp = "{package}.client:app"
 
 [tool.flwr.app.config]
-folder = "{kept}"
+{folder}
 sites = ""  # for simulate.sh alone: a folder with a folder for every site
 """
 SERVER = '''"""Lead the run of `run.toml`."""
@@ -170,22 +214,14 @@ from trifed.deployment.flower import client_app
 
 app = client_app()
 '''
-CONNECTION = """[superlink]
-default = "{name}"
-
-[superlink.{name}]
-address = "127.0.0.1:{port}"
-root-certificates = "{authority}"
-insecure = false
-
-[superlink.simulation]
-address = ":local:"
-"""
 HEAD = """#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 export FLWR_HOME="$PWD/flwr"
 {quiet}
 """
+PLAIN_PATH = """\
+case "$PWD" in *"'"*) echo "$PWD: Flower cannot read a path with ' in it; move this folder" >&2; exit 2 ;; esac"""
+"""For scripts that give Flower a path between single quotes, where TOML interprets nothing but them."""
 SCRIPTS = {
     "start.sh": HEAD
     + """# The server uses TLS, and accepts only nodes whose keys were registered.
@@ -208,14 +244,16 @@ exec flwr run app {name} --stream "$@"
     "simulate.sh": HEAD
     + """# Run the same app with the sites of one folder, all on this machine, by Flower's simulation.
 # Needs pip install 'flwr[simulation]'.
+{check}
 case "$1" in /*) sites="$1" ;; *) sites="$OLDPWD/$1" ;; esac
+case "$sites" in *"'"*) echo "$sites: Flower cannot read a path with ' in it" >&2; exit 2 ;; esac
 ls "$sites"/*/node.toml > /dev/null 2>&1 || {{
     echo "usage: ./simulate.sh SITES; in it a folder with a node.toml for every site" >&2
     exit 2
 }}
 count=$(ls -d "$sites"/*/node.toml | wc -l)
 exec flwr run app simulation --stream --federation-config "num-supernodes=$count" \\
-    --run-config "sites=\\"$sites\\" folder=\\"$PWD/runs/{name}-simulated\\""
+    --run-config "sites='$sites' folder='$PWD/runs/{name}-simulated'"
 """,
 }
 """The server's scripts."""
@@ -236,13 +274,17 @@ folder = "kept"          # Adapters and state of every run. Whoever can read thi
 # model = "/models/base" # Folder of the base model at this site, if it differs from the run's.
 # device = "cuda:1"      # Device to train on.
 tell_scores = false      # true: report accuracy and loss on held-out data to the server.
+# gradients = false      # true: send an exact gradient of the data before round 1 if the run's method asks for
+#                        # it. Single examples can be reconstructed from a gradient.
+# tell_examples = true   # false: do not report the number of examples. This site then weighs as one example in
+#                        # every average, and methods that send label counts without noise are refused.
 # at_least = 3           # Take part only in rounds with at least so many sites, this one included.
 # others_at_most = 0.5   # Largest share, 0 to 1, of received values in the tensors that training starts from.
 # base = "…"             # SHA-256 of the base model's weights. Any other base model is refused.
 # worse_by = 0.5         # Reject received values if the validation loss is higher by more than this (nats).
 
 [data]
-source = {source}
+{source}
 # text = "message"       # Names of the columns, if they differ from the run's.
 # label = "queue"
 
@@ -251,13 +293,14 @@ source = {source}
 """
 SITE_START = (
     HEAD
-    + """# A killed node counts as connected for up to a minute, and cannot start again before: repeat the start.
+    + """{check}
+# A killed node counts as connected for up to a minute, and cannot start again before: repeat the start.
 until=$(($(date +%s) + ${{RETRY_SECONDS:-120}}))
 trap 'stop=1; kill -TERM "$node" 2>/dev/null' INT TERM
 while [ -z "$stop" ]; do
     # The server must show a certificate that ca.pem has signed, and it recognises this node by its key.
     flower-supernode --root-certificates ca.pem --superlink {superlink} \\
-        --auth-supernode-private-key {name}.key --port {port} --node-config "node=\\"$PWD/node.toml\\"" "$@" &
+        --auth-supernode-private-key {name}.key --port {port} --node-config "node='$PWD/node.toml'" "$@" &
     node=$!
     wait "$node"
     code=$?

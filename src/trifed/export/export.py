@@ -178,7 +178,7 @@ def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
     )
     try:
         with torch.random.fork_rng(devices=[]):
-            stock = merged.task.native_class.from_config(config)
+            stock = merged.task.native_class.from_config(config, trust_remote_code=False)
     except ValueError:  # transformers has no such class for this architecture
         return None
     inner, last = getattr(stock, stock.base_model_prefix, None), getattr(stock, "classifier", None)

@@ -80,13 +80,14 @@ def load_base(
         )
     try:
         with quiet_transformers():  # _check_weights_complete reports the relevant part of the loading report
-            loaded_processor = processor.from_pretrained(source)
+            loaded_processor = processor.from_pretrained(source, trust_remote_code=False)
             base, loading = _load(source, model, _loading_options(dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"model.name: '{name}' has a configuration but cannot be loaded ({first_line(error)}); check that "
-            f"whole weights and {files} lie beside config.json, or fetch the model again"
-        ) from error
+        hint = _code_or_pickle(name, source, error) or (
+            f"has a configuration but cannot be loaded ({first_line(error)}); check that whole weights and "
+            f"{files} lie beside config.json, or fetch the model again"
+        )
+        raise ModelError(f"model.name: '{name}' {hint}") from error
     _check_weights_complete(name, loading)
     base.requires_grad_(False)
     return LoadedBase(base, loaded_processor, source, fingerprint(base))
@@ -123,6 +124,7 @@ def _load(source: str, kind: Any, options: Mapping[str, Any]) -> tuple[PreTraine
             source,
             **options,
             use_safetensors=True,  # pickled weights can run code
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
@@ -154,12 +156,13 @@ def read_config(name: str) -> tuple[str, PreTrainedConfig]:
     """
     source = _resolve(name)
     try:
-        return source, AutoConfig.from_pretrained(source)
+        return source, AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise ModelError(
-            f"model.name: '{name}' cannot be read as a model ({first_line(error)}); give a folder with a "
-            f"config.json and weights, a hub name that can be reached from here, or 'demo'"
-        ) from error
+        hint = _code_or_pickle(name, source, error) or (
+            f"cannot be read as a model ({first_line(error)}); give a folder with a config.json and weights, a "
+            f"hub name that can be reached from here, or 'demo'"
+        )
+        raise ModelError(f"model.name: '{name}' {hint}") from error
 
 
 def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
@@ -216,6 +219,23 @@ def _check_weights_complete(name: str, loading: Mapping[str, Any]) -> None:
                 f"model.name: the weights file of '{name}' {problem} {len(keys)} of the tensors that its "
                 f"config.json asks for, such as '{keys[0]}'; put the matching config.json and weights together"
             )
+
+
+def _code_or_pickle(name: str, source: str, error: Exception) -> str:
+    """Return what to do about a model that comes with code of its own or with pickled weights; else ""."""
+    if "trust_remote_code" in str(error):  # transformers' way out, which trifed does not take
+        return (
+            "can only be loaded by code of its own, which auto_map in its config.json or tokenizer_config.json "
+            "names; trifed never runs the code of a model: give a model that transformers loads by itself"
+        )
+    folder = Path(source)
+    pickled = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
+    if pickled and not any(folder.glob("*.safetensors")):
+        return (
+            f"has its weights in '{pickled[0]}', a pickle, which can run code when it is read; convert it where "
+            f"you trust it: AutoModel.from_pretrained('{name}').save_pretrained('NEW_FOLDER') writes safetensors"
+        )
+    return ""
 
 
 def first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,10 @@ class ImagesAndTexts:
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, source: str) -> ImagesAndTexts:
+    def from_pretrained(cls, source: str, *, trust_remote_code: Literal[False]) -> ImagesAndTexts:
         """Load both from a folder or hub name; raises transformers' errors."""
-        return cls(AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source))
+        images = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        return cls(images, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
 
     def save_pretrained(self, folder: str) -> None:
         """Save both to a folder."""

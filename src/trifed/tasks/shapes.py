@@ -86,7 +86,7 @@ def build_on_meta(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedMode
     kind = language_model if whole_lm else AutoModel
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
+            model: PreTrainedModel = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, ImportError) as error:
         raise ModelError(
             f"model.name: a '{config.model_type}' model cannot be built here ({first_line(error)}); "
