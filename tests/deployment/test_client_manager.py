@@ -119,21 +119,56 @@ def test_who_never_answers_a_greeting_is_not_greeted_for_ever(federation, events
 
 def test_bad_data_at_a_client_are_said_by_name(federation, site_tables):
     (site_tables / "basil.csv").write_text("text,label,site\nhello,weather,basil\n" * 1)
-    coordinator, _ = federation()
+    coordinator, _ = federation(deployment={"quorum": 3})
     with pytest.raises(RunError, match=r"^basil ") as raised:
         coordinator.run()
     assert "weather" not in str(raised.value)
 
 
-def test_who_cannot_be_opened_is_refused_where_enough_others_are_there(federation, site_tables, events):
+def test_who_cannot_be_opened_keeps_its_index_and_has_no_examples(federation, site_tables, events):
     (site_tables / "amber.csv").write_text("text,label,site\nhello,weather,amber\n")
-    coordinator, _ = federation(deployment={"clients": 2})
+    coordinator, channel = federation()
+    coordinator.run()
+    [left_out] = events(coordinator, "left out")
+    assert (left_out["round"], left_out["client"], left_out["code"]) == (0, "amber", "data_unusable")
+    records = [(record.name, record.examples > 0, record.left) for record in coordinator.checkpoint.records]
+    assert records == [("amber", False, True), ("basil", True, False), ("coral", True, False)]
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 2]
+    assert not [key for key in channel.asked if key[2] == "amber" and key[0] in ("train", "finish")]
+
+
+@pytest.mark.parametrize("first", ["hello", "later"], ids=["one by one", "at once"])
+def test_a_wrong_base_that_connects_first_is_refused(first, federation, site_tables, events):
+    """The base of the agreeing clients counts, whoever connects first."""
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes, deployment={"join_seconds": 10})
+    dill = federation.node("amber", name="dill", folder=site_tables / "nodes" / "dill")
+    channel.clients = {9: dill}
+    channel.faults[("hello", 0, "dill")] = lambda reply, request: replace(
+        reply, facts={**reply.facts, "base": "0" * 64}
+    )
+    later = iter(sorted(nodes))
+
+    def connect(seconds):
+        for place in [*later] if first == "hello" else [next(later)]:
+            channel.clients[place] = nodes[place]
+
+    coordinator.client_manager.sleep = connect
     coordinator.run()
     [refused] = events(coordinator, "refused")
-    assert refused["code"] == "data_unusable" and "amber" in refused["reason"]
-    assert events(coordinator, "started")[0]["clients"] == ["basil", "coral"]
-    assert [record.name for record in coordinator.checkpoint.records] == ["basil", "coral"]
-    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "basil"] == [1, 2]
+    assert (refused["node"], refused["code"]) == ("9", "other_base")
+    assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
+
+
+def test_without_agreement_on_a_base_no_run_begins(federation):
+    nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
+    coordinator, channel = federation(nodes=nodes)
+    for site in SITES:
+        channel.faults[("hello", 0, site)] = lambda reply, request: replace(
+            reply, facts={**reply.facts, "base": reply.facts["name"]}
+        )
+    with pytest.raises(RunError, match=r"0 of 3 clients .*, 3 with different base models"):
+        coordinator.run()
 
 
 def test_without_labels_a_run_between_sites_says_so(federation, events):

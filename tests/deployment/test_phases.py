@@ -182,7 +182,7 @@ def test_real_data_and_folders_say_nothing_either(federation, site_tables, event
     coordinator, _ = federation(deployment={"clients": 1, "quorum": 1})
     with caplog.at_level(logging.WARNING):
         coordinator.run()
-    assert len(events(coordinator, "refused")) == 2
+    assert [e["code"] for e in events(coordinator, "left out")] == ["data_unusable"] * 2
     log = (coordinator.folder.path / "events.jsonl").read_text()
     assert SECRET not in log and str(site_tables) not in log
     assert SECRET in caplog.text and "basil.csv" in caplog.text

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from trifed.common.errors import RunError
 from trifed.config.run import make_config
 from trifed.federation.context import run_context
 from trifed.federation.messages import Rejected
@@ -92,7 +91,7 @@ def test_a_round_is_members_then_train_then_aggregate_then_evaluate_then_checkpo
          ("checkpoint", n, [n, n])]
         for n, stages in ((1, ("received",)), (2, ("trained", "received")))
     ]  # fmt: skip
-    opening = [("evaluate", 0, ("start",)), ("summary", 0, ()), ("checkpoint", 0, [0, 0])]
+    opening = [("evaluate", 0, ("start",)), ("checkpoint", 0, [0, 0])]
     end = [("update", 3), ("finish", 3, everyone), ("close", 3, everyone)]
     assert transport.calls == [*opening, *rounds[0], *rounds[1], *end]
     names = [event["event"] for event in logged]
@@ -136,7 +135,11 @@ def test_clients_without_examples_are_not_drawn_and_the_draw_depends_on_the_roun
     assert [call[2] for call in resumed.calls if call[0] == "train"] == drawn[5:]
 
 
-def test_before_the_first_round_every_client_has_to_answer(tmp_path):
+def test_before_the_first_round_a_bad_answer_leaves_its_sender_out(tmp_path):
     settings = {"method": "own-prior", "data": {"source": "x.csv"}}
-    with pytest.raises(RunError, match=r"client-0.*no answer"):
-        play(tmp_path, {(0, 0): LATE}, settings=settings)
+    transport, logged = play(tmp_path, {(0, 0): LATE}, settings=settings)  # the others send no summary either
+    left_out = [
+        (e["client"], e["round"], e["code"]) for e in logged if e["event"] == "left out" and not e["round"]
+    ]
+    assert left_out == [("client-0", 0, "no_answer"), ("client-1", 0, "bad_reply"), ("client-2", 0, "bad_reply")]
+    assert [call[2] for call in transport.calls if call[0] == "reject" and not call[1]] == [0, 1, 2]

@@ -63,7 +63,7 @@ def apart(config):
     if first.context.method.shared_projections:
         layers = adapted_layout(first.shared_model)
         projections = server.make_shared_projections(
-            {site.dataset.index: site.gradient() for site in sites}, layers
+            [server.read_gradient(site.dataset.index, site.gradient(), layers, site.examples) for site in sites]
         )
         for site in sites:
             index = site.dataset.index
@@ -78,7 +78,7 @@ def apart(config):
     for site in sites:
         site.start()
     summaries = {site.dataset.index: site.summary() for site in sites}
-    server.open({client: payload for client, payload in summaries.items() if payload})
+    server.open({c: server.read_summary(c, payload) for c, payload in summaries.items() if payload})
     for number in range(1, ROUNDS + 1):
         uploads = []
         for site in sites:

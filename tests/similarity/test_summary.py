@@ -3,6 +3,7 @@ import pytest
 
 from trifed.common.errors import MessageError
 from trifed.similarity import Summary, summarise
+from trifed.similarity.summary import most_bytes
 
 
 @pytest.fixture
@@ -79,6 +80,50 @@ def test_the_merged_component_has_to_add_up(arrays):
     wrong[-1] += 1
     with pytest.raises(MessageError, match="merged"):
         Summary.from_arrays({**arrays, "counts": wrong})
+
+
+def many(classes, components, dim=4):
+    """A summary of classes of so many components each."""
+    labels = np.repeat(np.arange(classes), components)
+    means = np.zeros((len(labels), dim), np.float32)
+    counts, sizes = np.full(len(labels), 20), np.full(classes, 20 * components)
+    return Summary(labels, counts, means, means + np.float32(0.1), 0.0, np.arange(classes), sizes).to_arrays()
+
+
+@pytest.mark.parametrize(
+    ("classes", "components", "accepted"),
+    [
+        (222, 3, True),
+        (223, 3, False),
+        (2000, 1, True),
+        (2001, 1, False),
+        (5, 4, False),
+        (4000, 0, True),
+        (4001, 0, False),
+    ],
+)
+def test_the_number_of_components_is_limited(classes, components, accepted):
+    arrays = many(classes, components)
+    if accepted:
+        assert len(Summary.from_arrays(arrays).class_labels) == classes
+        assert sum(array.nbytes for array in arrays.values()) <= most_bytes(4)
+    else:
+        with pytest.raises(MessageError, match="components of each"):
+            Summary.from_arrays(arrays)
+
+
+@pytest.mark.parametrize(("name", "value"), [("means", 2e18), ("variances", 3e38), ("self_distance", 1e300)])
+def test_numbers_of_an_absurd_size_are_refused(arrays, name, value):
+    with pytest.raises(MessageError, match=name):
+        Summary.from_arrays({**arrays, name: np.full_like(arrays[name], value)})
+
+
+def test_a_summary_of_many_classes_is_made_so_that_it_is_accepted():
+    labels = np.repeat(np.arange(250), 60)
+    x = np.random.default_rng(0).standard_normal((len(labels), 2)) + 5 * (np.arange(len(labels)) % 3)[:, None]
+    summary = summarise(x, labels, seed=0)
+    assert np.bincount(summary.labels).max() == 2
+    Summary.from_arrays(summary.to_arrays())
 
 
 def test_counts_only_and_absent_classes_pass():

@@ -67,6 +67,13 @@ class MessageError(TrifedError):
     """A message between client and server that must not be accepted."""
 
 
+def one_line(text: object, most: int = 500) -> str:
+    """Return a text that came from outside as one line for a log: printable, at most `most` characters."""
+    shown = str(text)[: most + 1]
+    shown = "".join(character if character.isprintable() else " " for character in shown)
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` with the known name that is nearest to `name`, or an empty text."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -18,6 +18,8 @@ from trifed.federation.round import ClientRecord
 
 POLL_SECONDS = 1.0
 """Seconds between two looks at the connected nodes."""
+UNDECIDED = ("", "")
+"""The identity before enough clients agree on one."""
 MAX_UNANSWERED = 3
 """Greetings that a node may leave without an answer before it is refused."""
 
@@ -33,6 +35,7 @@ class ClientManager:
         waiting: As `nodes`, for clients that connected after the run had begun.
         withdrawn: Names of clients that have left for good.
         refused: Nodes that may not take part.
+        undecided: Node → its answer to the greeting, before enough clients agree on a base model.
         identity: The base model's fingerprint, and a digest of layout and start, the same for all clients.
     """
 
@@ -47,8 +50,9 @@ class ClientManager:
     waiting: dict[str, int] = field(default_factory=dict)
     withdrawn: set[str] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
+    undecided: Mapping[int, Reply] = field(default_factory=dict)
     unanswered: Counter[int] = field(default_factory=Counter)
-    identity: tuple[str, str] = ("", "")
+    identity: tuple[str, str] = UNDECIDED
 
     def gather(self) -> None:
         """Wait for the clients of a new run, and give them indices in the order of their names.
@@ -59,12 +63,13 @@ class ClientManager:
         self._wait(self.settings.clients, self.settings.clients)
         self.names = sorted(self.nodes)
 
-    def resume(self, records: Sequence[ClientRecord]) -> None:
-        """Wait for the clients of a run that continues; the quorum suffices.
+    def resume(self, records: Sequence[ClientRecord], identity: tuple[str, str]) -> None:
+        """Wait for the clients of a run that continues, with the base model of its beginning; the quorum suffices.
 
         Raises:
             RunError: Too few clients connected in time.
         """
+        self.identity = identity
         self.names = [record.name for record in records]
         self.registered_nodes = {record.name: record.node for record in records}
         self.withdrawn = {record.name for record in records if record.left}
@@ -76,9 +81,10 @@ class ClientManager:
             self.sleep(POLL_SECONDS)
             waited += POLL_SECONDS
         if len(self.nodes) < needed:
+            undecided = f", {len(self.undecided)} with different base models" if self.undecided else ""
             raise RunError(
-                f"{len(self.nodes)} of {wanted} clients came within {self.settings.join_seconds:g} seconds; start "
-                f"the others' nodes, or lower deployment.clients"
+                f"{len(self.nodes)} of {wanted} clients came within {self.settings.join_seconds:g} seconds"
+                f"{undecided}; start the others' nodes, or lower deployment.clients"
             )
 
     def ask(
@@ -135,7 +141,8 @@ class ClientManager:
 
     def _greet(self) -> int:
         """Greet nodes that are new; return the number of connected clients."""
-        new = self.channel.nodes() - self.refused - {*self.nodes.values(), *self.waiting.values()}
+        greeted_before = {*self.nodes.values(), *self.waiting.values(), *self.undecided}
+        new = self.channel.nodes() - self.refused - greeted_before
         seconds = min(self.settings.join_seconds, self.settings.round_seconds)
         replies = self.channel.ask(dict.fromkeys(sorted(new), self.hello), seconds)
         for node in sorted(new - set(replies)):
@@ -149,12 +156,11 @@ class ClientManager:
         for node, reply in sorted(replies.items()):
             if reply.error:
                 self._refuse(node, reply.error, rejected_for(reply.error).reason)
-        greeted = {node: reply for node, reply in sorted(replies.items()) if not reply.error}
-        if self.identity == ("", "") and greeted:  # the one that most clients have
-            votes = Counter(map(_identity, greeted.values()))
-            self.identity = max(sorted(votes), key=votes.__getitem__)
+        greeted: Mapping[int, Reply] = {node: reply for node, reply in sorted(replies.items()) if not reply.error}
+        if self.identity == UNDECIDED:
+            greeted = self._decide({**self.undecided, **greeted})
         for node, reply in greeted.items():
-            name = str(reply.facts.get("name", ""))
+            name = _name(reply)
             code = self._refusal_code(node, name, reply)
             if code is None:
                 known = self.nodes if name in self.names or not self.names else self.waiting
@@ -164,6 +170,22 @@ class ClientManager:
                 subject = "" if code == "bad_name" else f"{name}: "  # a bad name is not repeated
                 self._refuse(node, code, f"{subject}{rejected_for(code).reason}")
         return len(self.nodes)
+
+    def _decide(self, greeted: Mapping[int, Reply]) -> Mapping[int, Reply]:
+        """Take the base model that enough clients have; return the answers that can be judged now."""
+        self.undecided = {node: reply for node, reply in greeted.items() if node in self.channel.nodes()}
+        votes = Counter({_name(reply): _identity(reply) for reply in self._candidates()}.values())
+        most = max(sorted(votes), key=votes.__getitem__, default=UNDECIDED)
+        clients, quorum = self.settings.clients, self.settings.quorum
+        if votes[most] < min(clients, max(quorum, clients // 2 + 1)):
+            return {}
+        self.identity, decided, self.undecided = most, self.undecided, {}
+        return decided
+
+    def _candidates(self) -> list[Reply]:
+        """Return the undecided answers with which nothing but their base model can be wrong."""
+        codes = {node: self._refusal_code(node, _name(reply), reply) for node, reply in self.undecided.items()}
+        return [self.undecided[node] for node, code in codes.items() if code == "other_base"]
 
     def _refusal_code(self, node: int, name: str, reply: Reply) -> RefusalCode | None:
         """Return why a node that was greeted may not take part; None if it may."""
@@ -183,5 +205,9 @@ class ClientManager:
         self.log(events.Refused(str(node), code, reason))
 
 
+def _name(reply: Reply) -> str:
+    return str(reply.facts.get("name", ""))[:200]
+
+
 def _identity(reply: Reply) -> tuple[str, str]:
-    return str(reply.facts.get("base", "")), str(reply.facts.get("digest", ""))
+    return str(reply.facts.get("base", ""))[:64], str(reply.facts.get("digest", ""))[:64]

@@ -85,7 +85,11 @@ def read(content: RecordDict) -> tuple[str, dict[str, Any], dict[str, bytes]]:
     if record is None or "kind" not in record:
         raise MessageError("a message that is none of trifed's")
     parts = {n.removeprefix(PART): v for n, v in record.items() if n.startswith(PART) and isinstance(v, bytes)}
-    facts = {name: value for name, value in record.items() if name != "kind" and not name.startswith(PART)}
+    facts = {
+        name: value
+        for name, value in record.items()
+        if name != "kind" and not name.startswith(PART) and isinstance(value, str | int | float)
+    }
     return str(record["kind"]), facts, parts
 
 

@@ -1,64 +1,20 @@
-"""The clients of a run between sites: opened before round 1, joining, with changed data, or leaving for good."""
+"""Clients that join a run between sites, have changed data, or leave for good."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.deployment.checkpoint import BusyError, ServerCheckpoint
 from trifed.deployment.client_manager import ClientManager
-from trifed.deployment.protocol import Reply, digest, read_layout
+from trifed.deployment.handshake import client_record
+from trifed.deployment.protocol import Reply
 from trifed.federation import events
-from trifed.federation.context import run_context
-from trifed.federation.messages import Rejected, decode_values, summary_manifest
+from trifed.federation.messages import Rejected, summary_manifest
 from trifed.federation.round import ClientRecord
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
-
-
-def open_clients(
-    config: RunConfig, run: str, client_manager: ClientManager
-) -> tuple[Server, list[ClientRecord], dict[int, Reply]]:
-    """Open every client; return the server, the client records, and the clients' replies by index.
-
-    A client that cannot be opened is refused if enough others are connected.
-
-    Raises:
-        RunError: Too few clients could be opened, or one sent another start than it had announced.
-    """
-    while True:
-        names = list(client_manager.names)
-        replies = client_manager.ask("open", {client: {"start": int(client == 0)} for client in range(len(names))})
-        checked = {client: client_manager.check(replies.get(client)) for client in range(len(names))}
-        rejected = {names[c]: reply for c, reply in checked.items() if isinstance(reply, Rejected)}
-        if not rejected:
-            break
-        for name, why in rejected.items():  # the others get other indices then, and are opened again
-            if len(names) - len(rejected) < config.deployment.clients:
-                raise RunError(f"{name} could not be opened: {why.reason}; mend it, and start the run again")
-            client_manager.refuse(name, why)
-    records = [client_record(client_manager, name, replies[client]) for client, name in enumerate(names)]
-    return _server(config, run, client_manager, replies), records, replies
-
-
-def client_record(client_manager: ClientManager, name: str, opened: Reply) -> ClientRecord:
-    """Make the record of a client that was opened; MessageError if its reply lacks a fact."""
-    return ClientRecord(
-        name, client_manager.registered_nodes[name], opened.number("examples"), opened.text("data")
-    )
-
-
-def _server(config: RunConfig, run: str, client_manager: ClientManager, opened: Mapping[int, Reply]) -> Server:
-    """Make the server with layout and common start from one reply; every client has announced their digest."""
-    base, expected = client_manager.identity
-    context = run_context(config, read_layout(opened[0].text("layout")), base, run)
-    layout = context.compression.layout
-    start = decode_values(opened[0].part("start"), context.header("start", 0, 0), layout)[1]
-    if digest(layout, start) != expected:
-        raise RunError(f"{client_manager.names[0]} sent another start than it had announced; leave it out")
-    return Server(context, len(opened), start)
 
 
 @dataclass
@@ -112,11 +68,15 @@ class Membership:
             if not record.left and (client in self.leaving or record.name in requested)
         ]
         for client in leaving:
-            withdraw(self.server, self.records[client], client)
-            self.client_manager.withdrawn.add(self.records[client].name)
+            self.dismiss(client)
             self.log(events.Withdrawn(number, self.records[client].name))
         self.leaving = set()
         return bool(leaving)
+
+    def dismiss(self, client: int) -> None:
+        """Delete a client's values, and ask it for nothing more; its index stays."""
+        withdraw(self.server, self.records[client], client)
+        self.client_manager.withdrawn.add(self.records[client].name)
 
     def _open_again(self, number: int, client: int) -> bool:
         record = self.records[client]
@@ -145,12 +105,13 @@ class Membership:
             return reply
         try:
             record = client_record(self.client_manager, name, reply)
-            summary = reply.part("summary") if self.server.context.method.summarise else None
-            self.server.admit(client, summary)
+            payload = reply.part("summary") if self.server.context.method.summarise else None
+            summary = None if payload is None else self.server.read_summary(client, payload)
         except MessageError as error:
             return Rejected("bad_reply", str(error))
-        if summary is not None:
-            self.log(events.SummaryReceived(name, summary_manifest(summary)))
+        self.server.admit(client, summary)
+        if payload is not None and summary is not None:
+            self.log(events.SummaryReceived(name, summary_manifest(payload, summary)))
         return record
 
 

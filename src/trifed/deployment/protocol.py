@@ -41,9 +41,13 @@ from trifed.common.errors import (
     ModelError,
     RunError,
 )
-from trifed.federation.messages import Rejected
+from trifed.federation.messages import LARGEST, MOST_NUMBER, Rejected
 from trifed.methods.packing import Layout, Vector
 
+MOST_TENSORS, MOST_AXES, MOST_VALUES, MOST_NAME = 20_000, 8, 2**36, 500
+"""Limits of a layout: tensors, axes and characters of the name of one, values of all together."""
+MOST_TEXT = 4 * 1024 * 1024
+"""Characters of the longest texts: a layout, and a run's settings."""
 Fact = str | int | float
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
 """Settings of [data] that only a client itself gives."""
@@ -172,27 +176,34 @@ class _Message:
     facts: Mapping[str, Fact]
     parts: Mapping[str, bytes]
 
-    def text(self, name: str) -> str:
-        """Return a fact that is a text; MessageError if it is not."""
-        return str(self._fact(name, str, "a text"))
-
-    def number(self, name: str) -> int:
-        """Return a fact that is a whole number of at least 0; MessageError if it is not."""
-        return int(self._fact(name, int, "a whole number of at least 0", least=0))
-
-    def real(self, name: str) -> float:
-        """Return a fact that is a number, perhaps NaN; MessageError if it is not."""
-        return float(self._fact(name, (int, float), "a number"))
-
-    def _fact(
-        self, name: str, kind: type[Fact] | tuple[type[Fact], ...], expected: str, least: float = -math.inf
-    ) -> Fact:
+    def text(self, name: str, most: int = 200) -> str:
+        """Return a fact that is a text of at most `most` characters; MessageError if it is not."""
         found = self.facts.get(name)
-        if not isinstance(found, kind) or (isinstance(found, int | float) and found < least):
-            # A number is shown, and the type of anything else, so that no text is repeated.
-            shown = repr(found) if isinstance(found, int | float) else f"'{type(found).__name__}'"
-            raise MessageError(f"'{name}': got {shown}, expected {expected}; it is refused")
+        if not isinstance(found, str) or len(found) > most:
+            raise self._refused(name, f"a text of at most {most} characters")
         return found
+
+    def number(self, name: str, most: int = MOST_NUMBER) -> int:
+        """Return a fact that is a whole number from 0 to `most`; MessageError if it is not."""
+        found = self.facts.get(name)
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= most:
+            raise self._refused(name, f"a whole number from 0 to {most}")
+        return found
+
+    def real(self, name: str, finite: bool = True) -> float:
+        """Return a fact that is a number of a sane size, or NaN if it need not be `finite`; else MessageError."""
+        found = self.facts.get(name)
+        number = found if isinstance(found, int | float) and not isinstance(found, bool) else math.inf
+        if not abs(number) <= LARGEST and (finite or number == number):
+            raise self._refused(name, f"a number of at most {LARGEST:g}")
+        return float(number)
+
+    def _refused(self, name: str, expected: str) -> MessageError:
+        """Return the error for a fact; it shows a short number, or the type of anything else, but no text."""
+        found = self.facts.get(name)
+        short = isinstance(found, float) or (isinstance(found, int) and abs(found) < 10**18)
+        shown = repr(found) if short else f"'{type(found).__name__}'"
+        return MessageError(f"'{name}': got {shown}, expected {expected}; it is refused")
 
     def part(self, name: str) -> bytes:
         """Return a part; MessageError if it is missing."""
@@ -252,11 +263,39 @@ def write_layout(layout: Layout) -> str:
 
 
 def read_layout(text: str) -> Layout:
-    """Read a layout; MessageError if the text is none."""
+    """Read a layout.
+
+    Raises:
+        MessageError: The text is none, or larger than that of any model.
+    """
     try:
-        found = tuple((str(name), tuple(int(size) for size in shape)) for name, shape in json.loads(text))
+        found = tuple((_name(name), tuple(_size(size) for size in shape)) for name, shape in read_json(text))
     except (ValueError, TypeError) as error:
         raise MessageError(f"what travels: got no list of names and shapes ({error}); it is refused") from error
-    if any(size < 1 for _, shape in found for size in shape):
-        raise MessageError("what travels: got an empty shape; it is refused")
+    sizes = {name: math.prod(shape) for name, shape in found if len(shape) <= MOST_AXES}
+    if not len(sizes) == len(found) <= MOST_TENSORS or sum(sizes.values()) > MOST_VALUES:
+        raise MessageError(
+            f"what travels: got {len(found)} tensors, expected at most {MOST_TENSORS} of different names, with up "
+            f"to {MOST_AXES} axes each and {MOST_VALUES} values together; it is refused"
+        )
     return found
+
+
+def read_json(text: str | bytes) -> Any:
+    """Read JSON; ValueError for anything else, also for a text that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MOST_NAME:
+        raise TypeError(f"a name is a text of at most {MOST_NAME} characters")
+    return value
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_NUMBER:
+        raise TypeError(f"a size is a whole number from 1 to {MOST_NUMBER}")
+    return value

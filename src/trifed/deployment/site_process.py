@@ -7,7 +7,6 @@ request.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -15,10 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trifed.common.dict_merge import deep_merge
-from trifed.common.errors import MessageError, TrifedError
+from trifed.common.errors import MessageError, TrifedError, one_line
 from trifed.config.run import DEFAULT_METHOD, RunConfig, make_config
 from trifed.config.settings import GUARDS
-from trifed.deployment.protocol import RefusedError, Reply, Request, code_of, digest
+from trifed.deployment.protocol import MOST_TEXT, RefusedError, Reply, Request, code_of, digest, read_json
 from trifed.deployment.release_log import record_release
 from trifed.deployment.site_run import SiteRun
 from trifed.deployment.site_settings import LEFT, SiteSettings
@@ -73,13 +72,13 @@ class SiteProcess:
         return reply
 
     def _refusal(self, request: Request, error: Exception) -> Reply:
-        LOGGER.warning("'%s' refused: %s", request.kind, error)
+        LOGGER.warning("'%s' refused: %s", one_line(request.kind, 20), one_line(error))
         return Reply(error=code_of(error))
 
     def _answer(self, request: Request) -> Reply:
         kinds = ("hello", *ANSWERS)
         if request.kind not in kinds:
-            raise MessageError(f"got '{request.kind}', expected one of {', '.join(kinds)}")
+            raise MessageError(f"got a request of another kind, expected one of {', '.join(kinds)}")
         name = request.text("run")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", name):  # it is the name of a folder
             raise MessageError(f"'run': got {name!r}, expected letters, digits and '-'; it is refused")
@@ -95,9 +94,11 @@ class SiteProcess:
 
     def _hello(self, name: str, request: Request) -> Reply:
         try:
-            values = json.loads(request.text("config"))
+            values = read_json(request.text("config", MOST_TEXT))
         except ValueError as error:
             raise MessageError(f"the run's settings cannot be read ({error}); they are refused") from error
+        if not isinstance(values, dict):
+            raise MessageError(f"the run's settings: got {type(values).__name__}, expected a table; refused")
         check_method(values, request.facts.get("method_code"), self.settings)
         run = self._load(name, values)
         return Reply(

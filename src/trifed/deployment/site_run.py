@@ -18,7 +18,16 @@ from safetensors.numpy import load
 from trifed.common.errors import MessageError, TrifedError
 from trifed.config.run import RunConfig
 from trifed.data import content_hash, make_client, rows_hash
-from trifed.deployment.protocol import Fact, RefusedError, Reply, Request, digest, read_layout, write_layout
+from trifed.deployment.protocol import (
+    MOST_TEXT,
+    Fact,
+    RefusedError,
+    Reply,
+    Request,
+    digest,
+    read_layout,
+    write_layout,
+)
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.client import AcceptanceLimits, Client, ClientSettings, adapted_layout
@@ -109,7 +118,7 @@ class SiteRun:
 
     def shared_projections(self, request: Request) -> Reply:
         """Set the projections that the server computed from all gradients."""
-        client, layout = self._client(request), read_layout(request.text("layout"))
+        client, layout = self._client(request), read_layout(request.text("layout", MOST_TEXT))
         projections = decode_tensors(
             request.part("frames"), client.context.header("frames", 0, client.dataset.index), layout
         )[1]

@@ -8,6 +8,7 @@ after its last whole round.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +20,14 @@ from trifed.config.settings import GUARDS
 from trifed.deployment import protocol
 from trifed.deployment.checkpoint import ServerCheckpoint
 from trifed.deployment.client_manager import ClientManager
-from trifed.deployment.membership import Membership, open_clients
+from trifed.deployment.handshake import OpenedClients, open_clients
+from trifed.deployment.membership import Membership
 from trifed.deployment.protocol import (
     LEFT_AT_HOME,
     Channel,
     Fact,
     Request,
     digest,
-    read_layout,
     rejected_for,
     write_layout,
 )
@@ -52,6 +53,7 @@ class SiteTransport:
 
     server: Server
     records: list[ClientRecord]
+    opened: OpenedClients
 
     def __init__(
         self, config: RunConfig, channel: Channel, folder: RunFolder, listener: events.Listener,
@@ -65,7 +67,6 @@ class SiteTransport:
         self.client_manager = ClientManager(
             channel, config.deployment, greeting(self.name, config), self.log, sleep
         )
-        self.opened: dict[int, protocol.Reply] = {}
         self.replies: dict[int, protocol.Reply] = {}
         self.asked = self.accepted = 0
         self.began = 0.0
@@ -85,26 +86,28 @@ class SiteTransport:
     @property
     def adapted_layout(self) -> Layout:
         """Names and shapes of the weights that are adapted."""
-        return read_layout(self.opened[0].text("layers"))
+        return self.opened.layers
 
     def open(self) -> Opened:
         """Wait for the clients, and open them for a new run, or load the last whole round."""
         manager, done, examples = self.client_manager, None, None
+        rejected: Mapping[int, Rejected] = {}
         if self.checkpoint.facts:
             done = self._resume()
         else:
             (self.folder.path / "events.jsonl").unlink(missing_ok=True)  # of a run that never began
             manager.gather()
-            self.server, self.records, self.opened = open_clients(self.config, self.name, manager)
+            self.opened = opened = open_clients(self.config, self.name, manager)
+            self.server, self.records, rejected = opened.server, opened.records, opened.rejected
             examples = [record.examples for record in self.records]
         self.membership = Membership(self.server, self.records, manager, self.checkpoint, self.log)
-        return Opened(self.server, done, examples)
+        return Opened(self.server, done, examples, rejected=rejected)
 
     def _resume(self) -> int:
         """Load the last whole round, wait for the clients, and return the round.
 
         Raises:
-            RunError: Other settings, the run is over, or the clients have another base model than before.
+            RunError: Other settings, the run is over, or too few clients connected.
         """
         facts, path, manager = self.checkpoint.facts, self.folder.path, self.client_manager
         if not self.name.startswith(f"{self.config.run_id()}-"):
@@ -115,9 +118,7 @@ class SiteTransport:
         if any(event["event"] == "finished" for event in self.folder.events()):
             raise RunError(f"{path}: this run is finished; give the new one another name or folder")
         done, self.server, self.records = self.checkpoint.load(self.config)
-        manager.resume(self.records)
-        if manager.identity != (facts["base"], facts["digest"]):
-            raise RunError("the clients have another base model than when this run began; put that back")
+        manager.resume(self.records, (facts["base"], facts["digest"]))
         return done
 
     def ask(
@@ -142,12 +143,12 @@ class SiteTransport:
         return {"round": number, "asked": self.asked, "counts": record.counts, "data": record.data}
 
     def _read(self, kind: Exchange, client: int, sent: bytes | None) -> Reply | Rejected:
-        reply = self.client_manager.check((self.opened if kind == "summary" else self.replies).get(client))
+        reply = self.client_manager.check((self.opened.replies if kind == "summary" else self.replies).get(client))
         if isinstance(reply, Rejected):
             return reply
         try:
             if kind == "train":
-                facts = (reply.real("loss"), reply.number("steps"), reply.real("seconds"))
+                facts = (reply.real("loss", finite=False), reply.number("steps"), reply.real("seconds"))
                 payload = reply.part("upload") if self.server.context.compression.layout else None
                 return Reply(sent, payload, *facts, kept_own=bool(reply.facts.get("kept_own")))
             if kind == "finish":
@@ -162,7 +163,20 @@ class SiteTransport:
             return Rejected("bad_reply", str(error))
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
-        """Note the state that the client reports instead of the reply."""
+        """Note the state that the client reports instead of the reply; before round 1 dismiss the client.
+
+        Raises:
+            RunError: Fewer clients than `deployment.quorum` remain before round 1.
+        """
+        if number == 0:
+            self.membership.dismiss(client)
+            remain, quorum = sum(not record.left for record in self.records), self.config.deployment.quorum
+            if remain < quorum:
+                raise RunError(
+                    f"{self.records[client].name} could not be opened: {rejected.reason}; {remain} clients "
+                    f"remain, and deployment.quorum is {quorum}; mend it, and start the run again"
+                )
+            return
         reply = self.replies.get(client)
         if reply is not None:
             self.membership.note(client, reply)
@@ -208,9 +222,8 @@ class SiteTransport:
             self.log(events.RoundFinished(number, self.accepted, round(time.monotonic() - self.began, 2)))
         self.checkpoint.save(number, self.server, self.records)
         if not number:
-            self.checkpoint.write(
-                self.name, self.server, self.client_manager.identity, self.opened[0].number("lora_bytes")
-            )
+            identity = self.client_manager.identity
+            self.checkpoint.write(self.name, self.server, identity, self.opened.lora_bytes)
 
     def _summary(self) -> dict[str, Any]:
         """Return the result in the form of a simulated run, without the clients' own data."""
@@ -229,11 +242,17 @@ class SiteTransport:
 
 
 def _scores(reply: protocol.Reply) -> Mapping[str, Mapping[str, float]] | None:
-    """Read the scores of a client that shares them; MessageError if one is no number."""
+    """Read the scores of a client that shares them; MessageError if one is no number, or cannot be."""
     if "test_accuracy" not in reply.facts:
         return None
-    names = ("loss", "accuracy", "examples")
-    return {split: {name: reply.real(f"{split}_{name}") for name in names} for split in ("valid", "test")}
+    scores = {}
+    for split in ("valid", "test"):
+        loss, accuracy = (reply.real(f"{split}_{name}", finite=False) for name in ("loss", "accuracy"))
+        examples = reply.number(f"{split}_examples")
+        if not (0 <= accuracy <= 1 and examples) and not math.isnan(accuracy):
+            raise MessageError(f"{split}_accuracy: got {accuracy} of {examples} examples, expected 0 to 1")
+        scores[split] = {"loss": loss, "accuracy": accuracy, "examples": examples}
+    return scores
 
 
 def greeting(run: str, config: RunConfig) -> Request:

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trifed.common.errors import TrifedError
-from trifed.deployment.protocol import Fact, Reply, Request, code_of
+from trifed.common.errors import TrifedError, one_line
+from trifed.deployment.protocol import MOST_TEXT, Fact, Reply, Request, code_of, read_json
 from trifed.deployment.site_settings import SiteSettings, read_site_settings
 
 LOGGER = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ READY = b"+"
 """A worker's first byte. One that is just ending still accepts connections, but never sends it."""
 DEFAULT_SECONDS = 86400.0
 """Seconds that an answer may take if the server sets no limit."""
+MOST_HEADER, MOST_PART = 4 * MOST_TEXT, 2**38
+"""The most bytes of a message's header, and of one of its parts."""
 LONGEST_PATH = 100
 """Bytes in the path of a socket; systems allow about this many."""
 
@@ -45,14 +47,14 @@ def ask_worker(path: Path, request: Request) -> Reply:
         path: the site's settings file.
         request: the request; its fact `seconds` is how long the server waits.
     """
-    seconds = float(request.facts.get("seconds", DEFAULT_SECONDS))
     try:
+        seconds = min(request.real("seconds"), DEFAULT_SECONDS) if "seconds" in request.facts else DEFAULT_SECONDS
         settings = read_site_settings(path)
         with _connected(path, settings, time.monotonic() + seconds) as connection:
             send(connection, request.kind, request.facts, request.parts)
             return Reply.read(*receive(connection)[1:])
     except TrifedError as error:
-        LOGGER.warning("%s: %s", path, error)
+        LOGGER.warning("%s: %s", path, one_line(error))
         return Reply(error=code_of(error))
     except (OSError, EOFError, ValueError) as error:
         LOGGER.warning("%s: the process with the model ended or cannot be reached (%s); see %s", path, error, LOG)
@@ -147,17 +149,28 @@ def send(connection: socket.socket, kind: str, facts: Mapping[str, Fact], parts:
 
 
 def receive(connection: socket.socket) -> tuple[str, dict[str, Any], dict[str, bytes]]:
-    """Receive one message of `send`: its kind, facts and parts; EOFError if the other side ended."""
+    """Receive one message of `send`: its kind, facts and parts.
+
+    Raises:
+        EOFError: The other side ended.
+        ValueError: It is no such message, or larger than any.
+    """
     with connection.makefile("rb") as stream:
 
-        def read(size: int) -> bytes:
+        def read(size: int, most: int) -> bytes:
+            if type(size) is not int or not 0 <= size <= most:
+                raise ValueError(f"a message with {one_line(size, 30)} bytes, expected at most {most}")
             data = stream.read(size)
             if len(data) < size:
                 raise EOFError("the other side ended")
             return data
 
-        header = json.loads(read(int.from_bytes(read(8), "little")))
-        return header["kind"], header["facts"], {name: read(size) for name, size in header["parts"].items()}
+        header = read_json(read(int.from_bytes(read(8, 8), "little"), MOST_HEADER))
+        try:
+            kind, facts, sizes = header["kind"], dict(header["facts"]), dict(header["parts"])
+        except (KeyError, TypeError) as error:
+            raise ValueError("no message of this package") from error
+        return str(kind), facts, {name: read(size, MOST_PART) for name, size in sizes.items()}
 
 
 def work(path: Path) -> None:
@@ -188,7 +201,7 @@ def work(path: Path) -> None:
                     reply = site.answer(request)
                     send(connection, "reply", reply.written_facts(), reply.parts)
                 except (OSError, EOFError, ValueError) as error:  # the asking process ended; the next one may come
-                    print(f"not answered: {error}", file=sys.stderr, flush=True)
+                    print(f"not answered: {one_line(error)}", file=sys.stderr, flush=True)
         (settings.folder / SOCKET).unlink(missing_ok=True)
 
 

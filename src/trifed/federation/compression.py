@@ -109,14 +109,12 @@ class Quantise(Compression):
 
     def decode(self, payload: bytes, expected: Header, reference: Vector) -> tuple[Header, Vector]:
         """Return a message's header, and the reference plus the change."""
-        header, arrays = decode(payload, expected)
         n_bytes, n_blocks = -(-_size(self.layout) * self.bits // 8), len(block_starts(self.layout))
         wanted = {"codes": (np.dtype(np.uint8), (n_bytes,)), "steps": (np.dtype(np.float16), (n_blocks,))}
+        header, arrays = decode(payload, expected, wanted, n_bytes + 2 * n_blocks)
         got = {name: (array.dtype, array.shape) for name, array in arrays.items()}
         if got != wanted:
             raise MessageError(f"{expected}: got {got}, expected {wanted}, as {self.bits} bits a number need")
-        if header.examples < 0:
-            raise MessageError(f"{expected}: {header.examples} examples; expected a number of at least 0")
         codes, steps = arrays["codes"].astype(np.uint8), arrays["steps"].astype(np.float16)
         return header, reference + dequantise(codes, steps, self.layout, self.bits)
 

@@ -14,23 +14,25 @@ sites. Timeouts, retries, the order of arrival and the connection of clients bel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 
-from trifed.common.errors import RunError
+from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.federation import events
 from trifed.federation.client_update import SAMPLING
-from trifed.federation.messages import Rejected, layout_sizes, manifest, summary_manifest
+from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.training import seeded
-from trifed.methods.base import Stage, Upload
+from trifed.methods.base import Gradient, Stage, Upload
 from trifed.methods.packing import Layout
+from trifed.similarity import Summary
 
+T = TypeVar("T")
 MessageTo = Callable[[int], bytes | None]
 """Index of a client → the message for it, made when it is asked for; None if there is nothing to send."""
 Exchange = Literal["gradient", "projections", "summary", "train", "finish"]
@@ -86,12 +88,14 @@ class Opened:
         resumed: The last whole round of a run that continues; None for a new run.
         examples: Training examples of each client, if the transport logs them.
         sent: Bytes exchanged before the run was resumed, if the transport logs them.
+        rejected: Clients that could not be opened, by index, with the reasons.
     """
 
     server: Server
     resumed: int | None = None
     examples: list[int] | None = None
     sent: int | None = None
+    rejected: Mapping[int, Rejected] = field(default_factory=dict)
 
 
 class Transport(Protocol):
@@ -114,7 +118,7 @@ class Transport(Protocol):
         """Send a message to each client and yield the replies, with the clients' indices, as they come."""
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
-        """Handle a reply that does not count."""
+        """Handle a reply that does not count; before the first round (0) the client takes no part in the run."""
 
     def close_round(self, number: int, accepted: Sequence[int]) -> None:
         """Check the replies of a round, or, after the last round, of the final download."""
@@ -157,15 +161,13 @@ class FederatedRun:
             self.log(events.Resumed(*about, opened.resumed, opened.sent))
             return opened.resumed
         self.log(events.Started(*about, opened.examples))
+        for client, rejected in opened.rejected.items():
+            self._leave_out(0, client, rejected)
         if method.shared_projections:
             self._make_shared_projections()
         self._evaluate(0, ["start"])
-        clients = range(len(names)) if method.summarise else ()
-        self.server.open(
-            self._collect(
-                "summary", clients, lambda name, payload: events.SummaryReceived(name, summary_manifest(payload))
-            )
-        )
+        clients = self._clients() if method.summarise else ()
+        self.server.open(self._collect("summary", clients, self._read_summary))
         self.transport.save_checkpoint(0)
         return 0
 
@@ -185,6 +187,10 @@ class FederatedRun:
     def _able(self) -> list[int]:
         """Return the clients that have training examples."""
         return [client for client, record in enumerate(self.transport.records) if record.examples]
+
+    def _clients(self) -> list[int]:
+        """Return the clients that have not left."""
+        return [client for client, record in enumerate(self.transport.records) if not record.left]
 
     def round(self, number: int) -> None:
         """Let the selected clients download, train and upload, aggregate their uploads, and evaluate."""
@@ -213,9 +219,8 @@ class FederatedRun:
     def finish(self) -> None:
         """Let every client download its final values."""
         number, stage = self.config.rounds + 1, self.server.context.method.evaluated_model
-        clients = [client for client, record in enumerate(self.transport.records) if not record.left]
-        accepted = []
-        for client, reply in self._ask("finish", number, clients, partial(self.server.download, number)):
+        accepted, download = [], partial(self.server.download, number)
+        for client, reply in self._ask("finish", number, self._clients(), download):
             accepted.append(client)
             if reply.sent is not None:
                 self.log(events.Delivered(number, self._name(client), self._sizes(reply.sent)))
@@ -228,18 +233,14 @@ class FederatedRun:
 
     def _make_shared_projections(self) -> None:
         """Make the frozen projections from the clients' first gradients, keep them, and send them to all."""
-        layout = self.transport.adapted_layout
-        sizes = layout_sizes(layout)
-        gradients = self._collect(
-            "gradient",
-            self._able(),
-            lambda name, payload: events.OpeningExchange(name, up=manifest(payload, sizes)),
-        )
-        projections = self.server.make_shared_projections(gradients, layout)
+        gradients = self._collect("gradient", self._able(), self._read_gradient)
+        if not gradients:
+            raise RunError("no client sent a gradient of its data; the method needs one before round 1")
+        projections = self.server.make_shared_projections(list(gradients.values()))
         self.folder.write_tensors(
             SHARED_PROJECTIONS, {name: torch.from_numpy(values) for name, values in projections.items()}, {}
         )
-        self._send_shared_projections(0, range(len(self.transport.records)))
+        self._send_shared_projections(0, self._clients())
 
     def _send_shared_projections(self, number: int, clients: Sequence[int]) -> None:
         if clients:
@@ -247,15 +248,26 @@ class FederatedRun:
             for client, reply in self._ask("projections", number, clients, self.server.shared_projections_for):
                 self.log(events.OpeningExchange(self._name(client), down=manifest(reply.sent or b"", sizes)))
 
-    def _collect(
-        self, kind: Exchange, clients: Sequence[int], event: Callable[[str, bytes], events.RunEvent]
-    ) -> dict[int, bytes]:
-        """Ask clients for a message before the first round, and log each with its sender's name."""
-        payloads: dict[int, bytes] = {}
+    def _collect(self, kind: Exchange, clients: Sequence[int], read: Callable[[int, bytes], T]) -> dict[int, T]:
+        """Ask clients for a message before the first round, and read each; a bad one leaves its sender out."""
+        found: dict[int, T] = {}
         for client, reply in self._ask(kind, 0, clients, lambda client: None):
-            payloads[client] = reply.payload or b""
-            self.log(event(self._name(client), payloads[client]))
-        return payloads
+            try:
+                found[client] = read(client, reply.payload or b"")
+            except MessageError as error:
+                self._leave_out(0, client, Rejected(BAD_REPLY, str(error)))
+        return found
+
+    def _read_summary(self, client: int, payload: bytes) -> Summary:
+        summary = self.server.read_summary(client, payload)
+        self.log(events.SummaryReceived(self._name(client), summary_manifest(payload, summary)))
+        return summary
+
+    def _read_gradient(self, client: int, payload: bytes) -> Gradient:
+        layout, examples = self.transport.adapted_layout, self.transport.records[client].examples
+        gradient = self.server.read_gradient(client, payload, layout, examples)
+        self.log(events.OpeningExchange(self._name(client), up=manifest(payload, layout_sizes(layout))))
+        return gradient
 
     # -- parts of every exchange
 
@@ -276,16 +288,9 @@ class FederatedRun:
         self.log(events.Trained(number, name, reply.loss, reply.steps, reply.seconds, up, down))
 
     def _leave_out(self, number: int, client: int, rejected: Rejected) -> None:
-        """Log that a client does not count in a round; before the first round every client has to.
-
-        Raises:
-            RunError: The run has not begun.
-        """
-        name = self._name(client)
-        if number == 0:
-            raise RunError(f"{name} could not be opened: {rejected.reason}; mend it, and start the run again")
+        """Log that a client does not count in a round, or, before the first round, in the whole run."""
+        self.log(events.LeftOut(number, self._name(client), rejected.code, rejected.reason))
         self.transport.reject(number, client, rejected)
-        self.log(events.LeftOut(number, name, rejected.code, rejected.reason))
 
     def _evaluate(self, number: int, stages: Sequence[Stage]) -> None:
         for scores in self.transport.evaluate(number, stages):

@@ -15,6 +15,7 @@ from trifed.federation.screening import Bounded, Screening
 from trifed.methods.base import Gradient, ServerContext, State, Upload, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.similarity import Summary
+from trifed.similarity.summary import MOST_CLASSES
 
 REFERENCE, SUMMARY, START = "known/", "summary/", "start"
 """Names of a checkpoint's arrays beside the method's state: reference vectors, summaries, the common start."""
@@ -92,21 +93,26 @@ class Server:
 
     # -- before the first round
 
-    def make_shared_projections(self, payloads: Mapping[int, bytes], layers: Layout) -> Tensors:
-        """Make the adapters' frozen projections from the clients' gradients, and start the cores from them.
+    def read_gradient(self, client: int, payload: bytes, layers: Layout, examples: int) -> Gradient:
+        """Read a client's first gradient.
 
         Args:
-            payloads: The clients' messages by index.
+            client: The client's index.
+            payload: The message.
             layers: Names and shapes of the adapted weights.
+            examples: Training examples that the client has reported.
 
         Raises:
-            MessageError: A gradient is not what it should be.
+            MessageError: The gradient is not what it should be.
         """
+        header, tensors = decode_tensors(payload, self.context.header("gradient", 0, client), layers)
+        if header.examples != examples:
+            raise MessageError(f"{header}: {header.examples} examples, and it was opened with {examples}")
+        return Gradient(client, header.examples, tensors)
+
+    def make_shared_projections(self, gradients: Sequence[Gradient]) -> Tensors:
+        """Make the adapters' frozen projections from the clients' gradients, and start the cores from them."""
         make = self.context.method.shared_projections
-        gradients = []
-        for client, payload in payloads.items():
-            header, tensors = decode_tensors(payload, self.context.header("gradient", 0, client), layers)
-            gradients.append(Gradient(client, header.examples, tensors))
         self.shared_projections = make(self.context.options, gradients, self.context.rank) if make else {}
         self.start_from_projections()
         return self.shared_projections
@@ -122,26 +128,33 @@ class Server:
         header, tensors = self.context.header("frames", 0, client), self.shared_projections
         return encode_tensors(header, tensors, layout_of(tensors))
 
-    def open(self, summaries: Mapping[int, bytes]) -> None:
-        """Begin, with the clients' one-time summaries if the method asks for them.
+    def read_summary(self, client: int, payload: bytes) -> Summary:
+        """Read a client's one-time summary.
 
         Raises:
-            MessageError: A summary is not what it should be.
+            MessageError: The summary is not what it should be.
         """
-        self.summaries = {client: self._summary(client, payload) for client, payload in summaries.items()}
+        header, shapes = self.context.header("summary", 0, client), self.context.compression.layout
+        n_labels = min((shape[0] for name, shape in shapes if is_head(name)), default=MOST_CLASSES)
+        summary = decode_summary(payload, header, self.context.summary_dim, min(n_labels, MOST_CLASSES))
+        if (summary.class_labels >= n_labels).any():
+            raise MessageError(f"{header}: a label over the {n_labels} of the head; it is refused")
+        return summary
+
+    def open(self, summaries: Mapping[int, Summary]) -> None:
+        """Begin, with the clients' one-time summaries if the method asks for them; a missing one is empty."""
+        if self.context.method.summarise:
+            nobody = Summary.empty(self.context.summary_dim)
+            self.summaries = {client: summaries.get(client, nobody) for client in range(self.clients)}
         if self.context.compression.layout:
             self.state = self.context.method.start(self.context.options, self._server_context())
 
     # -- clients that join, change or leave
 
-    def admit(self, client: int, summary: bytes | None) -> None:
-        """Add a client, whose index is the next one, or replace the summary of a known client.
-
-        Raises:
-            MessageError: The summary is not what it should be; nothing has changed then.
-        """
+    def admit(self, client: int, summary: Summary | None) -> None:
+        """Add a client, whose index is the next one, or replace the summary of a known client."""
         if summary is not None:
-            self.summaries[client] = self._summary(client, summary)
+            self.summaries[client] = summary
         new = [client] if client >= self.clients else []
         self.clients = max(self.clients, client + 1)
         self._on_membership_change(new)
@@ -157,14 +170,6 @@ class Server:
         on_membership_change = self.context.method.on_membership_change
         if on_membership_change and self.state:
             self.state = on_membership_change(self.context.options, self._server_context(), self.state, reset)
-
-    def _summary(self, client: int, payload: bytes) -> Summary:
-        header = self.context.header("summary", 0, client)
-        summary = decode_summary(payload, header, self.context.summary_dim)
-        labels = min((shape[0] for name, shape in self.context.compression.layout if is_head(name)), default=None)
-        if labels is not None and (summary.class_labels >= labels).any():
-            raise MessageError(f"{header}: a label over the {labels} of the head; it is refused")
-        return summary
 
     # -- rounds
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from trifed.adapters.attach import attach, factor_values
 from trifed.adapters.settings import AdapterSettings
-from trifed.common.errors import ModelError
+from trifed.common.errors import MessageError, ModelError
 from trifed.config.settings import QUANTISED, ModelSettings, Pooling, TrainingSettings
 from trifed.data import Examples
 from trifed.federation.device_placement import place_model
@@ -114,10 +114,17 @@ class SharedModel:
 
         Args:
             shared_projections: Arrays by the name of a tensor, such as `LAYER.lora_A.weight`.
+
+        Raises:
+            MessageError: The adapter has no such tensor, or one of another shape; nothing is changed then.
         """
+        known = {**self.frozen, **self.parameters}
+        for name, values in shared_projections.items():
+            if name not in known or known[name].shape != values.shape:
+                raise MessageError(f"projections: the adapter has no '{name[:100]}' of shape {values.shape}")
         with torch.no_grad():
             for name, values in shared_projections.items():
-                param = self.parameters[name] if name in self.parameters else self.frozen[name]
+                param = known[name]
                 param.copy_(torch.from_numpy(values))
                 if name in self.start:
                     self.start[name].copy_(torch.from_numpy(values))

@@ -10,6 +10,7 @@ The floor prevents the release of exact copies of examples. It is no privacy gua
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trifed.similarity.checks import Floats, Ints, SimilarityError, as_floats, require_at_least
-from trifed.similarity.summary import MERGED, Summary
+from trifed.similarity.summary import MERGED, MOST_WORK, Summary
 from trifed.similarity.transport import summary_distance
 
 REG_COVAR = 1e-4
@@ -137,9 +138,11 @@ def _summarise(x: Floats, y: Ints, floor: int, max_components: int, seed: int) -
     """Summarise checked examples (n, dim) and labels (n,), with a noise floor of 0."""
     class_labels, class_counts = np.unique(y, return_counts=True)
     parts: list[tuple[int, Floats]] = []
-    for label in class_labels[class_counts >= floor].tolist():
+    large = class_labels[class_counts >= floor].tolist()
+    most = min(max_components, max(1, math.isqrt(MOST_WORK // (len(large) + 1))))  # what a server accepts
+    for label in large:
         state = int(np.random.SeedSequence([seed, label]).generate_state(1)[0])
-        parts += [(label, part) for part in _partition(x[y == label], floor, max_components, state)]
+        parts += [(label, part) for part in _partition(x[y == label], floor, most, state)]
     rest = x[np.isin(y, class_labels[class_counts < floor])]
     if len(rest) >= floor:
         parts.append((MERGED, rest))

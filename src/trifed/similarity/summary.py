@@ -22,7 +22,23 @@ MERGED = -1
 MAX_COUNT = 10**9
 """The most examples of one class or component that is accepted, so that sums cannot overflow."""
 
-_FIELDS: dict[str, tuple[type[np.generic], int]] = {
+MOST_CLASSES = 4000
+"""The most classes of one client."""
+
+MOST_COMPONENTS = 3
+"""The most components of one class, and of the merged classes together."""
+
+MOST_WORK = 2000
+"""The largest sum of k² over the classes, with k components each. The time to compare a summary grows with it: at
+2000, about a second beside 50 clients with 30 components each."""
+
+MOST_DIM = 1024
+"""The largest dimension of a projection."""
+
+LARGEST = 1e18
+"""The largest mean, variance and noise floor."""
+
+FIELDS: dict[str, tuple[type[np.generic], int]] = {
     "labels": (np.int64, 1),
     "counts": (np.int64, 1),
     "means": (np.float32, 2),
@@ -62,12 +78,17 @@ class Summary:
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Return the summary as named arrays, `self_distance` as float64 of shape (1,)."""
-        return {name: np.array(getattr(self, name), dtype, ndmin=1) for name, (dtype, _) in _FIELDS.items()}
+        return {name: np.array(getattr(self, name), dtype, ndmin=1) for name, (dtype, _) in FIELDS.items()}
 
     def emptied(self) -> Summary:
         """Return the summary of a client without examples: no components, no classes."""
-        none = np.zeros(0, np.int64)
-        return Summary(none, none, self.means[:0], self.variances[:0], 0.0, none, none)
+        return Summary.empty(self.means.shape[1])
+
+    @classmethod
+    def empty(cls, dim: int) -> Summary:
+        """Return the summary of a client without examples; `dim` is the projected dimension."""
+        none, moments = np.zeros(0, np.int64), np.zeros((0, dim), np.float32)
+        return cls(none, none, moments, moments, 0.0, none, none)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]], dim: int | None = None) -> Summary:
@@ -78,9 +99,10 @@ class Summary:
             dim: The agreed projected dimension; None accepts any.
 
         Raises:
-            MessageError: Missing or extra names, wrong dtypes or shapes, NaN or infinity, negative variances or
-                noise floor, counts under 1 (components) or 0 (classes) or over `MAX_COUNT`, repeated classes,
-                or component counts that do not add up to those of their classes.
+            MessageError: Missing or extra names, wrong dtypes or shapes, too many classes or components, numbers
+                that are not finite or over `LARGEST`, negative variances or noise floor, counts under 1
+                (components) or 0 (classes) or over `MAX_COUNT`, repeated classes, or component counts that do not
+                add up to those of their classes.
         """
         _check_form(arrays, dim)
         _check_values(arrays)
@@ -88,11 +110,17 @@ class Summary:
         return cls(**{**copies, "self_distance": float(copies["self_distance"][0])})
 
 
+def most_bytes(dim: int | None = None, n_labels: int = MOST_CLASSES) -> int:
+    """Return the most bytes of a summary's arrays; `dim`: the projected dimension, if known."""
+    components = min(MOST_WORK, MOST_COMPONENTS * (n_labels + 1))
+    return 8 + 16 * n_labels + components * (16 + 8 * (dim or MOST_DIM))
+
+
 def _check_form(arrays: Mapping[str, npt.NDArray[np.generic]], dim: int | None) -> None:
     """Raise `MessageError` for wrong names, dtypes or shapes."""
-    if set(arrays) != set(_FIELDS):
-        raise MessageError(f"summary: got the arrays {sorted(arrays)}, expected {sorted(_FIELDS)}")
-    for name, (dtype, ndim) in _FIELDS.items():
+    if set(arrays) != set(FIELDS):
+        raise MessageError(f"summary: got the arrays {sorted(arrays)}, expected {sorted(FIELDS)}")
+    for name, (dtype, ndim) in FIELDS.items():
         array = arrays[name]
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != ndim:
             got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
@@ -109,8 +137,14 @@ def _check_form(arrays: Mapping[str, npt.NDArray[np.generic]], dim: int | None) 
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             raise MessageError(f"summary.{name}: got shape {arrays[name].shape}, expected {shape}")
-    if width < 1:
-        raise MessageError("summary.means: got dimension 0, expected at least 1")
+    if not 1 <= width <= MOST_DIM:
+        raise MessageError(f"summary.means: got dimension {width}, expected 1 to {MOST_DIM}")
+    n_classes, sizes = len(arrays["class_labels"]), np.unique(arrays["labels"], return_counts=True)[1]
+    if n_classes > MOST_CLASSES or (sizes > MOST_COMPONENTS).any() or (sizes**2).sum() > MOST_WORK:
+        raise MessageError(
+            f"summary: got {n_classes} classes and {m} components, expected at most {MOST_CLASSES} classes, "
+            f"{MOST_COMPONENTS} components of each, and fewer with many classes"
+        )
 
 
 def _check_values(arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -121,7 +155,10 @@ def _check_values(arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     )
     own, merged = np.isin(classes, labels), labels == MERGED
     problems = [
-        *((f"{n}: got NaN or infinity, expected finite numbers", ~np.isfinite(v)) for n, v in values.items()),
+        *(
+            (f"{n}: got NaN, infinity or a number over {LARGEST:g}", ~(np.abs(v) <= LARGEST))
+            for n, v in values.items()
+        ),
         *(
             (f"{n}: got a negative number, expected at least 0", values[n] < 0)
             for n in ("variances", "self_distance")
