@@ -88,7 +88,7 @@ def record_release(
     release = Release(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         run=str(request.facts.get("run", ""))[:100],
-        round=number if isinstance(number, int) else 0,
+        round=number if isinstance(number, int) and 0 <= number < 2**31 else 0,
         kind=request.kind[:100],
         facts=facts,
         parts={name: Part(len(part), list(tensors.get(name, []))) for name, part in reply.parts.items()},

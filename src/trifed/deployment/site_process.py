@@ -72,7 +72,7 @@ class SiteProcess:
         return reply
 
     def _refusal(self, request: Request, error: Exception) -> Reply:
-        LOGGER.warning("'%s' refused: %s", one_line(request.kind, 20), one_line(error))
+        LOGGER.warning("'%s' refused: %s", one_line(request.kind, 20), one_line(error, 2000))
         return Reply(error=code_of(error))
 
     def _answer(self, request: Request) -> Reply:

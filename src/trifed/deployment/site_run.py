@@ -33,9 +33,9 @@ from trifed.deployment.site_store import SiteStore
 from trifed.federation.client import AcceptanceLimits, Client, ClientSettings, adapted_layout
 from trifed.federation.client_model import save_client
 from trifed.federation.client_update import ClientDataset, ClientState, score
-from trifed.federation.context import decode_tensors, run_context
+from trifed.federation.context import RunContext, decode_tensors, run_context
 from trifed.federation.dp_mechanism import digest_of, make_privacy
-from trifed.federation.messages import encode_values
+from trifed.federation.messages import encode_values, read_header
 from trifed.federation.privacy_report import accounts_in
 from trifed.federation.results import facts_of
 from trifed.federation.run_folder import PRIVACY
@@ -144,7 +144,7 @@ class SiteRun:
             )
         if self._lacks_shared_projections(client):
             return Reply(lost=True)
-        key = request_key(request) if client.privacy.active else ""
+        key = request_key(request, client.context) if client.privacy.active else ""
         upload = self.store.upload_for(key) if key else None
         if upload:
             client.privacy.on_release(number, upload)
@@ -268,14 +268,18 @@ class SiteRun:
         return bool(client.context.method.shared_projections) and not self.store.has_shared_projections()
 
 
-def request_key(request: Request) -> str:
+def request_key(request: Request, context: RunContext) -> str:
     """Return a text that identifies a train request: a repeated request gets the same upload.
 
     Raises:
         MessageError: The download cannot be read.
     """
+    download, place, number = "none", request.number("place"), request.number("round")
     try:
-        download = digest_of(load(request.parts["download"])) if "download" in request.parts else "none"
-    except (SafetensorError, ValueError, KeyError) as error:
+        if "download" in request.parts:
+            payload, sizes = request.parts["download"], context.compression.sizes
+            read_header(payload, context.header("download", number, place), sum(sizes.values()))
+            download = digest_of(load(payload))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise MessageError(f"the download is not a readable message ({error}); it is refused") from error
-    return f"{request.number('place')} {request.number('round')} {request.number('counts')} {download}"
+    return f"{place} {number} {request.number('counts')} {download}"

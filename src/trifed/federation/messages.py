@@ -83,7 +83,7 @@ def decode(
         MessageError: Too large, not a safetensors payload, another run, base, round, client or kind, other arrays,
             NaN or infinity, or a value over `LARGEST`.
     """
-    found, present = _read_header(payload, expected, most_bytes)
+    found, present = read_header(payload, expected, most_bytes)
     for name in ("kind", "run", "base", "round", "client"):
         got, want = getattr(found, name), getattr(expected, name)
         if got != want:
@@ -102,8 +102,12 @@ def decode(
     return found, arrays
 
 
-def _read_header(payload: bytes, expected: Header, most_bytes: int) -> tuple[Header, set[str]]:
-    """Return the header and the names of the arrays."""
+def read_header(payload: bytes, expected: Header, most_bytes: int) -> tuple[Header, set[str]]:
+    """Return the header of a message and the names of its arrays, read from its first bytes alone.
+
+    Raises:
+        MessageError: Too large, or no header of such a message.
+    """
     # safetensors reads metadata from files only; the layout of its first bytes is fixed by its format.
     size = int.from_bytes(payload[:8], "little")
     rest = len(payload) - 8 - size
