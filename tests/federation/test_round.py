@@ -91,7 +91,7 @@ def test_a_round_is_members_then_train_then_aggregate_then_evaluate_then_checkpo
          ("checkpoint", n, [n, n])]
         for n, stages in ((1, ("received",)), (2, ("trained", "received")))
     ]  # fmt: skip
-    opening = [("evaluate", 0, ("start",)), ("checkpoint", 0, [0, 0])]
+    opening = [("evaluate", 0, ("start",)), ("summary", 0, ()), ("checkpoint", 0, [0, 0])]
     end = [("update", 3), ("finish", 3, everyone), ("close", 3, everyone)]
     assert transport.calls == [*opening, *rounds[0], *rounds[1], *end]
     names = [event["event"] for event in logged]
