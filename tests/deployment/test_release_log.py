@@ -78,10 +78,10 @@ def test_a_damaged_record_is_said_with_its_line_and_half_a_line_is_ignored(tmp_p
         read_releases(tmp_path)
 
 
-def code(federation, method, privacy=None, **settings):
-    """What the sites reply to a greeting."""
+def code(federation, method, privacy=None, folder="server", changes=None, **settings):
+    """The code with which all sites reply to a greeting."""
     nodes = {place: federation.node(site, **settings) for place, site in enumerate(("amber", "basil", "coral"))}
-    coordinator, _ = federation(method, nodes=nodes, privacy=privacy or {})
+    coordinator, _ = federation(method, nodes=nodes, privacy=privacy or {}, folder=folder, **(changes or {}))
     codes = {node.answer(coordinator.client_manager.hello).error for node in nodes.values()}
     assert len(codes) == 1
     return codes.pop()
@@ -106,3 +106,13 @@ def test_a_site_that_does_not_tell_its_number_weighs_one(federation):
 def test_label_counts_do_not_leave_a_site_that_tells_no_number(federation):
     assert code(federation, "own-prior", tell_examples=False) == "counts_off"
     assert code(federation, "own-prior", privacy=PRIVACY, tell_examples=False) is None
+
+
+def test_a_later_run_reads_no_other_columns_than_the_first(federation):
+    """A server that named another column as the label, such as a diagnosis, got a model of it."""
+    assert code(federation, "own-prior") is None
+    assert code(federation, "local", folder="second") is None
+    other = {"data": {"label": "site"}}
+    assert code(federation, "local", folder="third", changes=other) == "columns_not_allowed"
+    assert code(federation, "local", folder="third", changes=other, columns=["text", "site"]) is None
+    assert code(federation, "local", columns=["text"]) == "columns_not_allowed"

@@ -73,6 +73,7 @@ RefusalCode = Literal[
     "counts_off",
     "guard",
     "too_few_clients",
+    "columns_not_allowed",
     "storage",
     "unreachable",
     "no_settings",
@@ -110,6 +111,7 @@ REASONS: dict[RefusalCode, str] = {
     "counts_off": "it does not say how many examples it has, and the run's method asks for that",
     "guard": "what it would send could show single examples",
     "too_few_clients": "the round has fewer clients than its at_least asks for",
+    "columns_not_allowed": "the run reads columns that it does not allow",
     "storage": "it cannot read or write its files",
     "unreachable": "its process with the model ended or cannot be reached",
     "no_settings": "its node was started without --node-config 'node=\"/…/node.toml\"'",
@@ -129,7 +131,7 @@ REASONS: dict[RefusalCode, str] = {
 AT_SITE = {
     "bad_request", "wrong_phase", "wrong_run", "data_unusable",
     "model_unusable", "base_mismatch", "settings_unusable",
-    "privacy_limit", "guard", "storage", "unreachable", "other",
+    "privacy_limit", "guard", "columns_not_allowed", "storage", "unreachable", "other",
 }  # fmt: skip
 """Codes whose details are in the site's log alone."""
 

@@ -21,7 +21,7 @@ from trifed.deployment.protocol import MOST_TEXT, RefusedError, Reply, Request, 
 from trifed.deployment.release_log import record_release
 from trifed.deployment.site_run import SiteRun
 from trifed.deployment.site_settings import LEFT, SiteSettings
-from trifed.deployment.site_store import BASES, SiteStore, first_known
+from trifed.deployment.site_store import BASES, COLUMNS, SiteStore, first_known
 from trifed.federation.privacy_report import promise
 from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS, ORIGINS, code_hash
@@ -148,6 +148,7 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     config = make_config(deep_merge(values, own), f"the run's settings with those of {site.name}")
     check_privacy_limits(config, site)
     check_site_policy(config, site)
+    check_columns(config, site)
     task = TASKS[config.task]
     if task.labelled and not config.data.labels:
         raise RefusedError(
@@ -182,7 +183,7 @@ def check_base(site: SiteSettings, model: str, fingerprint: str) -> None:
     found = f"the base model here is {fingerprint[:16]}, but"
     if not fingerprint.startswith(site.base):
         raise RefusedError("base_mismatch", f"{found} {site.name} accepts only {site.base[:16]} (base)")
-    first = first_known(site.folder, model, fingerprint)
+    first = first_known(site.folder, BASES, model, fingerprint)
     if first != fingerprint:
         raise RefusedError(
             "base_mismatch",
@@ -235,6 +236,26 @@ def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
             "counts_off",
             f"method.name: '{config.method.name}' sends the number of examples of each label; {name} does "
             f"not, because its node.toml has tell_examples = false",
+        )
+
+
+def check_columns(config: RunConfig, site: SiteSettings) -> None:
+    """Check that a run reads no other columns than the site allows, or than the first run here has read.
+
+    Raises:
+        RefusedError: The run's settings name another column.
+    """
+    data = config.data
+    read = {data.label, *(role.column(data) for role in TASKS[config.task].roles)} - {"", None}
+    names = json.dumps(sorted(map(str, read)))
+    allowed = site.columns
+    if allowed is None:
+        allowed = json.loads(first_known(site.folder, COLUMNS, str(data.source), names))
+    if not read <= set(allowed):
+        raise RefusedError(
+            "columns_not_allowed",
+            f"data: the run reads the columns {names}, and {site.name} allows {json.dumps(allowed)}; if that is "
+            f"meant, set columns = {names} in node.toml",
         )
 
 

@@ -63,6 +63,10 @@ class SiteSettings(BaseModel):
         gt=0,
         description="Seconds without a request after which the process with the model ends; the next starts it.",
     )
+    columns: list[str] | None = Field(
+        None,
+        description="Columns of the data that a run may read. Unset: those that the first run here has read.",
+    )
     gradients: bool = Field(
         False,
         description="Send an exact gradient of the data before round 1, if the run's method asks for it. Single "

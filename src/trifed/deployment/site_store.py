@@ -3,6 +3,7 @@
 ::
 
     FOLDER/bases.json             the weights of every base model when it was first loaded here, sha256
+    FOLDER/columns.json           the columns of each source of data that the first run here has read
     FOLDER/RUN/
         run.json                  the run's settings as the server sent them
         data.json                 a hash of the data that the client was opened with, and a mark for the server
@@ -45,23 +46,30 @@ from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
 MESSAGE, BASES, LOCAL_INIT = "message.safetensors", "bases.json", "own/"
+COLUMNS = "columns.json"
 
 
-def first_known(folder: Path, name: str, fingerprint: str) -> str:
-    """Return the fingerprint that a base model of this name had when it was first loaded at this site.
+def first_known(folder: Path, file: str, name: str, value: str) -> str:
+    """Return what a name stood for when it was first used at this site, such as the weights of a base model.
 
-    On the first load that is `fingerprint`, which is written down.
+    On the first use that is `value`, which is written down.
+
+    Args:
+        folder: The site's folder.
+        file: Name of the JSON file in it.
+        name: The model or the source of data.
+        value: What it stands for now.
 
     Raises:
         RunError: the file cannot be read or written.
     """
-    path = folder / BASES
+    path = folder / file
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        known: dict[str, str] = RunFolder(folder).read_json(BASES, {})
+        known: dict[str, str] = RunFolder(folder).read_json(file, {})
         if name not in known:
-            known[name] = fingerprint
-            RunFolder(folder).write_json(BASES, known)
+            known[name] = value
+            RunFolder(folder).write_json(file, known)
     except OSError as error:
         raise RunError(f"{path}: cannot be kept ({error.strerror}); name another folder") from error
     except ValueError as error:
