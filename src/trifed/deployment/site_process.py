@@ -7,6 +7,7 @@ request.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
