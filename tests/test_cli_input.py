@@ -245,7 +245,7 @@ def test_a_place_that_cannot_hold_runs(refused, tmp_path):
 def test_a_disk_that_fills_up(capsys, monkeypatch, tmp_path, refused):
     kept = RunFolder.save_checkpoint
 
-    def full(*args):
+    def full(*args, **more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "checkpoint.safetensors")
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", full)

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load as load_arrays
 from safetensors.torch import load_file
 
-from trifed.common.errors import RunError
+from trifed.common.errors import LockedError, RunError
+from trifed.common.lock import held
 from trifed.deployment.checkpoint import ServerCheckpoint, run_status
 from trifed.deployment.membership import withdraw_from
 from trifed.deployment.site_settings import LEFT
@@ -392,5 +393,5 @@ def test_with_no_share_for_others_a_client_ends_as_it_would_alone(sites, site_ta
 
 def test_two_servers_do_not_lead_one_run(sites):
     coordinator, *_ = sites()
-    with coordinator.checkpoint.held(), pytest.raises(RunError, match="another process"):
+    with held(coordinator.folder.path), pytest.raises(LockedError):
         sites()[0].run()

@@ -10,7 +10,8 @@ from trifed.config.settings import WireSettings
 from trifed.federation.client_update import ClientState
 from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header
-from trifed.federation.run_folder import RunFolder, state_of, state_tensors
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.state_tensors import state_of, state_tensors
 from trifed.federation.upload import (
     RECEIVED,
     RESIDUAL,

@@ -24,6 +24,7 @@ from trifed.attacks.plan import Plan
 from trifed.attacks.reconstruction import BatchReconstruction, ImageReconstruction, Progress, TextReconstruction
 from trifed.attacks.target import OBSERVATIONS, Subset, TargetClient, load_target, train_target
 from trifed.common.errors import ConfigError, RunError
+from trifed.common.lock import held
 from trifed.config.run import RunConfig, make_config
 from trifed.config.toml_files import read_toml
 from trifed.data import FederatedData, content_hash, make_clients
@@ -113,20 +114,21 @@ def audit(
     state = f"{content_hash(data)} {RunFolder.open(folder).rounds_done() if folder else 0}"
     names = [own, *(name for name in plan.controls if name != own)]
     parts: list[MethodFindings] = []
-    for name in names:
-        chosen = config if name == own else config.with_method(name)
-        identity = [chosen.run_id(), state, client, asdict(plan) | {"controls": None}]
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        part = _read(into / "parts" / f"{name}.json")
-        if part is not None and part.key == key:
-            progress(f"{name}: from before")
-        else:
-            part = _attack(chosen, folder if name == own else None, plan, client, progress, own=name == own)
-            part.key = key
-            _write(into, f"parts/{name}.json", part)
-        parts.append(part)
-        findings = _findings(config, plan, parts, finished=len(parts) == len(names))
-        _write(into, "audit.json", findings)
+    with held(into):
+        for name in names:
+            chosen = config if name == own else config.with_method(name)
+            identity = [chosen.run_id(), state, client, asdict(plan) | {"controls": None}]
+            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            part = _read(into / "parts" / f"{name}.json")
+            if part is not None and part.key == key:
+                progress(f"{name}: from before")
+            else:
+                part = _attack(chosen, folder if name == own else None, plan, client, progress, own=name == own)
+                part.key = key
+                _write(into, f"parts/{name}.json", part)
+            parts.append(part)
+            findings = _findings(config, plan, parts, finished=len(parts) == len(names))
+            _write(into, "audit.json", findings)
     return findings
 
 
@@ -148,7 +150,7 @@ def _read(path: Path) -> MethodFindings | None:
 
 
 def _write(folder: Path, name: str, model: BaseModel) -> None:
-    RunFolder(folder).write_text(name, model.model_dump_json(indent=1) + "\n")
+    RunFolder(folder).write_text(name, model.model_dump_json(indent=1) + "\n", durable=True)
 
 
 def _attack(

@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 
 from trifed.cli import audit, compare, cost, flower, models, runs
-from trifed.cli.flags import INTERRUPTED, MISTAKE, MethodFile, Runs
+from trifed.cli.continuing import continuable
+from trifed.cli.flags import MethodFile, Runs
 from trifed.common.errors import ConfigError, RunError, TrifedError
+from trifed.common.stopping import MISTAKE, exit_code, stop_on_sigterm
 from trifed.common.version import __version__
 from trifed.config.run import RunConfig, make_config, overlay, read_config
 from trifed.config.settings import TaskName
@@ -95,6 +97,9 @@ def run_command(
     ] = None,
     runs: Runs = Path("runs"),
     resume: Annotated[Path | None, Flag(help="Continue the run in this folder.", show_default=False)] = None,
+    from_round: Annotated[
+        int | None, Flag(help="With --resume: go back to the end of this round first.", show_default=False)
+    ] = None,
 ) -> None:
     """Fine-tune one model across clients. Settings come from a TOML file and from flags; flags win.
 
@@ -113,6 +118,8 @@ def run_command(
       trifed run --task causal-lm --data help.jsonl --prompt ask --answer tell --model HuggingFaceTB/SmolLM2-135M
     \b
       trifed run --resume runs/beside
+    \b
+      trifed run --resume runs/beside --from-round 17   # undo rounds 18 and later
 
     [bold]A file to start from[/bold]
 
@@ -150,8 +157,10 @@ def run_command(
             raise RunError("--resume uses the run's own configuration; leave out the file and the other flags")
         from trifed.federation.run_folder import RunFolder
 
-        _carry_out(read_config(RunFolder.open(resume).path / "config.toml"), resume, resumed=True)
+        _carry_out(read_config(RunFolder.open(resume).path / "config.toml"), resume, True, from_round)
         return
+    if from_round is not None:
+        raise RunError("--from-round goes back in a run that exists; give its folder with --resume")
     if config is None and not settings:
         typer.echo(context.get_help())
         raise typer.Exit(MISTAKE)
@@ -217,35 +226,29 @@ def _parse_setting(item: str) -> tuple[str, Any]:
         return key.strip(), value  # a word without quotes is a text
 
 
-def _carry_out(config: RunConfig, path: Path, resumed: bool = False) -> None:
+def _carry_out(config: RunConfig, path: Path, resumed: bool = False, from_round: int | None = None) -> None:
     """Run or resume with a live display, then print the tables and draw the plot."""
-    # Imported late: --help should not wait for transformers and matplotlib.
-    from trifed.experiments.runner import resume, run
-    from trifed.reports.comparison.plots import plot_result
-    from trifed.reports.comparison.report import render_result
-    from trifed.reports.progress_bar import Watch
-    from trifed.reports.read import read_source
+    with continuable(lambda: _how_to_continue(path)):
+        # Imported late: --help should not wait for transformers and matplotlib.
+        from trifed.experiments.runner import resume, run
+        from trifed.reports.comparison.plots import plot_result
+        from trifed.reports.comparison.report import render_result
+        from trifed.reports.progress_bar import Watch
+        from trifed.reports.read import read_source
 
-    console = Console()
-    display = Watch(config, console)
-    try:
-        result = resume(path, display) if resumed else run(config, path, display)
-        display.close()
-        source = read_source(result.path)
-        console.print(render_result(source))
-        picture = result.path / "curves.png"
-        plot_result(source, picture)
-        display.say(f"Everything is in {result.path}; the plot is {picture}.")
-        display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
-    except KeyboardInterrupt:
-        display.close()
-        typer.echo(f"\nStopped. {_how_to_continue(path)}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except OSError as error:
-        reason = f"{error.filename or path}: {error.strerror or error}"
-        raise RunError(f"{reason}. Correct that first. {_how_to_continue(path)}") from error
-    finally:
-        display.close()
+        console = Console()
+        display = Watch(config, console)
+        try:
+            result = resume(path, display, from_round) if resumed else run(config, path, display)
+            display.close()
+            source = read_source(result.path)
+            console.print(render_result(source))
+            picture = result.path / "curves.png"
+            plot_result(source, picture)
+            display.say(f"Everything is in {result.path}; the plot is {picture}.")
+            display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
+        finally:
+            display.close()
 
 
 def _how_to_continue(path: Path) -> str:
@@ -257,13 +260,14 @@ def _how_to_continue(path: Path) -> str:
 def main() -> None:
     """Run the command line; an error that the user can correct ends with one message and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stop_on_sigterm()
     try:
         app(prog_name="trifed")
     except TrifedError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(MISTAKE)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        sys.exit(exit_code(stop))
 
 
 if __name__ == "__main__":

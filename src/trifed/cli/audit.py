@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trifed.cli.flags import INTERRUPTED
+from trifed.cli.continuing import continuable
 from trifed.common.files import whole_file
 
 
@@ -67,17 +67,13 @@ def audit_command(
             if not console.is_terminal or text.startswith("about"):
                 console.print(text, highlight=False, markup=False)
 
-        try:
-            found = audit(source, target, plan, client, progress)
-        except KeyboardInterrupt:
+        def how() -> str:
             done = (target / "audit.json").is_file()
-            console.print(
-                f"\nStopped. {f'Finished parts: {target}' if done else 'Nothing is finished yet'}; to continue:\n"
-                f"  {shlex.join(['trifed', *sys.argv[1:]])}",
-                highlight=False,
-                markup=False,
-            )
-            raise typer.Exit(INTERRUPTED) from None
+            kept = f"Finished parts: {target}" if done else "Nothing is finished yet"
+            return f"{kept}; to continue:\n  {shlex.join(['trifed', *sys.argv[1:]])}"
+
+        with continuable(how):
+            found = audit(source, target, plan, client, progress)
         from trifed.reports.audit.report import audit_lines, audit_page
 
         status.update("Drawing")

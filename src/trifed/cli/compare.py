@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trifed.cli.flags import INTERRUPTED, MethodFile, Runs
+from trifed.cli.continuing import continuable
+from trifed.cli.flags import MethodFile, Runs
 
 
 def compare_command(
@@ -66,12 +67,8 @@ def compare_command(
     if show:
         console.print(render_comparison(load_comparison(folder).data))
         return
-    with CompareWatch(console) as watch:
-        try:
-            result = compare(comparison, folder, jobs=jobs, listener=watch)
-        except KeyboardInterrupt:
-            watch.close()
-            typer.echo("\nStopped. All complete rounds are kept; the same command continues.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+    how = "All complete rounds are kept; the same command continues."
+    with continuable(lambda: how), CompareWatch(console) as watch:
+        result = compare(comparison, folder, jobs=jobs, listener=watch)
     console.print(render_comparison(result.data))
     console.print(f"Everything is in {folder}; for a page to share: trifed report {folder}", soft_wrap=True)

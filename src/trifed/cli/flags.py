@@ -1,14 +1,9 @@
-"""Arguments, flags and exit codes that several commands share."""
+"""Arguments and flags that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-MISTAKE = 2
-"""Exit code after an error that the user can correct."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder of a run or of an exported model.", show_default=False)]

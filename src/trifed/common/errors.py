@@ -8,6 +8,7 @@
     ├── ModelError              a base model or its target modules that cannot be used
     ├── AdapterError            an adapter folder or adapter configuration that cannot be used
     ├── RunError                a run folder that exists, is missing, or does not fit
+    │   ├── LockedError         a run folder that another process writes to
     │   ├── GuardError          an upload or a summary that would reveal single examples
     │   └── BudgetError         a release that would exceed a privacy budget
     ├── SimilarityError         arrays that no similarity can be computed from (in trifed.similarity)
@@ -53,6 +54,10 @@ class AdapterError(TrifedError):
 
 class RunError(TrifedError):
     """A run folder that cannot be used."""
+
+
+class LockedError(RunError):
+    """A run folder that another process writes to."""
 
 
 class GuardError(RunError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def is_free(target: Path) -> bool:
@@ -34,32 +37,39 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def whole_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a path to write to, which is renamed to `target` at the end of the block, or deleted on an exception.
 
-    Missing parent folders are created. Raises OSError if nothing can be written.
+    Missing parent folders are created.
+
+    Args:
+        target: The file, which is replaced if it exists.
+        durable: Return only when the file and its new name are on the disk, so that they survive a power failure.
+
+    Raises:
+        OSError: Nothing can be written, also where the writer was safetensors, which has an error of its own.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(target)
     try:
-        yield partial
+        try:
+            yield partial
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(target)) from error
+        if durable:
+            flush(partial)
         partial.replace(target)
+        if durable:
+            flush(target.parent)  # the directory entry
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_for_good(target: Path, text: str) -> None:
-    """Write a file atomically, and return when it is on the disk, so that it survives a power failure.
-
-    Missing parent folders are created. Raises OSError if nothing can be written.
-    """
-    with whole_file(target) as path, path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    handle = os.open(target.parent, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Write what the system still holds of a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)  # the directory entry
+        os.fsync(handle)
     finally:
         os.close(handle)
 

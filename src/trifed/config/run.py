@@ -74,6 +74,12 @@ class RunConfig(StrictSettings):
         1.0, gt=0, le=1, description="Share of the clients that are selected in each round."
     )
     evaluate_every: int = Field(1, ge=1, description="Rounds from one evaluation to the next.")
+    keep_checkpoints: int = Field(
+        3,
+        ge=1,
+        description="Number of last rounds whose checkpoints are kept; `--resume RUN --from-round N` goes back "
+        "to one of them.",
+    )
     controls: bool = Field(
         True,
         description="Also evaluate two simple baselines: a linear probe and class means on the frozen features.",

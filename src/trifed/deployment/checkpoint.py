@@ -8,14 +8,13 @@
                                  reference vectors
         frames.safetensors       shared projections, for a method that makes them before round 1
         leaving.json             clients that are to be withdrawn before the next round
-        lock                     held by the process that leads the run
+        checkpoints/             the checkpoints of the last rounds
+        lock                     while a process leads the run or changes its files: its id and host
 """
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,23 +25,31 @@ from trifed.config.run import RunConfig
 from trifed.deployment.protocol import read_layout, write_layout
 from trifed.federation.context import run_context
 from trifed.federation.events import Event
+from trifed.federation.kept_checkpoints import forget
 from trifed.federation.round import ClientRecord
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server
 
-FACTS, LEAVING, LOCK = "federation.json", "leaving.json", "lock"
-
-
-class BusyError(RunError):
-    """Another process leads the run."""
+FACTS, LEAVING = "federation.json", "leaving.json"
 
 
 class ServerCheckpoint:
-    """The files of one run in `folder`; `facts` is the content of federation.json, empty before the run begins."""
+    """The files of one run in `folder`.
 
-    def __init__(self, folder: RunFolder) -> None:
+    Attributes:
+        count: Number of last rounds whose checkpoints are kept.
+        facts: Content of federation.json, empty before the run begins.
+    """
+
+    def __init__(self, folder: RunFolder, count: int = 1) -> None:
         self.folder = folder
+        self.count = count
         self.facts: dict[str, Any] = folder.read_json(FACTS, {})
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the run has its result, which is written last."""
+        return (self.folder.path / "summary.json").is_file()
 
     @property
     def records(self) -> list[ClientRecord]:
@@ -59,20 +66,14 @@ class ServerCheckpoint:
             lora_bytes: Size of one message of `fedavg-lora` on this model.
         """
         base, digest = identity
-        self.facts = {
-            "run": name,
-            "base": base,
-            "digest": digest,
-            "layout": write_layout(server.context.compression.layout),
-            "lora_bytes": lora_bytes,
-        }
-        self.folder.write_json(FACTS, self.facts)
+        layout = write_layout(server.context.compression.layout)
+        self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora_bytes}
+        self.folder.write_json(FACTS, self.facts, durable=True)
 
     def save(self, number: int, server: Server, records: list[ClientRecord]) -> None:
         """Write the end of a round."""
-        self.folder.save_checkpoint(
-            number, [], server.state_dict(), server.context.run, [asdict(record) for record in records]
-        )
+        kept = [asdict(record) for record in records]
+        self.folder.save_checkpoint(number, [], server.state_dict(), server.context.run, kept, self.count)
 
     def load(self, config: RunConfig) -> tuple[int, Server, list[ClientRecord]]:
         """Read the last whole round, and cut the log of an unfinished run back to it.
@@ -80,8 +81,7 @@ class ServerCheckpoint:
         Raises:
             RunError: The checkpoint is missing or damaged.
         """
-        finished = any(event["event"] == "finished" for event in self.folder.events())
-        checkpoint = self.folder.load_checkpoint(self.facts["run"], cut=not finished)
+        checkpoint = self.folder.load_checkpoint(self.facts["run"], cut=not self.finished)
         if checkpoint is None:
             raise RunError(f"{self.folder.path}: the checkpoint is gone; start a new run")
         done, _, arrays = checkpoint
@@ -93,25 +93,13 @@ class ServerCheckpoint:
             server.shared_projections = self.folder.read_arrays(SHARED_PROJECTIONS)
         return done, server, records
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the run's lock while this process leads the run or changes its files.
-
-        Raises:
-            BusyError: Another process holds it.
-        """
-        with (self.folder.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError(
-                    f"{self.folder.path}: another process leads this run; wait for it, or end it"
-                ) from None
-            yield
+    def forget_earlier(self) -> None:
+        """Remove the checkpoints of earlier rounds, which hold data that are to be deleted."""
+        forget(self.folder.path)
 
     def leave_next(self, name: str) -> None:
         """Request that the process that leads the run withdraws a client before the next round."""
-        self.folder.write_json(LEAVING, sorted({*self.leaving(), name}))
+        self.folder.write_json(LEAVING, sorted({*self.leaving(), name}), durable=True)
 
     def leaving(self) -> list[str]:
         """Return the names of the clients that are to be withdrawn."""

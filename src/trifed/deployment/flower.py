@@ -16,13 +16,15 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
-from trifed.common.errors import MessageError, TrifedError
+from trifed.common.errors import MessageError, RunError, TrifedError
+from trifed.common.stopping import exit_code
 from trifed.deployment.protocol import Fact, Reply, Request, code_of
 from trifed.deployment.worker import ask_worker
 from trifed.federation.events import Event, Listener, line_of
 
 LOGGER = logging.getLogger(__name__)
 RECORD, PART = "trifed", "part/"
+CONTINUE = "All complete rounds are kept; run.sh continues."
 POLL = 0.5
 """Seconds between two looks for replies."""
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
@@ -173,9 +175,14 @@ def server_app(run: Path, listener: Listener = say) -> ServerApp:
             folder.write_text("config.toml", to_toml(config))
         try:
             SiteTransport(config, FlowerChannel(grid), folder, listener).run()
-        except TrifedError as error:
+        except (TrifedError, OSError) as error:
             # Flower writes a traceback and marks the run as failed; the message is all that there is to read.
-            print(f"\ntrifed: {error}\n", flush=True)
-            raise
+            where = f"{error}. Correct that first. {CONTINUE}"
+            found = error if isinstance(error, TrifedError) else RunError(where)
+            print(f"\ntrifed: {found}\n", flush=True)
+            raise found from error
+        except (KeyboardInterrupt, SystemExit) as stop:  # Flower turns SIGTERM into the latter
+            print(f"\ntrifed: Stopped. {CONTINUE}\n", flush=True)
+            raise SystemExit(exit_code(stop)) from None
 
     return app

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trifed.common.errors import MessageError, RunError
+from trifed.common.errors import LockedError, MessageError, RunError
+from trifed.common.lock import held
 from trifed.config.run import RunConfig
-from trifed.deployment.checkpoint import BusyError, ServerCheckpoint
+from trifed.deployment.checkpoint import ServerCheckpoint
 from trifed.deployment.client_manager import ClientManager
 from trifed.deployment.handshake import client_record
 from trifed.deployment.protocol import Reply
@@ -70,6 +71,8 @@ class Membership:
         for client in leaving:
             self.dismiss(client)
             self.log(events.Withdrawn(number, self.records[client].name))
+        if leaving:
+            self.checkpoint.forget_earlier()
         self.leaving = set()
         return bool(leaving)
 
@@ -131,19 +134,20 @@ def withdraw_from(folder: RunFolder, config: RunConfig, name: str) -> bool:
     Raises:
         RunError: No run between sites has begun there, or it has no such client.
     """
-    checkpoint = ServerCheckpoint(folder)
+    checkpoint = ServerCheckpoint(folder, config.keep_checkpoints)
     clients = [record.name for record in checkpoint.records if not record.left]
     if name not in clients:
         known = ", ".join(clients) or "none: no run between sites has begun there"
         raise RunError(f"{folder.path}: no client '{name}'; its clients are {known}")
     try:
-        with checkpoint.held():
+        with held(folder.path):
             done, server, records = checkpoint.load(config)
             client = [record.name for record in records].index(name)
             withdraw(server, records[client], client)
             folder.append(events.Withdrawn(done + 1, name).to_dict())
+            checkpoint.forget_earlier()
             checkpoint.save(done, server, records)
-    except BusyError:
+    except LockedError:
         checkpoint.leave_next(name)
         return False
     return True

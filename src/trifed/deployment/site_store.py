@@ -34,14 +34,8 @@ from torch import Tensor
 from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.federation.client_update import ClientState
-from trifed.federation.run_folder import (
-    SHARED_PROJECTIONS,
-    RunFolder,
-    apart,
-    open_tensors,
-    state_of,
-    state_tensors,
-)
+from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
+from trifed.federation.state_tensors import apart, open_tensors, state_of, state_tensors
 from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
@@ -69,7 +63,7 @@ def first_known(folder: Path, file: str, name: str, value: str) -> str:
         known: dict[str, str] = RunFolder(folder).read_json(file, {})
         if name not in known:
             known[name] = value
-            RunFolder(folder).write_json(file, known)
+            RunFolder(folder).write_json(file, known, durable=True)
     except OSError as error:
         raise RunError(f"{path}: cannot be kept ({error.strerror}); name another folder") from error
     except ValueError as error:
@@ -124,7 +118,7 @@ class SiteStore:
     def save_shared_projections(self, projections: Tensors) -> None:
         """Save the projections that the server computed from all clients' gradients."""
         tensors = {name: torch.from_numpy(values) for name, values in projections.items()}
-        self._files.write_tensors(SHARED_PROJECTIONS, tensors, {})
+        self._files.write_tensors(SHARED_PROJECTIONS, tensors, {}, durable=True)
 
     def has_shared_projections(self) -> bool:
         """Return True if projections were saved."""
@@ -148,7 +142,7 @@ class SiteStore:
         the client's data.
         """
         mark = secrets.token_hex(4)
-        self._files.write_json("data.json", {"hash": data_hash, "mark": mark})
+        self._files.write_json("data.json", {"hash": data_hash, "mark": mark}, durable=True)
         return mark
 
     def has_data(self, data_hash: str, mark: str) -> bool:
@@ -183,7 +177,7 @@ class SiteStore:
         last, before = self.folder / LAST, self.folder / BEFORE
         facts = {"round": number, "steps": state.steps}
         tensors = state_tensors(state) | {f"{LOCAL_INIT}{name}": part for name, part in local_init.items()}
-        with whole_file(last) as path:
+        with whole_file(last, durable=True) as path:
             save_file(apart(tensors), path, {"trifed": json.dumps(facts)})
             if self.last_round() == counts:
                 last.replace(before)
@@ -217,14 +211,14 @@ class SiteStore:
         rest = {
             name: array for name, array in load_file(self.folder / LAST).items() if not name.startswith("wire/")
         }
-        self._files.write_tensors(LAST, rest, {"trifed": json.dumps(facts)})
+        self._files.write_tensors(LAST, rest, {"trifed": json.dumps(facts)}, durable=True)
         (self.folder / BEFORE).unlink(missing_ok=True)
         return int(facts["round"])
 
     def save_upload(self, key: str, upload: bytes) -> None:
         """Save an upload before it is released; `key` identifies the request that it answers."""
         tensor = torch.frombuffer(bytearray(upload), dtype=torch.uint8)
-        self._files.write_tensors(MESSAGE, {"upload": tensor}, {"key": key})
+        self._files.write_tensors(MESSAGE, {"upload": tensor}, {"key": key}, durable=True)
 
     def upload_for(self, key: str) -> bytes | None:
         """Return the upload that answered a request with this key; None if there is none."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trifed.common.errors import MessageError, RunError
+from trifed.common.lock import held
 from trifed.config.run import RunConfig
 from trifed.config.settings import GUARDS
 from trifed.deployment import protocol
@@ -62,7 +63,7 @@ class SiteTransport:
         self.config = config
         self.folder = folder
         self.log = EventLog(folder, listener)
-        self.checkpoint = ServerCheckpoint(folder)
+        self.checkpoint = ServerCheckpoint(folder, config.keep_checkpoints)
         self.name = self.checkpoint.facts.get("run") or f"{config.run_id()}-{secrets.token_hex(4)}"
         self.client_manager = ClientManager(
             channel, config.deployment, greeting(self.name, config), self.log, sleep
@@ -74,12 +75,18 @@ class SiteTransport:
     def run(self) -> None:
         """Begin, or resume after the last whole round, and run to the end.
 
+        The end has two steps: a checkpoint that includes the last download, and summary.json.
+
         Raises:
-            RunError: Too few clients, or too few uploads in a round; the run can be resumed.
+            RunError: Too few clients, or too few uploads in a round; the run can be resumed. Or another process
+                leads the run.
         """
-        with self.checkpoint.held():
-            FederatedRun(self.config, self, self.folder, self.log).run()
-            self.folder.write_json("summary.json", self._summary())
+        with held(self.folder.path):
+            self._refuse_other()
+            if not self.folder.ended():
+                FederatedRun(self.config, self, self.folder, self.log).run()
+                self._save_membership(self.config.rounds)
+            self.folder.write_json("summary.json", self._summary(), durable=True)
 
     # -- the transport
 
@@ -103,20 +110,27 @@ class SiteTransport:
         self.membership = Membership(self.server, self.records, manager, self.checkpoint, self.log)
         return Opened(self.server, done, examples, rejected=rejected)
 
+    def _refuse_other(self) -> None:
+        """Check that the run in the folder has these settings and is not finished.
+
+        Raises:
+            RunError: It has others, or is finished.
+        """
+        if not self.name.startswith(f"{self.config.run_id()}-"):
+            raise RunError(
+                f"{self.folder.path}: the settings changed since this run began; put them back, or give the run "
+                f"another name or folder"
+            )
+        if self.checkpoint.finished:
+            raise RunError(f"{self.folder.path}: this run is finished; give the new one another name or folder")
+
     def _resume(self) -> int:
         """Load the last whole round, wait for the clients, and return the round.
 
         Raises:
-            RunError: Other settings, the run is over, or too few clients connected.
+            RunError: Too few clients connected.
         """
-        facts, path, manager = self.checkpoint.facts, self.folder.path, self.client_manager
-        if not self.name.startswith(f"{self.config.run_id()}-"):
-            raise RunError(
-                f"{path}: the settings changed since this run began; put them back, or give the run another name "
-                f"or folder"
-            )
-        if any(event["event"] == "finished" for event in self.folder.events()):
-            raise RunError(f"{path}: this run is finished; give the new one another name or folder")
+        facts, manager = self.checkpoint.facts, self.client_manager
         done, self.server, self.records = self.checkpoint.load(self.config)
         manager.resume(self.records, (facts["base"], facts["digest"]))
         return done
@@ -189,8 +203,7 @@ class SiteTransport:
         """
         quorum, self.accepted = self.config.deployment.quorum, len(accepted)
         if number > self.config.rounds:
-            if self.membership.withdraw_leaving(number):
-                self._save_membership(number - 1)
+            self.membership.withdraw_leaving(number)
             return
         for client in accepted:
             self.records[client].counts = number
@@ -227,7 +240,7 @@ class SiteTransport:
 
     def _summary(self) -> dict[str, Any]:
         """Return the result in the form of a simulated run, without the clients' own data."""
-        config, evaluated_model = self.config, self.server.context.method.evaluated_model
+        config, evaluated_model = self.config, self.config.composed_method().evaluated_model
         return {
             "name": config.name,
             "task": config.task,
@@ -263,9 +276,8 @@ def greeting(run: str, config: RunConfig) -> Request:
 
 def settings_to_send(config: RunConfig) -> str:
     """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
-    values: dict[str, Any] = config.model_dump(
-        mode="json", exclude_none=True, exclude={"deployment", "baselines", "trackers"}
-    )
+    excluded = {"deployment", "baselines", "trackers", "keep_checkpoints"}
+    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=excluded)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
     privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
     return json.dumps({**values, "privacy": privacy} if privacy else values)

@@ -10,7 +10,6 @@ import fcntl
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from trifed.common.errors import TrifedError, one_line
+from trifed.common.lock import held
+from trifed.common.stopping import MISTAKE, exit_code, stop_on_sigterm
 from trifed.deployment.protocol import MOST_TEXT, Fact, Reply, Request, code_of, read_json
 from trifed.deployment.site_settings import SiteSettings, read_site_settings
 
@@ -174,37 +175,60 @@ def receive(connection: socket.socket) -> tuple[str, dict[str, Any], dict[str, b
 
 
 def work(path: Path) -> None:
-    """Answer requests to a site until there was none for `idle_seconds`."""
+    """Answer requests to a site until there was none for `idle_seconds`; the site's folder is held as long.
+
+    Raises:
+        LockedError: Another process holds the site's folder.
+    """
     settings = read_site_settings(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+    with held(settings.folder), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         (settings.folder / SOCKET).unlink(missing_ok=True)
         with _socket_path(settings.folder) as address:
             listening.bind(address)
         (settings.folder / SOCKET).chmod(0o600)
         listening.listen()
         listening.settimeout(settings.idle_seconds)
-        from trifed.deployment.site_process import SiteProcess  # after the socket exists: it imports torch
+        try:
+            _answer_all(path, settings, listening)
+        finally:
+            (settings.folder / SOCKET).unlink(missing_ok=True)
 
-        site = SiteProcess(settings)
-        while True:
+
+def _answer_all(path: Path, settings: SiteSettings, listening: socket.socket) -> None:
+    """Answer one request after the other until none comes in time."""
+    from trifed.deployment.site_process import SiteProcess  # after the socket exists: it imports torch
+
+    site = SiteProcess(settings)
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            return
+        with connection:
             try:
-                connection, _ = listening.accept()
-            except TimeoutError:
-                break
-            with connection:
-                try:
-                    connection.sendall(READY)
-                    request = Request(*receive(connection))
-                    current = read_site_settings(path)
-                    if current != site.settings:
-                        site = SiteProcess(current)
-                    reply = site.answer(request)
-                    send(connection, "reply", reply.written_facts(), reply.parts)
-                except (OSError, EOFError, ValueError) as error:  # the asking process ended; the next one may come
-                    print(f"not answered: {one_line(error)}", file=sys.stderr, flush=True)
-        (settings.folder / SOCKET).unlink(missing_ok=True)
+                connection.sendall(READY)
+                request = Request(*receive(connection))
+                current = read_site_settings(path)
+                if current != site.settings:
+                    site = SiteProcess(current)
+                reply = site.answer(request)
+                send(connection, "reply", reply.written_facts(), reply.parts)
+            except (OSError, EOFError, ValueError) as error:  # the asking process ended; the next one may come
+                print(f"not answered: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the process of the site whose settings are named; SIGTERM ends it, and the next request starts it."""
+    stop_on_sigterm()
+    try:
+        work(Path(sys.argv[1]))
+    except TrifedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MISTAKE)
+    except KeyboardInterrupt as stop:
+        print("stopped; whole rounds are kept, and the next request starts this process again", file=sys.stderr)
+        sys.exit(exit_code(stop))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    work(Path(sys.argv[1]))
+    main()

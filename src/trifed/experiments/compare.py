@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from trifed.common.errors import RunError
+from trifed.common.lock import held
 from trifed.experiments.compare_config import CompareConfig, Job, read_comparison
 from trifed.experiments.comparison_summary import summarise_comparison
 from trifed.experiments.pool import run_jobs
@@ -59,20 +61,23 @@ def compare(
     """
     root = Path(folder) if folder is not None else Path("runs") / config.name
     if not (root / CONFIG).is_file():
-        RunFolder.create(root)
-    RunFolder(root).write_text(CONFIG, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+        RunFolder.refuse_existing(root)
 
     def write_and_listen(event: dict[str, Any]) -> None:
         listener(event)
         if event["event"] in ("phase", "job"):  # a report shows a comparison that is running, or was killed
             _write(config, root)
 
-    try:
-        if config.tuning:
-            tune(config, config.tuning, root, lambda grid: run_jobs(grid, root, jobs, listener, "learning rates"))
-        run_jobs(planned(config, root), root, jobs, write_and_listen, "comparison")
-    finally:
-        result = _write(config, root)
+    with held(root):
+        settings = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+        RunFolder(root).write_text(CONFIG, settings, durable=True)
+        try:
+            if config.tuning:
+                start = partial(run_jobs, root=root, parallel=jobs, listener=listener, phase="learning rates")
+                tune(config, config.tuning, root, start)
+            run_jobs(planned(config, root), root, jobs, write_and_listen, "comparison")
+        finally:
+            result = _write(config, root)
     return result
 
 

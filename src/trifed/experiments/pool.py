@@ -20,6 +20,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from trifed.common.errors import RunError, TrifedError
+from trifed.common.stopping import MISTAKE
 from trifed.config.run import make_config
 from trifed.config.toml_files import read_toml
 from trifed.experiments.compare_config import Job
@@ -28,10 +29,8 @@ from trifed.federation.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 TAIL_BYTES = 4096
-MISTAKE = 2
-"""Exit code of a process whose error the user can correct."""
 ORPHANED = 3
-IRRELEVANT = {"name", "controls", "trackers"}
+IRRELEVANT = {"name", "controls", "trackers", "keep_checkpoints"}
 """Settings of a run that do not affect the compared numbers."""
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from trifed.common.errors import RunError
+from trifed.common.lock import held
 from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.toml_files import read_toml
-from trifed.data import Examples, split_to_json
+from trifed.data import Examples, FederatedData, split_to_json
 from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
 from trifed.federation import events
 from trifed.federation.client_model import (
@@ -24,14 +25,16 @@ from trifed.federation.client_model import (
     load_writer,
     save_client,
 )
-from trifed.federation.client_update import score, summary_seeds
+from trifed.federation.client_update import ClientDataset, score, summary_seeds
 from trifed.federation.device_placement import choose_device
 from trifed.federation.events import Listener
 from trifed.federation.guards import refuse_few_tokens
+from trifed.federation.kept_checkpoints import go_back
 from trifed.federation.preparation import environment, prepare, quiet
 from trifed.federation.privacy_report import most_spent, noise_to_signal
 from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.shared_model import SharedModel
 from trifed.federation.simulation import Simulation
 from trifed.reports.tracking import LiveTracking, require_trackers
 
@@ -97,21 +100,38 @@ def run(config: RunConfig, folder: str | Path | None = None, listener: Listener 
     """
     path = Path(folder) if folder is not None else Path("runs") / config.name
     RunFolder.refuse_existing(path)
-    _simulate(config, listener, path, new=True)
-    return _with_baselines(config, path, listener)
+    prepared = _prepare(config, listener)  # nothing is written before all checks have passed
+    with held(path):
+        created = RunFolder.create(path)  # again: meanwhile another process may have written a run
+        created.write_text("config.toml", to_toml(config), durable=True)
+        _simulate(config, listener, created, prepared)
+        return _with_baselines(config, path, listener)
 
 
-def resume(folder: str | Path, listener: Listener = quiet) -> RunResult:
+def resume(folder: str | Path, listener: Listener = quiet, from_round: int | None = None) -> RunResult:
     """Continue an interrupted run; its numbers are those of an uninterrupted one.
 
+    Args:
+        folder: The run's folder.
+        listener: Receives each event.
+        from_round: A round whose checkpoint is kept: the run goes back to its end, and is repeated from there.
+
     Raises:
-        RunError: The folder holds no run, or the data or the base model changed.
+        RunError: The folder holds no run, another process writes to it, the data or the base model changed, or the
+            checkpoint of `from_round` is not kept.
     """
     opened = RunFolder.open(Path(folder))
     config = make_config(read_toml(opened.path / "config.toml"), str(opened.path / "config.toml"))
-    if not (opened.path / "summary.json").is_file():
-        _simulate(config, listener, opened.path, new=False)
-    return _with_baselines(config, opened.path, listener)
+    parts = [opened.path, *(opened.path / "baselines" / name for name in config.baselines)]
+    if from_round is None and all((part / "summary.json").is_file() for part in parts):
+        return load_result(opened.path)
+    with held(opened.path):
+        if from_round is not None or not (opened.path / "summary.json").is_file():
+            prepared = _prepare(config, listener)
+            if from_round is not None:
+                go_back(opened.path, from_round)
+            _simulate(config, listener, opened, prepared)
+        return _with_baselines(config, opened.path, listener)
 
 
 def run_or_resume(config: RunConfig, folder: Path, listener: Listener = quiet) -> RunResult:
@@ -140,8 +160,18 @@ def load_result(folder: str | Path) -> RunResult:
     return RunResult(opened.path, opened.read_json("summary.json"), opened.read_json("split.json"), baselines)
 
 
-def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -> None:
-    """Run or resume the simulation, and write its results; nothing is written before all checks have passed."""
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run needs, loaded and checked; `began` is the time at which loading began."""
+
+    began: float
+    data: FederatedData
+    shared_model: SharedModel
+    clients: list[ClientDataset]
+
+
+def _prepare(config: RunConfig, listener: Listener) -> _Prepared:
+    """Load and check all that a run needs."""
     began = time.perf_counter()
     require_trackers(config.trackers)
     choose_device(config.training)  # a missing device should be reported before data and model are loaded
@@ -152,9 +182,12 @@ def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -
     noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
     for text in (*config.parts_left_out(), *noise):
         listener(events.Trouble(text).to_dict())
-    folder = RunFolder.create(path) if new else RunFolder(path)
-    if new:
-        folder.write_text("config.toml", to_toml(config))
+    return _Prepared(began, data, shared_model, clients)
+
+
+def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, prepared: _Prepared) -> None:
+    """Run or resume the simulation, and write its results; summary.json, which ends the run, is written last."""
+    data, shared_model, clients = prepared.data, prepared.shared_model, prepared.clients
     if not folder.has_checkpoint():  # with one they exist, and changed data are about to be refused
         folder.write_json("environment.json", environment(config, shared_model.base, shared_model))
         cut = sum(part.cut for c in clients for part in (c.train, c.valid, c.test))
@@ -164,7 +197,9 @@ def _simulate(config: RunConfig, listener: Listener, path: Path, *, new: bool) -
         simulation.run()
     listener(events.Closing().to_dict())
     summary = _write_models(simulation)
-    folder.write_json("summary.json", {**summary, "seconds_total": round(time.perf_counter() - began, 1)})
+    folder.refuse_vanished()
+    seconds = round(time.perf_counter() - prepared.began, 1)
+    folder.write_json("summary.json", {**summary, "seconds_total": seconds}, durable=True)
 
 
 def _write_models(simulation: Simulation) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from trifed.config.settings import PrivacySettings
 from trifed.federation.client_privacy import ClientPrivacy, FeaturesAndLabels, Labels, NoPrivacy
 from trifed.federation.client_update import NOISE, ClientDataset
 from trifed.federation.dp_sgd import DpSgd
-from trifed.federation.run_folder import open_tensors
+from trifed.federation.state_tensors import open_tensors
 from trifed.federation.training import seeded
 from trifed.federation.upload import ClipAndNoise
 from trifed.privacy import (
@@ -120,7 +120,8 @@ class DpMechanism(ClientPrivacy):
         if summary is None:
             self.ledger.check_new(Entry(what=SUMMARY, round=0, multiplier=z, digest=""))
             summary = noised_summary(*data(), num_labels, z, self.context.draw(SUMMARY_NOISE, 0))
-            with whole_file(self.context.folder / SUMMARY_FILE) as path:  # first, to be sent again after a crash
+            # First, to be sent again after a crash.
+            with whole_file(self.context.folder / SUMMARY_FILE, durable=True) as path:
                 save_file(summary.to_arrays(), path, {DATA_ID: data_id})
         return summary
 

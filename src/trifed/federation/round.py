@@ -237,9 +237,8 @@ class FederatedRun:
         if not gradients:
             raise RunError("no client sent a gradient of its data; the method needs one before round 1")
         projections = self.server.make_shared_projections(list(gradients.values()))
-        self.folder.write_tensors(
-            SHARED_PROJECTIONS, {name: torch.from_numpy(values) for name, values in projections.items()}, {}
-        )
+        tensors = {name: torch.from_numpy(values) for name, values in projections.items()}
+        self.folder.write_tensors(SHARED_PROJECTIONS, tensors, {}, durable=True)
         self._send_shared_projections(0, self._clients())
 
     def _send_shared_projections(self, number: int, clients: Sequence[int]) -> None:

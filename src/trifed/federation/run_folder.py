@@ -8,6 +8,8 @@
         split.json             clients x labels
         events.jsonl           one event per line: round, client, loss, accuracy, bytes by tensor name
         checkpoint.safetensors end of the last whole round: every client's tensors and moments, the server's state
+        checkpoints/           the checkpoints of the last rounds, see `kept_checkpoints`
+        lock                   while a process writes to the folder: its id and host
         frames.safetensors     A, B and the start of C, for a method that makes them before round 1
         matrices/              similarity and weights, one safetensors file per evaluated round
         privacy/NAME/          with [privacy]: a client's ledger, and its noised summary
@@ -21,31 +23,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trifed.common.errors import RunError
-from trifed.common.files import whole_file
+from trifed.common.files import flush, whole_file
+from trifed.common.lock import LOCK
 from trifed.federation.client_update import ClientState
 from trifed.federation.events import Event as Event
 from trifed.federation.events import Listener, RunEvent
+from trifed.federation.kept_checkpoints import CHECKPOINT, keep
+from trifed.federation.state_tensors import apart, open_tensors, state_of, state_tensors
 from trifed.methods.base import State
 
 PRIVACY = "privacy"
 """Folder of the ledgers, in a run's folder and in a site's folder of a run."""
 SHARED_PROJECTIONS = "frames.safetensors"
+DAMAGED = "go back to an earlier round with --from-round, or start the run anew under another --name"
 
 
 def refuse_unwritable(path: Path, way_out: str) -> None:
@@ -58,20 +62,6 @@ def refuse_unwritable(path: Path, way_out: str) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         kind = "not writable" if nearest.is_dir() else "not a folder"
         raise RunError(f"{path}: no file can be written there, because {nearest} is {kind}; {way_out}")
-
-
-@contextmanager
-def open_tensors(path: Path, way_out: str) -> Iterator[Any]:
-    """Open a safetensors file, and report damage that is found inside the block.
-
-    Raises:
-        RunError: The file is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: damaged ({error}); {way_out}") from error
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ class RunFolder:
             RunError: Something is already there, or the folder is not writable.
         """
         refuse_unwritable(path.absolute().parent, "give another --runs")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _left_behind(item.name) for item in path.iterdir())):
             raise RunError(
                 f"{path}: a run of this name exists; give another --name, continue it with "
                 f"`trifed run --resume {path}`, or remove the folder"
@@ -116,23 +106,34 @@ class RunFolder:
             raise RunError(f"{path}: no run here (it has no config.toml); give the folder of a run, as runs/NAME")
         return cls(path)
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write one text file atomically."""
-        with whole_file(self.path / name) as path:
+    def refuse_vanished(self) -> None:
+        """Check that the folder is still there, so that a vanished mount is not replaced by a new folder.
+
+        Raises:
+            FileNotFoundError: It has no config.toml.
+        """
+        if not (self.path / "config.toml").is_file():
+            raise FileNotFoundError(errno.ENOENT, "the run's folder is gone, or its mount", str(self.path))
+
+    def write_text(self, name: str, text: str, *, durable: bool = False) -> None:
+        """Write one text file atomically; `durable` as for `whole_file`."""
+        with whole_file(self.path / name, durable=durable) as path:
             path.write_text(text, encoding="utf-8")
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: Any, *, durable: bool = False) -> None:
         """Write one JSON file; NaN becomes null."""
-        self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+        self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n", durable=durable)
 
     def read_json(self, name: str, default: Any = None) -> Any:
         """Read one JSON file; `default` is returned instead of a missing file, unless it is None."""
         missing = default is not None and not (self.path / name).is_file()
         return default if missing else json.loads((self.path / name).read_text(encoding="utf-8"))
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Write one safetensors file atomically."""
-        with whole_file(self.path / name) as path:
+    def write_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False
+    ) -> None:
+        """Write one safetensors file atomically; `durable` as for `whole_file`."""
+        with whole_file(self.path / name, durable=durable) as path:
             save_file(apart(tensors), path, dict(metadata))
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -170,7 +171,20 @@ class RunFolder:
             return found
         if not found or not self.has_checkpoint():
             return []
-        return self._parse(self._events.read_bytes()[: self._facts()["events_bytes"]])
+        return self._kept_events()
+
+    def ended(self) -> bool:
+        """Return whether the checkpoint includes the end of the run.
+
+        Raises:
+            RunError: The log or the checkpoint is damaged.
+        """
+        return self.has_checkpoint() and any(event["event"] == "finished" for event in self._kept_events())
+
+    def _kept_events(self) -> list[Event]:
+        """Return the events that the checkpoint includes."""
+        length = self._facts()["events_bytes"]
+        return self._parse(self._events.read_bytes()[:length]) if self._events.is_file() else []
 
     def _parse(self, content: bytes) -> list[Event]:
         try:
@@ -182,9 +196,15 @@ class RunFolder:
     # -- checkpoint
 
     def save_checkpoint(
-        self, round_number: int, clients: list[ClientState], server: State, identity: str, records: Any = None
+        self,
+        round_number: int,
+        clients: list[ClientState],
+        server: State,
+        identity: str,
+        records: Any = None,
+        count: int = 1,
     ) -> None:
-        """Write the last whole round.
+        """Write the last whole round to the disk, after the event log, of which it has the length.
 
         Args:
             round_number: The round.
@@ -192,10 +212,14 @@ class RunFolder:
             server: The server's arrays.
             identity: Pins the data and the base model that the run may be continued with.
             records: The server's records of the clients, ready for JSON.
+            count: Number of last rounds whose checkpoints are kept.
         """
+        self.refuse_vanished()
         tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
         for index, state in enumerate(clients):
             tensors |= state_tensors(state, f"client/{index}/")
+        if self._events.is_file():
+            flush(self._events)
         facts = {
             "round": round_number,
             "steps": [state.steps for state in clients],
@@ -203,11 +227,12 @@ class RunFolder:
             "identity": identity,
             "members": records,
         }
-        self.write_tensors("checkpoint.safetensors", tensors, {"trifed": json.dumps(facts)})
+        self.write_tensors(CHECKPOINT, tensors, {"trifed": json.dumps(facts)}, durable=True)
+        keep(self.path, round_number, count)
 
     def has_checkpoint(self) -> bool:
         """Return whether a whole round was finished."""
-        return (self.path / "checkpoint.safetensors").is_file()
+        return (self.path / CHECKPOINT).is_file()
 
     def client_records(self) -> Any:
         """Return the client records of the last checkpoint as they were saved; None without a checkpoint.
@@ -231,8 +256,7 @@ class RunFolder:
 
     def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Read a checkpoint's facts, and the tensors in `names`, or all."""
-        path = self.path / "checkpoint.safetensors"
-        with open_tensors(path, "start the run anew under another --name") as file:
+        with open_tensors(self.path / CHECKPOINT, DAMAGED) as file:
             facts = json.loads(file.metadata()["trifed"])
             return facts, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
 
@@ -270,6 +294,11 @@ class RunFolder:
         return facts["round"], states, server
 
 
+def _left_behind(name: str) -> bool:
+    """Return whether a file is what a killed process leaves before its first whole file."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".partial"))
+
+
 @dataclass(frozen=True)
 class EventLog:
     """Writes events to a run's log and passes them to a listener."""
@@ -282,37 +311,6 @@ class EventLog:
         logged = event.to_dict()
         self.folder.append(logged)
         self.listener(logged)
-
-
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share memory, which safetensors refuses: clients that never trained share their start."""
-    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
-    return {
-        name: tensor
-        if uses[tensor.untyped_storage().data_ptr()] == 1 and tensor.is_contiguous()
-        else tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-
-
-def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
-    """Return a client's state as named tensors, without its step count."""
-    return {
-        **{f"{under}tensors/{name}": t for name, t in state.tensors.items()},
-        **{f"{under}moments/{name}": t.cpu() for name, t in state.moments.items()},
-        **{f"{under}wire/{name}": torch.from_numpy(a) for name, a in state.memory.items()},
-    }
-
-
-def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> ClientState:
-    """Make a client's state from named tensors and its step count; the inverse of `state_tensors`."""
-
-    def part(kind: str) -> dict[str, Tensor]:
-        prefix = f"{under}{kind}/"
-        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-    memory = {name: tensor.numpy() for name, tensor in part("wire").items()}
-    return ClientState(part("tensors"), part("moments"), steps, memory)
 
 
 def plain(value: Any) -> Any:

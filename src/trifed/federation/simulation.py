@@ -169,7 +169,9 @@ class Simulation:
         """Write the clients' and the server's state; before the first round there is none to keep."""
         if number:
             arrays = {**self.server.state, **self.server.screening.state_dict()}
-            self.folder.save_checkpoint(number, self._kept(), arrays, self.identity)
+            self.folder.save_checkpoint(
+                number, self._kept(), arrays, self.identity, count=self.config.keep_checkpoints
+            )
 
     # -- helpers
 

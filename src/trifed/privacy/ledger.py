@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.common.errors import BudgetError, RunError
-from trifed.common.files import write_for_good
+from trifed.common.files import whole_file
 from trifed.config.settings import PrivacySettings
 from trifed.privacy.accounting import (
     Sampled,
@@ -145,7 +145,8 @@ class Ledger:
 
     def _write(self, **changes: object) -> None:
         book = self.book.model_copy(update=changes)
-        write_for_good(self.path, book.model_dump_json(indent=1) + "\n")
+        with whole_file(self.path, durable=True) as path:
+            path.write_text(book.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self.book = book
 
     def check_new(self, entry: Entry) -> None:

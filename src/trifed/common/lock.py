@@ -1,0 +1,49 @@
+"""The lock of a run's folder: one process at a time writes to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trifed.common.errors import LockedError
+
+LOCK = "lock"
+"""File in the folder; while the folder is held, it names the holder's process and host."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder while this process writes to it; a missing folder is created.
+
+    The system releases the lock when the process ends, however it ends. The file goes with the lock.
+
+    Raises:
+        LockedError: Another process holds the folder. Nothing in it was changed.
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            free = False
+        if not free:  # or the holder has just removed the file
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise LockedError(
+                f"{folder}: {holder} writes to this folder; wait until that process ends, or end it there with "
+                f"`kill PID`, which loses nothing, and try again"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

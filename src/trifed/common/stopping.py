@@ -1,0 +1,31 @@
+"""How a process stops: exit codes, and SIGTERM, which stops it as Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+MISTAKE = 2
+"""Exit code after an error that the user can correct."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """Raised when the process gets SIGTERM."""
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM raise `Terminated` in this process."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def exit_code(stop: BaseException) -> int:
+    """Return the exit code of a process that was stopped."""
+    return INTERRUPTED if isinstance(stop, KeyboardInterrupt) and not isinstance(stop, Terminated) else TERMINATED

@@ -1,0 +1,61 @@
+"""A client's state as named tensors, which one safetensors file holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trifed.common.errors import RunError
+from trifed.federation.client_update import ClientState
+
+
+@contextmanager
+def open_tensors(path: Path, way_out: str) -> Iterator[Any]:
+    """Open a safetensors file, and report damage that is found inside the block.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: damaged ({error}); {way_out}") from error
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory, which safetensors refuses: clients that never trained share their start."""
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    return {
+        name: tensor
+        if uses[tensor.untyped_storage().data_ptr()] == 1 and tensor.is_contiguous()
+        else tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
+    """Return a client's state as named tensors, without its step count."""
+    return {
+        **{f"{under}tensors/{name}": t for name, t in state.tensors.items()},
+        **{f"{under}moments/{name}": t.cpu() for name, t in state.moments.items()},
+        **{f"{under}wire/{name}": torch.from_numpy(a) for name, a in state.memory.items()},
+    }
+
+
+def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> ClientState:
+    """Make a client's state from named tensors and its step count; the inverse of `state_tensors`."""
+
+    def part(kind: str) -> dict[str, Tensor]:
+        prefix = f"{under}{kind}/"
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    memory = {name: tensor.numpy() for name, tensor in part("wire").items()}
+    return ClientState(part("tensors"), part("moments"), steps, memory)
