@@ -86,6 +86,8 @@ def pick(data, rows):
             changes[field.name] = value[rows]
         elif isinstance(value, list):
             changes[field.name] = [value[row] for row in rows]
+        elif isinstance(value, dict):
+            changes[field.name] = {name: [column[row] for row in rows] for name, column in value.items()}
     return replace(data, **changes)
 
 

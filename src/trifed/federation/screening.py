@@ -109,9 +109,9 @@ def change_of(upload: Upload, before: Callable[[int], Vector]) -> NDArray[np.flo
 def krum(changes: NDArray[np.float64], suspects: float) -> NDArray[np.float64]:
     """Return each upload's score in units of the largest that multi-Krum keeps, (n_uploads,); all 1 for too few.
 
-    Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017: an
-    upload's score is the sum of its squared distances to the n − f − 2 nearest others; the n − f uploads of the
-    lowest scores are kept.
+    Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017
+    (arXiv 1703.02757): an upload's score is the sum of its squared distances to the n − f − 2 nearest others; the
+    n − f uploads of the lowest scores are kept.
 
     Args:
         changes: (n_uploads, n_values).

@@ -13,6 +13,7 @@ from trifed.methods.registry import (
     ORIGINS,
     code_hash,
     load_method_file,
+    load_methods_from_outside,
     register_method,
     unknown_method,
     use_method_files,
@@ -35,6 +36,8 @@ __all__ = [
     "unknown_method",
     "use_method_files",
 ]
+
+load_methods_from_outside()
 
 if not TYPE_CHECKING:  # or mypy would accept any name
 

@@ -173,8 +173,16 @@ def _load_entry_point(entry: EntryPoint) -> None:
 LOADING_ERRORS = (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, OSError, ConfigError)
 """Errors that a method from outside may raise while it is loaded."""
 
+
+def load_methods_from_outside() -> None:
+    """Load the methods of installed packages, and of the files that the parent process was given.
+
+    Called at the end of `trifed.methods`, all names of which such a file or package may import.
+    """
+    for entry in entry_points(group=GROUP):
+        _load_entry_point(entry)
+    for file in filter(None, os.environ.get(FILES, "").split(os.pathsep)):
+        load_method_file(Path(file))
+
+
 METHODS.update(sorted((method.name, method) for method in _built_in()))
-for _entry in entry_points(group=GROUP):
-    _load_entry_point(_entry)
-for _file in filter(None, os.environ.get(FILES, "").split(os.pathsep)):
-    load_method_file(Path(_file))
