@@ -1,0 +1,92 @@
+"""A run of three sites in this process, whose replies are recorded and can be played again without a model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hostile import Json
+
+from trifed.config.run import RunConfig, make_config
+from trifed.data import demo_corpus_path
+from trifed.deployment.protocol import Reply, Request
+from trifed.deployment.site_process import SiteProcess
+from trifed.deployment.site_settings import SiteSettings
+from trifed.deployment.site_transport import SiteTransport
+from trifed.federation.preparation import quiet
+from trifed.federation.run_folder import RunFolder
+
+ROWS = [json.loads(line) for line in demo_corpus_path().read_text(encoding="utf-8").splitlines()]
+SITES = sorted({row["site"] for row in ROWS})[:3]
+Key = tuple[str, int, int, int]
+"""Kind of a request, its round, the client's index, and whether it asks for the start."""
+
+
+class Sites:
+    """A channel to three sites. `answer`: what a site replies, by its index."""
+
+    def __init__(self, answer: Callable[[int, Request], Reply]) -> None:
+        self.answer = answer
+
+    def nodes(self) -> set[int]:
+        """Return one node for each site."""
+        return set(range(len(SITES)))
+
+    def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
+        """Return the replies of all."""
+        return {node: self.answer(node, request) for node, request in requests.items()}
+
+
+def key_of(node: int, request: Request) -> Key:
+    return request.kind, int(request.facts.get("round", 0)), node, int(request.facts.get("start", 0))
+
+
+def configured(method: str) -> RunConfig:
+    labels = sorted({row["label"] for row in ROWS})
+    return make_config({
+        "name": "hostile", "rounds": 2, "method": method, "model": {"name": "demo", "max_length": 32},
+        "training": {"steps": 2, "device": "cpu"}, "data": {"source": "-", "labels": labels},
+        "deployment": {"clients": 3, "quorum": 2, "join_seconds": 2},
+    })  # fmt: skip
+
+
+def site(folder: Path, node: int, **more: Any) -> SiteProcess:
+    """Return the process of a site with 60 examples of the demo corpus."""
+    rows = [json.dumps(row) for row in ROWS if row["site"] == SITES[node]][:60]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    data = {"source": str(folder / "rows.jsonl")}
+    values = {"name": SITES[node], "data": data, "folder": folder / "kept", "gradients": True, "tell_scores": True}
+    return SiteProcess(SiteSettings(**{**values, **more}))
+
+
+def play(config: RunConfig, answer: Callable[[int, Request], Reply]) -> tuple[list[Json], dict[str, bytes]]:
+    """Run once; return the clients that were left out, and the server's state and records as bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunFolder.create(Path(folder) / "run")
+        store.write_text("config.toml", "")
+        transport = SiteTransport(config, Sites(answer), store, quiet, sleep=lambda seconds: None)
+        transport.run()
+        events = [e for e in store.events() if e["event"] == "left out"]
+        state = {name: array.tobytes() for name, array in transport.server.state_dict().items()}
+        return events, {**state, "records": repr(transport.records).encode()}
+
+
+def record(
+    config: RunConfig, folder: Path, where: tuple[str, int], spoil: Callable[[Reply], Reply]
+) -> tuple[dict[Key, Reply], dict[Key, Request], dict[str, bytes]]:
+    """Run with real sites, the first without its message; return replies, requests and the server's state."""
+    sites = [site(folder / name, node) for node, name in enumerate(SITES)]
+    replies: dict[Key, Reply] = {}
+    requests: dict[Key, Request] = {}
+
+    def answer(node: int, request: Request) -> Reply:
+        key = key_of(node, request)
+        requests[key], replies[key] = request, sites[node].answer(request)
+        return spoil(replies[key]) if node == 0 and key[:2] == where else replies[key]
+
+    _, state = play(config, answer)
+    return replies, requests, state
