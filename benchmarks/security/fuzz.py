@@ -120,7 +120,6 @@ def fuzz(folder: Path, number: int, seed: int) -> Json:
         "accepted": 0,
         "exceptions": Counter(),
         "longest_s": 0.0,
-        "slowest": "",
         "by_target": {},
     }
     functions = targets(folder)

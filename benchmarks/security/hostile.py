@@ -63,7 +63,7 @@ def hostile_payloads(payload: bytes) -> Iterator[tuple[str, bytes]]:
     for field in header["__metadata__"]:
         yield f"no {field}", joined(changed(header, field, delete=True), data)
     for field, value in {
-        "kind": "download",
+        "kind": "other",
         "run": "other",
         "base": "0" * 16,
         "round": "7",
