@@ -31,7 +31,7 @@ COPIED = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
-    "security.md": "SECURITY.md",
+    "security-policy.md": "SECURITY.md",
     "benchmarks/index.md": "benchmarks/README.md",
     "demo-corpus.md": "src/trifed/data/demo/README.md",
 }

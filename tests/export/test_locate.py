@@ -66,5 +66,5 @@ def test_what_holds_no_model_is_refused(tmp_path, lora):
     damaged = shutil.copytree(lora / "amber", tmp_path / "damaged")
     for content in ("{", "[]", json.dumps({"columns": {"words": "text"}})):
         (damaged / "classifier.json").write_text(content, encoding="utf-8")
-        with pytest.raises(AdapterError, match=r"classifier\.json is damaged"):
+        with pytest.raises(AdapterError, match=r"classifier\.json: damaged"):
             locate_models(damaged, None)

@@ -120,8 +120,8 @@ def test_a_last_line_that_was_broken_off_is_none(own_run):
     ("name", "content", "says"),
     [
         ("events.jsonl", b"{not json\n", "damaged"),
-        ("summary.json", b"{", "not the JSON that a run writes"),
-        ("split.json", b"\xff\xfe", "not the JSON that a run writes"),
+        ("summary.json", b"{", "damaged"),
+        ("split.json", b"\xff\xfe", "damaged"),
         ("matrices/round-0003.safetensors", b"nonsense", "damaged"),
     ],
 )

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.console import Console
 
 from trifed.cli import audit, compare, cost, flower, models, runs
 from trifed.cli.continuing import continuable
 from trifed.cli.flags import MethodFile, Runs
+from trifed.common.console import PlainConsole
 from trifed.common.errors import ConfigError, RunError, TrifedError
 from trifed.common.stopping import MISTAKE, exit_code, stop_on_sigterm
+from trifed.common.text import printable
 from trifed.common.version import __version__
 from trifed.config.run import RunConfig, make_config, overlay, read_config
 from trifed.config.settings import TaskName
@@ -196,7 +197,7 @@ def settings_command() -> None:
     """
     from trifed.reports.settings import render_settings
 
-    Console().print(render_settings())
+    PlainConsole().print(render_settings())
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -236,7 +237,7 @@ def _carry_out(config: RunConfig, path: Path, resumed: bool = False, from_round:
         from trifed.reports.progress_bar import Watch
         from trifed.reports.read import read_source
 
-        console = Console()
+        console = PlainConsole()
         display = Watch(config, console)
         try:
             result = resume(path, display, from_round) if resumed else run(config, path, display)
@@ -264,7 +265,7 @@ def main() -> None:
     try:
         app(prog_name="trifed")
     except TrifedError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {error}"), err=True)
         sys.exit(MISTAKE)
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from trifed.cli.continuing import continuable
+from trifed.common.console import PlainConsole
 from trifed.common.files import whole_file
 
 
@@ -52,7 +53,7 @@ def audit_command(
     \b
       trifed audit runs/tickets --batch 1 --batch 4 --trials 20 --control ce-lora
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with console.status("Reading") as status:
         # Imported late: --help should not wait for torch.
         from trifed.attacks.audit import audit, read_source
@@ -63,9 +64,9 @@ def audit_command(
         plan = make_plan(full, batch, trials, rounds, control)
 
         def progress(text: str) -> None:
-            status.update(text)
+            status.update(Text(text))
             if not console.is_terminal or text.startswith("about"):
-                console.print(text, highlight=False, markup=False)
+                console.print(text, highlight=False)
 
         def how() -> str:
             done = (target / "audit.json").is_file()
@@ -78,6 +79,6 @@ def audit_command(
 
         status.update("Drawing")
         with whole_file(target / "audit.html") as scratch:
-            scratch.write_text(audit_page(found, status.update), encoding="utf-8")
-    Console().print(audit_lines(found))
+            scratch.write_text(audit_page(found, lambda text: status.update(Text(text))), encoding="utf-8")
+    PlainConsole().print(audit_lines(found))
     typer.echo(f"The page to look at is {target / 'audit.html'}; the numbers are in {target / 'audit.json'}.")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from trifed.cli.continuing import continuable
 from trifed.cli.flags import MethodFile, Runs
+from trifed.common.console import PlainConsole
 
 
 def compare_command(
@@ -60,7 +60,7 @@ def compare_command(
     from trifed.reports.comparison.report import render_comparison
     from trifed.reports.progress_bar import CompareWatch
 
-    console = Console()
+    console = PlainConsole()
     use_method_files(method_file or [])
     comparison = read_comparison(config)
     folder = runs / comparison.name

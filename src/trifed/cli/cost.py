@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from trifed.adapters.settings import AdapterSettings
+from trifed.common.console import PlainConsole
 from trifed.config.settings import Bits
 
 
@@ -54,8 +55,8 @@ def cost_command(
       trifed cost demo --labels 12 --bits 1 --format md
     """
     # Imported late: --help should not wait for torch and transformers.
-    messages = Console(stderr=True)
-    with messages.status(f"Reading the shape of {model}"):
+    messages = PlainConsole(stderr=True)
+    with messages.status(Text(f"Reading the shape of {model}")):
         from trifed.federation.cost import estimate_cost
         from trifed.reports.cost import TEXTS, check_picture, plot_cost, render_cost
 
@@ -69,7 +70,7 @@ def cost_command(
     if form in TEXTS:
         typer.echo(TEXTS[form](cost))
     else:
-        Console().print(render_cost(cost))
+        PlainConsole().print(render_cost(cost))
     if plot is not None:
         plot_cost(cost, plot)
         messages.print(f"The picture is {plot}.")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trifed.common.errors import RunError
+from trifed.common.console import PlainConsole
+from trifed.common.errors import RunError, damage_in
 from trifed.config.run import RunConfig, read_config
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def status_command(
     from trifed.deployment.checkpoint import run_status
 
     run, config = _open_run(folder)
-    Console().print(_render_status(run_status(run, config.rounds)))
+    with damage_in(folder, "put the whole folder back"):
+        status = _render_status(run_status(run, config.rounds))
+    PlainConsole().print(status)
 
 
 def _render_status(run: RunStatus) -> RenderableType:
@@ -146,7 +149,7 @@ def log_command(
         for release in chosen:
             typer.echo(json.dumps(asdict(release)))
     else:
-        Console().print(_render_releases(chosen))
+        PlainConsole().print(_render_releases(chosen))
 
 
 def _render_releases(releases: Sequence[Release]) -> RenderableType:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
-from rich.console import Console
 
 from trifed.cli.flags import Base, ImageColumn, ModelFolder, PairColumn, TextColumn, Tokens
+from trifed.common.console import PlainConsole
 from trifed.common.errors import ConfigError, DataError, RunError
 from trifed.common.files import whole_file
 
@@ -62,6 +62,9 @@ def predict_command(
     paths, a folder, --image, or paths on standard input. Columns have the names
     of the run's data unless flags name others.
 
+    In csv, a text that begins with = + - @ or a tab gets a leading apostrophe:
+    a spreadsheet would run it as a formula. jsonl has every text as it is.
+
     [bold]Examples[/bold]
 
       trifed predict runs/tickets --client berlin --text "where is my parcel?"
@@ -102,7 +105,7 @@ def predict_command(
         else:
             table = evaluations.render_predictions(results, top)
     if output == "table":
-        Console().print(table)
+        PlainConsole().print(table)
 
 
 def _write(write: Callable[[Iterable[Any], TextIO], None], results: Iterable[Any], out: Path | None) -> None:
@@ -231,7 +234,7 @@ def evaluate_command(
             evaluate(one, load_located(_kind(columns), one, base), data, progress=progress) for one in models
         ]
     if output == "table":
-        Console().print(evaluations.render_evaluations(scores))
+        PlainConsole().print(evaluations.render_evaluations(scores))
     elif output == "json":
         typer.echo(
             json.dumps({"model": str(model), "file": str(file), **evaluations.evaluations_json(scores)}, indent=2)
@@ -295,4 +298,4 @@ def export_command(
     else:
         with counting("exporting clients", len(open_run(run).names)) as progress:
             written = export_clients(run, form, to, base, lambda done, *_: progress(1 if done else 0))
-    Console().print(f"{written}: {form}; how to load it is in its README.md", markup=False, soft_wrap=True)
+    PlainConsole().print(f"{written}: {form}; how to load it is in its README.md", soft_wrap=True)

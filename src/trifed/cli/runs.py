@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from trifed.cli.flags import Run
+from trifed.common.console import PlainConsole
+from trifed.common.errors import damage_in
+from trifed.common.text import printable
 from trifed.config.settings import TrackerName
 
 # Functions import what needs torch and matplotlib, so that --help need not wait for it.
@@ -49,10 +52,14 @@ def report_command(
     """
     from trifed.reports.report import report
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with console.status("reading") as status:
-        target = report(path, out, format, status.update if console.is_terminal else console.print)
-    typer.echo(f"The report is {target}")
+
+        def progress(text: str) -> None:
+            status.update(Text(text)) if console.is_terminal else console.print(text)
+
+        target = report(path, out, format, progress)
+    typer.echo(printable(f"The report is {target}"))
 
 
 def track_command(
@@ -76,8 +83,8 @@ def track_command(
     \b
       trifed track runs/demo --to mlflow --into tracked
     """
-    console = Console(stderr=True)
-    with console.status(f"Logging {folder} to {to}"):
+    console = PlainConsole(stderr=True)
+    with console.status(Text(f"Logging {folder} to {to}")):
         from trifed.reports.tracking import track
 
         done = track(folder, to, into)
@@ -108,7 +115,9 @@ def watch_command(
     while True:
         events = run.events()
         seen = min(seen, len(events))  # a resumed run drops the events after its last complete round
-        for line in filter(None, map(line_of, events[seen:])):
+        with damage_in(folder / "events.jsonl", "put the whole file back"):
+            lines = [line_of(event) for event in events[seen:]]
+        for line in filter(None, lines):
             typer.echo(line)
         seen = len(events)
         if not wait or any(event["event"] == "finished" for event in events):
@@ -144,7 +153,7 @@ def privacy_command(
     if as_json:
         typer.echo(json.dumps([{"run": a.run, **ledger.as_json(a.book)} for a in accounts], indent=2))
         return
-    console = Console()
+    console = PlainConsole()
     table = privacy.privacy_table(accounts) if accounts else privacy.promise_table(folder)
     console.print(tables.to_terminal(table))
     for remark in privacy.remarks(folder, accounts):

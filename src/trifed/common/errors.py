@@ -20,7 +20,11 @@ Every message says where the mistake is, what was found, what was expected, and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
 
 
 class TrifedError(Exception):
@@ -77,6 +81,35 @@ def one_line(text: object, most: int = 500) -> str:
     shown = str(text)[: most + 1]
     shown = "".join(character if character.isprintable() else " " for character in shown)
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+DAMAGE: tuple[type[Exception], ...] = (
+    ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, TypeError,
+    ValueError, re.error,
+)  # fmt: skip
+"""Errors of code that reads a file of another content than it expects."""
+
+
+@contextmanager
+def damage_in(
+    path: object, way_out: str, kind: type[TrifedError] = RunError, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Report what cannot be read or used inside the block as damage of a file or a folder.
+
+    Args:
+        path: The file or the folder.
+        way_out: What the user can do.
+        kind: Kind of the error that is raised.
+        also: Errors that count as damage, in addition to `DAMAGE`.
+
+    Raises:
+        TrifedError: Of the given kind.
+    """
+    try:
+        yield
+    except (*DAMAGE, *also) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise kind(f"{path}: damaged or not complete ({type(error).__name__}: {reason}); {way_out}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

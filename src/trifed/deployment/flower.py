@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from trifed.common.errors import MessageError, RunError, TrifedError
 from trifed.common.stopping import exit_code
+from trifed.common.text import printable
 from trifed.deployment.protocol import Fact, Reply, Request, code_of
 from trifed.deployment.worker import ask_worker
 from trifed.federation.events import Event, Listener, line_of
@@ -179,7 +180,7 @@ def server_app(run: Path, listener: Listener = say) -> ServerApp:
             # Flower writes a traceback and marks the run as failed; the message is all that there is to read.
             where = f"{error}. Correct that first. {CONTINUE}"
             found = error if isinstance(error, TrifedError) else RunError(where)
-            print(f"\ntrifed: {found}\n", flush=True)
+            print(printable(f"\ntrifed: {found}\n"), flush=True)
             raise found from error
         except (KeyboardInterrupt, SystemExit) as stop:  # Flower turns SIGTERM into the latter
             print(f"\ntrifed: Stopped. {CONTINUE}\n", flush=True)

@@ -61,7 +61,7 @@ class SiteProcess:
             reply = self._answer(request)
             client = self.run.client if self.run else None
             while client and client.guards.new_warnings:  # the server does not get them
-                LOGGER.warning("%s", client.guards.new_warnings.pop(0))
+                LOGGER.warning("%s", one_line(client.guards.new_warnings.pop(0)))
         except (TrifedError, OSError) as error:
             reply = self._refusal(request, error)
         try:

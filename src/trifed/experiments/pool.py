@@ -21,6 +21,7 @@ from typing import IO
 
 from trifed.common.errors import RunError, TrifedError
 from trifed.common.stopping import MISTAKE
+from trifed.common.text import printable
 from trifed.config.run import make_config
 from trifed.config.toml_files import read_toml
 from trifed.experiments.compare_config import Job
@@ -150,7 +151,7 @@ def main() -> None:
     try:
         run_or_resume(config, folder)
     except TrifedError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         sys.exit(MISTAKE)
 
 

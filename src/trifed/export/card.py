@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from trifed.common.text import markdown_code, markdown_text
 from trifed.common.version import __version__
 from trifed.config.settings import TaskName
 from trifed.export.locate import FinishedRun, join_names
@@ -42,7 +43,7 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True,
     undefined=StrictUndefined,
 )
-ENVIRONMENT.filters |= {"repr": repr, "cell": lambda text: " ".join(text.split()).replace("|", "&#124;")}
+ENVIRONMENT.filters |= {"repr": repr, "cell": markdown_text, "span": markdown_code}
 
 
 def model_card(run: FinishedRun, form: Form, facts: dict[str, Any], source: str, stock: str | None) -> str:

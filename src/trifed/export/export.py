@@ -12,13 +12,14 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from jinja2 import UndefinedError
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from trifed.adapters import TriLoraConfig, export_plain_lora
-from trifed.common.errors import AdapterError, RunError
+from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import is_free, whole_folder
 from trifed.config.settings import QUANTISED
 from trifed.export.card import Form, model_card
@@ -117,7 +118,10 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
     if form != "lora-no-head":
         shutil.copyfile(located.folder / "head.safetensors", folder / "head.safetensors")
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(run, form, facts, source, stock), encoding="utf-8")
+    way_out = "put summary.json and environment.json back, or run it again"
+    with damage_in(run.folder.path, way_out, also=(UndefinedError,)):
+        card = model_card(run, form, facts, source, stock)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trifed.common.errors import AdapterError, RunError, nearest
+from pydantic import TypeAdapter
+
+from trifed.common.errors import AdapterError, RunError, damage_in, nearest
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import TrainingSettings
 from trifed.config.toml_files import read_toml
@@ -61,6 +63,9 @@ class Columns:
             if column is not None and not is_read:
                 raise RunError(f"{flag}: got '{column}', but this model reads {self.kind}s; leave the flag out")
         return replace(self, text=text or self.text, pair=pair or self.pair, image=image or self.image)
+
+
+COLUMNS = TypeAdapter(Columns)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,11 @@ def open_run(path: str | Path) -> FinishedRun:
     if not (folder.path / "summary.json").is_file():
         raise RunError(f"{path}: this run is not finished; `trifed run --resume {path}` continues it")
     config = make_config(read_toml(folder.path / "config.toml"), str(folder.path / "config.toml"))
-    return FinishedRun(folder, config, folder.read_json("summary.json"), folder.read_json("environment.json"))
+    run = FinishedRun(folder, config, folder.read_json("summary.json"), folder.read_json("environment.json"))
+    with damage_in(folder.path / "summary.json", "put the file back, or run it again"):
+        if not all(isinstance(name, str) for name in run.names):
+            raise TypeError("a client's name is no text")
+    return run
 
 
 def locate_models(folder: str | Path, client: str | None) -> list[LocatedModel]:
@@ -193,14 +202,12 @@ def _exported(folder: Path) -> LocatedModel:
             f"{folder}: an adapter without its head, which cannot classify; export the client again with "
             f"--form lora or --form merged"
         )
-    try:
+    with damage_in(folder / "classifier.json", "export the client again", AdapterError):
         facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
         if not isinstance(facts, dict):
-            raise ValueError("expected a JSON object")
+            raise TypeError("expected a JSON object")
         if "columns" in facts:
-            return LocatedModel(str(facts["client"]), folder, Columns(**facts["columns"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise AdapterError(f"{folder}: classifier.json is damaged ({error}); export the client again") from error
+            return LocatedModel(str(facts["client"]), folder, COLUMNS.validate_python(facts["columns"]))
     run, name = folder.resolve().parents[1], folder.resolve().name
     if (run / "summary.json").is_file():
         return open_run(run).client(name)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 import numpy as np
 
+from trifed.common.text import csv_row
 from trifed.config.settings import TrainingSettings
 from trifed.export.inference_inputs import InferenceInput, by_role, chunks
 from trifed.export.locate import LocatedModel
@@ -104,7 +105,7 @@ def write_csv(results: Iterable[Result], file: TextIO) -> None:
         if writer is None:
             writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow(csv_row(row))
         file.flush()
 
 

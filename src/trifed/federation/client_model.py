@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trifed.adapters.attach import load_adapter, without_renaming_warning
 from trifed.adapters.config import PEFT_TYPE
-from trifed.common.errors import AdapterError, RunError
+from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.config.settings import ModelSettings
 from trifed.data import Examples
 from trifed.federation.shared_model import SharedModel
@@ -262,28 +262,42 @@ def open_client(folder: Path, base: str | None) -> ClientModel:
         raise RunError(
             f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
         )
-    try:
+    with damage_in(folder, _COPY_AGAIN, AdapterError):
         facts, peft_type, head = _read_client(folder)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise AdapterError(f"{folder}: a file is damaged ({error}); {_COPY_AGAIN}") from error
-    source = base or facts["base_model"] if peft_type else str(folder)
-    task = TASKS[facts["task"]]
-    loaded = task.load(source, facts.get("dtype", "float32"))
+        source = base or facts["base_model"] if peft_type else str(folder)
+        task = TASKS[facts["task"]]
+        settings = ModelSettings(name=source, **{k: facts[k] for k in INFERENCE_SETTINGS if k in facts})
+    loaded = task.load(source, settings.dtype)
     if peft_type and loaded.fingerprint != facts["base_fingerprint"]:
         raise RunError(
             f"{folder}: the base model at '{loaded.source}' has other weights than the one this client was "
             f"trained on; name the right one with base=..."
         )
     load = load_adapter if peft_type == PEFT_TYPE else PeftModel.from_pretrained
-    settings = ModelSettings(name=loaded.source, **{k: facts[k] for k in INFERENCE_SETTINGS if k in facts})
-    try:
-        with without_renaming_warning():
-            encoder = load(loaded.model, str(folder)) if peft_type else loaded.model
-            model = task.build(encoder, loaded, facts["labels"], settings)
-            model.load_state_dict({f"head.{name}": tensor for name, tensor in head.items()}, strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise AdapterError(f"{folder}: its files do not fit together ({error}); {_COPY_AGAIN}") from error
+    settings = settings.model_copy(update={"name": loaded.source})
+    with damage_in(folder, _COPY_AGAIN, AdapterError), without_renaming_warning():
+        encoder = load(loaded.model, str(folder)) if peft_type else loaded.model
+        model = task.build(encoder, loaded, facts["labels"], settings)
+        tensors = {f"head.{name}": tensor for name, tensor in head.items()}
+        if wrong := tensors.keys() ^ set(filter(is_head, model.state_dict())):
+            raise KeyError(f"head.safetensors: {', '.join(sorted(wrong))} missing or unknown")
+        model.load_state_dict(tensors, strict=False)
     return ClientModel(task, model, loaded, settings, facts["labels"])
+
+
+def _check_adapter(folder: Path) -> str:
+    """Return an adapter's PEFT type; raise ValueError for one that no run writes, or for ranks that do not fit.
+
+    PEFT makes the adapter before it reads the weights: a huge rank would take all memory.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        largest = max(max(file.get_tensor(name).shape, default=0) for name in file.keys())  # noqa: SIM118
+    fits = all(type(rank) is int and 0 < rank <= largest for rank in ranks)
+    if config["peft_type"] not in (PEFT_TYPE, "LORA") or not fits:
+        raise ValueError(f"adapter_config.json: peft_type {config['peft_type']!r}, ranks {ranks}")
+    return str(config["peft_type"])
 
 
 def _read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Tensor]]:
@@ -294,11 +308,12 @@ def _read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Te
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} has no {name}; {_COPY_AGAIN}")
     facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-    missing = {"base_model", "base_fingerprint", "labels", "pooling", "max_length"} - facts.keys()
-    if missing:
-        raise KeyError(*sorted(missing))
+    texts = [facts["base_model"], facts["base_fingerprint"], *facts["labels"]]
+    if not isinstance(facts["labels"], list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("classifier.json: base_model, base_fingerprint and each of labels must be texts")
+    _ = facts["pooling"], facts["max_length"]  # else the values of other models would be used
     peft_type = None
     if not complete:
-        peft_type = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        peft_type = _check_adapter(folder)
     # The first versions had one task and did not write its name.
     return {"task": "text-classification", **facts}, peft_type, load_file(folder / "head.safetensors")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from trifed.common.errors import one_line
 from trifed.methods.base import logged_stage
 
 Event = dict[str, Any]
@@ -233,7 +234,7 @@ def line_of(event: Event) -> str:
         "percent": 100 * (accuracy or 0),
         "loss": math.nan if event.get("loss") is None else event["loss"],
     }
-    return template.format(**{**event, **numbers})
+    return one_line(template.format(**{**event, **numbers}))
 
 
 LINES = {

@@ -36,7 +36,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trifed.common.errors import RunError
+from trifed.common.errors import RunError, damage_in
 from trifed.common.files import flush, whole_file
 from trifed.common.lock import LOCK
 from trifed.federation.client_update import ClientState
@@ -126,8 +126,11 @@ class RunFolder:
 
     def read_json(self, name: str, default: Any = None) -> Any:
         """Read one JSON file; `default` is returned instead of a missing file, unless it is None."""
-        missing = default is not None and not (self.path / name).is_file()
-        return default if missing else json.loads((self.path / name).read_text(encoding="utf-8"))
+        path = self.path / name
+        if default is not None and not path.is_file():
+            return default
+        with damage_in(path, "put the file back, or run it again"):
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def write_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False
@@ -187,11 +190,13 @@ class RunFolder:
         return self._parse(self._events.read_bytes()[:length]) if self._events.is_file() else []
 
     def _parse(self, content: bytes) -> list[Event]:
-        try:
-            lines = content[: content.rfind(b"\n") + 1].decode("utf-8").splitlines()
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise RunError(f"{self._events}: damaged ({error}); put the whole file back") from error
+        with damage_in(self._events, "put the whole file back"):
+            events = [
+                json.loads(line) for line in content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
+            ]
+            if not all(isinstance(event["event"], str) for event in events):
+                raise ValueError("an event without a name")
+            return events
 
     # -- checkpoint
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
 
+from trifed.common.text import markdown_code, markdown_text
 from trifed.common.version import __version__
 from trifed.reports.figures import DARK, LIGHT, Plot, render_svg
-from trifed.reports.tables import Column, Table, markdown_text, to_markdown
+from trifed.reports.tables import Column, Table, to_markdown
 
 WIDTH, HEIGHT = 4.7, 3.5
 """Inches of a figure, legend apart."""
@@ -150,7 +151,7 @@ def _markdown(document: Document) -> Iterable[str]:
     if document.missing:
         yield from ("## Not finished", _bullets(document.missing))
     if document.resume_command:
-        yield f"To go on: `{document.resume_command}`"
+        yield f"To go on: {markdown_code(document.resume_command)}"
     if document.cautions:
         yield from ("## Cautions", _bullets([caution.text for caution in document.cautions]))
     for section in document.sections:

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from trifed.common.console import PlainConsole
 from trifed.config.run import RunConfig
 from trifed.data import render_split, render_split_text
 from trifed.federation.results import spread
@@ -42,7 +43,7 @@ def counting(what: str, total: int | None, hidden: bool = False) -> Iterator[Cal
         total: Number of items; None if unknown.
         hidden: True to show nothing, because results are printed meanwhile.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden or not console.is_terminal
@@ -54,7 +55,7 @@ def counting(what: str, total: int | None, hidden: bool = False) -> Iterator[Cal
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show a spinner on standard error, in a terminal only."""
-    with Console(stderr=True).status(what):
+    with PlainConsole(stderr=True).status(what):
         yield
 
 
@@ -82,7 +83,7 @@ class _Watch:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
+        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -183,7 +184,7 @@ class CompareWatch(_Watch):
     """A listener to a comparison: one bar in a terminal, and a line for each finished run."""
 
     def __init__(self, console: Console) -> None:
-        phase, left = TextColumn("{task.fields[phase]}"), TextColumn("{task.fields[left]}")
+        phase, left = TextColumn("{task.fields[phase]}", markup=False), TextColumn("{task.fields[left]}")
         running = TextColumn("{task.description}", markup=False)
         super().__init__(console, phase, BarColumn(bar_width=24), MofNCompleteColumn(), left, running)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from trifed.common.errors import RunError
+from trifed.common.errors import RunError, damage_in
 from trifed.config.toml_files import read_toml
 from trifed.federation.results import summarise_events
 from trifed.federation.run_folder import Event, RunFolder
@@ -52,10 +51,11 @@ def read_source(path: Path, on_progress: OnProgress = silent) -> Source:
     Raises:
         RunError: Neither is there, or a file in it is damaged.
     """
-    if (path / COMPARISON).is_file():
-        return _read_comparison(path, on_progress)
-    if (path / "config.toml").is_file():
-        return _read_run(path, on_progress)
+    with damage_in(path, "put the whole folder back, or run it again"):
+        if (path / COMPARISON).is_file():
+            return _read_comparison(path, on_progress)
+        if (path / "config.toml").is_file():
+            return _read_run(path, on_progress)
     if (path / SETTINGS).is_file():
         raise RunError(
             f"{path}: this comparison has no {COMPARISON} yet, which is written when it ends or is stopped; "
@@ -270,10 +270,4 @@ def _matrices(path: Path) -> dict[str, Matrix]:
 
 
 def _read_json(folder: RunFolder, name: str) -> Any:
-    path = folder.path / name
-    try:
-        return folder.read_json(name) if path.is_file() else None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path}: not the JSON that a run writes ({error}); put the file back, or run it again"
-        ) from error
+    return folder.read_json(name) if (folder.path / name).is_file() else None

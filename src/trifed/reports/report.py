@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trifed.common.errors import RunError
+from trifed.common.errors import RunError, damage_in
 from trifed.common.files import whole_file
 from trifed.reports.audit.findings import read_findings
 from trifed.reports.audit.report import audit_document
@@ -52,10 +52,14 @@ def report(
     if out is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
         what = "is a folder" if target.is_dir() else "would lie in a folder that does not exist"
         raise RunError(f"out: got {target}, which {what}; expected a file's path, as report.{chosen}")
-    document = (
-        comparison_document(read_source(folder, say)) if audit is None else audit_document(read_findings(audit))
-    )
-    text = FORMATS[chosen](document, say)
+    with damage_in(audit or folder, "put the file back, or make it again"):
+        document = (
+            comparison_document(read_source(folder, say))
+            if audit is None
+            else audit_document(read_findings(audit))
+        )
+        text = FORMATS[chosen](document, say)
+        text.encode()
     try:
         with whole_file(target) as partial:
             partial.write_text(text, encoding="utf-8", newline="")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from trifed.common.text import csv_row, markdown_text
 from trifed.reports.format import percent, points, size, span
 
 KINDS: dict[str, Callable[[Any], str]] = {
@@ -120,11 +121,6 @@ def to_markdown(table: Table) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def markdown_text(text: str) -> str:
-    """Escape what Markdown would interpret, and put the text on one line."""
-    return " ".join("".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text).split())
-
-
 def to_csv(table: Table) -> str:
     """Render as CSV with raw values; an interval fills two columns, `KEY_low` and `KEY_high`."""
     names = {
@@ -145,5 +141,5 @@ def write_csv(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(csv_row, rows))
     return text.getvalue()
