@@ -25,6 +25,7 @@ def held(folder: Path) -> Iterator[None]:
         LockedError: Another process holds the folder. Nothing in it was changed.
         OSError: The folder cannot be written.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     with path.open("a+", encoding="utf-8") as file:
@@ -47,3 +48,5 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if new and folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()

@@ -197,7 +197,6 @@ def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, p
         simulation.run()
     listener(events.Closing().to_dict())
     summary = _write_models(simulation)
-    folder.refuse_vanished()
     seconds = round(time.perf_counter() - prepared.began, 1)
     folder.write_json("summary.json", {**summary, "seconds_total": seconds}, durable=True)
 

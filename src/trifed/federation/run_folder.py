@@ -107,16 +107,17 @@ class RunFolder:
         return cls(path)
 
     def refuse_vanished(self) -> None:
-        """Check that the folder is still there, so that a vanished mount is not replaced by a new folder.
+        """Check that the folder is still there, so that one on a lost mount is not created anew elsewhere.
 
         Raises:
-            FileNotFoundError: It has no config.toml.
+            FileNotFoundError: It is gone.
         """
-        if not (self.path / "config.toml").is_file():
+        if not self.path.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the run's folder is gone, or its mount", str(self.path))
 
     def write_text(self, name: str, text: str, *, durable: bool = False) -> None:
         """Write one text file atomically; `durable` as for `whole_file`."""
+        self.refuse_vanished()
         with whole_file(self.path / name, durable=durable) as path:
             path.write_text(text, encoding="utf-8")
 
@@ -136,6 +137,7 @@ class RunFolder:
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False
     ) -> None:
         """Write one safetensors file atomically; `durable` as for `whole_file`."""
+        self.refuse_vanished()
         with whole_file(self.path / name, durable=durable) as path:
             save_file(apart(tensors), path, dict(metadata))
 
@@ -219,7 +221,6 @@ class RunFolder:
             records: The server's records of the clients, ready for JSON.
             count: Number of last rounds whose checkpoints are kept.
         """
-        self.refuse_vanished()
         tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
         for index, state in enumerate(clients):
             tensors |= state_tensors(state, f"client/{index}/")
