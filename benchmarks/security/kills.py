@@ -3,9 +3,9 @@
     python benchmarks/security/kills.py [--random 20] [--every 1] [--rounds 3] [--seed 0]
 
 A small simulated run is killed (SIGKILL) at random moments, and before every write to its folder: a new line of
-the event log, a flush to the disk, a rename, a link. Then it is resumed, and its result and its clients' models are
-compared with those of an unbroken run. Counts also how many rounds had to be repeated. Writes kills.json beside
-this file. Each run is a process of its own, forked from this one after the packages are loaded.
+the event log, a flush to the disk, a rename, a link. Then it is resumed, and its result and its clients' models
+are compared with those of an unbroken run. Counts also how many rounds had to be repeated. Writes kills.json
+beside this file. Each run is a process of its own, forked from this one after the packages are loaded.
 """
 
 from __future__ import annotations
