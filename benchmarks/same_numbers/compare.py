@@ -36,6 +36,10 @@ WANTED: tuple[Wanted, ...] = (
         "events.jsonl/*:left out/reason",
         "the server's sentence for a code; a site's own words stay there",
     ),
+    Wanted("*", "*checkpoint.safetensors/server/screening*", "the running median of the bound on uploads is kept"),
+    Wanted("*", "*checkpoints/round-*", "the last checkpoints are kept"),
+    Wanted("sites/*", "events.jsonl/*:scores/*/examples", "a number of examples is a whole number"),
+    Wanted("*", "*events.jsonl/*:bounded*", "a bound on one client's upload says what it changed"),
 )
 
 
