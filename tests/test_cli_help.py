@@ -61,6 +61,7 @@ def tree(folder: Path) -> set[str]:
         (["demo"], "trifed demo --rounds 4"),
         (["report"], "trifed report runs/demo"),
         (["privacy"], "trifed privacy runs/tickets"),
+        (["doctor"], "trifed doctor runs/tickets"),
         (["export"], "trifed export runs/tickets --client berlin"),
         (["predict"], "trifed predict runs/tickets --client berlin"),
         (["evaluate"], "trifed evaluate runs/tickets new.csv --client berlin"),
@@ -75,7 +76,7 @@ def test_every_help_has_an_example(capsys, monkeypatch, command, example):
 
 def test_no_line_of_help_is_wider_than_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    for command in ([], ["run"], ["demo"], ["export"], ["predict"], ["evaluate"], ["privacy"]):
+    for command in ([], ["run"], ["demo"], ["export"], ["predict"], ["evaluate"], ["privacy"], ["doctor"]):
         assert max(map(len, call(capsys, monkeypatch, *command, "--help").out.splitlines())) <= 80
 
 

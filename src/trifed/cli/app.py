@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from trifed.cli import audit, compare, cost, flower, models, runs
+from trifed.cli import audit, compare, cost, doctor, flower, models, runs
 from trifed.cli.continuing import continuable
 from trifed.cli.flags import MethodFile, Runs
 from trifed.common.console import PlainConsole
@@ -204,6 +204,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit_command,
     "compare": compare.compare_command,
     "cost": cost.cost_command,
+    "doctor": doctor.doctor_command,
     "evaluate": models.evaluate_command,
     "export": models.export_command,
     "predict": models.predict_command,

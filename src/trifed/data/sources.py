@@ -99,6 +99,12 @@ def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
     return _table(raw, settings, roles)
 
 
+def is_on_hub(source: str) -> bool:
+    """Return whether a source is not on this machine and can be the name of a data set or model on the hub."""
+    here = Path(source).expanduser().exists()
+    return not here and bool(_HUB_NAME.fullmatch(source)) and not _FILE_LIKE.search(source)
+
+
 def _wanted(settings: DataSettings, roles: Roles) -> dict[str, str]:
     """Return the needed columns by the dotted name of the setting that names them."""
     of_roles = {f"data.{role.setting}": role.column(settings) for role in roles}
@@ -186,7 +192,7 @@ def _read_source(
         return [read_file(file, wanted) for file in _files_of(path, instead)]
     if path.exists():
         return [read_file(path, wanted)]
-    if not _HUB_NAME.fullmatch(source) or _FILE_LIKE.search(source):
+    if not is_on_hub(source):
         raise DataError(
             f"{setting} = {source!r}: no such file or folder (looked in {Path.cwd()}). "
             "Correct the path, or give the name of a data set on the hub."

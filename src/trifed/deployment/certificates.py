@@ -7,8 +7,10 @@ import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_ssh_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -45,8 +48,8 @@ def write_authority(folder: Path, name: str) -> None:
 
 def write_server(folder: Path, name: str, hosts: Sequence[str]) -> None:
     """Write `server.pem` and `server.key`, signed by the folder's authority. `hosts`: its names and addresses."""
-    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
-    signer = _read_private(folder / "ca.key")
+    authority = read_certificate(folder / "ca.pem")
+    signer = read_private(folder / "ca.key")
     key = ec.generate_private_key(CURVE)
     made = (
         _certificate(_name(f"{name}, server"), authority.subject, key.public_key(), DAYS)
@@ -71,11 +74,45 @@ def write_node_keys(folder: Path, name: str) -> None:
 
 def fingerprint(certificate: Path) -> str:
     """Return the SHA-256 of a certificate, for a comparison by telephone; RunError if the file holds none."""
+    return read_certificate(certificate).fingerprint(hashes.SHA256()).hex(":")
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """Return the certificate in a file; RunError if the file holds none."""
     try:
-        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        return x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError as error:
-        raise RunError(f"{certificate}: no certificate; expected the ca.pem that `flower init` wrote") from error
-    return found.fingerprint(hashes.SHA256()).hex(":")
+        raise RunError(
+            f"{path}: no certificate; expected the ca.pem or server.pem that `flower init` wrote"
+        ) from error
+
+
+def read_private(path: Path) -> Any:
+    """Return the private key in a file of either format; RunError, which quotes nothing, if there is none."""
+    content = path.read_bytes()
+    load: Any = load_ssh_private_key if b"OPENSSH" in content[:40] else load_pem_private_key
+    try:
+        return load(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise RunError(f"{path}: no private key that can be read without a password; put it back") from None
+
+
+def belongs(private: Path, public: Path) -> bool:
+    """Return whether a private key belongs to a certificate or a `.pub` file; RunError if it holds no key."""
+    key = read_private(private).public_key()
+    if public.suffix == ".pub":  # may be gone: the server needs it once
+        return (
+            not public.exists() or key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) in public.read_bytes()
+        )
+    return bool(key == read_certificate(public).public_key())
+
+
+def refuse_other_authority(made: x509.Certificate, authority: x509.Certificate) -> None:
+    """Raise `RunError` if a certificate was not signed by an authority."""
+    try:
+        made.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise RunError("server.pem was not signed by the authority in ca.pem, so no site accepts it") from error
 
 
 def _name(common: str) -> x509.Name:
@@ -116,10 +153,3 @@ def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFor
     """Write a key that only its owner can read, from the first byte on."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, form, NoEncryption()))
-
-
-def _read_private(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = load_pem_private_key(path.read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise TypeError(f"{path} is no elliptic curve key")
-    return key

@@ -23,7 +23,7 @@ from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.settings import UNLABELLED
 from trifed.config.toml_files import read_toml
 from trifed.deployment.certificates import fingerprint, write_authority, write_node_keys, write_server
-from trifed.deployment.protocol import LEFT_AT_HOME
+from trifed.deployment.protocol import AT_THE_CLIENTS, LEFT_AT_HOME
 from trifed.deployment.site_settings import site_settings
 
 HERE = ("localhost", "127.0.0.1")
@@ -33,7 +33,6 @@ HOST_NAME = re.compile(
 )
 FLOWERS_NAMES = ("default", "simulation")
 """Names that have another meaning among Flower's connections."""
-AT_THE_CLIENTS = "(each client's own)"
 QUIET = (
     "export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1"
 )

@@ -51,6 +51,8 @@ MOST_TEXT = 4 * 1024 * 1024
 Fact = str | int | float
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
 """Settings of [data] that only a client itself gives."""
+AT_THE_CLIENTS = "(each client's own)"
+"""`data.source` of a run between sites at the server, which has no data."""
 
 
 RefusalCode = Literal[

@@ -258,12 +258,8 @@ _COPY_AGAIN = "copy the whole folder from the run again"
 
 def open_client(folder: Path, base: str | None) -> ClientModel:
     """Load a client's model of any kind; see `load_model` for arguments and errors."""
-    if not (folder / "classifier.json").is_file():
-        raise RunError(
-            f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
-        )
+    facts, peft_type, head = read_client(folder)
     with damage_in(folder, _COPY_AGAIN, AdapterError):
-        facts, peft_type, head = _read_client(folder)
         source = base or facts["base_model"] if peft_type else str(folder)
         task = TASKS[facts["task"]]
         settings = ModelSettings(name=source, **{k: facts[k] for k in INFERENCE_SETTINGS if k in facts})
@@ -300,8 +296,22 @@ def _check_adapter(folder: Path) -> str:
     return str(config["peft_type"])
 
 
+def read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Tensor]]:
+    """Return classifier.json, the adapter's PEFT type (None for a complete model), and the head's tensors.
+
+    Raises:
+        RunError: The folder holds no client.
+        AdapterError: A file is missing or damaged.
+    """
+    if not (folder / "classifier.json").is_file():
+        raise RunError(
+            f"{folder}: no client's model here (it has no classifier.json); give runs/NAME/clients/CLIENT"
+        )
+    with damage_in(folder, _COPY_AGAIN, AdapterError):
+        return _read_client(folder)
+
+
 def _read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Tensor]]:
-    """Return classifier.json, the adapter's PEFT type (None for a complete model), and the head's tensors."""
     complete = (folder / "config.json").is_file()
     files = ("model.safetensors",) if complete else ("adapter_config.json", "adapter_model.safetensors")
     for name in (*files, "head.safetensors"):

@@ -188,7 +188,7 @@ class RunFolder:
 
     def _kept_events(self) -> list[Event]:
         """Return the events that the checkpoint includes."""
-        length = self._facts()["events_bytes"]
+        length = self.facts()["events_bytes"]
         return self._parse(self._events.read_bytes()[:length]) if self._events.is_file() else []
 
     def _parse(self, content: bytes) -> list[Event]:
@@ -246,7 +246,7 @@ class RunFolder:
         Raises:
             RunError: The checkpoint is damaged.
         """
-        return self._facts().get("members")
+        return self.facts().get("members")
 
     def rounds_done(self) -> int:
         """Return the last whole round, 0 if there is none.
@@ -254,10 +254,14 @@ class RunFolder:
         Raises:
             RunError: The checkpoint is damaged.
         """
-        return int(self._facts().get("round", 0))
+        return int(self.facts().get("round", 0))
 
-    def _facts(self) -> dict[str, Any]:
-        """Return the facts of the last checkpoint; empty without one."""
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of the last checkpoint, without its tensors; empty without one.
+
+        Raises:
+            RunError: The checkpoint is damaged.
+        """
         return self._read_checkpoint(())[0] if self.has_checkpoint() else {}
 
     def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -148,15 +148,19 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def read_config(name: str) -> tuple[str, PreTrainedConfig]:
+def read_config(name: str, local_only: bool = False) -> tuple[str, PreTrainedConfig]:
     """Return the location and configuration of a folder, a hub name, or the demo extra ('demo').
+
+    Args:
+        name: The model.
+        local_only: Whether a hub name may be looked up in the hub's cache on this machine only.
 
     Raises:
         ModelError: There is no model of this name.
     """
     source = _resolve(name)
     try:
-        return source, AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return source, AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local_only)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         hint = _code_or_pickle(name, source, error) or (
             f"cannot be read as a model ({first_line(error)}); give a folder with a config.json and weights, a "

@@ -1,0 +1,193 @@
+"""Check a server's folder (`trifed flower init`) and a site's folder (`trifed flower join`)."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+from collections.abc import Generator, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from cryptography import x509
+
+from trifed.config.toml_files import read_toml
+from trifed.data.readers import read_file
+from trifed.data.sources import is_on_hub
+from trifed.deployment.certificates import belongs, read_certificate, refuse_other_authority
+from trifed.deployment.site_settings import LEFT, SiteSettings, read_site_settings
+from trifed.deployment.site_store import SiteStore
+from trifed.deployment.worker import LOCK
+from trifed.federation.client_model import read_client
+from trifed.federation.run_folder import PRIVACY, refuse_unwritable
+from trifed.reports.doctor import Check, attempt, check_files, check_lock, judge, under
+from trifed.reports.doctor.runs import RESTORE, SETTINGS, check_ledgers, check_run, read_run_settings
+from trifed.reports.format import listing, plural
+
+SECONDS = 3.0
+"""Seconds that a server has to accept a connection."""
+SOON = 30
+"""Days before the end of a certificate from which it is a warning."""
+NEW_SERVER = "Put back the files of one `trifed flower init`, or write a new server's folder."
+ASK = "Ask the server's operator for the ca.pem that the server uses now."
+ANEW = "Restore a copy; without one, remove the named file, but never a ledger: the site then starts anew."
+NEW_SITE = "Restore the key; without it, write a new site's folder and have its new .pub registered."
+
+
+def check_server_folder(path: Path) -> Iterator[Check]:
+    """Check a server's folder: settings, certificates, keys, paths, port, and every kept run."""
+    yield from attempt("settings", partial(read_run_settings, path / "app/run.toml"), SETTINGS, NEW_SERVER)
+    yield from check_credentials(path)
+    yield from check_paths(path)
+    yield from check_port(path)
+    whole = yield from check_files(path, RESTORE)
+    for inner in sorted((path / "runs").glob("*/config.toml")):
+        yield from under(f"runs/{inner.parent.name}", check_run(inner.parent, whole))
+
+
+def check_site_folder(path: Path) -> Iterator[Check]:
+    """Check a site's folder: settings, certificate, key, ports, data, and every kept run."""
+    good, mend = "Valid: the site's name is {0.name}.", f"Correct it in {path / 'node.toml'}."
+    settings = yield from attempt("settings", partial(read_site_settings, path / "node.toml"), good, mend)
+    yield from check_certificate(path / "ca.pem", ASK)
+    key = path / (_flag(path, "auth-supernode-private-key") or "key")
+    yield from check_key(key, key.with_suffix(".pub"), NEW_SITE)
+    mend = "Check that the server's start.sh runs and that no firewall is between; the run waits for it."
+    server = partial(_connect, _flag(path, "superlink"))
+    yield from attempt("server", server, "It accepts connections.", mend, "warning")
+    yield from check_port(path)
+    if settings is not None:
+        mend = "Correct the file, or data.source in node.toml."
+        yield from attempt("data", partial(check_site_data, settings), "{}", mend)
+        yield from check_kept(settings.folder)
+
+
+# -- certificates and keys
+
+
+def check_credentials(path: Path) -> Iterator[Check]:
+    """Check the certificates and keys of a server's authority and the server. No key is quoted."""
+    authority = yield from check_certificate(path / "ca.pem", NEW_SERVER)
+    server = yield from check_certificate(path / "server.pem", NEW_SERVER)
+    if authority and server:
+        signed = partial(refuse_other_authority, server, authority)
+        yield from attempt("signature", signed, "server.pem was signed by the authority in ca.pem.", NEW_SERVER)
+        yield from check_key(path / "server.key", path / "server.pem", NEW_SERVER)
+        if (path / "ca.key").is_file():  # it is better kept elsewhere
+            yield from check_key(path / "ca.key", path / "ca.pem", NEW_SERVER)
+
+
+def check_certificate(path: Path, mend: str) -> Generator[Check, None, x509.Certificate | None]:
+    """Check that a file holds a certificate that is valid today; return it too."""
+    found = yield from attempt(path.name, partial(read_certificate, path), "", mend)
+    if found is not None:
+        now, begin, end = datetime.now(UTC), found.not_valid_before_utc, found.not_valid_after_utc
+        dates = f"Valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
+        yield from judge(
+            path.name,
+            f"{dates}.",
+            (not begin <= now < end, "problem", f"{dates}; this machine's clock says {now:%Y-%m-%d}.", mend),
+            (0 <= (end - now).days < SOON, "warning", f"{dates}: it expires in less than {SOON} days.", mend),
+        )
+    return found
+
+
+def check_key(path: Path, public: Path, mend: str) -> Iterator[Check]:
+    """Check who can read a private key, and whether it belongs to a certificate or `.pub` file."""
+    fits = yield from attempt(path.name, partial(belongs, path, public), "", mend)
+    if fits is not None:
+        mode = f"Other users of this machine can read it (mode {path.stat().st_mode & 0o777:o})."
+        yield from judge(
+            path.name,
+            f"Only its owner can read it, and it belongs to {public.name}.",
+            (path.stat().st_mode & 0o077, "problem", mode, f"chmod 600 {shlex.quote(str(path))}"),
+            (not fits, "problem", f"It does not belong to {public.name}.", mend),
+        )
+
+
+# -- paths and connections
+
+
+def check_paths(path: Path) -> Iterator[Check]:
+    """Check that the absolute paths in a server's files lead into this folder, which may have been moved."""
+    places = yield from attempt("paths", partial(_places, path), "", NEW_SERVER)
+    away = [str(place) for place in places or () if path.resolve() not in place.resolve().parents]
+    found = f"flwr/config.toml and app/pyproject.toml lead out of this folder, to {listing(away)}."
+    mend = f"Replace the old folder in both files by {path.resolve()}, or move the folder back."
+    yield from judge("paths", "They lead into this folder.", (away, "problem", found, mend))
+
+
+def _places(path: Path) -> list[Path]:
+    app, flower = read_toml(path / "app/pyproject.toml"), read_toml(path / "flwr/config.toml")
+    links = [link for link in flower["superlink"].values() if isinstance(link, dict)]
+    authorities = [link["root-certificates"] for link in links if "root-certificates" in link]
+    return [Path(place) for place in (*authorities, app["tool"]["flwr"]["app"]["config"]["folder"])]
+
+
+def _flag(path: Path, name: str) -> str:
+    """Return the value of a flag in a folder's start.sh; empty if there is none."""
+    script = path / "start.sh"
+    found = re.search(rf"--{name} (\S+)", script.read_text(encoding="utf-8")) if script.is_file() else None
+    return shlex.split(found[1])[0] if found else ""
+
+
+def check_port(path: Path) -> Iterator[Check]:
+    """Check whether the port in start.sh is free, by binding it for a moment."""
+    mend = "Nothing to do if start.sh runs; otherwise write another --port into the scripts."
+    yield from attempt(
+        "port", partial(_bind, _flag(path, "port")), "It is free; start.sh does not run.", mend, "warning"
+    )
+
+
+def _bind(port: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("", int(port)))
+
+
+def _connect(superlink: str) -> None:
+    host, _, port = superlink.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+
+
+# -- what a site keeps
+
+
+def check_site_data(settings: SiteSettings) -> str:
+    """Return a sentence about a site's tables; DataError if one cannot be read."""
+    source = settings.data["source"]
+    paths = [Path(name).expanduser() for name in (source if isinstance(source, list) else [source])]
+    tables = [read_file(path, {}) for path in paths if not path.is_dir() and not is_on_hub(str(path))]
+    rows = plural(sum(len(table.rows) for table in tables), "row")
+    return f"{rows} in {plural(len(tables), 'table')}; folders and names on the hub are read when a run begins."
+
+
+def check_kept(folder: Path) -> Iterator[Check]:
+    """Check the folder in which a site keeps its runs, and every run in it."""
+    mend = "Give the folder to the user that runs start.sh, or name another one in node.toml."
+    yield from attempt(
+        "kept runs", partial(refuse_unwritable, folder, "see below"), f"{folder} can be written.", mend
+    )
+    if not folder.is_dir():
+        return
+    yield from check_lock(folder / LOCK, "Wait for the process that answers the server, or end it.")
+    left, mend = (
+        "This site has left for good.",
+        "To take part again, write a new site's folder under another name.",
+    )
+    yield from judge("withdrawal", "This site has not left.", ((folder / LEFT).is_file(), "warning", left, mend))
+    if (yield from check_files(folder, ANEW)):
+        for inner in sorted(folder.glob("*/run.json")):
+            yield from under(inner.parent.name, check_store(SiteStore(inner.parent)))
+
+
+def check_store(store: SiteStore) -> Iterator[Check]:
+    """Check one run that a site keeps: its states, its ledger and its final model."""
+    yield from attempt("state", store.counted_round, "", ANEW)
+    yield from attempt("state", store.last_round, "The last round is {}.", ANEW)
+    yield from check_ledgers(store.folder / PRIVACY)
+    if store.finished():
+        yield from attempt(
+            "model", partial(read_client, store.model), "It can be read.", "Restore a copy of the folder."
+        )
