@@ -215,5 +215,5 @@ def test_a_fault_of_a_kept_run_is_found(keeping, name):
 
 
 def test_the_workers_lock(keeping):
-    (keeping / "kept" / "worker.lock").touch()
+    (keeping / "kept" / "lock").touch()
     assert states(diagnose(keeping))["lock"] == "ok"

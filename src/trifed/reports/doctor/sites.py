@@ -12,13 +12,13 @@ from pathlib import Path
 
 from cryptography import x509
 
+from trifed.common.lock import LOCK
 from trifed.config.toml_files import read_toml
 from trifed.data.readers import read_file
 from trifed.data.sources import is_on_hub
 from trifed.deployment.certificates import belongs, read_certificate, refuse_other_authority
 from trifed.deployment.site_settings import LEFT, SiteSettings, read_site_settings
 from trifed.deployment.site_store import SiteStore
-from trifed.deployment.worker import LOCK
 from trifed.federation.client_model import read_client
 from trifed.federation.run_folder import PRIVACY, refuse_unwritable
 from trifed.reports.doctor import Check, attempt, check_files, check_lock, judge, under
