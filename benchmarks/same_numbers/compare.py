@@ -39,6 +39,7 @@ WANTED: tuple[Wanted, ...] = (
     Wanted("*", "*checkpoint.safetensors/server/screening*", "the running median of the bound on uploads is kept"),
     Wanted("*", "*checkpoints/round-*", "the last checkpoints are kept"),
     Wanted("sites/*", "events.jsonl/*:scores/*/examples", "a number of examples is a whole number"),
+    Wanted("sites/*", "summary.json/*/examples", "a number of examples is a whole number"),
     Wanted("*", "*events.jsonl/*:bounded*", "a bound on one client's upload says what it changed"),
 )
 
