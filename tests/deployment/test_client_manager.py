@@ -176,7 +176,7 @@ def test_without_labels_a_run_between_sites_says_so(federation, events):
     values = coordinator.config.model_copy(
         update={"data": coordinator.config.data.model_copy(update={"labels": None})}
     )
-    coordinator.config = values
+    coordinator.config, coordinator.name = values, f"{values.run_id()}-1"
     coordinator.client_manager.hello = replace(
         coordinator.client_manager.hello,
         facts={**coordinator.client_manager.hello.facts, "config": settings_to_send(values)},

@@ -16,9 +16,24 @@ from trifed.tasks.text_classification import load_encoder
 
 CODE = """
 from pathlib import Path
-from transformers import BertConfig as Evil, BertModel as EvilModel, PreTrainedTokenizerFast as EvilTokenizer
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+
+class Evil(BertConfig):
+    pass
+
+
+class EvilModel(BertModel):
+    pass
+
+
+class EvilTokenizer(PreTrainedTokenizerFast):
+    pass
+
+
 Path({ran!r}).touch()
 """
+"""Classes of its own: transformers marks those that it loads, for the rest of the process."""
 CONFIG = {"AutoConfig": "evil.Evil", "AutoModel": "evil.EvilModel"}
 TOKENIZER = {"AutoTokenizer": [None, "evil.EvilTokenizer"]}
 
