@@ -46,6 +46,35 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SITES = ["amber", "basil", "coral"]
 
 
+SLOW_FILES = {
+    "attacks/test_audit.py", "cli/test_doctor.py", "cli/test_doctor_sites.py", "cli/test_model_commands.py",
+    "deployment/test_client_manager.py", "deployment/test_coordinator.py", "deployment/test_end_of_run.py",
+    "deployment/test_gate.py", "deployment/test_membership.py", "deployment/test_phases.py",
+    "deployment/test_release_log.py", "deployment/test_site_guards.py", "deployment/test_site_privacy.py",
+    "deployment/test_worker.py", "experiments/test_compare.py", "experiments/test_crash.py",
+    "experiments/test_runner.py", "export/test_evaluate.py", "export/test_export.py", "export/test_locate.py",
+    "export/test_native_export.py", "federation/test_calibrate.py", "federation/test_cost.py",
+    "federation/test_proximal.py", "federation/test_simulation.py", "privacy/test_canaries.py",
+    "privacy/test_noise_to_signal.py", "privacy/test_noised_training.py", "reports/test_audit_page.py",
+    "reports/test_reports_browser.py", "reports/test_reports_formats.py", "tasks/test_ask_a_language_model.py",
+    "tasks/test_ask_about_images.py", "tasks/test_audit_images.py", "tasks/test_causal_lm.py",
+    "tasks/test_image_classification.py", "tasks/test_image_text.py", "tasks/test_image_text_pairs.py",
+    "tasks/test_image_text_to_text.py", "tasks/test_size.py", "test_cli_run.py", "test_cli_stop.py",
+    "test_damaged_files.py", "test_docs.py", "test_escaping.py", "test_examples.py", "test_kept_runs.py",
+    "test_lock.py", "test_site.py", "tracking/test_to_mlflow.py", "tracking/test_to_tensorboard.py",
+}  # fmt: skip
+"""Files whose tests train models or start processes; `make test-quick` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files, before those that are not asked for are left out."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix() in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """At these sizes threads only wait for each other: several times slower on a busy machine.
