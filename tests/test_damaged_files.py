@@ -124,7 +124,10 @@ def test_classifier_and_adapter(copied, ends_well, tmp_path):
 
 def test_an_exports_columns(copied, ends_well, tmp_path):
     assert ends_well("export", copied, "--client", "amber", "--to", tmp_path / "out") == 0
-    commands = lambda: iter([ends_well("predict", tmp_path / "out", "--text", "invoice")])  # noqa: E731
+
+    def commands():
+        yield ends_well("predict", tmp_path / "out", "--text", "invoice")
+
     assert try_all(tmp_path / "out" / "classifier.json", commands) > 20
 
 

@@ -1,4 +1,4 @@
-"""How a command that can be continued ends early: by Ctrl-C, by SIGTERM, or because files cannot be written."""
+"""Early ends of a command that can be continued: Ctrl-C, SIGTERM, or files that cannot be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a process stops: exit codes, and SIGTERM, which stops it as Ctrl-C does."""
+"""Exit codes of a process that is stopped, and the handler that lets SIGTERM stop it as Ctrl-C does."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud
 """Control characters and marks that reorder text; escape sequences begin with one. Halves of
 surrogate pairs too, which no file can hold. Not the newline and the tab."""
 FORMULA = re.compile("[=+\\-@\t\r\n]")
-"""What a spreadsheet takes for the start of a formula."""
+"""First characters of a cell that a spreadsheet reads as a formula."""
 
 
 def printable(text: str) -> str:

@@ -16,11 +16,11 @@ Split = Literal["iid", "dirichlet", "pathological", "column", "sizes", "files"]
 
 
 class ClientSettings(StrictSettings):
-    """How the rows of a table are split into clients."""
+    """Settings of the split of a table's rows into clients."""
 
     split: Split = Field(
         "dirichlet",
-        description="How rows are assigned to clients: evenly at random (iid), with unequal label shares "
+        description="Rule that assigns rows to clients: evenly at random (iid), with unequal label shares "
         "(dirichlet), with few labels each (pathological), by a column, by given sizes, or by file.",
     )
     count: int = Field(default=10, ge=1, description="Number of clients for iid, dirichlet and pathological.")

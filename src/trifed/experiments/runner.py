@@ -162,7 +162,7 @@ def load_result(folder: str | Path) -> RunResult:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a run needs, loaded and checked; `began` is the time at which loading began."""
+    """The data, model and clients of a run, loaded and checked. `began`: `time.perf_counter` before loading, s."""
 
     began: float
     data: FederatedData

@@ -56,7 +56,7 @@ class AggregationSettings(StrictSettings):
 
     rule: Literal["mean", "median", "trimmed-mean"] = Field(
         "mean",
-        description="What an average is: the weighted mean of the uploads, the median of each value, or the mean "
+        description="Kind of average: the weighted mean of the uploads, the median of each value, or the mean "
         "of each value without its largest and smallest. The last two weigh all uploads equally.",
     )
     screen: Literal["none", "multi-krum"] = Field(

@@ -13,7 +13,7 @@ SUMMARY_DIM = 64
 
 
 NOISED_DIM = 16
-"""The same where summaries are noised: noise adds up over dimensions, differences between clients hardly do."""
+"""Dimensions of the projection if summaries are noised: fewer, because noise adds up over dimensions."""
 
 
 def projected(features: Features, seeds: SummarySeeds, dim: int = SUMMARY_DIM) -> Floats:
