@@ -107,6 +107,7 @@ def test_what_left_a_site_is_shown_run_by_run(site):
     record_release(folder, Request("gradient", {"run": "b-2"}), Reply(error="not_asked_for"), {}, None)
     table = call("flower", "log", site).output
     assert all(word in table for word in ("a-1", "b-2", "upload", "1.25", "not_asked_for", "16 bytes"))
+    assert "node.toml" in refused(RunError, "log", site / "kept")
     lines = call("flower", "log", site, "--run", "b", "--json").output.splitlines()
     assert [json.loads(line)["round"] for line in lines] == [7, 0]
     assert json.loads(lines[0])["parts"] == {"upload": {"bytes": 8, "tensors": ["head.weight"]}}

@@ -143,6 +143,10 @@ def log_command(
     from trifed.deployment.release_log import read_releases
     from trifed.deployment.site_settings import read_site_settings
 
+    if not (folder / "node.toml").is_file():
+        raise RunError(
+            f"{folder}: no site's folder (it has no node.toml); give the one that `trifed flower join` wrote"
+        )
     releases = read_releases(read_site_settings(folder / "node.toml").folder)
     chosen = [release for release in releases if release.run.startswith(run)]
     if as_json:
