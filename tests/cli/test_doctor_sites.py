@@ -159,6 +159,10 @@ SITE_FAULTS = {
     "damaged data": (lambda s: (s.parent / "berlin.csv").write_text("a,b\n1\n"), {"data": "problem"}),
     "no source": (lambda s: edited(s / "node.toml", "\nsource =", "\ntext ="), {"data": "problem"}),
     "a file in the place of the folder": (lambda s: (s / "kept").touch(), {"kept runs": "problem"}),
+    "the server's app is run": (
+        lambda s: (s / "start.sh").write_text((s / "start.sh").read_text().replace("trifed-clientapp", "x")),
+        {"app": "problem"},
+    ),
     "it has left": (lambda s: flower("withdraw", s), {"withdrawal": "warning"}),
 }
 

@@ -68,6 +68,14 @@ class Processes:
         self.running.append(process)
         return process
 
+    def install_app(self, source):
+        """Put a script in the place of the ClientApp that is installed at the sites."""
+        script = self.folder / "bin" / "trifed-clientapp"
+        script.parent.mkdir()
+        script.write_text(f"#!{sys.executable}\n{source}")
+        script.chmod(0o755)
+        self.env["PATH"] = f"{script.parent}{os.pathsep}{self.env['PATH']}"
+
     def kill(self, process):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -177,6 +185,8 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     values["deployment"] = {"clients": 3, "join_seconds": 900, "round_seconds": 900, "quorum": 3}
     joins = {site: (site, "server") for site in SITES} | {"dill": ("amber", "server"), "elm": ("amber", "other")}
     server, port = set_up(tmp_path, site_tables, values, joins)
+    sent = server / "app" / "tickets" / "client.py"  # code of the server's, for the sites
+    sent.write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\n" + sent.read_text())
     link = processes.start(server / "start.sh")
     processes.wait_for(lambda: listens(port), link)
     let_in(processes, server, [*SITES, "elm"])
@@ -201,6 +211,7 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     assert [e["event"] for e in events].count("resumed") == 1
     assert {e["client"] for e in events if e["event"] == "joined"} == set(SITES)
     assert not [e for e in events if e["event"] in ("left out", "refused")]
+    assert not (tmp_path / "pwned").exists()
     simulated = run(make_config(values), tmp_path / "simulated")
     name = RunFolder.open(folder).read_json("federation.json")["run"]
     for site in SITES:
@@ -302,7 +313,7 @@ import time
 
 import numpy as np
 
-from trifed.deployment.flower import client_app
+from trifed.deployment.flower import run_installed_app
 from trifed.deployment.worker import ask_worker
 from trifed.federation.messages import encode_values, Header
 
@@ -341,7 +352,7 @@ def answer(path, request):
     return reply
 
 
-app = client_app(answer)
+run_installed_app(answer)
 '''
 
 
@@ -360,7 +371,7 @@ def test_whatever_goes_wrong_at_a_site_the_others_go_on(site_tables, toy_values,
     server, port = set_up(
         tmp_path, site_tables, values, {name: (name, "server") for name in SITES} | {"dill": ("amber", "server")}
     )
-    (server / "app" / "tickets" / "client.py").write_text(FAULTY)
+    processes.install_app(FAULTY)
     link = processes.start(server / "start.sh")
     processes.wait_for(lambda: listens(port), link)
     let_in(processes, server, SITES)

@@ -242,9 +242,7 @@ def test_a_path_is_given_to_flower_as_it_is(tmp_path):
         site / "start.sh": {"node": str(site / "node.toml")},
         home / "server" / "simulate.sh": {"sites": str(home / "sites"), "folder": f"{kept}-simulated"},
     }
-    for flower in ("flower-supernode", "flwr"):
-        (tmp_path / flower).write_text(ECHO)
-        (tmp_path / flower).chmod(0o755)
+    commands(tmp_path, ECHO)
     for script, expected in scripts.items():
         out = tmp_path / f"{script.stem}.txt"
         env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(out)}
@@ -262,7 +260,35 @@ def test_a_site_whose_folder_was_moved_to_where_flower_cannot_read_it_says_so(si
     assert done.returncode == 2 and b"move this folder" in done.stderr
 
 
+def commands(folder, script):
+    """Write one script under the names of all commands that start.sh and simulate.sh need."""
+    folder.mkdir(exist_ok=True)
+    for name in ("flower-supernode", "flower-superexec", "trifed-clientapp", "flwr"):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+
+
+def test_a_node_finds_no_command_but_flowers_and_the_installed_app(site, tmp_path):
+    """So whatever Flower starts for a message, the app of the server is not run."""
+    commands(tmp_path / "bin", '#!/bin/sh\necho "$PATH" > "$TOLD"\n')
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
+    subprocess.run([site / "start.sh"], env=env, timeout=30, check=True)
+    assert (tmp_path / "told").read_text().strip() == str(site / "bin")
+    found = {path.name: path.resolve().name for path in (site / "bin").iterdir()}
+    assert found == {"flower-superexec": "flower-superexec", "flwr-clientapp": "trifed-clientapp"}
+
+
+def test_a_node_without_the_installed_app_does_not_start(site, tmp_path):
+    commands(tmp_path / "bin", "#!/bin/sh\ntouch started\n")
+    (tmp_path / "bin" / "trifed-clientapp").unlink()
+    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    done = subprocess.run([site / "start.sh"], env=env, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 2 and b"trifed-clientapp" in done.stderr
+    assert not (site / "started").exists()
+
+
 FAKE = """#!/bin/sh
+PATH="$TRIFED_PATH"
 echo started >> "$TOLD"
 [ "$(wc -l < "$TOLD")" -ge "$ENOUGH" ] || exit 1
 exec sleep "$SECONDS_UP"
@@ -272,9 +298,7 @@ exec sleep "$SECONDS_UP"
 @pytest.mark.parametrize(("enough", "seconds", "code", "starts"), [(3, 0, 0, 3), (9, 0, 1, 1)])
 def test_a_node_that_cannot_start_is_tried_again_for_a_while(site, tmp_path, enough, seconds, code, starts):
     """Twice it fails, then it is there; or, where no time is left, it has failed."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "flower-supernode").write_text(FAKE)
-    (tmp_path / "bin" / "flower-supernode").chmod(0o755)
+    commands(tmp_path / "bin", FAKE)
     env = {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told"), "ENOUGH": str(enough),
         "SECONDS_UP": str(seconds), "RETRY_EVERY": "0", "RETRY_SECONDS": "60" if code == 0 else "0",
@@ -285,9 +309,7 @@ def test_a_node_that_cannot_start_is_tried_again_for_a_while(site, tmp_path, eno
 
 
 def test_a_node_that_is_ended_is_not_started_again(site, tmp_path):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "flower-supernode").write_text(FAKE)
-    (tmp_path / "bin" / "flower-supernode").chmod(0o755)
+    commands(tmp_path / "bin", FAKE)
     for enough, seconds in ((1, 60), (9, 60)):  # while it runs; while the next try is waited for
         told = tmp_path / f"told-{enough}"
         env = {

@@ -6,8 +6,10 @@ This is the only file that imports flwr. Every message is one record.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from trifed.federation.events import Event, Listener, line_of
 LOGGER = logging.getLogger(__name__)
 RECORD, PART = "trifed", "part/"
 CONTINUE = "All complete rounds are kept; run.sh continues."
+INSTALL = "install the version that trifed's constraints.txt names"
+SITE_PATH = "TRIFED_PATH"
+"""Environment variable with the PATH of a site's start.sh, which gives Flower another one."""
 POLL = 0.5
 """Seconds between two looks for replies."""
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
@@ -118,6 +123,30 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
     for kind in ("hello", "open", "gradient", "frames", "finish"):
         app.query(kind)(handle)
     return app
+
+
+def run_installed_app(answer: Answer = ask_worker) -> None:
+    """Run Flower's process for one message, with the installed ClientApp in place of the one that the server sent.
+
+    A site's start.sh gives Flower this command under the name `flwr-clientapp`. The app that comes with a run is
+    neither unpacked nor imported, so a server cannot run code at the site.
+
+    Raises:
+        SystemExit: The message is answered, or this version of Flower has no place for an app of one's own.
+    """
+    from flwr.supernode.cli import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp as process
+
+    replaced: dict[str, Callable[..., object]] = {
+        "install_from_fab": lambda *_, **__: None,
+        "get_load_client_app_fn": lambda **_: lambda *__: client_app(answer),
+    }
+    for name, function in replaced.items():
+        if not hasattr(process, name):
+            raise SystemExit(f"flwr {version('flwr')}: cannot keep the server's app from being run; {INSTALL}")
+        setattr(process, name, function)
+    os.environ["PATH"] = os.environ.pop(SITE_PATH, os.environ.get("PATH", ""))
+    flwr_clientapp()
 
 
 def _answer(message: Message, context: Context, answer: Answer) -> Reply:

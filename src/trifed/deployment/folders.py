@@ -294,12 +294,25 @@ tell_scores = false      # true: report accuracy and loss on held-out data to th
 SITE_START = (
     HEAD
     + """{check}
+# The node finds two commands alone, and trifed-clientapp takes the place of Flower's own: it runs the trifed that
+# is installed here. The app that the server sends is not run.
+for command in flower-supernode flower-superexec trifed-clientapp; do
+    command -v "$command" > /dev/null || {{
+        echo "PATH: $command is not there; activate the environment that trifed is installed in" >&2
+        exit 2
+    }}
+done
+supernode="$(command -v flower-supernode)"
+mkdir -p bin
+ln -sf "$(command -v flower-superexec)" bin/flower-superexec
+ln -sf "$(command -v trifed-clientapp)" bin/flwr-clientapp
+export TRIFED_PATH="$PATH"
 # A killed node counts as connected for up to a minute, and cannot start again before: repeat the start.
 until=$(($(date +%s) + ${{RETRY_SECONDS:-120}}))
 trap 'stop=1; kill -TERM "$node" 2>/dev/null' INT TERM
 while [ -z "$stop" ]; do
     # The server must show a certificate that ca.pem has signed, and it recognises this node by its key.
-    flower-supernode --root-certificates ca.pem --superlink {superlink} \\
+    PATH="$PWD/bin" "$supernode" --root-certificates ca.pem --superlink {superlink} \\
         --auth-supernode-private-key {name}.key --port {port} --node-config "node='$PWD/node.toml'" "$@" &
     node=$!
     wait "$node"

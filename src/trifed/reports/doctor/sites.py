@@ -32,6 +32,7 @@ SOON = 30
 NEW_SERVER = "Put back the files of one `trifed flower init`, or write a new server's folder."
 ASK = "Ask the server's operator for the ca.pem that the server uses now."
 ANEW = "Restore a copy; without one, remove the named file, but never a ledger: the site then starts anew."
+START = "Write a new folder with `trifed flower join`, and copy its start.sh into this one."
 NEW_SITE = "Restore the key; without it, write a new site's folder and have its new .pub registered."
 
 
@@ -53,6 +54,11 @@ def check_site_folder(path: Path) -> Iterator[Check]:
     yield from check_certificate(path / "ca.pem", ASK)
     key = path / (_flag(path, "auth-supernode-private-key") or "key")
     yield from check_key(key, key.with_suffix(".pub"), NEW_SITE)
+    mine = "trifed-clientapp" in _script(path)
+    found = (
+        "start.sh runs the app that the server sends, as earlier versions did: the server can run any code here."
+    )
+    yield from judge("app", "start.sh runs the installed trifed alone.", (not mine, "problem", found, START))
     mend = "Check that the server's start.sh runs and that no firewall is between; the run waits for it."
     server = partial(_connect, _flag(path, "superlink"))
     yield from attempt("server", server, "It accepts connections.", mend, "warning")
@@ -125,10 +131,15 @@ def _places(path: Path) -> list[Path]:
     return [Path(place) for place in (*authorities, app["tool"]["flwr"]["app"]["config"]["folder"])]
 
 
+def _script(path: Path) -> str:
+    """Return a folder's start.sh; empty if there is none."""
+    script = path / "start.sh"
+    return script.read_text(encoding="utf-8") if script.is_file() else ""
+
+
 def _flag(path: Path, name: str) -> str:
     """Return the value of a flag in a folder's start.sh; empty if there is none."""
-    script = path / "start.sh"
-    found = re.search(rf"--{name} (\S+)", script.read_text(encoding="utf-8")) if script.is_file() else None
+    found = re.search(rf"--{name} (\S+)", _script(path))
     return shlex.split(found[1])[0] if found else ""
 
 
