@@ -41,6 +41,7 @@ VICTIM = 0
 DEFENCES: dict[str, dict[str, Any]] = {
     "none": {"norm_bound": 0, "most_examples": 0},
     "default": {},
+    "norm 2": {"norm_bound": 2},
     "median": {"rule": "median"},
     "trimmed-mean": {"rule": "trimmed-mean", "suspects": 0.3},
     "multi-krum": {"screen": "multi-krum", "suspects": 0.3},

@@ -38,9 +38,9 @@ def configured(method: str, seed: int, rounds: int) -> RunConfig:
     """Return the run that is killed."""
     return make_config({
         "name": "killed", "seed": seed, "rounds": rounds, "controls": False, "method": method,
-        "model": {"name": "demo", "max_length": 32},
+        "model": {"name": "demo", "max_length": 16}, "training": {"steps": 2, "batch_size": 4},
         "data": {
-            "source": str(demo_corpus_path()), "max_examples": 200,
+            "source": str(demo_corpus_path()), "max_examples": 100,
             "clients": {"split": "dirichlet", "count": 3, "alpha": 1.0},
         },
         "privacy": {"few_tokens": "allow", "small_components": "allow"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from trifed.common.errors import ConfigError
 from trifed.deployment.site_settings import SiteSettings, site_settings
 from trifed.deployment.site_store import BASES
 from trifed.deployment.site_transport import settings_to_send
+from trifed.federation.server import Server
 
 SITES = ["amber", "basil", "coral"]
 
@@ -135,3 +137,30 @@ def test_a_client_may_insist_on_one_base(federation, events):
 def test_guards_are_on_unless_a_client_says_otherwise():
     told = SiteSettings(name="dill", data={}).privacy
     assert (told.few_tokens, told.small_components) == ("refuse", "refuse")
+
+
+# -- what a site accepts
+
+
+def test_a_site_does_not_end_with_a_model_that_is_worse_for_its_own_data(federation, monkeypatch):
+    """The server's last message is noise: a site with `worse_by` keeps what it has trained."""
+    download = Server.download
+
+    def noise_at_the_end(server, number, client):
+        if number <= 2:
+            return download(server, number, client)
+        noise = 3 * np.random.default_rng(0).standard_normal(server.start.shape).astype(np.float32)
+        header = server.context.header("download", number, client)
+        return server.context.compression.encode(header, noise, server.start)
+
+    monkeypatch.setattr(Server, "download", noise_at_the_end)
+    nodes = {
+        place: federation.node(site, worse_by=worse_by)
+        for place, (site, worse_by) in enumerate(zip(SITES, (0.1, 1e6, None), strict=True))
+    }
+    federation("fedavg-lora", nodes=nodes)[0].run()
+    largest = {}
+    for node in nodes.values():
+        [path] = node.settings.folder.glob("*/model/adapter_model.safetensors")
+        largest[node.settings.name] = max(float(t.abs().max()) for n, t in load_file(path).items() if "lora" in n)
+    assert largest["amber"] < 1 < min(largest["basil"], largest["coral"])

@@ -170,7 +170,7 @@ class SiteRun:
             update = client.round(
                 number,
                 request.parts.get("download"),
-                AcceptanceLimits(self.settings.worse_by, self.settings.others_at_most),
+                self._limits(),
                 save,
             )
         except TrifedError:
@@ -191,8 +191,8 @@ class SiteRun:
             return Reply(lost=True)
         if counts and not self._restore(client, counts):
             return Reply({"has": self.store.rebase()}, lost=True)
-        download, limits = request.parts.get("download"), AcceptanceLimits(None, self.settings.others_at_most)
-        received = None if download is None else client.take(number, download, limits)
+        download = request.parts.get("download")
+        received = None if download is None else client.accept(number, download, self._limits())
         tensors = client.tensors(client.context.method.evaluated_model, received)
         save_client(
             self.store.model,
@@ -231,6 +231,9 @@ class SiteRun:
         return next((line.epsilon for line in lines if line.covers == EVERYTHING), None)
 
     # -- the client in memory
+
+    def _limits(self) -> AcceptanceLimits:
+        return AcceptanceLimits(self.settings.worse_by, self.settings.others_at_most)
 
     def _client(self, request: Request) -> Client:
         return self.client or self._read_data(request)

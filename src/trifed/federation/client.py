@@ -187,14 +187,13 @@ class Client:
         if layout:
             self.privacy.check(number)
         self.guards.check_upload(self.dataset, layout, training, seed, number)
-        received = None if download is None else self.take(number, download, limits)
-        rejected = received is not None and self._is_worse(received, limits.worse_by)
+        received = None if download is None else self.accept(number, download, limits)
         method, steps_before = self.context.method, self.state.steps
         trained = train_round(
             self.shared_model,
             self.dataset,
             self.state,
-            None if rejected else received,
+            received,
             training,
             seed=seed,
             round_number=number,
@@ -208,7 +207,13 @@ class Client:
             before_release(self.state, upload)
         if upload is not None:
             self.privacy.on_release(number, upload)
+        rejected = download is not None and received is None
         return ClientUpdate(upload, trained.loss, trained.state.steps - steps_before, rejected)
+
+    def accept(self, number: int, download: bytes, limits: AcceptanceLimits) -> Vector | None:
+        """Take a download; return its values, (n_values,), or None if they are worse than the limits allow."""
+        values = self.take(number, download, limits)
+        return None if self._is_worse(values, limits.worse_by) else values
 
     def take(self, number: int, download: bytes, limits: AcceptanceLimits = ANYTHING) -> Vector:
         """Return the values of a round's download, (n_values,), within limits; raises as `round` does."""

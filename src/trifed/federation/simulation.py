@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trifed.common.errors import MessageError
+from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation import events
@@ -63,6 +63,7 @@ class Simulation:
         ]
         self.records = [ClientRecord(c.dataset.name, c.dataset.index, c.examples) for c in self.clients]
         self.identity = identity_of(config, self.data, self.shared_model)
+        self.before: dict[int, ClientState] = {}  # the clients' states before the present exchange
 
     def run(self) -> None:
         """Begin, or resume after the last whole round, and run to the end."""
@@ -88,6 +89,9 @@ class Simulation:
             return Opened(self.server)
         number, states, server = checkpoint
         self.restore(states, server)
+        out = {e["client"] for e in self.folder.events() if e["event"] == "left out" and e["round"] == 0}
+        for record in self.records:
+            record.left, record.examples = record.name in out, 0 if record.name in out else record.examples
         return Opened(
             self.server,
             resumed=number,
@@ -102,9 +106,13 @@ class Simulation:
             self.shared_model.set_shared_projections(self.server.shared_projections)
         self.server.load_state_dict(server)
         for client, state in zip(self.clients, states, strict=True):
-            client.state = state
+            index, client.state = client.dataset.index, state
             if "received" in state.memory:
-                self.server.references.confirmed[client.dataset.index] = state.memory["received"]
+                self.server.references.confirmed[index] = state.memory["received"]
+            missing = any(name not in state.tensors for name, _ in self.shared_model.layout)
+            arrived = self.server.arrives(index) if missing else None
+            if arrived is not None:
+                client.state = replace(state, tensors=self.shared_model.receive(state.tensors, arrived))
 
     def ask(
         self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
@@ -112,7 +120,7 @@ class Simulation:
         """Let the clients reply one after the other; no message is held longer than its reply takes."""
         for index in clients:
             client, began, sent = self.clients[index], time.perf_counter(), message(index)
-            reply = Reply(sent)
+            reply, self.before[index] = Reply(sent), client.state
             if kind == "gradient":
                 reply = Reply(sent, client.gradient())
             elif kind == "summary":
@@ -127,21 +135,36 @@ class Simulation:
                     self.shared_model, self.context, index, sent, layout_of(self.server.shared_projections)
                 )
                 client.start()
-            self.records[index].examples = client.examples  # with noise, known once it has made its summary
+            if not self.records[index].left:
+                self.records[index].examples = client.examples  # with noise, known once it has made its summary
             while client.guards.new_warnings:
                 self.log(events.Warned(client.dataset.name, client.guards.new_warnings.pop(0)))
             yield index, reply
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
-        """End the run: within one process a bad reply is no accident.
+        """Take back the client's update, as if it was not selected; before round 1 it takes no part in the run.
 
         Raises:
-            MessageError: Always.
+            RunError: No client remains before round 1.
         """
-        raise MessageError(rejected.reason)
+        self.clients[client].state = self.before[client]
+        if number == 0:
+            self.records[client].left, self.records[client].examples = True, 0
+            self.clients[client].start()  # it has a model all the same, for the results
+            if all(record.left for record in self.records):
+                raise RunError(f"no client could be opened; the last one: {rejected.reason}")
 
     def close_round(self, number: int, accepted: Sequence[int]) -> None:
-        """Do nothing: every reply was accepted."""
+        """Check that a round has a result.
+
+        Raises:
+            RunError: Every client was left out.
+        """
+        if not accepted:
+            raise RunError(
+                f"round {number}: every client was left out; events.jsonl says why. The run stands at round "
+                f"{number - 1}"
+            )
 
     def update_clients(self, number: int) -> Sequence[int]:
         """Return no client: all take part from the beginning to the end."""
@@ -176,11 +199,13 @@ class Simulation:
     # -- helpers
 
     def _kept(self) -> list[ClientState]:
-        """Return the clients' states without the values that the next download replaces."""
+        """Return the clients' states without the values that the next round's download replaces."""
         states = [client.state for client in self.clients]
-        method, server = self.context.method, self.server
-        if method.evaluated_model != "received" or any(
-            method.download(server.state, index) is None for index in range(len(states))
+        method, server, every_round = self.context.method, self.server, self.config.participation == 1
+        if (
+            not every_round
+            or method.evaluated_model != "received"
+            or any(method.download(server.state, index) is None for index in range(len(states)))
         ):
             return states
         sent = {name for name, _ in self.shared_model.layout}
