@@ -26,14 +26,14 @@ Key = tuple[str, int, int, int]
 
 
 class Sites:
-    """A channel to three sites. `answer`: what a site replies, by its index."""
+    """A channel to sites. `answer`: what a site replies, by its index."""
 
-    def __init__(self, answer: Callable[[int, Request], Reply]) -> None:
-        self.answer = answer
+    def __init__(self, answer: Callable[[int, Request], Reply], number: int = len(SITES)) -> None:
+        self.answer, self.number = answer, number
 
     def nodes(self) -> set[int]:
         """Return one node for each site."""
-        return set(range(len(SITES)))
+        return set(range(self.number))
 
     def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
         """Return the replies of all."""

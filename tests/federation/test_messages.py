@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -120,6 +121,17 @@ def test_a_truncated_payload_is_refused(size):
 def test_garbage_is_refused(garbage):
     with pytest.raises(MessageError):
         decode_values(garbage, HEADER, LAYOUT)
+
+
+@pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"1e999999", b"NaN", b"Infinity", b"1" * 5000])
+@pytest.mark.parametrize("field", [b"round", b"client", b"examples"])
+def test_a_number_that_is_no_number_is_refused(field, number):
+    message = payload()
+    size = int.from_bytes(message[:8], "little")
+    header = re.sub(b'"%s":"[0-9]+"' % field, b'"%s":%s' % (field, number), message[8 : 8 + size])
+    assert number in header
+    with pytest.raises(MessageError):
+        decode_values(len(header).to_bytes(8, "little") + header + message[8 + size :], HEADER, LAYOUT)
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"more bytes"])

@@ -121,7 +121,7 @@ def read_header(payload: bytes, expected: Header, most_bytes: int) -> tuple[Head
         found = Header(**{**texts, **numbers})
         if texts != _metadata(found) or not all(0 <= number <= MOST_NUMBER for number in numbers.values()):
             raise ValueError(f"numbers are written as 0 to {MOST_NUMBER}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise _unreadable(expected, error) from error
     return found, set(entries)
 
