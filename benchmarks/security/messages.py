@@ -31,10 +31,11 @@ from unittest.mock import patch
 import numpy as np
 from fuzz import fuzz
 from hostile import ODD, Json, hostile_facts, hostile_payloads, hostile_summaries
-from replay import SITES, Key, configured, key_of, play, record, site
+from replay import SITES, Key, Simulated, configured, key_of, play, record, site
 from safetensors.numpy import load
 
 from trifed.deployment.protocol import REASONS, Reply, Request
+from trifed.federation.preparation import _processor
 
 HERE = Path(__file__).parent
 NO_REALS = [
@@ -118,6 +119,40 @@ def check_messages(kind: str, folder: Path) -> Json:
     return {"hostile": number, "rejected_alone_same_state": number - len(wrong), "codes": codes, "wrong": wrong}
 
 
+SIMULATED = {
+    "upload, few bits": "train", "upload, float32": "train", "summary": "summary", "gradient": "gradient",
+}  # fmt: skip
+"""Kinds of messages of the simulator, with the exchange that they belong to."""
+
+
+def check_simulated(kind: str, folder: Path) -> Json:
+    """Replay a simulated run with each hostile message of a kind; facts beside it do not leave the process."""
+    method, _, _, makers = KINDS[kind]
+    where = (SIMULATED[kind], int(SIMULATED[kind] == "train"), 0, 0)
+    run = Simulated(method, folder)
+    run.play(where)
+    honest = next(reply for key, (reply, _) in run.messages.items() if key[:4] == where)
+    part, payload = SIMULATED[kind], honest
+    if where[0] == "train":
+        part, payload = "upload", honest.upload
+    hostile = [
+        (name, reply.parts[part])
+        for make in makers
+        for name, reply in make(Reply(dict.fromkeys(("loss", "seconds", "steps"), 0), {part: payload}))
+        if reply.parts[part] != payload
+    ]
+    _, expected = run.play(where, b"")
+    wrong, codes = [], Counter[str]()
+    for name, message in hostile:
+        left_out, state = run.play(where, message)
+        codes.update(e["code"] for e in left_out)
+        alone = [(e["client"], e["code"] in REASONS) for e in left_out] == [(SITES[0], True)]
+        if not alone or state != expected:
+            wrong.append(name)
+    return {"hostile": len(hostile), "rejected_alone_same_state": len(hostile) - len(wrong), "codes": codes,
+            "wrong": wrong}  # fmt: skip
+
+
 # -- hostile requests to a site
 
 
@@ -179,14 +214,18 @@ def main() -> None:
     logging.disable(logging.WARNING)
     result: Json = {
         "versions": {name: version(name) for name in ("trifed", "flwr", "torch", "numpy", "safetensors")},
-        "python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count(),
-        "seed": options.seed, "messages": {}, "requests": {}, "fuzz": {},
+        "python": platform.python_version(), "machine": platform.machine(), "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "seed": options.seed, "messages": {}, "simulated": {}, "requests": {}, "fuzz": {},
     }  # fmt: skip
     # One name for all runs and one mark for all data, so that recorded replies fit the runs that replay them.
     with tempfile.TemporaryDirectory() as folder, patch("secrets.token_hex", lambda n: "0" * 2 * n):
         for kind in options.kinds:
             result["messages"][kind] = check_messages(kind, Path(folder) / kind)
             print(kind, result["messages"][kind], flush=True)
+            if kind in SIMULATED:
+                result["simulated"][kind] = check_simulated(kind, Path(folder) / f"simulated {kind}")
+                print(kind, "simulated", result["simulated"][kind], flush=True)
         result["requests"] = check_requests(Path(folder) / "requests")
         print("requests", result["requests"], flush=True)
         if options.fuzz:

@@ -51,7 +51,7 @@ def federation(site_tables, toy_values):
 
     def make(method="own-prior", faults=None, folder="server", nodes=None, deployment=None, **changes):
         changes = {"rounds": 2, **changes}
-        changes["data"] = {**changes.get("data", {}), "labels": LABELS}
+        changes["data"] = {"labels": LABELS, **changes.get("data", {})}
         values = toy_values(method=method, **changes)
         values["deployment"] = {"clients": 3, "join_seconds": 2, "quorum": 2, **(deployment or {})}
         if nodes is None:

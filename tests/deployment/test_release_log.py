@@ -108,6 +108,16 @@ def test_label_counts_do_not_leave_a_site_that_tells_no_number(federation):
     assert code(federation, "own-prior", privacy=PRIVACY, tell_examples=False) is None
 
 
+def test_a_later_run_names_no_other_labels_than_the_first(federation):
+    """A server that named one label after the other learned from refusals which of them a site has."""
+    assert code(federation, "own-prior") is None
+    for labels in (["billing"], ["billing", "delivery"], ["login", "delivery", "billing"]):
+        other = {"data": {"labels": labels}}
+        assert code(federation, "local", folder="second", changes=other) == "labels_not_allowed"
+    allowed = ["login", "delivery", "billing"]
+    assert code(federation, "local", folder="second", changes=other, labels=allowed) is None
+
+
 def test_a_later_run_reads_no_other_columns_than_the_first(federation):
     """A server that named another column as the label, such as a diagnosis, got a model of it."""
     assert code(federation, "own-prior") is None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trifed.deployment.protocol import RefusedError
-from trifed.deployment.site_process import check_method
+from trifed.deployment.site_policy import check_method
 from trifed.deployment.site_settings import SiteSettings
 from trifed.methods import METHODS, ORIGINS, code_hash
 from trifed.methods.registry import Origin

@@ -274,6 +274,7 @@ folder = "kept"          # Adapters and state of every run. Whoever can read thi
 # device = "cuda:1"      # Device to train on.
 tell_scores = false      # true: report accuracy and loss on held-out data to the server.
 # columns = ["message", "queue"]  # Columns that a run may read. Otherwise: those that the first run reads.
+# labels = ["fault", "login"]     # Labels that a run has to name. Otherwise: those that the first run names.
 # gradients = false      # true: send an exact gradient of the data before round 1 if the run's method asks for
 #                        # it. Single examples can be reconstructed from a gradient.
 # tell_examples = true   # false: do not report the number of examples. This site then weighs as one example in

@@ -76,6 +76,7 @@ RefusalCode = Literal[
     "guard",
     "too_few_clients",
     "columns_not_allowed",
+    "labels_not_allowed",
     "storage",
     "unreachable",
     "no_settings",
@@ -114,6 +115,7 @@ REASONS: dict[RefusalCode, str] = {
     "guard": "what it would send could show single examples",
     "too_few_clients": "the round has fewer clients than its at_least asks for",
     "columns_not_allowed": "the run reads columns that it does not allow",
+    "labels_not_allowed": "the run names other labels than it allows",
     "storage": "it cannot read or write its files",
     "unreachable": "its process with the model ended or cannot be reached",
     "no_settings": "its node was started without --node-config 'node=\"/…/node.toml\"'",
@@ -133,7 +135,8 @@ REASONS: dict[RefusalCode, str] = {
 AT_SITE = {
     "bad_request", "wrong_phase", "wrong_run", "data_unusable",
     "model_unusable", "base_mismatch", "settings_unusable",
-    "privacy_limit", "guard", "columns_not_allowed", "storage", "unreachable", "other",
+    "privacy_limit", "guard", "columns_not_allowed",
+    "labels_not_allowed", "storage", "unreachable", "other",
 }  # fmt: skip
 """Codes whose details are in the site's log alone."""
 

@@ -7,27 +7,30 @@ request.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import MessageError, TrifedError, one_line
-from trifed.config.run import DEFAULT_METHOD, RunConfig, make_config
+from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import GUARDS
 from trifed.deployment.protocol import MOST_TEXT, RefusedError, Reply, Request, code_of, digest, read_json
 from trifed.deployment.release_log import record_release
+from trifed.deployment.site_policy import (
+    check_base,
+    check_columns,
+    check_labels,
+    check_method,
+    check_privacy_limits,
+    check_site_policy,
+)
 from trifed.deployment.site_run import SiteRun
 from trifed.deployment.site_settings import LEFT, SiteSettings
-from trifed.deployment.site_store import BASES, COLUMNS, SiteStore, first_known
-from trifed.federation.privacy_report import promise
+from trifed.deployment.site_store import SiteStore
 from trifed.federation.shared_model import build_shared_model
-from trifed.methods import METHODS, ORIGINS, code_hash
-from trifed.privacy import RECORD
-from trifed.privacy.ledger import EVERYTHING
+from trifed.methods import METHODS, code_hash
 from trifed.tasks import TASKS
 
 LOGGER = logging.getLogger(__name__)
@@ -156,6 +159,8 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
             "settings_unusable",
             "data.labels: missing; the run must name all labels, because no client sees those of the others",
         )
+    if task.labelled:
+        check_labels(config, site)
     base = task.load(config.model.name, config.model.dtype)
     check_base(site, f"{config.model.name} as {config.model.dtype}", base.fingerprint)
     shared_model = build_shared_model(
@@ -168,125 +173,6 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     )
     store = SiteStore.at(site.folder / name, values)
     return SiteRun(name, site, config, shared_model, store, digest(shared_model.layout, shared_model.start_values))
-
-
-def check_base(site: SiteSettings, model: str, fingerprint: str) -> None:
-    """Check a base model against the site's settings, and against its first load at this site.
-
-    Args:
-        site: the site's settings.
-        model: name and type of the model.
-        fingerprint: sha256 of its weights.
-
-    Raises:
-        RefusedError: the weights are others.
-    """
-    found = f"the base model here is {fingerprint[:16]}, but"
-    if not fingerprint.startswith(site.base):
-        raise RefusedError("base_mismatch", f"{found} {site.name} accepts only {site.base[:16]} (base)")
-    first = first_known(site.folder, BASES, model, fingerprint)
-    if first != fingerprint:
-        raise RefusedError(
-            "base_mismatch",
-            f"{found} it was {first[:16]} when {site.name} first loaded it; put that back, or, if the change is "
-            f"meant, remove its line from the site's {BASES}",
-        )
-
-
-def check_privacy_limits(config: RunConfig, settings: SiteSettings) -> None:
-    """Check that a run keeps within the site's privacy limits.
-
-    Raises:
-        RefusedError: ε of a training example over the whole run exceeds `most_epsilon`, or is infinite; or
-            training is noised and the site has `worse_by`, which would choose by exact losses.
-    """
-    limit, name = settings.most_epsilon, settings.name
-    if config.privacy.training and settings.worse_by is not None:
-        raise RefusedError(
-            "privacy_limit",
-            f"{name}: worse_by chooses by exact losses, which privacy.training does not cover; leave it out",
-        )
-    if limit is None:
-        return
-    lines = promise(config) if config.privacy.on else []
-    epsilon = next((line.epsilon for line in lines if line.covers == EVERYTHING), math.inf)
-    if epsilon > limit:
-        what = f"has {epsilon:.2f}" if math.isfinite(epsilon) else "protects not everything that leaves"
-        raise RefusedError(
-            "privacy_limit",
-            f"{name} takes part in runs of ε up to {limit:g}, {RECORD} (most_epsilon), and this run {what}",
-        )
-
-
-def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
-    """Check that a run asks for no kind of message that the site does not send.
-
-    Raises:
-        RefusedError: The method asks for an exact gradient and `gradients` is false; or it sends label counts
-            without noise and `tell_examples` is false.
-    """
-    method, name = config.composed_method(), site.name
-    if method.shared_projections and not site.gradients:
-        raise RefusedError(
-            "gradients_off",
-            f"method.name: '{config.method.name}' asks for an exact gradient of the data; {name} sends none "
-            f"unless its node.toml has gradients = true",
-        )
-    if method.summarise and not site.tell_examples and not config.privacy.summary:
-        raise RefusedError(
-            "counts_off",
-            f"method.name: '{config.method.name}' sends the number of examples of each label; {name} does "
-            f"not, because its node.toml has tell_examples = false",
-        )
-
-
-def check_columns(config: RunConfig, site: SiteSettings) -> None:
-    """Check that a run reads no other columns than the site allows, or than the first run here has read.
-
-    Raises:
-        RefusedError: The run's settings name another column.
-    """
-    data = config.data
-    read = {data.label, *(role.column(data) for role in TASKS[config.task].roles)} - {"", None}
-    names = json.dumps(sorted(map(str, read)))
-    allowed = site.columns
-    if allowed is None:
-        allowed = json.loads(first_known(site.folder, COLUMNS, str(data.source), names))
-    if not read <= set(allowed):
-        raise RefusedError(
-            "columns_not_allowed",
-            f"data: the run reads the columns {names}, and {site.name} allows {json.dumps(allowed)}; if that is "
-            f"meant, set columns = {names} in node.toml",
-        )
-
-
-def check_method(values: Mapping[str, Any], server_hash: object, site: SiteSettings) -> None:
-    """Check the method that a run's settings name: a server names one, the site runs what is installed here.
-
-    Args:
-        values: Settings of the run as the server sent them.
-        server_hash: Hash of the code of the method at the server, see `code_hash`.
-        site: The site's own settings.
-
-    Raises:
-        RefusedError: The method is not installed here, the site does not allow it, or its code differs.
-    """
-    table = values.get("method", {})
-    name = str(table.get("name", DEFAULT_METHOD)) if isinstance(table, Mapping) else str(table)
-    if name not in METHODS:
-        raise RefusedError("method_unknown", f"method.name: got '{name}', which is not installed at {site.name}")
-    if name not in (METHODS.keys() - ORIGINS.keys() if site.methods is None else site.methods):
-        raise RefusedError(
-            "method_not_allowed",
-            f"methods: {site.name} does not allow '{name}'; add it to `methods` if you trust its code",
-        )
-    own_hash = code_hash(METHODS[name])
-    if server_hash != own_hash:
-        raise RefusedError(
-            "method_mismatch",
-            f"'{name}': its code here has the hash {own_hash}, at the server {server_hash!r}; install the same "
-            f"version",
-        )
 
 
 def check_asked_for(request: Request, config: RunConfig, store: SiteStore) -> None:

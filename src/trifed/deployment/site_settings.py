@@ -67,6 +67,10 @@ class SiteSettings(BaseModel):
         None,
         description="Columns of the data that a run may read. Unset: those that the first run here has read.",
     )
+    labels: list[str] | None = Field(
+        None,
+        description="Labels that a run has to name, in this order. Unset: those of the first run here.",
+    )
     gradients: bool = Field(
         False,
         description="Send an exact gradient of the data before round 1, if the run's method asks for it. Single "

@@ -4,6 +4,7 @@
 
     FOLDER/bases.json             the weights of every base model when it was first loaded here, sha256
     FOLDER/columns.json           the columns of each source of data that the first run here has read
+    FOLDER/labels.json            the labels that the first run here has named, by source and column
     FOLDER/RUN/
         run.json                  the run's settings as the server sent them
         data.json                 a hash of the data that the client was opened with, and a mark for the server
@@ -40,7 +41,7 @@ from trifed.methods.packing import Tensors
 
 LAST, BEFORE = "state.safetensors", "state-before.safetensors"
 MESSAGE, BASES, LOCAL_INIT = "message.safetensors", "bases.json", "own/"
-COLUMNS = "columns.json"
+COLUMNS, LABELS = "columns.json", "labels.json"
 
 
 def first_known(folder: Path, file: str, name: str, value: str) -> str:
