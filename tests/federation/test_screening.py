@@ -85,6 +85,22 @@ def test_multi_krum_leaves_out_the_farthest():
     assert np.array_equal(krum(np.zeros((3, 2)), 0.4), np.ones(3))  # too few to compare
 
 
+@pytest.mark.parametrize(("number", "suspects"), [(7, 0.15), (10, 0.3), (12, 0.1)])
+def test_multi_krum_keeps_what_its_definition_says(number, suspects):
+    """n - f uploads with the smallest sums of squared distances to their n - f - 2 nearest others."""
+    rng = np.random.default_rng(number)
+    values = rng.normal(size=(number, 2)).astype(np.float32)
+    found, bounded = screened(*values, settings={"screen": "multi-krum", "suspects": suspects, "norm_bound": 0})
+    hostile = int(np.ceil(suspects * number))
+    sums = []
+    for mine in values.astype(float):
+        squares = sorted(float(((mine - other) ** 2).sum()) for other in values.astype(float))
+        sums.append(sum(squares[1 : number - hostile - 1]))
+    kept = sorted(np.argsort(sums)[: number - hostile].tolist())
+    assert [upload.client for upload in found] == kept
+    assert sorted(b.client for b in bounded) == sorted(set(range(number)) - set(kept))
+
+
 def test_the_running_median_outlives_a_restart_with_the_same_numbers():
     config = make_config({"data": {"source": "x.csv"}, "method": "fedavg-lora"})
     context = run_context(config, (("x.lora_A.weight", (1, 2)),), "f" * 64)
