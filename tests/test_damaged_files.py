@@ -173,3 +173,26 @@ def test_a_run_is_resumed(copied, ends_well, name):
         yield ends_well("run", "--resume", copied)
 
     assert try_all(copied / name, commands, most=8) > 0
+
+
+KEPT = Path(__file__).parent / "fixtures" / "kept_runs" / "0.1.0"
+
+
+@pytest.mark.parametrize(("folder", "file"), [("rivals", "comparison.json"), ("finished/audit", "audit.json")])
+def test_a_comparison_and_an_audit(ends_well, tmp_path, folder, file):
+    copy = Path(shutil.copytree(KEPT / "runs" / folder, tmp_path / "copy"))
+
+    def commands() -> Iterator[int]:
+        yield ends_well("report", copy, "--format", "md")
+
+    assert try_all(copy / file, commands, most=30) > 0
+
+
+@pytest.mark.parametrize("file", ["federation.json", "events.jsonl", "config.toml", "summary.json"])
+def test_the_status_of_a_run_between_sites(ends_well, tmp_path, file):
+    copy = Path(shutil.copytree(KEPT / "sites-finished" / "server", tmp_path / "copy"))
+
+    def commands() -> Iterator[int]:
+        yield ends_well("flower", "status", copy)
+
+    try_all(copy / file, commands, most=60)
