@@ -7,6 +7,7 @@ import json
 import pytest
 
 from trifed.common.errors import RunError
+from trifed.federation.manifest import changed_files
 from trifed.federation.run_folder import RunFolder
 
 SECONDS = ("seconds", "seconds_total")
@@ -27,7 +28,7 @@ def test_a_run_killed_at_its_end_can_be_finished(method, federation, events, mon
     whole.run()
     nodes = {number: federation.node(node.settings.name) for number, node in channel.clients.items()}
     for place, (name, write) in enumerate(
-        [("finished", RunFolder.append), ("summary.json", RunFolder.write_json)]
+        [("finished", RunFolder.append), ("summary.json", RunFolder.write_text)]
     ):
         folder = f"killed-{place}"
         killed, _ = federation(method, folder=folder, nodes=nodes)
@@ -65,3 +66,10 @@ def test_who_leaves_takes_the_kept_checkpoints_along(federation):
     assert len(list(kept.iterdir())) == 3
     coordinator.checkpoint.forget_earlier()
     assert not kept.exists() and coordinator.folder.rounds_done() == 2
+
+
+def test_a_finished_run_between_sites_has_a_manifest(federation):
+    coordinator, _ = federation("own-prior")
+    coordinator.run()
+    assert "summary.json" in coordinator.folder.read_json("manifest.json")
+    assert changed_files(coordinator.folder) == []

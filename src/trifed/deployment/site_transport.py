@@ -33,6 +33,7 @@ from trifed.deployment.protocol import (
     write_layout,
 )
 from trifed.federation import events
+from trifed.federation.manifest import finish
 from trifed.federation.messages import Rejected
 from trifed.federation.privacy_report import promise
 from trifed.federation.results import summarise_events
@@ -86,7 +87,7 @@ class SiteTransport:
             if not self.folder.ended():
                 FederatedRun(self.config, self, self.folder, self.log).run()
                 self._save_membership(self.config.rounds)
-            self.folder.write_json("summary.json", self._summary(), durable=True)
+            finish(self.folder, self._summary())
 
     # -- the transport
 

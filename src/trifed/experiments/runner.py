@@ -30,6 +30,7 @@ from trifed.federation.device_placement import choose_device
 from trifed.federation.events import Listener
 from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.kept_checkpoints import go_back
+from trifed.federation.manifest import finish
 from trifed.federation.preparation import environment, prepare, quiet
 from trifed.federation.privacy_report import most_spent, noise_to_signal
 from trifed.federation.results import perplexity, spread, summarise_events
@@ -198,7 +199,7 @@ def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, p
     listener(events.Closing().to_dict())
     summary = _write_models(simulation)
     seconds = round(time.perf_counter() - prepared.began, 1)
-    folder.write_json("summary.json", {**summary, "seconds_total": seconds}, durable=True)
+    finish(folder, {**summary, "seconds_total": seconds})
 
 
 def _write_models(simulation: Simulation) -> dict[str, Any]:

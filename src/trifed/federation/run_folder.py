@@ -17,6 +17,7 @@
         predictions.json       each client's predicted labels on its test data
         tensorboard/METHOD/    event files; also mlflow.db and mlflow.json, if trackers are configured
         summary.json           the result, complete only when `finished` is true
+        manifest.json          size and SHA-256 of each file of a finished run, see `manifest`
         audit/                 results of `trifed audit`, unless another folder is given
         exports/FORM/NAME/     models of `trifed export`, unless another folder is given
 """
@@ -123,7 +124,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any, *, durable: bool = False) -> None:
         """Write one JSON file; NaN becomes null."""
-        self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n", durable=durable)
+        self.write_text(name, json_text(value), durable=durable)
 
     def read_json(self, name: str, default: Any = None) -> Any:
         """Read one JSON file; `default` is returned instead of a missing file, unless it is None."""
@@ -321,6 +322,11 @@ class EventLog:
         logged = event.to_dict()
         self.folder.append(logged)
         self.listener(logged)
+
+
+def json_text(value: Any) -> str:
+    """Return the content of a JSON file; NaN becomes null."""
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

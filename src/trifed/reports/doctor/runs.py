@@ -18,6 +18,7 @@ from trifed.deployment.checkpoint import FACTS
 from trifed.deployment.protocol import AT_THE_CLIENTS
 from trifed.federation.client_model import read_client
 from trifed.federation.device_placement import choose_device
+from trifed.federation.manifest import MANIFEST, SUMMARY, changed_files
 from trifed.federation.run_folder import PRIVACY, RunFolder
 from trifed.privacy.ledger import FILE, read_ledger
 from trifed.reports.doctor import Check, State, attempt, broken, check_files, check_lock, judge, under
@@ -142,7 +143,17 @@ def check_run(path: Path, whole: bool) -> Iterator[Check]:
         yield from judge("result", "The run is finished.", (states, "warning", f"{states}.", mend))
     if (path / "summary.json").is_file() and not (path / FACTS).is_file():
         yield from attempt("clients", partial(check_clients, run), "{} models can be read.", RESTORE)
+    if (path / MANIFEST).is_file() and (path / SUMMARY).is_file():
+        yield from attempt("manifest", partial(check_manifest, run), "{}", RESTORE)
     yield from check_ledgers(path / PRIVACY)
+
+
+def check_manifest(run: RunFolder) -> str:
+    """Return a sentence about a finished run's files; RunError if one is not as it was when the run ended."""
+    changed = changed_files(run)
+    if changed:
+        raise RunError(f"{run.path}: not as at the end of the run: {listing(changed)}")
+    return "All files are as they were at the end of the run."
 
 
 def check_checkpoint(run: RunFolder) -> str:
