@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -215,11 +216,47 @@ def play(config: RunConfig, attack: str, hostile: int, worse_by: float | None = 
         side: sum((e["client"] in {d.name for d in honest}) == (side == "honest") for e in bounded)
         for side in ("honest", "hostile")
     }
+    examples[:] = {len(d.test) for d in datasets}
     environments[""] = environment(config, shared_model.base, shared_model)
     return result | {"seconds": round(time.perf_counter() - began, 1)}
 
 
 environments: dict[str, Any] = {}
+examples: list[int] = []
+"""Test examples of a client; all clients have the same number."""
+
+
+def lower_end(percent: float, examples: int) -> float:
+    """Return the lower end of the 95 % interval of an accuracy in percent (Wilson, JASA 22, 1927)."""
+    z, share = 1.96, percent / 100
+    middle = share + z**2 / (2 * examples)
+    half = z * math.sqrt(share * (1 - share) / examples + z**2 / (4 * examples**2))
+    return 100 * (middle - half) / (1 + z**2 / examples)
+
+
+def table(cases: dict[str, Any], examples: int) -> list[dict[str, Any]]:
+    """Return each case with the share of the gain over `local` that is kept, and the clients that end below.
+
+    The gain is that of the method with its defaults and without attackers. A client ends below if its accuracy is
+    under the lower end of the interval of its accuracy in `local`.
+    """
+    rows = []
+    for name, case in cases.items():
+        method, defence, attack, hostile, seed, rounds = name.split(" | ")
+        alone = cases.get(f"local | none | nothing | 0 of 10 | {seed} | {rounds}")
+        best = cases.get(f"{method} | default | nothing | 0 of 10 | {seed} | {rounds}")
+        if method == "local" or not alone or not best:
+            continue
+        below = [
+            client for client, score in case["clients"].items()
+            if score < lower_end(alone["clients"][client], examples)
+        ]  # fmt: skip
+        gain = (case["mean"] - alone["mean"]) / (best["mean"] - alone["mean"])
+        rows.append({
+            "method": method, "defence": defence, "attack": attack, "hostile": hostile, "seed": seed,
+            "mean": case["mean"], "gain_kept_percent": round(100 * gain), "below_local": below,
+        })  # fmt: skip
+    return rows
 
 
 def main() -> None:
@@ -251,6 +288,8 @@ def main() -> None:
         )
         state["environment"] = {k: v for k, v in environments[""].items() if k not in ("run_id", "base_model")}
         state["configuration"] = {"hostile": HOSTILE, "defences": DEFENCES, "attacks": ATTACKS}
+        state["test_examples"] = examples[0]
+        state["table"] = table(state["cases"], examples[0])
         given.out.write_text(json.dumps(state, indent=1) + "\n")
         print(f"{place}/{len(cases)}  {name}: {state['cases'][name]['mean']}", flush=True)
 
