@@ -12,6 +12,7 @@ from trifed import make_config
 from trifed.common.errors import ConfigError, DataError, MessageError, ModelError, RunError
 from trifed.deployment.protocol import REASONS, RefusalCode, Reply, Request, read_code, rejected_for
 from trifed.deployment.site_transport import greeting, settings_to_send
+from trifed.federation.client import Client
 from trifed.methods import METHODS, code_hash
 from trifed.privacy.ledger import FILE
 
@@ -158,6 +159,7 @@ SECRET = "kryptonite"
         (RunError(f"/home/{SECRET}: damaged"), "other"),
         (MessageError(f"got {SECRET}"), "bad_request"),
         (PermissionError(13, "Permission denied", f"/home/{SECRET}"), "storage"),
+        (ZeroDivisionError(SECRET), "other"),
     ],
 )
 def test_an_errors_words_stay_at_the_site(federation, monkeypatch, caplog, raised, code, privacy):
@@ -192,3 +194,24 @@ def test_every_code_has_the_servers_words_and_an_unknown_one_is_other():
     assert set(REASONS) == set(get_args(RefusalCode))
     assert read_code("") is None and read_code("guard") == "guard"
     assert read_code("made up") is read_code(7) == "other"
+
+
+def test_a_fault_of_the_package_is_a_code_too_and_the_site_goes_on(federation, monkeypatch, events, caplog):
+    """Any other exception ended the site's process, and with it the model in memory."""
+    train, failed = Client.round, []
+
+    def fails_once(self, number, *rest, **more):
+        done = train(self, number, *rest, **more)
+        if self.dataset.name == "amber" and number == 1 and not failed:
+            failed.append(number)
+            raise KeyError(SECRET)
+        return done
+
+    monkeypatch.setattr(Client, "round", fails_once)
+    coordinator, _ = federation("own-prior")
+    coordinator.run()
+    assert [(e["client"], e["round"], e["code"]) for e in events(coordinator, "left out")] == [
+        ("amber", 1, "other")
+    ]
+    assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "amber"] == [2]
+    assert SECRET in caplog.text

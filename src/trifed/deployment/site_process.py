@@ -67,6 +67,9 @@ class SiteProcess:
                 LOGGER.warning("%s", one_line(client.guards.new_warnings.pop(0)))
         except (TrifedError, OSError) as error:
             reply = self._refusal(request, error)
+        except Exception as error:  # a fault of this package or of a method from outside
+            LOGGER.exception("'%s' failed; the run is loaded anew from the disk", one_line(request.kind, 20))
+            reply, self.run = Reply(error=code_of(error)), None
         try:
             run = self.run
             tensors, epsilon = (run.tensors_sent(), run.spent_epsilon()) if run else ({}, None)
