@@ -155,17 +155,27 @@ def toy_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_table(tmp_path_factory.mktemp("toy-table") / "toy.csv")
 
 
+@pytest.fixture(scope="session")
+def write_site_tables(toy_table: Path) -> Callable[[Path], Path]:
+    """`write_site_tables(folder)`: a file `SITE.csv` for each of `SITES`, with the rows of that site alone."""
+
+    def write(folder: Path) -> Path:
+        with toy_table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for site in SITES:
+            with (folder / f"{site}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["text", "label", "site"])
+                writer.writeheader()
+                writer.writerows(row for row in rows if row["site"] == site)
+        return folder
+
+    return write
+
+
 @pytest.fixture
-def site_tables(toy_table: Path, tmp_path: Path) -> Path:
-    """A folder with one file `SITE.csv` for each of `SITES`: the rows that only that site has."""
-    with toy_table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for site in SITES:
-        with (tmp_path / f"{site}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["text", "label", "site"])
-            writer.writeheader()
-            writer.writerows(row for row in rows if row["site"] == site)
-    return tmp_path
+def site_tables(write_site_tables: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """The test's folder, with a file `SITE.csv` for each of `SITES`."""
+    return write_site_tables(tmp_path)
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
