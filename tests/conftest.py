@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import copy
 import csv
 import json
 import signal
@@ -29,6 +30,7 @@ from trifed.experiments.runner import RunResult, run
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS
+from trifed.tasks import base_model
 from trifed.tasks.text_classification import load_encoder
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background; processes of tests inherit it
@@ -85,6 +87,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files of tests do not have to survive a power cut, which is what a sync at each write is for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def models_read_once() -> Iterator[None]:
+    """Hundreds of tests load one of a few base models: each is read once, and every test gets a copy."""
+    read, known = base_model._load, {}
+
+    def load(source: str, kind: Any, options: dict[str, Any]) -> Any:
+        files = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in Path(source).glob("*")]
+        key = repr((source, kind, options, sorted(files)))
+        if not files or "quantization_config" in options:
+            return read(source, kind, options)
+        if key not in known:
+            known[key] = read(source, kind, options)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_model, "_load", load)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -89,12 +89,14 @@ class Processes:
 
     def wait_for(self, true, *needed):
         """Wait until `true()`, for as long as files change; fail at once if a process in `needed` ends before."""
-        began = changed = time.monotonic()
+        began = changed = looked = time.monotonic()
         before = self.sizes()
         while not true():
-            time.sleep(0.2)
-            now, sizes = time.monotonic(), self.sizes()
-            changed, before = (now if sizes != before else changed), sizes
+            time.sleep(0.3)
+            now = time.monotonic()
+            if now - looked > 10:  # the folder has hundreds of files
+                sizes, looked = self.sizes(), now
+                changed, before = (now if sizes != before else changed), sizes
             ended = [process.args[0].parent.name for process in needed if process.poll() is not None]
             if (ended and not true()) or now - changed > NO_PROGRESS or now - began > GUARD:
                 logs = {p.name: p.read_text(errors="replace")[-2000:] for p in self.folder.glob("*.log")}

@@ -62,6 +62,13 @@ def attach(
         return get_peft_model(base, config)
 
 
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors."""
+    model.create_or_update_model_card = lambda output_dir: None  # PEFT's card is an empty form
+    # "auto" would ask a hub if the embeddings were resized.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
 def load_adapter(
     base: nn.Module, folder: str | Path, *, adapter_name: str = "default", trainable: bool = False
 ) -> PeftModel:

@@ -14,14 +14,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from trifed.similarity import project
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 Features = NDArray[np.floating]
 Labels = NDArray[np.int64]
@@ -78,6 +79,10 @@ def _probe(
     Returns:
         Each client's labels as predicted, and with the client's label shares in the place of those in `train`.
     """
+    from sklearn.linear_model import LogisticRegression  # imported late: most runs have no use for it
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     features, labels = train
     if len(np.unique(labels)) < 2:
         same = [_majority(labels, len(x)) for x in test]

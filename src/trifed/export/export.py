@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trifed.adapters import TriLoraConfig, export_plain_lora
+from trifed.adapters.attach import save_adapter
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import is_free, whole_folder
 from trifed.config.settings import QUANTISED
@@ -146,8 +147,7 @@ def _write_adapter(encoder: PeftModel, form: Form, folder: Path, base: str) -> N
     if isinstance(config, TriLoraConfig) and form != "tri-matrix":
         export_plain_lora(encoder, folder)
     else:
-        # "auto" would ask a hub if the embeddings were resized.
-        encoder.save_pretrained(str(folder), save_embedding_layers=False)
+        save_adapter(encoder, folder)
 
 
 def _write_merged(classifier: ClientModel, folder: Path) -> str | None:

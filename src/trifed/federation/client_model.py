@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trifed.adapters.attach import load_adapter, without_renaming_warning
+from trifed.adapters.attach import load_adapter, save_adapter, without_renaming_warning
 from trifed.adapters.config import PEFT_TYPE
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.config.settings import ModelSettings
@@ -42,13 +42,11 @@ def save_client(
     encoder = shared_model.encoder
     if isinstance(encoder, PeftModel):
         encoder.peft_config["default"].base_model_name_or_path = source
-        # "auto" would ask a hub if the embeddings were resized.
-        encoder.save_pretrained(str(folder), save_embedding_layers=False)
+        save_adapter(encoder, folder)
     else:
         with quiet_transformers():
             encoder.save_pretrained(str(folder))
         shared_model.base.processor.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
     save_file(
         {
             name.removeprefix("head."): tensor.detach().cpu().contiguous()

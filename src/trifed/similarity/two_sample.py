@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import pdist, squareform
 
 from trifed.similarity.checks import Floats, SimilarityError, as_floats
 from trifed.similarity.summary import MERGED, Summary
@@ -96,6 +95,8 @@ def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
     Raises:
         SimilarityError: No summaries, or mixed dimensions.
     """
+    from scipy.spatial.distance import pdist, squareform  # imported late: a site's node imports this file often
+
     labels = sorted({int(label) for summary in summaries for label in summary.labels if label != MERGED})
     size = len(summaries)
     distance, noise = np.zeros((size, size)), np.zeros((size, size))
