@@ -51,7 +51,8 @@ SITES = ["amber", "basil", "coral"]
 SLOW_FILES = {
     "attacks/test_audit.py", "cli/test_doctor.py", "cli/test_doctor_sites.py", "cli/test_model_commands.py",
     "deployment/test_client_manager.py", "deployment/test_coordinator.py", "deployment/test_end_of_run.py",
-    "deployment/test_gate.py", "deployment/test_membership.py", "deployment/test_phases.py",
+    "deployment/test_gate.py", "deployment/test_going_back.py", "deployment/test_membership.py",
+    "deployment/test_phases.py",
     "deployment/test_release_log.py", "deployment/test_site_guards.py", "deployment/test_site_privacy.py",
     "deployment/test_worker.py", "experiments/test_compare.py", "experiments/test_crash.py",
     "experiments/test_runner.py", "export/test_evaluate.py", "export/test_export.py", "export/test_locate.py",

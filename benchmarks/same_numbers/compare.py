@@ -38,6 +38,7 @@ WANTED: tuple[Wanted, ...] = (
     ),
     Wanted("*", "*checkpoint.safetensors/server/screening*", "the running median of the bound on uploads is kept"),
     Wanted("*", "*checkpoints/round-*", "the last checkpoints are kept"),
+    Wanted("sites/*", "*states/round-*", "a site keeps the states of its last rounds"),
     Wanted("sites/*", "events.jsonl/*:scores/*/examples", "a number of examples is a whole number"),
     Wanted("sites/*", "summary.json/*/examples", "a number of examples is a whole number"),
     Wanted("*", "*events.jsonl/*:bounded*", "a bound on one client's upload says what it changed"),

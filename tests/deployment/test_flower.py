@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("flwr")
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.config import get_fused_config_from_dir, parse_config_args
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from trifed.common.errors import DataError
-from trifed.deployment.flower import FlowerChannel, client_app, reply_of, settings_of, write
+from trifed.common.errors import DataError, RunError
+from trifed.deployment.flower import FlowerChannel, client_app, reply_of, server_app, settings_of, write
+from trifed.deployment.folders import write_server_folder
 from trifed.deployment.protocol import REASONS, Reply, Request
+from trifed.deployment.site_transport import SiteTransport
 
 
 def test_a_simulated_node_finds_its_settings_by_its_number(tmp_path):
@@ -29,6 +33,29 @@ def test_a_simulated_node_finds_its_settings_by_its_number(tmp_path):
     assert simulated == [tmp_path / "berlin" / "node.toml", tmp_path / "paris" / "node.toml", None]
     assert named({"node": "/etc/node.toml", "partition-id": 0}) == Path("/etc/node.toml")
     assert named({}) is None and named({"partition-id": 0}, sites="") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["from-round=3"], 3),
+        (["from-round=0"], 0),
+        (["from-round=-1"], RunError),
+        (["from-round=true"], RunError),
+    ],
+)
+def test_the_operator_says_from_which_round(words, expected, tmp_path, monkeypatch):
+    """As `./run.sh --run-config from-round=3`, with the app that `flower init` writes."""
+    (tmp_path / "run.toml").write_text('name = "tickets"\n[data]\nlabels = ["a", "b"]\n')
+    write_server_folder(tmp_path / "server", tmp_path / "run.toml", "127.0.0.1", 8443)
+    app_folder, asked = tmp_path / "server" / "app", []
+    values = get_fused_config_from_dir(app_folder, parse_config_args(words))
+    monkeypatch.setattr(SiteTransport, "run", lambda transport, from_round: asked.append(from_round))
+    leads = server_app(app_folder / "run.toml")
+    with contextlib.nullcontext() if expected is not RunError else pytest.raises(RunError, match="from-round"):
+        leads(Grid(0), Context(1, 2, {}, RecordDict(), values))
+    assert asked == ([] if expected is RunError else [expected])
 
 
 class Grid:

@@ -91,8 +91,17 @@ def test_a_round_that_counts_is_not_trained_again(federation):
     assert first.error is None and first.parts
     again = session.asked("train", **session.facts("train", 2, 1))
     assert again.error is None
-    refused(session, "train", WRONG)
+    refused(session, "train", "no_going_back")
     assert session.asked("train", **session.facts("train", 2, 1)).error is None
+
+
+def test_a_finished_run_is_undone_only_where_the_site_allows_it(federation):
+    session = Session(federation, "own-prior", "finished")
+    refused(session, "train", WRONG)
+    session.make = lambda: federation.node("amber", may_go_back=True)
+    session.node = session.make()
+    assert session.asked("train", **session.facts("train")).error is None
+    assert not session.node.run.store.finished()
 
 
 def test_the_gradient_is_asked_for_in_the_opening_alone(federation):

@@ -181,10 +181,23 @@ def say(event: Event) -> None:
         print(line, flush=True)
 
 
+def from_round_of(context: Context) -> int | None:
+    """Return the round to which a run goes back, from its configuration; None if it does not.
+
+    Raises:
+        RunError: It is no number.
+    """
+    value = str(context.run_config.get("from-round", ""))
+    if value and not value.isdecimal():
+        raise RunError(f"from-round: got {value!r}, expected the number of a round, such as from-round=3")
+    return int(value) if value else None
+
+
 def server_app(run: Path, listener: Listener = say) -> ServerApp:
     """Make a ServerApp that leads the run of a TOML file.
 
-    `folder` in its run configuration is the run's folder; an unfinished run there continues.
+    `folder` in its run configuration is the run's folder; an unfinished run there continues, after the round
+    `from-round` if that is given.
     """
     app = ServerApp()
 
@@ -204,7 +217,7 @@ def server_app(run: Path, listener: Listener = say) -> ServerApp:
             folder = RunFolder.create(path)
             folder.write_text("config.toml", to_toml(config))
         try:
-            SiteTransport(config, FlowerChannel(grid), folder, listener).run()
+            SiteTransport(config, FlowerChannel(grid), folder, listener).run(from_round_of(context))
         except (TrifedError, OSError) as error:
             # Flower writes a traceback and marks the run as failed; the message is all that there is to read.
             where = f"{error}. Correct that first. {CONTINUE}"

@@ -198,6 +198,7 @@ clientapp = "{package}.client:app"
 [tool.flwr.app.config]
 {folder}
 sites = ""  # for simulate.sh alone: a folder with a folder for every site
+from-round = ""  # given to run.sh: the round to whose end an unfinished run goes back
 """
 SERVER = '''"""Lead the run of `run.toml`."""
 
@@ -237,7 +238,8 @@ for key in keys/*.pub; do
 done
 """,
     "run.sh": HEAD
-    + """# Begin the run, or continue it after its last whole round.
+    + """# Begin the run, or continue it after its last whole round. To go back to the end of round 3 and continue
+# from there: ./run.sh --run-config from-round=3
 exec flwr run app {name} --stream "$@"
 """,
     "simulate.sh": HEAD
@@ -260,7 +262,7 @@ README = """# {name}: the server
 
     ./start.sh          start the SuperLink at {host}:{port}; leave it running
     ./register.sh       admit the sites whose public keys are in keys/
-    ./run.sh            begin the run, or continue it
+    ./run.sh            begin the run, or continue it; with --run-config from-round=3: go back to round 3 first
     ./simulate.sh SITES run it with folders of sites on this machine, by Flower's simulation
 
 Give `ca.pem` to every site. `ca.key` signs servers of this federation and is needed again only for a new
@@ -282,6 +284,9 @@ tell_scores = false      # true: report accuracy and loss on held-out data to th
 # at_least = 3           # Take part only in rounds with at least so many sites, this one included.
 # others_at_most = 0.5   # Largest share, 0 to 1, of received values in the tensors that training starts from.
 # base = "…"             # SHA-256 of the base model's weights. Any other base model is refused.
+# may_go_back = false    # true: go back to an earlier round if the server's operator does, for example to leave a
+#                        # poisoned one. With [privacy] repeated rounds count in the ledger again.
+# keep_rounds = 3        # Number of rounds before the last one whose states are kept, so that it can go back.
 # worse_by = 0.5         # Reject received values if the validation loss is higher by more than this (nats).
 
 [data]

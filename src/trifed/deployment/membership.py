@@ -45,7 +45,9 @@ class Membership:
             backup = reply.facts.get("has", 0)  # the round of a backup of the client's state
             if "has" not in reply.facts:  # the client's whole folder is lost, its mark of the data too
                 self.changed.add(client)
-            self.records[client].counts = backup if isinstance(backup, int) and 0 < backup < 2**31 else 0
+            record = self.records[client]
+            record.counts = backup if isinstance(backup, int) and 0 < backup < 2**31 else 0
+            record.beginning = str(reply.facts.get("beginning", ""))[:100]
             self.server.references.forget(client)
 
     def update(self, number: int) -> bool:

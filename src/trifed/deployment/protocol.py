@@ -9,12 +9,13 @@
              the data changed                               the start
     gradient nothing                                        the first gradient, for methods with frames
     frames   the frames                                     the new digest
-    train    the round, the last round that counts, the     the upload
-             mark, the number of clients; the download
+    train    the round, the last round that counts, the     the upload; `back_to`: the round to which the client
+             mark, the number of clients; the download      has gone back for it
     finish   the last download                              scores, if the client shares them
 
 Instead of an upload a client may report that its data `changed`, that it has `left` for good, or that its state
-is lost, with the round of the backup that it `has`. Instead of any reply it may send a code, never text.
+is lost, with the round of the backup that it `has`, and a mark of this new `beginning` that later requests repeat.
+Instead of any reply it may send a code, never text.
 
 An error's text can hold labels, names and paths, so a site writes it to its own log and sends a code of a closed
 list. The server has its own sentence for every code.
@@ -75,6 +76,7 @@ RefusalCode = Literal[
     "counts_off",
     "guard",
     "too_few_clients",
+    "no_going_back",
     "columns_not_allowed",
     "labels_not_allowed",
     "storage",
@@ -114,6 +116,7 @@ REASONS: dict[RefusalCode, str] = {
     "counts_off": "it does not say how many examples it has, and the run's method asks for that",
     "guard": "what it would send could show single examples",
     "too_few_clients": "the round has fewer clients than its at_least asks for",
+    "no_going_back": "it has done this round, and goes back only with may_go_back = true in its node.toml",
     "columns_not_allowed": "the run reads columns that it does not allow",
     "labels_not_allowed": "the run names other labels than it allows",
     "storage": "it cannot read or write its files",

@@ -96,7 +96,7 @@ class SiteProcess:
         run = self.run if self.run and self.run.name == name else self.resume(name)
         if run is None:
             return Reply(lost=True)  # even the settings; the server sends them again
-        check_asked_for(request, run.config, run.store)
+        check_asked_for(request, run.config, run.store, self.settings.may_go_back)
         return ANSWERS[request.kind](run, request)
 
     def _hello(self, name: str, request: Request) -> Reply:
@@ -178,14 +178,20 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     return SiteRun(name, site, config, shared_model, store, digest(shared_model.layout, shared_model.start_values))
 
 
-def check_asked_for(request: Request, config: RunConfig, store: SiteStore) -> None:
+def check_asked_for(request: Request, config: RunConfig, store: SiteStore, may_go_back: bool) -> None:
     """Refuse a request that a server which follows the run's settings never sends, before any computation.
 
     Two requests pass and are checked later by `SiteRun`: a train request to a site that was not opened (it replies
     `changed`, and is opened again), and frames that the site has lost or already has.
 
+    Args:
+        request: The request.
+        config: The run's settings.
+        store: The run's folder at this site.
+        may_go_back: Whether the site lets the server undo rounds that were done.
+
     Raises:
-        RefusedError: The method does not ask for it, or not in this phase.
+        RefusedError: The method does not ask for it, or not in this phase, or the run would go back.
         MessageError: The request lacks the facts of its kind.
     """
     kind = request.kind
@@ -193,29 +199,39 @@ def check_asked_for(request: Request, config: RunConfig, store: SiteStore) -> No
         raise RefusedError("not_asked_for", f"'{config.method.name}' has no {kind}; it is refused")
     if kind == "gradient" and config.privacy.on:
         raise RefusedError("not_asked_for", "under [privacy] no noise covers a gradient; it is refused")
-    phase = _wrong_phase(request, store) or _wrong_round(request, config.rounds, store.counted_round() or 0)
+    phase = _wrong_phase(request, store, may_go_back) or _wrong_round(request, config.rounds)
     if phase:
         raise RefusedError("wrong_phase", f"got '{kind}', but {phase}; it is refused")
+    if kind == "train" and not may_go_back:
+        number, last = request.number("round"), store.last_round() or 0
+        if number <= last and store.goes_back(number, request.number("counts")):
+            raise RefusedError(
+                "no_going_back",
+                f"the server asks for round {number} again, and this site has done round {last}; it takes no part "
+                f"until the run has passed that round, unless its node.toml has may_go_back = true",
+            )
 
 
-def _wrong_phase(request: Request, store: SiteStore) -> str:
+def _wrong_phase(request: Request, store: SiteStore, may_go_back: bool) -> str:
     """Return why a request does not fit the phase of the run, by the files at this site; empty if it does."""
     kind, trained = request.kind, store.last_round() is not None
     conditions = {
-        "the run is finished": kind != "finish" and store.finished(),
+        "the run is finished": kind != "finish" and store.finished() and not may_go_back,
         "the run was not opened": kind in ("gradient", "frames", "finish") and not store.opened(),
         "the opening is over": kind == "gradient" and (trained or store.has_shared_projections()),
-        "a round was trained already": kind == "open" and trained and not request.facts.get("again"),
+        "a round was trained already": (
+            kind == "open" and trained and not request.facts.get("again") and not may_go_back
+        ),
     }
     return next((reason for reason, holds in conditions.items() if holds), "")
 
 
-def _wrong_round(request: Request, rounds: int, counted: int) -> str:
-    """Return why a round cannot be next; empty if it can. `counted`: the last round that counts at the server."""
+def _wrong_round(request: Request, rounds: int) -> str:
+    """Return why there is no such round; empty if there is."""
     if request.kind not in ("train", "finish"):
         return ""
     number, counts = request.number("round"), request.number("counts")
-    first, last = (rounds + 1, rounds + 1) if request.kind == "finish" else (counted + 1, rounds)
+    first, last = (rounds + 1, rounds + 1) if request.kind == "finish" else (1, rounds)
     if first <= number <= last and counts < number:
         return ""
     return f"round {number} after round {counts} is not between {first} and {last}, and after what counts"

@@ -90,6 +90,7 @@ class SiteRun:
     def open(self, request: Request) -> Reply:
         """Read the data, and reply with the client's facts and summary."""
         again = request.facts.get("again")
+        back = not again and self.store.last_round() is not None  # to before this client joined
         if not again:
             self.store.reset()
         client = self._read_data(request)
@@ -110,7 +111,7 @@ class SiteRun:
             "lora_bytes": self.shared_model.lora_bytes,
             "layers": write_layout(layers),
         }
-        return Reply(facts, parts)
+        return Reply({**facts, "back_to": 0} if back else facts, parts)
 
     def gradient(self, request: Request) -> Reply:
         """Reply with the gradient of the first step, for a method that has shared projections."""
@@ -131,7 +132,7 @@ class SiteRun:
 
     def train(self, request: Request) -> Reply:
         """Train one round from the state that the server counts on, and reply with the upload."""
-        number, counts, num_clients = (request.number(fact) for fact in ("round", "counts", "asked"))
+        number, num_clients = request.number("round"), request.number("asked")
         client = self._client(request)
         if file_states(self.config.data.source) != self.files:
             client = self._read_data(request)
@@ -149,20 +150,18 @@ class SiteRun:
         if upload:
             client.privacy.on_release(number, upload)
             return Reply(WITHHELD, {"upload": upload})
-        if counts == 0:
-            client.start()
-        elif not self._restore(client, counts):
-            client.privacy.on_state_lost()
-            return Reply({"has": self.store.rebase()}, lost=True)
+        if not self._continue_from(client, request):
+            return self._state_lost(client, request)
         return self._trained(request, client, key)
 
     def _trained(self, request: Request, client: Client, key: str) -> Reply:
         """Train from the state in memory; the new state is on the disk before the upload leaves."""
         number, counts = request.number("round"), request.number("counts")
         began, before = time.monotonic(), client.state
+        back: dict[str, Fact] = {"back_to": counts} if self._goes_back(request) else {}
 
         def save(state: ClientState, upload: bytes | None) -> None:
-            self.store.save_round(number, counts, state, client.local_init)
+            self.store.save_round(number, counts, state, client.local_init, self.settings.keep_rounds)
             if key and upload:
                 self.store.save_upload(key, upload)
 
@@ -182,15 +181,15 @@ class SiteRun:
             "kept_own": int(update.rejected_download),
             "seconds": round(time.monotonic() - began, 3),
         }
-        return Reply(WITHHELD if key else facts, {"upload": update.upload} if update.upload else {})
+        return Reply((WITHHELD if key else facts) | back, {"upload": update.upload} if update.upload else {})
 
     def finish(self, request: Request) -> Reply:
         """Read the last download, save the client's model, and reply with its scores where the site allows it."""
-        number, counts, client = request.number("round"), request.number("counts"), self._client(request)
+        number, client = request.number("round"), self._client(request)
         if self._lacks_shared_projections(client):
             return Reply(lost=True)
-        if counts and not self._restore(client, counts):
-            return Reply({"has": self.store.rebase()}, lost=True)
+        if not self._continue_from(client, request):
+            return self._state_lost(client, request)
         download = request.parts.get("download")
         received = None if download is None else client.accept(number, download, self._limits())
         tensors = client.tensors(client.context.method.evaluated_model, received)
@@ -260,11 +259,28 @@ class SiteRun:
         self.client.start()
         return self.client
 
-    def _restore(self, client: Client, round_number: int) -> bool:
-        """Set the client's state to that after a round; False if the state is lost."""
-        state = self.store.state_after(round_number, client.local_init)
+    def _continue_from(self, client: Client, request: Request) -> bool:
+        """Set the client's state to the one that the server counts on; False if there is none that can be used."""
+        counts = request.number("counts")
+        if counts == 0:
+            client.start()
+            return True
+        if self._goes_back(request) and not self.settings.may_go_back:
+            return False
+        state = self.store.state_after(counts, client.local_init, request.facts.get("beginning"))
         client.state = state or client.state
         return state is not None
+
+    def _goes_back(self, request: Request) -> bool:
+        return self.store.goes_back(request.number("round"), request.number("counts"))
+
+    def _state_lost(self, client: Client, request: Request) -> Reply:
+        """Reply which state there is instead: the last one, or none if the run went back to before all of them."""
+        if self._goes_back(request) and self.settings.may_go_back:
+            return Reply({"has": 0}, lost=True)
+        client.privacy.on_state_lost()
+        has, beginning = self.store.rebase()
+        return Reply({"has": has, "beginning": beginning}, lost=True)
 
     def _lacks_shared_projections(self, client: Client) -> bool:
         """Return True if the site lost projections that the method needs; the server then sends them again."""

@@ -71,6 +71,16 @@ class SiteSettings(BaseModel):
         None,
         description="Labels that a run has to name, in this order. Unset: those of the first run here.",
     )
+    may_go_back: bool = Field(
+        False,
+        description="Go back to an earlier round if the server does, for example after a poisoned one. Otherwise "
+        "the client takes no part until the run has passed the rounds that it has done.",
+    )
+    keep_rounds: int = Field(
+        3,
+        ge=1,
+        description="Number of rounds before the last one whose states are kept, so that the client can go back.",
+    )
     gradients: bool = Field(
         False,
         description="Send an exact gradient of the data before round 1, if the run's method asks for it. Single "

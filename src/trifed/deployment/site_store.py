@@ -10,7 +10,8 @@
         data.json                 a hash of the data that the client was opened with, and a mark for the server
         frames.safetensors        A, B and the start of C, where a method agrees on them before round 1
         state.safetensors         after the last round: A, B, head, AdamW's moments, the upload's memory
-        state-before.safetensors  the state one round earlier, in case the server did not get the last upload
+        state-before.safetensors  the state that the last round continued, if its upload does not reach the server
+        states/                   the states before that one, to which the run can go back
         message.safetensors       with [privacy]: the last upload, to be sent again as it was
         privacy/                  with [privacy]: the ledger, and the noised summary
         model/                    the final model, as `trifed run` writes a client's
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,7 @@ from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.state_tensors import apart, open_tensors, state_of, state_tensors
 from trifed.methods.packing import Tensors
 
-LAST, BEFORE = "state.safetensors", "state-before.safetensors"
+LAST, BEFORE, EARLIER = "state.safetensors", "state-before.safetensors", "states"
 MESSAGE, BASES, LOCAL_INIT = "message.safetensors", "bases.json", "own/"
 COLUMNS, LABELS = "columns.json", "labels.json"
 
@@ -113,6 +115,7 @@ class SiteStore:
         """Remove all rounds; what they have cost in privacy stays in the ledger."""
         for name in (LAST, BEFORE, MESSAGE, SHARED_PROJECTIONS):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / EARLIER, ignore_errors=True)
 
     # -- before the first round
 
@@ -158,11 +161,17 @@ class SiteStore:
 
     def last_round(self) -> int | None:
         """Return the last round that was trained here; None before the first."""
-        return (self._facts(LAST) or {}).get("round")
+        return self._facts(self.folder / LAST).get("round")
 
     def counted_round(self) -> int | None:
         """Return the round that the last one continued, which therefore counts at the server; None before it."""
-        return (self._facts(BEFORE) or {}).get("round")
+        last, before = self._facts(self.folder / LAST), self._facts(self.folder / BEFORE)
+        found: int | None = last.get("counts", before.get("round"))
+        return found
+
+    def goes_back(self, number: int, counts: int) -> bool:
+        """Return True if a server that asks for round `number`, after round `counts`, undoes rounds that count."""
+        return number < (self.last_round() or 0) or counts < (self.counted_round() or 0)
 
     def finished(self) -> bool:
         """Return True if the final model was saved."""
@@ -170,51 +179,80 @@ class SiteStore:
 
     # -- rounds
 
-    def save_round(self, number: int, counts: int, state: ClientState, local_init: Mapping[str, Tensor]) -> None:
-        """Save the state after round `number`; that after round `counts`, which it continued, stays beside it.
+    def save_round(
+        self, number: int, counts: int, state: ClientState, local_init: Mapping[str, Tensor], keep: int = 1
+    ) -> None:
+        """Save the state after round `number`.
 
-        `local_init`: initial tensors derived from the client's labels.
+        Args:
+            number: The round.
+            counts: The round that it continued; later rounds are undone, their states and the final model removed.
+            state: The state.
+            local_init: Initial tensors derived from the client's labels.
+            keep: Number of states of earlier rounds that are kept, that after round `counts` included.
         """
-        last, before = self.folder / LAST, self.folder / BEFORE
-        facts = {"round": number, "steps": state.steps}
+        beginning = self._facts_after(counts).get("beginning", "")
+        facts = {"round": number, "steps": state.steps, "counts": counts, "beginning": beginning}
         tensors = state_tensors(state) | {f"{LOCAL_INIT}{name}": part for name, part in local_init.items()}
-        with whole_file(last, durable=True) as path:
+        with whole_file(self.folder / LAST, durable=True) as path:
             save_file(apart(tensors), path, {"trifed": json.dumps(facts)})
-            if self.last_round() == counts:
-                last.replace(before)
-            elif counts == 0:
-                before.unlink(missing_ok=True)
+            self._keep(counts, keep)
+        shutil.rmtree(self.model, ignore_errors=True)
 
-    def state_after(self, number: int, local_init: Mapping[str, Tensor]) -> ClientState | None:
+    def _keep(self, counts: int, most: int) -> None:
+        """Make the state after round `counts` the one before the last, and keep `most` states up to it."""
+        states, before = self._states(), self.folder / BEFORE
+        if counts not in states:
+            before.unlink(missing_ok=True)
+        elif states[counts] != before:
+            if before.is_file():
+                (self.folder / EARLIER).mkdir(exist_ok=True)
+                before.replace(self.folder / EARLIER / f"round-{self._facts(before)['round']:04d}.safetensors")
+            states[counts].replace(before)
+        wanted = sorted(number for number in states if number <= counts)[-most:]
+        for number, path in self._states().items():
+            if path.parent.name == EARLIER and number not in wanted:
+                path.unlink()
+
+    def state_after(
+        self, number: int, local_init: Mapping[str, Tensor], beginning: object = None
+    ) -> ClientState | None:
         """Return the state after a round; None if it is lost.
 
         If the labels have changed since, the part of the state that came from them moves to `local_init`.
-        """
-        for name in (LAST, BEFORE):
-            facts = self._facts(name)
-            if facts and facts["round"] == number:
-                arrays = load_file(self.folder / name)
-                state = state_of(arrays, facts["steps"])
-                for tensor, now in local_init.items():
-                    state.tensors[tensor] += now - arrays.get(f"{LOCAL_INIT}{tensor}", now)
-                return state
-        return None
 
-    def rebase(self) -> int:
-        """Make the last state a new beginning for both sides; return its round, 0 if there is none.
+        Args:
+            number: The round.
+            local_init: Initial tensors derived from the client's labels.
+            beginning: The mark of the last `rebase` that the server knows of, "" before any. With another one its
+                reference is not that of the state, which is lost then. None: not compared.
+        """
+        facts = self._facts_after(number)
+        if not facts or beginning not in (None, facts.get("beginning", "")):
+            return None
+        arrays = load_file(self._states()[number])
+        state = state_of(arrays, facts["steps"])
+        for tensor, now in local_init.items():
+            state.tensors[tensor] += now - arrays.get(f"{LOCAL_INIT}{tensor}", now)
+        return state
+
+    def rebase(self) -> tuple[int, str]:
+        """Make the last state a new beginning for both sides; return its round and a mark, 0 and "" without one.
 
         After a restored backup the server's reference for this client is another than the one here, so both drop
         theirs.
         """
-        facts = self._facts(LAST)
-        if facts is None:
-            return 0
+        facts = self._facts(self.folder / LAST)
+        if not facts:
+            return 0, ""
         rest = {
             name: array for name, array in load_file(self.folder / LAST).items() if not name.startswith("wire/")
         }
+        facts |= {"counts": facts["round"], "beginning": secrets.token_hex(4)}
         self._files.write_tensors(LAST, rest, {"trifed": json.dumps(facts)}, durable=True)
         (self.folder / BEFORE).unlink(missing_ok=True)
-        return int(facts["round"])
+        shutil.rmtree(self.folder / EARLIER, ignore_errors=True)
+        return facts["round"], facts["beginning"]
 
     def save_upload(self, key: str, upload: bytes) -> None:
         """Save an upload before it is released; `key` identifies the request that it answers."""
@@ -232,11 +270,25 @@ class SiteStore:
 
     # -- files
 
-    def _facts(self, name: str) -> dict[str, Any] | None:
-        """Return round and steps of a state's file; None if there is none."""
-        path = self.folder / name
+    def rounds(self) -> list[int]:
+        """Return the rounds whose states are kept, in order."""
+        return sorted(self._states())
+
+    def _states(self) -> dict[int, Path]:
+        """Return the file of each state that is kept, by its round."""
+        earlier = (self.folder / EARLIER).glob("round-*.safetensors")
+        files = [path for path in (*earlier, self.folder / BEFORE, self.folder / LAST) if path.is_file()]
+        return {self._facts(path)["round"]: path for path in files}
+
+    def _facts_after(self, number: int) -> dict[str, Any]:
+        """Return the facts of the state after a round; empty if there is none."""
+        path = self._states().get(number)
+        return self._facts(path) if path else {}
+
+    def _facts(self, path: Path) -> dict[str, Any]:
+        """Return round, steps and the round that was continued of a state's file; empty if there is none."""
         if not path.is_file():
-            return None
+            return {}
         with open_tensors(path, "remove it, and this client starts anew") as file:
             facts = json.loads(file.metadata()["trifed"])
             return {**facts, "round": int(facts["round"])}

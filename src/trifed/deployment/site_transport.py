@@ -33,6 +33,7 @@ from trifed.deployment.protocol import (
     write_layout,
 )
 from trifed.federation import events
+from trifed.federation.kept_checkpoints import go_back, kept_rounds
 from trifed.federation.manifest import finish
 from trifed.federation.messages import Rejected
 from trifed.federation.privacy_report import promise
@@ -73,17 +74,22 @@ class SiteTransport:
         self.asked = self.accepted = 0
         self.began = 0.0
 
-    def run(self) -> None:
+    def run(self, from_round: int | None = None) -> None:
         """Begin, or resume after the last whole round, and run to the end.
 
         The end has two steps: a checkpoint that includes the last download, and summary.json.
 
+        Args:
+            from_round: A round whose checkpoint is kept: the run first goes back to its end.
+
         Raises:
             RunError: Too few clients, or too few uploads in a round; the run can be resumed. Or another process
-                leads the run.
+                leads the run, or it cannot go back.
         """
         with held(self.folder.path):
-            self._refuse_other()
+            self._refuse_other(from_round)
+            if from_round is not None:
+                go_back(self.folder.path, from_round)
             if not self.folder.ended():
                 FederatedRun(self.config, self, self.folder, self.log).run()
                 self._save_membership(self.config.rounds)
@@ -111,16 +117,22 @@ class SiteTransport:
         self.membership = Membership(self.server, self.records, manager, self.checkpoint, self.log)
         return Opened(self.server, done, examples, rejected=rejected)
 
-    def _refuse_other(self) -> None:
+    def _refuse_other(self, from_round: int | None) -> None:
         """Check that the run in the folder has these settings and is not finished.
 
         Raises:
-            RunError: It has others, or is finished.
+            RunError: It has others, or is finished; or it is to go back, and has ended.
         """
         if not self.name.startswith(f"{self.config.run_id()}-"):
             raise RunError(
                 f"{self.folder.path}: the settings changed since this run began; put them back, or give the run "
                 f"another name or folder"
+            )
+        if from_round is not None and any(event["event"] == "finished" for event in self.folder.events()):
+            rounds = ", ".join(map(str, kept_rounds(self.folder.path))) or "none"
+            raise RunError(
+                f"{self.folder.path}: got from-round {from_round}, but this run has ended, and its sites have "
+                f"their models (checkpoints are kept of rounds {rounds}); give a new run another name or folder"
             )
         if self.checkpoint.finished:
             raise RunError(f"{self.folder.path}: this run is finished; give the new one another name or folder")
@@ -155,7 +167,8 @@ class SiteTransport:
         if kind == "gradient":
             return {}
         record = self.records[client]
-        return {"round": number, "asked": self.asked, "counts": record.counts, "data": record.data}
+        known: dict[str, Fact] = {"counts": record.counts, "beginning": record.beginning, "data": record.data}
+        return {"round": number, "asked": self.asked, **known}
 
     def _read(self, kind: Exchange, client: int, sent: bytes | None) -> Reply | Rejected:
         reply = self.client_manager.check((self.opened.replies if kind == "summary" else self.replies).get(client))

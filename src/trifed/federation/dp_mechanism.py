@@ -52,13 +52,23 @@ SUMMARY_NOISE, UPDATE_NOISE, TRAINING_NOISE = 0, 1, 2
 
 @dataclass(frozen=True)
 class DpContext:
-    """A client's name and folder, the run's rounds, training steps a round, and the source of noise."""
+    """What a client's mechanism depends on besides the run's [privacy].
+
+    Attributes:
+        client: The client's name.
+        folder: Folder of the ledger and the last noised summary.
+        rounds: Rounds of the run.
+        steps: Training steps a round; None if they are not fixed.
+        draw: Source of noise.
+        repeatable: Whether a repeated round has the same noise, so that it is the same release.
+    """
 
     client: str
     folder: Path
     rounds: int
     steps: int | None
     draw: Draw
+    repeatable: bool = False
 
 
 class DpMechanism(ClientPrivacy):
@@ -155,8 +165,9 @@ class DpMechanism(ClientPrivacy):
             for earlier in range(1, round_number):
                 for entry in self._entries(earlier, LOST):
                     self.ledger.enter_missing(entry)
+        check = self.ledger.check if self.context.repeatable else self.ledger.check_new
         for entry in self._entries(round_number, ""):
-            self.ledger.check(entry)
+            check(entry)
 
     def dp_sgd(self, round_number: int, batch_size: int) -> DpSgd | None:
         """Return the step of DP-SGD; `batch_size` is a public number that divides the sum of gradients."""
@@ -187,11 +198,14 @@ class DpMechanism(ClientPrivacy):
         return [update.model_copy(update=of_training), update]
 
 
-def make_privacy(config: RunConfig, client: str, folder: Path, draw: Draw) -> ClientPrivacy:
-    """Return the protection of the client of this name, with its ledger in `folder`; none without [privacy]."""
+def make_privacy(
+    config: RunConfig, client: str, folder: Path, draw: Draw, *, repeatable: bool = False
+) -> ClientPrivacy:
+    """Return a client's protection; none without [privacy]. For the arguments see `DpContext`."""
     if not config.privacy.on:
         return NoPrivacy()
-    return DpMechanism(config.privacy, DpContext(client, folder, config.rounds, config.training.steps, draw))
+    context = DpContext(client, folder, config.rounds, config.training.steps, draw, repeatable)
+    return DpMechanism(config.privacy, context)
 
 
 def simulated_privacy(config: RunConfig, client: ClientDataset, folder: Path) -> ClientPrivacy:
@@ -200,7 +214,7 @@ def simulated_privacy(config: RunConfig, client: ClientDataset, folder: Path) ->
     def draw(purpose: int, round_number: int) -> Noise:
         return seeded_noise(seeded(config.seed, NOISE, purpose, round_number, client.index))
 
-    return make_privacy(config, client.name, folder, draw)
+    return make_privacy(config, client.name, folder, draw, repeatable=True)
 
 
 def digest_of(arrays: Mapping[str, NDArray[np.generic]]) -> str:

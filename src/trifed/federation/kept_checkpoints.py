@@ -51,7 +51,7 @@ def go_back(run: Path, number: int) -> None:
     if number not in rounds:
         known = ", ".join(map(str, rounds)) or "none"
         raise RunError(
-            f"{run}: got --from-round {number}, but the checkpoints that are kept are those of rounds {known}; "
+            f"{run}: got from-round {number}, but the checkpoints that are kept are those of rounds {known}; "
             f"give one of them. The setting keep_checkpoints says how many are kept"
         )
     (run / "summary.json").unlink(missing_ok=True)

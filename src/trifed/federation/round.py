@@ -48,6 +48,7 @@ class ClientRecord:
         data: The client's own mark of the data that it was opened with.
         counts: The last round in which the client's upload was accepted, 0 before that.
         left: Whether the client has left for good.
+        beginning: The client's own mark of the backup that it continued from; empty without one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ClientRecord:
     data: str = ""
     counts: int = 0
     left: bool = False
+    beginning: str = ""
 
 
 @dataclass(frozen=True)

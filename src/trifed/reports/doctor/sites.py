@@ -195,8 +195,7 @@ def check_kept(folder: Path) -> Iterator[Check]:
 
 def check_store(store: SiteStore) -> Iterator[Check]:
     """Check one run that a site keeps: its states, its ledger and its final model."""
-    yield from attempt("state", store.counted_round, "", ANEW)
-    yield from attempt("state", store.last_round, "The last round is {}.", ANEW)
+    yield from attempt("state", store.rounds, "The rounds whose states are kept: {}.", ANEW)
     yield from check_ledgers(store.folder / PRIVACY)
     if store.finished():
         yield from attempt(
