@@ -170,7 +170,7 @@ class SiteStore:
         return found
 
     def goes_back(self, number: int, counts: int) -> bool:
-        """Return True if a server that asks for round `number`, after round `counts`, undoes rounds that count."""
+        """Return True if round `number`, continuing round `counts`, would undo rounds that were done here."""
         return number < (self.last_round() or 0) or counts < (self.counted_round() or 0)
 
     def finished(self) -> bool:
@@ -201,17 +201,17 @@ class SiteStore:
 
     def _keep(self, counts: int, most: int) -> None:
         """Make the state after round `counts` the one before the last, and keep `most` states up to it."""
-        states, before = self._states(), self.folder / BEFORE
+        states, before, earlier = self._states(), self.folder / BEFORE, self.folder / EARLIER
         if counts not in states:
             before.unlink(missing_ok=True)
         elif states[counts] != before:
             if before.is_file():
-                (self.folder / EARLIER).mkdir(exist_ok=True)
-                before.replace(self.folder / EARLIER / f"round-{self._facts(before)['round']:04d}.safetensors")
+                earlier.mkdir(exist_ok=True)
+                before.replace(earlier / f"round-{self._facts(before)['round']:04d}.safetensors")
             states[counts].replace(before)
         wanted = sorted(number for number in states if number <= counts)[-most:]
-        for number, path in self._states().items():
-            if path.parent.name == EARLIER and number not in wanted:
+        for number, path in self._earlier().items():
+            if number not in wanted:
                 path.unlink()
 
     def state_after(
@@ -276,9 +276,13 @@ class SiteStore:
 
     def _states(self) -> dict[int, Path]:
         """Return the file of each state that is kept, by its round."""
-        earlier = (self.folder / EARLIER).glob("round-*.safetensors")
-        files = [path for path in (*earlier, self.folder / BEFORE, self.folder / LAST) if path.is_file()]
-        return {self._facts(path)["round"]: path for path in files}
+        files = [path for path in (self.folder / BEFORE, self.folder / LAST) if path.is_file()]
+        return self._earlier() | {self._facts(path)["round"]: path for path in files}
+
+    def _earlier(self) -> dict[int, Path]:
+        """Return the files of the states before the last two, by their rounds."""
+        files = (self.folder / EARLIER).glob("round-*.safetensors")
+        return {int(path.stem.rpartition("-")[2]): path for path in files}
 
     def _facts_after(self, number: int) -> dict[str, Any]:
         """Return the facts of the state after a round; empty if there is none."""
