@@ -123,7 +123,7 @@ REASONS: dict[RefusalCode, str] = {
     "unreachable": "its process with the model ended or cannot be reached",
     "no_settings": "its node was started without --node-config 'node=\"/…/node.toml\"'",
     "other": "it could not answer",
-    "lost": "it lost what it had, and starts anew",
+    "lost": "it does not have the state that counts at the server; it continues from its own, or starts anew",
     "no_answer": "it did not answer in time",
     "not_connected": "its node is not connected",
     "bad_reply": "its answer is not what was asked for",
