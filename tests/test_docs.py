@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from in_this_process import in_this_process
+from test_cli_help import call
 from trifed import make_config
+from trifed.methods import METHODS, ORIGINS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -25,19 +26,6 @@ def blocks(page: str, language: str) -> list[str]:
     """The page's code blocks in one language; '' for those to type into a shell."""
     text = (DOCS / page).read_text(encoding="utf-8")
     return [code for found, code in FENCE.findall(text) if found == language]
-
-
-def do(command: list[str], folder: Path, **environment: str) -> str:
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{shlex.join(command)[:200]}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
@@ -53,24 +41,37 @@ def test_the_parts_of_own_prior_fit_another_method():
     assert config.method.name == "fedavg-lora" and config.personalization.interpolate == 0.75
 
 
+@pytest.fixture
+def reader(demo_model, tmp_path, monkeypatch):
+    """A reader's folder, in which the test works; what a page registers is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(METHODS), patch.dict(ORIGINS):
+        yield tmp_path
+
+
 @pytest.mark.slow
-def test_a_method_is_added_by_following_the_page(demo_model, toy_table, tmp_path):
-    (tmp_path / "capped_lora.py").write_text(blocks("add-a-method.md", "python")[0], encoding="utf-8")
-    with toy_table.open(newline="", encoding="utf-8") as old, (tmp_path / "tickets.csv").open("w") as new:
+def test_a_method_is_added_by_following_the_page(reader, toy_table, capsys, monkeypatch):
+    (reader / "capped_lora.py").write_text(blocks("add-a-method.md", "python")[0], encoding="utf-8")
+    with toy_table.open(newline="", encoding="utf-8") as old, (reader / "tickets.csv").open("w") as new:
         header, *rows = csv.reader(old)
         csv.writer(new).writerows([["queue" if name == "label" else name for name in header], *rows])
     commands = [shlex.split(line) for block in blocks("add-a-method.md", "") for line in block.splitlines()]
     assert ["cost" in commands[0], commands[1][1]] == [True, "run"]
-    costs, _ = [do([sys.executable, "-m", "trifed.cli.app", *command[1:]], tmp_path) for command in commands]
-    (row,) = [row for row in csv.DictReader(costs.splitlines()) if row["method"] == "capped-lora"]
+    costs, done = [call(capsys, monkeypatch, *command[1:]) for command in commands]
+    assert (costs.code, done.code) == (0, 0), costs.err + done.err
+    (row,) = [row for row in csv.DictReader(costs.out.splitlines()) if row["method"] == "capped-lora"]
     # B of 12 layers, 384 x 8; A and the head stay.
     assert row["sent_values"] == str(12 * 8 * 384)
-    summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((reader / "runs" / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["method"] == "capped-lora" and summary["finished"]
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_as_it_stands(demo_model, tmp_path):
-    told = do([sys.executable, "-c", "\n".join(blocks("tutorial.md", "python"))], tmp_path)
+@pytest.mark.filterwarnings("default")
+def test_the_tutorial_runs_as_it_stands(reader, capsys):
+    """But for the processes of its comparison, which are here one."""
+    with in_this_process():
+        exec("\n".join(blocks("tutorial.md", "python")), {})
+    told = capsys.readouterr().out
     assert "bytes sent" in told and "layer.0.attention.self.query.lora_C.weight" in told
-    assert (tmp_path / "tutorial.html").is_file() and (tmp_path / "runs" / "tutorial-rivals").is_dir()
+    assert (reader / "tutorial.html").is_file() and (reader / "runs" / "tutorial-rivals").is_dir()
