@@ -12,11 +12,14 @@ help:  ## List these commands.
 demo: $(STAMP)  ## Train four methods on the demo data (ten clients, a few minutes) and compare them.
 	$(BIN)/trifed demo
 
+# Tests start many processes: without bytecode each would compile the package anew.
+test test-quick: export PYTHONDONTWRITEBYTECODE =
+
 test: $(STAMP)  ## Check style and types, then run all tests. They build the documentation too.
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy
-	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/mypy & types=$$!; $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	    wait $$types && exit $$tests
 
 test-quick: $(STAMP)  ## Check style, then run the tests that are not marked slow. Takes under three minutes.
 	$(BIN)/ruff format --check $(SOURCES)

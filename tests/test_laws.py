@@ -282,7 +282,10 @@ def test_the_check_on_code_of_models_sees_what_it_should():
     assert {use.split()[0] for use in code_of_models(ast.parse(text))} == {"1", "2", "3", "4", "5", "6"}
 
 
-GLOBAL_SEEDS = {"torch.manual_seed", "torch.cuda.manual_seed_all", "np.random.seed", "random.seed", "set_seed"}
+GLOBAL_SEEDS = {
+    "torch.manual_seed", "torch.default_generator.manual_seed", "torch.cuda.manual_seed_all", "np.random.seed",
+    "random.seed", "set_seed",
+}  # fmt: skip
 
 
 def global_seeds(node: ast.AST, forked: bool = False) -> Iterator[int]:

@@ -100,23 +100,20 @@ def test_nobody_waits_longer_than_the_server(path, hello):
     assert reply.error == "unreachable"
 
 
-def test_killed_while_it_works_it_says_so(path, hello, monkeypatch, caplog):
+def test_killed_while_it_works_it_says_so_and_goes_on_when_it_is_asked_again(path, hello, monkeypatch, caplog):
     ask_worker(path, hello)
+    train, one = open_and_train(path, hello)
     [pid] = workers(path)
 
     def send_and_kill(*message):
         send(*message)
         os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr("trifed.deployment.worker.send", send_and_kill)
-    reply = ask_worker(path, Request("open", {"run": hello.facts["run"], "place": 0}))
+    with monkeypatch.context() as patch:
+        patch.setattr("trifed.deployment.worker.send", send_and_kill)
+        reply = ask_worker(path, train)
     assert reply == Reply(error="unreachable") and LOG in caplog.text
-
-
-def test_killed_in_between_it_comes_again_and_goes_on(path, hello):
-    ask_worker(path, hello)
-    train, one = open_and_train(path, hello)
-    end_workers(path)
+    until_gone(path)
     again = ask_worker(path, train)
     assert again.error is None
     first, second = (load(reply.parts["upload"]) for reply in (one, again))
