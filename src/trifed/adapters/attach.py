@@ -58,7 +58,7 @@ def attach(
         exclude_modules=sorted(_excluded_layers(base, settings)) or None,
     )
     with torch.random.fork_rng(devices=[]), without_renaming_warning():
-        torch.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
         return get_peft_model(base, config)
 
 

@@ -161,7 +161,7 @@ def build_shared_model(
     lora_values = factor_values(base.model, adapter_settings)
     encoder = attach(base.model, method.adapter, adapter_settings, seed)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed + 1)
+        torch.manual_seed(seed + 1)
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
         model = task.build(encoder, base, names, model_settings)
     if training_settings.gradient_checkpointing:
