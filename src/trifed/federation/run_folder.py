@@ -50,7 +50,7 @@ from trifed.methods.base import State
 PRIVACY = "privacy"
 """Folder of the ledgers, in a run's folder and in a site's folder of a run."""
 SHARED_PROJECTIONS = "frames.safetensors"
-DAMAGED = "go back to an earlier round with from-round, or start the run anew under another name"
+DAMAGED = "go back to an earlier round (--from-round), or start a new run under another --name"
 
 
 def refuse_unwritable(path: Path, way_out: str) -> None:
