@@ -9,9 +9,10 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from trifed.cli import audit, compare, cost, doctor, flower, models, runs
 from trifed.cli.continuing import continuable
@@ -21,10 +22,13 @@ from trifed.common.errors import ConfigError, RunError, TrifedError
 from trifed.common.stopping import MISTAKE, exit_code, stop_on_sigterm
 from trifed.common.text import printable
 from trifed.common.version import __version__
-from trifed.config.run import RunConfig, make_config, overlay, read_config
-from trifed.config.settings import TaskName
-from trifed.config.toml_files import read_toml
-from trifed.methods import METHODS, use_method_files
+
+if TYPE_CHECKING:
+    import click
+
+    from trifed.config.run import RunConfig
+
+# Functions import what they need, so that no command waits for what only another one uses.
 
 app = typer.Typer(
     name="trifed",
@@ -52,18 +56,35 @@ def _root(
     ] = False,
     method_file: MethodFile = None,
 ) -> None:
-    use_method_files(method_file or [])
+    if method_file:
+        from trifed.methods import use_method_files
+
+        use_method_files(method_file)
 
 
-@app.command("run")
+class RunCommand(TyperCommand):
+    """`trifed run`: its help names the tasks and the methods that are known here, and only it looks for them."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help."""
+        from trifed.config.settings import TaskName
+        from trifed.methods import METHODS
+
+        *tasks, last = get_args(TaskName)
+        known = {"task": f"{', '.join(tasks)} or {last}.", "method": f"One of {', '.join(METHODS)}."}
+        for option in self.params:
+            if isinstance(option, TyperOption):
+                option.help = known.get(option.name or "", option.help)
+        super().format_help(ctx, formatter)
+
+
+@app.command("run", cls=RunCommand)
 def run_command(
     context: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="A TOML file.", show_default=False)] = None,
     name: Annotated[str | None, Flag(help="Name of the run and of its folder under --runs.")] = None,
     data: Annotated[str | None, Flag(help="The table: a file, a folder or a hub name.")] = None,
-    task: Annotated[
-        str | None, Flag(help=f"{', '.join(get_args(TaskName)[:-1])} or {get_args(TaskName)[-1]}.")
-    ] = None,
+    task: Annotated[str | None, Flag()] = None,
     text: Annotated[str | None, Flag(help="Column of the text.")] = None,
     text_pair: Annotated[str | None, Flag(help="Column of a second text.")] = None,
     image: Annotated[str | None, Flag(help="Column of the image.")] = None,
@@ -76,7 +97,7 @@ def run_command(
     alpha: Annotated[float | None, Flag(help="For dirichlet: the smaller, the more the clients differ.")] = None,
     column: Annotated[str | None, Flag(help="Column that names the client.")] = None,
     model: Annotated[str | None, Flag(help="Base model: a folder, a hub name, or 'demo'.")] = None,
-    method: Annotated[str | None, Flag(help=f"One of {', '.join(METHODS)}.")] = None,
+    method: Annotated[str | None, Flag()] = None,
     method_file: Annotated[
         Path | None,
         Flag(
@@ -139,6 +160,10 @@ def run_command(
       \\[method]
       name = "own-prior"       # or ce-lora, fedavg-lora, …
     """
+    from trifed.config.run import make_config, overlay, read_config
+    from trifed.config.toml_files import read_toml
+    from trifed.methods import use_method_files
+
     own_method = use_method_files([method_file] if method_file else [])
     flags = {
         "name": name, "task": task, "seed": seed, "rounds": rounds, "baselines": baseline or None,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.text import Text
 
-from trifed.adapters.settings import AdapterSettings
 from trifed.common.console import PlainConsole
-from trifed.config.settings import Bits
+
+if TYPE_CHECKING:
+    from trifed.config.settings import Bits
 
 
 def cost_command(
@@ -57,6 +58,7 @@ def cost_command(
     # Imported late: --help should not wait for torch and transformers.
     messages = PlainConsole(stderr=True)
     with messages.status(Text(f"Reading the shape of {model}")):
+        from trifed.adapters.settings import AdapterSettings
         from trifed.federation.cost import estimate_cost
         from trifed.reports.cost import TEXTS, check_picture, plot_cost, render_cost
 
@@ -66,7 +68,7 @@ def cost_command(
         targets = target_modules if target_modules in ("auto", "all-linear") else endings
         ranks = {} if rank is None else {"rank": rank}
         adapter = AdapterSettings.model_validate({"target_modules": targets, **ranks})
-        cost = estimate_cost(model, adapter, labels, cast(Bits | None, bits and int(bits)))
+        cost = estimate_cost(model, adapter, labels, cast("Bits | None", bits and int(bits)))
     if form in TEXTS:
         typer.echo(TEXTS[form](cost))
     else:

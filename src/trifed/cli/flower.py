@@ -16,9 +16,9 @@ from rich.text import Text
 
 from trifed.common.console import PlainConsole
 from trifed.common.errors import RunError, damage_in
-from trifed.config.run import RunConfig, read_config
 
 if TYPE_CHECKING:
+    from trifed.config.run import RunConfig
     from trifed.deployment.checkpoint import RunStatus
     from trifed.deployment.release_log import Release
     from trifed.federation.run_folder import RunFolder
@@ -219,6 +219,7 @@ def withdraw_command(
 
 def _open_run(folder: Path) -> tuple[RunFolder, RunConfig]:
     """Return a run's folder at the server, and its settings."""
+    from trifed.config.run import read_config
     from trifed.federation.run_folder import RunFolder
 
     return RunFolder.open(folder), read_config(folder / "config.toml")

@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -15,7 +15,6 @@ from trifed.cli.flags import Run
 from trifed.common.console import PlainConsole
 from trifed.common.errors import damage_in
 from trifed.common.text import printable
-from trifed.config.settings import TrackerName
 
 # Functions import what needs torch and matplotlib, so that --help need not wait for it.
 
@@ -64,7 +63,7 @@ def report_command(
 
 def track_command(
     folder: Run,
-    to: Annotated[TrackerName, typer.Option("--to", help="The tracker.", show_default=False)],
+    to: Annotated[Literal["tensorboard", "mlflow"], typer.Option("--to", help="The tracker.", show_default=False)],
     into: Annotated[
         Path | None, typer.Option(help="Folder of the logs. Default: the run's own folder.", show_default=False)
     ] = None,
