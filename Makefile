@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs/hooks.py
+DATA ?= ../shared/data
 
-.PHONY: help demo test test-quick check format docs clean
+.PHONY: help demo test test-quick check bench format docs clean
 
 help:  ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,10 @@ test-quick: $(STAMP)  ## Check style, then run the tests that are not marked slo
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: test  ## Do the same as make test.
+
+bench: $(STAMP)  ## Compare speed and memory with plain PEFT and Flower, and draw it (BENCH="--repetitions 5" and more).
+	$(BIN)/python benchmarks/speed/against.py --data $(DATA) $(BENCH)
+	$(BIN)/python benchmarks/speed/page.py
 
 format: $(STAMP)  ## Format the code and fix what ruff can fix by itself.
 	$(BIN)/ruff format $(SOURCES)

@@ -1,7 +1,7 @@
 """The same job by trifed and by what people would use instead: seconds, CPU seconds and memory of all processes.
 
     python benchmarks/speed/against.py [--data DIR] [--jobs short long] [--batches 16 4] [--evaluated]
-        [--repetitions 5] [--flower-python PYTHON] [--out against.json]
+        [--repetitions 5] [--flower-python PYTHON] [--fresh] [--out against.json]
 
 Contestants, each a fresh process: `trifed run`; a hand-written loop with plain PEFT; Flower's simulation with a
 PEFT client after Flower's template, and one that keeps the base model between calls. Runs alternate, so that drift
@@ -35,6 +35,8 @@ SOURCE = HERE.parents[1] / "src"
 Json = dict[str, Any]
 TRIFED = "from trifed.cli import main; main()"
 PACKAGES = ("torch", "transformers", "peft", "flwr", "numpy", "accelerate")
+CODE = ("against", "job", "measure", "plain_peft", "flower_client", "flower_server")
+"""Files here on which a result depends, beside trifed's."""
 CONTESTANTS = ("trifed", "plain-peft", "flower", "flower-kept", "trifed-defaults")
 """`trifed-defaults`: every setting at its default but the size of the job, and so another method; it is run in
 evaluated jobs only, and is no part of the check for equal work."""
@@ -75,9 +77,8 @@ def read_result(contestant: str, folder: Path, out: Path) -> Json:
 def environment(flower_python: str | None) -> Json:
     """Return versions and hardware, and a hash of the code that is compared."""
     digest = hashlib.sha256()
-    for path in sorted([*(SOURCE / "trifed").rglob("*.py"), *HERE.glob("*.py")]):
-        if path.name not in ("page.py", "results.py"):
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted([*(SOURCE / "trifed").rglob("*.py"), *(HERE / f"{name}.py" for name in CODE)]):
+        digest.update(path.name.encode() + path.read_bytes())
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if "model name" in line] if info.is_file() else []
     code = "import ray; print(ray.__version__)"
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--flower-python", default=sys.executable, help="a Python with Flower, Ray and PEFT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "against.json")
+    parser.add_argument("--fresh", action="store_true", help="leave out what the file holds")
     given = parser.parse_args()
     source = given.data / "glue_sst2" / "train.parquet"
     if not source.is_file():
@@ -158,7 +160,8 @@ def main() -> None:
     reason = why_no_flower(given.flower_python)
     if reason:
         print(f"without Flower: {reason}")
-    held, about = load(given.out), environment(None if reason else given.flower_python)
+    held = load(None if given.fresh else given.out)
+    about = environment(None if reason else given.flower_python)
     here = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     held["environments"][here] = about | {"left_out": reason}
     for size in given.jobs:

@@ -17,6 +17,8 @@ import psutil
 
 INTERVAL = 0.2
 """Seconds from one look at the processes to the next."""
+LEAST_RISE = 1.01
+"""The memory is read again if resident sets have grown by this factor, so a peak is known to a hundredth."""
 GRACE = 15.0
 """Seconds that processes may outlive the command before they are ended."""
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
@@ -47,21 +49,39 @@ class Measured:
 
 @dataclass
 class _Tree:
-    """What was seen of the processes. `cpu`: seconds of each process by its number and start."""
+    """What was seen of the processes.
 
+    Attributes:
+        before: Processes that descend from this one but were there before.
+        cpu: Seconds of each process by its number and start.
+        resident: Largest sum of resident set sizes, bytes.
+        peak: Largest sum of memory, bytes.
+        most: Largest number of processes.
+    """
+
+    before: set[int]
     cpu: dict[tuple[int, float], float] = field(default_factory=dict)
+    resident: int = 0
     peak: int = 0
     most: int = 0
 
     def look(self) -> None:
-        """Add up memory and note CPU times of all processes that descend from this one."""
-        memory = found = 0
-        for process in psutil.Process().children(recursive=True):
+        """Note memory and CPU times of all processes."""
+        resident, found = 0, self.processes()
+        for process in found:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 times = process.cpu_times()
                 self.cpu[process.pid, process.create_time()] = times.user + times.system
-                memory, found = memory + _memory(process), found + 1
-        self.peak, self.most = max(self.peak, memory), max(self.most, found)
+                resident += process.memory_info().rss
+        self.most = max(self.most, len(found))
+        # To read a large process's share takes 20 ms, in which it waits: only where there is more than before.
+        if resident > self.resident * LEAST_RISE:
+            self.resident = resident
+            self.peak = max(self.peak, sum(map(_memory, found)))
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the command and all that it has started."""
+        return [child for child in psutil.Process().children(recursive=True) if child.pid not in self.before]
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Measured:
@@ -72,9 +92,9 @@ def measure(command: Sequence[str], environment: Mapping[str, str], log: Path) -
     Raises:
         SystemExit: The command failed; the message gives the end of its output.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
-    tree, before, ours = _Tree(), psutil.cpu_times(), _own_cpu()
+    _adopt_orphans(True)
+    tree = _Tree({child.pid for child in psutil.Process().children(recursive=True)})
+    before, ours = psutil.cpu_times(), _own_cpu()
     waited = _cpu(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     with log.open("wb") as output:
@@ -90,6 +110,7 @@ def measure(command: Sequence[str], environment: Mapping[str, str], log: Path) -
             rest = max(0.01, INTERVAL - (time.perf_counter() - looked))
         seconds = looked - began
     _end_the_rest(tree)
+    _adopt_orphans(False)
     # The times of ended processes are exact where somebody waited for them; otherwise the last look counts.
     cpu = max(sum(tree.cpu.values()), _cpu(resource.RUSAGE_CHILDREN) - waited)
     after, ours = psutil.cpu_times(), _own_cpu() - ours
@@ -103,10 +124,14 @@ def measure(command: Sequence[str], environment: Mapping[str, str], log: Path) -
     return Measured(seconds, cpu, tree.peak / 2**20, kind, tree.most, others, steal)
 
 
+def _adopt_orphans(on: bool) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SUBREAPER, int(on), 0, 0, 0)
+
+
 def _end_the_rest(tree: _Tree) -> None:
     """Wait for processes that outlived the command, and end them after a while."""
-    left = psutil.Process().children(recursive=True)
-    _, alive = psutil.wait_procs(left, GRACE)
+    _, alive = psutil.wait_procs(tree.processes(), GRACE)
     tree.look()
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -115,14 +140,16 @@ def _end_the_rest(tree: _Tree) -> None:
 
 
 def _memory(process: psutil.Process) -> int:
-    """Return a process's proportional set size in bytes, or its resident set size where there is none."""
-    if sys.platform != "linux":
-        return int(process.memory_info().rss)
-    try:
+    """Return a process's proportional set size in bytes, or its resident set size where there is none.
+
+    0 for a process that has ended meanwhile.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
+        if sys.platform != "linux":
+            return int(process.memory_info().rss)
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise psutil.NoSuchProcess(process.pid) from error
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return 0
 
 
 def _cpu(whose: int) -> float:

@@ -22,9 +22,9 @@ LOSS_TOLERANCE = 0.03
 OTHER_METHOD = "trifed-defaults"
 
 
-def load(path: Path) -> Json:
-    """Return the content of a file, or an empty one."""
-    if path.is_file():
+def load(path: Path | None) -> Json:
+    """Return the content of a file, or that of an empty one where there is none."""
+    if path and path.is_file():
         return dict(json.loads(path.read_text()))
     return {"environments": {}, "jobs": {}, "runs": [], "summary": {}}
 
@@ -56,7 +56,7 @@ def summarise(held: Json) -> Json:
         ratios = {
             name: _ratios(runs["trifed"], repetitions)
             for name, repetitions in runs.items()
-            if name != "trifed" and set(runs.get("trifed", {})) & set(repetitions)
+            if name not in ("trifed", OTHER_METHOD) and set(runs.get("trifed", {})) & set(repetitions)
         }
         problems = same_work(held, environment, job)
         summary.setdefault(environment, {})[job] = {
