@@ -256,18 +256,18 @@ def _parse_setting(item: str) -> tuple[str, Any]:
 def _carry_out(config: RunConfig, path: Path, resumed: bool = False, from_round: int | None = None) -> None:
     """Run or resume with a live display, then print the tables and draw the plot."""
     with continuable(lambda: _how_to_continue(path)):
-        # Imported late: --help should not wait for transformers and matplotlib.
         from trifed.experiments.runner import resume, run
-        from trifed.reports.comparison.plots import plot_result
-        from trifed.reports.comparison.report import render_result
         from trifed.reports.progress_bar import Watch
-        from trifed.reports.read import read_source
 
         console = PlainConsole()
         display = Watch(config, console)
         try:
             result = resume(path, display, from_round) if resumed else run(config, path, display)
             display.close()
+            from trifed.reports.comparison.plots import plot_result  # a mistake need not wait for matplotlib
+            from trifed.reports.comparison.report import render_result
+            from trifed.reports.read import read_source
+
             source = read_source(result.path)
             console.print(render_result(source))
             picture = result.path / "curves.png"

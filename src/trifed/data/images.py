@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image, UnidentifiedImageError
+from typing import TYPE_CHECKING, Any
 
 from trifed.data.columns import Cell, Unusable, is_blank, location
 from trifed.data.readers import RawTable, check_columns
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Functions import Pillow, because a table of texts need not wait for it.
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 
@@ -25,6 +28,8 @@ def read_images(column: Sequence[Cell], name: str) -> list[Any]:
 
 
 def _checked(cell: Cell, name: str) -> bytes | Unusable:
+    from PIL import Image, UnidentifiedImageError
+
     table, _, value = cell
     if isinstance(value, Mapping) and "bytes" in value:
         value = value["bytes"] if value["bytes"] is not None else value.get("path")
@@ -51,6 +56,8 @@ def _checked(cell: Cell, name: str) -> bytes | Unusable:
 
 def open_image(encoded: bytes) -> Image.Image:
     """Open the image of a file's bytes."""
+    from PIL import Image
+
     return Image.open(io.BytesIO(encoded))
 
 
@@ -93,6 +100,8 @@ def table_of(folder: Path, files: Sequence[Path], wanted: Mapping[str, str]) -> 
 
 def encoded(image: Any) -> bytes:
     """Return a path's file, bytes or a PIL image as the bytes of a file."""
+    from PIL import Image
+
     if isinstance(image, bytes):
         return image
     return as_png(image) if isinstance(image, Image.Image) else Path(image).read_bytes()

@@ -45,7 +45,8 @@ def assign_clients(
         ordered = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
         index = {name: i for i, name in enumerate(ordered)}
         return np.array([index[group] for group in groups], dtype=np.int64), file_names(ordered)
-    from trifed.data.partitioners import draw_clients
+    _check_enough(labels, settings)
+    from trifed.data.partitioners import draw_clients  # takes seconds to import
 
     parts = draw_clients(labels, settings, seed)
     ids = np.full(len(labels), -1, dtype=np.int64)
@@ -53,6 +54,34 @@ def assign_clients(
         ids[rows] = client
     width = max(2, len(str(len(parts) - 1)))
     return ids, [f"client-{i:0{width}d}" for i in range(len(parts))]
+
+
+def _check_enough(labels: NDArray[np.int64], settings: ClientSettings) -> None:
+    """Raise `DataError` if the labels, (n,), are too few for a random split."""
+    count = len(settings.sizes or ()) if settings.split == "sizes" else settings.count
+    least = max(1, settings.min_examples if settings.split == "dirichlet" else 1)
+    if len(labels) < count * least:
+        raise DataError(
+            f"{len(labels)} examples are too few for {count} clients with at least {least} each. "
+            "Lower the number of clients or data.clients.min_examples, or add examples."
+        )
+    if settings.split == "pathological":
+        _check_labels_suffice(len(np.unique(labels)), settings.labels_per_client, count)
+
+
+def _check_labels_suffice(n_labels: int, each: int, count: int) -> None:
+    """Raise `DataError` if `count` clients cannot have `each` labels, or cannot hold all `n_labels`."""
+    if each > n_labels:
+        raise DataError(
+            f"data.clients.labels_per_client = {each}, but the table has {n_labels} labels; set it to at most "
+            f"{n_labels}."
+        )
+    if each * count < n_labels:
+        raise DataError(
+            f'data.clients.split = "pathological": {count} clients with {each} labels each cannot hold the '
+            f"{n_labels} labels of the table. Raise data.clients.labels_per_client to at least "
+            f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
+        )
 
 
 def file_names(names: Sequence[str]) -> list[str]:

@@ -52,18 +52,11 @@ class DealtLabelPartitioner(PathologicalPartitioner):  # type: ignore[misc]
 
 
 def draw_clients(labels: Rows, settings: ClientSettings, seed: int) -> list[Rows]:
-    """Return each client's rows, ascending, for the random splits.
+    """Return each client's rows, ascending, for the random splits that the labels, (n,), are enough for.
 
     Raises:
         DataError: The table does not allow this split.
     """
-    count = len(settings.sizes or ()) if settings.split == "sizes" else settings.count
-    least = max(1, settings.min_examples if settings.split == "dirichlet" else 1)
-    if len(labels) < count * least:
-        raise DataError(
-            f"{len(labels)} examples are too few for {count} clients with at least {least} each. "
-            "Lower the number of clients or data.clients.min_examples, or add examples."
-        )
     rng = np.random.default_rng([seed, PARTITION_STREAM])
     order = rng.permutation(len(labels)).astype(np.int64)
     seeds = rng.integers(2**31, size=_DIRICHLET_SEEDS).tolist()
@@ -73,7 +66,7 @@ def draw_clients(labels: Rows, settings: ClientSettings, seed: int) -> list[Rows
         return _pathological(order, labels, settings, seeds[0])
     if settings.split == "sizes":
         return _rows(SizePartitioner(_whole_sizes(settings.sizes or [], len(labels))), order, labels)
-    return _rows(IidPartitioner(count), order, labels)
+    return _rows(IidPartitioner(settings.count), order, labels)
 
 
 def _rows(partitioner: Partitioner, order: Rows, labels: Rows) -> list[Rows]:
@@ -103,25 +96,14 @@ def _dirichlet(order: Rows, labels: Rows, settings: ClientSettings, seeds: Seque
 
 def _pathological(order: Rows, labels: Rows, settings: ClientSettings, seed: int) -> list[Rows]:
     """Assign each client a few labels, and divide each label's rows among its clients."""
-    counts = np.unique(labels, return_counts=True)[1]
-    n_labels, each, count = len(counts), settings.labels_per_client, settings.count
-    if each > n_labels:
-        raise DataError(
-            f"data.clients.labels_per_client = {each}, but the table has {n_labels} labels; set it to at most "
-            f"{n_labels}."
-        )
-    if each * count < n_labels:
-        raise DataError(
-            f'data.clients.split = "pathological": {count} clients with {each} labels each cannot hold the '
-            f"{n_labels} labels of the table. Raise data.clients.labels_per_client to at least "
-            f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
-        )
+    count, each = settings.count, settings.labels_per_client
     try:
         return _rows(DealtLabelPartitioner(count, "label", each, shuffle=False, seed=seed), order, labels)
     except ValueError as error:
+        rarest = np.unique(labels, return_counts=True)[1].min()
         raise DataError(
             'data.clients.split = "pathological": a label has fewer examples than clients to share them (the '
-            f"rarest has {counts.min()}). Lower data.clients.count or data.clients.labels_per_client, or add "
+            f"rarest has {rarest}). Lower data.clients.count or data.clients.labels_per_client, or add "
             "examples."
         ) from error
 

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from trifed.common.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,9 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path, wanted: Mapping[str, str]) -> RawTable:
+    import pyarrow as pa  # here, because a CSV file need not wait for it
+    import pyarrow.parquet as pq
+
     try:
         schema = pq.read_schema(path)
         check_columns(str(path), schema.names, wanted)

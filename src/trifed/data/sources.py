@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
@@ -218,6 +217,7 @@ def _files_of(folder: Path, instead: str) -> list[Path]:
 
 def _read_saved(path: Path, split: str, wanted: Mapping[str, str]) -> RawTable:
     import datasets
+    import pyarrow as pa
 
     try:
         saved = datasets.load_from_disk(str(path))

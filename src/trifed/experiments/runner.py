@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trifed.common.errors import RunError
 from trifed.common.lock import held
@@ -16,28 +16,22 @@ from trifed.config.toml_files import read_toml
 from trifed.data import Examples, FederatedData, split_to_json
 from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
 from trifed.federation import events
-from trifed.federation.client_model import (
-    Classifier,
-    RetrievalModel,
-    Writer,
-    load_client,
-    load_retrieval_model,
-    load_writer,
-    save_client,
-)
-from trifed.federation.client_update import ClientDataset, score, summary_seeds
-from trifed.federation.device_placement import choose_device
 from trifed.federation.events import Listener
-from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.kept_checkpoints import go_back
 from trifed.federation.manifest import finish
 from trifed.federation.preparation import environment, prepare, quiet
 from trifed.federation.privacy_report import most_spent, noise_to_signal
 from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.shared_model import SharedModel
-from trifed.federation.simulation import Simulation
 from trifed.reports.tracking import LiveTracking, require_trackers
+
+if TYPE_CHECKING:
+    from trifed.federation.client_model import Classifier, RetrievalModel, Writer
+    from trifed.federation.client_update import ClientDataset
+    from trifed.federation.shared_model import SharedModel
+    from trifed.federation.simulation import Simulation
+
+# Functions import what needs torch, so that a mistake in the data is reported before torch is loaded.
 
 
 @dataclass(frozen=True)
@@ -67,6 +61,8 @@ class RunResult:
         Raises:
             RunError: There is no such client, or its model is a language model, which `writer` loads.
         """
+        from trifed.federation.client_model import load_client
+
         return load_client(self.path / "clients" / name)
 
     def writer(self, name: str) -> Writer:
@@ -75,6 +71,8 @@ class RunResult:
         Raises:
             RunError: There is no such client, or its model is a classifier.
         """
+        from trifed.federation.client_model import load_writer
+
         return load_writer(self.path / "clients" / name)
 
     def matcher(self, name: str) -> RetrievalModel:
@@ -83,6 +81,8 @@ class RunResult:
         Raises:
             RunError: There is no such client, or its model is of another kind.
         """
+        from trifed.federation.client_model import load_retrieval_model
+
         return load_retrieval_model(self.path / "clients" / name)
 
     def _repr_html_(self) -> str:
@@ -175,8 +175,9 @@ def _prepare(config: RunConfig, listener: Listener) -> _Prepared:
     """Load and check all that a run needs."""
     began = time.perf_counter()
     require_trackers(config.trackers)
-    choose_device(config.training)  # a missing device should be reported before data and model are loaded
     data, shared_model, clients = prepare(config, listener)
+    from trifed.federation.guards import refuse_few_tokens  # needs torch
+
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
         refuse_few_tokens(clients, shared_model.layout, config.training, config.seed, config.rounds)
     trained, examples = sum(p.numel() for p in shared_model.parameters.values()), [len(c.train) for c in clients]
@@ -188,6 +189,8 @@ def _prepare(config: RunConfig, listener: Listener) -> _Prepared:
 
 def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, prepared: _Prepared) -> None:
     """Run or resume the simulation, and write its results; summary.json, which ends the run, is written last."""
+    from trifed.federation.simulation import Simulation
+
     data, shared_model, clients = prepared.data, prepared.shared_model, prepared.clients
     if not folder.has_checkpoint():  # with one they exist, and changed data are about to be refused
         folder.write_json("environment.json", environment(config, shared_model.base, shared_model))
@@ -204,6 +207,9 @@ def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, p
 
 def _write_models(simulation: Simulation) -> dict[str, Any]:
     """Write the clients' models and predictions, measure the controls, and return the summary."""
+    from trifed.federation.client_model import save_client
+    from trifed.federation.client_update import score
+
     config, data, folder = simulation.config, simulation.data, simulation.folder
     shared_model, clients, task = simulation.shared_model, simulation.datasets, simulation.shared_model.task
     predictions, shares = {}, {}
@@ -246,6 +252,8 @@ def _accuracies(predicted: Mapping[str, Labels], labels: Mapping[str, Labels]) -
 
 def _controls(simulation: Simulation) -> dict[str, dict[str, Labels]]:
     """Return the predictions of each control for each client's test data."""
+    from trifed.federation.client_update import summary_seeds
+
     shared_model, config, clients = simulation.shared_model, simulation.config, simulation.datasets
     features = [
         [(shared_model.base_features(part, config.training), part.labels) for part in (c.train, c.valid, c.test)]
@@ -259,6 +267,8 @@ def _controls(simulation: Simulation) -> dict[str, dict[str, Labels]]:
 
 def _global_test(simulation: Simulation, examples: Examples) -> dict[str, Any]:
     """Score each client's model on the separate test set; equal models are scored once."""
+    from trifed.federation.client_update import score
+
     encoded = simulation.shared_model.encode(examples)
     known: dict[bytes, float] = {}
     right = []

@@ -7,20 +7,20 @@ import platform
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
 from trifed.federation import events
-from trifed.federation.client_update import ClientDataset
-from trifed.federation.device_placement import choose_device, choose_precision
-from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS, ORIGINS, code_hash
-from trifed.tasks import TASKS
-from trifed.tasks.base_model import LoadedBase
+
+if TYPE_CHECKING:
+    from trifed.federation.client_update import ClientDataset
+    from trifed.federation.shared_model import SharedModel
+    from trifed.tasks.base_model import LoadedBase
 
 PACKAGES = (
     "trifed",
@@ -42,12 +42,21 @@ def quiet(event: events.Event) -> None:
 def prepare(
     config: RunConfig, listener: events.Listener = quiet
 ) -> tuple[FederatedData, SharedModel, list[ClientDataset]]:
-    """Load the data of a configured run, the model with its adapter, and the clients' tokenised examples."""
-    task = TASKS[config.task]
+    """Load the data of a configured run, the model with its adapter, and the clients' tokenised examples.
+
+    Torch is imported when the data have been read, so that a mistake in them is reported at once.
+    """
     listener(events.Loading("data").to_dict())
-    data = make_clients(config.data, config.seed, task.roles)
+    data = make_clients(config.data, config.seed, ROLES[config.task])
     listener(events.DataSplit(data).to_dict())
     listener(events.Loading(f"model {config.model.name}").to_dict())
+    from trifed.federation.client_update import ClientDataset
+    from trifed.federation.device_placement import choose_device
+    from trifed.federation.shared_model import build_shared_model
+    from trifed.tasks import TASKS
+
+    choose_device(config.training)  # a missing device should be reported before the model is loaded
+    task = TASKS[config.task]
     base = task.load(config.model.name, config.model.dtype)
     shared_model = build_shared_model(
         base,
@@ -66,6 +75,10 @@ def prepare(
 
 def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) -> dict[str, Any]:
     """Return the versions, hardware and identities that belong to a result."""
+    import torch
+
+    from trifed.federation.device_placement import choose_device, choose_precision
+
     device, name = choose_device(config.training), config.method.name
     outside = (
         {"method_origin": str(ORIGINS[name]), "method_code": code_hash(METHODS[name])} if name in ORIGINS else {}

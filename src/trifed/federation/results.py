@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.training import Scores
 from trifed.methods.base import logged_stage
+
+if TYPE_CHECKING:
+    from trifed.federation.training import Scores
 
 Json = dict[str, Any]
 

@@ -27,25 +27,29 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.numpy import load_file
 
 from trifed.common.errors import RunError, damage_in
 from trifed.common.files import flush, whole_file
 from trifed.common.lock import LOCK
-from trifed.federation.client_update import ClientState
 from trifed.federation.events import Event as Event
 from trifed.federation.events import Listener, RunEvent
 from trifed.federation.kept_checkpoints import CHECKPOINT, keep
 from trifed.federation.state_tensors import apart, open_tensors, state_of, state_tensors
 from trifed.methods.base import State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trifed.federation.client_update import ClientState
+
+# Functions import torch, so that a report of a run need not wait for it.
 
 PRIVACY = "privacy"
 """Folder of the ledgers, in a run's folder and in a site's folder of a run."""
@@ -138,13 +142,15 @@ class RunFolder:
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False
     ) -> None:
         """Write one safetensors file atomically; `durable` as for `whole_file`."""
+        from safetensors.torch import save_file
+
         self.refuse_vanished()
         with whole_file(self.path / name, durable=durable) as path:
             save_file(apart(tensors), path, dict(metadata))
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """Read the arrays of one safetensors file."""
-        return {key: tensor.numpy() for key, tensor in load_file(self.path / name).items()}
+        return dict(load_file(self.path / name))
 
     # -- events
 
@@ -222,6 +228,8 @@ class RunFolder:
             records: The server's records of the clients, ready for JSON.
             count: Number of last rounds whose checkpoints are kept.
         """
+        import torch
+
         tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
         for index, state in enumerate(clients):
             tensors |= state_tensors(state, f"client/{index}/")
@@ -263,13 +271,10 @@ class RunFolder:
         Raises:
             RunError: The checkpoint is damaged.
         """
-        return self._read_checkpoint(())[0] if self.has_checkpoint() else {}
-
-    def _read_checkpoint(self, names: Iterable[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Read a checkpoint's facts, and the tensors in `names`, or all."""
-        with open_tensors(self.path / CHECKPOINT, DAMAGED) as file:
-            facts = json.loads(file.metadata()["trifed"])
-            return facts, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+        if not self.has_checkpoint():
+            return {}
+        with open_tensors(self.path / CHECKPOINT, DAMAGED, "np") as file:
+            return dict(json.loads(file.metadata()["trifed"]))
 
     def load_checkpoint(self, identity: str, cut: bool = True) -> tuple[int, list[ClientState], State] | None:
         """Read the last whole round; None if no round was finished.
@@ -287,7 +292,9 @@ class RunFolder:
         if not self.has_checkpoint():
             self._events.unlink(missing_ok=True)
             return None
-        facts, tensors = self._read_checkpoint()
+        with open_tensors(self.path / CHECKPOINT, DAMAGED) as file:
+            facts = json.loads(file.metadata()["trifed"])
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["identity"] != identity:
             raise RunError(
                 f"{self.path}: the data or the base model changed since this run was broken off, so it cannot "

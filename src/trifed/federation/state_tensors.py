@@ -6,25 +6,34 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from trifed.common.errors import RunError
-from trifed.federation.client_update import ClientState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trifed.federation.client_update import ClientState
+
+# Functions import torch, so that a report of a run need not wait for it.
 
 
 @contextmanager
-def open_tensors(path: Path, way_out: str) -> Iterator[Any]:
+def open_tensors(path: Path, way_out: str, framework: Literal["pt", "np"] = "pt") -> Iterator[Any]:
     """Open a safetensors file, and report damage that is found inside the block.
+
+    Args:
+        path: The file.
+        way_out: What the user can do.
+        framework: Kind of the tensors that are read, torch's or NumPy's; "np" does not import torch.
 
     Raises:
         RunError: The file is damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, framework) as file:
             yield file
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: damaged ({error}); {way_out}") from error
@@ -32,6 +41,8 @@ def open_tensors(path: Path, way_out: str) -> Iterator[Any]:
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors that share memory, which safetensors refuses: clients that never trained share their start."""
+    import torch
+
     uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
     return {
         name: tensor
@@ -43,6 +54,8 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
     """Return a client's state as named tensors, without its step count."""
+    import torch
+
     return {
         **{f"{under}tensors/{name}": t for name, t in state.tensors.items()},
         **{f"{under}moments/{name}": t.cpu() for name, t in state.moments.items()},
@@ -52,6 +65,7 @@ def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
 
 def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> ClientState:
     """Make a client's state from named tensors and its step count; the inverse of `state_tensors`."""
+    from trifed.federation.client_update import ClientState
 
     def part(kind: str) -> dict[str, Tensor]:
         prefix = f"{under}{kind}/"

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 Noise = Callable[[int], NDArray[np.float64]]
 """n → n independent standard normal numbers, (n,)."""
@@ -19,6 +18,8 @@ def secure_noise(n: int) -> NDArray[np.float64]:
     Inversion of a sign and 53 random bits over half the line, so that both tails reach 8.3. No seed exists, and
     past numbers do not predict future ones.
     """
+    from scipy.special import ndtri  # takes long to import
+
     bits = np.frombuffer(secrets.token_bytes(8 * n), np.uint64)
     size = -ndtri(((bits >> np.uint64(11)) + 0.5) / 2.0**54)
     return np.asarray(np.where(bits & np.uint64(1), size, -size), np.float64)

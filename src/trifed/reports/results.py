@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from scipy import stats
 
 
 def _both_or_none(value: Any) -> Any:
@@ -131,6 +130,8 @@ def paired(one: Sequence[Number], other: Sequence[Number]) -> Difference | None:
     gaps = np.array([a - b for a, b in pairs if a is not None and b is not None])
     if len(gaps) < 3:
         return None
+    from scipy import stats  # takes long to import
+
     mean = float(gaps.mean())
     reach = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
     return Difference(mean=mean, interval=(mean - reach, mean + reach))

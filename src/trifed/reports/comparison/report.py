@@ -12,8 +12,6 @@ import numpy as np
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.text import Text
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
 from trifed.reports.comparison import plots, tables
 from trifed.reports.comparison.tables import main_table
@@ -228,6 +226,9 @@ def cluster_order(matrices: dict[str, Matrix]) -> list[int]:
     similarity = np.nan_to_num(np.mean(found or list(matrices.values()), axis=0))
     if len(similarity) < 3:
         return list(range(len(similarity)))
+    from scipy.cluster.hierarchy import leaves_list, linkage  # takes long to import
+    from scipy.spatial.distance import squareform
+
     distance = similarity.max() - (similarity + similarity.T) / 2
     np.fill_diagonal(distance, 0.0)
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)

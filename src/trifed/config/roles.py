@@ -1,0 +1,15 @@
+"""The columns that a model of each task reads, known before the task and torch are loaded."""
+
+from __future__ import annotations
+
+from trifed.config.settings import TaskName
+from trifed.data.roles import IMAGES, LANGUAGE, QUESTIONS, TEXT, TEXTS, Roles
+
+ROLES: dict[TaskName, Roles] = {
+    "text-classification": TEXTS,
+    "image-classification": IMAGES,
+    "image-text": IMAGES,
+    "image-text-pairs": (*IMAGES, TEXT),
+    "causal-lm": LANGUAGE,
+    "image-text-to-text": (*IMAGES, *QUESTIONS),
+}
