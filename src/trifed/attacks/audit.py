@@ -8,37 +8,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trifed.attacks.inference import (
-    infer_from_summaries,
-    infer_from_updates,
-    infer_labels,
-    membership_scores,
-    membership_targets,
-)
 from trifed.attacks.plan import Plan
-from trifed.attacks.reconstruction import BatchReconstruction, ImageReconstruction, Progress, TextReconstruction
-from trifed.attacks.target import OBSERVATIONS, Subset, TargetClient, load_target, train_target
 from trifed.common.errors import ConfigError, RunError
 from trifed.common.lock import held
+from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
 from trifed.config.toml_files import read_toml
 from trifed.data import FederatedData, content_hash, make_clients
-from trifed.federation.guards import refuse_few_tokens
 from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder, refuse_unwritable
 from trifed.methods import METHODS
 from trifed.reports.audit.findings import Claim, Estimate, Findings, Labels, Means, Membership, Reconstruction
-from trifed.tasks import TASKS
 
-RECONSTRUCTIONS: dict[str, Callable[[TargetClient, Plan, Progress], BatchReconstruction[Any]]] = {
-    "text-classification": TextReconstruction,
-    "image-classification": ImageReconstruction,
-}
+if TYPE_CHECKING:
+    from trifed.attacks.reconstruction import BatchReconstruction, Progress
+    from trifed.attacks.target import TargetClient
+
+# Functions import what needs torch, so that a mistake in settings or data is reported before torch is loaded.
+
+RECONSTRUCTIONS = {"text-classification": "TextReconstruction", "image-classification": "ImageReconstruction"}
+"""Class of the reconstruction attacks, in `trifed.attacks.reconstruction`, by task."""
 CONTROL_COST = 1.5
 """Duration of a control relative to the user's method: some train the whole model or have more private factors."""
 HIDDEN = 0.55
@@ -108,7 +102,7 @@ def audit(
     config, folder = read_source(source)
     refuse_unwritable(into, "give another --into")
     own = config.method.name
-    data = make_clients(config.data, config.seed, TASKS[config.task].roles)
+    data = make_clients(config.data, config.seed, ROLES[config.task])
     _refuse_large_batches(data, client, plan)
     # Kept results are valid only for the same data and, of a run, for the same number of rounds.
     state = f"{content_hash(data)} {RunFolder.open(folder).rounds_done() if folder else 0}"
@@ -157,6 +151,9 @@ def _attack(
     config: RunConfig, folder: Path | None, plan: Plan, client: str | None, progress: Progress, *, own: bool
 ) -> MethodFindings:
     """Run all attacks on one method; `own` is True for the user's method and False for a control."""
+    from trifed.attacks import inference, reconstruction
+    from trifed.attacks.target import load_target, train_target
+
     began, name = time.perf_counter(), config.method.name
     progress(f"{name}: warming up")
     if folder is not None:
@@ -165,20 +162,20 @@ def _attack(
         target = train_target(
             config, plan.rounds, client, lambda done: progress(f"{name}: round {done} of {plan.rounds}")
         )
-    attacks = RECONSTRUCTIONS[config.task](target, plan, progress)
+    attacks = getattr(reconstruction, RECONSTRUCTIONS[config.task])(target, plan, progress)
     if own and plan.announced:
         progress(
             f"about {estimate_minutes(target, attacks, plan):.0f} minutes in all, on this machine as busy as it is"
         )
-    reconstruction = attacks.run()
+    reconstructed = attacks.run()
     progress(f"{name}: labels")
-    labels = list(infer_labels(target, plan))
-    targets = membership_targets(target, plan)
-    members = list(infer_from_updates(targets, plan, progress))
+    labels = list(inference.infer_labels(target, plan))
+    targets = inference.membership_targets(target, plan)
+    members = list(inference.infer_from_updates(targets, plan, progress))
     progress(f"{name}: summaries")
-    summary_members, means = infer_from_summaries(targets)
+    summary_members, means = inference.infer_from_summaries(targets)
     return MethodFindings(
-        client=target.client.name, round=target.round, reconstruction=reconstruction,
+        client=target.client.name, round=target.round, reconstruction=reconstructed,
         membership=members + summary_members, labels=labels, means=means,
         notes=list(_guard_notes(config, target)) if own else [],
         environment=environment(target.config, target.shared_model.base, target.shared_model),
@@ -188,6 +185,9 @@ def _attack(
 
 def estimate_minutes(target: TargetClient, attacks: BatchReconstruction[Any], plan: Plan) -> float:
     """Estimate the duration of an audit, controls included, from a sample of each kind of work."""
+    from trifed.attacks.inference import membership_scores
+    from trifed.attacks.target import OBSERVATIONS, Subset
+
     rows = np.array([0])
     observed = target.gradient(rows)
     some = Subset(target.client.train, rows)
@@ -241,6 +241,8 @@ def _findings(config: RunConfig, plan: Plan, parts: list[MethodFindings], finish
 
 def _guard_notes(config: RunConfig, target: TargetClient) -> Iterator[str]:
     """Yield the reason for which a guard would refuse the attacked run."""
+    from trifed.federation.guards import refuse_few_tokens
+
     if config.privacy.few_tokens == "refuse":
         clients, layout = target.simulation.datasets, target.shared_model.layout
         try:

@@ -57,7 +57,6 @@ def compare_command(
     from trifed.experiments.compare import compare, load_comparison
     from trifed.experiments.compare_config import read_comparison
     from trifed.methods import use_method_files
-    from trifed.reports.comparison.report import render_comparison
     from trifed.reports.progress_bar import CompareWatch
 
     console = PlainConsole()
@@ -65,10 +64,14 @@ def compare_command(
     comparison = read_comparison(config)
     folder = runs / comparison.name
     if show:
+        from trifed.reports.comparison.report import render_comparison
+
         console.print(render_comparison(load_comparison(folder).data))
         return
     how = "All complete rounds are kept; the same command continues."
     with continuable(lambda: how), CompareWatch(console) as watch:
         result = compare(comparison, folder, jobs=jobs, listener=watch)
+    from trifed.reports.comparison.report import render_comparison  # a mistake need not wait for matplotlib
+
     console.print(render_comparison(result.data))
     console.print(f"Everything is in {folder}; for a page to share: trifed report {folder}", soft_wrap=True)

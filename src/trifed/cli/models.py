@@ -82,15 +82,16 @@ def predict_command(
       trifed predict runs/shop --client north photos/ --text "a red shoe" --text "a hat"
     """
     output = _format(output, out)
-    from trifed.export import predict
     from trifed.export.locate import locate_model
-    from trifed.reports import evaluations, progress_bar
 
     located = locate_model(model, client)
     columns = located.columns.override(text_column, pair_column, image_column)
     if columns.matches and not text:
         raise DataError("--text: missing; this model chooses among texts, so give each one with --text")
     inputs, total = _inputs(file, None if columns.matches else text, image, columns)
+    from trifed.export import predict  # needs torch, which a mistake in the inputs need not wait for
+    from trifed.reports import evaluations, progress_bar
+
     with progress_bar.waiting("reading the model"):
         loaded: Any = predict.load_located(_kind(columns), located, base)
         chosen = loaded.among(text) if columns.matches else loaded
@@ -221,13 +222,14 @@ def evaluate_command(
     """
     from trifed.export.inference_inputs import read_labelled
     from trifed.export.locate import locate_models
-    from trifed.export.predict import load_located
-    from trifed.reports import evaluations, progress_bar
 
     models = locate_models(model, client)
     columns = models[0].columns.override(text_column, pair_column, image_column)
     columns = replace(columns, label=label_column or columns.label)
     data = read_labelled(file, columns)
+    from trifed.export.predict import load_located  # needs torch, which a mistake in the file need not wait for
+    from trifed.reports import evaluations, progress_bar
+
     evaluate = _evaluation(columns, tokens)
     with progress_bar.counting(f"{columns.kind}s", len(models) * len(data.inputs)) as progress:
         scores = [
@@ -284,18 +286,20 @@ def export_command(
     \b
       trifed export runs/tickets --all --form lora
     """
-    from trifed.export.export import export_client, export_clients
     from trifed.export.locate import join_names, open_run
+
+    opened = open_run(run)
+    if every == (client is not None):
+        raise RunError(f"{run}: give either --client NAME or --all; the clients are {join_names(opened.names)}")
+    if client is not None:
+        opened.client(client)  # an unknown name need not wait for torch
+    from trifed.export.export import export_client, export_clients
     from trifed.reports.progress_bar import counting, waiting
 
-    if every == (client is not None):
-        raise RunError(
-            f"{run}: give either --client NAME or --all; the clients are {join_names(open_run(run).names)}"
-        )
     if client is not None:
         with waiting(f"exporting {client}"):
             written = export_client(run, client, form, to, base)
     else:
-        with counting("exporting clients", len(open_run(run).names)) as progress:
+        with counting("exporting clients", len(opened.names)) as progress:
             written = export_clients(run, form, to, base, lambda done, *_: progress(1 if done else 0))
     PlainConsole().print(f"{written}: {form}; how to load it is in its README.md", soft_wrap=True)

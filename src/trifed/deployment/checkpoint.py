@@ -14,21 +14,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.deployment.protocol import read_layout, write_layout
-from trifed.federation.context import run_context
 from trifed.federation.events import Event
 from trifed.federation.kept_checkpoints import forget
-from trifed.federation.round import ClientRecord
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
-from trifed.federation.server import Server
+
+if TYPE_CHECKING:
+    from trifed.federation.round import ClientRecord
+    from trifed.federation.server import Server
+
+# Functions import what needs torch, so that the status of a run need not wait for it.
 
 FACTS, LEAVING = "federation.json", "leaving.json"
 
@@ -54,6 +57,8 @@ class ServerCheckpoint:
     @property
     def records(self) -> list[ClientRecord]:
         """The client records of the last checkpoint, by index."""
+        from trifed.federation.round import ClientRecord
+
         return [ClientRecord(**facts) for facts in self.folder.client_records() or []]
 
     def write(self, name: str, server: Server, identity: tuple[str, str], lora_bytes: int) -> None:
@@ -81,6 +86,9 @@ class ServerCheckpoint:
         Raises:
             RunError: The checkpoint is missing or damaged.
         """
+        from trifed.federation.context import run_context
+        from trifed.federation.server import Server
+
         checkpoint = self.folder.load_checkpoint(self.facts["run"], cut=not self.finished)
         if checkpoint is None:
             raise RunError(f"{self.folder.path}: the checkpoint is gone; start a new run")
@@ -148,7 +156,7 @@ def run_status(folder: RunFolder, rounds: int) -> RunStatus:
     Raises:
         RunError: The folder holds no run between sites, or the run has not begun.
     """
-    records = ServerCheckpoint(folder).records
+    records = folder.client_records()
     if not records:
         raise RunError(f"{folder.path}: no run between sites has begun here; `trifed watch` follows any run")
     events = folder.events()
@@ -161,17 +169,17 @@ def run_status(folder: RunFolder, rounds: int) -> RunStatus:
     )
 
 
-def _client_status(events: Sequence[Event], record: ClientRecord) -> ClientStatus:
-    mine = [event for event in events if event.get("client") == record.name]
+def _client_status(events: Sequence[Event], record: Mapping[str, Any]) -> ClientStatus:
+    mine = [event for event in events if event.get("client") == record["name"]]
     done, out = ([event for event in mine if event["event"] == name] for name in ("trained", "left out"))
     last = max((event["round"] for event in done), default=0)
     newest = out[-1]["reason"] if out and out[-1]["round"] > last else ""
     return ClientStatus(
-        name=record.name,
-        examples=record.examples,
+        name=record["name"],
+        examples=record["examples"],
         last=last,
         left_out=len(out),
         sent=sum(sum(event.get("up", {}).values()) for event in mine),
-        reason="it has left for good" if record.left else newest,
+        reason="it has left for good" if record.get("left") else newest,
         seconds=done[-1].get("seconds") if done else None,
     )

@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from trifed.common.errors import AdapterError, RunError, damage_in, nearest
+from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
-from trifed.config.settings import TrainingSettings
+from trifed.config.settings import UNLABELLED, WRITING, TrainingSettings
 from trifed.config.toml_files import read_toml
 from trifed.federation.run_folder import RunFolder
-from trifed.tasks import TASKS
 
 MAX_LISTED = 20
 """Largest number of names in one message."""
@@ -99,11 +99,11 @@ class FinishedRun:
     @property
     def columns(self) -> Columns:
         """The columns that the clients were trained on."""
-        task, data = TASKS[self.config.task], self.config.data
-        image = data.image if "image" in {role.setting for role in task.roles} else None
-        if task.output == "answer":
+        task, data = self.config.task, self.config.data
+        image = data.image if "image" in {role.setting for role in ROLES[task]} else None
+        if task in WRITING:
             return Columns(data.prompt or data.text, data.input, data.answer or "", image, answers=True)
-        if task.output == "match":
+        if task in UNLABELLED:
             return Columns(label=data.text, image=image, matches=True)
         return Columns(data.text, data.text_pair, data.label, image)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trifed.common.errors import RunError
 from trifed.common.lock import LOCK
+from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import TaskName
 from trifed.config.toml_files import read_toml
@@ -16,8 +17,6 @@ from trifed.data import read_table, read_test
 from trifed.data.sources import is_on_hub
 from trifed.deployment.checkpoint import FACTS
 from trifed.deployment.protocol import AT_THE_CLIENTS
-from trifed.federation.client_model import read_client
-from trifed.federation.device_placement import choose_device
 from trifed.federation.manifest import MANIFEST, SUMMARY, changed_files
 from trifed.federation.run_folder import PRIVACY, RunFolder
 from trifed.privacy.ledger import FILE, read_ledger
@@ -25,8 +24,6 @@ from trifed.reports.doctor import Check, State, attempt, broken, check_files, ch
 from trifed.reports.format import listing
 from trifed.reports.read import read_source
 from trifed.reports.tracking import require_trackers
-from trifed.tasks import TASKS
-from trifed.tasks.base_model import fitting_tasks, read_config
 
 SETTINGS = "Valid: {0.task} with {0.method.name}, {0.rounds} rounds."
 RESTORE = "Put whole files back from a copy; without one, start a new run under another --name."
@@ -44,6 +41,8 @@ def check_run_file(path: Path) -> Iterator[Check]:
         return
     yield from check_data(config)
     yield from check_base_model(config.model.name, config.task)
+    from trifed.federation.device_placement import choose_device
+
     mend = "Set training.device to 'auto', or run on another machine."
     yield from attempt("device", partial(choose_device, config.training), "The run uses {}.", mend)
     if config.trackers:
@@ -79,12 +78,14 @@ def check_data(config: RunConfig) -> Iterator[Check]:
         if isinstance(source, str) and is_on_hub(source):
             yield Check(name, "skipped", f"'{source}' is not here; the run loads it from the hub or its cache.")
         elif source not in (None, AT_THE_CLIENTS):
-            table = partial(read, data, TASKS[config.task].roles)
+            table = partial(read, data, ROLES[config.task])
             yield from attempt(name, table, "It can be read.", mend)
 
 
 def check_base_model(name: str, task: TaskName) -> Iterator[Check]:
     """Check a model's configuration, whether it fits a task, and the headers of its weights."""
+    from trifed.tasks.base_model import fitting_tasks, read_config
+
     state: State = "warning" if is_on_hub(name) else "problem"
     mend = "Correct model.name; a name on the hub needs a network once."
     found = yield from attempt("base model", partial(read_config, name, local_only=True), "", mend, state)
@@ -174,6 +175,8 @@ def check_checkpoint(run: RunFolder) -> str:
 
 def check_clients(run: RunFolder) -> int:
     """Return the number of models that a finished run has for its clients; raises if one is not complete."""
+    from trifed.federation.client_model import read_client
+
     return len(
         [read_client(run.path / "clients" / one["name"]) for one in run.read_json("summary.json")["clients"]]
     )
