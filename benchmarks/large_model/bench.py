@@ -34,13 +34,14 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from trifed import make_config
 from trifed.data import make_clients
 from trifed.federation import client_update as client_module
+from trifed.federation.batches import epoch_batches, seeded
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.device_placement import autocast
 from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.federation.simulation import Simulation
-from trifed.federation.training import seeded, train_locally, training_batches
+from trifed.federation.training import train_locally
 from trifed.methods import METHODS
 from trifed.tasks.base_model import LoadedBase
 
@@ -233,7 +234,7 @@ def plain(shape: tuple[int, int], given: argparse.Namespace, work: Path, again: 
     params = [*(p for p in model.parameters() if p.requires_grad), *head.parameters()]
     optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
     steps = given.steps // 2 if again else given.steps
-    rows = training_batches(encoded.lengths, BATCH, seeded(0, 1))[:steps]
+    rows = epoch_batches(encoded.lengths, BATCH, seeded(0, 1))[:steps]
     device, precision = torch.device(given.device), torch.bfloat16
     seconds = []
     model.train()

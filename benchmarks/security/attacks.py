@@ -15,7 +15,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import TrainingSettings
 from trifed.data import demo_corpus_path
 from trifed.federation.client import AcceptanceLimits, Client
-from trifed.federation.client_update import ClientDataset, ClientState, TrainedRound, score, train_round
+from trifed.federation.client_update import ClientDataset, RoundTraining, TrainedRound, score, train_rounds
 from trifed.federation.events import Event
 from trifed.federation.messages import decode_summary, encode_summary
 from trifed.federation.preparation import environment, prepare
@@ -144,17 +144,22 @@ first_rounds: dict[tuple[object, ...], TrainedRound] = {}
 """Results of round 1, which is the same in every case of one method: all clients train from the common start."""
 
 
-def train(shared_model: SharedModel, dataset: ClientDataset, state: ClientState, received: Vector | None,
-          settings: TrainingSettings, **more: Any) -> TrainedRound:  # fmt: skip
-    """Train a round; the first one once for each method, seed and data."""
-    if more["round_number"] > 1:
-        return train_round(shared_model, dataset, state, received, settings, **more)
-    data = dataset.train.labels.tobytes(), tuple(map(len, dataset.train.ids))
-    came = None if received is None else received.tobytes()
-    key = (len(shared_model.layout), shared_model.layout, more["seed"], more["rounds"], dataset.name, data, came)
-    if key not in first_rounds:
-        first_rounds[key] = train_round(shared_model, dataset, state, received, settings, **more)
-    return first_rounds[key]
+def train(
+    shared_model: SharedModel, rounds: Sequence[RoundTraining], settings: TrainingSettings
+) -> list[TrainedRound]:
+    """Train clients for a round; the first round once for each method, seed and data."""
+    if rounds[0].number > 1:
+        return train_rounds(shared_model, rounds, settings)
+    keys = []
+    for each in rounds:
+        data = each.dataset.train.labels.tobytes(), tuple(map(len, each.dataset.train.ids))
+        came = None if each.received is None else each.received.tobytes()
+        keys.append((shared_model.layout, each.seed, each.rounds, each.dataset.name, data, came))
+    new = [place for place, key in enumerate(keys) if key not in first_rounds]
+    if new:
+        trained = train_rounds(shared_model, [rounds[place] for place in new], settings)
+        first_rounds.update(zip([keys[place] for place in new], trained, strict=True))
+    return [first_rounds[key] for key in keys]
 
 
 def configured(method: str, seed: int, rounds: int, defence: str) -> RunConfig:
@@ -183,7 +188,7 @@ def play(config: RunConfig, attack: str, hostile: int, worse_by: float | None = 
     bad = HOSTILE[:hostile]
     datasets = [poisoned(d, attack, len(data.label_names)) if d.index in bad else d for d in datasets]
     unscored = patch.object(Simulation, "evaluate", lambda *_: ())  # scored once, below
-    faster = patch("trifed.federation.client.train_round", train)
+    faster = patch("trifed.federation.simulation.train_rounds", train)
     with tempfile.TemporaryDirectory() as folder, unscored, faster:
         listener: Callable[[Event], None] = events.append
         simulation = Simulation(

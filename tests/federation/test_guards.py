@@ -14,10 +14,10 @@ from trifed import make_config, resume, run
 from trifed.common.errors import RunError
 from trifed.config.settings import TrainingSettings
 from trifed.federation import guards as guards_module
-from trifed.federation.client_update import TRAINING, ClientDataset
+from trifed.federation.batches import RoundRandom, round_batches
+from trifed.federation.client_update import ClientDataset
 from trifed.federation.guards import FLOOR, few_tokens, refuse_few_tokens, small_components, tokens_needed
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.training import round_batches, seeded, training_batches
 from trifed.reports.comparison.verdict import cautions
 from trifed.reports.read import read_source
 from trifed.similarity import Summary
@@ -72,34 +72,25 @@ def test_without_examples_or_without_a_core_nothing_is_asked_for():
 @pytest.mark.parametrize(("examples", "settings"), [(37, {}), (37, {"epochs": 3}), (5, {"steps": 4}), (0, {})])
 def test_the_rows_of_a_round_are_whole_epochs_in_order(examples, settings):
     training, lengths = TrainingSettings(batch_size=8, **settings), np.arange(examples)
-    found = list(round_batches(lengths, training, seeded(0, TRAINING, 1, 0)))
-    rng = seeded(0, TRAINING, 1, 0)
-    rng.integers(2**62)
-    epochs = [batch for _ in range(4) for batch in training_batches(lengths, 8, rng)][: len(found)]
-    assert len(found) == (training.steps if training.steps else training.epochs * -(-examples // 8))
-    for mine, theirs in zip(found, epochs, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    found = list(round_batches(lengths, training, RoundRandom.of(0, 1, 0)))
+    a_pass = -(-examples // 8)
+    assert len(found) == (training.steps if training.steps else training.epochs * a_pass)
+    for first in range(0, len(found) - a_pass + 1, a_pass) if found else ():
+        np.testing.assert_array_equal(np.sort(np.concatenate(found[first : first + a_pass])), lengths)
 
 
 def test_the_rows_that_are_counted_are_those_that_are_trained_on(make_bench, monkeypatch):
-    from trifed.federation.client_update import ClientState, train_round
+    from trifed.federation.client_update import ClientState, RoundTraining, train_rounds
 
     shared_model, read = make_bench("ce-lora"), []
     data = client(*[[2, 5 + n, 3] for n in range(20)])
     batch = EncodedTokens.batch
     monkeypatch.setattr(EncodedTokens, "batch", lambda self, rows, d: read.append(rows) or batch(self, rows, d))
     training = TrainingSettings(steps=3, batch_size=4, device="cpu", precision="fp32")
-    train_round(
-        shared_model,
-        data,
-        ClientState(shared_model.start, {}, 0),
-        None,
-        training,
-        seed=5,
-        round_number=2,
-        rounds=2,
+    train_rounds(
+        shared_model, [RoundTraining(data, ClientState(shared_model.start, {}, 0), None, 5, 2, 2)], training
     )
-    expected = list(round_batches(data.train.lengths, training, seeded(5, TRAINING, 2, 0)))
+    expected = list(round_batches(data.train.lengths, training, RoundRandom.of(5, 2, 0)))
     np.testing.assert_array_equal(np.concatenate(read), np.concatenate(expected))
 
 

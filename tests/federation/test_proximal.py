@@ -8,7 +8,7 @@ import torch
 from test_training import EXAMPLES, chosen
 from torch import nn
 
-from trifed.federation.client_update import ClientDataset, ClientState, train_round
+from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, train_rounds
 from trifed.federation.training import ProximalTerm
 from trifed.methods.base import Proximal
 
@@ -45,17 +45,8 @@ def one_round(shared_model, proximal, **values):
     data = shared_model.encode(EXAMPLES)
     client, state = ClientDataset(0, "one", data, data, data), ClientState(dict(shared_model.start), {}, 0)
     setting = chosen(steps=6, weight_decay=0.0, clip_norm=0.0, **values)
-    return train_round(
-        shared_model,
-        client,
-        state,
-        shared_model.start_values,
-        setting,
-        seed=0,
-        round_number=1,
-        rounds=1,
-        proximal=proximal,
-    )
+    training = RoundTraining(client, state, shared_model.start_values, 0, 1, 1, proximal)
+    return train_rounds(shared_model, [training], setting)[0]
 
 
 def distance(shared_model, tensors):

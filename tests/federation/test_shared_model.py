@@ -9,7 +9,7 @@ import torch
 from trifed.common.errors import ModelError
 from trifed.config.run import make_config
 from trifed.data import text_examples
-from trifed.federation.client_update import ClientDataset, ClientState, score, train_round
+from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, score, train_rounds
 from trifed.methods import METHODS
 
 TEXTS = ["invoice word001 refund", "parcel word002", "password reset word003 word004 word005", "courier word006"]
@@ -73,7 +73,7 @@ def test_training_moves_what_trains_and_leaves_the_base_bit_for_bit(method, make
     chosen = settings(toy_values, steps=3)
     for number in (1, 2):
         download = shared_model.start_values if shared_model.layout and number == 2 else None
-        done = train_round(shared_model, client, state, download, chosen, seed=0, round_number=number, rounds=2)
+        done = train_rounds(shared_model, [RoundTraining(client, state, download, 0, number, 2)], chosen)[0]
         state = done.state
     assert state.steps == 6
     score(shared_model, state.tensors, data, chosen)
@@ -111,7 +111,7 @@ def test_without_an_adapter_everything_trains_but_the_pooler_that_nothing_reads(
     data = shared_model.encode(EXAMPLES)
     client, state = ClientDataset(0, "one", data, data, data), ClientState(dict(shared_model.start), {}, 0)
     chosen = settings(toy_values, steps=3)
-    train_round(shared_model, client, state, None, chosen, seed=0, round_number=1, rounds=1)
+    train_rounds(shared_model, [RoundTraining(client, state, None, 0, 1, 1)], chosen)
     still = [name for name, param in shared_model.model.named_parameters() if torch.equal(param, before[name])]
     assert still and all(".pooler." in name for name in still)
     assert {"embeddings.word_embeddings.weight", "embeddings.LayerNorm.weight", "head.bias"} <= set(

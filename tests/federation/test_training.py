@@ -13,17 +13,10 @@ from torch import nn
 
 from trifed.config.settings import TrainingSettings
 from trifed.data import text_examples
+from trifed.federation.batches import RoundRandom, epoch_batches, learning_rate, round_batches, steps_per_round
 from trifed.federation.device_placement import choose_precision
-from trifed.federation.training import (
-    embed,
-    evaluate,
-    learning_rate,
-    length_order,
-    seeded,
-    steps_per_round,
-    train_locally,
-    training_batches,
-)
+from trifed.federation.evaluation import embed, evaluate, length_order
+from trifed.federation.training import LocalTraining, train_locally
 from trifed.tasks.text_classification import encode
 
 CPU = torch.device("cpu")
@@ -46,16 +39,8 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def train(shared_model, data, setting, *, rng=0, before=0, in_all=100, moments=None):
-    return train_locally(
-        shared_model.model,
-        shared_model.parameters,
-        data,
-        setting,
-        rng=seeded(rng),
-        steps_before=before,
-        steps_in_all=in_all,
-        moments=moments,
-    )
+    job = LocalTraining(shared_model.parameters, data, RoundRandom.of(rng, 1, 0), before, in_all, moments or {})
+    return train_locally(shared_model.model, [job], setting)[0]
 
 
 def trained_from_start(shared_model, data, setting, **kwargs):
@@ -75,7 +60,7 @@ def equal(first, second) -> bool:
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 99))
 def test_an_epoch_is_a_permutation_of_the_rows(lengths, batch_size, seed):
-    batches = training_batches(np.array(lengths), batch_size, np.random.default_rng(seed))
+    batches = epoch_batches(np.array(lengths), batch_size, np.random.default_rng(seed))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert max(map(len, batches)) <= batch_size
     assert len(batches) == steps_per_round(len(lengths), chosen(batch_size=batch_size))
@@ -83,16 +68,32 @@ def test_an_epoch_is_a_permutation_of_the_rows(lengths, batch_size, seed):
 
 def test_batches_come_in_another_order_for_another_seed_only():
     lengths = np.arange(1, 65)
-    first, again, other = (training_batches(lengths, 4, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        list(round_batches(lengths, chosen(), RoundRandom.of(seed, 1, 0))) for seed in (0, 0, 1)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert sorted(np.concatenate(first).tolist()) == list(range(64))
     tops = [lengths[batch].max() for batch in first]
     assert tops != sorted(tops)  # short batches do not always come first
 
 
+def test_clients_take_batches_of_similar_length_at_the_same_step():
+    """Of 40 clients with lengths from one distribution, a step is seldom much wider than a client's own batch."""
+    rng, wide, own = np.random.default_rng(3), 0, 0
+    lengths = [rng.integers(5, 60, rng.integers(150, 250)) for _ in range(40)]
+    rounds = [
+        list(round_batches(lengths[c], chosen(steps=9, batch_size=16), RoundRandom.of(0, 1, c))) for c in range(40)
+    ]
+    for step in zip(*rounds, strict=True):
+        widths = [lengths[client][rows].max() for client, rows in enumerate(step)]
+        wide, own = wide + 40 * max(widths), own + sum(widths)
+    assert wide < 1.3 * own
+
+
 def test_neighbours_in_length_pad_less_than_a_random_order():
     lengths = np.random.default_rng(0).integers(4, 120, 500)
-    batches = training_batches(lengths, 8, np.random.default_rng(1))
+    batches = epoch_batches(lengths, 8, np.random.default_rng(1))
     order = np.random.default_rng(1).permutation(500)
     random_order = [order[i : i + 8] for i in range(0, 500, 8)]
 

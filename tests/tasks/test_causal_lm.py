@@ -19,8 +19,10 @@ from trifed.common.errors import ConfigError, DataError, ModelError, RunError
 from trifed.config.run import to_toml
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import LANGUAGE, DataSettings, Examples, read_table
+from trifed.federation.batches import RoundRandom
+from trifed.federation.evaluation import evaluate
 from trifed.federation.shared_model import build_shared_model
-from trifed.federation.training import evaluate, train_locally
+from trifed.federation.training import LocalTraining, train_locally
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 
@@ -312,9 +314,7 @@ def test_a_step_in_which_nothing_is_learned_counts_nothing(tiny_language):
     shared_model = bench_of(tiny_language(), "fedavg-lora")
     data = shared_model.encode(examples(prompt=["a"], answer=["b"]))
     data = replace(data, more={"learned": [[0] * len(ids) for ids in data.ids]})
-    done = train_locally(
-        shared_model.model, shared_model.parameters, data, FP32, rng=np.random.default_rng(0),
-        steps_before=0, steps_in_all=1, moments=None,
-    )  # fmt: skip
+    job = LocalTraining(shared_model.parameters, data, RoundRandom.of(0, 1, 0), 0, 1, {})
+    done = train_locally(shared_model.model, [job], FP32)[0]
     assert done.loss == 0
     assert not any(m.any() for name, m in done.moments.items() if name.startswith("exp_avg/"))

@@ -15,7 +15,9 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import as_png
+from trifed.federation.evaluation import embed
 from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training import Examples as Batches
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 from trifed.tasks.image_classification import augmented
@@ -90,8 +92,7 @@ def test_poolings_are_of_the_last_hidden_state(tiny_vision, kind):
 
 def test_mirroring_keeps_rows_and_happens_half_of_the_time():
     pixels = torch.arange(400 * 3 * 2 * 4).reshape(400, 3, 2, 4).float()
-    torch.manual_seed(0)
-    made = augmented(pixels, "flip")
+    made = augmented({"pixel_values": pixels}, "flip", torch.Generator().manual_seed(0))["pixel_values"]
     same = (made == pixels).all((1, 2, 3))
     assert ((made == pixels.flip(3)).all((1, 2, 3)) ^ same).all()
     assert abs(float(same.float().mean()) - 0.5) < 3 * 0.5 / 400**0.5  # three standard deviations
@@ -101,8 +102,7 @@ def test_moved_images_are_windows_of_the_padded_one():
     """Each pixel holds its own column and row, so the move can be read off; at most an eighth of 16: 2."""
     row, column = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     pixels = torch.stack([row, column, 0 * row]).expand(100, 3, 16, 16)
-    torch.manual_seed(0)
-    made = augmented(pixels, "flip-crop")
+    made = augmented({"pixel_values": pixels}, "flip-crop", torch.Generator().manual_seed(0))["pixel_values"]
     assert made.shape == pixels.shape
     down = made[:, 0, 8, 8] - 8
     assert set(down.tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
@@ -112,11 +112,11 @@ def test_moved_images_are_windows_of_the_padded_one():
 
 def test_only_training_augments(tiny_vision):
     shared_model = bench_of(tiny_vision("vit"), augment="flip-crop")
-    batch = shared_model.encode(examples(pictures())).batch(np.arange(4), torch.device("cpu"))
-    shared_model.model.eval()
-    assert torch.equal(shared_model.model(batch), shared_model.model(batch))
-    shared_model.model.train()
-    assert not torch.equal(shared_model.model(batch), shared_model.model(batch))
+    data, cpu = shared_model.encode(examples(pictures())), torch.device("cpu")
+    plain, seen = data.batch(np.arange(4), cpu)["pixel_values"], Batches(shared_model.model, data, cpu, 0)
+    assert not torch.equal(seen.batch(np.arange(4))["pixel_values"], plain)
+    first, again = (embed(shared_model.model, data, TrainingSettings(device="cpu")) for _ in range(2))
+    assert np.array_equal(first, again)
 
 
 def test_a_run_learns_and_its_model_takes_images_in_every_form(image_values, tmp_path):

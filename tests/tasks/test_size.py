@@ -12,8 +12,9 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import AdapterError, ModelError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
+from trifed.federation.batches import RoundRandom
 from trifed.federation.shared_model import build_shared_model
-from trifed.federation.training import train_locally
+from trifed.federation.training import LocalTraining, train_locally
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 
@@ -44,10 +45,10 @@ def trained(request, task, model=None, **training):
     settings = (ModelSettings(name=str(folder), max_length=64, **(model or {})), AdapterSettings(rank=4), chosen)
     base = TASKS[task].load(str(folder), settings[0].dtype)
     shared_model = build_shared_model(base, METHODS["fedavg-lora"], 3, 0, settings, TASKS[task])
-    done = train_locally(
-        shared_model.model, shared_model.parameters, shared_model.encode(examples()), chosen,
-        rng=np.random.default_rng(0), steps_before=0, steps_in_all=2, moments=None,
-    )  # fmt: skip
+    job = LocalTraining(
+        shared_model.parameters, shared_model.encode(examples()), RoundRandom.of(0, 1, 0), 0, 2, {}
+    )
+    done = train_locally(shared_model.model, [job], chosen)[0]
     first = {name: m for name, m in done.moments.items() if name.startswith("exp_avg/")}  # 0.1 times the gradient
     return shared_model, first, done.loss
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from trifed.attacks.plan import Plan
 from trifed.attacks.scores import auc_and_tpr, estimate, likeliest, overlap
 from trifed.attacks.target import OBSERVATIONS, Subset, TargetClient, draw_batches, target_client
+from trifed.federation.batches import seeded
 from trifed.federation.client_update import summary_seeds
 from trifed.federation.messages import decode_summary
-from trifed.federation.training import seeded
 from trifed.methods.packing import Tensors
 from trifed.methods.summaries import projected
 from trifed.privacy import unit

@@ -21,6 +21,7 @@ from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import ALL_GPUS
 from trifed.config.toml_files import read_toml
+from trifed.federation.batches import seeded, steps_per_round
 from trifed.federation.client import Client, ClientSettings
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.dp_mechanism import simulated_privacy
@@ -30,7 +31,6 @@ from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.simulation import Simulation, identity_of
-from trifed.federation.training import seeded, steps_per_round
 from trifed.methods import METHODS
 from trifed.methods.base import is_factor
 from trifed.methods.packing import Tensors, unpack

@@ -8,7 +8,7 @@ and `[aggregation]` are in the packages that use them; `[method]` and the settin
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -105,6 +105,11 @@ class TrainingSettings(StrictSettings):
         ge=1,
         description="Examples that are computed at once. Fewer need less memory; the step stays the same. Unset: "
         "the whole batch.",
+    )
+    clients_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Clients of a simulated run that train in the same passes, which saves time and needs memory. "
+        "Results differ by rounding errors alone. 'auto' depends on batch size, lengths and model.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass, which needs less memory and more time."

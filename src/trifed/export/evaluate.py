@@ -20,7 +20,7 @@ from trifed.common.errors import DataError
 from trifed.export.inference_inputs import LabelledInputs, by_role, chunks
 from trifed.export.locate import LocatedModel, join_names
 from trifed.federation.client_model import Classifier, RetrievalModel, Writer
-from trifed.federation.training import embed, evaluate
+from trifed.federation.evaluation import embed, evaluate
 from trifed.tasks.prompts import CHAT
 
 CHUNK = 4096

@@ -15,9 +15,11 @@ from trifed.federation.client_privacy import ClientPrivacy
 from trifed.federation.client_update import (
     ClientDataset,
     ClientState,
+    RoundTraining,
+    TrainedRound,
     score,
     summary_seeds,
-    train_round,
+    train_rounds,
 )
 from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.guards import ReleaseGuards
@@ -183,32 +185,45 @@ class Client:
             RunError: the upload would show single examples, or exceed the privacy budget.
             MessageError: the download is not of this round, client and run. Nothing has changed then.
         """
+        training = self.begin_round(number, download, limits)
+        return self.end_round(
+            training, train_rounds(self.shared_model, [training], self.settings.training)[0], before_release
+        )
+
+    def begin_round(
+        self, number: int, download: bytes | None, limits: AcceptanceLimits = ANYTHING
+    ) -> RoundTraining:
+        """Take the download, within limits, and return the training to be done; raises as `round` does."""
         layout, training, seed = self.shared_model.layout, self.settings.training, self.settings.seed
         if layout:
             self.privacy.check(number)
         self.guards.check_upload(self.dataset, layout, training, seed, number)
         received = None if download is None else self.accept(number, download, limits)
-        method, steps_before = self.context.method, self.state.steps
-        trained = train_round(
-            self.shared_model,
+        proximal = self.context.method.proximal
+        return RoundTraining(
             self.dataset,
             self.state,
             received,
-            training,
-            seed=seed,
-            round_number=number,
-            rounds=self.settings.rounds,
-            proximal=method.proximal(self.context.options) if method.proximal else None,
-            dp_sgd=self.privacy.dp_sgd(number, training.batch_size),
+            seed,
+            number,
+            self.settings.rounds,
+            proximal(self.context.options) if proximal else None,
+            self.privacy.dp_sgd(number, training.batch_size),
+            rejected_download=download is not None and received is None,
         )
+
+    def end_round(
+        self, training: RoundTraining, trained: TrainedRound, before_release: BeforeRelease | None = None
+    ) -> ClientUpdate:
+        """Take the result of the training, and make the upload; raises as `round` does."""
+        number, steps_before = training.number, training.state.steps
         self.state = trained.state
-        upload = self._upload(number, trained.sent) if layout else None
+        upload = self._upload(number, trained.sent) if self.shared_model.layout else None
         if before_release:
             before_release(self.state, upload)
         if upload is not None:
             self.privacy.on_release(number, upload)
-        rejected = download is not None and received is None
-        return ClientUpdate(upload, trained.loss, trained.state.steps - steps_before, rejected)
+        return ClientUpdate(upload, trained.loss, trained.state.steps - steps_before, training.rejected_download)
 
     def accept(self, number: int, download: bytes, limits: AcceptanceLimits) -> Vector | None:
         """Take a download; return its values, (n_values,), or None if they are worse than the limits allow."""

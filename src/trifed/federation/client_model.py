@@ -21,8 +21,8 @@ from trifed.adapters.config import PEFT_TYPE
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.config.settings import ModelSettings
 from trifed.data import Examples
+from trifed.federation.evaluation import length_order
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.training import length_order
 from trifed.methods.base import is_head
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, quiet_transformers

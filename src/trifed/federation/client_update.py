@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trifed.config.settings import TrainingSettings
+from trifed.federation.batches import PROJECTION, SUMMARY, RoundRandom, seeded, steps_per_round
 from trifed.federation.dp_sgd import DpSgd
-from trifed.federation.shared_model import SharedModel
-from trifed.federation.training import (
-    Moments,
-    ProximalTerm,
-    Scores,
-    evaluate,
-    seeded,
-    steps_per_round,
-    train_locally,
-)
+from trifed.federation.evaluation import Scores, evaluate
+from trifed.federation.shared_model import SharedModel, copies
+from trifed.federation.stack import CannotStackError
+from trifed.federation.training import LocalTraining, Moments, ProximalTerm, TrainingResult, train_locally
 from trifed.federation.upload import Memory
 from trifed.methods.base import Proximal, SummarySeeds
 from trifed.methods.packing import Vector
 from trifed.tasks import Encoded
-
-TRAINING, SUMMARY, SAMPLING, PROJECTION, NOISE = 1, 2, 3, 4, 5
-"""Purposes of seeded generators: the same run seed never drives two of them alike."""
 
 
 @dataclass(frozen=True)
@@ -70,44 +63,97 @@ class TrainedRound:
     sent: dict[str, Tensor]
 
 
-def train_round(
-    shared_model: SharedModel,
-    dataset: ClientDataset,
-    state: ClientState,
-    received: Vector | None,
-    settings: TrainingSettings,
-    *,
-    seed: int,
-    round_number: int,
-    rounds: int,
-    proximal: Proximal | None = None,
-    dp_sgd: DpSgd | None = None,
-) -> TrainedRound:
-    """Train for one round, from the received values where there are any, (n_values,)."""
-    shared_model.load(state.tensors if received is None else shared_model.receive(state.tensors, received))
-    proximal_term = (
-        ProximalTerm(proximal, {name: shared_model.parameters[name] for name, _ in shared_model.layout})
-        if proximal
-        else None
-    )
-    steps_per_run = rounds * ((dp_sgd and settings.steps) or steps_per_round(len(dataset.train), settings))
-    trained = train_locally(
-        shared_model.model,
-        shared_model.parameters,
-        dataset.train,
-        settings,
-        rng=seeded(seed, TRAINING, round_number, dataset.index),
-        steps_before=state.steps,
-        steps_in_all=steps_per_run,
-        moments=state.moments,
-        proximal_term=proximal_term,
-        dp_step=dp_sgd,
-    )
-    moments = trained.moments if settings.optimizer_state == "keep" else {}
-    after = replace(state, tensors=shared_model.take(), moments=moments, steps=state.steps + trained.steps)
-    anchors = proximal_term.anchors if proximal_term and proximal_term.term.moves else {}
-    sent = {**after.tensors, **{name: tensor.cpu() for name, tensor in anchors.items()}}
-    return TrainedRound(after, trained.loss, sent)
+@dataclass(frozen=True)
+class RoundTraining:
+    """One client's training of one round, before it runs.
+
+    Attributes:
+        dataset: the client's data.
+        state: its state before the round.
+        received: values of the download, (n_values,); None to train on from the state.
+        seed: seed of the run.
+        number: number of the round.
+        rounds: rounds of the whole run, for the schedule of the learning rate.
+        rejected_download: True if there was a download that the client did not accept.
+    """
+
+    dataset: ClientDataset
+    state: ClientState
+    received: Vector | None
+    seed: int
+    number: int
+    rounds: int
+    proximal: Proximal | None = None
+    dp_sgd: DpSgd | None = None
+    rejected_download: bool = False
+
+    def start(self, shared_model: SharedModel) -> dict[str, Tensor]:
+        """Return the tensors that the training starts from."""
+        own = self.state.tensors
+        return own if self.received is None else shared_model.receive(own, self.received)
+
+    def job(
+        self, shared_model: SharedModel, settings: TrainingSettings, parameters: dict[str, nn.Parameter]
+    ) -> LocalTraining:
+        """Return the training of `parameters`, which hold the values of `start`."""
+        sent = {name: parameters[name] for name, _ in shared_model.layout}
+        steps = (self.dp_sgd and settings.steps) or steps_per_round(len(self.dataset.train), settings)
+        return LocalTraining(
+            parameters,
+            self.dataset.train,
+            RoundRandom.of(self.seed, self.number, self.dataset.index),
+            self.state.steps,
+            self.rounds * steps,
+            self.state.moments,
+            ProximalTerm(self.proximal, sent) if self.proximal else None,
+            self.dp_sgd,
+        )
+
+    def result(
+        self, job: LocalTraining, trained: TrainingResult, tensors: dict[str, Tensor], keep_moments: bool
+    ) -> TrainedRound:
+        """Return the round's result from the job's, with the client's tensors after it."""
+        moments = trained.moments if keep_moments else {}
+        steps = self.state.steps + trained.steps
+        after = replace(self.state, tensors=tensors, moments=moments, steps=steps)
+        term = job.proximal_term
+        anchors = {name: tensor.cpu() for name, tensor in term.anchors.items()} if term and term.term.moves else {}
+        return TrainedRound(after, trained.loss, {**tensors, **anchors})
+
+
+def train_rounds(
+    shared_model: SharedModel, rounds: Sequence[RoundTraining], settings: TrainingSettings
+) -> list[TrainedRound]:
+    """Train clients for one round, those that can in the same passes."""
+    if len(rounds) > 1 and shared_model.can_stack:
+        try:
+            return _train_together(shared_model, rounds, settings)
+        except CannotStackError as error:  # known from the first pass alone; the clients' states have not changed
+            shared_model.alone.append(str(error))
+    return [_train_alone(shared_model, each, settings) for each in rounds]
+
+
+def _train_alone(shared_model: SharedModel, each: RoundTraining, settings: TrainingSettings) -> TrainedRound:
+    shared_model.load(each.start(shared_model))
+    job = each.job(shared_model, settings, shared_model.parameters)
+    trained = train_locally(shared_model.model, [job], settings)[0]
+    return each.result(job, trained, shared_model.take(), settings.optimizer_state == "keep")
+
+
+def _train_together(
+    shared_model: SharedModel, rounds: Sequence[RoundTraining], settings: TrainingSettings
+) -> list[TrainedRound]:
+    shared = shared_model.parameters
+    jobs = []
+    for each in rounds:
+        start = each.start(shared_model)
+        own = {name: nn.Parameter(start[name].to(param.device, copy=True)) for name, param in shared.items()}
+        jobs.append(each.job(shared_model, settings, own))
+    results = train_locally(shared_model.model, jobs, settings, shared)
+    return [
+        each.result(job, trained, copies(job.parameters), settings.optimizer_state == "keep")
+        for each, job, trained in zip(rounds, jobs, results, strict=True)
+    ]
 
 
 def score(

@@ -34,8 +34,8 @@ from trifed.methods.base import (
     is_head,
 )
 from trifed.methods.packing import Layout
+from trifed.tasks.base import BiasHead
 from trifed.tasks.base_model import read_config
-from trifed.tasks.image_text import bias_head
 from trifed.tasks.shapes import SHAPES, build_on_meta, feature_size, is_generative, is_two_tower, shape_config
 from trifed.tasks.text_classification import TextClassifier
 
@@ -191,7 +191,7 @@ def _parameters(config: PreTrainedConfig, labels: int, kind: AdapterKind, adapte
         if labels == 0:
             model = nn.ModuleDict({"encoder": encoder})
         elif is_two_tower(config):
-            model = nn.ModuleDict({"encoder": encoder, "head": bias_head(labels)})
+            model = nn.ModuleDict({"encoder": encoder, "head": BiasHead(labels)})
         else:
             model = TextClassifier(encoder, feature_size(config), labels, POOLING)
         return named_parameters(model, POOLING)

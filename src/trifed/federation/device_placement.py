@@ -38,6 +38,12 @@ def choose_precision(settings: TrainingSettings, device: torch.device) -> torch.
     return torch.bfloat16 if fast else torch.float32
 
 
+def device_and_precision(model: nn.Module, settings: TrainingSettings) -> tuple[torch.device, torch.dtype]:
+    """Return the device of a model, or of its first layer, and the precision of passes through it."""
+    device = next(model.parameters()).device
+    return device, choose_precision(settings, device)
+
+
 def _cpu_has_bf16() -> bool:
     # On processors without bfloat16 oneDNN emulates it, which is slower than float32.
     hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

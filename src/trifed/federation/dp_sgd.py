@@ -11,8 +11,7 @@ The sample of examples must be as secret as the noise, so it comes from the same
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +19,16 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor, nn
 
+from trifed.federation.batches import in_chunks
 from trifed.federation.device_placement import autocast
+from trifed.federation.stack import Stack, can_stack
+from trifed.federation.training import Examples
 from trifed.privacy import Noise
-from trifed.tasks import Encoded, TaskModel
+from trifed.tasks import TaskModel
+from trifed.tasks.base import Batch
+
+AT_ONCE = 32
+"""Examples whose gradients are computed in one pass."""
 
 
 @dataclass(frozen=True)
@@ -44,35 +50,61 @@ class DpSgd:
     noise: Noise
 
     def __call__(
-        self, model: TaskModel, named: Mapping[str, nn.Parameter], data: Encoded, precision: torch.dtype
-    ) -> Tensor:
-        """Set the gradient of the parameters `named`; return the mean loss of the sample, NaN if it is empty."""
-        params = list(named.values())
-        sums = [torch.zeros_like(param, dtype=torch.float32) for param in params]
+        self, model: TaskModel, named: Mapping[str, nn.Parameter], examples: Examples, precision: torch.dtype
+    ) -> Tensor | None:
+        """Set the gradient of the parameters `named`; return the sample's mean loss, None for an empty sample."""
         # Φ of a normal number is uniform, so one source of randomness serves sample and noise.
-        sample = np.flatnonzero(ndtr(self.noise(len(data))) < self.rate)
-        losses = [self._add(model, params, data, int(row), precision, sums) for row in sample]
-        for param, total in zip(params, sums, strict=True):
+        sample = np.flatnonzero(ndtr(self.noise(len(examples.data))) < self.rate)
+        sums = [torch.zeros_like(param, dtype=torch.float32) for param in named.values()]
+        losses = []
+        for rows in in_chunks(sample, AT_ONCE if can_stack(model, named) else 1):
+            loss, gradients = example_gradients(model, named, examples.batch(rows), precision)
+            losses.append(loss)
+            for total, clipped in zip(sums, self._clipped(gradients), strict=True):
+                total.add_(clipped)
+        for param, total in zip(named.values(), sums, strict=True):
             drawn = torch.from_numpy(self.noise(total.numel()).astype(np.float32)).reshape(total.shape)
             noise = self.multiplier * self.clip * drawn.to(total.device)
             param.grad = ((total + noise) / self.divisor).to(param.dtype)
-        return torch.stack(losses).mean() if losses else torch.tensor(torch.nan)
+        return torch.cat(losses).mean() if losses else None
 
-    def _add(
-        self, model: TaskModel, params: list[nn.Parameter], data: Encoded, row: int, precision: torch.dtype,
-        sums: list[Tensor],
-    ) -> Tensor:  # fmt: skip
-        """Add one example's clipped gradient to `sums`; return the example's loss."""
-        device = params[0].device
-        with autocast(device, precision):
-            loss = model.loss(data.batch(np.array([row]), device))
-        gradients = [
-            (total, gradient.float())
-            for total, gradient in zip(sums, torch.autograd.grad(loss, params, allow_unused=True), strict=True)
-            if gradient is not None
+    def _clipped(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sum of n examples' clipped gradients; one that is not finite is left out.
+
+        Args:
+            gradients: (n, ...) of each parameter.
+        """
+        squares = [gradient.flatten(1).double().square().sum(1) for gradient in gradients]
+        norms = torch.stack(squares).sum(0).sqrt()
+        finite = norms.isfinite()
+        factors = torch.where(finite, (self.clip / norms).clamp(max=1), 0).float()
+        return [
+            torch.tensordot(factors, gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0), 1)
+            for gradient in gradients
         ]
-        norm = math.sqrt(sum(float(gradient.double().square().sum()) for _, gradient in gradients))
-        if math.isfinite(norm):  # a gradient that is not finite is left out
-            for total, gradient in gradients:
-                total.add_(gradient, alpha=min(1.0, self.clip / norm) if norm else 0.0)
-        return loss.detach()
+
+
+def example_gradients(
+    model: TaskModel, named: Mapping[str, nn.Parameter], batch: Batch, precision: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss of each of n examples, (n,), and its gradient for each parameter, (n, ...), float32.
+
+    Every example is treated like a client of its own in one stack, so one pass gives all gradients.
+    """
+    rows, device = len(batch["labels"]), batch["labels"].device
+    if rows == 1:  # any model can do that
+        with autocast(device, precision):
+            losses = model.loss(batch)[None]
+        found = torch.autograd.grad(losses[0], list(named.values()), allow_unused=True)
+        gradients = [None if gradient is None else gradient[None] for gradient in found]
+    else:
+        stacked = {n: p.detach().expand(rows, *p.shape).clone().requires_grad_() for n, p in named.items()}
+        parts = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(rows)]
+        with Stack(model, named, stacked).installed(), autocast(device, precision):
+            outputs = model.outputs(batch)
+            losses = torch.stack([model.loss_of(outputs[row : row + 1], part) for row, part in enumerate(parts)])
+        gradients = list(torch.autograd.grad(losses.sum(), list(stacked.values()), allow_unused=True))
+    return losses.detach(), [
+        torch.zeros(rows, *param.shape, device=device) if gradient is None else gradient.float()
+        for param, gradient in zip(named.values(), gradients, strict=True)
+    ]

@@ -16,8 +16,8 @@ import numpy as np
 
 from trifed.common.errors import GuardError, RunError
 from trifed.config.settings import Guarding, PrivacySettings, TrainingSettings
-from trifed.federation.client_update import TRAINING, ClientDataset
-from trifed.federation.training import round_batches, seeded
+from trifed.federation.batches import RoundRandom, round_batches
+from trifed.federation.client_update import ClientDataset
 from trifed.methods.base import is_core, is_factor
 from trifed.methods.packing import Layout
 from trifed.similarity import Summary
@@ -105,7 +105,7 @@ def few_tokens(
     needed = {layers: count for layers in parts if (count := tokens_needed(layout, layers))}
     seen: dict[str, set[Hashable]] = {layers: set() for layers in needed}
     rows: set[int] = set()
-    for batch in round_batches(data.lengths, training, seeded(seed, TRAINING, number, client.index)):
+    for batch in round_batches(data.lengths, training, RoundRandom.of(seed, number, client.index)):
         for row in set(batch.tolist()) - rows:
             inputs = data.inputs(row)
             for layers, tokens in seen.items():

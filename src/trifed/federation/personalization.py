@@ -14,8 +14,8 @@ from trifed.config.settings import TrainingSettings
 from trifed.federation.client_privacy import ClientPrivacy
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import RunContext
+from trifed.federation.evaluation import embed
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.training import embed
 from trifed.methods.aggregation import BIAS, HEAD
 from trifed.methods.base import Stage
 from trifed.methods.packing import Vector

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trifed.federation.evaluation import Scores
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
 from trifed.methods.base import logged_stage

@@ -23,11 +23,10 @@ import torch
 from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.federation import events
-from trifed.federation.client_update import SAMPLING
+from trifed.federation.batches import SAMPLING, seeded
 from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server, layout_of
-from trifed.federation.training import seeded
 from trifed.methods.base import Gradient, Stage, Upload
 from trifed.methods.packing import Layout
 from trifed.similarity import Summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from trifed.common.errors import MessageError, ModelError
 from trifed.config.settings import QUANTISED, ModelSettings, Pooling, TrainingSettings
 from trifed.data import Examples
 from trifed.federation.device_placement import place_model
-from trifed.federation.training import embed, mean_gradient
+from trifed.federation.evaluation import embed, mean_gradient
+from trifed.federation.stack import can_stack
 from trifed.methods.base import Method, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
@@ -45,6 +46,7 @@ class SharedModel:
         start: Initial values of `parameters`, equal for all clients with the run's seed.
         layout: Names and shapes of the tensors that are sent.
         lora_bytes: float32 bytes of A, B and head together, which `fedavg-lora` sends on this model.
+        alone: Why clients cannot train in one pass, if that became known.
     """
 
     task: Task
@@ -58,6 +60,7 @@ class SharedModel:
     start: dict[str, Tensor]
     layout: Layout
     lora_bytes: int
+    alone: list[str] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +71,11 @@ class SharedModel:
     def device(self) -> torch.device:
         """Device of the model, or of its first layer if it is on several devices."""
         return next(self.model.parameters()).device
+
+    @property
+    def can_stack(self) -> bool:
+        """True if several clients can train in one pass."""
+        return not self.alone and can_stack(self.model, self.parameters)
 
     @property
     def start_values(self) -> Vector:
@@ -82,7 +90,7 @@ class SharedModel:
 
     def take(self) -> dict[str, Tensor]:
         """Return copies of the loaded client's tensors on the CPU."""
-        return {name: param.detach().to("cpu", copy=True) for name, param in self.parameters.items()}
+        return copies(self.parameters)
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Vector:
         """Pack those of a client's tensors that are sent, (n_values,)."""
@@ -226,6 +234,11 @@ def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
 def adapted_weights(everything: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Return the base model's weights of the adapted layers, by layer."""
     return {name.removesuffix(_BASE): param for name, param in everything.items() if name.endswith(_BASE)}
+
+
+def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of tensors on the CPU, by the same names."""
+    return {name: param.detach().to("cpu", copy=True) for name, param in parameters.items()}
 
 
 def plain_name(name: str) -> str:

@@ -7,7 +7,7 @@ With [privacy] clients clip and noise as they do at sites, but from the run's se
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +17,9 @@ from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation import events
+from trifed.federation.at_once import clients_at_once
 from trifed.federation.client import Client, ClientSettings, adapted_layout, receive_shared_projections
-from trifed.federation.client_update import ClientDataset, ClientState, score
+from trifed.federation.client_update import ClientDataset, ClientState, score, train_rounds
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.messages import Rejected
@@ -117,29 +118,48 @@ class Simulation:
     def ask(
         self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
     ) -> Iterator[tuple[int, Reply | Rejected]]:
-        """Let the clients reply one after the other; no message is held longer than its reply takes."""
-        for index in clients:
-            client, began, sent = self.clients[index], time.perf_counter(), message(index)
-            reply, self.before[index] = Reply(sent), client.state
+        """Let the clients reply: in training several at once, otherwise one after the other.
+
+        No message is held longer than its reply takes.
+        """
+        size = clients_at_once(self.shared_model, self.datasets, self.config.training) if kind == "train" else 1
+        for group in (clients[first : first + size] for first in range(0, len(clients), size)):
+            sent = {index: message(index) for index in group}
+            self.before.update((index, self.clients[index].state) for index in group)
+            replies = self._train(number, sent) if kind == "train" else self._reply(kind, number, sent)
+            for index, reply in replies:
+                client = self.clients[index]
+                if not self.records[index].left:
+                    self.records[index].examples = client.examples  # with noise, known after its summary
+                while client.guards.new_warnings:
+                    self.log(events.Warned(client.dataset.name, client.guards.new_warnings.pop(0)))
+                yield index, reply
+
+    def _train(self, number: int, sent: Mapping[int, bytes | None]) -> Iterator[tuple[int, Reply]]:
+        """Let clients take their messages and train together; the time is shared out in equal parts."""
+        began = time.perf_counter()
+        rounds = [self.clients[index].begin_round(number, message) for index, message in sent.items()]
+        trained = train_rounds(self.shared_model, rounds, self.config.training)
+        for (index, message), training, result in zip(sent.items(), rounds, trained, strict=True):
+            done = self.clients[index].end_round(training, result)
+            seconds = round((time.perf_counter() - began) / len(rounds), 4)
+            yield index, Reply(message, done.upload, done.loss, done.steps, seconds)
+
+    def _reply(self, kind: Exchange, number: int, sent: Mapping[int, bytes | None]) -> Iterator[tuple[int, Reply]]:
+        """Let clients reply to messages other than those of a round."""
+        for index, message in sent.items():
+            client, payload = self.clients[index], None
             if kind == "gradient":
-                reply = Reply(sent, client.gradient())
+                payload = client.gradient()
             elif kind == "summary":
-                reply = Reply(sent, client.summary(self.identity))
-            elif kind == "train":
-                done = client.round(number, sent)
-                reply = Reply(sent, done.upload, done.loss, done.steps, round(time.perf_counter() - began, 4))
-            elif kind == "finish" and sent is not None:
-                client.take(number, sent)
-            elif kind == "projections" and sent is not None:
-                receive_shared_projections(
-                    self.shared_model, self.context, index, sent, layout_of(self.server.shared_projections)
-                )
+                payload = client.summary(self.identity)
+            elif kind == "finish" and message is not None:
+                client.take(number, message)
+            elif kind == "projections" and message is not None:
+                layout = layout_of(self.server.shared_projections)
+                receive_shared_projections(self.shared_model, self.context, index, message, layout)
                 client.start()
-            if not self.records[index].left:
-                self.records[index].examples = client.examples  # with noise, known once it has made its summary
-            while client.guards.new_warnings:
-                self.log(events.Warned(client.dataset.name, client.guards.new_warnings.pop(0)))
-            yield index, reply
+            yield index, Reply(message, payload)
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
         """Take back the client's update, as if it was not selected; before round 1 it takes no part in the run.

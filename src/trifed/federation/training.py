@@ -1,27 +1,22 @@
-"""Local training and evaluation of a model, independent of methods and clients."""
+"""Local training of a round, of one client or of several in the same pass, independent of methods."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trifed.config.settings import TrainingSettings
-from trifed.federation.device_placement import autocast, choose_precision
+from trifed.federation.batches import RoundRandom, Rows, in_chunks, learning_rate, round_batches, steps_per_round
+from trifed.federation.device_placement import autocast, device_and_precision
+from trifed.federation.dropout import ClientDropout, Part
+from trifed.federation.stack import CannotStackError, ClientStack, join
 from trifed.methods.base import Proximal
-from trifed.tasks.base import Encoded, TaskModel
-
-BUCKET = 16
-"""Batches whose examples are sorted by length together, which saves padding and keeps the order nearly random."""
-
-SEEDS = 2**62
-"""Upper bound of the seeds drawn for torch's generator."""
+from trifed.tasks.base import Batch, Encoded, TaskModel
 
 Moments = dict[str, Tensor]
 """AdamW's state, flat: `step/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`."""
@@ -42,8 +37,9 @@ class TrainingResult:
     moments: Moments
 
 
-Gradient = Callable[[TaskModel, Mapping[str, nn.Parameter], Encoded, torch.dtype], Tensor]
-"""Model, trained parameters, data, precision → one step's loss, detached; sets the parameters' gradients."""
+Gradient = Callable[[TaskModel, Mapping[str, nn.Parameter], "Examples", torch.dtype], Tensor | None]
+"""Model, trained parameters, examples, precision → one step's loss, detached, None without an example; sets the
+parameters' gradients."""
 
 
 class ProximalTerm:
@@ -74,158 +70,152 @@ class ProximalTerm:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The scores of n examples; NaN without any.
+class LocalTraining:
+    """What one client trains in one round.
 
     Attributes:
-        loss: Mean over all predictions, in nats.
-        accuracy: Mean of `right`, in [0, 1].
-        examples: Number of examples, n.
-        right: Share of each example's predictions that are correct, (n,).
-        predictions: Predicted classes, (n,), or (0,) for a task without classes.
-    """
-
-    loss: float
-    accuracy: float
-    examples: int
-    right: NDArray[np.float64]
-    predictions: NDArray[np.int64]
-
-
-def seeded(*parts: int) -> np.random.Generator:
-    """Return an independent generator for each sequence of (run seed, purpose, round, client, …)."""
-    return np.random.default_rng(np.random.SeedSequence(parts))
-
-
-def training_batches(
-    lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Return one epoch's batches: every row once, rows of similar length together, batches in random order."""
-    order = rng.permutation(len(lengths))
-    span = batch_size * BUCKET
-    batches = []
-    for first in range(0, len(order), span):
-        bucket = order[first : first + span]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-        batches += _chunks(bucket, batch_size)
-    return [batches[place] for place in rng.permutation(len(batches))]
-
-
-def round_batches(
-    lengths: NDArray[np.int64], settings: TrainingSettings, rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the rows of every step that `train_locally` takes in a round with the same generator."""
-    rng.integers(SEEDS)  # skip dropout's seed, which train_locally draws first
-    yield from _steps(lengths, settings, rng)
-
-
-def _steps(
-    lengths: NDArray[np.int64], settings: TrainingSettings, rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    epochs = iter(lambda: training_batches(lengths, settings.batch_size, rng), [])  # ends if there are no rows
-    return islice(chain.from_iterable(epochs), steps_per_round(len(lengths), settings))
-
-
-def steps_per_round(examples: int, settings: TrainingSettings) -> int:
-    """Return the number of optimiser steps in one round for a client with that many training examples."""
-    if settings.steps is not None:
-        return settings.steps if examples else 0
-    return settings.epochs * math.ceil(examples / settings.batch_size)
-
-
-def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
-    """Return the learning rate at step `step` (from 0) of a client's `total` steps in the whole run."""
-    warm = math.ceil(settings.warmup * total)
-    if step < warm:
-        return settings.learning_rate * (step + 1) / warm
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    return settings.learning_rate * (total - step) / max(1, total - warm)
-
-
-def train_locally(
-    model: TaskModel,
-    named: Mapping[str, nn.Parameter],
-    data: Encoded,
-    settings: TrainingSettings,
-    *,
-    rng: np.random.Generator,
-    steps_before: int,
-    steps_in_all: int,
-    moments: Moments | None,
-    proximal_term: ProximalTerm | None = None,
-    dp_step: Gradient | None = None,
-) -> TrainingResult:
-    """Train some of the model's parameters in place for one round.
-
-    Args:
-        model: The model.
-        named: The parameters to train, by name.
+        parameters: The parameters to train in place, by name: the model's own, or, beside other clients, others.
         data: The client's training examples.
-        settings: The training settings.
-        rng: Generator of the batches and of dropout's seed.
+        random: The round's random numbers.
         steps_before: The client's steps in earlier rounds, for the learning rate schedule.
         steps_in_all: The client's steps in the whole run, for the learning rate schedule.
-        moments: AdamW's state from an earlier round; None for a new state.
+        moments: AdamW's state from an earlier round; empty for a new state.
         proximal_term: Proximal term to add to the gradients, if any.
         dp_step: Chooses each step's examples and computes its private gradient. The number of steps is then
             `settings.steps`, for any number of examples.
     """
-    device, precision = _device_and_precision(model, settings)
-    optimizer = torch.optim.AdamW(
-        named.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    if moments:
-        _restore_moments(optimizer, named, moments)
-    losses: list[Tensor] = []
-    steps = settings.steps if dp_step and settings.steps else steps_per_round(len(data), settings)
-    batches = _steps(data.lengths, settings, rng)
-    model.train()
-    # Dropout draws from torch's global generator, which is forked so that a round neither uses nor changes it.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Of all generators at once only if the device has another one than the CPU's: that takes a millisecond.
-        (torch.default_generator if device.type == "cpu" else torch).manual_seed(int(rng.integers(SEEDS)))
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(steps_before + step, steps_in_all, settings)
-            if dp_step:
-                losses.append(dp_step(model, named, data, precision))
-            else:
-                rows = next(batches)
-                losses.append(_backward(model, data, _chunks(rows, settings.micro_batch or len(rows)), precision))
-            if proximal_term:
-                proximal_term.add_gradient()
-            if settings.clip_norm:
-                nn.utils.clip_grad_norm_(named.values(), settings.clip_norm)
-            optimizer.step()
-            if proximal_term:
-                proximal_term.move(step + 1, steps)
-            optimizer.zero_grad(set_to_none=True)
-    return TrainingResult(
-        float(torch.stack(losses).mean()) if losses else math.nan, steps, _copy_moments(optimizer, named)
-    )
+
+    parameters: Mapping[str, nn.Parameter]
+    data: Encoded
+    random: RoundRandom
+    steps_before: int
+    steps_in_all: int
+    moments: Moments
+    proximal_term: ProximalTerm | None = None
+    dp_step: Gradient | None = None
 
 
-def _device_and_precision(model: TaskModel, settings: TrainingSettings) -> tuple[torch.device, torch.dtype]:
-    device = next(model.parameters()).device
-    return device, choose_precision(settings, device)
+class Examples:
+    """One client's examples as batches on a device, with random changes of the inputs where the task makes any."""
+
+    def __init__(self, model: TaskModel, data: Encoded, device: torch.device, seed: int) -> None:
+        self.model = model
+        self.data = data
+        self.device = device
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def batch(self, rows: Rows) -> Batch:
+        """Return the given rows as a batch."""
+        return self.model.augmented(self.data.batch(rows, self.device), self.generator)
 
 
-def _chunks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Split rows into consecutive parts of `size`; the last one may be smaller."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+class _Running:
+    """The state of one client's training: optimiser, steps and losses."""
+
+    def __init__(self, job: LocalTraining, model: TaskModel, settings: TrainingSettings) -> None:
+        self.job = job
+        self.settings = settings
+        self.device, self.precision = device_and_precision(model, settings)
+        self.examples = Examples(model, job.data, self.device, job.random.dropout)
+        self.optimizer = torch.optim.AdamW(
+            job.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        for key, tensor in job.moments.items():
+            kind, name = key.split("/", 1)
+            param = job.parameters[name]
+            self.optimizer.state[param][kind] = tensor.to(param.device, copy=True)
+        planned = settings.steps if job.dp_step and settings.steps else None
+        self.steps = planned or steps_per_round(len(job.data), settings)
+        self.batches: Iterator[Rows] = round_batches(job.data.lengths, settings, job.random)
+        self.losses: list[Tensor] = []
+        self.done = 0
+
+    def step(self, loss: Tensor | None) -> None:
+        """Take an optimiser step with the parameters' gradients, which came with this loss."""
+        job, settings = self.job, self.settings
+        if loss is not None:
+            self.losses.append(loss)
+        if job.proximal_term:
+            job.proximal_term.add_gradient()
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(job.parameters.values(), settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(job.steps_before + self.done, job.steps_in_all, settings)
+        self.optimizer.step()
+        self.done += 1
+        if job.proximal_term:
+            job.proximal_term.move(self.done, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def result(self) -> TrainingResult:
+        """Return the round's result. The moments are on the CPU, because many clients may share one GPU."""
+        moments = {
+            f"{kind}/{name}": tensor.detach().to("cpu", copy=True)
+            for name, param in self.job.parameters.items()
+            for kind, tensor in self.optimizer.state[param].items()
+        }
+        return TrainingResult(
+            float(torch.stack(self.losses).mean()) if self.losses else math.nan, self.done, moments
+        )
 
 
-def _backward(model: TaskModel, data: Encoded, parts: list[NDArray[np.int64]], precision: torch.dtype) -> Tensor:
-    """Add the gradient of the mean loss over all predictions of all parts, and return that loss, detached.
+def train_locally(
+    model: TaskModel,
+    jobs: Sequence[LocalTraining],
+    settings: TrainingSettings,
+    shared: Mapping[str, nn.Parameter] | None = None,
+) -> list[TrainingResult]:
+    """Train the clients' parameters in place for one round, several clients in the same passes.
 
-    Each part is weighted by its number of predictions, so that the result does not depend on the parts.
+    Args:
+        model: The model.
+        jobs: One for each client.
+        settings: The training settings.
+        shared: The model's own parameters, whose places those of several clients take.
+
+    Raises:
+        CannotStackError: Several clients cannot share a pass of this model. The parameters may have changed.
     """
-    device = next(model.parameters()).device
-    batches = [data.batch(rows, device) for rows in parts]
+    running = [_Running(job, model, settings) for job in jobs]
+    device, seeds = running[0].device, [job.random.dropout for job in jobs]
+    dropout = ClientDropout(seeds, device)
+    model.train()
+    with ExitStack() as contexts:
+        # Other random numbers of a model come from torch's generator, which is forked so that a round neither uses
+        # nor changes it. Seeding all generators takes a millisecond; without a GPU only the CPU's is used.
+        contexts.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        (torch.default_generator if device.type == "cpu" else torch).manual_seed(seeds[0])
+        if not settings.gradient_checkpointing:  # it computes a mask twice, which only torch's generator repeats
+            contexts.enter_context(dropout)
+        if len(jobs) == 1:
+            _train_alone(model, running[0], dropout)
+        else:
+            _train_together(model, running, shared or {}, dropout)
+    return [each.result() for each in running]
+
+
+def _train_alone(model: TaskModel, client: _Running, dropout: ClientDropout) -> None:
+    job, settings = client.job, client.settings
+    while client.done < client.steps:
+        if job.dp_step:
+            dropout.parts = [Part(0, 0)]
+            client.step(job.dp_step(model, job.parameters, client.examples, client.precision))
+        else:
+            rows = next(client.batches)
+            batches = [client.examples.batch(part) for part in in_chunks(rows, settings.micro_batch or len(rows))]
+            client.step(_backward(model, batches, client.precision, dropout))
+
+
+def _backward(model: TaskModel, batches: list[Batch], precision: torch.dtype, dropout: ClientDropout) -> Tensor:
+    """Add the gradient of the mean loss over all predictions of all batches, and return that loss, detached.
+
+    Each batch is weighted by its number of predictions, so that the result does not depend on the parts.
+    """
+    device = batches[0]["labels"].device
     counts = [model.predictions(batch) for batch in batches]
     total = torch.zeros((), device=device)
     for batch, count in zip(batches, counts, strict=True):
+        dropout.parts = [part_of(batch)]
         with autocast(device, precision):
             loss = model.loss(batch)
         share = count / max(1, sum(counts))
@@ -234,86 +224,46 @@ def _backward(model: TaskModel, data: Encoded, parts: list[NDArray[np.int64]], p
     return total
 
 
-def _copy_moments(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> Moments:
-    # On the CPU, because many clients may share one model on a GPU.
-    return {
-        f"{kind}/{name}": tensor.detach().to("cpu", copy=True)
-        for name, param in named.items()
-        for kind, tensor in optimizer.state[param].items()
-    }
-
-
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], moments: Moments
+def _train_together(
+    model: TaskModel, clients: Sequence[_Running], shared: Mapping[str, nn.Parameter], dropout: ClientDropout
 ) -> None:
-    for key, tensor in moments.items():
-        kind, name = key.split("/", 1)
-        optimizer.state[named[name]][kind] = tensor.to(named[name].device, copy=True)
+    stacked: list[_Running] = []
+    while going := [client for client in clients if client.done < client.steps]:
+        if going != stacked:  # at first, and whenever a client has taken all its steps
+            stacked, stack = going, ClientStack(model, shared, [client.job.parameters for client in going])
+            dropout.clients = [clients.index(client) for client in going]
+        losses = _backward_together(model, stack, going, dropout)
+        for client, loss in zip(going, losses, strict=True):
+            client.step(loss)
 
 
-def mean_gradient(
-    model: TaskModel, weights: Mapping[str, nn.Parameter], data: Encoded, settings: TrainingSettings
-) -> dict[str, NDArray[np.float32]]:
-    """Return the gradient of the mean training loss for `weights`, frozen or not, without dropout."""
-    device, precision = _device_and_precision(model, settings)
-    total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    trainable = {name: weight.requires_grad for name, weight in weights.items()}
-    model.eval()
-    try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        for rows in length_order(data, settings.batch_size):
-            with autocast(device, precision):
-                loss = model.loss(data.batch(rows, device))
-            for name, part in zip(total, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                total[name].add_(part, alpha=len(rows) / len(data))
-    finally:
-        for name, weight in weights.items():
-            weight.requires_grad_(trainable[name])
-    return {name: values.cpu().numpy() for name, values in total.items()}
+def _backward_together(
+    model: TaskModel, stack: ClientStack, clients: Sequence[_Running], dropout: ClientDropout
+) -> list[Tensor]:
+    """Set the gradient of each client's mean loss on its next batch, and return the losses, detached."""
+    batches = [client.examples.batch(next(client.batches)) for client in clients]
+    dropout.parts = [part_of(batch) for batch in batches]
+    rows = max(part.rows for part in dropout.parts)
+    fill = {"input_ids": getattr(clients[0].job.data, "pad_id", 0)}
+    first, state = clients[0].done == 0, _random_state(clients[0].device)
+    with stack.installed(), autocast(clients[0].device, clients[0].precision):
+        outputs = model.outputs(join(batches, fill))
+        losses = [
+            model.loss_of(part[: len(batch["labels"])], batch) * min(1, model.predictions(batch))
+            for part, batch in zip(torch.split(outputs, rows), batches, strict=True)
+        ]
+    if first and not torch.equal(state, _random_state(clients[0].device)):
+        raise CannotStackError("the model draws random numbers that do not belong to one client")
+    torch.autograd.backward(losses)
+    stack.hand_out_gradients()
+    return [loss.detach() for loss in losses]
 
 
-@torch.no_grad()
-def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Scores:
-    """Return the model's loss and accuracy, without dropout, in order of length to save padding."""
-    right, predictions = np.zeros(len(data)), np.zeros(len(data), np.int64)
-    if not len(data):
-        return Scores(math.nan, math.nan, 0, right, predictions)
-    device, precision = _device_and_precision(model, settings)
-    total, count = 0.0, 0
-    model.eval()
-    batches = (
-        compared_together(data, model.compared) if model.compared else length_order(data, settings.eval_batch_size)
-    )
-    for rows in batches:
-        with autocast(device, precision):
-            scores = model.score(data.batch(rows, device))
-        total, count = total + float(scores.loss), count + scores.count
-        right[rows] = scores.right.double().cpu().numpy()
-        if len(scores.predictions):
-            predictions[rows] = scores.predictions.cpu().numpy()
-        else:
-            predictions = predictions[:0]
-    return Scores(total / count if count else math.nan, float(right.mean()), len(data), right, predictions)
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-@torch.no_grad()
-def embed(model: TaskModel, data: Encoded, settings: TrainingSettings) -> NDArray[np.float32]:
-    """Return the model's pooled features, (n, hidden), float32."""
-    device, precision = _device_and_precision(model, settings)
-    features = np.zeros((len(data), model.hidden), np.float32)
-    model.eval()
-    for rows in length_order(data, settings.eval_batch_size):
-        with autocast(device, precision):
-            features[rows] = model.features(data.batch(rows, device)).cpu().numpy()
-    return features
-
-
-def compared_together(data: Encoded, size: int) -> list[NDArray[np.int64]]:
-    """Split all rows, in order, into groups of nearly equal sizes of at most `size`."""
-    return np.array_split(np.arange(len(data)), math.ceil(len(data) / size))
-
-
-def length_order(data: Encoded, batch_size: int) -> list[NDArray[np.int64]]:
-    """Return all rows in batches, sorted by length."""
-    return _chunks(np.argsort(data.lengths, kind="stable"), batch_size)
+def part_of(batch: Batch) -> Part:
+    """Return a batch's number of rows, and its width if it has tokens."""
+    tokens = batch.get("input_ids")
+    return Part(len(batch["labels"]), 0 if tokens is None else tokens.shape[1])

@@ -78,9 +78,11 @@ class TaskModel(nn.Module):
         encoder: The base, wrapped by PEFT or not.
         hidden: Size of an example's feature vector.
         compared: Number of examples that a score compares with each other; 0 if each is scored by itself.
+        clients: Number of clients whose batches lie one after the other in a batch, each with its own layers.
     """
 
     compared: int = 0
+    clients: int = 1
 
     def __init__(self, encoder: nn.Module, hidden: int) -> None:
         super().__init__()
@@ -91,9 +93,22 @@ class TaskModel(nn.Module):
     def features(self, batch: Batch) -> Tensor:
         """Return the examples' features for summaries and baselines, (n, hidden), float32."""
 
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return a training batch with random changes of its inputs, if the task makes any."""
+        return batch
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Return what the loss is computed from, (n, ...); a row depends on its own example alone."""
+        outputs: Tensor = self(batch)
+        return outputs
+
     @abstractmethod
+    def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch with these `outputs`, in nats, a scalar."""
+
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of the batch, in nats, a scalar."""
+        return self.loss_of(self.outputs(batch), batch)
 
     def predictions(self, batch: Batch) -> int:
         """Return the number of predictions that the batch's loss is the mean of."""
@@ -107,9 +122,9 @@ class TaskModel(nn.Module):
 class ClassificationModel(TaskModel):
     """A model whose `forward` returns one logit per label, (n, n_labels)."""
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of the batch, in nats, a scalar."""
-        return cross_entropy(self(batch), batch["labels"])
+    def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of logits, (n, n_labels), in nats, a scalar."""
+        return cross_entropy(outputs, batch["labels"])
 
     def score(self, batch: Batch) -> BatchScores:
         """Return the summed cross-entropy and the most probable labels."""
@@ -118,6 +133,18 @@ class ClassificationModel(TaskModel):
         return BatchScores(
             cross_entropy(logits, labels, reduction="sum"), len(labels), predictions == labels, predictions
         )
+
+
+class BiasHead(nn.Module):
+    """A head that adds one bias per class to the logits, initially 0."""
+
+    def __init__(self, n_labels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(n_labels))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return logits with the bias, (n, n_labels)."""
+        return logits + self.bias
 
 
 class HeadedModel(ClassificationModel):

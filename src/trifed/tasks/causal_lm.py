@@ -48,24 +48,23 @@ class LanguageModel(TaskModel):
             self._forward(batch, output_hidden_states=True).hidden_states[-1], batch["attention_mask"]
         )
 
-    def _next_tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits of k predictions, (k, vocabulary), the correct tokens, (k,), and their examples, (k,)."""
-        learned = batch["learned"][:, 1:].bool()
-        logits = self._forward(batch).logits[:, :-1][learned].float()
-        return logits, batch["input_ids"][:, 1:][learned], learned.nonzero()[:, 0]
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits, (n, length, vocabulary)."""
+        logits: Tensor = self._forward(batch).logits
+        return logits
 
     def predictions(self, batch: Batch) -> int:
         """Return the number of tokens that the batch's loss is the mean of."""
         return int(batch["learned"][:, 1:].sum())
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of the learned tokens, in nats, a scalar."""
-        logits, targets, _ = self._next_tokens(batch)
+    def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of the learned tokens by logits, in nats, a scalar."""
+        logits, targets, _ = _next_tokens(outputs, batch)
         return cross_entropy(logits, targets) if len(targets) else logits.sum()
 
     def score(self, batch: Batch) -> BatchScores:
         """Return the summed cross-entropy, and the share of each example's tokens that are most probable."""
-        logits, targets, examples = self._next_tokens(batch)
+        logits, targets, examples = _next_tokens(self(batch), batch)
         hits = (logits.argmax(-1) == targets).float()
         zeros = torch.zeros(len(batch["input_ids"]), device=hits.device)
         counts = zeros.index_add(0, examples, torch.ones_like(hits)).clamp(min=1)
@@ -75,6 +74,16 @@ class LanguageModel(TaskModel):
             right=zeros.index_add(0, examples, hits) / counts,
             predictions=torch.zeros(0, dtype=torch.int64),
         )
+
+
+def _next_tokens(outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits of k predictions, (k, vocabulary), the correct tokens, (k,), and their examples, (k,).
+
+    Logits of positions that `batch` does not have, the padding of wider batches beside it, are not used.
+    """
+    learned = batch["learned"][:, 1:].bool()
+    logits = outputs[:, : learned.shape[1]][learned].float()
+    return logits, batch["input_ids"][:, 1:][learned], learned.nonzero()[:, 0]
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedTokens:

@@ -52,8 +52,8 @@ class EncodedImages:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Equal lengths, (n,)."""
-        return np.ones(len(self), np.int64)
+        """Number of patches of each image, (n,)."""
+        return np.full(len(self), self.patches, np.int64)
 
     def inputs(self, row: int) -> dict[str, set[Hashable]]:
         """Return an image's patches as (image, position), equal only for equal images."""
@@ -128,11 +128,13 @@ class ImageClassifier(HeadedModel):
         super().__init__(encoder, hidden, n_labels, pooling)
         self.augment = augment
 
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch with images changed as `model.augment` says."""
+        return augmented(batch, self.augment, generator)
+
     def features(self, batch: Batch) -> Tensor:
-        """Return pooled features, (n, hidden), float32; during training, of augmented images."""
-        output = self.encoder(
-            pixel_values=augmented(batch["pixel_values"], self.augment if self.training else "none")
-        )
+        """Return pooled features, (n, hidden), float32."""
+        output = self.encoder(pixel_values=batch["pixel_values"])
         if self.pooling == "pooler":
             return torch.flatten(output.pooler_output.float(), 1)
         hidden: Tensor = output.last_hidden_state.float()
@@ -141,24 +143,27 @@ class ImageClassifier(HeadedModel):
         return hidden[:, 0] if self.pooling == "cls" else hidden.mean(1)
 
 
-def augmented(pixels: Tensor, kind: Augment) -> Tensor:
-    """Mirror half of the images and, for "flip-crop", move all by up to an eighth with repeated edges.
-
-    Random numbers come from torch's generator.
+def augmented(batch: Batch, kind: Augment, generator: torch.Generator) -> Batch:
+    """Mirror half of a batch's images and, for "flip-crop", move all by up to an eighth with repeated edges.
 
     Args:
-        pixels: (n, 3, height, width).
-        kind: "none" returns `pixels`.
+        batch: Its images are `pixel_values`, (n, 3, height, width).
+        kind: "none" returns `batch`.
+        generator: Source of the random numbers, on the CPU.
     """
     if kind == "none":
-        return pixels
+        return batch
+    pixels = batch["pixel_values"]
+    mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device) < 0.5
+    pixels = torch.where(mirrored, pixels.flip(3), pixels)
+    return {**batch, "pixel_values": pixels if kind == "flip" else _moved(pixels, generator)}
+
+
+def _moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = pixels.shape
-    pixels = torch.where(torch.rand(n, 1, 1, 1).to(pixels.device) < 0.5, pixels.flip(3), pixels)
-    if kind == "flip":
-        return pixels
     pad = max(1, min(height, width) // SHIFT)
     padded = nn.functional.pad(pixels, (pad,) * 4, mode="replicate")
-    corners = torch.randint(0, 2 * pad + 1, (n, 2)).tolist()
+    corners = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator).tolist()
     return torch.stack(
         [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
     )

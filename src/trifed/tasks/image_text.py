@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from trifed.config.settings import Augment, ModelSettings
 from trifed.data import IMAGES
-from trifed.tasks.base import Batch, ClassificationModel, Task, TaskModel
+from trifed.tasks.base import Batch, BiasHead, ClassificationModel, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, load_base
 from trifed.tasks.image_classification import augmented, encode_images
 
@@ -70,11 +70,13 @@ class TwoTowerModel(TaskModel):
         inner: Any = self.encoder
         return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch with images changed as `model.augment` says."""
+        return augmented(batch, self.augment, generator)
+
     def features(self, batch: Batch) -> Tensor:
         """Return the images' embeddings in the common space, (n, hidden), float32."""
-        embeddings: Tensor = self.towers.get_image_features(
-            pixel_values=augmented(batch["pixel_values"], self.augment if self.training else "none")
-        ).pooler_output
+        embeddings: Tensor = self.towers.get_image_features(pixel_values=batch["pixel_values"]).pooler_output
         return embeddings.float()
 
     def embed_texts(self, tokens: Mapping[str, Tensor]) -> Tensor:
@@ -116,11 +118,6 @@ def tokenize(base: LoadedBase, texts: Sequence[str], most: int | None = None) ->
     )
 
 
-def bias_head(n_labels: int) -> nn.ParameterDict:
-    """Return a head that is one bias per class, initially 0."""
-    return nn.ParameterDict({"bias": torch.zeros(n_labels)})
-
-
 class PromptedClassifier(ClassificationModel, TwoTowerModel):
     """A classifier whose logits are scaled cosines of an image with each class's sentence, plus a bias.
 
@@ -130,15 +127,20 @@ class PromptedClassifier(ClassificationModel, TwoTowerModel):
     def __init__(self, encoder: nn.Module, hidden: int, sentences: dict[str, Tensor], augment: Augment) -> None:
         """Store the `sentences`: tokens of one sentence per class, (n_labels, length) each."""
         super().__init__(encoder, hidden, augment)
-        self.head = bias_head(len(sentences["input_ids"]))
+        self.head = BiasHead(len(sentences["input_ids"]))
         self._sentences = sentences
         self._cached: Tensor | None = None
 
     def classes(self) -> Tensor:
-        """Return the embeddings of the classes' sentences, (n_labels, hidden), of norm 1."""
+        """Return the embeddings of the classes' sentences, of norm 1: (n_labels, hidden) from a frozen tower.
+
+        From a tower that trains, those of each of the batch's clients, (clients, n_labels, hidden).
+        """
         if any(param.requires_grad for name, param in self.towers.named_parameters() if name.startswith("text_")):
             self._cached = None
-            return self.embed_texts(self._sentences)
+            repeated = {name: ids.repeat(self.clients, 1) for name, ids in self._sentences.items()}
+            embeddings = self.embed_texts(repeated)
+            return embeddings.view(self.clients, -1, embeddings.shape[-1])
         if self._cached is None:
             self.towers.text_model.eval()  # no dropout in embeddings that are reused
             with torch.no_grad():
@@ -147,9 +149,9 @@ class PromptedClassifier(ClassificationModel, TwoTowerModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (n, n_labels), float32."""
-        return self.scaled_logits(
-            normalize(self.features(batch), dim=-1) @ self.classes().T
-        ) + self.head.get_parameter("bias")
+        images = normalize(self.features(batch), dim=-1).view(self.clients, -1, self.hidden)
+        logits: Tensor = self.head(self.scaled_logits(images @ self.classes().mT).flatten(0, 1))
+        return logits
 
 
 def _build(

@@ -57,14 +57,22 @@ class PairedTowers(TwoTowerModel):
         super().__init__(encoder, hidden, settings.augment)
         self.sigmoid = sigmoid
 
+    def outputs(self, batch: Batch) -> Tensor:
+        """Return the embeddings of each image and its caption, (n, 2, hidden), of norm 1, float32."""
+        tokens = {name: ids for name, ids in batch.items() if name in ("input_ids", "attention_mask")}
+        return torch.stack([normalize(self.features(batch), dim=-1), self.embed_texts(tokens)], 1)
+
     def forward(self, batch: Batch) -> Tensor:
         """Return logits of every image (row) with every caption (column) of the batch, (n, n), float32."""
-        tokens = {name: ids for name, ids in batch.items() if name in ("input_ids", "attention_mask")}
-        return self.scaled_logits(normalize(self.features(batch), dim=-1) @ self.embed_texts(tokens).T)
+        return self.logits(self.outputs(batch))
 
-    def loss(self, batch: Batch) -> Tensor:
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return logits of every image with every caption of a batch from their `outputs`, (n, n), float32."""
+        return self.scaled_logits(outputs[:, 0] @ outputs[:, 1].T)
+
+    def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss over the batch's pairs, in nats, a scalar; for CLIP also over both directions."""
-        return self._loss(self(batch), same_captions(batch))
+        return self._loss(self.logits(outputs), same_captions(batch))
 
     def _loss(self, logits: Tensor, same: Tensor) -> Tensor:
         if self.sigmoid:
@@ -74,7 +82,7 @@ class PairedTowers(TwoTowerModel):
 
     def score(self, batch: Batch) -> BatchScores:
         """Return scores that average both directions: each image's best caption and each caption's best image."""
-        logits, same = self(batch), same_captions(batch)
+        logits, same = self.logits(self.outputs(batch)), same_captions(batch)
         rows = torch.arange(len(logits), device=logits.device)
         right = same[rows, logits.argmax(1)].float() + same[logits.argmax(0), rows].float()
         return BatchScores(

@@ -1,0 +1,104 @@
+"""Evaluation of a model: scores, features, and the mean gradient, without dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trifed.config.settings import TrainingSettings
+from trifed.federation.batches import in_chunks
+from trifed.federation.device_placement import autocast, device_and_precision
+from trifed.tasks.base import Encoded, TaskModel
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of n examples; NaN without any.
+
+    Attributes:
+        loss: Mean over all predictions, in nats.
+        accuracy: Mean of `right`, in [0, 1].
+        examples: Number of examples, n.
+        right: Share of each example's predictions that are correct, (n,).
+        predictions: Predicted classes, (n,), or (0,) for a task without classes.
+    """
+
+    loss: float
+    accuracy: float
+    examples: int
+    right: NDArray[np.float64]
+    predictions: NDArray[np.int64]
+
+
+def mean_gradient(
+    model: TaskModel, weights: Mapping[str, nn.Parameter], data: Encoded, settings: TrainingSettings
+) -> dict[str, NDArray[np.float32]]:
+    """Return the gradient of the mean training loss for `weights`, frozen or not, without dropout."""
+    device, precision = device_and_precision(model, settings)
+    total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    trainable = {name: weight.requires_grad for name, weight in weights.items()}
+    model.eval()
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for rows in length_order(data, settings.batch_size):
+            with autocast(device, precision):
+                loss = model.loss(data.batch(rows, device))
+            for name, part in zip(total, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                total[name].add_(part, alpha=len(rows) / len(data))
+    finally:
+        for name, weight in weights.items():
+            weight.requires_grad_(trainable[name])
+    return {name: values.cpu().numpy() for name, values in total.items()}
+
+
+@torch.no_grad()
+def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Scores:
+    """Return the model's loss and accuracy, without dropout, in order of length to save padding."""
+    right, predictions = np.zeros(len(data)), np.zeros(len(data), np.int64)
+    if not len(data):
+        return Scores(math.nan, math.nan, 0, right, predictions)
+    device, precision = device_and_precision(model, settings)
+    total, count = 0.0, 0
+    model.eval()
+    batches = (
+        compared_together(data, model.compared) if model.compared else length_order(data, settings.eval_batch_size)
+    )
+    for rows in batches:
+        with autocast(device, precision):
+            scores = model.score(data.batch(rows, device))
+        total, count = total + float(scores.loss), count + scores.count
+        right[rows] = scores.right.double().cpu().numpy()
+        if len(scores.predictions):
+            predictions[rows] = scores.predictions.cpu().numpy()
+        else:
+            predictions = predictions[:0]
+    return Scores(total / count if count else math.nan, float(right.mean()), len(data), right, predictions)
+
+
+@torch.no_grad()
+def embed(model: TaskModel, data: Encoded, settings: TrainingSettings) -> NDArray[np.float32]:
+    """Return the model's pooled features, (n, hidden), float32."""
+    device, precision = device_and_precision(model, settings)
+    features = np.zeros((len(data), model.hidden), np.float32)
+    model.eval()
+    for rows in length_order(data, settings.eval_batch_size):
+        with autocast(device, precision):
+            features[rows] = model.features(data.batch(rows, device)).cpu().numpy()
+    return features
+
+
+def compared_together(data: Encoded, size: int) -> list[NDArray[np.int64]]:
+    """Split all rows, in order, into groups of nearly equal sizes of at most `size`."""
+    return np.array_split(np.arange(len(data)), math.ceil(len(data) / size))
+
+
+def length_order(data: Encoded, batch_size: int) -> list[NDArray[np.int64]]:
+    """Return all rows in batches, sorted by length."""
+    return in_chunks(np.argsort(data.lengths, kind="stable"), batch_size)
