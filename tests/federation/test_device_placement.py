@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -10,7 +11,10 @@ from transformers import BertConfig, BertModel
 from trifed import make_config
 from trifed.common.errors import ConfigError, ModelError, RunError
 from trifed.config.settings import TrainingSettings
-from trifed.federation.device_placement import device_map, place_model
+from trifed.data import text_examples
+from trifed.federation.batches import RoundRandom
+from trifed.federation.device_placement import device_map, narrow_frozen_weights, place_model
+from trifed.federation.training import LocalTraining, train_locally
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not available:UserWarning")
 
@@ -63,3 +67,25 @@ def test_other_words_are_refused():
     [problem] = refused.value.problems
     assert problem.startswith("training.device: ")
     assert all(f"'{device}'" in problem for device in ("cuda:many", "auto", "cpu", "cuda", "cuda:1", "cuda:all"))
+
+
+@pytest.mark.parametrize("method", ["fedavg-lora", "fed-sb"])
+def test_weights_kept_in_bfloat16_change_no_bit(make_bench, method):
+    """Losses, tensors and the first gradient; the embeddings and the norms stay in float32."""
+    found = []
+    for narrow in (False, True):
+        shared_model = make_bench(method, training={"precision": "bf16", "batch_size": 4})
+        training = TrainingSettings(precision="bf16", device="cpu", batch_size=4)
+        changed = narrow_frozen_weights(shared_model.model, training) if narrow else 0
+        data = shared_model.encode(text_examples(["one word", "two more words"] * 5, None, np.arange(10) % 3))
+        gradient = shared_model.first_gradient(data, training)
+        shared_model.load(shared_model.start)
+        job = LocalTraining(shared_model.parameters, data, RoundRandom.of(0, 1, 0), 0, 9, {})
+        done = train_locally(shared_model.model, [job], training)[0]
+        found.append((done.loss, shared_model.take(), gradient))
+    types = {name.rsplit(".", 2)[-2]: p.dtype for name, p in shared_model.model.named_parameters()}
+    assert changed > 10 and types["LayerNorm"] == types["word_embeddings"] == torch.float32
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[1][1][name], tensor) for name, tensor in found[0][1].items())
+    assert all(np.array_equal(found[1][2][name], values) for name, values in found[0][2].items())
+    assert narrow_frozen_weights(shared_model.model, TrainingSettings(precision="fp32", device="cpu")) == 0

@@ -29,6 +29,7 @@ from trifed.deployment.site_policy import (
 from trifed.deployment.site_run import SiteRun
 from trifed.deployment.site_settings import LEFT, SiteSettings
 from trifed.deployment.site_store import SiteStore
+from trifed.federation.device_placement import narrow_frozen_weights
 from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS, code_hash
 from trifed.tasks import TASKS
@@ -174,6 +175,7 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         (config.model, config.adapter, config.training),
         task,
     )
+    narrow_frozen_weights(shared_model.model, config.training)
     store = SiteStore.at(site.folder / name, values)
     return SiteRun(name, site, config, shared_model, store, digest(shared_model.layout, shared_model.start_values))
 

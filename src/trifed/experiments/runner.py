@@ -176,8 +176,10 @@ def _prepare(config: RunConfig, listener: Listener) -> _Prepared:
     began = time.perf_counter()
     require_trackers(config.trackers)
     data, shared_model, clients = prepare(config, listener)
+    from trifed.federation.device_placement import narrow_frozen_weights
     from trifed.federation.guards import refuse_few_tokens  # needs torch
 
+    narrow_frozen_weights(shared_model.model, config.training)
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
         refuse_few_tokens(clients, shared_model.layout, config.training, config.seed, config.rounds)
     trained, examples = sum(p.numel() for p in shared_model.parameters.values()), [len(c.train) for c in clients]

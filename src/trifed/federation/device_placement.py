@@ -7,6 +7,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from trifed.common.errors import ModelError, RunError
 from trifed.config.settings import ALL_GPUS, TrainingSettings
@@ -42,6 +43,29 @@ def device_and_precision(model: nn.Module, settings: TrainingSettings) -> tuple[
     """Return the device of a model, or of its first layer, and the precision of passes through it."""
     device = next(model.parameters()).device
     return device, choose_precision(settings, device)
+
+
+def narrow_frozen_weights(model: nn.Module, settings: TrainingSettings) -> int:
+    """Keep frozen weights of linear layers in bfloat16 where autocast would convert them in every pass.
+
+    Results stay the same to the last bit, since autocast rounds the same way. Nothing may use the model without
+    autocast afterwards.
+
+    Returns:
+        The number of layers that were changed.
+    """
+    if device_and_precision(model, settings)[1] != torch.bfloat16:
+        return 0
+    linear = [part for part in model.modules() if isinstance(part, nn.Linear | Conv1D)]
+    # A language model's output layer may share its weight with the embeddings, which autocast does not convert.
+    others = {id(p) for part in model.modules() if part not in set(linear) for p in part.parameters(recurse=False)}
+    found = [part for part in linear if part.weight.dtype == torch.float32 and not part.weight.requires_grad]
+    changed = [part for part in found if id(part.weight) not in others]
+    for part in changed:
+        for param in part.parameters(recurse=False):
+            if not param.requires_grad:
+                param.data = param.data.to(torch.bfloat16)
+    return len(changed)
 
 
 def _cpu_has_bf16() -> bool:
