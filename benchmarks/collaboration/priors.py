@@ -26,6 +26,7 @@ from scipy.special import gammaln
 from trifed.config.run import make_config
 from trifed.config.toml_files import read_toml
 from trifed.federation.client_update import score
+from trifed.federation.evaluation import embed
 from trifed.federation.personalization import calibrate
 from trifed.federation.preparation import prepare, quiet
 from trifed.federation.run_folder import RunFolder
@@ -95,11 +96,13 @@ def rescored(folder: Path) -> dict[str, float]:
     for site, (train, valid) in zip(run.clients, counts, strict=True):
         client = site.dataset
         model = site.personalization.model("interpolated", site.state.tensors, run.server.arrives(client.index))
+        bench.load(model)
+        features = embed(bench.model, client.valid, config.training)
         for name, rule in RULES.items():
             prior = rule(train, valid, everybody)
             log_prior = torch.from_numpy(np.log(prior / prior.sum())).float()
             bias = model["head.bias"] - site.local_init["head.bias"] + log_prior
-            used = calibrate(bench, {**model, "head.bias": bias}, client.valid, config.training)
+            used = calibrate(bench, {**model, "head.bias": bias}, features, client.valid.labels)
             found[name].append(score(bench, used, client.test, config.training).accuracy)
     return {name: round(100 * float(np.mean(values)), 2) for name, values in found.items()}
 

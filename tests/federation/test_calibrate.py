@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from trifed import make_config, run
 from trifed.data import make_clients, text_examples
+from trifed.federation.evaluation import embed
 from trifed.federation.personalization import FACTORS, TOLERANCE, calibrate
 from trifed.federation.run_folder import RunFolder
 from trifed.methods.aggregation import HEAD
@@ -32,13 +33,18 @@ def client(make_bench, toy_values):
     return shared_model, tensors, logits, settings
 
 
+def calibrated(shared_model, tensors, data, settings):
+    shared_model.load(tensors)
+    return calibrate(shared_model, tensors, embed(shared_model.model, data, settings), data.labels)
+
+
 def encoded(shared_model, labels):
     return shared_model.encode(text_examples(TEXTS, None, np.asarray(labels, np.int64)))
 
 
 def test_a_likelihood_that_is_always_right_is_believed(client):
     shared_model, tensors, logits, settings = client
-    after = calibrate(
+    after = calibrated(
         shared_model, tensors, encoded(shared_model, (logits + tensors["head.bias"]).argmax(1)), settings
     )
     assert torch.equal(after[HEAD], tensors[HEAD])
@@ -46,7 +52,7 @@ def test_a_likelihood_that_is_always_right_is_believed(client):
 
 def test_a_likelihood_that_is_always_wrong_leaves_the_prior(client):
     shared_model, tensors, logits, settings = client
-    after = calibrate(shared_model, tensors, encoded(shared_model, logits.argmin(1)), settings)
+    after = calibrated(shared_model, tensors, encoded(shared_model, logits.argmin(1)), settings)
     assert not after[HEAD].any()
     assert all(torch.equal(after[name], tensor) for name, tensor in tensors.items() if name != HEAD)
 
@@ -60,7 +66,7 @@ def test_the_factor_is_the_largest_that_is_no_worse(client):
     shared_model, tensors, logits, settings = client
     right, wrong = logits.argmax(1), logits.argmin(1)
     data = encoded(shared_model, torch.where(torch.arange(len(TEXTS)) % 8 == 0, wrong, right))
-    after = calibrate(shared_model, tensors, data, settings)
+    after = calibrated(shared_model, tensors, data, settings)
     found = float((after[HEAD] / tensors[HEAD]).mean())
     place = next(i for i, factor in enumerate(FACTORS) if found == pytest.approx(factor, abs=1e-5))
     logits = logits.double()
@@ -84,7 +90,7 @@ def test_the_factor_is_the_largest_that_is_no_worse(client):
 def test_from_one_example_nothing_is_concluded(client, count):
     shared_model, tensors, _, settings = client
     few = shared_model.encode(text_examples(TEXTS[:count], None, np.zeros(count, np.int64)))
-    assert calibrate(shared_model, tensors, few, settings) is tensors
+    assert calibrated(shared_model, tensors, few, settings) is tensors
 
 
 def test_a_calibrated_model_is_kept_and_evaluated_with_a_smaller_head(toy_values, tmp_path):

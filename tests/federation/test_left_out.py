@@ -34,18 +34,18 @@ def left_out(folder):
 
 @pytest.mark.parametrize("method", ["own-prior", "fedavg-lora", "fed-sb", "ce-lora"])
 def test_a_bad_upload_changes_nothing_for_the_others(method, toy_values, tmp_path, monkeypatch):
-    config = make_config(toy_values(method=method, rounds=3))
+    config = make_config(toy_values(method=method, rounds=3, training={"clients_at_once": 1}))
     with monkeypatch.context() as patch:
         select = FederatedRun.select
         patch.setattr(FederatedRun, "select", lambda self, n: [c for c in select(self, n) if n != 2 or c != OUT])
         expected = run(config, tmp_path / "not selected").path
-    train = Client.round
+    train = Client.end_round
 
-    def sends_garbage(self, number, *rest, **more):
-        done = train(self, number, *rest, **more)
+    def sends_garbage(self, training, *rest):
+        done, number = train(self, training, *rest), training.number
         return replace(done, upload=GARBAGE) if (number, self.dataset.index) == (2, OUT) else done
 
-    monkeypatch.setattr(Client, "round", sends_garbage)
+    monkeypatch.setattr(Client, "end_round", sends_garbage)
     found = run(config, tmp_path / "garbage").path
     assert left_out(found) == [(2, "bad_reply")]
     assert models(found) == models(expected) and len(models(found)) > 1
@@ -53,7 +53,7 @@ def test_a_bad_upload_changes_nothing_for_the_others(method, toy_values, tmp_pat
 
 def stopped(config, path, monkeypatch, last):
     """Run until round `last`, which is not finished."""
-    train = Client.round
+    train = Client.begin_round
 
     def stops(self, number, *rest, **more):
         if number == last:
@@ -61,7 +61,7 @@ def stopped(config, path, monkeypatch, last):
         return train(self, number, *rest, **more)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Client, "round", stops)
+        patch.setattr(Client, "begin_round", stops)
         run(config, path)
 
 
@@ -84,13 +84,13 @@ def test_a_bad_opening_leaves_its_client_out_of_the_whole_run(method, kind, toy_
 @pytest.mark.parametrize("method", ["fedavg-lora", "own-prior"])
 def test_a_resumed_run_has_the_same_numbers(method, garbage, participation, toy_values, tmp_path, monkeypatch):
     """Also for clients that are not selected, or left out, in the round after the checkpoint."""
-    config, train = make_config(toy_values(method=method, rounds=3, participation=participation)), Client.round
+    config, train = make_config(toy_values(method=method, rounds=3, participation=participation)), Client.end_round
 
-    def sends_garbage(self, number, *rest, **more):
-        done = train(self, number, *rest, **more)
+    def sends_garbage(self, training, *rest):
+        done, number = train(self, training, *rest), training.number
         return replace(done, upload=GARBAGE) if garbage and (number, self.dataset.index) == (3, OUT) else done
 
-    monkeypatch.setattr(Client, "round", sends_garbage)
+    monkeypatch.setattr(Client, "end_round", sends_garbage)
     expected, found = run(config, tmp_path / "unbroken").path, tmp_path / "resumed"
     stopped(config, found, monkeypatch, 3)
     run_or_resume(config, found)
@@ -100,8 +100,8 @@ def test_a_resumed_run_has_the_same_numbers(method, garbage, participation, toy_
 
 
 def test_a_run_without_any_client_ends(toy_values, tmp_path, monkeypatch):
-    train = Client.round
-    monkeypatch.setattr(Client, "round", lambda self, *a, **b: replace(train(self, *a, **b), upload=GARBAGE))
+    train = Client.end_round
+    monkeypatch.setattr(Client, "end_round", lambda self, *a, **b: replace(train(self, *a, **b), upload=GARBAGE))
     with pytest.raises(RunError, match="round 1"):
         run(make_config(toy_values(method="fedavg-lora")), tmp_path / "run")
 

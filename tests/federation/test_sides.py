@@ -97,6 +97,7 @@ def apart(config):
     ],
 )  # fmt: skip
 def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_path):
+    changes = {**changes, "training": {"clients_at_once": 1}}  # more at once differ by rounding errors
     config = make_config(toy_values(method=method, rounds=ROUNDS, **changes))
     data, shared_model, clients = parts(config)
     together = Simulation(config, data, clients, shared_model, RunFolder.create(tmp_path / "run"), quiet)
@@ -108,7 +109,7 @@ def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_p
     for site, other in zip(sites, together.clients, strict=True):
         payload = server.download(ROUNDS + 1, site.dataset.index)
         arrived = None if payload is None else site.take(ROUNDS + 1, payload)
-        final = together.final_tensors(site.dataset.index)
+        final = together.final_model(site.dataset.index).tensors
         for name, tensor in site.tensors(site.context.method.evaluated_model, arrived).items():
             assert torch.equal(tensor, final[name]), name
         assert site.state.steps == other.state.steps

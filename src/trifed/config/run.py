@@ -73,7 +73,12 @@ class RunConfig(StrictSettings):
     participation: float = Field(
         1.0, gt=0, le=1, description="Share of the clients that are selected in each round."
     )
-    evaluate_every: int = Field(1, ge=1, description="Rounds from one evaluation to the next.")
+    evaluate_every: int | None = Field(
+        None,
+        ge=1,
+        description="Rounds from one evaluation on validation and test data to the next; the last round is always "
+        "evaluated. Unset: five times in the run.",
+    )
     keep_checkpoints: int = Field(
         3,
         ge=1,
@@ -114,6 +119,11 @@ class RunConfig(StrictSettings):
         return compose(
             METHODS[self.method.name], self.personalization, self.aggregation, self.task not in UNLABELLED
         )
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Rounds from one evaluation to the next."""
+        return self.evaluate_every or -(-self.rounds // 5)
 
     def parts_left_out(self) -> list[str]:
         """Return a sentence for each part that is set and has no meaning for this task or method."""

@@ -216,11 +216,10 @@ def _write_models(simulation: Simulation) -> dict[str, Any]:
     shared_model, clients, task = simulation.shared_model, simulation.datasets, simulation.shared_model.task
     predictions, shares = {}, {}
     for client in clients:
-        tensors = simulation.final_tensors(client.index)
-        scores = score(shared_model, tensors, client.test, config.training)
-        predictions[client.name], shares[client.name] = scores.predictions, scores.right
+        final = simulation.final_model(client.index)
+        predictions[client.name], shares[client.name] = final.test.predictions, final.test.right
         client_folder = folder.path / "clients" / client.name
-        save_client(client_folder, shared_model, tensors, data.label_names, shared_model.base.source)
+        save_client(client_folder, shared_model, final.tensors, data.label_names, shared_model.base.source)
     predicted = _controls(simulation) if config.controls and task.labelled else {}
     labels = {client.name: client.test.labels for client in clients}
     # Predicted classes; of other tasks the share of each example that is predicted right.
@@ -275,7 +274,7 @@ def _global_test(simulation: Simulation, examples: Examples) -> dict[str, Any]:
     known: dict[bytes, float] = {}
     right = []
     for client in simulation.datasets:
-        tensors = simulation.final_tensors(client.index)
+        tensors = simulation.final_model(client.index).tensors
         key = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
         if key not in known:
             known[key] = score(simulation.shared_model, tensors, encoded, simulation.config.training).accuracy

@@ -22,6 +22,7 @@ from trifed.federation.client_update import (
     train_rounds,
 )
 from trifed.federation.context import RunContext, decode_tensors, encode_tensors
+from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization
@@ -94,6 +95,15 @@ class ClientUpdate:
     loss: float
     steps: int
     rejected_download: bool = False
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A client's tensors at a stage, and their scores on its validation and test data."""
+
+    tensors: dict[str, Tensor]
+    valid: Scores
+    test: Scores
 
 
 class Client:
@@ -270,10 +280,30 @@ class Client:
 
         `download`: values of the last download, (n_values,); None if there was none.
         """
-        method, model = self.context.method, self.personalization.model(stage, self.state.tensors, download)
-        if method.calibrated and stage == method.evaluated_model:
-            return self.personalization.calibrated(model, self.local_init)
-        return model
+        return self._model(stage, download)[0]
+
+    def scored(self, stage: Stage, download: Vector | None) -> ScoredModel:
+        """Return the client's model at a stage, as `tensors` does, and its scores."""
+        shared_model, training, valid = self.shared_model, self.settings.training, self.dataset.valid
+        tensors, features = self._model(stage, download)
+        shared_model.load(tensors)
+        known = None if features is None else evaluate_features(shared_model.model, features, valid, training)
+        return ScoredModel(
+            tensors,
+            known or score(shared_model, tensors, valid, training),
+            score(shared_model, tensors, self.dataset.test, training),
+        )
+
+    def _model(
+        self, stage: Stage, download: Vector | None
+    ) -> tuple[dict[str, Tensor], NDArray[np.float32] | None]:
+        """Return the model at a stage, and its features of the validation data if they had to be computed."""
+        method, tensors = self.context.method, self.personalization.model(stage, self.state.tensors, download)
+        if not method.calibrated or stage != method.evaluated_model:
+            return tensors, None
+        self.shared_model.load(tensors)
+        features = embed(self.shared_model.model, self.dataset.valid, self.settings.training)
+        return self.personalization.calibrated(tensors, self.local_init, features), features
 
 
 def adapted_layout(shared_model: SharedModel) -> Layout:

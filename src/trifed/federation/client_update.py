@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trifed.config.settings import TrainingSettings
 from trifed.federation.batches import PROJECTION, SUMMARY, RoundRandom, seeded, steps_per_round
 from trifed.federation.dp_sgd import DpSgd
-from trifed.federation.evaluation import Scores, evaluate
+from trifed.federation.evaluation import Scores, evaluate, evaluate_features
 from trifed.federation.shared_model import SharedModel, copies
 from trifed.federation.stack import CannotStackError
 from trifed.federation.training import LocalTraining, Moments, ProximalTerm, TrainingResult, train_locally
@@ -159,8 +159,15 @@ def _train_together(
 def score(
     shared_model: SharedModel, tensors: dict[str, Tensor], data: Encoded, settings: TrainingSettings
 ) -> Scores:
-    """Return loss and accuracy of a client's tensors on some data."""
+    """Return loss and accuracy of a client's tensors on some data.
+
+    An adapter that adds nothing leaves the base's features as they are, which are computed only once.
+    """
     shared_model.load(tensors)
+    if shared_model.adds_nothing(tensors):
+        features = shared_model.base_features(data, settings)
+        if known := evaluate_features(shared_model.model, features, data, settings):
+            return known
     return evaluate(shared_model.model, data, settings)
 
 

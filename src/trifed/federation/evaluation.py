@@ -83,6 +83,27 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
 
 
 @torch.no_grad()
+def evaluate_features(
+    model: TaskModel, features: NDArray[np.float32], data: Encoded, settings: TrainingSettings
+) -> Scores | None:
+    """Return the scores of a model whose pooled features of `data`, (n, hidden), are known already.
+
+    None for a task whose scores need more than the features.
+    """
+    device, precision = device_and_precision(model, settings)
+    labels = torch.from_numpy(data.labels).to(device)
+    model.eval()
+    with autocast(device, precision):
+        scores = model.score_features(torch.from_numpy(features).to(device), labels)
+    if scores is None:
+        return None
+    right = scores.right.double().cpu().numpy()
+    loss = float(scores.loss) / scores.count if scores.count else math.nan
+    accuracy = float(right.mean()) if len(right) else math.nan
+    return Scores(loss, accuracy, len(data), right, scores.predictions.cpu().numpy())
+
+
+@torch.no_grad()
 def embed(model: TaskModel, data: Encoded, settings: TrainingSettings) -> NDArray[np.float32]:
     """Return the model's pooled features, (n, hidden), float32."""
     device, precision = device_and_precision(model, settings)

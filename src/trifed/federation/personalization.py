@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -14,12 +15,10 @@ from trifed.config.settings import TrainingSettings
 from trifed.federation.client_privacy import ClientPrivacy
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import RunContext
-from trifed.federation.evaluation import embed
 from trifed.federation.shared_model import SharedModel
 from trifed.methods.aggregation import BIAS, HEAD
 from trifed.methods.base import Stage
 from trifed.methods.packing import Vector
-from trifed.tasks import Encoded
 
 FACTORS = tuple(step / 20 for step in range(20, -1, -1))
 """Factors of the head's weight that `calibrate` tries, from 1 to 0."""
@@ -71,23 +70,28 @@ class Personalization:
         share = self.context.method.interpolation
         return {name: torch.lerp(tensor, received[name], share) for name, tensor in trained.items()}
 
-    def calibrated(self, tensors: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
+    def calibrated(
+        self, tensors: dict[str, Tensor], initial: dict[str, Tensor], features: NDArray[np.float32]
+    ) -> dict[str, Tensor]:
         """Return the tensors with a label prior that counts validation labels too, and a scaled head.
 
         Args:
             tensors: The client's model.
             initial: Initial tensors that the training began with. Training needs the prior of the examples that it
                 trains on; the model that is used gets the best estimate there is.
+            features: The model's features of the validation examples, (n, hidden).
         """
         prior = self.local_init(with_validation=True)
         changes = {name: tensors[name] + prior[name] - start for name, start in initial.items() if name in tensors}
-        return calibrate(self.shared_model, {**tensors, **changes}, self.dataset.valid, self.training)
+        return calibrate(self.shared_model, {**tensors, **changes}, features, self.dataset.valid.labels)
 
 
 def calibrate(
-    shared_model: SharedModel, tensors: dict[str, Tensor], data: Encoded, settings: TrainingSettings
+    shared_model: SharedModel, tensors: dict[str, Tensor], features: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> dict[str, Tensor]:
-    """Return a client's tensors with the head's weight times the factor in [0, 1] that suits its loss on `data`.
+    """Return a client's tensors with the head's weight times the factor in [0, 1] that suits its loss.
+
+    The loss is that of n validation examples, by their `features`, (n, hidden), and `labels`, (n,).
 
     With the log of a prior as bias, the factor says how far the rest of the model is to be believed: with 0 the
     prior alone decides. Otherwise this is temperature scaling (Guo et al., "On Calibration of Modern Neural
@@ -96,13 +100,12 @@ def calibrate(
     (after the rule of one standard error of Breiman et al., "Classification and Regression Trees", 1984). With
     fewer than two examples nothing changes.
     """
-    if len(data) < 2 or HEAD not in tensors:
+    if len(labels) < 2 or HEAD not in tensors:
         return tensors
     shared_model.load(tensors)
     weight, bias = tensors[HEAD], shared_model.model.get_parameter(BIAS).detach().cpu()
-    evidence = torch.from_numpy(embed(shared_model.model, data, settings)) @ weight.T
-    labels = torch.from_numpy(data.labels)
-    losses = torch.stack([cross_entropy(s * evidence + bias, labels, reduction="none") for s in FACTORS])
+    evidence, targets = torch.from_numpy(features) @ weight.T, torch.from_numpy(labels)
+    losses = torch.stack([cross_entropy(s * evidence + bias, targets, reduction="none") for s in FACTORS])
     excess = losses - losses[losses.mean(1).argmin()]
-    tolerated = excess.mean(1) <= TOLERANCE * excess.std(1) / len(data) ** 0.5
+    tolerated = excess.mean(1) <= TOLERANCE * excess.std(1) / len(labels) ** 0.5
     return {**tensors, HEAD: weight * FACTORS[int(tolerated.int().argmax())]}

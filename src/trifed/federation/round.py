@@ -213,7 +213,7 @@ class FederatedRun:
         for bounded in self.server.aggregate(accepted):
             self.log(events.Bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
         last, method = number == self.config.rounds, self.server.context.method
-        if last or number % self.config.evaluate_every == 0:
+        if last or number % self.config.evaluation_interval == 0:
             both: list[Stage] = ["trained", "received"] if last and self.server.context.compression.layout else []
             self._evaluate(number, [*dict.fromkeys([*both, method.evaluated_model])])
 

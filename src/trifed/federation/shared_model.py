@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase
 
+KEPT_FEATURES = 2**30
+"""Bytes of the base's features that are kept for later uses."""
 _ENCODER, _WRAPPER = "encoder.", "base_model.model."
 _BASE = ".base_layer.weight"
 
@@ -47,6 +50,7 @@ class SharedModel:
         layout: Names and shapes of the tensors that are sent.
         lora_bytes: float32 bytes of A, B and head together, which `fedavg-lora` sends on this model.
         alone: Why clients cannot train in one pass, if that became known.
+        features: Pooled features of the base that were computed before, by the `id` of data that still exist.
     """
 
     task: Task
@@ -61,6 +65,7 @@ class SharedModel:
     layout: Layout
     lora_bytes: int
     alone: list[str] = field(default_factory=list)
+    features: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -105,12 +110,32 @@ class SharedModel:
         return self.task.encode(self.base, examples, self.settings)
 
     def base_features(self, data: Encoded, settings: TrainingSettings) -> NDArray[np.float32]:
-        """Return pooled features of the pre-trained base, (n, hidden)."""
+        """Return pooled features of the pre-trained base, (n, hidden); computed once while memory allows it."""
+        if id(data) in self.features:
+            return self.features[id(data)]
         if isinstance(self.encoder, PeftModel):
             with self.encoder.disable_adapter():
-                return embed(self.model, data, settings)
-        self.load(self.start)
-        return embed(self.model, data, settings)
+                found = embed(self.model, data, settings)
+        else:
+            self.load(self.start)
+            found = embed(self.model, data, settings)
+        if sum(kept.nbytes for kept in self.features.values()) + found.nbytes <= KEPT_FEATURES:
+            self.features[id(data)] = found
+            weakref.finalize(data, self.features.pop, id(data), None)
+        return found
+
+    def adds_nothing(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Return True if every adapted layer has an A, B or C of zeros, and nothing else of the base trains."""
+        if not isinstance(self.encoder, PeftModel):
+            return False
+        zero: dict[str, bool] = {}
+        for name, tensor in {**self.frozen, **tensors}.items():
+            if is_factor(name) or is_core(name):
+                layer = name.rsplit(".lora_", 1)[0]
+                zero[layer] = zero.get(layer, False) or not tensor.any()
+            elif not is_head(name):
+                return False
+        return all(zero.values())
 
     def first_gradient(self, data: Encoded, settings: TrainingSettings) -> Tensors:
         """Return the mean gradient of the adapted weights at the initial values: layer → (d_out, d_in)."""

@@ -11,15 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation import events
 from trifed.federation.at_once import clients_at_once
-from trifed.federation.client import Client, ClientSettings, adapted_layout, receive_shared_projections
-from trifed.federation.client_update import ClientDataset, ClientState, score, train_rounds
+from trifed.federation.client import (
+    Client,
+    ClientSettings,
+    ScoredModel,
+    adapted_layout,
+    receive_shared_projections,
+)
+from trifed.federation.client_update import ClientDataset, ClientState, train_rounds
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.messages import Rejected
@@ -65,14 +70,17 @@ class Simulation:
         self.records = [ClientRecord(c.dataset.name, c.dataset.index, c.examples) for c in self.clients]
         self.identity = identity_of(config, self.data, self.shared_model)
         self.before: dict[int, ClientState] = {}  # the clients' states before the present exchange
+        self.final: dict[int, ScoredModel] = {}  # the evaluated models after the last round
 
     def run(self) -> None:
         """Begin, or resume after the last whole round, and run to the end."""
         FederatedRun(self.config, self, self.folder, self.log).run()
 
-    def final_tensors(self, client: int) -> dict[str, Tensor]:
-        """Return the tensors that a client would use from now on, which are the evaluated ones."""
-        return self._tensors(self.clients[client], self.context.method.evaluated_model)
+    def final_model(self, client: int) -> ScoredModel:
+        """Return the model that a client would use from now on, which is the evaluated one."""
+        if client not in self.final:  # a run that was resumed after its last round
+            self.final[client] = self._scored(self.clients[client], self.context.method.evaluated_model)
+        return self.final[client]
 
     # -- the transport
 
@@ -194,16 +202,11 @@ class Simulation:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
             for client in self.clients:
-                dataset, tensors = client.dataset, self._tensors(client, stage)
-                yield events.ClientScores(
-                    number,
-                    stage,
-                    dataset.name,
-                    *(
-                        facts_of(score(self.shared_model, tensors, split, self.config.training))
-                        for split in (dataset.valid, dataset.test)
-                    ),
-                )
+                found = self._scored(client, stage)
+                if number == self.config.rounds and stage == self.context.method.evaluated_model:
+                    self.final[client.dataset.index] = found
+                scores = facts_of(found.valid), facts_of(found.test)
+                yield events.ClientScores(number, stage, client.dataset.name, *scores)
         matrices = {n: torch.tensor(self.server.state[n]) for n in MATRICES if n in self.server.state}
         if matrices:
             self.folder.write_tensors(f"matrices/round-{number:04d}.safetensors", matrices, {})
@@ -234,10 +237,10 @@ class Simulation:
             for state in states
         ]
 
-    def _tensors(self, client: Client, stage: Stage) -> dict[str, Tensor]:
-        """Return a client's model at a stage, after its next download."""
+    def _scored(self, client: Client, stage: Stage) -> ScoredModel:
+        """Return a client's model at a stage, after its next download, and its scores."""
         arrived = None if stage in ("start", "trained") else self.server.arrives(client.dataset.index)
-        return client.tensors(stage, arrived)
+        return client.scored(stage, arrived)
 
 
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:

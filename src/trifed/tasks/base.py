@@ -118,6 +118,10 @@ class TaskModel(nn.Module):
     def score(self, batch: Batch) -> BatchScores:
         """Return the scores of the batch."""
 
+    def score_features(self, features: Tensor, labels: Tensor) -> BatchScores | None:
+        """Return the scores of examples by their `features`, (n, hidden); None if features do not suffice."""
+        return None
+
 
 class ClassificationModel(TaskModel):
     """A model whose `forward` returns one logit per label, (n, n_labels)."""
@@ -128,11 +132,14 @@ class ClassificationModel(TaskModel):
 
     def score(self, batch: Batch) -> BatchScores:
         """Return the summed cross-entropy and the most probable labels."""
-        logits, labels = self(batch), batch["labels"]
-        predictions = logits.argmax(-1)
-        return BatchScores(
-            cross_entropy(logits, labels, reduction="sum"), len(labels), predictions == labels, predictions
-        )
+        return _class_scores(self(batch), batch["labels"])
+
+
+def _class_scores(logits: Tensor, labels: Tensor) -> BatchScores:
+    predictions = logits.argmax(-1)
+    return BatchScores(
+        cross_entropy(logits, labels, reduction="sum"), len(labels), predictions == labels, predictions
+    )
 
 
 class BiasHead(nn.Module):
@@ -159,6 +166,10 @@ class HeadedModel(ClassificationModel):
         """Return logits, (n, n_labels), float32."""
         logits: Tensor = self.head(self.features(batch))
         return logits.float()
+
+    def score_features(self, features: Tensor, labels: Tensor) -> BatchScores:
+        """Return the scores of the head's labels for `features`, (n, hidden)."""
+        return _class_scores(self.head(features).float(), labels)
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,15 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
     if not len(examples):
         return EncodedTokens([], examples.labels, pad_id=tokenizer.pad_token_id)
     texts = (examples.texts,) if examples.pairs is None else (examples.texts, examples.pairs)
-    whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
-    kept = tokenizer(*texts, truncation=True, max_length=limit)
-    ids, types = kept["input_ids"], {name: kept[name] for name in ("token_type_ids",) if name in kept}
+    whole = tokenizer(*texts, truncation=False, verbose=False)
+    ids, types = whole["input_ids"], {name: whole[name] for name in ("token_type_ids",) if name in whole}
+    long = [row for row, tokens in enumerate(ids) if len(tokens) > limit]
+    if long:
+        cut = tokenizer(*([part[row] for row in long] for part in texts), truncation=True, max_length=limit)
+        for place, row in enumerate(long):
+            ids[row] = cut["input_ids"][place]
+            for name, values in types.items():
+                values[row] = cut[name][place]
     longest, most = max(map(len, ids)), positions(base.model)
     if longest > most:
         raise ModelError(
@@ -80,8 +86,7 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
             f"model.name: got the token {largest} from its tokenizer, expected one of the model's {words} tokens; "
             f"put the tokenizer files that belong to the weights beside them"
         )
-    cut = sum(len(row) > limit for row in whole)
-    return EncodedTokens(ids, examples.labels, cut, tokenizer.pad_token_id, types)
+    return EncodedTokens(ids, examples.labels, len(long), tokenizer.pad_token_id, types)
 
 
 def positions(model: nn.Module) -> int:
