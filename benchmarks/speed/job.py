@@ -19,9 +19,8 @@ import tomli_w
 from trifed import make_config
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
-from trifed.federation.client_update import TRAINING
+from trifed.federation.batches import RoundRandom, round_batches
 from trifed.federation.device_placement import choose_device, choose_precision
-from trifed.federation.training import round_batches, seeded
 from trifed.tasks import TASKS
 
 Json = dict[str, Any]
@@ -139,7 +138,7 @@ def _write_clients(config: RunConfig, data: FederatedData, folder: Path) -> None
         lengths = task.encode(base, client.train, config.model).lengths
         rounds = range(1, config.rounds + 1)
         batches = [
-            [rows.tolist() for rows in round_batches(lengths, training, seeded(config.seed, TRAINING, r, number))]
+            [rows.tolist() for rows in round_batches(lengths, training, RoundRandom.of(config.seed, r, number))]
             for r in rounds
         ]
         settings["examples"] += sum(len(rows) for steps in batches for rows in steps)

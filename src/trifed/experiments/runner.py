@@ -210,7 +210,6 @@ def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, p
 def _write_models(simulation: Simulation) -> dict[str, Any]:
     """Write the clients' models and predictions, measure the controls, and return the summary."""
     from trifed.federation.client_model import save_client
-    from trifed.federation.client_update import score
 
     config, data, folder = simulation.config, simulation.data, simulation.folder
     shared_model, clients, task = simulation.shared_model, simulation.datasets, simulation.shared_model.task

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trifed.federation.evaluation import Scores
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:
-    from trifed.federation.training import Scores
+    from trifed.federation.evaluation import Scores
 
 Json = dict[str, Any]
 
