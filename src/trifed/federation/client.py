@@ -282,7 +282,7 @@ class Client:
         """
         return self._model(stage, download)[0]
 
-    def scored(self, stage: Stage, download: Vector | None) -> ScoredModel:
+    def evaluated(self, stage: Stage, download: Vector | None) -> ScoredModel:
         """Return the client's model at a stage, as `tensors` does, and its scores."""
         shared_model, training, valid = self.shared_model, self.settings.training, self.dataset.valid
         tensors, features = self._model(stage, download)

@@ -79,7 +79,7 @@ class Simulation:
     def final_model(self, client: int) -> ScoredModel:
         """Return the model that a client would use from now on, which is the evaluated one."""
         if client not in self.final:  # a run that was resumed after its last round
-            self.final[client] = self._scored(self.clients[client], self.context.method.evaluated_model)
+            self.final[client] = self._evaluated(self.clients[client], self.context.method.evaluated_model)
         return self.final[client]
 
     # -- the transport
@@ -202,7 +202,7 @@ class Simulation:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
             for client in self.clients:
-                found = self._scored(client, stage)
+                found = self._evaluated(client, stage)
                 if number == self.config.rounds and stage == self.context.method.evaluated_model:
                     self.final[client.dataset.index] = found
                 scores = facts_of(found.valid), facts_of(found.test)
@@ -237,10 +237,10 @@ class Simulation:
             for state in states
         ]
 
-    def _scored(self, client: Client, stage: Stage) -> ScoredModel:
+    def _evaluated(self, client: Client, stage: Stage) -> ScoredModel:
         """Return a client's model at a stage, after its next download, and its scores."""
         arrived = None if stage in ("start", "trained") else self.server.arrives(client.dataset.index)
-        return client.scored(stage, arrived)
+        return client.evaluated(stage, arrived)
 
 
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:
