@@ -156,9 +156,9 @@ def test_the_check_on_method_names_sees_what_it_should(tmp_path):
     ]  # fmt: skip
 
 
-def test_flower_is_imported_in_one_file():
+def test_flower_is_imported_in_two_files():
     users = {place(path) for path in FILES for name in imports(path) if name.split(".")[0] == "flwr"}
-    assert users <= {"deployment/flower.py"}
+    assert users <= {"deployment/flower.py", "deployment/flower_connection.py"}
     partitioners = {part_of(p) for p in FILES for name in imports(p) if name.split(".")[0] == "flwr_datasets"}
     assert partitioners <= {"data"}
 

@@ -55,17 +55,24 @@ def deployment(
     sites: list[str],
     through: Callable[[int], int] = lambda port: port,
     prepare: Callable[[Path], None] = lambda server: None,
+    commands: dict[str, str] | None = None,
 ) -> Iterator[Path]:
     """A run under way; its folder at the server.
 
-    `through`: the port that a site connects to, given the server's; `prepare`: changes the server's folder first.
+    `through`: the port that a site connects to, given the server's; `prepare`: changes the server's folder first;
+    `commands`: Python that takes the place of an installed command, by the command's name.
     """
     rows = corpus()
     (folder / "run.toml").write_text(to_toml(make_config(values)))
     port, server = free_port(), folder / "server"
     write_server_folder(server, folder / "run.toml", "127.0.0.1", port)
     prepare(server)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for name, source in (commands or {}).items():
+        script = folder / "commands" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!{sys.executable}\n{source}")
+        script.chmod(0o755)
+    path = os.pathsep.join([str(folder / "commands"), str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     started = []
 

@@ -1,11 +1,15 @@
 """What a round between sites weighs on the wire, as Flower sends it: payload and everything around it.
 
-    python benchmarks/flower/wire.py [--rounds 8] [--bits 32 8 1] [--out wire.json]
+    python benchmarks/flower/wire.py [--rounds 8] [--bits 32 8 1] [--ways flower folders] [--seconds 0 54]
+                                     [--out wire.json]
 
 A real SuperLink and three SuperNodes on this machine with TLS and keys, as `trifed flower` writes them; between
 each node and the server stands a relay that counts bytes in both directions. `ce-lora` sends 1,536 numbers: six
-cores of 16 × 16, of MiniLM's queries. Counted are whole rounds after the first; nodes that look for messages while
-they wait are in it, so longer rounds weigh a little more. Needs `pip install 'trifed[demo,flower]'`.
+cores of 16 × 16, of MiniLM's queries. Counted are whole rounds after the first, with the requests by which nodes
+look for messages while they wait. `--seconds`: how long the slowest site seems to train; it sleeps so long, the
+second half as long, the third not at all. `--ways`: `flower`, its own commands and the keys that it makes;
+`folders`, as `trifed flower` writes them; `http2`, the same with HTTP/2 at both ends, which needs
+`pip install h2 hypercorn`. Needs `pip install 'trifed[demo,flower]'`.
 """
 
 from __future__ import annotations
@@ -14,22 +18,71 @@ import argparse
 import contextlib
 import itertools
 import json
+import re
 import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cryptography.hazmat.primitives.asymmetric import ec
 from loopback import corpus, deployment, environment
 
+from trifed.deployment import certificates
 from trifed.federation.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 SITES = ["amber", "basil", "coral"]
+COUNTED = ("up", "down", "connections")
+WAYS, CURVE = ("flower", "folders", "http2"), certificates.CURVE
+SLOW = """import os, time
+from trifed.deployment.flower import run_installed_app
+from trifed.deployment.worker import ask_worker
+
+def answer(path, request):
+    if request.kind == "train":
+        time.sleep({1} * (1, 0.5, 0)[{0}.index(path.parent.name)])
+    return ask_worker(path, request)
+
+run_installed_app(answer)
+"""
+"""A site's ClientApp that sleeps before it trains."""
+PLAIN = """import os, sys
+for name in ("PULLS", "PUSHES"):
+    os.environ.pop(f"FLWR_PRIVATE_MAX_CONCURRENT_OBJ_{{name}}", None)
+from flwr.{0}.cli import flower_{0}
+sys.argv[0] = "flower-{0}"
+flower_{0}()
+"""
+OURS = "from trifed.deployment.flower_connection import {0}\n{0}()\n"
+HTTP2_NODE = """from trifed.deployment import flower_connection
+class Client(flower_connection.KeptClient):
+    def __init__(self, **settings):
+        super().__init__(http2=True, **settings)
+flower_connection.KeptClient = Client
+flower_connection.supernode()
+"""
+HTTP2_LINK = """import asyncio
+import uvicorn
+from flwr.superlink.cli import flower_superlink
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+
+def run(app, host, port, ssl_keyfile, ssl_certfile, **_):
+    config = Config()
+    config.bind, config.keyfile, config.certfile = [f"{host}:{port}"], ssl_keyfile, ssl_certfile
+    config.keep_alive_timeout, config.accesslog = 120, "-"
+    asyncio.run(serve(app, config))
+
+uvicorn.run = run
+flower_superlink()
+"""
+"""Both ends speak HTTP/2, which compresses headers. No part of trifed: it shows what Flower could have."""
 Json = dict[str, Any]
 
 
@@ -37,7 +90,7 @@ class Relay:
     """A port that passes everything on. `up`, `down`: bytes from and to whoever connects."""
 
     def __init__(self, target: int) -> None:
-        self.target, self.up, self.down = target, 0, 0
+        self.target, self.up, self.down, self.connections = target, 0, 0, 0
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -45,6 +98,7 @@ class Relay:
     def _accept(self) -> None:
         while True:
             near, _ = self.listening.accept()
+            self.connections += 1
             far = socket.create_connection(("127.0.0.1", self.target))
             threading.Thread(target=self._pass, args=(near, far, "up"), daemon=True).start()
             threading.Thread(target=self._pass, args=(far, near, "down"), daemon=True).start()
@@ -73,7 +127,19 @@ def settings(rows: list[Json], bits: int, rounds: int) -> Json:
     }
 
 
-def measure(folder: Path, bits: int, rounds: int) -> Json:
+def commands(way: str, seconds: float) -> dict[str, str]:
+    """Commands in the place of installed ones: a site that trains for a while, and both ends of the wire."""
+    ends = {
+        "flower": (PLAIN.format("supernode"), PLAIN.format("superlink")),
+        "folders": (OURS.format("supernode"), OURS.format("superlink")),
+        "http2": (HTTP2_NODE, HTTP2_LINK),
+    }[way]
+    return dict(zip(("trifed-supernode", "trifed-superlink"), ends, strict=True)) | {
+        "trifed-clientapp": SLOW.format(SITES, seconds)
+    }
+
+
+def measure(folder: Path, bits: int, rounds: int, way: str, seconds: float) -> Json:
     """One run; bytes by round and site."""
     relays: list[Relay] = []
 
@@ -81,17 +147,23 @@ def measure(folder: Path, bits: int, rounds: int) -> Json:
         relays.append(Relay(port))
         return relays[-1].port
 
-    with deployment(folder, settings(corpus(), bits, rounds), SITES, through) as run:
-        return _follow(RunFolder(run), relays, rounds)
+    certificates.CURVE = ec.SECP384R1() if way == "flower" else CURVE  # Flower's own choice for keys
+    log = folder / "server-start.log"
+    with deployment(
+        folder, settings(corpus(), bits, rounds), SITES, through, commands=commands(way, seconds)
+    ) as run:
+        return _follow(RunFolder(run), relays, rounds, log)
 
 
-def _follow(run: RunFolder, relays: list[Relay], rounds: int) -> Json:
+def _follow(run: RunFolder, relays: list[Relay], rounds: int, log: Path) -> Json:
     """Read the counters whenever a round is over."""
-    marks: list[list[tuple[int, int]]] = []
+    marks: list[list[dict[str, int]]] = []
+    asked: list[Counter[str]] = []
     while len(marks) < rounds:
         done = [e for e in run.events() if e["event"] == "round"]
         if len(done) > len(marks):
-            marks.append([(relay.up, relay.down) for relay in relays])
+            marks.append([{name: getattr(relay, name) for name in COUNTED} for relay in relays])
+            asked.append(Counter(re.findall(r"/v1/fleet/([a-z-]+)", log.read_text(errors="replace"))))
         time.sleep(0.05)
     events = run.events()
     trained = [e for e in events if e["event"] == "trained" and e["round"] == rounds]
@@ -99,15 +171,21 @@ def _follow(run: RunFolder, relays: list[Relay], rounds: int) -> Json:
         "seconds_a_round": statistics.median(e["seconds"] for e in events if e["event"] == "round"),
         "payload_up": statistics.mean(sum(e["up"].values()) for e in trained),
         "payload_down": statistics.mean(sum(e["down"].values()) for e in trained),
+        "requests_a_round_and_site": {
+            name: round((count - asked[0][name]) / (rounds - 1) / len(SITES), 2)
+            for name, count in asked[-1].items()
+        },
     }
-    for place, way in enumerate(("up", "down")):
+    for name in COUNTED:
         each = [
-            after[site][place] - before[site][place]
-            for before, after in itertools.pairwise(marks)
+            [after[site][name] - before[site][name] for before, after in itertools.pairwise(marks)]
             for site in range(len(SITES))
         ]
-        found[f"{way}_a_round"] = statistics.median(each)
-        found[f"{way}_least"], found[f"{way}_most"] = min(each), max(each)
+        every = list(itertools.chain(*each))
+        found[f"{name}_a_round"] = statistics.median(every)
+        found[f"{name}_least"], found[f"{name}_most"] = min(every), max(every)
+        found[f"{name}_by_site"] = dict(zip(SITES, map(statistics.mean, each), strict=True))
+    for way in ("up", "down"):
         found[f"{way}_around_the_payload"] = found[f"{way}_a_round"] - found[f"payload_{way}"]
     return found
 
@@ -116,6 +194,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 8, 1])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:2])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[0.0])
     parser.add_argument("--out", type=Path, default=HERE / "wire.json")
     given = parser.parse_args()
     result: Json = {
@@ -123,13 +203,14 @@ def main() -> None:
         "sites": len(SITES),
         "rounds": given.rounds,
         "environment": environment(),
-        "bits": {},
+        "runs": [],
     }
-    for bits in given.bits:
+    for bits, seconds, way in itertools.product(given.bits, given.seconds, given.ways):
         with tempfile.TemporaryDirectory() as folder:
-            found = result["bits"][str(bits)] = measure(Path(folder), bits, given.rounds)
+            found = measure(Path(folder), bits, given.rounds, way, seconds)
+        result["runs"].append({"bits": bits, "slowest_trains": seconds, "way": way, **found})
         given.out.write_text(json.dumps(result, indent=1) + "\n")
-        print(bits, json.dumps(found), flush=True)
+        print(bits, seconds, way, json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

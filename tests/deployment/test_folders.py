@@ -65,7 +65,7 @@ def test_what_is_private_is_readable_by_its_owner_alone(server, site):
 def test_a_sites_key_is_its_own(site):
     private = load_ssh_private_key((site / "berlin.key").read_bytes(), None)
     public = load_ssh_public_key((site / "berlin.pub").read_bytes())
-    assert private.public_key() == public and private.curve.name == "secp384r1"
+    assert private.public_key() == public and private.curve.name == "secp256r1"
 
 
 def test_nothing_is_sent_in_the_open_or_installed_or_told(server, site):

@@ -27,8 +27,8 @@ from trifed.common.errors import RunError
 
 DAYS = 825
 """Days that a server's certificate is valid. Its authority's certificate is valid for ten years."""
-CURVE = ec.SECP384R1()
-"""Curve that Flower expects of its nodes' keys."""
+CURVE = ec.SECP256R1()
+"""Curve of all keys. A node sends its public key and a signature with every request, so their size counts."""
 
 
 def write_authority(folder: Path, name: str) -> None:
@@ -40,7 +40,7 @@ def write_authority(folder: Path, name: str) -> None:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA384())
+        .sign(key, hashes.SHA256())
     )
     _write_private(folder / "ca.key", key)
     (folder / "ca.pem").write_bytes(made.public_bytes(Encoding.PEM))
@@ -58,7 +58,7 @@ def write_server(folder: Path, name: str, hosts: Sequence[str]) -> None:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([_host(host) for host in dict.fromkeys(hosts)]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .sign(signer, hashes.SHA384())
+        .sign(signer, hashes.SHA256())
     )
     _write_private(folder / "server.key", key)
     (folder / "server.pem").write_bytes(made.public_bytes(Encoding.PEM))

@@ -1,6 +1,6 @@
 """Flower as the transport of `deployment.protocol`: a ServerApp that leads a run, a ClientApp for one client.
 
-This is the only file that imports flwr. Every message is one record.
+Every message is one record. Only this file and `flower_connection` import flwr.
 """
 
 from __future__ import annotations

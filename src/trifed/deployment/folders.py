@@ -224,8 +224,10 @@ case "$PWD" in *"'"*) echo "$PWD: Flower cannot read a path with ' in it; move t
 """For scripts that give Flower a path between single quotes, where TOML interprets nothing but them."""
 SCRIPTS = {
     "start.sh": HEAD
-    + """# The server uses TLS, and accepts only nodes whose keys were registered.
-exec flower-superlink --ssl-ca-certfile ca.pem --ssl-certfile server.pem --ssl-keyfile server.key \\
+    + """# The server uses TLS, and accepts only nodes whose keys were registered. trifed-superlink is Flower's command
+# with connections that stay open.
+superlink="$(command -v trifed-superlink || echo flower-superlink)"
+exec "$superlink" --ssl-ca-certfile ca.pem --ssl-certfile server.pem --ssl-keyfile server.key \\
     --enable-supernode-auth --disable-runtime-dependency-installation --database superlink.db \\
     --host 0.0.0.0 --port {port} "$@"
 """,
@@ -308,7 +310,9 @@ for command in flower-supernode flower-superexec trifed-clientapp; do
         exit 2
     }}
 done
-supernode="$(command -v flower-supernode)"
+# trifed-supernode is Flower's node with fewer bytes between it and the server, on one connection.
+supernode="$(command -v trifed-supernode || command -v flower-supernode)"
+export FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS=1 FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES=1
 mkdir -p bin
 ln -sf "$(command -v flower-superexec)" bin/flower-superexec
 ln -sf "$(command -v trifed-clientapp)" bin/flwr-clientapp
