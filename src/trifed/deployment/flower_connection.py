@@ -1,8 +1,8 @@
 """Flower's SuperLink and SuperNode with fewer bytes between them: `trifed-superlink` and `trifed-supernode`.
 
 Both run Flower's own command after they have changed defaults of the libraries under it, because Flower 1.42 has
-no settings for them. Where another version of Flower sets these values itself or does not use them, the run works in
-the same way and sends more bytes.
+no settings for them. Where another version of Flower sets these values itself or does not use them, a run works as
+before and sends more bytes.
 """
 
 from __future__ import annotations
