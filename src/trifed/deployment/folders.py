@@ -224,8 +224,8 @@ case "$PWD" in *"'"*) echo "$PWD: Flower cannot read a path with ' in it; move t
 """For scripts that give Flower a path between single quotes, where TOML interprets nothing but them."""
 SCRIPTS = {
     "start.sh": HEAD
-    + """# The server uses TLS, and accepts only nodes whose keys were registered. trifed-superlink is Flower's own with
-# connections that stay open.
+    + """# The server uses TLS, and accepts only nodes whose keys were registered.
+# trifed-superlink is Flower's command with connections that stay open.
 superlink="$(command -v trifed-superlink || echo flower-superlink)"
 exec "$superlink" --ssl-ca-certfile ca.pem --ssl-certfile server.pem --ssl-keyfile server.key \\
     --enable-supernode-auth --disable-runtime-dependency-installation --database superlink.db \\
