@@ -18,14 +18,12 @@ import argparse
 import contextlib
 import itertools
 import json
-import re
 import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +74,7 @@ from hypercorn.config import Config
 def run(app, host, port, ssl_keyfile, ssl_certfile, **_):
     config = Config()
     config.bind, config.keyfile, config.certfile = [f"{host}:{port}"], ssl_keyfile, ssl_certfile
-    config.keep_alive_timeout, config.accesslog = 120, "-"
+    config.keep_alive_timeout = 120
     asyncio.run(serve(app, config))
 
 uvicorn.run = run
@@ -148,22 +146,18 @@ def measure(folder: Path, bits: int, rounds: int, way: str, seconds: float) -> J
         return relays[-1].port
 
     certificates.CURVE = ec.SECP384R1() if way == "flower" else CURVE  # Flower's own choice for keys
-    log = folder / "server-start.log"
-    with deployment(
-        folder, settings(corpus(), bits, rounds), SITES, through, commands=commands(way, seconds)
-    ) as run:
-        return _follow(RunFolder(run), relays, rounds, log)
+    values, placed = settings(corpus(), bits, rounds), commands(way, seconds)
+    with deployment(folder, values, SITES, through, commands=placed) as run:
+        return _follow(RunFolder(run), relays, rounds)
 
 
-def _follow(run: RunFolder, relays: list[Relay], rounds: int, log: Path) -> Json:
+def _follow(run: RunFolder, relays: list[Relay], rounds: int) -> Json:
     """Read the counters whenever a round is over."""
     marks: list[list[dict[str, int]]] = []
-    asked: list[Counter[str]] = []
     while len(marks) < rounds:
         done = [e for e in run.events() if e["event"] == "round"]
         if len(done) > len(marks):
             marks.append([{name: getattr(relay, name) for name in COUNTED} for relay in relays])
-            asked.append(Counter(re.findall(r"/v1/fleet/([a-z-]+)", log.read_text(errors="replace"))))
         time.sleep(0.05)
     events = run.events()
     trained = [e for e in events if e["event"] == "trained" and e["round"] == rounds]
@@ -171,10 +165,6 @@ def _follow(run: RunFolder, relays: list[Relay], rounds: int, log: Path) -> Json
         "seconds_a_round": statistics.median(e["seconds"] for e in events if e["event"] == "round"),
         "payload_up": statistics.mean(sum(e["up"].values()) for e in trained),
         "payload_down": statistics.mean(sum(e["down"].values()) for e in trained),
-        "requests_a_round_and_site": {
-            name: round((count - asked[0][name]) / (rounds - 1) / len(SITES), 2)
-            for name, count in asked[-1].items()
-        },
     }
     for name in COUNTED:
         each = [
