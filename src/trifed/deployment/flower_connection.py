@@ -58,7 +58,8 @@ def _shorten(request: httpx.Request) -> None:
 class Waiting:
     """Sleep for Flower's node: the longer it has waited for a message, the later it looks again.
 
-    A site that has waited `t` seconds for the others begins the next round at most `t / 3` seconds after them.
+    A site that has waited `t` seconds for the others begins the next round at most `t / 3` seconds after
+    them, or `LOOK` seconds as in Flower.
     """
 
     def __init__(self) -> None:
