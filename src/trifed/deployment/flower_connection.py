@@ -45,7 +45,10 @@ class KeptClient(httpx.Client):
     """An httpx client that keeps idle connections for `KEEP` seconds (httpx: 5) and leaves out headers."""
 
     def __init__(self, **settings: Any) -> None:
-        defaults = {"limits": httpx.Limits(keepalive_expiry=KEEP), "event_hooks": {"request": [_shorten]}}
+        defaults: dict[str, Any] = {
+            "limits": httpx.Limits(keepalive_expiry=KEEP),
+            "event_hooks": {"request": [_shorten]},
+        }
         super().__init__(**defaults | settings)
 
 
