@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from superlink import Federation, events_of, has, trifed
 
 from trifed import make_config, run
+from trifed.common.dict_merge import deep_merge
 from trifed.config.run import to_toml
 from trifed.federation.run_folder import RunFolder
 from trifed.privacy import promised, read_ledger, spent
@@ -86,7 +87,9 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     assert {e["client"] for e in events if e["event"] == "joined"} == set(SITES)
     assert not [e for e in events if e["event"] in ("left out", "refused")]
     assert not (tmp_path / "pwned").exists()
-    simulated = run(make_config(honest_values), tmp_path / "simulated")
+    simulated = run(
+        make_config(deep_merge(honest_values, {"training": {"clients_at_once": 1}})), tmp_path / "other"
+    )
     name = RunFolder.open(folder).read_json("federation.json")["run"]
     for site in SITES:
         own = load_file(federation.folder / site / "kept" / name / "model" / "adapter_model.safetensors")
