@@ -12,8 +12,9 @@ from torch import Tensor
 
 from trifed.tasks.base import Batch
 
-MULTIPLE = 8
-"""Padded widths are multiples of this, because kernels are fastest for them."""
+MULTIPLE = {"cpu": 2, "cuda": 8}
+"""Padded widths are multiples of this, by type of device: a GPU's kernels are fastest for multiples of 8, and on a
+CPU every position costs time."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,19 @@ class EncodedTokens:
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """Return the given rows on `device`, padded on the right; the attention mask excludes the padding."""
-        ids = [self.ids[row] for row in rows]
+        ids, multiple = [self.ids[row] for row in rows], MULTIPLE.get(device.type, 1)
         arrays = {
-            "input_ids": pad_right(ids, self.pad_id),
-            "attention_mask": pad_right([[1] * len(row) for row in ids]),
+            "input_ids": pad_right(ids, self.pad_id, multiple),
+            "attention_mask": pad_right([[1] * len(row) for row in ids], 0, multiple),
             "labels": self.labels[rows],
-            **{name: pad_right([values[row] for row in rows]) for name, values in self.more.items()},
+            **{name: pad_right([v[row] for row in rows], 0, multiple) for name, v in self.more.items()},
         }
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
-def pad_right(rows: Sequence[Sequence[int]], fill: int = 0) -> NDArray[np.int64]:
-    """Pad at least one row with `fill` on the right to (n, width), width a multiple of 8."""
-    width = -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
+def pad_right(rows: Sequence[Sequence[int]], fill: int = 0, multiple: int = 1) -> NDArray[np.int64]:
+    """Pad at least one row with `fill` on the right to (n, width); the width is a multiple of `multiple`."""
+    width = -(-max(map(len, rows)) // multiple) * multiple
     return np.array([[*row, *[fill] * (width - len(row))] for row in rows], np.int64)
 
 
