@@ -13,8 +13,9 @@ from scipy.stats import norm
 
 from trifed import make_config, run
 from trifed.common.errors import ConfigError
+from trifed.data import text_examples
 from trifed.federation.batches import RoundRandom
-from trifed.federation.dp_sgd import DpSgd
+from trifed.federation.dp_sgd import DpSgd, example_gradients
 from trifed.federation.training import Examples, LocalTraining, train_locally
 from trifed.privacy import Sampled, epsilon_of, epsilon_with_steps, read_ledger, seeded_noise, steps_multiplier
 
@@ -64,8 +65,6 @@ def test_steps_without_noise_cost_all():
 
 @pytest.fixture
 def bench_and_data(make_bench, toy_table):
-    from trifed.data import text_examples
-
     texts = [line.split(",") for line in toy_table.read_text().splitlines()[1:13]]
     names = sorted({row[1] for row in texts})
     labels = np.array([names.index(row[1]) for row in texts])
@@ -142,6 +141,34 @@ def test_noise_has_the_size_it_should_have(bench_and_data):
     )
     # Every number one standard deviation down, 3 · 0.5 / 4; Φ(1) < 1 draws all examples.
     torch.testing.assert_close(noised, clean - 3.0 * 0.5 / 4)
+
+
+@pytest.mark.parametrize("method", ["fedavg-lora", "own-prior", "ffa-lora"])
+def test_gradients_of_many_examples_in_one_pass_are_those_of_each_alone(method, make_bench):
+    """Texts of other lengths, with dropout off; the clipped sum of a step is then that of one at a time."""
+    shared_model = make_bench(method)
+    shared_model.load({n: t + 0.01 * torch.randn(t.shape) for n, t in shared_model.start.items()})
+    shared_model.model.eval()
+    rows = [" ".join(["refund"] * (3 * n + 1)) for n in range(7)]
+    data = shared_model.encode(text_examples(rows, None, np.arange(7) % 3))
+    cpu = torch.device("cpu")
+    named = shared_model.parameters
+    losses, together = example_gradients(shared_model.model, named, data.batch(np.arange(7), cpu), torch.float32)
+    for row in range(7):
+        loss = shared_model.model.loss(data.batch(np.array([row]), cpu))
+        torch.testing.assert_close(losses[row], loss.detach())
+        for found, alone in zip(together, torch.autograd.grad(loss, list(named.values())), strict=True):
+            torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_without_examples_does_not_spoil_the_loss(finished):
+    """A rate at which most samples of ten examples are empty."""
+    privacy = {"training": {"epsilon": 6.0, "rate": 0.01}}
+    done = finished("fedavg-lora", privacy=privacy, training={"steps": 9})
+    losses = [event["loss"] for event in done.events if event["event"] == "trained"]
+    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    assert len(known) > len(losses) / 4
+    assert all(client["now"]["accuracy"] is not None for client in done.summary["clients"])
 
 
 def test_who_has_no_examples_takes_the_same_steps(bench_and_data):
