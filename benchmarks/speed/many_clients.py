@@ -3,8 +3,8 @@
     python benchmarks/speed/many_clients.py [--data DIR] [--clients 100 1000] [--steps 5] [--out many_clients.json]
 
 Each client has 20 examples of SST-2, drawn with replacement. MiniLM, LoRA on queries and values (r = 8), batch 4,
-kept AdamW moments, three rounds, evaluation after the last one, checkpoints on the disk after each. The share is the
-part of the second round's time, from its first download to its checkpoint, that is spent outside local training.
+kept AdamW moments, three rounds, evaluation after the last, checkpoints on the disk after each. The share is the
+part of the second round's time, from its first download to its checkpoint, that is spent outside training.
 """
 
 from __future__ import annotations
