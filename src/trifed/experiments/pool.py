@@ -31,7 +31,7 @@ from trifed.federation.run_folder import RunFolder
 POLL_SECONDS = 0.2
 TAIL_BYTES = 4096
 ORPHANED = 3
-IRRELEVANT = {"name", "controls", "trackers", "keep_checkpoints"}
+IRRELEVANT = {"name", "controls", "trackers", "keep_checkpoints", "evaluate_every"}
 """Settings of a run that do not affect the compared numbers."""
 
 

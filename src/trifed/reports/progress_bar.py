@@ -94,7 +94,7 @@ class _Watch:
 
 
 class Watch(_Watch):
-    """A listener to a run's events: a bar in a terminal, else a line for each scored round."""
+    """A listener to a run's events: a bar in a terminal, else a line for each round."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         # Fixed widths first: what follows then moves nothing, and a narrow terminal cuts the client's name.
@@ -133,6 +133,7 @@ class Watch(_Watch):
         self.accuracies: list[float | None] = []
         self.mean: float | None = None
         self.worst: float | None = None
+        self.told = self.scored = self.round  # the last round with a line, and with scores
         self._start("starting", self.rounds, self.round)
         place = f" ({self.methods.index(self.method) + 1} of {len(self.methods)})" if self.methods[1:] else ""
         begins = f"{self.clients} clients, {self.rounds} rounds"
@@ -143,6 +144,7 @@ class Watch(_Watch):
 
     def _on_trained(self, event: Event) -> None:
         if event["round"] != self.round:
+            self._tell_round()
             self.round, self.losses = event["round"], []
         self.losses.append(event["loss"])
         self._move(self.round - 1 + len(self.losses) / max(1, self.clients), f"  {event['client']}")
@@ -155,8 +157,13 @@ class Watch(_Watch):
             return
         found = spread(self.accuracies, [1] * self.clients)
         self.mean, self.worst, self.accuracies = found["mean"], found["worst"], []
+        self.scored = self.round
         self._move(self.round, "")
-        if not self.console.is_terminal:
+        self._tell_round()
+
+    def _tell_round(self) -> None:
+        if self.told < self.round and not self.console.is_terminal:
+            self.told = self.round
             self.say(f"{self._state()}  {self._time_left(self.round)}")
 
     def _on_finished(self, event: Event) -> None:
@@ -169,9 +176,10 @@ class Watch(_Watch):
 
     def _state(self) -> str:
         """Return round, loss, accuracy and bytes so far as one line."""
+        accuracy = f"accuracy {percent(self.mean)} (worst {percent(self.worst)})  "
         return (
-            f"{self.method}  round {self.round}/{self.rounds}  loss {self._loss()}  accuracy {percent(self.mean)} "
-            f"(worst {percent(self.worst)})  sent {size(self.sent)}"
+            f"{self.method}  round {self.round}/{self.rounds}  loss {self._loss()}  "
+            f"{accuracy if self.scored == self.round else ''}sent {size(self.sent)}"
         )
 
     def _move(self, completed: float, client: str) -> None:
