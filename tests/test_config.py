@@ -315,8 +315,12 @@ def test_the_debiased_kernel_needs_a_rank_of_four():
 
 def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     """What a run was called before there was a table [privacy]: the hash of all else."""
-    before = config().model_dump_json(exclude={*NO_NUMBERS, *PARTS, "privacy"})
-    assert config().run_id() == hashlib.sha256(before.encode()).hexdigest()[:12]
+    later = {"training": {"clients_at_once"}}
+    before = config(evaluate_every=1).model_dump_json(
+        exclude=dict.fromkeys([*NO_NUMBERS, *PARTS, "privacy"], True) | later
+    )
+    assert config(evaluate_every=1).run_id() == hashlib.sha256(before.encode()).hexdigest()[:12]
+    assert config().run_id() == config(evaluate_every=1).run_id() != config(evaluate_every=2).run_id()
     assert set(PrivacySettings.model_fields) >= GUARDS
     for guard in GUARDS:
         assert config(privacy={guard: "warn"}).run_id() == config().run_id()

@@ -139,7 +139,7 @@ def test_a_stopped_run_is_resumed(kept: Path, expected: dict[str, Any]) -> None:
 
 
 def test_a_release_that_was_made_before_the_stop_is_not_made_again_with_other_draws(kept: Path) -> None:
-    """That version's ledger holds round 3. This version draws other numbers, so its upload would be a new release."""
+    """The ledger holds round 3. This version draws other numbers, so its upload would be a new release."""
     with pytest.raises(BudgetError, match="3 releases"):
         resume("runs/private")
 

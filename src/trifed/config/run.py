@@ -156,8 +156,8 @@ class RunConfig(StrictSettings):
         """Return twelve hex digits that depend on every setting that changes results.
 
         See `run_identity`. `privacy` counts only if there is noise, and parts only where they differ from the
-        method's own. Without `evaluate_every` the identity is that of 1, which was the default of version 0.1.0: how
-        often a run is evaluated does not change what it trains.
+        method's own. Without `evaluate_every` the identity is that of 1, which was the default of version 0.1.0:
+        how often a run is evaluated does not change what it trains.
         """
         left_out = {**not_in_identity(self), **dict.fromkeys(NO_NUMBERS, True)}
         left_out["privacy"] = {**left_out["privacy"], **dict.fromkeys(GUARDS, True)} if self.privacy.on else True
