@@ -18,11 +18,11 @@ VALUES = {
     ("cuda", torch.float32): 64_000_000,
     ("cuda", torch.bfloat16): 64_000_000,
 }
-"""Values of a hidden layer up to which a larger batch pays: examples x tokens x hidden size, by device and precision.
+"""Values of a hidden layer up to which a larger batch pays, by device and precision.
 
-On a CPU in float32 from `benchmarks/speed/stacks.py`: a larger batch leaves the cache, and takes longer. With
-bfloat16 in hardware an example of MiniLM took 8.8, 5.9 and 5.4 ms in batches of 16, 64 and 160 times 32 tokens. The
-values for GPUs are not measured.
+They are examples x tokens x hidden size. On a CPU in float32 they come from `benchmarks/speed/stacks.py`: a larger
+batch leaves the cache, and takes longer. With bfloat16 in hardware an example of MiniLM took 8.8, 5.9 and 5.4 ms
+in batches of 16, 64 and 160 times 32 tokens. The values for GPUs are not measured.
 """
 
 
