@@ -28,6 +28,7 @@ from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.upload import RECEIVED, upload_pipeline
+from trifed.methods.aggregation import HEAD
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout, Tensors, Vector
 from trifed.methods.summaries import projected
@@ -301,8 +302,10 @@ class Client:
         method, tensors = self.context.method, self.personalization.model(stage, self.state.tensors, download)
         if not method.calibrated or stage != method.evaluated_model:
             return tensors, None
-        self.shared_model.load(tensors)
-        features = embed(self.shared_model.model, self.dataset.valid, self.settings.training)
+        features = None
+        if HEAD in tensors and len(self.dataset.valid) > 1:  # otherwise the head is not scaled
+            self.shared_model.load(tensors)
+            features = embed(self.shared_model.model, self.dataset.valid, self.settings.training)
         return self.personalization.calibrated(tensors, self.local_init, features), features
 
 

@@ -71,7 +71,7 @@ class Personalization:
         return {name: torch.lerp(tensor, received[name], share) for name, tensor in trained.items()}
 
     def calibrated(
-        self, tensors: dict[str, Tensor], initial: dict[str, Tensor], features: NDArray[np.float32]
+        self, tensors: dict[str, Tensor], initial: dict[str, Tensor], features: NDArray[np.float32] | None
     ) -> dict[str, Tensor]:
         """Return the tensors with a label prior that counts validation labels too, and a scaled head.
 
@@ -79,11 +79,14 @@ class Personalization:
             tensors: The client's model.
             initial: Initial tensors that the training began with. Training needs the prior of the examples that it
                 trains on; the model that is used gets the best estimate there is.
-            features: The model's features of the validation examples, (n, hidden).
+            features: The model's features of the validation examples, (n, hidden); None leaves the head unscaled.
         """
         prior = self.local_init(with_validation=True)
         changes = {name: tensors[name] + prior[name] - start for name, start in initial.items() if name in tensors}
-        return calibrate(self.shared_model, {**tensors, **changes}, features, self.dataset.valid.labels)
+        changed = {**tensors, **changes}
+        if features is None:
+            return changed
+        return calibrate(self.shared_model, changed, features, self.dataset.valid.labels)
 
 
 def calibrate(
