@@ -85,7 +85,7 @@ def test_the_image_stands_before_the_prompt_and_the_answer_is_learned(tiny_scene
     ]
     batch = data.batch(np.array([0, 1]), CPU)
     assert batch["pixel_values"].shape == (2, 3, 16, 16)
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 24)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 22)
     assert data.lengths.tolist() == [1 + 4 + 10 + 4, 1 + 4 + 14 + 3]
 
 
