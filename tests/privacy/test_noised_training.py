@@ -13,9 +13,11 @@ from scipy.stats import norm
 
 from trifed import make_config, run
 from trifed.common.errors import ConfigError
+from trifed.config.settings import TrainingSettings
 from trifed.data import text_examples
 from trifed.federation.batches import RoundRandom
 from trifed.federation.dp_sgd import DpSgd, example_gradients
+from trifed.federation.stack import CannotStackError
 from trifed.federation.training import Examples, LocalTraining, train_locally
 from trifed.privacy import Sampled, epsilon_of, epsilon_with_steps, read_ledger, seeded_noise, steps_multiplier
 
@@ -159,6 +161,26 @@ def test_gradients_of_many_examples_in_one_pass_are_those_of_each_alone(method, 
         torch.testing.assert_close(losses[row], loss.detach())
         for found, alone in zip(together, torch.autograd.grad(loss, list(named.values())), strict=True):
             torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-7)
+
+
+def test_noised_steps_are_the_same_whatever_number_of_clients_may_train_at_once(toy_values, tmp_path):
+    """A pass of several clients would have no noise; the numbers must be those of one client after the other."""
+    found = []
+    for at_once in (1, 3):
+        training = {"steps": 2, "clients_at_once": at_once}
+        privacy = {"training": {"epsilon": 6.0, "rate": 0.3}}
+        config = make_config(toy_values(method="fedavg-lora", rounds=1, privacy=privacy, training=training))
+        done = run(config, tmp_path / str(at_once)).path
+        found.append([p.read_bytes() for p in sorted(done.glob("clients/*/adapter_model.safetensors"))])
+    assert len(found[0]) > 2 and found[0] == found[1]
+
+
+def test_several_clients_with_a_private_gradient_are_refused_in_one_pass(bench_and_data):
+    shared_model, data = bench_and_data
+    step = DpSgd(1.0, 2.0, 0.5, 8, seeded_noise(np.random.default_rng(0)))
+    job = LocalTraining(shared_model.parameters, data, RoundRandom.of(0, 1, 0), 0, 3, {}, dp_step=step)
+    with pytest.raises(CannotStackError):
+        train_locally(shared_model.model, [job, job], TrainingSettings(device="cpu"), shared_model.parameters)
 
 
 def test_a_step_without_examples_does_not_spoil_the_loss(finished):

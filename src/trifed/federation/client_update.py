@@ -124,8 +124,11 @@ class RoundTraining:
 def train_rounds(
     shared_model: SharedModel, rounds: Sequence[RoundTraining], settings: TrainingSettings
 ) -> list[TrainedRound]:
-    """Train clients for one round, those that can in the same passes."""
-    if len(rounds) > 1 and shared_model.can_stack:
+    """Train clients for one round: in the same passes, or one after the other.
+
+    DP-SGD draws each step's examples and noise for one client, so its clients train one after the other.
+    """
+    if len(rounds) > 1 and shared_model.can_stack and not any(each.dp_sgd for each in rounds):
         try:
             return _train_together(shared_model, rounds, settings)
         except CannotStackError as error:  # known from the first pass alone; the clients' states have not changed

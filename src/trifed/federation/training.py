@@ -174,8 +174,11 @@ def train_locally(
         shared: The model's own parameters, whose places those of several clients take.
 
     Raises:
-        CannotStackError: Several clients cannot share a pass of this model. The parameters may have changed.
+        CannotStackError: Several clients cannot share a pass of this model, or one of them has a private gradient.
+            The parameters may have changed.
     """
+    if len(jobs) > 1 and any(job.dp_step for job in jobs):
+        raise CannotStackError("a private gradient is computed for one client at a time")
     running = [_Running(job, model, settings) for job in jobs]
     device, seeds = running[0].device, [job.random.dropout for job in jobs]
     dropout = ClientDropout(seeds, device)
