@@ -1,4 +1,4 @@
-"""How many clients train in the same passes."""
+"""How many clients of a simulated run share a forward and backward pass of local training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ in batches of 16, 64 and 160 times 32 tokens. The values for GPUs are not measur
 def clients_at_once(
     shared_model: SharedModel, datasets: Sequence[ClientDataset], settings: TrainingSettings
 ) -> int:
-    """Return the number of clients that train in the same passes.
+    """Return the number of clients that share a forward and backward pass of local training.
 
     It depends on the settings, the data and the type of device, never on a measurement, so that a run that is
     resumed gets the same numbers.

@@ -71,7 +71,7 @@ class ProximalTerm:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What one client trains in one round.
+    """One client's local training of one round: parameters, data, random numbers and place in the schedule.
 
     Attributes:
         parameters: The parameters to train in place, by name: the model's own, or, beside other clients, others.
