@@ -1,10 +1,11 @@
-"""How many clients should train in one pass, and in how many processes: milliseconds for a client's step.
+"""How many clients should train in one pass, and in how many threads or processes: a client's step in milliseconds.
 
     python benchmarks/speed/stacks.py [--data DIR] [--batches 16 4] [--repetitions 5] [--out stacks.json]
 
-The clients and rows are those of `against.py`'s job. Compared are passes of 1, 2, 5 and 10 clients in one process
-with all cores, and the same in two processes with half of the cores each, which share out the clients. All ways
-take turns, so that drift of the machine falls on all. Take timings on a machine that does nothing else.
+The clients and rows are those of `against.py`'s job. Compared are passes of 1, 2, 5 and 10 clients in one thread
+with all cores, and the same in two threads of one process, and in two processes, with half of the cores each,
+which share out the clients. All ways take turns, so that drift of the machine falls on all. Take timings on a
+machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from job import Job, prepare, trifed_values
 from trifed import make_config
 from trifed.federation import preparation
 from trifed.federation.client_update import ClientState, RoundTraining, train_rounds
+from trifed.federation.parallel import AtOnce
 
 HERE = Path(__file__).resolve().parent
 Json = dict[str, Any]
@@ -43,10 +45,9 @@ def worker(link: Connection, values: Json, threads: int) -> None:
     state = ClientState(dict(shared_model.start), {}, 0)
     link.send("ready")
     while (message := link.recv()) is not None:
-        mine, size, number = message
+        mine, at_once, number = message
         rounds = [RoundTraining(clients[c], state, None, 0, number, 100) for c in mine]
-        for first in range(0, len(rounds), size):
-            train_rounds(shared_model, rounds[first : first + size], config.training)
+        train_rounds(shared_model, rounds, config.training, at_once)
         link.send("done")
 
 
@@ -66,12 +67,12 @@ class Workers:
         for link in self.links:
             link.recv()
 
-    def milliseconds(self, size: int, number: int) -> float:
+    def milliseconds(self, at_once: AtOnce, number: int) -> float:
         """Return the wall time of a round of all clients, divided by their steps."""
         shares = [list(range(CLIENTS))[place :: len(self.links)] for place in range(len(self.links))]
         began = time.perf_counter()
         for link, share in zip(self.links, shares, strict=True):
-            link.send((share, size, number))
+            link.send((share, at_once, number))
         for link in self.links:
             link.recv()
         return round(1000 * (time.perf_counter() - began) / CLIENTS / STEPS, 2)
@@ -87,13 +88,16 @@ def compare(values: Json, repetitions: int) -> dict[str, list[float]]:
     """Return milliseconds for a client's step by each way, in every repetition."""
     found: dict[str, list[float]] = {}
     groups = {1: Workers(values, 1), 2: Workers(values, 2)}
-    ways = [(count, size) for count in groups for size in SIZES if size * count <= CLIENTS]
-    for count, size in ways:
-        groups[count].milliseconds(size, 1)  # the first pass of a shape is slower
+    ways = [(1, AtOnce(1, size)) for size in SIZES]
+    ways += [(1, AtOnce(2, size)) for size in SIZES if 2 * size <= CLIENTS]
+    ways += [(2, AtOnce(1, size)) for size in SIZES if 2 * size <= CLIENTS]
+    for count, at_once in ways:
+        groups[count].milliseconds(at_once, 1)  # the first pass of a shape is slower
     for number in range(2, repetitions + 2):
-        for count, size in ways:
-            name = f"{size} a pass" + (f", {count} processes" if count > 1 else "")
-            found.setdefault(name, []).append(groups[count].milliseconds(size, number))
+        for count, at_once in ways:
+            two = ", 2 processes" if count > 1 else ", 2 threads" if at_once.threads > 1 else ""
+            name = f"{at_once.clients} a pass{two}"
+            found.setdefault(name, []).append(groups[count].milliseconds(at_once, number))
     for group in groups.values():
         group.close()
     return found

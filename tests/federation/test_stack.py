@@ -7,43 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from trifed.config.settings import TrainingSettings
-from trifed.data import text_examples
-from trifed.federation.at_once import clients_at_once
+from many_clients import ADAPTED, check_equal, clients_of, rounds_of, settings, texts
 from trifed.federation.batches import RoundRandom
-from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, train_rounds
+from trifed.federation.client_update import ClientState, RoundTraining, train_rounds
 from trifed.federation.dropout import ClientDropout, Part
 from trifed.federation.training import LocalTraining, train_locally
-from trifed.methods import METHODS
 from trifed.methods.base import Proximal
-
-WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]
-ADAPTED = sorted(set(METHODS) - {"fedavg-full"})
-
-
-def settings(**values):
-    base = {"batch_size": 4, "learning_rate": 1e-2, "precision": "fp32", "device": "cpu"}
-    return TrainingSettings(**{**base, **values})
-
-
-def texts(count, seed):
-    rng = np.random.default_rng(seed)
-    rows = [" ".join(rng.choice(WORDS, rng.integers(1, 30))) for _ in range(count)]
-    return text_examples(rows, None, rng.integers(0, 3, count))
-
-
-def clients_of(shared_model, counts, make=texts):
-    encoded = [shared_model.encode(make(count, seed)) for seed, count in enumerate(counts)]
-    return [ClientDataset(i, f"c{i}", data, data, data) for i, data in enumerate(encoded)]
-
-
-def rounds_of(shared_model, clients, number=1, states=None, **more):
-    states = states or [ClientState(dict(shared_model.start), {}, 0) for _ in clients]
-    received = shared_model.start_values if shared_model.layout else None
-    return [
-        RoundTraining(client, state, received, 3, number, 2, **more)
-        for client, state in zip(clients, states, strict=True)
-    ]
 
 
 def alone_and_together(shared_model, clients, chosen, **more):
@@ -52,17 +21,6 @@ def alone_and_together(shared_model, clients, chosen, **more):
     together = train_rounds(shared_model, rounds, chosen)
     assert not shared_model.alone
     return alone, together
-
-
-def check_equal(alone, together, rtol=2e-3, atol=2e-4):
-    for one, other in zip(alone, together, strict=True):
-        assert other.loss == pytest.approx(one.loss, rel=1e-4, nan_ok=True)
-        assert other.state.steps == one.state.steps and set(other.state.tensors) == set(one.state.tensors)
-        for name, tensor in one.state.tensors.items():
-            torch.testing.assert_close(other.state.tensors[name], tensor, rtol=rtol, atol=atol)
-        assert set(other.state.moments) == set(one.state.moments)
-        for name, tensor in one.sent.items():
-            torch.testing.assert_close(other.sent[name], tensor, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("method", ADAPTED)
@@ -135,18 +93,6 @@ def test_a_model_with_random_numbers_of_its_own_trains_one_client_after_the_othe
     for each, one in zip(rounds, together, strict=True):
         alone = train_rounds(shared_model, [each], chosen)[0]
         assert all(torch.equal(one.state.tensors[n], t) for n, t in alone.state.tensors.items())
-
-
-def test_who_trains_at_once_is_a_matter_of_settings_and_sizes(make_bench):
-    shared_model = make_bench("fedavg-lora")
-    clients = clients_of(shared_model, [20, 20])
-    assert clients_at_once(shared_model, clients, settings()) > clients_at_once(
-        shared_model, clients, settings(batch_size=64)
-    )
-    assert clients_at_once(shared_model, clients, settings(batch_size=10**6)) == 1
-    assert clients_at_once(shared_model, clients, settings(clients_at_once=3)) == 3
-    assert clients_at_once(shared_model, clients, settings(clients_at_once=3, micro_batch=2)) == 1
-    assert clients_at_once(make_bench("fedavg-full"), clients, settings(clients_at_once=3)) == 1
 
 
 # -- dropout

@@ -108,8 +108,9 @@ class TrainingSettings(StrictSettings):
     )
     clients_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="Clients of a simulated run that share a forward and backward pass. More can save time, and "
-        "need more memory; results differ by rounding errors. 'auto' depends on batch size, lengths and model.",
+        description="Clients of a simulated run that train at the same time: on a CPU in threads with a share of "
+        "its cores each, and beyond that in the same forward and backward passes. More can save time, and need "
+        "more memory; results differ by rounding errors. 'auto' depends on batch size, lengths, model and device.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass, which needs less memory and more time."

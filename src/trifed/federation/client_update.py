@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from trifed.config.settings import TrainingSettings
 from trifed.federation.batches import PROJECTION, SUMMARY, RoundRandom, seeded, steps_per_round
 from trifed.federation.dp_sgd import DpSgd
 from trifed.federation.evaluation import Scores, evaluate, evaluate_features
+from trifed.federation.parallel import AtOnce, in_threads
 from trifed.federation.shared_model import SharedModel, copies
 from trifed.federation.stack import CannotStackError
 from trifed.federation.training import LocalTraining, Moments, ProximalTerm, TrainingResult, train_locally
@@ -122,29 +126,64 @@ class RoundTraining:
 
 
 def train_rounds(
-    shared_model: SharedModel, rounds: Sequence[RoundTraining], settings: TrainingSettings
+    shared_model: SharedModel,
+    rounds: Sequence[RoundTraining],
+    settings: TrainingSettings,
+    at_once: AtOnce | None = None,
 ) -> list[TrainedRound]:
-    """Train clients for one round: in the same passes, or one after the other.
+    """Train clients for one round: at the same time, or one after the other.
 
     DP-SGD draws each step's examples and noise for one client, so its clients train one after the other.
+
+    Args:
+        shared_model: The model.
+        rounds: The clients' training.
+        settings: The training settings.
+        at_once: How many clients train at the same time; None: all of them in the same passes.
     """
+    chosen = at_once or AtOnce(clients=max(1, len(rounds)))
     if len(rounds) > 1 and shared_model.can_stack and not any(each.dp_sgd for each in rounds):
+        groups = chosen.groups(rounds)
         try:
-            return _train_together(shared_model, rounds, settings)
+            if chosen.threads > 1 and len(groups) > 1:
+                with torch.random.fork_rng(devices=[]):
+                    trained = in_threads(
+                        shared_model, groups, partial(_train_group, settings=settings), chosen.threads
+                    )
+            else:
+                trained = [_train_group(shared_model, group, settings=settings) for group in groups]
+            return [result for group in trained for result in group]
         except CannotStackError as error:  # known from the first pass alone; the clients' states have not changed
             shared_model.alone.append(str(error))
     return [_train_alone(shared_model, each, settings) for each in rounds]
 
 
-def _train_alone(shared_model: SharedModel, each: RoundTraining, settings: TrainingSettings) -> TrainedRound:
+def _train_group(
+    shared_model: SharedModel,
+    group: Sequence[RoundTraining],
+    stop: threading.Event | None = None,
+    *,
+    settings: TrainingSettings,
+) -> list[TrainedRound]:
+    if len(group) == 1:
+        return [_train_alone(shared_model, group[0], settings, stop)]
+    return _train_together(shared_model, group, settings, stop)
+
+
+def _train_alone(
+    shared_model: SharedModel, each: RoundTraining, settings: TrainingSettings, stop: threading.Event | None = None
+) -> TrainedRound:
     shared_model.load(each.start(shared_model))
     job = each.job(shared_model, settings, shared_model.parameters)
-    trained = train_locally(shared_model.model, [job], settings)[0]
+    trained = train_locally(shared_model.model, [job], settings, stop=stop)[0]
     return each.result(job, trained, shared_model.take(), settings.optimizer_state == "keep")
 
 
 def _train_together(
-    shared_model: SharedModel, rounds: Sequence[RoundTraining], settings: TrainingSettings
+    shared_model: SharedModel,
+    rounds: Sequence[RoundTraining],
+    settings: TrainingSettings,
+    stop: threading.Event | None = None,
 ) -> list[TrainedRound]:
     shared = shared_model.parameters
     jobs = []
@@ -152,7 +191,7 @@ def _train_together(
         start = each.start(shared_model)
         own = {name: nn.Parameter(start[name].to(param.device, copy=True)) for name, param in shared.items()}
         jobs.append(each.job(shared_model, settings, own))
-    results = train_locally(shared_model.model, jobs, settings, shared)
+    results = train_locally(shared_model.model, jobs, settings, shared, stop)
     return [
         each.result(job, trained, copies(job.parameters), settings.optimizer_state == "keep")
         for each, job, trained in zip(rounds, jobs, results, strict=True)

@@ -50,6 +50,7 @@ class SharedModel:
         layout: Names and shapes of the tensors that are sent.
         lora_bytes: float32 bytes of A, B and head together, which `fedavg-lora` sends on this model.
         alone: Why clients cannot train in one pass, if that became known.
+        replicas: Models with other trained tensors on the same frozen weights, one for each thread that trains.
         features: Pooled features of the base that were computed before, by the `id` of data that still exist.
     """
 
@@ -65,6 +66,7 @@ class SharedModel:
     layout: Layout
     lora_bytes: int
     alone: list[str] = field(default_factory=list)
+    replicas: list[SharedModel] = field(default_factory=list)
     features: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     @property

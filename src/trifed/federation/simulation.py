@@ -68,6 +68,7 @@ class Simulation:
             for dataset in self.datasets
         ]
         self.records = [ClientRecord(c.dataset.name, c.dataset.index, c.examples) for c in self.clients]
+        self.at_once = clients_at_once(self.shared_model, self.datasets, config.training)
         self.identity = identity_of(config, self.data, self.shared_model)
         self.before: dict[int, ClientState] = {}  # the clients' states before the present exchange
         self.final: dict[int, ScoredModel] = {}  # the evaluated models after the last round
@@ -130,7 +131,7 @@ class Simulation:
 
         No message is held longer than its reply takes.
         """
-        size = clients_at_once(self.shared_model, self.datasets, self.config.training) if kind == "train" else 1
+        size = self.at_once.asked_together if kind == "train" else 1
         for group in (clients[first : first + size] for first in range(0, len(clients), size)):
             sent = {index: message(index) for index in group}
             self.before.update((index, self.clients[index].state) for index in group)
@@ -147,7 +148,7 @@ class Simulation:
         """Let clients take their messages and train together; the time is shared out in equal parts."""
         began = time.perf_counter()
         rounds = [self.clients[index].begin_round(number, message) for index, message in sent.items()]
-        trained = train_rounds(self.shared_model, rounds, self.config.training)
+        trained = train_rounds(self.shared_model, rounds, self.config.training, self.at_once)
         for (index, message), training, result in zip(sent.items(), rounds, trained, strict=True):
             done = self.clients[index].end_round(training, result)
             seconds = round((time.perf_counter() - began) / len(rounds), 4)

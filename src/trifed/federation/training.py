@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from trifed.config.settings import TrainingSettings
 from trifed.federation.batches import RoundRandom, Rows, in_chunks, learning_rate, round_batches, steps_per_round
 from trifed.federation.device_placement import autocast, device_and_precision
 from trifed.federation.dropout import ClientDropout, Part
+from trifed.federation.parallel import StoppedError
 from trifed.federation.stack import CannotStackError, ClientStack, join
 from trifed.methods.base import Proximal
 from trifed.tasks.base import Batch, Encoded, TaskModel
@@ -164,6 +166,7 @@ def train_locally(
     jobs: Sequence[LocalTraining],
     settings: TrainingSettings,
     shared: Mapping[str, nn.Parameter] | None = None,
+    stop: threading.Event | None = None,
 ) -> list[TrainingResult]:
     """Train the clients' parameters in place for one round, several clients in the same passes.
 
@@ -172,10 +175,12 @@ def train_locally(
         jobs: One for each client.
         settings: The training settings.
         shared: The model's own parameters, whose places those of several clients take.
+        stop: Given where other threads train other clients: training is given up once it is set.
 
     Raises:
-        CannotStackError: Several clients cannot share a pass of this model, or one of them has a private gradient.
-            The parameters may have changed.
+        CannotStackError: Several clients cannot train at the same time with this model, or one of them has a
+            private gradient. The parameters may have changed.
+        StoppedError: `stop` was set.
     """
     if len(jobs) > 1 and any(job.dp_step for job in jobs):
         raise CannotStackError("a private gradient is computed for one client at a time")
@@ -184,29 +189,33 @@ def train_locally(
     dropout = ClientDropout(seeds, device)
     model.train()
     with ExitStack() as contexts:
-        # Other random numbers of a model come from torch's generator, which is forked so that a round neither uses
-        # nor changes it. Seeding all generators takes a millisecond; without a GPU only the CPU's is used.
-        contexts.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        (torch.default_generator if device.type == "cpu" else torch).manual_seed(seeds[0])
+        if stop is None:
+            # Other random numbers of a model come from torch's generator, which is forked so that a round neither
+            # uses nor changes it. Seeding all generators takes a millisecond; only those in use are seeded.
+            contexts.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+            (torch.default_generator if device.type == "cpu" else torch).manual_seed(seeds[0])
         if not settings.gradient_checkpointing:  # it computes a mask twice, which only torch's generator repeats
             contexts.enter_context(dropout)
         if len(jobs) == 1:
-            _train_alone(model, running[0], dropout)
+            _train_alone(model, running[0], dropout, stop)
         else:
-            _train_together(model, running, shared or {}, dropout)
+            _train_together(model, running, shared or {}, dropout, stop)
     return [each.result() for each in running]
 
 
-def _train_alone(model: TaskModel, client: _Running, dropout: ClientDropout) -> None:
+def _train_alone(model: TaskModel, client: _Running, dropout: ClientDropout, stop: threading.Event | None) -> None:
     job, settings = client.job, client.settings
     while client.done < client.steps:
+        _check(stop)
         if job.dp_step:
             dropout.parts = [Part(0, 0)]
             client.step(job.dp_step(model, job.parameters, client.examples, client.precision))
         else:
             rows = next(client.batches)
             batches = [client.examples.batch(part) for part in in_chunks(rows, settings.micro_batch or len(rows))]
-            client.step(_backward(model, batches, client.precision, dropout))
+            with _without_common_random_numbers(client.device, stop is not None and client.done == 0):
+                loss = _backward(model, batches, client.precision, dropout)
+            client.step(loss)
 
 
 def _backward(model: TaskModel, batches: list[Batch], precision: torch.dtype, dropout: ClientDropout) -> Tensor:
@@ -228,10 +237,15 @@ def _backward(model: TaskModel, batches: list[Batch], precision: torch.dtype, dr
 
 
 def _train_together(
-    model: TaskModel, clients: Sequence[_Running], shared: Mapping[str, nn.Parameter], dropout: ClientDropout
+    model: TaskModel,
+    clients: Sequence[_Running],
+    shared: Mapping[str, nn.Parameter],
+    dropout: ClientDropout,
+    stop: threading.Event | None,
 ) -> None:
     stacked: list[_Running] = []
     while going := [client for client in clients if client.done < client.steps]:
+        _check(stop)
         if going != stacked:  # at first, and whenever a client has taken all its steps
             stacked, stack = going, ClientStack(model, shared, [client.job.parameters for client in going])
             dropout.clients = [clients.index(client) for client in going]
@@ -248,18 +262,34 @@ def _backward_together(
     dropout.parts = [part_of(batch) for batch in batches]
     rows = max(part.rows for part in dropout.parts)
     fill = {"input_ids": getattr(clients[0].job.data, "pad_id", 0)}
-    first, state = clients[0].done == 0, _random_state(clients[0].device)
-    with stack.installed(), autocast(clients[0].device, clients[0].precision):
+    device = clients[0].device
+    with (
+        _without_common_random_numbers(device, clients[0].done == 0),
+        stack.installed(),
+        autocast(device, clients[0].precision),
+    ):
         outputs = model.outputs(join(batches, fill))
         losses = [
             model.loss_of(part[: len(batch["labels"])], batch) * min(1, model.predictions(batch))
             for part, batch in zip(torch.split(outputs, rows), batches, strict=True)
         ]
-    if first and not torch.equal(state, _random_state(clients[0].device)):
-        raise CannotStackError("the model draws random numbers that do not belong to one client")
     torch.autograd.backward(losses)
     stack.hand_out_gradients()
     return [loss.detach() for loss in losses]
+
+
+def _check(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise StoppedError
+
+
+@contextmanager
+def _without_common_random_numbers(device: torch.device, checked: bool) -> Iterator[None]:
+    """Check, if `checked`, that a pass does not draw from torch's generator, which is one for all clients."""
+    before = _random_state(device) if checked else None
+    yield
+    if before is not None and not torch.equal(before, _random_state(device)):
+        raise CannotStackError("the model draws random numbers that do not belong to one client")
 
 
 def _random_state(device: torch.device) -> Tensor:
