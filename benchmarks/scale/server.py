@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -221,6 +222,14 @@ def processor() -> str:
     return platform.processor()
 
 
+def growth(values: dict[int, float]) -> float | None:
+    """The k of c·n^k through the values of the two largest sizes; None for fewer."""
+    if len(values) < 2:
+        return None
+    smaller, larger = sorted(values)[-2:]
+    return math.log(values[larger] / values[smaller]) / math.log(larger / smaller)
+
+
 def table(result: Json) -> str:
     """All that was measured, and what it foretells for `PAPER` clients, as Markdown."""
     shown = (
@@ -234,8 +243,8 @@ def table(result: Json) -> str:
     lines = []
     for name, by_size in result["methods"].items():
         found = {int(n): each for n, each in by_size.items()}
-        lines += ["", f"| {name} | " + " | ".join(f"{n:,}" for n in found) + f" | {PAPER:,}, foretold |"]
-        lines.append("|---|" + "---|" * (len(found) + 1))
+        lines += ["", f"| {name} | " + " | ".join(f"{n:,}" for n in found) + f" | growth | {PAPER:,}, foretold |"]
+        lines.append("|---|" + "---|" * (len(found) + 2))
         for key, title, unit in shown:
             missing = [
                 {**each.get("not_tried", {}), **each.get("opening_not_tried", {})} for each in found.values()
@@ -245,6 +254,8 @@ def table(result: Json) -> str:
                 else f"not tried: {less[key] / unit:,.3g}" if key in less else "-"
                 for each, less in zip(found.values(), missing, strict=True)
             ]  # fmt: skip
+            power = growth({n: each[key] for n, each in found.items() if each.get(key)})
+            cells.append("-" if power is None else f"n^{power:.2f}")
             told = None if key.startswith("different") else foretell(found, key, PAPER)
             lines.append(
                 f"| {title} | " + " | ".join([*cells, "-" if told is None else f"{told / unit:.3g}"]) + " |"
