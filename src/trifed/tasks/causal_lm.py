@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from trifed.config.settings import ModelSettings
 from trifed.data import LANGUAGE, Examples
 from trifed.tasks.base import Batch, BatchScores, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, load_base
+from trifed.tasks.chat import render_conversation
 from trifed.tasks.prompts import (
     CHAT,
     chat_question,
@@ -28,7 +29,7 @@ from trifed.tasks.prompts import (
     render_chat,
     without_end,
 )
-from trifed.tasks.tokens import EncodedTokens, masked_mean, pad_left
+from trifed.tasks.tokens import EncodedTokens, check_vocabulary, masked_mean, pad_left
 
 Token = tuple[int, int]
 """A token id, and 1 if the loss includes the token, otherwise 0."""
@@ -90,12 +91,16 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
     """Tokenize conversations, prompts with answers, or texts.
 
     Raises:
-        ModelError: `model.max_length` exceeds the model's limit, or a chat template is needed and missing.
+        ModelError: `model.max_length` exceeds the model's limit, its tokenizer has more tokens than the model, or
+            a chat template is missing or refuses a conversation.
     """
     check_length(base, settings)
     if "text" in examples.inputs:
-        return _encode_texts(base.processor, examples, settings)
+        encoded = _encode_texts(base.processor, examples, settings)
+        check_vocabulary(base.model, encoded.ids)
+        return encoded
     sequences = list(_sequences(base.processor, examples.inputs, settings))
+    check_vocabulary(base.model, ([token for token, _ in tokens] for tokens in sequences))
     kept = [_truncate(tokens, settings.max_length) for tokens in sequences]
     return EncodedTokens(
         [[token for token, _ in tokens] for tokens in kept],
@@ -168,17 +173,22 @@ def _prompt_ids(tokenizer: Any, prompt: str, context: str, settings: ModelSettin
 
 
 def _chat_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[Token]:
-    """Return a conversation's tokens; the assistant's messages, each with its end token, are learned."""
-    tokens: list[Token] = []
-    previous = ""
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            prompt = render_chat(tokenizer, messages[:index], answer=True)
-            whole = render_chat(tokenizer, messages[: index + 1], answer=False)
-            parts = [prompt.removeprefix(previous), whole.removeprefix(prompt)]
-            tokens += _marked(*_tokenize(tokenizer, parts, start=False))
-            previous = whole
-    return tokens
+    """Return a conversation's tokens; the assistant's messages, each with its end token, are learned.
+
+    The text is tokenized as a whole, as the model sees it when it answers. A token belongs to the assistant if it
+    ends within a message of the assistant.
+    """
+    chat = render_conversation(tokenizer, messages)
+    if not tokenizer.is_fast:  # it does not tell where its tokens lie
+        cuts = [0, *(place for part in chat.learned for place in part), len(chat.text)]
+        parts = [chat.text[first:end] for first, end in pairwise(cuts)]
+        rows = _tokenize(tokenizer, parts, start=False)
+        return [(token, place % 2) for place, row in enumerate(rows) for token in row]
+    found = tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [
+        (token, int(any(start < last <= end for start, end in chat.learned)))
+        for token, (_, last) in zip(found["input_ids"], found["offset_mapping"], strict=True)
+    ]
 
 
 def _truncate(tokens: list[Token], most: int) -> list[Token]:
@@ -193,6 +203,7 @@ def generate_answers(
 ) -> list[str]:
     """Generate answers of at most `tokens` tokens; `inputs` has "prompt" and optionally "input"."""
     rows = [_prompt_ids(base.processor, prompt, context, settings) for prompt, context in prompt_rows(inputs)]
+    check_vocabulary(base.model, rows)
     shortened = [row[:1] + row[1 + max(0, len(row) - settings.max_length) :] for row in rows]
     return generate(model.encoder, base.processor, shortened, tokens, {})
 

@@ -24,6 +24,7 @@ from trifed.data import IMAGES, QUESTIONS, Examples, open_image
 from trifed.tasks.base import Batch, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, load_base
 from trifed.tasks.causal_lm import build_language_model, check_length, generate
+from trifed.tasks.chat import MARK
 from trifed.tasks.prompts import (
     CHAT,
     chat_question,
@@ -33,7 +34,7 @@ from trifed.tasks.prompts import (
     render_chat,
     without_end,
 )
-from trifed.tasks.tokens import EncodedTokens, pad_left
+from trifed.tasks.tokens import EncodedTokens, check_vocabulary, pad_left
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 """Values per token that processors return in addition to ids and mask."""
@@ -80,8 +81,8 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
     """Tokenize images with prompts and answers; long examples are truncated at the end of the answer.
 
     Raises:
-        ModelError: `model.max_length` exceeds the model's limit, image and prompt leave no room for an answer, or
-            a chat template is needed and missing.
+        ModelError: `model.max_length` exceeds the model's limit, image and prompt leave no room for an answer, its
+            tokenizer has more tokens than the model, or a chat template is missing or refuses a conversation.
     """
     check_length(base, settings)
     inputs, processor, most = examples.inputs, base.processor, settings.max_length
@@ -91,6 +92,7 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
     ]
     pairs = list(zip(_image_prompts(processor, inputs, settings), answers, strict=True))
     names = [name for name in TOKEN_TYPES if pairs and name in pairs[0][0]]
+    check_vocabulary(base.model, ([*prompt["input_ids"], *answer] for prompt, answer in pairs))
     return EncodedImagePrompts(
         [[*prompt["input_ids"], *answer][:most] for prompt, answer in pairs],
         examples.labels,
@@ -131,6 +133,10 @@ def _user_message(text: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
 
 
+def _assistant_message(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
 def _image_prompt(processor: Any, image: bytes, text: str, settings: ModelSettings) -> ImagePrompt:
     """Tokenize an image and the text before its answer."""
     start = processor.tokenizer.bos_token
@@ -158,12 +164,12 @@ def _answer_ids(processor: Any, question: str, answer: str, settings: ModelSetti
     """Tokenize an answer, with the end token or the chat template's end of a message."""
     end = end_tokens(processor.tokenizer)
     if _uses_chat_template(processor, settings):
-        messages = [_user_message(question)]
-        prompt = render_chat(processor, messages, answer=True)
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        whole = render_chat(processor, messages, answer=False)
-        if whole.startswith(prompt):
-            answer, end = whole.removeprefix(prompt), []
+        asked = [_user_message(question)]
+        prompt = render_chat(processor, asked, answer=True)
+        whole, marked = (render_chat(processor, [*asked, _assistant_message(text)]) for text in (answer, MARK))
+        # A template may ask for an answer otherwise than it writes one; the end of the turn is the same.
+        closing = marked.partition(MARK)[2]
+        answer, end = (whole.removeprefix(prompt) if whole.startswith(prompt) else answer + closing), []
     return [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings
 
@@ -24,7 +26,7 @@ def chat_question(prompt: str, context: str) -> str:
     return f"{prompt}\n\n{context}" if context else prompt
 
 
-def render_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], *, answer: bool) -> str:
+def render_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], *, answer: bool = False) -> str:
     """Render a conversation with the chat template.
 
     Args:
@@ -33,14 +35,22 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], *, answer: b
         answer: End with the beginning of the assistant's next message.
 
     Raises:
-        ModelError: The tokenizer has no chat template.
+        ModelError: The tokenizer has no chat template, or the template refuses the conversation.
     """
     if tokenizer.chat_template is None:
         raise ModelError(
             "model.name: its tokenizer has no chat template, which conversations need; name columns of prompts "
             "and answers (data.prompt, data.answer), or choose a model that was tuned for chats"
         )
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+    except (TemplateError, TypeError) as error:  # a TypeError is what a template's own arithmetic may end in
+        roles = ", ".join(str(message["role"]) for message in messages[:6])
+        raise ModelError(
+            f"model.template: the chat template of this model refuses a conversation of the roles {roles}"
+            f"{', …' if len(messages) > 6 else ''}: {str(error).strip()[:200]}; leave out or change such "
+            "messages, or choose a model whose template allows them"
+        ) from error
 
 
 def prompt_rows(inputs: Mapping[str, Sequence[Any]], *more: str) -> Iterator[tuple[Any, ...]]:
