@@ -101,6 +101,16 @@ def test_duplicates_are_dropped_and_counted(write_rows: WriteRows) -> None:
     assert sum(row.train + row.valid + row.test for row in split_table(kept)) == 32
 
 
+def test_a_row_that_another_client_has_too_stays(write_rows: WriteRows) -> None:
+    """A site does not know the others' rows, so a simulated one must not lose what is no duplicate of its own."""
+    shared = [{"text": f"t{i}", "label": i % 2, "site": "a"} for i in range(30)]
+    other = [{**row, "label": 1 - row["label"], "site": "b"} for row in shared]
+    path = write_rows("t.jsonl", [*shared, *other, *other[:3], {**other[4], "label": other[4]["label"] ^ 1}])
+    data = make(path, clients=BY_SITE)
+    assert data.notes == ["dropped 4 duplicate rows: b 4 (1 of them had another label than the row kept)"]
+    assert [row.train + row.valid + row.test for row in split_table(data)] == [30, 30]
+
+
 def test_rows_with_another_second_text_are_no_duplicates(write_rows: WriteRows) -> None:
     path = write_rows("t.jsonl", [{**row, "text": "same", "pair": row["text"]} for row in numbered(30)])
     assert make(path, text_pair="pair", clients=IID).notes == []

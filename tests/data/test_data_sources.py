@@ -79,7 +79,8 @@ def test_a_folder_and_a_list_are_read_file_by_file(tmp_path: Path) -> None:
     )
     listed = read_table(settings([b, a], clients=by_file))
     assert (listed.inputs["text"], listed.groups) == (["hallo", "geia"], ["berlin", "athens"])
-    assert read_table(settings([b, a])).groups is None
+    assert read_table(settings([b, a])).groups == ["berlin", "athens"]
+    assert read_table(settings([b, a], clients=ClientSettings(split="iid"))).groups is None
 
 
 def test_a_second_text_and_a_test_set_are_read(tmp_path: Path) -> None:
@@ -165,7 +166,8 @@ def test_a_saved_dictionary_gives_the_named_split(tmp_path: Path) -> None:
         ("t.jsonl", "\n", ["no rows"]),
         ("t.csv", "txet,label\na,b\n", ["no column 'text'", "'txet', 'label'", "mean 'txet'", "data.text"]),
         ("t.csv", "text,Label\na,b\n", ["no column 'label'", "mean 'Label'", "data.label"]),
-        ("t.csv", "text;label\na;b\n", ["'text;label'", "commas"]),
+        ("t.csv", "text;tag\na;b\n", ["no column 'label'", "'text', 'tag'"]),
+        ("t.csv", "text;label\na;b;c\n", ["row 1", "got 3 cells", "semicolon"]),
         ("t.csv", "text,label,text\na,b,c\n", ["'text' is in the header twice"]),
         ("t.csv", "text,label\na,b\nc, d,e\n", ["row 2", "got 3 cells, expected 2"]),
         ("t.csv", 'text,label\na,b\n"c,d\n', ["not well-formed CSV", "line 3"]),
@@ -194,7 +196,8 @@ def test_a_saved_dictionary_gives_the_named_split(tmp_path: Path) -> None:
             ["mixes", "line 1", "line 2"],
         ),
         ("t.parquet", "no parquet at all", ["not a readable Parquet file"]),
-        ("t.tsv", "text\tlabel\n", ["unknown ending '.tsv'", ".parquet"]),
+        ("t.tsv", "text\tlabel\n", ["no rows"]),
+        ("t.xls", "text\tlabel\n", ["unknown ending '.xls'", ".parquet"]),
         ("table", "text,label\n", ["unknown ending '(none)'"]),
     ],
 )

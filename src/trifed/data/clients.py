@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
+from trifed.data.columns import spelling
 from trifed.data.partition import assign_clients, split_rows
 from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
@@ -96,6 +97,10 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
             or labels of the global test set that no client trains on.
     """
     table, test, notes = _read(settings, roles)
+    if settings.clients.split == "files":
+        notes.insert(
+            0, "each file or subfolder is a client (data.clients.split); another split deals its rows out"
+        )
     rows = _drawn(np.arange(len(table)), settings.max_examples, [seed, SAMPLE_STREAM])
     if len(rows) < len(table):
         notes.append(f"kept {len(rows)} of {len(table)} rows, drawn at random (data.max_examples)")
@@ -178,7 +183,9 @@ def index_labels(
     """
     keys: list[Any] = list(labels) if names is None else list(map(str, labels))
     order = sorted(set(keys)) if names is None else list(names)
-    index = {key: i for i, key in enumerate(order)}
+    index = {key if names is None else spelling(key): i for i, key in enumerate(order)}
+    if len(index) < len(order):
+        raise DataError(f"data.labels: got one label twice in {_listed(list(map(str, order)))}; leave one out")
     unknown = sorted(set(keys) - set(index))
     if unknown:
         raise DataError(f"data.labels: got other labels, {_listed(unknown)}; add them, or correct the rows")
@@ -233,15 +240,23 @@ def _keys(table: Table) -> list[tuple[Any, ...]]:
 
 
 def _without_duplicates(table: Table, notes: list[str]) -> Table:
-    first: dict[tuple[str, str], int] = {}
-    contradicted = 0
-    for row, key in enumerate(_keys(table)):
-        contradicted += table.labels[first.setdefault(key, row)] != table.labels[row]
-    dropped = len(table) - len(first)
-    if not dropped:
+    """Return the first of equal rows of each client, or of the whole table if it does not name clients.
+
+    What another client has too stays: a site does not know it.
+    """
+    groups = table.groups or [""] * len(table)
+    first: dict[tuple[Any, ...], int] = {}
+    dropped, contradicted = Counter[str](), 0
+    for row, (group, key) in enumerate(zip(groups, _keys(table), strict=True)):
+        kept = first.setdefault((group, key), row)
+        dropped[group] += kept != row
+        contradicted += table.labels[kept] != table.labels[row]
+    if not dropped.total():
         return table
+    of_clients = _listed([f"{name} {count}" for name, count in sorted(dropped.items()) if count and name])
     other = f" ({contradicted} of them had another label than the row kept)" if contradicted else ""
-    notes.append(f"dropped {_row_count(dropped, 'duplicate ')}{other}")
+    counted = f": {of_clients}" if of_clients else ""
+    notes.append(f"dropped {_row_count(dropped.total(), 'duplicate ')}{counted}{other}")
     return table.subset(np.array(list(first.values()), dtype=np.int64))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from trifed.common.errors import DataError
@@ -14,10 +15,19 @@ from trifed.data.readers import RawTable
 Cell = tuple[RawTable, int, Any]
 """One cell: its table, its index in that table, its value."""
 
-SPEAKERS = ("system", "user", "assistant")
+SPEAKERS = ("system", "user", "assistant", "tool")
+OTHER_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "observation": "tool",
+}
+"""Roles by the names that other formats of conversations give them."""
 
 _NUMBER = re.compile(r"[+-]?((?!0\d)\d+|\d+\.\d*|\.\d+)")
 """A number in a CSV file, but no code with leading zeros, such as 007."""
+_WHOLE = re.compile(r"-?(0|[1-9]\d*)")
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 _CONVERSATION = 'expected a list of messages such as {"role": "user", "content": "..."}'
 
@@ -114,16 +124,30 @@ def _conversation(cell: Cell, name: str) -> str:
     return json.dumps(messages, ensure_ascii=False)
 
 
-def _message(cell: Cell, name: str, message: Any) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+def _message(cell: Cell, name: str, message: Any) -> dict[str, Any]:
+    """Return a message of OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`) in the first form."""
+    found = message if isinstance(message, Mapping) else {}
+    keys = next((keys for keys in (("role", "content"), ("from", "value")) if set(keys) <= set(found)), None)
+    if keys is None:
         raise DataError(f"{location(cell)}: a message in column {name!r} is {message!r:.60}; {_CONVERSATION}")
-    role, content = message["role"], message["content"]
+    role, content, calls = found[keys[0]], _as_text(found[keys[1]]), found.get("tool_calls")
+    role = OTHER_NAMES.get(role, role) if isinstance(role, str) else role
+    content = "" if content is None and calls else content
     if role not in SPEAKERS or not isinstance(content, str):
         raise DataError(
             f"{location(cell)}: a message in column {name!r} has the role {role!r:.30}, expected one of "
             f"{', '.join(SPEAKERS)}, with a text as content"
         )
-    return {"role": role, "content": content}
+    more = {key: found[key] for key in ("tool_calls", "tool_call_id", "name") if found.get(key)}
+    return {"role": role, "content": content, **more}
+
+
+def _as_text(content: Any) -> Any:
+    """Join a content that is given in parts of text; return any other content as it is."""
+    parts = content if isinstance(content, list) else []
+    if parts and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        return "".join(part["text"] for part in parts)
+    return content
 
 
 def read_groups(column: Sequence[Cell], name: str) -> list[str]:
@@ -146,15 +170,33 @@ def read_groups(column: Sequence[Cell], name: str) -> list[str]:
     ]
 
 
-def read_labels(column: Sequence[Cell], name: str) -> list[str] | list[int]:
+def spelling(label: str | int | float) -> str:
+    """Return the one spelling of a label, whatever kind of file it is in and whatever labels are in other rows.
+
+    Whole numbers are their digits (`1.0`, `+1` and `1` are one label, `007` is another), and truth values are
+    `True` and `False`. Other texts stay, without spaces around them.
+    """
+    if isinstance(label, bool | int):
+        return str(label)
+    text = repr(label) if isinstance(label, float) else label.strip()
+    if isinstance(label, float) or _NUMBER.fullmatch(text):
+        return str(int(Decimal(text))) if float(text).is_integer() else text
+    return text.capitalize() if text.lower() in ("true", "false") else text
+
+
+def read_labels(column: Sequence[Cell], name: str, *, fractions: bool = False) -> list[str] | list[int]:
     """Return a column's labels, (n,), all integers or all strings.
 
-    The integers of a ClassLabel column become names. Cells of a CSV file become integers if all of them are
-    whole numbers.
+    The integers of a ClassLabel column become names.
+
+    Args:
+        column: The cells.
+        name: The column.
+        fractions: Take numbers that are not whole, where the labels are known from elsewhere.
 
     Raises:
         DataError: A label is missing, is a number that is not whole or another type, or integers and strings are
-            mixed.
+            mixed in a file that tells them apart.
     """
     named = [(table, i, _class_name(table, name, value)) for table, i, value in column]
     _refuse(
@@ -164,22 +206,25 @@ def read_labels(column: Sequence[Cell], name: str) -> list[str] | list[int]:
         "the label in column {name!r} is missing",
         "Give every row a label or remove the row.",
     )
-    typed = _type_csv_cells(named)
     _refuse(
-        typed,
-        name,
-        lambda value: isinstance(value, float) and not value.is_integer(),
-        "the label in column {name!r} is {value!r}, expected a whole number or a text",
-        "A label names a class; another column may be the one that holds them.",
-    )
-    _refuse(
-        typed,
+        named,
         name,
         lambda value: not isinstance(value, str | int | float),
         "column {name!r} holds a {kind}, expected a whole number or a text",
         "Name another column.",
     )
-    return _one_type(typed, name)
+    if not fractions and all(_is_number(cell) for cell in named):
+        _refuse(
+            named,
+            name,
+            lambda value: not float(value).is_integer(),
+            "the label in column {name!r} is {value!r}, expected a whole number or a text",
+            "A label names a class; another column may be the one that holds them. If such numbers are classes, "
+            "list all of them in data.labels.",
+        )
+    _check_one_type(named, name)
+    labels = [spelling(value) for _, _, value in named]
+    return [int(label) for label in labels] if all(map(_WHOLE.fullmatch, labels)) else labels
 
 
 def _class_name(table: RawTable, column: str, value: Any) -> Any:
@@ -190,18 +235,16 @@ def _class_name(table: RawTable, column: str, value: Any) -> Any:
     return names[value] if 0 <= value < len(names) else None
 
 
-def _type_csv_cells(column: list[Cell]) -> list[Cell]:
-    """Convert CSV cells to numbers if all of them are numbers and none is a code such as 007."""
-    if not all(_NUMBER.fullmatch(value.strip()) for table, _, value in column if table.untyped):
-        return column
-    return [
-        (table, i, (float(value) if "." in value else int(value)) if table.untyped else value)
-        for table, i, value in column
-    ]
+def _is_number(cell: Cell) -> bool:
+    table, _, value = cell
+    if isinstance(value, str):
+        return table.untyped and bool(_NUMBER.fullmatch(value.strip()))
+    return not isinstance(value, bool)
 
 
-def _one_type(column: Sequence[Cell], name: str) -> list[str] | list[int]:
-    texts = [cell for cell in column if isinstance(cell[2], str)]
+def _check_one_type(column: Sequence[Cell], name: str) -> None:
+    """Raise `DataError` if files that tell texts and numbers apart have both."""
+    texts = [cell for cell in column if isinstance(cell[2], str) and not cell[0].untyped]
     numbers = [cell for cell in column if not isinstance(cell[2], str)]
     if texts and numbers:
         raise DataError(
@@ -209,4 +252,3 @@ def _one_type(column: Sequence[Cell], name: str) -> list[str] | list[int]:
             f"{numbers[0][2]!r} in {location(numbers[0])}; expected one kind. Write all of them as texts, or all "
             "as integers."
         )
-    return [cell[2].strip() for cell in texts] or [int(cell[2]) for cell in numbers]

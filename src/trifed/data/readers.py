@@ -1,10 +1,11 @@
-"""Readers of CSV, JSON Lines and Parquet files, with errors that name the broken line.
+"""Readers of CSV, TSV, JSON Lines and Parquet files, with errors that name the broken line.
 
 Files are read directly, without a cache on the disk.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import io
@@ -21,6 +22,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+"""Separators of cells that are recognised in a header, the first that fits."""
+GUESSES = ("cp1252", "latin-1")
+"""Encodings that a message proposes for a file that is not UTF-8, the first that can be read."""
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a text file is written.
+
+    Attributes:
+        separator: Separator of the cells of a CSV file; None for the one by which the header has the columns.
+        encoding: None for UTF-8, or UTF-16 with a byte order mark.
+        setting: Dotted name of the setting of the encoding, for messages; empty if there is none.
+    """
+
+    separator: str | None = None
+    encoding: str | None = None
+    setting: str = ""
+
+
 @dataclass(frozen=True)
 class RawTable:
     """The needed columns of one file, without conversion.
@@ -32,6 +54,7 @@ class RawTable:
         unit: Name of a position in messages.
         class_names: Names of the integers in ClassLabel columns, by column.
         untyped: True if all cells are strings because the format has no types (CSV).
+        client: The client whose rows these are, if a folder names it.
     """
 
     where: str
@@ -40,14 +63,16 @@ class RawTable:
     unit: str = "row"
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     untyped: bool = False
+    client: str = ""
 
 
-def read_file(path: Path, wanted: Mapping[str, str]) -> RawTable:
-    """Read columns of one CSV, JSON Lines or Parquet file.
+def read_file(path: Path, wanted: Mapping[str, str], form: TextFormat = TextFormat()) -> RawTable:
+    """Read columns of one CSV, TSV, JSON Lines or Parquet file.
 
     Args:
         path: The file.
         wanted: Column by the dotted name of the setting that names it.
+        form: How a text file is written.
 
     Raises:
         DataError: A missing file, an unknown ending, a missing column, or content that cannot be read.
@@ -64,7 +89,7 @@ def read_file(path: Path, wanted: Mapping[str, str]) -> RawTable:
             f"{path}: unknown ending {path.suffix or '(none)'!r}; expected one of {', '.join(READERS)}. "
             "Convert the file or rename it."
         )
-    return read(path, wanted)
+    return read(path, wanted, form)
 
 
 def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) -> None:
@@ -74,36 +99,67 @@ def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) ->
         names = {name.lower(): name for name in reversed(have)}
         near = difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.6)
         guess = f" Did you mean {names[near[0]]!r}?" if near else ""
-        if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
-            guess = " The file looks separated by something other than commas; save it with commas."
         raise DataError(
             f"{where}: no column {column!r}; the columns are {', '.join(map(repr, have)) or '(none)'}.{guess} "
             f"Set {setting} to the right one."
         )
 
 
-def _decode(path: Path) -> str:
+def _decode(path: Path, form: TextFormat) -> str:
     """Return the file's text without a byte order mark.
 
     Raises:
-        DataError: The file cannot be read, or is not UTF-8.
+        DataError: The file cannot be read, or is not in its encoding.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error
+    two_bytes = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = form.encoding or ("utf-16" if two_bytes else "utf-8-sig")
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        return raw.decode(encoding).removeprefix("\ufeff")
+    except UnicodeError as error:
+        place = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = raw.count(b"\n", 0, place) + 1
+        name = form.encoding or ("UTF-16" if two_bytes else "UTF-8")
+        guess = next((guess for guess in GUESSES if _can_decode(raw, guess)), GUESSES[-1])
+        remedy = f"Set {form.setting} to its encoding, such as '{guess}', or save" if form.setting else "Save"
         raise DataError(
-            f"{path}: not UTF-8 at byte {error.start} (line {line}, byte value 0x{raw[error.start]:02x}); "
-            "expected UTF-8 text. Save the file again as UTF-8."
+            f"{path}: not {name} at byte {place} (line {line}, byte value 0x{raw[place]:02x}); expected {name} "
+            f"text. {remedy} the file again as UTF-8."
         ) from error
 
 
-def _read_csv(path: Path, wanted: Mapping[str, str]) -> RawTable:
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
+def _can_decode(raw: bytes, encoding: str) -> bool:
+    try:
+        raw.decode(encoding)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _separator(path: Path, text: str, wanted: Mapping[str, str]) -> str:
+    """Return the separator by which the header has the wanted columns, or else the most columns."""
+    order = (
+        sorted(SEPARATORS, key=lambda mark: mark != "\t") if path.suffix.lower() == ".tsv" else list(SEPARATORS)
+    )
+    headers = {mark: _header(text, mark) for mark in order}
+    fits = [mark for mark, header in headers.items() if set(wanted.values()) <= set(header)]
+    return fits[0] if fits else max(order, key=lambda mark: len(headers[mark]))
+
+
+def _header(text: str, separator: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    except csv.Error:  # it is found and named when the file is read
+        return []
+
+
+def _read_csv(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
+    text = _decode(path, form)
+    separator = form.separator or _separator(path, text, wanted)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # cells of any length
     try:
         header = next(reader, [])
@@ -119,7 +175,7 @@ def _read_csv(path: Path, wanted: Mapping[str, str]) -> RawTable:
         if len(record) != len(header):
             raise DataError(
                 f"{path}, row {row}: got {len(record)} cells, expected {len(header)} as in the header. "
-                "Put quotes around a text that holds a comma."
+                f"Put quotes around a text that holds a {SEPARATORS.get(separator, repr(separator))}."
             )
     columns = {column: [record[header.index(column)] for record in records] for column in wanted.values()}
     return RawTable(str(path), columns, range(1, len(records) + 1), untyped=True)
@@ -134,8 +190,8 @@ def _check_header(path: Path, header: Sequence[str], wanted: Mapping[str, str]) 
         raise DataError(f"{path}: the column {twice[0]!r} is in the header twice. Rename one of the two.")
 
 
-def _read_json_lines(path: Path, wanted: Mapping[str, str]) -> RawTable:
-    lines = enumerate(io.StringIO(_decode(path)), start=1)
+def _read_json_lines(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
+    lines = enumerate(io.StringIO(_decode(path, form)), start=1)
     records = {number: _json_object(path, number, line) for number, line in lines if line.strip()}
     if records:
         check_columns(str(path), list(dict.fromkeys(key for record in records.values() for key in record)), wanted)
@@ -160,7 +216,7 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return value
 
 
-def _read_parquet(path: Path, wanted: Mapping[str, str]) -> RawTable:
+def _read_parquet(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
     import pyarrow as pa  # here, because a CSV file need not wait for it
     import pyarrow.parquet as pq
 
@@ -198,5 +254,11 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str,
         return {}
 
 
-READERS = {".csv": _read_csv, ".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
+READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+    ".parquet": _read_parquet,
+}
 """Reader by the ending of a file's name."""

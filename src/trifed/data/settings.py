@@ -6,11 +6,13 @@ configuration is read; the readers check what depends on the table.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from trifed.common.strict_settings import StrictSettings, refuse
+from trifed.data.in_memory import as_file, names_files
+from trifed.data.sites import visible_sites
 
 Split = Literal["iid", "dirichlet", "pathological", "column", "sizes", "files"]
 
@@ -92,12 +94,20 @@ class DataSettings(StrictSettings):
 
     `source` may also be a folder written by `datasets.save_to_disk`; `hub_split` then selects the split of a saved
     `DatasetDict`. `test` has the same columns as `source`; from a hub name or a saved `DatasetDict`, its split
-    "test" is read.
+    "test" is read. In Python both may be tables in memory: see `data.in_memory`.
     """
 
     source: str | list[str] = Field(
-        description="The table: a file (CSV, JSON Lines, Parquet), several files, a folder, or the name of a "
-        "data set on the hub."
+        description="The table: a file (CSV, TSV, JSON Lines, Parquet), several files, a folder, or the name of "
+        "a data set on the hub."
+    )
+    separator: str | None = Field(
+        None,
+        description="Separator of the cells of CSV files. Unset: comma, semicolon, tab or bar, by which the "
+        "header has the columns that are named.",
+    )
+    encoding: str | None = Field(
+        None, description="Encoding of CSV and JSON files, such as cp1252. Unset: UTF-8, or UTF-16 with its mark."
     )
     hub_split: str = Field("train", description="Split of a data set from the hub or of a saved one.")
     hub_subset: str | None = Field(None, description="Configuration of a data set from the hub.")
@@ -133,7 +143,9 @@ class DataSettings(StrictSettings):
         description="Number of rows that are drawn at random from the whole table. Unset: all rows.",
     )
     drop_duplicates: bool = Field(
-        True, description="Leave out exact duplicates, and rows of the test set that occur in the table."
+        True,
+        description="Leave out exact duplicates within a client (or within a table that does not name clients), "
+        "and rows of the test set that occur in the table.",
     )
     skip_broken: bool = Field(
         False,
@@ -144,6 +156,50 @@ class DataSettings(StrictSettings):
         False, description="Keep clients with fewer than min_examples examples, without data."
     )
     clients: ClientSettings = ClientSettings()
+
+    @field_validator("source", "test", mode="before")
+    @classmethod
+    def _tables_are_written_to_files(cls, source: Any) -> Any:
+        return source if source is None or names_files(source) else as_file(source)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _visible_sites_are_clients(cls, values: Any) -> Any:
+        """Let each file or subfolder of `source` be a client if the settings name no split."""
+        if not isinstance(values, dict) or not isinstance(values.get("source"), str | list):
+            return values
+        clients = values.get("clients") or {}
+        if not isinstance(clients, dict) or set(clients) - {"min_examples", "max_examples"}:
+            return values
+        try:
+            sites = visible_sites(values["source"])
+        except (OSError, TypeError, ValueError):  # the reader names what is wrong with it
+            return values
+        return {**values, "clients": {**clients, "split": "files"}} if sites else values
+
+    @field_validator("separator")
+    @classmethod
+    def _separator_is_one_sign(cls, separator: str | None) -> str | None:
+        named = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
+        refuse(
+            (
+                named is not None and (len(named) != 1 or named in '"\r\n'),
+                f'separator: got {separator!r}, expected one sign, such as ";", or "tab"',
+            )
+        )
+        return named
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        try:
+            text = encoding is None or bool("a".encode(encoding))
+        except LookupError:  # unknown, or no encoding of texts
+            text = False
+        refuse(
+            (not text, f"encoding: got {encoding!r}, expected a text encoding that Python knows, such as cp1252")
+        )
+        return encoding
 
     @field_validator("source")
     @classmethod

@@ -18,17 +18,16 @@ from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
 from trifed.data import columns, images
-from trifed.data.readers import READERS, RawTable, from_arrow, read_file
+from trifed.data.readers import READERS, RawTable, TextFormat, from_arrow, read_file
 from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
+from trifed.data.sites import HELD_OUT, NOT_DATA, site_folders, tables_in
 
 ONE_LABEL = "all"
 """The label of every row of a table without labels."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_LIKE = re.compile(r"\.[A-Za-z]{2,8}$")
-_HELD_OUT = {"test", "validation", "valid", "val", "dev"}
-_NOT_DATA = re.compile(r"^[._]|^(readme|licen[cs]e)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
         _check_one_file_a_client(raw, settings)
     _check_not_empty(raw, allowed=by_file and settings.allow_empty_clients)
     if by_file:
-        groups = [_stem(table) for table in raw for _ in table.rows]
-        return _table(raw, settings, roles, groups, [_stem(table) for table in raw])
+        groups = [_client(table) for table in raw for _ in table.rows]
+        return _table(raw, settings, roles, groups, list(dict.fromkeys(map(_client, raw))))
     if column is not None:
         groups = columns.read_groups(columns.cells(raw, column), column)
         return _table(raw, settings, roles, groups, sorted(set(groups)))
@@ -95,7 +94,7 @@ def read_test(settings: DataSettings, roles: Roles = TEXTS) -> Table | None:
         return None
     raw = _read_source(settings.test, _wanted(settings, roles), settings, setting="data.test")
     _check_not_empty(raw, allowed=False)
-    return _table(raw, settings, roles)
+    return _table(raw, settings, roles, known_labels=True)
 
 
 def is_on_hub(source: str) -> bool:
@@ -117,15 +116,21 @@ def _table(
     roles: Roles,
     groups: list[str] | None = None,
     group_names: list[str] | None = None,
+    *,
+    known_labels: bool = False,
 ) -> Table:
-    """Return the usable rows, or raise `DataError` if the settings do not allow to skip the others."""
+    """Return the usable rows, or raise `DataError` if the settings do not allow to skip the others.
+
+    With `known_labels` another table says which labels there are.
+    """
     named = [(role, role.column(settings)) for role in roles]
     inputs = {
         role.setting: role.read(columns.cells(raw, column), column) for role, column in named if column is not None
     }
     labels: list[str] | list[int] = [ONE_LABEL for table in raw for _ in table.rows]
     if settings.label:
-        labels = columns.read_labels(columns.cells(raw, settings.label), settings.label)
+        known_labels = known_labels or settings.labels is not None
+        labels = columns.read_labels(columns.cells(raw, settings.label), settings.label, fractions=known_labels)
     table = Table(inputs, labels, groups, group_names)
     bad = {
         row: cell
@@ -162,35 +167,31 @@ def _check_one_file_a_client(raw: Sequence[RawTable], settings: DataSettings) ->
         )
     first: dict[str, RawTable] = {}
     for table in raw:
-        other = first.setdefault(_stem(table), table)
-        if other is not table:
+        other = first.setdefault(_client(table), table)
+        if other is not table and not table.client:
             raise DataError(
-                f"two files for one client name {_stem(table)!r}: {other.where} and {table.where}. "
+                f"two files for one client name {_client(table)!r}: {other.where} and {table.where}. "
                 "The file's name without its ending names the client; rename one of them."
             )
 
 
-def _stem(table: RawTable) -> str:
-    return Path(table.where).stem
+def _client(table: RawTable) -> str:
+    """Return the client whose rows a table holds: its folder's name, or its file's."""
+    return table.client or Path(table.where).stem
 
 
 def _read_source(
     source: str | list[str], wanted: Mapping[str, str], settings: DataSettings, setting: str = "data.source"
 ) -> list[RawTable]:
+    form = TextFormat(settings.separator, settings.encoding, "data.encoding")
     if isinstance(source, list):
-        return [read_file(Path(name).expanduser(), wanted) for name in source]
+        return [read_file(Path(name).expanduser(), wanted, form) for name in source]
     path = Path(source).expanduser()
     split = "test" if setting == "data.test" else settings.hub_split
     if path.is_dir():
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            return [_read_saved(path, split, wanted)]
-        pictures = images.image_folder(path) if "data.image" in wanted else []
-        if pictures:
-            return [images.table_of(path, pictures, wanted)]
-        instead = ", or a subfolder a label with images in it" if "data.image" in wanted else ""
-        return [read_file(file, wanted) for file in _files_of(path, instead)]
+        return _read_folder(path, split, wanted, form)
     if path.exists():
-        return [read_file(path, wanted)]
+        return [read_file(path, wanted, form)]
     if not is_on_hub(source):
         raise DataError(
             f"{setting} = {source!r}: no such file or folder (looked in {Path.cwd()}). "
@@ -199,14 +200,35 @@ def _read_source(
     return [_read_hub(source, split, wanted, settings, setting)]
 
 
+def _read_folder(path: Path, split: str, wanted: Mapping[str, str], form: TextFormat) -> list[RawTable]:
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return [_read_saved(path, split, wanted)]
+    with_images = "data.image" in wanted
+    if pictures := images.image_folder(path) if with_images else []:
+        return [images.table_of(path, pictures, wanted)]
+    if folders := [folder for folder in site_folders(path) if with_images or tables_in(folder)]:
+        return [table for folder in folders for table in _of_site(folder, wanted, form)]
+    instead = ", or a subfolder a label with images in it" if with_images else ""
+    return [read_file(file, wanted, form) for file in _files_of(path, instead)]
+
+
+def _of_site(folder: Path, wanted: Mapping[str, str], form: TextFormat) -> list[RawTable]:
+    """Read the data of one site from its own folder."""
+    files = tables_in(folder)
+    tables = [read_file(file, wanted, form) for file in files]
+    if not files:
+        tables = [images.table_of(folder, images.image_folder(folder), wanted)]
+    return [replace(table, client=folder.name) for table in tables]
+
+
 def _files_of(folder: Path, instead: str) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not _NOT_DATA.match(file.name))
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not NOT_DATA.match(file.name))
     if not files:
         raise DataError(
             f"{folder}: the folder holds no data files; expected some of {', '.join(READERS)}{instead}."
         )
     stems = {file.stem.lower() for file in files}
-    if "train" in stems and stems & _HELD_OUT:
+    if "train" in stems and stems & HELD_OUT:
         raise DataError(
             f"{folder}: the folder holds the splits of one data set "
             f"({', '.join(file.name for file in files)}), expected parts of one table. "

@@ -95,7 +95,12 @@ def render_split_text(data: FederatedData) -> str:
 def _title(data: FederatedData) -> str:
     total = sum(row.train + row.valid + row.test for row in split_table(data))
     test = "" if data.global_test is None else f", {len(data.global_test)} in the global test set"
-    return f"{len(data.clients)} clients, {len(data.label_names)} labels, {total} examples{test}"
+    clients, labels = _counted(len(data.clients), "client"), _counted(len(data.label_names), "label")
+    return f"{clients}, {labels}, {total} examples{test}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _cells(data: FederatedData, bar: str) -> tuple[list[str], list[list[str]]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from trifed.common.errors import DataError
+from trifed.data.columns import spelling
 from trifed.export.inference_inputs import LabelledInputs, by_role, chunks
 from trifed.export.locate import LocatedModel, join_names
 from trifed.federation.client_model import Classifier, RetrievalModel, Writer
@@ -108,7 +109,7 @@ def evaluate_client(
 
 
 def _label_indices(client: str, classifier: Classifier, data: LabelledInputs) -> NDArray[np.int64]:
-    indices = {label: index for index, label in enumerate(classifier.labels)}
+    indices = {spelling(label): index for index, label in enumerate(classifier.labels)}
     unknown = [index for index, label in enumerate(data.labels) if label not in indices]
     if unknown:
         rows = f" ({len(unknown)} such rows in all)" if len(unknown) > 1 else ""

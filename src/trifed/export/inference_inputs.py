@@ -63,14 +63,18 @@ def read_table(path: Path, columns: Columns) -> list[InferenceInput]:
 
 
 def read_labelled(path: Path, columns: Columns) -> LabelledInputs:
-    """Read inputs and labels; whole numbers become their digits.
+    """Read inputs and labels; labels are spelled as in training (`data.columns.spelling`).
 
     Raises:
         DataError: As for `read_table`, or a missing or unusable label (with its row).
     """
     raw = _read(path, columns, {"--label-column": columns.label} if columns.label else {})
     column = cells.cells([raw], columns.label) if columns.label else []
-    labels = (cells.read_texts if columns.answers else cells.read_labels)(column, columns.label)
+    labels = (
+        cells.read_texts(column, columns.label)
+        if columns.answers
+        else cells.read_labels(column, columns.label, fractions=True)
+    )
     return LabelledInputs(raw.where, raw.unit, _inputs(raw, columns), [str(label) for label in labels])
 
 
