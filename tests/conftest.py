@@ -26,7 +26,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from trifed.config.run import RunConfig, make_config
-from trifed.experiments.runner import RunResult, run
+from trifed.experiments.run_result import RunResult
+from trifed.experiments.runner import run
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS

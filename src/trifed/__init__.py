@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from trifed.config.run import RunConfig, make_config
     from trifed.experiments.compare import ComparisonResult, compare, load_comparison
     from trifed.experiments.compare_config import CompareConfig, make_comparison
-    from trifed.experiments.runner import RunResult, load_result, resume, run
+    from trifed.experiments.run_result import RunResult
+    from trifed.experiments.runner import load_result, resume, run
     from trifed.export.export import export_client
     from trifed.federation.client_model import (
         Classifier,
@@ -44,7 +45,7 @@ _HOMES = {
     "RetrievalModel": "trifed.federation.client_model",
     "Method": "trifed.methods",
     "RunConfig": "trifed.config.run",
-    "RunResult": "trifed.experiments.runner",
+    "RunResult": "trifed.experiments.run_result",
     "TriLoraConfig": "trifed.adapters",
     "Writer": "trifed.federation.client_model",
     "compare": "trifed.experiments.compare",

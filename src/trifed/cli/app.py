@@ -122,6 +122,9 @@ def run_command(
     from_round: Annotated[
         int | None, Flag(help="With --resume: go back to the end of this round first.", show_default=False)
     ] = None,
+    dry: Annotated[
+        bool, Flag("--dry-run", help="Check everything, take one step, and say what the run would take.")
+    ] = False,
 ) -> None:
     """Fine-tune one model across clients. Settings come from a TOML file and from flags; flags win.
 
@@ -139,7 +142,11 @@ def run_command(
     \b
       trifed run --task causal-lm --data help.jsonl --prompt ask --answer tell --model HuggingFaceTB/SmolLM2-135M
     \b
+      trifed run my.toml --dry-run                      # what it would take: clients, bytes, time, memory
+    \b
       trifed run --resume runs/beside
+    \b
+      trifed run --resume runs/beside --rounds 40       # more rounds, also of a finished run
     \b
       trifed run --resume runs/beside --from-round 17   # undo rounds 18 and later
 
@@ -160,7 +167,7 @@ def run_command(
       \\[method]
       name = "own-prior"       # or ce-lora, fedavg-lora, …
     """
-    from trifed.config.run import make_config, overlay, read_config
+    from trifed.config.run import make_config, overlay
     from trifed.config.toml_files import read_toml
     from trifed.methods import use_method_files
 
@@ -179,11 +186,16 @@ def run_command(
     if own_method and resume is None:
         settings.setdefault("method.name", own_method[0].name)
     if resume is not None:
-        if config is not None or settings:
-            raise RunError("--resume uses the run's own configuration; leave out the file and the other flags")
+        if config is not None or set(settings) - {"rounds"}:
+            raise RunError(
+                "--resume uses the run's own configuration; leave out the file and the other flags, except "
+                "--rounds and --from-round"
+            )
         from trifed.federation.run_folder import RunFolder
 
-        _carry_out(read_config(RunFolder.open(resume).path / "config.toml"), resume, True, from_round)
+        kept = RunFolder.open(resume).path / "config.toml"
+        again = make_config(overlay(read_toml(kept), settings), str(kept))
+        _carry_out(again, resume, {"from_round": from_round, "rounds": rounds})
         return
     if from_round is not None:
         raise RunError("--from-round goes back in a run that exists; give its folder with --resume")
@@ -191,6 +203,9 @@ def run_command(
         typer.echo(context.get_help())
         raise typer.Exit(MISTAKE)
     resolved = make_config(overlay(read_toml(config) if config else {}, settings), str(config or "flags"))
+    if dry:
+        _estimate(resolved)
+        return
     _carry_out(resolved, runs / resolved.name)
 
 
@@ -215,14 +230,25 @@ def demo_command(
 
 
 @app.command("settings")
-def settings_command() -> None:
+def settings_command(
+    pattern: Annotated[
+        str, typer.Argument(help="Only settings with this text in their name or meaning.", show_default=False)
+    ] = "",
+) -> None:
     """List all settings with their defaults and meanings.
 
-    [bold]Example[/bold]: trifed settings, then trifed run my.toml --set training.epochs=2
+    [bold]Examples[/bold]
+
+      trifed settings, then trifed run my.toml --set training.epochs=2
+    \b
+      trifed settings checkpoint
     """
     from trifed.reports.settings import render_settings
 
-    PlainConsole().print(render_settings())
+    table = render_settings(pattern)
+    if not table.row_count:
+        raise RunError(f"no setting has '{pattern}' in its name or meaning; `trifed settings` lists all of them")
+    PlainConsole().print(table)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -253,8 +279,8 @@ def _parse_setting(item: str) -> tuple[str, Any]:
         return key.strip(), value  # a word without quotes is a text
 
 
-def _carry_out(config: RunConfig, path: Path, resumed: bool = False, from_round: int | None = None) -> None:
-    """Run or resume with a live display, then print the tables and draw the plot."""
+def _carry_out(config: RunConfig, path: Path, resumed: dict[str, int | None] | None = None) -> None:
+    """Run, or resume with options of `resume`, with a live display; then print the tables and draw the plot."""
     with continuable(lambda: _how_to_continue(path)):
         from trifed.experiments.runner import resume, run
         from trifed.reports.progress_bar import Watch
@@ -262,7 +288,7 @@ def _carry_out(config: RunConfig, path: Path, resumed: bool = False, from_round:
         console = PlainConsole()
         display = Watch(config, console)
         try:
-            result = resume(path, display, from_round) if resumed else run(config, path, display)
+            result = run(config, path, display) if resumed is None else resume(path, display, **resumed)
             display.close()
             from trifed.reports.comparison.plots import plot_result  # a mistake need not wait for matplotlib
             from trifed.reports.comparison.report import render_result
@@ -276,6 +302,18 @@ def _carry_out(config: RunConfig, path: Path, resumed: bool = False, from_round:
             display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
         finally:
             display.close()
+
+
+def _estimate(config: RunConfig) -> None:
+    """Print what a run would take, without running it."""
+    from trifed.experiments.dry_run import dry_run
+    from trifed.reports.progress_bar import Watch
+
+    display = Watch(config, PlainConsole())
+    try:
+        display.say(str(dry_run(config, display)))
+    finally:
+        display.close()
 
 
 def _how_to_continue(path: Path) -> str:

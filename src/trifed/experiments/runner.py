@@ -15,7 +15,9 @@ from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.toml_files import read_toml
 from trifed.data import Examples, FederatedData, split_to_json
 from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
+from trifed.experiments.run_result import RunResult
 from trifed.federation import events
+from trifed.federation.continuation import other_rounds, set_rounds
 from trifed.federation.events import Listener
 from trifed.federation.kept_checkpoints import go_back
 from trifed.federation.manifest import finish
@@ -26,71 +28,11 @@ from trifed.federation.run_folder import RunFolder
 from trifed.reports.tracking import LiveTracking, require_trackers
 
 if TYPE_CHECKING:
-    from trifed.federation.client_model import Classifier, RetrievalModel, Writer
     from trifed.federation.client_update import ClientDataset
     from trifed.federation.shared_model import SharedModel
     from trifed.federation.simulation import Simulation
 
 # Functions import what needs torch, so that a mistake in the data is reported before torch is loaded.
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-        path: The run's folder.
-        summary: Content of its summary.json.
-        split: Content of its split.json.
-        baselines: Results of the methods that were run beside it.
-    """
-
-    path: Path
-    summary: dict[str, Any]
-    split: dict[str, Any]
-    baselines: dict[str, RunResult]
-
-    @property
-    def accuracy(self) -> dict[str, float]:
-        """The `mean`, `worst`, `best` and `weighted_mean` test accuracy over the clients."""
-        return {name: self.summary["accuracy"][name] for name in ("mean", "worst", "best", "weighted_mean")}
-
-    def client(self, name: str) -> Classifier:
-        """Load one client's model to predict with.
-
-        Raises:
-            RunError: There is no such client, or its model is a language model, which `writer` loads.
-        """
-        from trifed.federation.client_model import load_client
-
-        return load_client(self.path / "clients" / name)
-
-    def writer(self, name: str) -> Writer:
-        """Load one client's language model to generate text with.
-
-        Raises:
-            RunError: There is no such client, or its model is a classifier.
-        """
-        from trifed.federation.client_model import load_writer
-
-        return load_writer(self.path / "clients" / name)
-
-    def matcher(self, name: str) -> RetrievalModel:
-        """Load one client's model of images and captions to match images with texts.
-
-        Raises:
-            RunError: There is no such client, or its model is of another kind.
-        """
-        from trifed.federation.client_model import load_retrieval_model
-
-        return load_retrieval_model(self.path / "clients" / name)
-
-    def _repr_html_(self) -> str:
-        """Render for a notebook: the result in a sentence, and methods and controls side by side."""
-        from trifed.reports.read import read_source
-        from trifed.reports.report import render_brief
-
-        return render_brief(read_source(self.path))
 
 
 def run(config: RunConfig, folder: str | Path | None = None, listener: Listener = quiet) -> RunResult:
@@ -101,7 +43,7 @@ def run(config: RunConfig, folder: str | Path | None = None, listener: Listener 
     """
     path = Path(folder) if folder is not None else Path("runs") / config.name
     RunFolder.refuse_existing(path)
-    prepared = _prepare(config, listener)  # nothing is written before all checks have passed
+    prepared = prepare_run(config, listener)  # nothing is written before all checks have passed
     with held(path):
         created = RunFolder.create(path)  # again: meanwhile another process may have written a run
         created.write_text("config.toml", to_toml(config), durable=True)
@@ -109,28 +51,39 @@ def run(config: RunConfig, folder: str | Path | None = None, listener: Listener 
         return _with_baselines(config, path, listener)
 
 
-def resume(folder: str | Path, listener: Listener = quiet, from_round: int | None = None) -> RunResult:
-    """Continue an interrupted run; its numbers are those of an uninterrupted one.
+def resume(
+    folder: str | Path, listener: Listener = quiet, from_round: int | None = None, rounds: int | None = None
+) -> RunResult:
+    """Continue a run; the numbers of one that was interrupted are those of an uninterrupted one.
 
     Args:
         folder: The run's folder.
         listener: Receives each event.
         from_round: A round whose checkpoint is kept: the run goes back to its end, and is repeated from there.
+        rounds: Another number of rounds, which is written into the run's configuration. Given or changed there, a
+            finished run has more rounds too.
 
     Raises:
-        RunError: The folder holds no run, another process writes to it, the data or the base model changed, or the
-            checkpoint of `from_round` is not kept.
+        RunError: The folder holds no run, another process writes to it, the data, the base model or settings
+            changed, the checkpoint of `from_round` is not kept, or the run was planned for its number of rounds.
     """
     opened = RunFolder.open(Path(folder))
     config = make_config(read_toml(opened.path / "config.toml"), str(opened.path / "config.toml"))
+    if rounds is not None:
+        config = config.model_copy(update={"rounds": rounds})
+    continued = other_rounds(opened, config, from_round)
     parts = [opened.path, *(opened.path / "baselines" / name for name in config.baselines)]
-    if from_round is None and all((part / "summary.json").is_file() for part in parts):
+    if from_round is None and not continued and all((part / "summary.json").is_file() for part in parts):
         return load_result(opened.path)
     with held(opened.path):
-        if from_round is not None or not (opened.path / "summary.json").is_file():
-            prepared = _prepare(config, listener)
+        if from_round is not None or continued or not (opened.path / "summary.json").is_file():
+            prepared = prepare_run(config, listener)
             if from_round is not None:
                 go_back(opened.path, from_round)
+            if continued or rounds is not None:
+                opened.write_text("config.toml", to_toml(config), durable=True)
+            if other_rounds(opened, config):  # of the checkpoint that the run has gone back to
+                set_rounds(opened, config)
             _simulate(config, listener, opened, prepared)
         return _with_baselines(config, opened.path, listener)
 
@@ -143,7 +96,12 @@ def run_or_resume(config: RunConfig, folder: Path, listener: Listener = quiet) -
 def _with_baselines(config: RunConfig, path: Path, listener: Listener) -> RunResult:
     """Run or resume the baselines that are not finished, each in its own folder under `baselines/`."""
     for name in config.baselines:
-        run_or_resume(config.with_method(name), path / "baselines" / name, listener)
+        folder, own = path / "baselines" / name, config.with_method(name)
+        if not (folder / "config.toml").is_file():
+            run(own, folder, listener)
+            continue
+        too_far = RunFolder.open(folder).rounds_done() > own.rounds
+        resume(folder, listener, own.rounds if too_far else None, own.rounds)
     return load_result(path)
 
 
@@ -162,7 +120,7 @@ def load_result(folder: str | Path) -> RunResult:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """The data, model and clients of a run, loaded and checked. `began`: `time.perf_counter` before loading, s."""
 
     began: float
@@ -171,7 +129,7 @@ class _Prepared:
     clients: list[ClientDataset]
 
 
-def _prepare(config: RunConfig, listener: Listener) -> _Prepared:
+def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     """Load and check all that a run needs."""
     began = time.perf_counter()
     require_trackers(config.trackers)
@@ -186,10 +144,10 @@ def _prepare(config: RunConfig, listener: Listener) -> _Prepared:
     noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
     for text in (*config.parts_left_out(), *noise):
         listener(events.Trouble(text).to_dict())
-    return _Prepared(began, data, shared_model, clients)
+    return Prepared(began, data, shared_model, clients)
 
 
-def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, prepared: _Prepared) -> None:
+def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, prepared: Prepared) -> None:
     """Run or resume the simulation, and write its results; summary.json, which ends the run, is written last."""
     from trifed.federation.simulation import Simulation
 

@@ -39,6 +39,11 @@ def kept_rounds(run: Path) -> list[int]:
     return sorted(int(path.stem.rpartition("-")[2]) for path in (run / KEPT).glob("round-*.safetensors"))
 
 
+def kept_checkpoint(run: Path, number: int) -> Path:
+    """Return the file of a round's checkpoint, relative to the run's folder, whether it is kept or not."""
+    return _place(run, number).relative_to(run)
+
+
 def go_back(run: Path, number: int) -> None:
     """Make the checkpoint of round `number` the run's last one; the run is then not finished any more.
 

@@ -217,6 +217,7 @@ class RunFolder:
         identity: str,
         records: Any = None,
         count: int = 1,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the last whole round to the disk, after the event log, of which it has the length.
 
@@ -227,6 +228,7 @@ class RunFolder:
             identity: Pins the data and the base model that the run may be continued with.
             records: The server's records of the clients, ready for JSON.
             count: Number of last rounds whose checkpoints are kept.
+            settings: The run's settings, ready for JSON, to name those that changed when the run continues.
         """
         import torch
 
@@ -241,6 +243,7 @@ class RunFolder:
             "events_bytes": self._events.stat().st_size if self._events.is_file() else 0,
             "identity": identity,
             "members": records,
+            "settings": settings,
         }
         self.write_tensors(CHECKPOINT, tensors, {"trifed": json.dumps(facts)}, durable=True)
         keep(self.path, round_number, count)
@@ -265,15 +268,15 @@ class RunFolder:
         """
         return int(self.facts().get("round", 0))
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts of the last checkpoint, without its tensors; empty without one.
+    def facts(self, checkpoint: str | Path = CHECKPOINT) -> dict[str, Any]:
+        """Return the facts of a checkpoint, by default the last one, without its tensors; {} without it.
 
         Raises:
             RunError: The checkpoint is damaged.
         """
-        if not self.has_checkpoint():
+        if not (self.path / checkpoint).is_file():
             return {}
-        with open_tensors(self.path / CHECKPOINT, DAMAGED, "np") as file:
+        with open_tensors(self.path / checkpoint, DAMAGED, "np") as file:
             return dict(json.loads(file.metadata()["trifed"]))
 
     def load_checkpoint(self, identity: str, cut: bool = True) -> tuple[int, list[ClientState], State] | None:

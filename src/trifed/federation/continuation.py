@@ -1,0 +1,93 @@
+"""What may differ in the settings of a run that continues: of those that change its numbers, the rounds alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trifed.common.errors import RunError
+from trifed.config.run import RunConfig
+from trifed.config.run_identity import NO_NUMBERS
+from trifed.federation.kept_checkpoints import CHECKPOINT, kept_checkpoint
+from trifed.federation.run_folder import DAMAGED, RunFolder
+from trifed.federation.state_tensors import open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLACES = {"data.source"}
+"""Settings that may be written otherwise for the same data, which are compared by their content."""
+SHOWN = 5
+"""Most settings that a message names."""
+
+Values = Mapping[str, Any]
+
+
+def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = None) -> bool:
+    """Return whether a run shall continue to another number of rounds than its checkpoint was made for.
+
+    Args:
+        folder: The run.
+        config: Its configuration now.
+        from_round: The round that it goes back to first.
+
+    Raises:
+        RunError: Settings that change the numbers differ from those of the checkpoint, fewer rounds are asked for
+            than are done, or the number of rounds was part of a plan: of the learning rate's schedule or of noise.
+    """
+    facts = folder.facts(CHECKPOINT if from_round is None else kept_checkpoint(folder.path, from_round))
+    before = facts.get("settings")
+    if before is None or facts["identity"].split()[0] == config.run_id():
+        return False
+    changed = _differences(before, config.model_dump(mode="json"))
+    path = folder.path / "config.toml"
+    was, now = changed.pop("rounds", (config.rounds, config.rounds))
+    if changed:
+        named = [f"{name} (was {old!r}, is {new!r})" for name, (old, new) in changed.items()]
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        raise RunError(
+            f"{path}: settings changed since this run began: {', '.join(named[:SHOWN])}{more}; put them back, or "
+            "start a new run under another --name"
+        )
+    if now < facts["round"]:
+        raise RunError(f"{path}: got rounds = {now}, expected at least {facts['round']}, the rounds that are done")
+    if config.training.schedule != "constant" or config.training.warmup or config.privacy.on:
+        plan = "the noise of [privacy] was" if config.privacy.on else "training.schedule and training.warmup were"
+        raise RunError(
+            f"{path}: got rounds = {now}, but {plan} planned for {was} rounds, so that this run cannot continue "
+            f"with another number; put {was} back, or start a new run under another --name"
+        )
+    return bool(now != was)
+
+
+def set_rounds(folder: RunFolder, config: RunConfig) -> None:
+    """Let the checkpoint belong to the configuration's number of rounds; the run is not finished any more.
+
+    Call `other_rounds` first, which says whether that is possible.
+
+    Raises:
+        RunError: The checkpoint is damaged.
+    """
+    facts = folder.facts()
+    _, *data_and_model = facts["identity"].split()
+    identity = " ".join([config.run_id(), *data_and_model])
+    (folder.path / "summary.json").unlink(missing_ok=True)
+    facts = {**facts, "identity": identity, "settings": config.model_dump(mode="json")}
+    with open_tensors(folder.path / CHECKPOINT, DAMAGED) as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    folder.write_tensors(CHECKPOINT, tensors, {"trifed": json.dumps(facts)}, durable=True)
+
+
+def _differences(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
+    """Return old and new value of each setting that differs, by its dotted name."""
+    old, new = _flat(before), _flat(after)
+    counted = [name for name in old if name in new and name.split(".")[0] not in NO_NUMBERS and name not in PLACES]
+    return {name: (old[name], new[name]) for name in counted if json.dumps(old[name]) != json.dumps(new[name])}
+
+
+def _flat(values: Values, above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return flat
