@@ -315,7 +315,7 @@ def test_the_debiased_kernel_needs_a_rank_of_four():
 
 def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     """What a run was called before there was a table [privacy]: the hash of all else."""
-    later = {"training": {"clients_at_once"}}
+    later = {"training": {"clients_at_once"}, "data": {"separator", "encoding"}}
     before = config(evaluate_every=1).model_dump_json(
         exclude=dict.fromkeys([*NO_NUMBERS, *PARTS, "privacy"], True) | later
     )

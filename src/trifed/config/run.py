@@ -14,11 +14,13 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
+from trifed.config.combinations import combination_problems
 from trifed.config.run_identity import NO_NUMBERS, not_in_identity
 from trifed.config.settings import (
     GUARDS,
     UNLABELLED,
     DeploymentSettings,
+    MetricName,
     ModelSettings,
     PrivacySettings,
     TaskName,
@@ -38,6 +40,7 @@ from trifed.methods import (
     compose,
     unknown_method,
 )
+from trifed.methods.local import ALONE
 from trifed.methods.personalization import part_problems, parts_left_out
 
 DEFAULT_METHOD = "own-prior"
@@ -89,7 +92,15 @@ class RunConfig(StrictSettings):
         True,
         description="Also evaluate two simple baselines: a linear probe and class means on the frozen features.",
     )
-    baselines: list[str] = Field([], description="Methods that are also run on the same split.")
+    metrics: list[MetricName] = Field(
+        [],
+        description="Also compute these of each client's validation and test data: macro or weighted F1, balanced "
+        "accuracy, area under the ROC curve, average precision, log loss, Brier score, calibration error.",
+    )
+    baselines: list[str] = Field(
+        [],
+        description="What is also run on the same split: methods, or 'alone', this method with nothing shared.",
+    )
     trackers: list[TrackerName] = Field(
         [], description="Trackers to which the run is logged: tensorboard, mlflow. Each needs its extra."
     )
@@ -146,8 +157,13 @@ class RunConfig(StrictSettings):
     def with_method(self, name: str) -> RunConfig:
         """Return this configuration with another method, its default options, and no baselines.
 
-        A setting that has the default of this run's method gets the default of the other one.
+        A setting that has the default of this run's method gets the default of the other one. The name "alone"
+        stands for this run's method without its exchange, and so without noise.
         """
+        if name == ALONE:
+            values = self.model_dump(mode="json", exclude={"baselines", "controls", "privacy"}, exclude_none=True)
+            values["personalization"]["share"] = False
+            return RunConfig.model_validate({**values, "baselines": [], "controls": False})
         values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
         values = deep_difference(values, deep_merge(METHODS[self.method.name].defaults, self._default_parts()))
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
@@ -184,7 +200,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError([*validation_messages(error, RunConfig), *problems], source) from error
-    problems += [*_baseline_problems(config), *_combination_problems(config)]
+    problems += [*_baseline_problems(config), *combination_problems(config)]
     if config.method.name in METHODS:
         problems += _privacy_problems(config)
     if not problems:
@@ -272,43 +288,15 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
     for i, name in enumerate(config.baselines):
         if name in config.baselines[:i]:
             yield f"baselines: got '{name}' twice; leave one out"
+        elif name == ALONE:
+            problems = part_problems(
+                METHODS[config.method.name], PersonalizationSettings(share=False), AggregationSettings()
+            )
+            yield from (f"baselines: got 'alone', but {text.partition(': ')[2]}" for text in problems)
         elif name not in METHODS:
             yield f"baselines: {unknown_method(name)}"
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
-
-
-def _combination_problems(config: RunConfig) -> list[str]:
-    """Return a message for each pair of settings that cannot be combined, whatever the method is."""
-    task, privacy, training = config.task, config.privacy, config.training
-    pairs = task == "image-text-pairs"
-    rules = [
-        (
-            not config.data.label and task not in UNLABELLED,
-            f"data.label: got '', but task = '{task}' learns labels; name their column",
-        ),
-        (
-            pairs and training.micro_batch,
-            "training.micro_batch: task = 'image-text-pairs' compares each pair with all others of its step, so a "
-            "step cannot be split; leave it out, or set a smaller batch_size",
-        ),
-        (
-            privacy.training and training.steps is None,
-            "training.steps: missing; with privacy.training the number of steps must not depend on the number of "
-            "a client's examples, so set it",
-        ),
-        (
-            privacy.training and pairs,
-            "privacy.training: task = 'image-text-pairs' compares each pair with all others of its step, so no "
-            "gradient belongs to one example; leave it out",
-        ),
-        (
-            (privacy.summary or privacy.training) and task == "causal-lm" and config.model.packing,
-            "privacy: ε is for one example, but with model.packing a text is spread over several blocks; "
-            "set model.packing = false",
-        ),
-    ]
-    return [message for wrong, message in rules if wrong]
 
 
 def _privacy_problems(config: RunConfig) -> Iterator[str]:

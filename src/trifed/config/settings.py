@@ -14,6 +14,16 @@ from pydantic import Field, field_validator
 
 from trifed.common.strict_settings import StrictSettings
 
+MetricName = Literal[
+    "f1_macro",
+    "f1_weighted",
+    "balanced_accuracy",
+    "auroc",
+    "average_precision",
+    "log_loss",
+    "brier",
+    "calibration_error",
+]
 TaskName = Literal[
     "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
     "image-text-to-text",
@@ -33,7 +43,7 @@ BaseDtype = Literal["float32", "bfloat16", "int8", "nf4"]
 QUANTISED: tuple[BaseDtype, ...] = ("int8", "nf4")
 """Formats of bitsandbytes: 8 or 4 bits for each weight of a linear layer, bfloat16 for all others."""
 
-Pooling = Literal["mean", "cls", "pooler"]
+Pooling = Literal["mean", "cls", "pooler", "last"]
 Augment = Literal["none", "flip", "flip-crop"]
 
 
@@ -53,8 +63,8 @@ class ModelSettings(StrictSettings):
     max_length: int = Field(128, ge=4, description="Largest number of tokens of an example; longer ones are cut.")
     pooling: Pooling = Field(
         "mean",
-        description="Input of the head: the mean over tokens or patches, the first token, or the model's own "
-        "trained pooler.",
+        description="Input of the head: the mean over tokens or patches, the first token, the model's own trained "
+        "pooler, or the last token, for decoders such as Llama.",
     )
     template: str | None = Field(
         None,

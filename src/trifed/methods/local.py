@@ -8,8 +8,9 @@ Trains A, B and the head. Sends nothing. Averages nothing. It is what every exch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from trifed.methods.base import Method, Options, ServerContext, State, Upload, is_factor, is_head
+from trifed.methods.base import Method, Options, ServerContext, State, Upload, is_factor, is_head, start_empty
 from trifed.methods.packing import Vector
 
 
@@ -19,6 +20,32 @@ def _aggregate(options: Options, context: ServerContext, state: State, uploads: 
 
 def _download(state: State, client: int) -> Vector | None:
     return None
+
+
+ALONE = "alone"
+"""Name of a run's method without its exchange."""
+
+
+def alone(method: Method) -> Method:
+    """Return a method with the same adapter, training and client parts, of which nothing is sent.
+
+    The difference to it is what sharing is worth. The model that is used is the one just trained: without a
+    received one there is nothing to interpolate with, and nothing that a proximal term pulls to.
+    """
+    return replace(
+        method,
+        name=ALONE,
+        sends=lambda name: False,
+        evaluated_model="trained",
+        interpolation=1.0,
+        start=start_empty,
+        aggregate=_aggregate,
+        download=_download,
+        summarise=None,
+        proximal=None,
+        on_membership_change=None,
+        with_aggregation=None,
+    )
 
 
 METHOD = Method(

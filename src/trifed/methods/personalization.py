@@ -20,12 +20,18 @@ from pydantic import Field
 from trifed.common.strict_settings import StrictSettings
 from trifed.methods.aggregation import BIAS, AggregationSettings, can_aggregate, with_aggregation
 from trifed.methods.base import Labels, Method, Options, Proximal
+from trifed.methods.local import alone
 from trifed.methods.packing import Tensors
 
 
 class PersonalizationSettings(StrictSettings):
     """How a client makes the shared result its own; for any method."""
 
+    share: bool = Field(
+        True,
+        description="Send the method's parameters and use what the server returns. If off, every client trains "
+        "alone, with the same adapter and parts.",
+    )
     label_prior: bool = Field(
         False,
         description="Keep the head's bias at the client, where it starts at the log of the client's label shares.",
@@ -85,7 +91,7 @@ def compose(
     if personalization.proximal is not None:
         term = Proximal(strength=personalization.proximal)
         composed = replace(composed, proximal=lambda options: term)
-    return composed
+    return composed if personalization.share else alone(composed)
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,11 @@ def part_problems(
 ) -> Iterator[str]:
     """Yield one sentence for each part that the method cannot be given."""
     plain = method.preset_of or method
+    if not personalization.share and plain.shared_projections:
+        yield (
+            f"personalization.share: '{method.name}' makes its projections from what clients send before round 1, "
+            f"so that nobody can train it alone; leave this out, or choose another method"
+        )
     if personalization.proximal is not None and plain.proximal is not None:
         yield (
             f"personalization.proximal: '{method.name}' has a proximal term of its own; leave this out and set "

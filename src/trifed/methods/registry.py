@@ -22,6 +22,7 @@ from typing import Any
 
 from trifed.common.errors import ConfigError, nearest
 from trifed.methods.base import Method
+from trifed.methods.local import ALONE
 
 GROUP = "trifed.methods"
 FILES = "TRIFED_METHOD_FILES"
@@ -68,6 +69,9 @@ def register_method(method: Method, *, replace: bool = False, origin: Origin = O
         taken = ORIGINS.get(method.name, Origin(BUILT_IN))
         way_out = "pass replace=True to replace it" if method.name in ORIGINS else "give it another name"
         raise ConfigError([f"method '{method.name}' exists already, from {taken}; {way_out}"], str(origin))
+    if method.name == ALONE:
+        meaning = "is the name of a run's method with nothing shared"
+        raise ConfigError([f"method '{ALONE}' {meaning}; give it another name"], str(origin))
     METHODS[method.name] = method
     ORIGINS[method.name] = origin
     return method

@@ -39,10 +39,29 @@ def verdict(partition: Partition) -> str:
         found = order[0][1]
         lost = f"; perplexity {found.perplexity:.3g}" if found.perplexity is not None else ""
         return f"{reached} {what} (worst {percent(found.worst)}, best {percent(found.best)}){lost}."
+    silent = [name for name, found, _ in order if not found.bytes.total]
+    if len(order) - len(silent) == 1 and silent:
+        return _worth(partition, next(name for name, *_ in order if name not in silent), silent[0], what)
     gap = partition.difference(order[0][0], order[1][0])
     sure = f"{points(gap.mean)} points, 95 % {span(gap.interval, signed=True)}" if gap else "no interval"
     start = "Ahead" if len(level) == 1 else "No clear winner"
     return f"{start}: {reached} {what} ({order[0][0]} minus {order[1][0]}: {sure})."
+
+
+def _worth(partition: Partition, shared: str, alone: str, what: str) -> str:
+    """Return whether sharing was worth it, by the one method that shares and the best that sends nothing."""
+    means = {name: mean for name, _, mean in ranked(partition)}
+    gap = partition.difference(shared, alone)
+    found = gap.mean if gap and gap.mean is not None else means[shared] - means[alone]
+    interval = gap.interval if gap else None
+    sure = f"95 % {span(interval, signed=True)}" if interval else "no interval"
+    if interval and interval[0] > 0:
+        start = f"Sharing gained {points(found)} points ({sure})"
+    elif interval and interval[1] < 0:
+        start = f"Sharing lost: {points(found)} points ({sure})"
+    else:
+        start = f"No gain from sharing shown: {points(found)} points ({sure})"
+    return f"{start}. {shared} {percent(means[shared])} %, {alone} {percent(means[alone])} % {what}."
 
 
 def study_verdict(study: Study) -> str:
@@ -61,6 +80,7 @@ def cautions(source: Source) -> list[Caution]:
     """Return the three most important cautions, those about privacy first."""
     study, partitions = source.study, source.study.results
     warned = dict.fromkeys(text for details in source.details.values() for text in details.warned)
+    diverged = dict.fromkeys(text for details in source.details.values() for text in details.diverged)
     controls = {name: better_control(partition) for name, partition in partitions.items()}
     better = [f"{name} ({control})" for name, control in controls.items() if control]
     seeds = min((len(partition.seeds) for partition in partitions.values()), default=FEW_SEEDS)
@@ -70,6 +90,12 @@ def cautions(source: Source) -> list[Caution]:
     splits = [details.split["clients"] for details in source.details.values() if details.split]
     tests = min((client["test"] for split in splits for client in split if client["test"]), default=FEW_TESTS)
     known = [
+        (
+            diverged,
+            "diverged",
+            f"Training diverged, so that these results say nothing about the method: {listing([*diverged])}. "
+            "Lower training.learning_rate.",
+        ),
         (warned, "few-examples", f"Uploads of so few examples that they may reveal them: {listing([*warned])}."),
         (better, "control-better", f"A control does at least as well as every method: {listing(better)}."),
         (seeds < FEW_SEEDS, "few-seeds", f"{plural(seeds, 'seed')}: differences of a few points may be noise."),
