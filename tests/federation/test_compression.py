@@ -67,7 +67,7 @@ def test_more_bits_bring_nearer_and_cost_more():
     ],
 )
 def test_arrays_that_do_not_fit_the_layout_are_refused(arrays):
-    with pytest.raises(MessageError, match="client 1, round 3"):
+    with pytest.raises(MessageError, match="upload of round 3"):
         make_compression(LAYOUT, WireSettings(bits=1)).decode(encode(HEADER, arrays), HEADER, REFERENCE)
 
 

@@ -13,7 +13,7 @@ from trifed.federation.run_folder import EventLog, RunFolder
 NAMES = {
     "loading", "split", "trouble", "closing", "started", "resumed", "opening", "summary", "scores", "warned",
     "trained", "kept its own", "left out", "delivered", "round", "finished", "joined", "refused", "came late",
-    "opened again", "withdrawn", "bounded",
+    "opened again", "withdrawn", "bounded", "diverged",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from many_clients import ADAPTED, check_equal, clients_of, rounds_of, settings, 
 from trifed.federation.batches import RoundRandom
 from trifed.federation.client_update import ClientState, RoundTraining, train_rounds
 from trifed.federation.dropout import ClientDropout, Part
+from trifed.federation.stack import CannotStackError
 from trifed.federation.training import LocalTraining, train_locally
 from trifed.methods.base import Proximal
 
@@ -127,6 +128,17 @@ def test_a_clients_mask_is_the_same_in_a_wider_batch(inner):
         assert torch.equal(same, alone)
     flat = masks(own, [0, 1, 2], (12 * wide, 5)).reshape(3, 4, wide, 5)  # rows and positions in one dimension
     assert torch.equal(flat, masks(own, [0, 1, 2], (12, wide, 5)).reshape(3, 4, wide, 5))
+
+
+def test_dropout_of_what_all_rows_share_cannot_be_stacked():
+    """As DeBERTa's of relative positions, (2 · span, d)."""
+    parts = [Part(4, 8), Part(4, 8)]
+    for shape in ((160, 32), (3, 5, 7)):
+        with pytest.raises(CannotStackError):
+            masks(parts, [0, 1], shape)
+        assert masks(parts[:1], [0], shape).shape == shape
+    for shape in ((8, 32), (64, 32), (8, 8, 32), (16, 4, 4, 32)):
+        assert masks(parts, [0, 1], shape).shape == shape
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}, {"mask": True}, {"gqa": True}])

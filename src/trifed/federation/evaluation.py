@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class Scores:
         examples: Number of examples, n.
         right: Share of each example's predictions that are correct, (n,).
         predictions: Predicted classes, (n,), or (0,) for a task without classes.
+        probabilities: Predicted probabilities, (n, n_labels), or (0, 0) for a task without classes.
     """
 
     loss: float
@@ -34,6 +35,7 @@ class Scores:
     examples: int
     right: NDArray[np.float64]
     predictions: NDArray[np.int64]
+    probabilities: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 def mean_gradient(
@@ -65,7 +67,7 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
     if not len(data):
         return Scores(math.nan, math.nan, 0, right, predictions)
     device, precision = device_and_precision(model, settings)
-    total, count = 0.0, 0
+    total, count, probabilities = 0.0, 0, np.zeros((0, 0), np.float32)
     model.eval()
     batches = (
         compared_together(data, model.compared) if model.compared else length_order(data, settings.eval_batch_size)
@@ -77,9 +79,14 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
         right[rows] = scores.right.double().cpu().numpy()
         if len(scores.predictions):
             predictions[rows] = scores.predictions.cpu().numpy()
+            found = scores.probabilities.cpu().numpy()
+            if not len(probabilities):
+                probabilities = np.zeros((len(data), found.shape[1]), np.float32)
+            probabilities[rows] = found
         else:
             predictions = predictions[:0]
-    return Scores(total / count if count else math.nan, float(right.mean()), len(data), right, predictions)
+    loss = total / count if count else math.nan
+    return Scores(loss, float(right.mean()), len(data), right, predictions, probabilities)
 
 
 @torch.no_grad()
@@ -100,7 +107,8 @@ def evaluate_features(
     right = scores.right.double().cpu().numpy()
     loss = float(scores.loss) / scores.count if scores.count else math.nan
     accuracy = float(right.mean()) if len(right) else math.nan
-    return Scores(loss, accuracy, len(data), right, scores.predictions.cpu().numpy())
+    predictions, probabilities = scores.predictions.cpu().numpy(), scores.probabilities.cpu().numpy()
+    return Scores(loss, accuracy, len(data), right, predictions, probabilities)
 
 
 @torch.no_grad()

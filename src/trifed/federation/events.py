@@ -165,6 +165,14 @@ class Bounded(ClientEvent, name="bounded"):
 
 
 @dataclass(frozen=True)
+class Diverged(ClientEvent, name="diverged"):
+    """A client's training diverges. `loss`: mean over the round's steps, nats; `first`: of its first round."""
+
+    loss: float
+    first: float
+
+
+@dataclass(frozen=True)
 class Delivered(ClientEvent, name="delivered"):
     """A client received its final values."""
 
@@ -248,6 +256,7 @@ LINES = {
     "summary": "{client}: summary, {kilobytes:.1f} KB",
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
     "bounded": "round {round}  {client}: its upload was {ratio:.1f} times over the {bound} bound",
+    "diverged": "round {round}  {client}: training diverges, loss {loss:.3g}; lower training.learning_rate",
     "kept its own": "round {round}  {client} keeps its own values: the received ones were worse for its data",
     "warned": "{client}: {text}",
     "left out": "round {round}  {client} is left out: {reason}",

@@ -57,7 +57,7 @@ class Header:
     examples: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kind} of client {self.client}, round {self.round}"
+        return f"{self.kind} of round {self.round}"  # whose it is, the caller says by name
 
 
 def encode(header: Header, arrays: Mapping[str, NDArray[np.generic]]) -> bytes:

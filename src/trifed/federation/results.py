@@ -9,6 +9,7 @@ import numpy as np
 
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
+from trifed.federation.metrics import METRICS, Labels, compute_metrics
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:
@@ -48,16 +49,36 @@ def summarise_events(events: Sequence[Event], evaluated_model: str, lora_bytes: 
         "accuracy": _latest(events, evaluated_model),
         "accuracy_trained": _latest(events, "trained"),
         "accuracy_received": _latest(events, "received"),
+        "metrics": _latest_metrics(events, evaluated_model),
         "curve": _curve(events, evaluated_model),
         "bytes": _bytes(events, lora_bytes),
+        "diverged": list(dict.fromkeys(e["client"] for e in events if e["event"] == "diverged")),
         "seconds": float(sum(e.get("seconds", 0.0) for e in events if e["event"] == "trained")),
         "finished": any(e["event"] == "finished" for e in events),
     }
 
 
-def facts_of(scores: Scores) -> dict[str, float]:
-    """Return the part of scores that is logged."""
-    return {"loss": scores.loss, "accuracy": scores.accuracy, "examples": scores.examples}
+def facts_of(scores: Scores, labels: Labels | None = None, metrics: Sequence[str] = ()) -> dict[str, float]:
+    """Return the part of scores that is logged, with `metrics` of the true `labels`, (n,), by name."""
+    facts: dict[str, float] = {"loss": scores.loss, "accuracy": scores.accuracy, "examples": scores.examples}
+    if labels is not None and metrics:
+        facts |= compute_metrics(metrics, labels, scores.predictions, scores.probabilities)
+    return facts
+
+
+def spread_of(metric: str, parts: Sequence[Json]) -> Json:
+    """Return mean, worst and best of a metric over the clients with a value, of parts that were logged."""
+    values = [part[metric] for part in parts if part.get(metric) is not None and np.isfinite(part[metric])]
+    if not values:
+        return {"mean": None, "worst": None, "best": None}
+    ends = [float(min(values)), float(max(values))]
+    worst, best = reversed(ends) if METRICS[metric].lower_is_better else ends
+    return {"mean": float(np.mean(values)), "worst": worst, "best": best}
+
+
+def _metrics(parts: Sequence[Json]) -> list[str]:
+    """Return the names of the metrics that were computed beside accuracy and loss."""
+    return [name for name in METRICS if any(name in part for part in parts)]
 
 
 def perplexity(clients: Sequence[Json]) -> Json:
@@ -75,6 +96,13 @@ def _latest(events: Sequence[Event], stage: str) -> Json | None:
         return None
     last = [e["test"] for e in found if e["round"] == found[-1]["round"]]
     return {"round": found[-1]["round"], **_spread(last)}
+
+
+def _latest_metrics(events: Sequence[Event], stage: str) -> Json:
+    """Return mean, worst and best of each further metric on test data, in the last evaluated round."""
+    found = [e for e in events if e["event"] == "scores" and e["stage"] == stage]
+    last = [e["test"] for e in found if e["round"] == found[-1]["round"]]
+    return {name: spread_of(name, last) for name in _metrics(last)}
 
 
 def _spread(parts: Sequence[Json]) -> Json:
@@ -104,6 +132,9 @@ def _curve(events: Sequence[Event], evaluated_model: str) -> list[Json]:
                 "round": number,
                 **_spread([e["test"] for e in here]),
                 "valid_mean": _spread([e["valid"] for e in here])["mean"],
+                "metrics": {
+                    n: spread_of(n, [e["test"] for e in here])["mean"] for n in _metrics([e["test"] for e in here])
+                },
                 "training_loss": float(np.mean(losses)) if losses else None,
                 "bytes": sent(number) if number else 0,
             }

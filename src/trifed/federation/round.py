@@ -13,6 +13,7 @@ sites. Timeouts, retries, the order of arrival and the connection of clients bel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.federation import events
 from trifed.federation.batches import SAMPLING, seeded
+from trifed.federation.divergence import Divergence
 from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.server import Server, layout_of
@@ -142,6 +144,7 @@ class FederatedRun:
     transport: Transport
     folder: RunFolder
     log: events.Log
+    divergence: Divergence = field(default_factory=Divergence)
 
     def run(self) -> None:
         """Begin, or resume after the last whole round, and run to the end."""
@@ -286,6 +289,11 @@ class FederatedRun:
         if reply.kept_own:
             self.log(events.KeptOwn(number, name))
         self.log(events.Trained(number, name, reply.loss, reply.steps, reply.seconds, up, down))
+        drawn = self.config.privacy.training is not None  # a sample without examples has no loss
+        if not (drawn and math.isnan(reply.loss)):
+            first = self.divergence.begins(name, reply.loss, reply.steps)
+            if first is not None:
+                self.log(events.Diverged(number, name, reply.loss, first))
 
     def _leave_out(self, number: int, client: int, rejected: Rejected) -> None:
         """Log that a client does not count in a round, or, before the first round, in the whole run."""

@@ -206,7 +206,8 @@ class Simulation:
                 found = self._evaluated(client, stage)
                 if number == self.config.rounds and stage == self.context.method.evaluated_model:
                     self.final[client.dataset.index] = found
-                scores = facts_of(found.valid), facts_of(found.test)
+                parts = ((found.valid, client.dataset.valid), (found.test, client.dataset.test))
+                scores = (facts_of(part, data.labels, self.config.metrics) for part, data in parts)
                 yield events.ClientScores(number, stage, client.dataset.name, *scores)
         matrices = {n: torch.tensor(self.server.state[n]) for n in MATRICES if n in self.server.state}
         if matrices:
@@ -217,7 +218,12 @@ class Simulation:
         if number:
             arrays = {**self.server.state, **self.server.screening.state_dict()}
             self.folder.save_checkpoint(
-                number, self._kept(), arrays, self.identity, count=self.config.keep_checkpoints
+                number,
+                self._kept(),
+                arrays,
+                self.identity,
+                count=self.config.keep_checkpoints,
+                settings=self.config.model_dump(mode="json"),
             )
 
     # -- helpers

@@ -28,6 +28,7 @@ from trifed.reports.format import clock, percent, size
 
 LINES = {
     "trouble": "{text}",
+    "diverged": "{client}: training diverges in round {round}, loss {loss:.3g}; lower training.learning_rate",
     "warned": "{client}: {text}",
     "closing": "measuring the controls, writing the clients' adapters",
 }
@@ -77,9 +78,9 @@ class _Watch:
         self.progress.start()
         self.task = self.progress.add_task(description, total=total, completed=done, **fields)
 
-    def _time_left(self, done: int) -> str:
+    def _time_left(self, done: float) -> str:
         spent = time.monotonic() - self.began
-        return f"left {clock(spent / max(1, done - self.first) * (self.total - done))}"
+        return f"left {clock(spent / (done - self.first) * (self.total - done))}" if done > self.first else ""
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -195,6 +196,7 @@ class CompareWatch(_Watch):
         phase, left = TextColumn("{task.fields[phase]}", markup=False), TextColumn("{task.fields[left]}")
         running = TextColumn("{task.description}", markup=False)
         super().__init__(console, phase, BarColumn(bar_width=24), MofNCompleteColumn(), left, running)
+        self.done = 0
 
     def __enter__(self) -> Self:
         return self
@@ -205,14 +207,22 @@ class CompareWatch(_Watch):
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
         if event["event"] == "phase":
+            self.done = event["done"]
             self._start("", event["all"], event["done"], phase=event["phase"], left="")
             self.say(f"{event['phase']}: {event['all'] - event['done']} of {event['all']} runs to do")
         elif event["event"] == "job":
+            self.done = event["done"]
             left = self._time_left(event["done"])
             self.progress.update(self.task, completed=event["done"], left=left)
             rate = f"rate {event['job'].config.training.learning_rate:g}"
             numbers = f"mean {percent(event['mean'])}  {event['seconds']:.0f} s"
             self.say(f"{event['done']}/{event['all']}  {event['job']}  {rate}  {numbers}  {left}")
         elif self.task is not None:
-            running = (f"{job} {number}/{job.config.rounds}" for job, number in event["running"])
-            self.progress.update(self.task, description="; ".join(running))
+            # The final download has the number of one more round.
+            running = (
+                f"{job}, round {min(number, job.config.rounds)} of {job.config.rounds}"
+                for job, number in event["running"]
+            )
+            parts = sum(min(1.0, number / job.config.rounds) for job, number in event["running"])
+            left = self._time_left(self.done + parts)  # also before the first run has ended
+            self.progress.update(self.task, description="; ".join(running), left=left)

@@ -199,6 +199,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         fedavg_lora_would_send=summary["bytes"]["fedavg_lora_would_send"] or None,
         seconds=summary.get("seconds_total", summary["seconds"]),
         curve=points,
+        metrics={name: Spread(**found) for name, found in summary.get("metrics", {}).items()},
         plateau=Plateau.of([point.mean for point in points if point.round]),
         privacy=privacy.get("spent", privacy.get("promised", [])),
         client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],
@@ -232,6 +233,12 @@ def _read_details(folders: dict[str, RunFolder]) -> Details:
             for method, log in events.items()
             for event in log
             if event["event"] == "warned"
+        ),
+        diverged=tuple(
+            f"{event['client']} with {method}"
+            for method, log in events.items()
+            for event in log
+            if event["event"] == "diverged"
         ),
     )
 

@@ -70,6 +70,7 @@ class Point(_Record):
     valid_mean: Number = None
     training_loss: Number = None
     bytes: Number = None
+    metrics: dict[str, Number] = {}
 
 
 class Plateau(_Record):
@@ -96,6 +97,7 @@ class MethodResult(Spread):
         sd: Standard deviation of the mean over seeds.
         perplexity: Mean over clients; language models only.
         fedavg_lora_would_send: All bytes of plain federated LoRA for the same rounds, if they were counted.
+        metrics: Further metrics by name.
         privacy: Privacy budget that was spent, or will be at most, one entry for each relation of data sets.
     """
 
@@ -114,6 +116,7 @@ class MethodResult(Spread):
     seconds: Number = None
     curve: list[Point] = []
     plateau: Plateau | None = None
+    metrics: dict[str, Spread] = {}
     privacy: list[dict[str, Any]] = []
 
 
@@ -209,6 +212,7 @@ class Details:
         matrices: Method -> name -> (n_clients, n_clients), of `round`.
         manifest: Method -> tensor -> bytes per client by column of `Traffic`.
         before: Client -> accuracy at the common start.
+        diverged: Clients whose training diverged, as `CLIENT with METHOD`.
         warned: Uploads that a guard reported and did not stop, as `CLIENT with METHOD (SETTING)`.
     """
 
@@ -218,6 +222,7 @@ class Details:
     manifest: dict[str, Manifest] = field(default_factory=dict)
     before: dict[str, float | None] = field(default_factory=dict)
     warned: tuple[str, ...] = ()
+    diverged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,23 @@ from trifed.config.run import MethodSettings, RunConfig
 from trifed.methods import METHODS
 
 
-def render_settings() -> Table:
-    """Render one row for each setting: dotted name, default, meaning; methods' own options come last."""
+def render_settings(pattern: str = "") -> Table:
+    """Render one row for each setting: dotted name, default, meaning; methods' own options come last.
+
+    Args:
+        pattern: Only the settings with this text in their name or meaning, in capitals or not.
+    """
     table = Table(title="Settings, for TOML and --set", title_justify="left", show_lines=False)
     table.add_column("setting", no_wrap=True)
     table.add_column("default", overflow="fold", max_width=18)
     table.add_column("meaning")
-    for row in _rows(RunConfig, ""):
-        table.add_row(*row)
+    rows = list(_rows(RunConfig, ""))
     for options in dict.fromkeys(method.options for method in METHODS.values()):
         owners = ", ".join(method.name for method in METHODS.values() if method.options is options)
-        for name, default, meaning in _rows(options, "method."):
-            table.add_row(name, default, f"{owners}: {meaning}")
+        rows += [(name, default, f"{owners}: {meaning}") for name, default, meaning in _rows(options, "method.")]
+    for name, default, meaning in rows:
+        if pattern.lower() in f"{name} {meaning}".lower():
+            table.add_row(name, default, meaning)
     return table
 
 

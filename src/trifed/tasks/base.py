@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -63,12 +63,14 @@ class BatchScores:
         count: Number of predictions.
         right: Share of each example's predictions that are correct, (n,).
         predictions: Predicted classes, (n,), or (0,) for a task without classes.
+        probabilities: Predicted probabilities, (n, n_labels), or (0,) for a task without classes.
     """
 
     loss: Tensor
     count: int
     right: Tensor
     predictions: Tensor
+    probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class TaskModel(nn.Module):
@@ -79,10 +81,12 @@ class TaskModel(nn.Module):
         hidden: Size of an example's feature vector.
         compared: Number of examples that a score compares with each other; 0 if each is scored by itself.
         clients: Number of clients whose batches lie one after the other in a batch, each with its own layers.
+        further_rows: Rows that the model computes for each client beside those of its batch.
     """
 
     compared: int = 0
     clients: int = 1
+    further_rows: int = 0
 
     def __init__(self, encoder: nn.Module, hidden: int) -> None:
         super().__init__()
@@ -138,7 +142,11 @@ class ClassificationModel(TaskModel):
 def _class_scores(logits: Tensor, labels: Tensor) -> BatchScores:
     predictions = logits.argmax(-1)
     return BatchScores(
-        cross_entropy(logits, labels, reduction="sum"), len(labels), predictions == labels, predictions
+        cross_entropy(logits, labels, reduction="sum"),
+        len(labels),
+        predictions == labels,
+        predictions,
+        logits.float().softmax(-1),
     )
 
 

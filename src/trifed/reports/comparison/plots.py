@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trifed.common.files import whole_file
 from trifed.reports.figures import CONTROL_LINES, LIGHT, Style, bytes_axis, drawing, short
-from trifed.reports.format import control_label, size
+from trifed.reports.format import control_label, plural, size
 from trifed.reports.results import Matrix, Partition, Point, Source, Spread, Study, Tuning
 
 MOST_NAMED = 26
@@ -149,7 +149,7 @@ def label_counts(axes: Axes, style: Style, counts: Matrix, names: Sequence[str],
     if len(labels) <= MOST_LABELS:
         axes.set_xticks(range(len(labels)), [short(label, 16) for label in labels], rotation=60, ha="right")
     else:
-        axes.set_xlabel(f"{len(labels)} labels")
+        axes.set_xlabel(plural(len(labels), "label"))
 
 
 def overview(axes: Axes, style: Style, study: Study) -> None:

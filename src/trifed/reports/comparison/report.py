@@ -50,6 +50,8 @@ def render_result(source: Source) -> RenderableType:
         clients = tables.client_table(partition, source.details.get(name, Details()), controls=False)
         overview = main_table({name: partition}).only(*RUN_OVERVIEW).without_empty()
         parts += [to_terminal(clients), to_terminal(overview)]
+        further = tables.metric_table(partition)
+        parts += [to_terminal(further)] if further.rows else []
     return Group(*parts, Text(study_verdict(source.study)))
 
 
@@ -158,8 +160,9 @@ def _numbers(name: str, partition: Partition) -> Iterator[Block]:
     methods, privacy = main_table({name: partition}, controls=False), tables.privacy_table(partition)
     yield Block(main_table({name: partition}).only(*SIDE_BY_SIDE).without_empty())
     yield Block(methods.only(*MORE, title="More on each method").without_empty())
-    if privacy.rows:
-        yield Block(privacy)
+    for further in (tables.metric_table(partition), privacy):
+        if further.rows:
+            yield Block(further)
     if partition.differences:
         yield Block(tables.difference_table(partition), folded=len(partition.differences) > MOST_UNFOLDED)
 

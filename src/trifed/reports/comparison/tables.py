@@ -74,6 +74,23 @@ def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dic
         yield {"partition": place, "method": f"({control_label(control)})", **dict(spread)}
 
 
+def metric_table(partition: Partition) -> Table:
+    """Return the further metrics of each method; worst and best are clients."""
+    columns = (
+        METHOD,
+        Column("metric", "metric"),
+        Column("mean", "mean", "number"),
+        Column("worst", "worst", "number"),
+        Column("best", "best", "number"),
+    )
+    rows = [
+        {"method": method, "metric": name, **dict(spread)}
+        for method, found in partition.methods.items()
+        for name, spread in found.metrics.items()
+    ]
+    return Table("Further metrics on test data", columns, rows)
+
+
 def difference_table(partition: Partition) -> Table:
     """Return paired differences between methods, in points."""
     columns = (

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from trifed.federation.results import spread
+from trifed.federation.metrics import METRICS
+from trifed.federation.results import spread, spread_of
 from trifed.federation.run_folder import Event
 
 
@@ -25,7 +26,8 @@ class Scalars:
 
     Step 0 is the start. Curves: `accuracy/mean`, `/worst` and `/best` over the clients' test data, for the model
     that the method is evaluated by; `training loss/mean` in nats; `bytes/up` and `bytes/down`, cumulative, with
-    envelopes; `client accuracy/NAME` and `client training loss/NAME`. A missing measurement has no point.
+    envelopes; `client accuracy/NAME` and `client training loss/NAME`; `METRIC/mean`, `/worst` and `/best` of the
+    metrics that the run computes. A missing measurement has no point.
     """
 
     evaluated_model: str = ""
@@ -70,6 +72,10 @@ class Scalars:
         yield "training loss/mean", math.fsum(losses) / len(losses) if losses else None
         yield "bytes/up", self.up
         yield "bytes/down", self.down
+        for metric in METRICS:
+            if any(metric in test for test in self.tests.values()):
+                for name, value in spread_of(metric, list(self.tests.values())).items():
+                    yield f"{metric}/{name}", value
         for client, accuracy in accuracies.items():
             yield f"client accuracy/{client}", accuracy
         for client, loss in self.losses.items():
