@@ -278,6 +278,18 @@ def test_a_moved_base_is_checked_and_written_down(run_of, tiny_encoder, tmp_path
         export_client(run_of("ce-lora"), "amber", "lora", tmp_path / "second", str(moved))
 
 
+def test_a_base_by_a_relative_path_is_found_from_elsewhere(toy_values, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_encoder.parent)
+    values = toy_values(method="local", rounds=1, model={"name": f"./{tiny_encoder.name}"})
+    done = trifed.run(make_config(values), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    folder = export_client(done.path, "amber", "lora", tmp_path / "out")
+    named = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert Path(named) == tiny_encoder
+    assert json.loads((folder / "classifier.json").read_text())["base_model"] == str(tiny_encoder)
+    assert str(tiny_encoder) in (folder / "README.md").read_text()
+
+
 def test_the_cards_header_is_what_a_hub_reads(own_copy, tiny_encoder, tmp_path):
     run = own_copy("local")
     config = (run / "config.toml").read_text(encoding="utf-8")

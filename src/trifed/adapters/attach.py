@@ -23,8 +23,16 @@ from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.adapters.tri_matrix import TriLoraConfig
 from trifed.common.errors import AdapterError, ModelError
 
-_FALLBACK_TARGETS = (["q_proj", "v_proj"], ["query", "value"], ["pwconv1", "pwconv2"])
-"""Target modules for architectures that PEFT has no default for: queries and values, or ConvNeXt's layers."""
+_FALLBACK_TARGETS = (
+    ["q_proj", "v_proj"],
+    ["query", "value"],
+    ["q_lin", "v_lin"],  # DistilBERT
+    ["q", "v"],  # MPNet, T5
+    ["Wqkv"],  # ModernBERT
+    ["qkv_proj"],  # Phi-3
+    ["pwconv1", "pwconv2"],  # ConvNeXt, which has no attention
+)
+"""Target modules for architectures that PEFT has no default for: queries and values, if there are any."""
 
 
 def attach(
@@ -57,7 +65,7 @@ def attach(
         target_modules=targets,
         exclude_modules=sorted(_excluded_layers(base, settings)) or None,
     )
-    with torch.random.fork_rng(devices=[]), without_renaming_warning():
+    with torch.random.fork_rng(devices=[]), without_peft_warnings():
         torch.manual_seed(seed)
         return get_peft_model(base, config)
 
@@ -91,7 +99,7 @@ def load_adapter(
     if peft_type != PEFT_TYPE:
         raise AdapterError(f"{source}: got an adapter of type {peft_type!r}, expected {PEFT_TYPE!r}")
     try:
-        with without_renaming_warning():
+        with without_peft_warnings():
             return PeftModel.from_pretrained(base, str(source), adapter_name=adapter_name, is_trainable=trainable)
     except KeyError as error:  # PEFT's error for a module of modules_to_save that the file lacks
         raise AdapterError(f"{source}: adapter_model.safetensors lacks {error}") from error
@@ -100,9 +108,14 @@ def load_adapter(
 
 
 @contextmanager
-def without_renaming_warning() -> Iterator[None]:
-    """Suppress PEFT 0.21's warning about a property that transformers 5 renamed; users cannot act on it."""
+def without_peft_warnings() -> Iterator[None]:
+    """Suppress warnings of PEFT 0.21 that users cannot act on.
+
+    One is about a property that transformers 5 renamed, the other about adapters on layers that share their
+    weight, to which an export with full weights gives weights of their own.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield
 

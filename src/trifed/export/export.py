@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from jinja2 import UndefinedError
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -102,10 +104,11 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
     classifier = open_client(located.folder, base)
     _check_form(run, classifier, form)
     facts = json.loads((located.folder / "classifier.json").read_text(encoding="utf-8"))
-    source = base or facts["base_model"]
-    columns = located.columns
+    source = str(Path(base).absolute()) if base and Path(base).is_dir() else base or facts["base_model"]
+    columns, name = located.columns, run.config.model.name
     facts |= {
-        "base_model": base or run.config.model.name,  # not the source, which for 'demo' is a path on this machine
+        # For the demo's model the source is a path inside of a package on this machine.
+        "base_model": source if base or (name != "demo" and Path(source).is_dir()) else name,
         "client": located.name,
         "columns": asdict(columns),
     }
@@ -115,7 +118,12 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
     if form == "merged":
         stock = _write_merged(classifier, folder)
     else:
-        _write_adapter(classifier.model.encoder, form, folder, source)
+        encoder: Any = classifier.model.encoder
+        if run.config.task == "causal-lm" and form != "tri-matrix":  # by which others choose the class to load
+            encoder.peft_config["default"].task_type = "CAUSAL_LM"
+        _write_adapter(encoder, form, folder, source)
+        if classifier.task.output == "answer":
+            _write_what_generates(classifier, folder)
     if form != "lora-no-head":
         shutil.copyfile(located.folder / "head.safetensors", folder / "head.safetensors")
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -150,16 +158,40 @@ def _write_adapter(encoder: PeftModel, form: Form, folder: Path, base: str) -> N
         save_adapter(encoder, folder)
 
 
+def _write_what_generates(classifier: ClientModel, folder: Path) -> None:
+    """Write the tokenizer or processor, and the base's settings of generation, as servers of adapters expect."""
+    base: Any = classifier.base.model
+    classifier.base.processor.save_pretrained(str(folder))
+    if getattr(base, "generation_config", None) is not None:
+        base.generation_config.save_pretrained(str(folder))
+
+
 def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
     """Write full weights and the processor; return the name of the class that loads them with the head, if any."""
     model: Any = classifier.model
     if isinstance(model.encoder, PeftModel):
+        untie_adapted_layers(model.encoder)
         model.encoder = model.encoder.merge_and_unload()
     stock = native_classifier(classifier) if classifier.task.labelled else model.encoder
     with quiet_transformers():
         (stock or model.encoder).save_pretrained(str(folder))
     classifier.base.processor.save_pretrained(str(folder))
     return type(stock).__name__ if stock else None
+
+
+def untie_adapted_layers(encoder: PeftModel) -> None:
+    """Give adapted layers weights of their own where the base shares them, as output layers often do.
+
+    Merged into the common weight, the adapter would change the other layer too.
+    """
+    base: Any = encoder.get_base_model()
+    places = Counter(id(param) for _, param in base.named_parameters(remove_duplicate=False))
+    layers = [part.get_base_layer() for part in base.modules() if isinstance(part, BaseTunerLayer)]
+    tied = [layer for layer in layers if places[id(layer.weight)] > 1]
+    for layer in tied:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    for config in (base.config, base.config.get_text_config()) if tied else ():
+        config.tie_word_embeddings = False
 
 
 def native_classifier(merged: ClientModel) -> PreTrainedModel | None:

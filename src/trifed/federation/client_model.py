@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trifed.adapters.attach import load_adapter, save_adapter, without_renaming_warning
+from trifed.adapters.attach import load_adapter, save_adapter, without_peft_warnings
 from trifed.adapters.config import PEFT_TYPE
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.config.settings import ModelSettings
@@ -128,6 +128,15 @@ class Classifier(ClientModel):
         for rows in length_order(data, batch_size):
             result[rows] = self.model(data.batch(rows, self.device)).softmax(-1).cpu().numpy()
         return result
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """Labels in the order of the probabilities' columns, under scikit-learn's name, (n_labels,)."""
+        return np.array(self.labels)
+
+    def predict_proba(self, inputs: Sequence[Any], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """Return class probabilities, (n, n_labels), under scikit-learn's name; see `probabilities`."""
+        return self.probabilities(inputs, pairs)
 
     def predict(self, inputs: Sequence[Any], pairs: Sequence[str] | None = None) -> list[str]:
         """Return the most probable label of each text or image."""
@@ -269,7 +278,7 @@ def open_client(folder: Path, base: str | None) -> ClientModel:
         )
     load = load_adapter if peft_type == PEFT_TYPE else PeftModel.from_pretrained
     settings = settings.model_copy(update={"name": loaded.source})
-    with damage_in(folder, _COPY_AGAIN, AdapterError), without_renaming_warning():
+    with damage_in(folder, _COPY_AGAIN, AdapterError), without_peft_warnings():
         encoder = load(loaded.model, str(folder)) if peft_type else loaded.model
         model = task.build(encoder, loaded, facts["labels"], settings)
         tensors = {f"head.{name}": tensor for name, tensor in head.items()}

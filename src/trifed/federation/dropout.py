@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from trifed.federation.stack import CannotStackError
+
 LEVELS = 2**16
 """Values of one random number: a probability is rounded to a multiple of 1/LEVELS."""
 
@@ -41,14 +43,16 @@ class ClientDropout(TorchFunctionMode):
 
     Attributes:
         clients: Positions in `seeds` of the clients that are in the batch.
+        further: Rows that each client has beside its examples, such as the classes' sentences.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device, further: int = 0) -> None:
         super().__init__()
         make = _on_cpu if device.type == "cpu" else _on_device
         self.draw = [make(seed, device) for seed in seeds]
         self.parts: Sequence[Part] = [Part(0, 0)]
         self.clients: Sequence[int] = range(len(seeds))
+        self.further = further
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -88,9 +92,16 @@ class ClientDropout(TorchFunctionMode):
         return (shares * self.mask(shares, dropout_p)) @ value
 
     def mask(self, like: Tensor, p: float) -> Tensor:
-        """Return factors, 0 with probability `p` and else 1 / (1 - p), in the shape and dtype of `like`."""
+        """Return factors, 0 with probability `p` and else 1 / (1 - p), in the shape and dtype of `like`.
+
+        Raises:
+            CannotStackError: `like` does not consist of the rows of several clients, as DeBERTa's relative
+                positions, which belong to the model.
+        """
         clients, rows = len(self.clients), max(part.rows for part in self.parts)
         width = max(part.width for part in self.parts)
+        if clients > 1 and not self._consists_of_rows(like, clients * rows, width):
+            raise CannotStackError("the model has dropout of values that all clients share")
         if like.shape[0] == clients * rows * width and like.dim() == 2:  # rows and positions in one dimension
             shape: tuple[int, ...] = (clients, rows, width, *like.shape[1:])
         else:
@@ -103,6 +114,13 @@ class ClientDropout(TorchFunctionMode):
                     own[place] = part.width
             masks.append(_padded(self.draw[client](own, p, like.dtype), shape[1:]))
         return (masks[0] if clients == 1 else torch.stack(masks)).reshape(like.shape)
+
+    def _consists_of_rows(self, values: Tensor, rows: int, width: int) -> bool:
+        """Return whether values are of the `rows` of all clients, or of the further rows that each client has."""
+        count = values.shape[0]
+        if self.further and count % (self.further * len(self.clients)) == 0:
+            return True
+        return count in (rows, rows * width) if values.dim() == 2 else count % rows == 0
 
 
 def _probability(

@@ -186,7 +186,7 @@ def train_locally(
         raise CannotStackError("a private gradient is computed for one client at a time")
     running = [_Running(job, model, settings) for job in jobs]
     device, seeds = running[0].device, [job.random.dropout for job in jobs]
-    dropout = ClientDropout(seeds, device)
+    dropout = ClientDropout(seeds, device, model.further_rows)
     model.train()
     with ExitStack() as contexts:
         if stop is None:

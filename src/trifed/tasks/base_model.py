@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils import logging as transformers_logging
@@ -174,12 +175,14 @@ def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
     kind = config.model_type
     both = kind in (*MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES, "vision-text-dual-encoder")
     masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    writes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
     fits: dict[TaskName, bool] = {
-        "text-classification": masked and not config.is_encoder_decoder,
+        "text-classification": (masked or (writes and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES))
+        and not config.is_encoder_decoder,
         "image-classification": kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not both,
         "image-text": both,
         "image-text-pairs": both,
-        "causal-lm": kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked,
+        "causal-lm": writes,
         # Models that only caption an image are excluded: they have no token for an image in the text.
         "image-text-to-text": kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         and hasattr(config, "image_token_id"),
@@ -208,7 +211,7 @@ def _resolve(name: str) -> str:
         raise ModelError(f"model.name: got the folder '{name}' without a config.json, expected a model's folder")
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not path.exists():
         raise ModelError(f"model.name: there is no folder '{name}'; give an existing one, a hub name, or 'demo'")
-    return name
+    return str(path.absolute()) if path.is_dir() else name  # found from other folders too
 
 
 def _check_weights_complete(name: str, loading: Mapping[str, Any]) -> None:

@@ -173,6 +173,8 @@ def _build(
     encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings
 ) -> ImageClassifier:
     config = base.model.config
+    if settings.pooling == "last":
+        raise ModelError("model.pooling: got 'last', but an image has no last token; set it to 'mean' or 'cls'")
     hidden = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
     return ImageClassifier(encoder, hidden, len(labels), settings.pooling, settings.augment)
 

@@ -23,6 +23,7 @@ from trifed.data import IMAGES
 from trifed.tasks.base import Batch, BiasHead, ClassificationModel, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, load_base
 from trifed.tasks.image_classification import augmented, encode_images
+from trifed.tasks.tokens import check_vocabulary
 
 FIXED_LENGTH = ("siglip", "siglip2")
 """Model types that were pre-trained on texts padded to one length without a mask."""
@@ -101,11 +102,14 @@ def tokenize(base: LoadedBase, texts: Sequence[str], most: int | None = None) ->
 
     Returns:
         The tower's inputs by name, (n, length) each.
+
+    Raises:
+        ModelError: The tokenizer has more tokens than the model.
     """
     fixed = base.model.config.model_type in FIXED_LENGTH
     positions = getattr(base.model.config.text_config, "max_position_embeddings", None)
     limit = positions if fixed else min((size for size in (positions, most) if size), default=None)
-    return dict(
+    tokens = dict(
         base.processor.tokenizer(
             list(texts),
             padding="max_length" if fixed else True,
@@ -116,6 +120,8 @@ def tokenize(base: LoadedBase, texts: Sequence[str], most: int | None = None) ->
             return_token_type_ids=False,
         )
     )
+    check_vocabulary(base.model, tokens["input_ids"].tolist())
+    return tokens
 
 
 class PromptedClassifier(ClassificationModel, TwoTowerModel):
@@ -128,6 +134,7 @@ class PromptedClassifier(ClassificationModel, TwoTowerModel):
         """Store the `sentences`: tokens of one sentence per class, (n_labels, length) each."""
         super().__init__(encoder, hidden, augment)
         self.head = BiasHead(len(sentences["input_ids"]))
+        self.further_rows = len(sentences["input_ids"])
         self._sentences = sentences
         self._cached: Tensor | None = None
 

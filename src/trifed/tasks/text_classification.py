@@ -5,28 +5,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trifed.common.errors import ModelError
-from trifed.config.settings import BaseDtype, ModelSettings
+from trifed.config.settings import BaseDtype, ModelSettings, Pooling
 from trifed.data import TEXTS, Examples
 from trifed.tasks.base import Batch, HeadedModel, Task
-from trifed.tasks.base_model import LoadedBase, load_base
-from trifed.tasks.tokens import EncodedTokens, masked_mean
+from trifed.tasks.base_model import LoadedBase, fitting_tasks, load_base
+from trifed.tasks.tokens import EncodedTokens, check_vocabulary, masked_mean
 
 
 def load_encoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
-    """Load a frozen encoder of texts and its tokenizer.
+    """Load a frozen encoder of texts, or a decoder, and its tokenizer.
+
+    The tokenizers of decoders often have no pad token; the end token stands for it then, which no head reads.
 
     Raises:
-        ModelError: There is no encoder of this name, or its tokenizer has no words or no pad token.
+        ModelError: There is no such model of this name, or its tokenizer has no words or no pad token.
     """
     base = load_base(
         name,
         dtype,
         task="text-classification",
-        description="an encoder, such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa",
+        description="an encoder, such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa, or a decoder, such as "
+        "Llama, Mistral, Qwen or GPT-2",
         processor=AutoTokenizer,
         files="tokenizer files",
     )
@@ -34,24 +38,42 @@ def load_encoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
         raise ModelError(
             f"model.name: the tokenizer of '{name}' has no words; put its tokenizer files beside config.json"
         )
+    if base.processor.pad_token_id is None and is_decoder(base):
+        base.processor.pad_token = base.processor.eos_token
     if base.processor.pad_token_id is None:
         raise ModelError(f"model.name: the tokenizer of '{name}' has no pad token; set one in its folder")
     return base
 
 
+def is_decoder(base: LoadedBase) -> bool:
+    """Return whether a base reads each token with those before it alone."""
+    return "causal-lm" in fitting_tasks(base.model.config)
+
+
 class TextClassifier(HeadedModel):
-    """A PEFT-wrapped encoder and a linear head on its pooled last hidden state.
+    """A PEFT-wrapped encoder or decoder, and a linear head on its pooled last hidden state.
 
     The default pooling is the masked mean: the poolers of sentence encoders are practically untrained, so a head
     on them would measure the head alone.
     """
 
+    def __init__(
+        self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling, decoder: bool = False
+    ) -> None:
+        super().__init__(encoder, hidden, n_labels, pooling)
+        self.options = {"use_cache": False} if decoder else {}
+
     def features(self, batch: Batch) -> Tensor:
         """Return the pooled last hidden state, (n, hidden), float32."""
-        output = self.encoder(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        output, mask = self.encoder(**inputs, **self.options), batch["attention_mask"]
         if self.pooling == "mean":
-            return masked_mean(output.last_hidden_state, batch["attention_mask"])
-        pooled: Tensor = output.pooler_output if self.pooling == "pooler" else output.last_hidden_state[:, 0]
+            return masked_mean(output.last_hidden_state, mask)
+        if self.pooling == "pooler":
+            pooled: Tensor = output.pooler_output
+        else:
+            places = mask.sum(1) - 1 if self.pooling == "last" else torch.zeros_like(mask[:, 0])
+            pooled = output.last_hidden_state[torch.arange(len(mask), device=mask.device), places]
         return pooled.float()
 
 
@@ -80,17 +102,15 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
             f"model.max_length: got {limit} with a text of {longest} tokens, expected at most {most}, the limit "
             f"of this model; set it to {most} or less"
         )
-    largest, words = max(map(max, ids)), base.model.get_input_embeddings().num_embeddings
-    if largest >= words:
-        raise ModelError(
-            f"model.name: got the token {largest} from its tokenizer, expected one of the model's {words} tokens; "
-            f"put the tokenizer files that belong to the weights beside them"
-        )
+    check_vocabulary(base.model, ids, examples.texts)
     return EncodedTokens(ids, examples.labels, len(long), tokenizer.pad_token_id, types)
 
 
 def positions(model: nn.Module) -> int:
     """Return the most tokens that a model can read at once."""
+    config = getattr(model, "config", None)
+    if config is not None and "causal-lm" in fitting_tasks(config):
+        return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa-like models count positions from the one after the padding's.
@@ -99,7 +119,18 @@ def positions(model: nn.Module) -> int:
 
 
 def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings) -> TextClassifier:
-    return TextClassifier(encoder, base.model.config.hidden_size, len(labels), settings.pooling)
+    """Build the classifier around an encoder; raises `ModelError` if `model.pooling` needs what it has not."""
+    if settings.pooling == "pooler" and getattr(base.model, "pooler", None) is None:
+        raise ModelError(
+            f"model.pooling: got 'pooler', but a '{base.model.config.model_type}' model has no pooler; set it to "
+            "'mean' or 'cls'"
+        )
+    if settings.pooling == "cls" and is_decoder(base):
+        raise ModelError(
+            f"model.pooling: got 'cls', but the first token of a '{base.model.config.model_type}' model has read "
+            "nothing of the text; set it to 'last' or 'mean'"
+        )
+    return TextClassifier(encoder, base.model.config.hidden_size, len(labels), settings.pooling, is_decoder(base))
 
 
 TASK = Task(

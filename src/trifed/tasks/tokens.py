@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import sys
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from trifed.common.errors import ModelError
 from trifed.tasks.base import Batch
 
 MULTIPLE = {"cpu": 2, "cuda": 8}
@@ -57,6 +60,42 @@ class EncodedTokens:
             **{name: pad_right([v[row] for row in rows], 0, multiple) for name, v in self.more.items()},
         }
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def check_vocabulary(
+    model: PreTrainedModel, rows: Iterable[Sequence[int]], texts: Sequence[str] | None = None
+) -> None:
+    """Raise `ModelError` for a token that the model has no embedding of, or a text without any token.
+
+    Args:
+        model: The model.
+        rows: Tokens of each example, (n,).
+        texts: The examples' texts, for the message, (n,).
+    """
+    words = _embeddings(model)
+    for number, row in enumerate(rows, 1):
+        if not len(row):
+            shown = f"the text {texts[number - 1]!a:.40}" if texts else f"example {number}"
+            raise ModelError(
+                f"model.name: its tokenizer makes no token of {shown}, such as of signs that it does not know; "
+                "leave out such rows, or choose a model with a token for unknown signs"
+            )
+        if max(row) >= words:
+            raise ModelError(
+                f"model.name: got the token {max(row)} from its tokenizer, expected one of the model's {words} "
+                "tokens, 0 and up; put the tokenizer files that belong to the weights beside them"
+            )
+
+
+def _embeddings(model: PreTrainedModel) -> int:
+    """Return the number of tokens that a model has embeddings of."""
+    try:
+        found = model.get_input_embeddings()
+    except NotImplementedError:
+        found = None
+    if isinstance(found, nn.Embedding):
+        return found.num_embeddings
+    return int(getattr(model.config.get_text_config(), "vocab_size", sys.maxsize))
 
 
 def pad_right(rows: Sequence[Sequence[int]], fill: int = 0, multiple: int = 1) -> NDArray[np.int64]:

@@ -1,0 +1,90 @@
+"""Every kind of encoder and language model that a message names: run, cost, export, from a small configuration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from test_cli_help import call
+from trifed import make_config, run
+from trifed.adapters.attach import resolve_targets
+from trifed.adapters.settings import AdapterSettings
+from trifed.common.errors import ModelError
+from trifed.export.export import export_client
+
+USUAL = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32,
+    "max_position_embeddings": 80, "pad_token_id": 0, "vocab_size": 190,
+}  # fmt: skip
+ENCODERS = {
+    "bert": {},
+    "roberta": {"type_vocab_size": 2},
+    "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 32},
+    "mpnet": {},
+    "modernbert": {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 2},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16},
+}
+LANGUAGE = {
+    "llama": ["q_proj", "v_proj"],
+    "mistral": ["q_proj", "v_proj"],
+    "qwen3": ["q_proj", "v_proj"],
+    "gemma3_text": ["q_proj", "v_proj"],
+    "phi": ["q_proj", "v_proj"],
+    "phi3": ["qkv_proj"],
+    "gpt2": ["c_attn"],
+}
+WITHOUT_POOLER = ["distilbert", "modernbert", "deberta-v2", "electra"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder, tmp_path_factory):
+    """`encoder("mpnet")`: a folder with a random encoder of that kind that reads the toy table's words."""
+
+    def make(kind):
+        folder = tmp_path_factory.mktemp(kind)
+        shutil.copytree(tiny_encoder, folder, dirs_exist_ok=True)
+        (folder / "model.safetensors").unlink()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(kind, **{**USUAL, **ENCODERS[kind]})
+            AutoModel.from_config(config).save_pretrained(folder)
+        if kind in ("distilbert", "modernbert", "mpnet"):  # they take no kinds of tokens
+            path = folder / "tokenizer_config.json"
+            told = json.loads(path.read_text())
+            path.write_text(json.dumps({**told, "model_input_names": ["input_ids", "attention_mask"]}))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_runs_with_the_defaults_costs_and_is_exported(
+    kind, encoder, toy_values, tmp_path, capsys, monkeypatch
+):
+    folder = encoder(kind)
+    done = run(make_config(toy_values(rounds=1, model={"name": str(folder)})), tmp_path / "run")
+    assert done.accuracy["mean"] is not None
+    assert call(capsys, monkeypatch, "cost", folder).code == 0
+    written = export_client(done.path, "amber", "merged")
+    assert (written / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", WITHOUT_POOLER)
+def test_a_pooler_that_is_not_there_is_refused(kind, encoder, toy_values, tmp_path):
+    values = toy_values(rounds=1, model={"name": str(encoder(kind)), "pooling": "pooler"})
+    with pytest.raises(ModelError, match=rf"model.pooling: got 'pooler', but a '{kind}' model has no pooler"):
+        run(make_config(values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", LANGUAGE)
+def test_the_default_layers_of_language_models(kind):
+    config = AutoConfig.for_model(kind, **{**USUAL, "num_key_value_heads": 2, "head_dim": 8})
+    base = AutoModelForCausalLM.from_config(config)
+    assert set(resolve_targets(base, AdapterSettings())) & set(LANGUAGE[kind])

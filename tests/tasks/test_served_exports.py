@@ -1,0 +1,60 @@
+"""Exports of language models as servers load them: by PEFT's and transformers' own classes alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, GenerationConfig
+
+from trifed import make_config, run
+from trifed.export.export import export_client
+from trifed.federation.client_model import open_client
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_language, tmp_path_factory):
+    home = tmp_path_factory.mktemp("served")
+    rows = [{"ask": f"number {i}?", "tell": "even" if i % 2 else "odd", "site": "ab"[i % 2]} for i in range(40)]
+    (home / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "task": "causal-lm",
+        "rounds": 1,
+        "method": "ce-lora",
+        "model": {"name": str(tiny_language()), "max_length": 96},
+        "data": {
+            "source": str(home / "t.jsonl"),
+            "prompt": "ask",
+            "answer": "tell",
+            "clients": {"split": "column", "column": "site"},
+        },
+        "adapter": {"rank": 4},
+        "training": {"learning_rate": 0.05, "steps": 3, "precision": "fp32", "device": "cpu"},
+        "privacy": {"few_tokens": "allow"},
+    }
+    return run(make_config(values), home / "run").path
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_a_plain_adapter_is_found_with_its_base_tokenizer_and_generation(folder, tmp_path, monkeypatch):
+    export = export_client(folder, "a", "lora")
+    monkeypatch.chdir(tmp_path)  # the base is found from elsewhere
+    config = json.loads((export / "adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM"
+    model = AutoPeftModelForCausalLM.from_pretrained(export).eval()
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    assert GenerationConfig.from_pretrained(export).eos_token_id == tokenizer.eos_token_id
+    trained = open_client(folder / "clients" / "a", None).model.encoder.eval()
+    tokens = tokenizer("number 3?", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(input_ids=tokens).logits, trained(input_ids=tokens).logits, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_a_tri_matrix_adapter_carries_its_tokenizer_too(folder):
+    export = export_client(folder, "b", "tri-matrix")
+    assert AutoTokenizer.from_pretrained(export).vocab_size > 0
+    assert (export / "generation_config.json").is_file()
