@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, T5Config, T5Model
 
 from test_cli_help import call, finished_run, tree
 from trifed.federation.run_folder import RunFolder
@@ -190,11 +190,18 @@ def test_a_model_with_the_tokenizer_of_a_larger_one(refused, copied):
     assert says(refused("--model", "model"), "model.name", "50 tokens")
 
 
-def test_a_model_that_generates_text(refused, tmp_path):
+def test_a_model_that_reads_and_writes(refused, tmp_path):
+    T5Model(
+        T5Config(vocab_size=30, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, decoder_start_token_id=0)
+    ).save_pretrained(tmp_path / "t5")
+    assert says(refused("--model", "t5"), "'t5' model", "'text-classification'", "BERT", "Llama")
+
+
+def test_a_decoder_without_its_tokenizer(refused, tmp_path):
     GPT2Model(
         GPT2Config(vocab_size=30, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     ).save_pretrained(tmp_path / "gpt2")
-    assert says(refused("--model", "gpt2"), "'gpt2' model", "'text-classification'", "BERT")
+    assert says(refused("--model", "gpt2"), "the tokenizer of 'gpt2' has no words")
 
 
 def test_texts_longer_than_the_model_reads(refused, write, rows):

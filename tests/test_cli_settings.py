@@ -130,8 +130,9 @@ def test_resume_takes_nothing_else_and_needs_a_run(refused, tmp_path):
     (tmp_path / "runs").mkdir()
     assert "runs: no run here" in refused("--resume", "runs")
     assert "nosuch: no run here" in refused("--resume", "nosuch")
-    for extra in (["--rounds", "9"], ["--set", "training.epochs=2"], ["my.toml"]):
+    for extra in (["--rank", "9"], ["--set", "training.epochs=2"], ["my.toml"]):
         assert "--resume" in refused("--resume", "runs", *extra)
+    assert "runs: no run here" in refused("--resume", "runs", "--rounds", "9")
 
 
 def test_demo_refuses_no_rounds(capsys, monkeypatch, tmp_path):
@@ -140,3 +141,10 @@ def test_demo_refuses_no_rounds(capsys, monkeypatch, tmp_path):
     assert said.code == 2
     assert "rounds: got 0" in said.err
     assert not tree(tmp_path)
+
+
+def test_settings_are_found_by_a_part_of_their_name_or_meaning(capsys, monkeypatch):
+    said = call(capsys, monkeypatch, "settings", "CHECKPOINT")
+    assert said.code == 0 and "keep_checkpoints" in said.out and "learning_rate" not in said.out
+    nothing = call(capsys, monkeypatch, "settings", "no such thing")
+    assert nothing.code == 2 and "trifed settings" in nothing.err

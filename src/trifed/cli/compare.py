@@ -52,6 +52,8 @@ def compare_command(
       count = 10
       \\[tuning]                    # choose each learning rate on validation data
       learning_rates = \\[1e-3, 3e-3, 1e-2]
+      \\[method_settings.fedavg-lora.personalization]   # a rival with a part of another method
+      label_prior = true
     """
     # Imported late: --help should not wait for torch.
     from trifed.experiments.compare import compare, load_comparison

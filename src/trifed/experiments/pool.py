@@ -85,6 +85,12 @@ def run_jobs(jobs: Sequence[Job], root: Path, parallel: int, listener: Listener,
             item.close()
 
 
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def is_finished(folder: Path) -> bool:
     """Return True if the run in a folder has its result."""
     return (folder / "summary.json").is_file()
@@ -102,8 +108,8 @@ def _check_same(job: Job, root: Path) -> None:
 
 
 def _start(job: Job, root: Path, parallel: int) -> _Running:
-    threads = max(1, (os.cpu_count() or 1) // parallel)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // parallel))}
+    environment = {**threads, **os.environ, "TOKENIZERS_PARALLELISM": "false"}  # the user's own number holds
     output = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed when the process has ended
     process = subprocess.Popen(
         [sys.executable, "-m", "trifed.experiments.pool", str(root / job.folder)],
