@@ -1,4 +1,4 @@
-"""How many clients should train in one pass, and in how many threads or processes: a client's step in milliseconds.
+"""How many clients should train in one pass, and in how many threads or processes: milliseconds for a step.
 
     python benchmarks/speed/stacks.py [--data DIR] [--batches 16 4] [--repetitions 5] [--out stacks.json]
 
