@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from trifed.common.errors import DataError
 from trifed.config.run import make_config, to_toml
 from trifed.data import IMAGES, DataSettings, make_clients
 from trifed.data.sites import visible_sites
@@ -78,3 +79,17 @@ def test_images_of_sites_by_label(tmp_path: Path) -> None:
     assert [client.name for client in found.clients] == ["north", "south"]
     assert found.label_names == ["cat", "dog"]
     assert visible_sites(str(tmp_path / "north")) == []  # subfolders of images are labels
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/a.csv", "test/a.csv"],
+        ["berlin/train.csv", "berlin/test.csv", "paris/train.csv", "paris/test.csv"],
+    ],
+)
+def test_splits_in_subfolders_are_not_mixed(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        write(tmp_path / name)
+    with pytest.raises(DataError, match="holds the splits of one data set"):
+        clients_of(str(tmp_path))

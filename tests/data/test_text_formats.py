@@ -9,6 +9,7 @@ import pytest
 from trifed.common.errors import ConfigError, DataError
 from trifed.config.run import make_config
 from trifed.data import DataSettings, read_table
+from trifed.export.inference_inputs import Columns, read_labelled
 
 ROWS = [('größe, "gut"', "ja"), ("zwei\nZeilen; drei", "nein")]
 
@@ -76,3 +77,11 @@ def test_a_comma_file_whose_texts_have_other_signs(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(values: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_config({"data": {"source": "t.csv", **values}})
+
+
+def test_a_model_is_evaluated_on_a_file_in_the_training_datas_encoding(tmp_path: Path) -> None:
+    """Or in UTF-8, which is tried first."""
+    columns = Columns(text="text", label="label", encoding="cp1252", separator="#")
+    for encoding in ("cp1252", "utf-8"):
+        path = write(tmp_path / f"{encoding}.csv", "#", encoding)
+        assert [item.text for item in read_labelled(path, columns).inputs] == [text for text, _ in ROWS]

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from test_cli_help import call
 from trifed import make_config, resume, run
 from trifed.common.errors import RunError
+from trifed.federation.kept_checkpoints import CHECKPOINT
+from trifed.federation.run_folder import RunFolder
 
 METHOD = "fedavg-lora"
 
@@ -110,3 +112,29 @@ def test_rounds_that_a_schedule_was_planned_for_stay(values, says, toy_values, t
     with pytest.raises(RunError, match=says):
         resume(folder, rounds=2)
     assert (folder / "summary.json").is_file()
+
+
+def test_rounds_by_set_count_too_and_a_dry_run_does_not_resume(copy, capsys, monkeypatch):
+    before = (copy / "config.toml").read_text()
+    assert call(capsys, monkeypatch, "run", "--resume", copy, "--rounds", 3, "--dry-run").code == 2
+    assert (copy / "config.toml").read_text() == before
+    assert call(capsys, monkeypatch, "run", "--resume", copy, "--set", "rounds=3").code == 0
+    assert json.loads((copy / "summary.json").read_text())["rounds"] == 3
+
+
+def test_a_baseline_that_was_left_behind_is_continued(copy, two_rounds):
+    """As after a failure between the run and its baseline."""
+    resume(copy, rounds=3)
+    shutil.rmtree(copy / "baselines" / "local")
+    shutil.copytree(two_rounds / "baselines" / "local", copy / "baselines" / "local")
+    assert resume(copy).baselines["local"].summary["rounds"] == 3
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_know_its_settings(copy):
+    checkpoint = RunFolder(copy)
+    facts = {**checkpoint.facts(), "settings": None}
+    checkpoint.write_tensors(CHECKPOINT, load_file(copy / CHECKPOINT), {"trifed": json.dumps(facts)})
+    with pytest.raises(RunError, match="an earlier version did not keep which"):
+        resume(copy, rounds=3)
+    assert "rounds = 2" in (copy / "config.toml").read_text()
+    assert resume(copy).summary["rounds"] == 2

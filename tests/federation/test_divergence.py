@@ -17,9 +17,10 @@ from trifed.federation.divergence import Divergence
     [
         ([0.7, 0.5, 0.6], []),
         ([0.7, 6.9, 7.1], [7.1]),
+        ([0.03, 0.4, 3.0], []),
         ([1e29, 1e28], [1e29]),
         ([0.7, math.inf], [math.inf]),
-        ([0.001, 0.02, 0.5], [0.02]),
+        ([0.001, 0.02, 5.5], [5.5]),
     ],
 )
 def test_what_counts_as_diverged(losses, found):

@@ -66,6 +66,8 @@ def test_labels_that_a_client_lacks_and_no_examples_at_all():
     found = compute_metrics(NAMES, one, predicted, probabilities)
     assert np.isnan(found["auroc"]) and np.isnan(found["average_precision"])
     assert all(np.isfinite(found[name]) for name in NAMES if name not in ("auroc", "average_precision"))
+    diverged = compute_metrics(NAMES, truth, predicted, np.full_like(probabilities, np.nan))
+    assert all(np.isnan(value) for value in diverged.values())
     nothing = compute_metrics(NAMES, truth[:0], predicted[:0], probabilities[:0])
     assert all(np.isnan(value) for value in nothing.values())
 

@@ -77,3 +77,18 @@ def test_a_run_beside_it_has_that_headline(toy_values, tmp_path):
     assert "sharing" in verdict(next(iter(source.study.results.values()))).lower()
     log = (done.path / "baselines" / "alone" / "events.jsonl").read_text().splitlines()
     assert json.loads(log[0])["method"] == "alone"
+
+
+def test_where_nothing_is_shared_there_is_no_baseline_alone(toy_values):
+    for changes in ({"method": "local"}, {"personalization": {"share": False}}):
+        with pytest.raises(ConfigError, match="sends nothing itself"):
+            make_config(toy_values(baselines=["alone"], **changes))
+    with pytest.raises(ConfigError, match="method.name"):
+        make_config(toy_values(method="foo", baselines=["alone"]))
+
+
+def test_other_baselines_share(toy_values):
+    config = make_config(
+        toy_values(method="own-prior", personalization={"share": False}, baselines=["fedavg-lora"])
+    )
+    assert config.with_method("fedavg-lora").personalization.share

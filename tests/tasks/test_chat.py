@@ -129,3 +129,8 @@ def test_a_call_of_a_tool_is_learned_and_its_answer_is_not(tokenizer):
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": {}}}]}
     turns = [*talk(("user", "a")), call, *talk(("tool", "noon"), ("assistant", "b"))]
     assert learned(tokenizer, template, turns) == ["[now]</s>", "b</s>"]
+
+
+def test_a_conversation_may_have_characters_for_private_use(tokenizer):
+    turns = [("user", "x\ue000y\ue001"), ("assistant", "ok")]
+    assert learned(tokenizer, CHATML, talk(*turns)) == ["ok<|im_end|>\n"]

@@ -186,7 +186,7 @@ def run_command(
     if own_method and resume is None:
         settings.setdefault("method.name", own_method[0].name)
     if resume is not None:
-        if config is not None or set(settings) - {"rounds"}:
+        if config is not None or dry or set(settings) - {"rounds"}:
             raise RunError(
                 "--resume uses the run's own configuration; leave out the file and the other flags, except "
                 "--rounds and --from-round"
@@ -195,7 +195,7 @@ def run_command(
 
         kept = RunFolder.open(resume).path / "config.toml"
         again = make_config(overlay(read_toml(kept), settings), str(kept))
-        _carry_out(again, resume, {"from_round": from_round, "rounds": rounds})
+        _carry_out(again, resume, {"from_round": from_round, "rounds": settings.get("rounds")})
         return
     if from_round is not None:
         raise RunError("--from-round goes back in a run that exists; give its folder with --resume")

@@ -41,7 +41,7 @@ from trifed.methods import (
     unknown_method,
 )
 from trifed.methods.local import ALONE
-from trifed.methods.personalization import part_problems, parts_left_out
+from trifed.methods.personalization import part_problems, parts_left_out, sends_nothing
 
 DEFAULT_METHOD = "own-prior"
 """The method that was best, or equal to the best, in most measurements of this project."""
@@ -166,6 +166,7 @@ class RunConfig(StrictSettings):
             return RunConfig.model_validate({**values, "baselines": [], "controls": False})
         values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
         values = deep_difference(values, deep_merge(METHODS[self.method.name].defaults, self._default_parts()))
+        values.get("personalization", {}).pop("share", None)
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
@@ -288,11 +289,12 @@ def _baseline_problems(config: RunConfig) -> Iterator[str]:
     for i, name in enumerate(config.baselines):
         if name in config.baselines[:i]:
             yield f"baselines: got '{name}' twice; leave one out"
-        elif name == ALONE:
-            problems = part_problems(
-                METHODS[config.method.name], PersonalizationSettings(share=False), AggregationSettings()
-            )
+        elif name == ALONE and config.method.name in METHODS:
+            own = METHODS[config.method.name]
+            problems = part_problems(own, PersonalizationSettings(share=False), AggregationSettings())
             yield from (f"baselines: got 'alone', but {text.partition(': ')[2]}" for text in problems)
+            if not config.personalization.share or sends_nothing(own):
+                yield "baselines: got 'alone', but this run sends nothing itself; name another one"
         elif name not in METHODS:
             yield f"baselines: {unknown_method(name)}"
         elif name == config.method.name:

@@ -36,11 +36,13 @@ class TextFormat:
         separator: Separator of the cells of a CSV file; None for the one by which the header has the columns.
         encoding: None for UTF-8, or UTF-16 with a byte order mark.
         setting: Dotted name of the setting of the encoding, for messages; empty if there is none.
+        otherwise: The encoding of a file that is not UTF-8, if one is known.
     """
 
     separator: str | None = None
     encoding: str | None = None
     setting: str = ""
+    otherwise: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def _decode(path: Path, form: TextFormat) -> str:
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeError as error:
+        if form.otherwise and not form.encoding:
+            return _decode(path, TextFormat(form.separator, form.otherwise))
         place = error.start if isinstance(error, UnicodeDecodeError) else 0
         line = raw.count(b"\n", 0, place) + 1
         name = form.encoding or ("UTF-16" if two_bytes else "UTF-8")

@@ -207,6 +207,7 @@ def _read_folder(path: Path, split: str, wanted: Mapping[str, str], form: TextFo
     if pictures := images.image_folder(path) if with_images else []:
         return [images.table_of(path, pictures, wanted)]
     if folders := [folder for folder in site_folders(path) if with_images or tables_in(folder)]:
+        _refuse_splits(path, folders)
         return [table for folder in folders for table in _of_site(folder, wanted, form)]
     instead = ", or a subfolder a label with images in it" if with_images else ""
     return [read_file(file, wanted, form) for file in _files_of(path, instead)]
@@ -215,6 +216,7 @@ def _read_folder(path: Path, split: str, wanted: Mapping[str, str], form: TextFo
 def _of_site(folder: Path, wanted: Mapping[str, str], form: TextFormat) -> list[RawTable]:
     """Read the data of one site from its own folder."""
     files = tables_in(folder)
+    _refuse_splits(folder, files)
     tables = [read_file(file, wanted, form) for file in files]
     if not files:
         tables = [images.table_of(folder, images.image_folder(folder), wanted)]
@@ -227,14 +229,19 @@ def _files_of(folder: Path, instead: str) -> list[Path]:
         raise DataError(
             f"{folder}: the folder holds no data files; expected some of {', '.join(READERS)}{instead}."
         )
-    stems = {file.stem.lower() for file in files}
+    _refuse_splits(folder, files)
+    return files
+
+
+def _refuse_splits(folder: Path, parts: Sequence[Path]) -> None:
+    """Raise `DataError` for files or subfolders of which some are for training and others are held out."""
+    stems = {part.stem.lower() for part in parts}
     if "train" in stems and stems & HELD_OUT:
         raise DataError(
             f"{folder}: the folder holds the splits of one data set "
-            f"({', '.join(file.name for file in files)}), expected parts of one table. "
-            "Name the training file as data.source, and the test file as data.test."
+            f"({', '.join(part.name for part in parts)}), expected parts of one table. "
+            "Name the training part as data.source, and the test part as data.test."
         )
-    return files
 
 
 def _read_saved(path: Path, split: str, wanted: Mapping[str, str]) -> RawTable:

@@ -29,7 +29,7 @@ class DryRun:
         bytes_up: Bytes of an upload, in a round and of a client; the download has as many.
         steps: Optimiser steps of all clients in all rounds.
         step_seconds: Time of one step of one client, beside the others that train at the same time.
-        peak_bytes: Memory of this process after a step, at its highest.
+        peak_bytes: Memory of this process after a step, at its highest; 0 if the system does not tell.
         rounds: Number of rounds.
         exact: False with DP-SGD, whose steps are not the ones that were timed.
     """
@@ -52,8 +52,8 @@ class DryRun:
             f"{plural(self.clients, 'client')}, {plural(self.rounds, 'round')}: each trains {self.trained:,} "
             f"values and sends {self.sent:,} of them ({up}).\n"
             f"Training takes about {clock(self.steps * self.step_seconds)} ({self.steps:,} steps of "
-            f"{1000 * self.step_seconds:.0f} ms{what}), evaluation comes on top; memory so far "
-            f"{size(self.peak_bytes)}."
+            f"{1000 * self.step_seconds:.0f} ms{what}), evaluation comes on top"
+            + (f"; memory so far {size(self.peak_bytes)}." if self.peak_bytes else ".")
         )
 
 
@@ -107,7 +107,9 @@ def _peak_bytes(shared_model: SharedModel) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(shared_model.device))
-    import resource  # Windows has none
-
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

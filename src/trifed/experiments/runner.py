@@ -73,7 +73,7 @@ def resume(
         config = config.model_copy(update={"rounds": rounds})
     continued = other_rounds(opened, config, from_round)
     parts = [opened.path, *(opened.path / "baselines" / name for name in config.baselines)]
-    if from_round is None and not continued and all((part / "summary.json").is_file() for part in parts):
+    if from_round is None and not continued and all(_has_result(part, config.rounds) for part in parts):
         return load_result(opened.path)
     with held(opened.path):
         if from_round is not None or continued or not (opened.path / "summary.json").is_file():
@@ -86,6 +86,13 @@ def resume(
                 set_rounds(opened, config)
             _simulate(config, listener, opened, prepared)
         return _with_baselines(config, opened.path, listener)
+
+
+def _has_result(folder: Path, rounds: int) -> bool:
+    """Return whether the run in a folder is finished, with that number of rounds."""
+    return (folder / "summary.json").is_file() and RunFolder(folder).read_json("summary.json").get(
+        "rounds"
+    ) == rounds
 
 
 def run_or_resume(config: RunConfig, folder: Path, listener: Listener = quiet) -> RunResult:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from trifed.common.errors import DataError
 from trifed.data import columns as cells
 from trifed.data.images import image_folder, images_in, read_images, table_of
-from trifed.data.readers import RawTable, read_file
+from trifed.data.readers import RawTable, TextFormat, read_file
 from trifed.export.locate import Columns
 
 Item = TypeVar("Item")
@@ -162,7 +162,8 @@ def _read(path: Path, columns: Columns, label: dict[str, str]) -> RawTable:
         **label,
         "--pair-column": columns.pair,
     }
-    raw = read_file(path, {flag: name for flag, name in wanted.items() if name is not None})
+    form = TextFormat(columns.separator, otherwise=columns.encoding)
+    raw = read_file(path, {flag: name for flag, name in wanted.items() if name is not None}, form)
     if not raw.rows:
         raise DataError(f"{path}: no rows; expected at least one {columns.kind} below the header")
     return raw

@@ -34,6 +34,8 @@ class Columns:
         image: Column of the image; None if the model reads no images.
         answers: True for a language model, which answers prompts.
         matches: True for a model of images and captions.
+        separator: Separator of the cells of CSV files, as in the training data; None for what a header shows.
+        encoding: Encoding of the training data's files, for a file that is not UTF-8.
     """
 
     text: str = "text"
@@ -42,6 +44,8 @@ class Columns:
     image: str | None = None
     answers: bool = False
     matches: bool = False
+    separator: str | None = None
+    encoding: str | None = None
 
     @property
     def kind(self) -> str:
@@ -102,10 +106,13 @@ class FinishedRun:
         task, data = self.config.task, self.config.data
         image = data.image if "image" in {role.setting for role in ROLES[task]} else None
         if task in WRITING:
-            return Columns(data.prompt or data.text, data.input, data.answer or "", image, answers=True)
-        if task in UNLABELLED:
-            return Columns(label=data.text, image=image, matches=True)
-        return Columns(data.text, data.text_pair, data.label, image)
+            prompt, answer = data.prompt or data.text, data.answer or ""
+            found = Columns(prompt, data.input, answer, image, answers=True)
+        elif task in UNLABELLED:
+            found = Columns(label=data.text, image=image, matches=True)
+        else:
+            found = Columns(data.text, data.text_pair, data.label, image)
+        return replace(found, separator=data.separator, encoding=data.encoding)
 
     def client(self, name: str) -> LocatedModel:
         """Return one client's model; raises RunError if the run has no such client."""

@@ -37,11 +37,15 @@ def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = 
             than are done, or the number of rounds was part of a plan: of the learning rate's schedule or of noise.
     """
     facts = folder.facts(CHECKPOINT if from_round is None else kept_checkpoint(folder.path, from_round))
-    before = facts.get("settings")
-    if before is None or facts["identity"].split()[0] == config.run_id():
+    path, before = folder.path / "config.toml", facts.get("settings")
+    if not facts or facts["identity"].split()[0] == config.run_id():
         return False
+    if before is None:
+        raise RunError(
+            f"{path}: settings changed since this run began, and an earlier version did not keep which; put them "
+            "back, or start a new run under another --name"
+        )
     changed = _differences(before, config.model_dump(mode="json"))
-    path = folder.path / "config.toml"
     was, now = changed.pop("rounds", (config.rounds, config.rounds))
     if changed:
         named = [f"{name} (was {old!r}, is {new!r})" for name, (old, new) in changed.items()]
@@ -50,6 +54,8 @@ def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = 
             f"{path}: settings changed since this run began: {', '.join(named[:SHOWN])}{more}; put them back, or "
             "start a new run under another --name"
         )
+    if now == was:
+        return False
     if now < facts["round"]:
         raise RunError(f"{path}: got rounds = {now}, expected at least {facts['round']}, the rounds that are done")
     if config.training.schedule != "constant" or config.training.warmup or config.privacy.on:
@@ -58,7 +64,7 @@ def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = 
             f"{path}: got rounds = {now}, but {plan} planned for {was} rounds, so that this run cannot continue "
             f"with another number; put {was} back, or start a new run under another --name"
         )
-    return bool(now != was)
+    return True
 
 
 def set_rounds(folder: RunFolder, config: RunConfig) -> None:

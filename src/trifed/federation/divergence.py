@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 TIMES = 10.0
 """A loss has diverged if it is so many times the first one."""
+LEAST = 5.0
+"""A loss in nats below this is not called divergence: guessing among 150 labels has it."""
 MOST = 30.0
 """A loss in nats that only diverged training has: guessing among a million classes or tokens has 14."""
 
@@ -34,7 +36,7 @@ class Divergence:
         if not steps or client in self.told:
             return None
         first = self.first.setdefault(client, loss)
-        if math.isfinite(loss) and loss <= MOST and not loss > TIMES * first:
+        if math.isfinite(loss) and loss <= MOST and not loss > max(LEAST, TIMES * first):
             return None
         self.told.add(client)
         return first

@@ -41,7 +41,7 @@ def compute_metrics(
         predictions: Predicted labels, (n,).
         probabilities: Predicted probabilities, (n, n_labels).
     """
-    if not len(labels):
+    if not len(labels) or not np.isfinite(probabilities).all():  # as after training that diverged
         return dict.fromkeys(names, np.nan)
     exact = probabilities.astype(np.float64)
     exact /= exact.sum(axis=1, keepdims=True)  # float32 rows do not add up to 1 in the last digits

@@ -122,10 +122,10 @@ def part_problems(
             f"the method's option"
         )
     for name in ("weights", "groups"):
-        if getattr(aggregation, name) is not None and not can_aggregate(plain) and not _sends_nothing(plain):
+        if getattr(aggregation, name) is not None and not can_aggregate(plain) and not sends_nothing(plain):
             yield f"aggregation.{name}: the server of '{method.name}' does not average uploads; leave it out"
     own_weights = plain.with_aggregation is not None or not can_aggregate(plain)
-    if aggregation.rule != "mean" and own_weights and not _sends_nothing(plain):
+    if aggregation.rule != "mean" and own_weights and not sends_nothing(plain):
         yield f"aggregation.rule: the server of '{method.name}' has weights of its own; leave it out"
 
 
@@ -143,17 +143,18 @@ def parts_left_out(
     elif (
         aggregation.weights == "label-rows"
         and not any(map(plain.sends, (BIAS, "head.weight")))
-        and not (_sends_nothing(plain))
+        and not (sends_nothing(plain))
     ):
         yield f"aggregation.weights: 'label-rows' counts as 'examples', because '{method.name}' sends no head"
-    if _sends_nothing(plain):
+    if sends_nothing(plain):
         given = {f"personalization.{name}": getattr(personalization, name) for name in ("interpolate", "proximal")}
         given |= {f"aggregation.{name}": getattr(aggregation, name) for name in ("weights", "groups")}
         for name in (name for name, value in given.items() if value is not None):
             yield f"{name}: left out, because '{method.name}' sends nothing"
 
 
-def _sends_nothing(method: Method) -> bool:
+def sends_nothing(method: Method) -> bool:
+    """Return whether a method sends no parameter of any kind."""
     return not any(map(method.sends, EXAMPLES_OF_NAMES))
 
 

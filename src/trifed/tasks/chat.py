@@ -15,8 +15,8 @@ from typing import Any
 from trifed.common.errors import ModelError
 from trifed.tasks.prompts import render_chat
 
-MARK = "\ue000"
-"""A character for private use, which no text has."""
+PRIVATE = [chr(code) for code in range(0xE000, 0xE010)]
+"""Characters for private use; one that a conversation does not have marks a message's place."""
 
 Message = dict[str, Any]
 
@@ -70,15 +70,22 @@ def render_conversation(tokenizer: Any, messages: Sequence[Message]) -> Rendered
 
 def closing_text(tokenizer: Any, messages: Sequence[Message]) -> str:
     """Return what the template writes after the content of the last message, which is a text."""
-    return render_chat(tokenizer, [*messages[:-1], {**messages[-1], "content": MARK}]).partition(MARK)[2]
+    sign = mark_for(messages)
+    return render_chat(tokenizer, [*messages[:-1], {**messages[-1], "content": sign}]).partition(sign)[2]
+
+
+def mark_for(messages: Sequence[Message]) -> str:
+    """Return a character that no message has."""
+    text = str(messages)
+    return next((sign for sign in PRIVATE if sign not in text and ascii(sign)[1:-1] not in text), PRIVATE[0])
 
 
 def _place(tokenizer: Any, messages: Sequence[Message], index: int, text: str) -> tuple[int, int] | None:
     """Return beginning and end of a message's content in `text`, or None if the template does not show it once."""
-    marked = [*messages]
-    marked[index] = {**messages[index], "content": MARK}
-    before, mark, after = render_chat(tokenizer, marked).partition(MARK)
-    if not mark or MARK in after:
+    marked, sign = [*messages], mark_for(messages)
+    marked[index] = {**messages[index], "content": sign}
+    before, mark, after = render_chat(tokenizer, marked).partition(sign)
+    if not mark or sign in after:
         return None
     start = _alike(text, before)
     return start, len(text) - _alike(text[start:][::-1], after[::-1])

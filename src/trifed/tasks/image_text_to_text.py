@@ -24,7 +24,7 @@ from trifed.data import IMAGES, QUESTIONS, Examples, open_image
 from trifed.tasks.base import Batch, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, load_base
 from trifed.tasks.causal_lm import build_language_model, check_length, generate
-from trifed.tasks.chat import MARK
+from trifed.tasks.chat import mark_for
 from trifed.tasks.prompts import (
     CHAT,
     chat_question,
@@ -166,9 +166,10 @@ def _answer_ids(processor: Any, question: str, answer: str, settings: ModelSetti
     if _uses_chat_template(processor, settings):
         asked = [_user_message(question)]
         prompt = render_chat(processor, asked, answer=True)
-        whole, marked = (render_chat(processor, [*asked, _assistant_message(text)]) for text in (answer, MARK))
+        mark = mark_for([*asked, _assistant_message(answer)])
+        whole, marked = (render_chat(processor, [*asked, _assistant_message(text)]) for text in (answer, mark))
         # A template may ask for an answer otherwise than it writes one; the end of the turn is the same.
-        closing = marked.partition(MARK)[2]
+        closing = marked.partition(mark)[2]
         answer, end = (whole.removeprefix(prompt) if whole.startswith(prompt) else answer + closing), []
     return [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
 

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from trifed.common.lock import LOCK
 from trifed.config.toml_files import read_toml
-from trifed.data.readers import read_file
+from trifed.data.readers import TextFormat, read_file
 from trifed.data.sources import is_on_hub
 from trifed.deployment.certificates import belongs, read_certificate, refuse_other_authority
 from trifed.deployment.site_settings import LEFT, SiteSettings, read_site_settings
@@ -169,7 +169,8 @@ def check_site_data(settings: SiteSettings) -> str:
     """Return a sentence about a site's tables; DataError if one cannot be read."""
     source = settings.data["source"]
     paths = [Path(name).expanduser() for name in (source if isinstance(source, list) else [source])]
-    tables = [read_file(path, {}) for path in paths if not path.is_dir() and not is_on_hub(str(path))]
+    form = TextFormat(settings.data.get("separator"), settings.data.get("encoding"), "data.encoding")
+    tables = [read_file(path, {}, form) for path in paths if not path.is_dir() and not is_on_hub(str(path))]
     rows = plural(sum(len(table.rows) for table in tables), "row")
     return f"{rows} in {plural(len(tables), 'table')}; folders and names on the hub are read when a run begins."
 
