@@ -83,7 +83,7 @@ def test_where_nothing_is_shared_there_is_no_baseline_alone(toy_values):
     for changes in ({"method": "local"}, {"personalization": {"share": False}}):
         with pytest.raises(ConfigError, match="sends nothing itself"):
             make_config(toy_values(baselines=["alone"], **changes))
-    with pytest.raises(ConfigError, match="method.name"):
+    with pytest.raises(ConfigError, match=r"method\.name"):
         make_config(toy_values(method="foo", baselines=["alone"]))
 
 
