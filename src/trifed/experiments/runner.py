@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trifed.common.errors import RunError
+from trifed.common.errors import RunError, damage_in
 from trifed.common.lock import held
 from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.toml_files import read_toml
@@ -90,9 +90,11 @@ def resume(
 
 def _has_result(folder: Path, rounds: int) -> bool:
     """Return whether the run in a folder is finished, with that number of rounds."""
-    return (folder / "summary.json").is_file() and RunFolder(folder).read_json("summary.json").get(
-        "rounds"
-    ) == rounds
+    path = folder / "summary.json"
+    if not path.is_file():
+        return False
+    with damage_in(path, "put the whole file back, or remove it and resume the run"):
+        return bool(RunFolder(folder).read_json(path.name)["rounds"] == rounds)
 
 
 def run_or_resume(config: RunConfig, folder: Path, listener: Listener = quiet) -> RunResult:
