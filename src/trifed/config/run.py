@@ -99,7 +99,8 @@ class RunConfig(StrictSettings):
     )
     baselines: list[str] = Field(
         [],
-        description="What is also run on the same split: methods, or 'alone', this method with nothing shared.",
+        description="Runs beside this one, on the same data: names of methods, or 'alone' for this run's method "
+        "with nothing shared.",
     )
     trackers: list[TrackerName] = Field(
         [], description="Trackers to which the run is logged: tensorboard, mlflow. Each needs its extra."

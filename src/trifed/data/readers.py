@@ -30,7 +30,7 @@ GUESSES = ("cp1252", "latin-1")
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a text file is written.
+    """Separator and encoding of a CSV or JSON file.
 
     Attributes:
         separator: Separator of the cells of a CSV file; None for the one by which the header has the columns.

@@ -1,4 +1,4 @@
-"""What a run would take, from one optimiser step of its first clients; nothing is written."""
+"""An estimate of a run's time, bytes and memory, from one optimiser step of its first clients."""
 
 from __future__ import annotations
 

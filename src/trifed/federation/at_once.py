@@ -1,4 +1,4 @@
-"""How many clients of a simulated run share a forward and backward pass of local training."""
+"""The number of clients of a simulated run that train at the same time, in threads and in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may differ in the settings of a run that continues: of those that change its numbers, the rounds alone."""
+"""Whether a run may continue with changed settings: of those that change its results, only `rounds` may differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PLACES = {"data.source"}
-"""Settings that may be written otherwise for the same data, which are compared by their content."""
+"""Settings that name a place of the data; the data themselves are compared by a hash of their content."""
 SHOWN = 5
 """Most settings that a message names."""
 

@@ -33,7 +33,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class AtOnce:
-    """How many clients train at the same time.
+    """The number of threads that train clients, and of clients in each forward and backward pass.
 
     Attributes:
         threads: Threads that train clients.

@@ -91,7 +91,7 @@ def _embeddings(model: PreTrainedModel) -> int:
     """Return the number of tokens that a model has embeddings of."""
     try:
         found = model.get_input_embeddings()
-    except NotImplementedError:
+    except NotImplementedError:  # a model with two towers may have no embeddings of its own
         found = None
     if isinstance(found, nn.Embedding):
         return found.num_embeddings
