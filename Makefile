@@ -10,7 +10,7 @@ DATA ?= ../shared/data
 help:  ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## Train four methods on the demo data (ten clients, a few minutes) and compare them.
+demo: $(STAMP)  ## Train on the demo data (ten clients, a few minutes) and show what sharing gains.
 	$(BIN)/trifed demo
 
 # Tests start many processes: without bytecode each would compile the package anew.

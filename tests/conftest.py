@@ -227,6 +227,8 @@ def toy_values(tiny_encoder: Path, toy_table: Path) -> Callable[..., dict[str, A
             "name": "toy",
             "rounds": 3,
             "controls": False,
+            "baselines": [],
+            "baseline_rates": [1e-2],
             "model": {"name": str(tiny_encoder), "max_length": 32},
             "adapter": {"rank": 4, "alpha": 8},
             "data": {"source": str(toy_table), "clients": {"split": "column", "column": "site"}},

@@ -71,12 +71,12 @@ def test_plain_lines_and_tables_where_nobody_watches(run, toml):
     assert "probe, all" in said.out
 
 
-def test_baseline_local_stands_beside_the_run(run, toml, tmp_path):
+def test_baseline_local_stands_beside_the_run_and_alone(run, toml, tmp_path):
     said = run(toml, "--baseline", "local")
     assert said.code == 0
     header = next(line for line in said.out.splitlines() if "train" in line and "┃" in line)
     assert [cell.strip() for cell in re.split("[┃│]", header)[1:-1]] == [
-        "client", "train", "test", "before", "own-prior", "local",
+        "client", "train", "test", "before", "own-prior", "alone", "local",
     ]  # fmt: skip
     assert re.search("Sharing gained|Sharing lost|No gain from sharing shown", said.out)
     folder = tmp_path / "runs" / "toy"
@@ -90,11 +90,18 @@ def test_baseline_local_stands_beside_the_run(run, toml, tmp_path):
         assert [cell.strip() for cell in row.split("│")][4] == f"{100 * client['before']['accuracy']:.1f}"
 
 
+def test_without_baselines_nothing_runs_beside(run, toml, tmp_path):
+    said = run(toml, "--no-baselines", "--rounds", 1)
+    assert said.code == 0 and not (tmp_path / "runs" / "toy" / "baselines").exists()
+    said = run(toml, "--no-baselines", "--baseline", "local")
+    assert said.code == 2 and "--no-baselines" in said.err + said.out
+
+
 def test_from_flags_alone(run, tiny_encoder, toy_table, tmp_path):
     said = run(
         "--data", toy_table, "--split", "dirichlet", "--clients", 2, "--alpha", 5, "--model", tiny_encoder,
         "--rank", 4, "--rounds", 1, "--seed", 3, "--learning-rate", 0.01, "--method", "fedavg-lora",
-        "--name", "by-hand", "--set", "controls=false", "--set", "training.device=cpu",
+        "--name", "by-hand", "--no-baselines", "--set", "controls=false", "--set", "training.device=cpu",
     )  # fmt: skip
     assert said.code == 0
     config = tomllib.loads((tmp_path / "runs" / "by-hand" / "config.toml").read_text(encoding="utf-8"))

@@ -295,7 +295,7 @@ def test_a_methods_defaults_lie_under_what_the_user_says():
 
 def test_a_baseline_has_its_own_methods_defaults_and_all_that_the_user_said():
     assert config(method="own-prior", seed=3).with_method("local") == config(
-        method="local", controls=False, seed=3
+        method="local", controls=False, baselines=[], seed=3
     )
     told = config(method="own-prior", adapter={"rank": 4}, wire={"bits": 2}).with_method("local")
     assert (told.adapter.rank, told.wire.bits, told.training.learning_rate) == (4, 2, 3e-3)
@@ -315,7 +315,7 @@ def test_the_debiased_kernel_needs_a_rank_of_four():
 
 def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     """What a run was called before there was a table [privacy]: the hash of all else."""
-    later = {"training": {"clients_at_once"}, "data": {"separator", "encoding"}}
+    later = {"training": {"clients_at_once"}, "data": {"separator", "encoding"}, "adapter": {"start"}}
     before = config(evaluate_every=1).model_dump_json(
         exclude=dict.fromkeys([*NO_NUMBERS, *PARTS, "privacy"], True) | later
     )

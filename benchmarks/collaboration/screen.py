@@ -102,6 +102,7 @@ def configuration(setting: str, variant: str, rate: float, seed: int, source: Pa
         "rounds": rounds,
         "evaluate_every": rounds // 4 if seed == CURVES_OF else rounds,
         "controls": VARIANTS[variant].groups == "alone",
+        "baselines": [],
         "method": {"name": variant, **grouping(VARIANTS[variant].groups, groups)},
         "model": {"name": "demo", "max_length": 64},
         "data": {

@@ -104,6 +104,7 @@ def settings(table: Path, method: str, given: argparse.Namespace, again: bool) -
         "rounds": given.rounds,
         "evaluate_every": given.rounds,
         "controls": False,
+        "baselines": [],
         "method": method,
         "model": {"max_length": WORDS},
         "adapter": {} if method == "own-prior" else {"rank": RANK},

@@ -69,6 +69,7 @@ def measure(base: Path, table: Path, method: str, dtype: str, given: argparse.Na
         "rounds": ROUNDS,
         "evaluate_every": ROUNDS,
         "controls": False,
+        "baselines": [],
         "method": method,
         "model": {"name": str(base), "max_length": WORDS, "dtype": dtype},
         "data": {"source": str(table), "text": "text", "clients": {"split": "column", "column": "site"}},

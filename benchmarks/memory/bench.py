@@ -31,6 +31,7 @@ def one(clients: int, method: str, rounds: int) -> None:
         {
             "rounds": rounds,
             "controls": False,
+            "baselines": [],
             "method": method,
             "model": {"name": "demo", "max_length": 64},
             "data": {"source": str(demo_corpus_path()), "clients": {"split": "iid", "count": clients}},

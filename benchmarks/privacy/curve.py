@@ -125,7 +125,8 @@ def variants(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def values_of(given: argparse.Namespace, source: Path, seed: int) -> dict[str, Any]:
     """A run's settings but for method and privacy."""
     return {
-        "name": "run", "seed": seed, "rounds": given.rounds, "evaluate_every": given.rounds, "controls": False,
+        "name": "run", "seed": seed, "rounds": given.rounds, "evaluate_every": given.rounds,
+        "controls": False, "baselines": [],
         "model": {"name": "demo", "max_length": 64},
         "data": {
             "source": str(source), "clients": {"split": "column", "column": "client"},

@@ -346,7 +346,7 @@ def values_of(case: Case, labels: list[str]) -> Json:
     values: Json = {
         "name": "tiny",
         "rounds": ROUNDS,
-        "controls": False,
+        "controls": False, "baselines": [],
         "model": {"name": "base", "max_length": 24},
         "adapter": {"rank": 4, "alpha": 8},
         "data": {"source": "table.csv", "labels": labels, "clients": split},

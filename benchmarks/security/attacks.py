@@ -166,7 +166,8 @@ def configured(method: str, seed: int, rounds: int, defence: str) -> RunConfig:
     parts = {name: value for name, value in DEFENCES[defence].items() if name != "worse_by"}
     bounds = {} if method == "local" else {"aggregation": parts}
     return make_config({
-        "name": "attacked", "seed": seed, "rounds": rounds, "evaluate_every": rounds, "controls": False,
+        "name": "attacked", "seed": seed, "rounds": rounds, "evaluate_every": rounds,
+        "controls": False, "baselines": [],
         "model": {"name": "demo", "max_length": 64}, "method": method, **bounds,
         "data": {"source": str(demo_corpus_path()), "clients": {"split": "column", "column": "site"}},
         "privacy": {"few_tokens": "allow", "small_components": "allow"},

@@ -37,7 +37,7 @@ WRITES = ((RunFolder, "append"), (os, "fsync"), (Path, "replace"), (os, "link"))
 def configured(method: str, seed: int, rounds: int) -> RunConfig:
     """Return the run that is killed."""
     return make_config({
-        "name": "killed", "seed": seed, "rounds": rounds, "controls": False, "method": method,
+        "name": "killed", "seed": seed, "rounds": rounds, "controls": False, "baselines": [], "method": method,
         "model": {"name": "demo", "max_length": 16}, "training": {"steps": 2, "batch_size": 4},
         "data": {
             "source": str(demo_corpus_path()), "max_examples": 100,

@@ -56,7 +56,8 @@ def tiny_base(folder: Path) -> Path:
 
 def configured(base: Path, clients: int, rounds: int) -> dict[str, Any]:
     return {
-        "name": "long", "rounds": rounds, "evaluate_every": rounds, "controls": False, "method": "own-prior",
+        "name": "long", "rounds": rounds, "evaluate_every": rounds,
+        "controls": False, "baselines": [], "method": "own-prior",
         "model": {"name": str(base), "max_length": 16}, "adapter": {"rank": 8},
         "training": {"steps": 1, "batch_size": 2, "device": "cpu"},
         "privacy": {"few_tokens": "allow", "small_components": "allow"},

@@ -75,7 +75,12 @@ def trifed_values(job: Job, table: Path, *, model: str = "demo", defaults: bool 
     if defaults:
         return values
     values["training"]["optimizer_state"] = "reset"  # as the others, who keep nothing at a client
-    return values | {"method": "fedavg-lora", "controls": False, "adapter": {"target_modules": ["query", "value"]}}
+    return values | {
+        "method": "fedavg-lora",
+        "controls": False,
+        "baselines": [],
+        "adapter": {"target_modules": ["query", "value"]},
+    }
 
 
 def prepare(job: Job, source: Path, folder: Path, model: str = "demo") -> None:

@@ -79,6 +79,7 @@ def run_here(table: Path, steps: int, folder: Path) -> None:
             "rounds": ROUNDS + 1,
             "evaluate_every": ROUNDS + 1,
             "controls": False,
+            "baselines": [],
             "method": "fedavg-lora",
             "model": {"name": "demo"},
             "adapter": {"target_modules": ["query", "value"]},

@@ -61,6 +61,7 @@ def configuration(data: Path, setting: str, method: str, seed: int, rate: float,
         "rounds": rounds,
         "evaluate_every": EVERY,
         "controls": method == "local",
+        "baselines": [],
         "method": method,
         "model": {"name": "demo", "max_length": 64},
         "data": {
@@ -123,7 +124,11 @@ def tune(setting: str, data: Path, work: Path, parallel: int, rounds: int) -> di
         jobs = {
             (method, rate): (
                 work / f"tune-{setting}-{method}-{rate}",
-                {**configuration(data, setting, method, TUNING_SEED, rate, rounds), "controls": False},
+                {
+                    **configuration(data, setting, method, TUNING_SEED, rate, rounds),
+                    "controls": False,
+                    "baselines": [],
+                },
             )
             for method in METHODS
             for rate in rates[method]

@@ -25,7 +25,8 @@ def compare_values(toy_values: Callable[..., dict[str, Any]]) -> Callable[..., d
 
     def values(**changes: Any) -> dict[str, Any]:
         run = toy_values(rounds=4)
-        del run["name"], run["controls"]
+        for planned in ("name", "controls", "baselines", "baseline_rates"):
+            del run[planned]
         return {"name": "small", "methods": ["local", "fedavg-lora"], "seeds": [0, 1], "run": run, **changes}
 
     return values

@@ -109,6 +109,7 @@ def images_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image_values(tiny_vision: Callable[[str], Path], images_table: Path) -> dict[str, Any]:
     """Values for `make_config`: two short rounds on the tiny ViT."""
     return {
+        "baselines": [],
         "task": "image-classification",
         "rounds": 2,
         "model": {"name": str(tiny_vision("vit"))},

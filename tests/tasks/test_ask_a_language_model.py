@@ -124,7 +124,7 @@ def test_an_export_answers_as_its_client_does_with_and_without_this_package(trai
 @pytest.mark.parametrize("form", ["tri-matrix", "lora", "merged"])
 def test_cores_export_too_and_prompts_may_stand_in_a_chat(tiny_language, trained, tmp_path, form, run_card):
     values = {
-        "task": "causal-lm", "rounds": 1, "method": "ce-lora",
+        "baselines": [], "task": "causal-lm", "rounds": 1, "method": "ce-lora",
         "model": {"name": str(tiny_language(chat=True)), "max_length": 64, "template": "chat"},
         "adapter": {"rank": 4, "alpha": 8, "target_modules": "all-linear"},
         "data": {
@@ -154,7 +154,7 @@ def test_a_model_of_texts_is_measured_on_texts_and_one_of_conversations_is_not(t
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     values = {
-        "task": "causal-lm", "rounds": 1, "method": "local", "adapter": {"rank": 4},
+        "baselines": [], "task": "causal-lm", "rounds": 1, "method": "local", "adapter": {"rank": 4},
         "model": {"name": str(tiny_language(chat=True)), "max_length": 64},
         "data": {"source": str(path), "clients": {"split": "iid", "count": 2}},
         "training": {"precision": "fp32", "device": "cpu"},

@@ -21,6 +21,7 @@ COLORS = {"amber": (200, 150, 40), "green": (60, 190, 70), "violet": (150, 60, 2
 def model(tiny_vision, images_table, tmp_path_factory):
     """An exported client that knows the three colors."""
     values = {
+        "baselines": [],
         "task": "image-classification",
         "rounds": 2,
         "controls": False,

@@ -185,7 +185,7 @@ def instructions(tmp_path):
 
 def values(folder, source, **more):
     return {
-        "task": "causal-lm",
+        "baselines": [], "task": "causal-lm",
         "rounds": 2,
         "model": {"name": str(folder), "max_length": 64},
         "adapter": {"rank": 4, "alpha": 8, "target_modules": "all-linear"},

@@ -27,6 +27,7 @@ def values_of(folder, toy_table, **changes):
         "controls": False,
         "model": {"name": str(folder), "max_length": 64, "pooling": "last"},
         "adapter": {"rank": 4},
+        "baselines": [],
         "data": {"source": str(toy_table), "clients": {"split": "column", "column": "site"}},
         "training": {"batch_size": 8, "steps": 3, "precision": "fp32", "device": "cpu"},
     }

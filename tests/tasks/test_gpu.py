@@ -27,7 +27,7 @@ def language_values(tiny_language, tmp_path):
     rows = [f'{{"ask": "say {n}", "tell": "abab", "site": "s{n % 2}"}}' for n in range(32)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     return {
-        "task": "causal-lm", "rounds": 3, "method": "own-prior",
+        "baselines": [], "task": "causal-lm", "rounds": 3, "method": "own-prior",
         "model": {"name": str(tiny_language()), "max_length": 64},
         "adapter": {"rank": 8, "alpha": 16, "target_modules": "all-linear"},
         "data": {

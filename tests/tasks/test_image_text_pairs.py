@@ -157,7 +157,7 @@ def captions_table(tmp_path_factory):
 
 def values_of(folder, table, **more):
     return {
-        "task": "image-text-pairs", "rounds": 3, "method": "fedavg-lora",
+        "baselines": [], "task": "image-text-pairs", "rounds": 3, "method": "fedavg-lora",
         "model": {"name": str(folder), "max_length": 16},
         "adapter": {"rank": 4, "alpha": 8},
         "data": {

@@ -221,7 +221,7 @@ def scenes_table(paint, tmp_path_factory):
 
 def values_of(folder, table, **more):
     return {
-        "task": "image-text-to-text", "rounds": 4, "method": "fedavg-lora",
+        "baselines": [], "task": "image-text-to-text", "rounds": 4, "method": "fedavg-lora",
         "model": {"name": str(folder), "max_length": 32, "template": "{prompt}"},
         "adapter": {"rank": 8, "alpha": 16, "target_modules": "all-linear"},
         "data": {

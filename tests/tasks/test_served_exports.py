@@ -20,6 +20,7 @@ def folder(tiny_language, tmp_path_factory):
     rows = [{"ask": f"number {i}?", "tell": "even" if i % 2 else "odd", "site": "ab"[i % 2]} for i in range(40)]
     (home / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
+        "baselines": [],
         "task": "causal-lm",
         "rounds": 1,
         "method": "ce-lora",

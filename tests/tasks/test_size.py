@@ -105,7 +105,7 @@ def test_a_run_over_a_base_of_16_bits_is_loaded_as_it_was_trained(tiny_language,
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(f'{{"text": "line {n}, and some more"}}' for n in range(40)), encoding="utf-8")
     values = {
-        "task": "causal-lm", "rounds": 1, "method": "own-prior", "adapter": {"rank": 4},
+        "baselines": [], "task": "causal-lm", "rounds": 1, "method": "own-prior", "adapter": {"rank": 4},
         "model": {"name": str(tiny_language()), "max_length": 32, "dtype": "bfloat16"},
         "data": {"source": str(path), "clients": {"split": "iid", "count": 2}},
         "training": {"device": "cpu"},
@@ -139,7 +139,7 @@ def test_a_run_over_a_base_in_few_bits(tiny_language, tmp_path, dtype, method):
     rows = [f'{{"ask": "say {n}", "tell": "abab", "site": "s{n % 2}"}}' for n in range(32)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     values = {
-        "task": "causal-lm", "rounds": 2, "method": method,
+        "baselines": [], "task": "causal-lm", "rounds": 2, "method": method,
         "model": {"name": str(tiny_language()), "max_length": 64, "dtype": dtype},
         "adapter": {"rank": 8, "alpha": 16, "target_modules": "all-linear"},
         "data": {

@@ -32,7 +32,7 @@ def test_a_merged_model_has_the_logits_of_the_trained_one(method, tied, tmp_path
     rows = [{"ask": f"number {i}?", "tell": "even" if i % 2 else "odd", "site": "ab"[i % 2]} for i in range(40)]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
-        "task": "causal-lm",
+        "baselines": [], "task": "causal-lm",
         "rounds": 1,
         "method": method,
         "model": {"name": str(tied), "max_length": 96},

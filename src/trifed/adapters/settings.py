@@ -28,6 +28,11 @@ class AdapterSettings(StrictSettings):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="The inputs of A are dropped with this probability during training."
     )
+    start: str | None = Field(
+        None,
+        description="All clients start from this adapter, not from a new one: a folder of PEFT's save_pretrained, "
+        "or a client's folder, such as runs/NAME/clients/CLIENT.",
+    )
     towers: Literal["both", "vision", "text"] = Field(
         "both", description="In a model with a vision and a text tower, these towers get adapters."
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 import sys
 import tomllib
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from trifed.cli import audit, compare, cost, doctor, flower, models, runs
-from trifed.cli.continuing import continuable
+from trifed.cli.carry_out import carry_out, estimate
 from trifed.cli.flags import MethodFile, Runs
 from trifed.common.console import PlainConsole
 from trifed.common.errors import ConfigError, RunError, TrifedError
@@ -25,8 +24,6 @@ from trifed.common.version import __version__
 
 if TYPE_CHECKING:
     import click
-
-    from trifed.config.run import RunConfig
 
 # Functions import what they need, so that no command waits for what only another one uses.
 
@@ -111,8 +108,9 @@ def run_command(
     learning_rate: Annotated[float | None, Flag(help="Learning rate of AdamW.")] = None,
     seed: Annotated[int | None, Flag(help="Seed; the same seed gives the same results.")] = None,
     baseline: Annotated[
-        list[str] | None, Flag(help="Method that is also run on the same split; repeatable.")
+        list[str] | None, Flag(help="Method that is run beside 'alone', which shares nothing; repeatable.")
     ] = None,
+    no_baselines: Annotated[bool, Flag("--no-baselines", help="Run nothing beside, not even 'alone'.")] = False,
     setting: Annotated[
         list[str] | None,
         Flag("--set", metavar="KEY=VALUE", help="Any setting by its dotted name; repeatable."),
@@ -129,6 +127,8 @@ def run_command(
     """Fine-tune one model across clients. Settings come from a TOML file and from flags; flags win.
 
     Each client's adapter is written to runs/NAME/clients/. Ctrl-C stops cleanly; --resume continues.
+
+    After the run the same method is trained with nothing shared, as 'alone': the difference is what sharing gains.
 
     [bold]Examples[/bold]
 
@@ -173,7 +173,7 @@ def run_command(
 
     own_method = use_method_files([method_file] if method_file else [])
     flags = {
-        "name": name, "task": task, "seed": seed, "rounds": rounds, "baselines": baseline or None,
+        "name": name, "task": task, "seed": seed, "rounds": rounds, "baselines": _beside(baseline, no_baselines),
         "method.name": method, "model.name": model, "adapter.rank": rank, "data.source": data,
         "training.learning_rate": learning_rate,
         "data.text": text, "data.text_pair": text_pair, "data.image": image, "data.prompt": prompt,
@@ -195,7 +195,7 @@ def run_command(
 
         kept = RunFolder.open(resume).path / "config.toml"
         again = make_config(overlay(read_toml(kept), settings), str(kept))
-        _carry_out(again, resume, {"from_round": from_round, "rounds": settings.get("rounds")})
+        carry_out(again, resume, {"from_round": from_round, "rounds": settings.get("rounds")})
         return
     if from_round is not None:
         raise RunError("--from-round goes back in a run that exists; give its folder with --resume")
@@ -203,18 +203,21 @@ def run_command(
         typer.echo(context.get_help())
         raise typer.Exit(MISTAKE)
     resolved = make_config(overlay(read_toml(config) if config else {}, settings), str(config or "flags"))
+    resolved = resolved.with_baselines(baseline or () if "baselines" not in named else ())
     if dry:
-        _estimate(resolved)
+        estimate(resolved)
         return
-    _carry_out(resolved, runs / resolved.name)
+    carry_out(resolved, runs / resolved.name)
 
 
 @app.command("demo")
 def demo_command(
-    rounds: Annotated[int, Flag(help="Rounds for each of the four methods.")] = 5,
+    rounds: Annotated[int, Flag(help="Rounds for each of the four runs.")] = 5,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Compare four methods on ten sites with a small pre-trained model; a few minutes on two cores.
+    """Train on ten sites with a small pre-trained model, beside three baselines; a few minutes on two cores.
+
+    The baselines: the same method with nothing shared, plain local training, and plain federated LoRA.
 
     The corpus comes with the package: 1,700 invented support requests of ten sites.
 
@@ -226,7 +229,7 @@ def demo_command(
 
     names = ("demo" if number == 1 else f"demo-{number}" for number in itertools.count(1))
     name = next(name for name in names if not (runs / name).exists())
-    _carry_out(demo_config(rounds).model_copy(update={"name": name}), runs / name)
+    carry_out(demo_config(rounds).model_copy(update={"name": name}), runs / name)
 
 
 @app.command("settings")
@@ -269,6 +272,13 @@ for name, command in COMMANDS.items():
 app.add_typer(flower.app, name="flower")
 
 
+def _beside(baselines: list[str] | None, nothing: bool) -> list[str] | None:
+    """Return the setting `baselines` of two flags; None if neither is given."""
+    if nothing and baselines:
+        raise ConfigError(["got --baseline and --no-baselines; leave one out"], "flags")
+    return [] if nothing else baselines or None
+
+
 def _parse_setting(item: str) -> tuple[str, Any]:
     key, sign, value = item.partition("=")
     if not sign or not key:
@@ -277,49 +287,6 @@ def _parse_setting(item: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value  # a word without quotes is a text
-
-
-def _carry_out(config: RunConfig, path: Path, resumed: dict[str, int | None] | None = None) -> None:
-    """Run, or resume with options of `resume`, with a live display; then print the tables and draw the plot."""
-    with continuable(lambda: _how_to_continue(path)):
-        from trifed.experiments.runner import resume, run
-        from trifed.reports.progress_bar import Watch
-
-        console = PlainConsole()
-        display = Watch(config, console)
-        try:
-            result = run(config, path, display) if resumed is None else resume(path, display, **resumed)
-            display.close()
-            from trifed.reports.comparison.plots import plot_result  # a mistake need not wait for matplotlib
-            from trifed.reports.comparison.report import render_result
-            from trifed.reports.read import read_source
-
-            source = read_source(result.path)
-            console.print(render_result(source))
-            picture = result.path / "curves.png"
-            plot_result(source, picture)
-            display.say(f"Everything is in {result.path}; the plot is {picture}.")
-            display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
-        finally:
-            display.close()
-
-
-def _estimate(config: RunConfig) -> None:
-    """Print what a run would take, without running it."""
-    from trifed.experiments.dry_run import dry_run
-    from trifed.reports.progress_bar import Watch
-
-    display = Watch(config, PlainConsole())
-    try:
-        display.say(str(dry_run(config, display)))
-    finally:
-        display.close()
-
-
-def _how_to_continue(path: Path) -> str:
-    if not (path / "config.toml").is_file():
-        return "Nothing was written; the same command starts again."
-    return f"All complete rounds are kept; to continue: trifed run --resume {shlex.quote(str(path))}"
 
 
 def main() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
+from trifed.config.baselines import RATE_FACTOR, baseline_problems, planned
 from trifed.config.combinations import combination_problems
 from trifed.config.run_identity import NO_NUMBERS, not_in_identity
 from trifed.config.settings import (
@@ -97,10 +98,16 @@ class RunConfig(StrictSettings):
         description="Also compute these of each client's validation and test data: macro or weighted F1, balanced "
         "accuracy, area under the ROC curve, average precision, log loss, Brier score, calibration error.",
     )
-    baselines: list[str] = Field(
-        [],
+    baselines: list[str] | None = Field(
+        None,
         description="Runs beside this one, on the same data: names of methods, or 'alone' for this run's method "
-        "with nothing shared.",
+        "with nothing shared. Unset: alone, which shows what sharing is worth.",
+    )
+    baseline_rates: list[PositiveFloat] | None = Field(
+        None,
+        min_length=1,
+        description="Learning rates for baselines of a method that sends nothing, such as local; the best one on "
+        "validation data is used. Unset: a third of its own rate, its own, and three times its own.",
     )
     trackers: list[TrackerName] = Field(
         [], description="Trackers to which the run is logged: tensorboard, mlflow. Each needs its extra."
@@ -132,6 +139,22 @@ class RunConfig(StrictSettings):
             METHODS[self.method.name], self.personalization, self.aggregation, self.task not in UNLABELLED
         )
 
+    def with_baselines(self, more: Sequence[str] = ()) -> RunConfig:
+        """Return this configuration with the names of its baselines; the usual ones and `more` if given."""
+        usual = planned(self.model_copy(update={"baselines": None}) if more else self)
+        return self.model_copy(update={"baselines": list(dict.fromkeys([*usual, *more]))})
+
+    def rates_to_try(self, name: str) -> list[float]:
+        """Return the learning rates of which the best one is used for a baseline, in rising order.
+
+        A method that shares has one, its own; so has "alone", which differs from the run in sharing only.
+        """
+        own = self.with_method(name).training.learning_rate
+        if name == ALONE or not sends_nothing(METHODS[name]):
+            return [own]
+        tried = self.baseline_rates or [own / RATE_FACTOR, own, own * RATE_FACTOR]
+        return sorted({float(f"{rate:.3g}") for rate in tried})
+
     @property
     def evaluation_interval(self) -> int:
         """Rounds from one evaluation to the next."""
@@ -162,10 +185,10 @@ class RunConfig(StrictSettings):
         stands for this run's method without its exchange, and so without noise.
         """
         if name == ALONE:
-            values = self.model_dump(mode="json", exclude={"baselines", "controls", "privacy"}, exclude_none=True)
+            values = self.model_dump(mode="json", exclude={*OWN, "privacy"}, exclude_none=True)
             values["personalization"]["share"] = False
             return RunConfig.model_validate({**values, "baselines": [], "controls": False})
-        values = self.model_dump(mode="json", exclude={"method", "baselines", "controls"}, exclude_none=True)
+        values = self.model_dump(mode="json", exclude={"method", *OWN}, exclude_none=True)
         values = deep_difference(values, deep_merge(METHODS[self.method.name].defaults, self._default_parts()))
         values.get("personalization", {}).pop("share", None)
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
@@ -189,6 +212,8 @@ class RunConfig(StrictSettings):
 
 PARTS = ("personalization", "aggregation")
 """Tables of parts that any method can be given."""
+OWN = ("baselines", "baseline_rates", "controls")
+"""Settings of a run that its baselines do not have."""
 
 
 def make_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
@@ -202,7 +227,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError([*validation_messages(error, RunConfig), *problems], source) from error
-    problems += [*_baseline_problems(config), *combination_problems(config)]
+    problems += [*baseline_problems(config), *combination_problems(config)]
     if config.method.name in METHODS:
         problems += _privacy_problems(config)
     if not problems:
@@ -286,28 +311,14 @@ def _method_problems(method: Any) -> Iterator[str]:
                 yield f"method.{problem}{default}"
 
 
-def _baseline_problems(config: RunConfig) -> Iterator[str]:
-    for i, name in enumerate(config.baselines):
-        if name in config.baselines[:i]:
-            yield f"baselines: got '{name}' twice; leave one out"
-        elif name == ALONE and config.method.name in METHODS:
-            own = METHODS[config.method.name]
-            problems = part_problems(own, PersonalizationSettings(share=False), AggregationSettings())
-            yield from (f"baselines: got 'alone', but {text.partition(': ')[2]}" for text in problems)
-            if not config.personalization.share or sends_nothing(own):
-                yield "baselines: got 'alone', but this run sends nothing itself; name another one"
-        elif name not in METHODS:
-            yield f"baselines: {unknown_method(name)}"
-        elif name == config.method.name:
-            yield f"baselines: '{name}' is the run's own method; name another one"
-
-
 def _privacy_problems(config: RunConfig) -> Iterator[str]:
     """Yield a message for each method of the run that breaks the guarantee of [privacy]."""
     if not config.privacy.on:
         return
     methods = {config.method.name: config.composed_method()}
-    methods |= {name: config.with_method(name).composed_method() for name in config.baselines if name in METHODS}
+    methods |= {
+        name: config.with_method(name).composed_method() for name in config.baselines or () if name in METHODS
+    }
     exact_counts = (config.privacy.update or config.privacy.training) and not config.privacy.summary
     for name, method in methods.items():
         if method.shared_projections:

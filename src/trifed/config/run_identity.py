@@ -12,7 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-NO_NUMBERS = {"name", "baselines", "metrics", "controls", "trackers", "deployment", "keep_checkpoints"}
+NO_NUMBERS = {
+    "name", "baselines", "baseline_rates", "metrics", "controls", "trackers", "deployment", "keep_checkpoints",
+}  # fmt: skip
 """Settings that change no results."""
 
 VERSION_0_1_0: dict[str, str] = {

@@ -51,6 +51,11 @@ def read_run(path: Path) -> RunConfig:
     config = make_config(
         deep_merge(values, {"data": {"source": AT_THE_CLIENTS, "clients": {"split": "files"}}}), str(path)
     )
+    if config.adapter.start is not None:
+        raise ConfigError(
+            [f"adapter.start: got '{config.adapter.start}', but sites have no files of the server; leave it out"],
+            str(path),
+        )
     if config.task not in UNLABELLED and not config.data.labels:
         raise ConfigError(
             ['data.labels: missing; name all labels, as labels = ["no", "yes"]: no site sees those of the others'],

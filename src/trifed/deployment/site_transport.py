@@ -290,7 +290,7 @@ def greeting(run: str, config: RunConfig) -> Request:
 
 def settings_to_send(config: RunConfig) -> str:
     """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
-    excluded = {"deployment", "baselines", "metrics", "trackers", "keep_checkpoints"}
+    excluded = {"deployment", "baselines", "baseline_rates", "metrics", "trackers", "keep_checkpoints"}
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=excluded)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
     privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}

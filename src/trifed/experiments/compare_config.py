@@ -20,7 +20,7 @@ from trifed.methods import METHODS, ORIGINS, unknown_method
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 OWN = {"adapter", "aggregation", "method", "personalization", "training.learning_rate", "wire"}
 """Settings that may differ between methods; any other would change the conditions or the budget."""
-PLANNED = ("name", "seed", "method", "baselines", "controls")
+PLANNED = ("name", "seed", "method", "baselines", "baseline_rates", "controls")
 """Settings of a run that the comparison sets."""
 
 
@@ -74,7 +74,7 @@ class CompareConfig(BaseModel):
 
     def job(self, kind: str, partition: str, method: str, folder: str, changes: Mapping[str, Any]) -> Job:
         """Return one run with further changes to its settings, in KIND/PARTITION/METHOD/FOLDER."""
-        config = make_config(deep_merge(self.run_values(partition, method), changes))
+        config = make_config(deep_merge(self.run_values(partition, method), {"baselines": [], **changes}))
         return Job(partition, method, config, Path(kind, partition, method, folder))
 
 

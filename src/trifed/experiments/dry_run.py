@@ -11,7 +11,7 @@ from trifed.config.run import RunConfig
 from trifed.experiments.runner import prepare_run
 from trifed.federation.events import Listener
 from trifed.federation.preparation import quiet
-from trifed.reports.format import clock, plural, size
+from trifed.reports.format import clock, listing, plural, size
 
 if TYPE_CHECKING:
     from trifed.federation.client_update import ClientDataset
@@ -31,6 +31,7 @@ class DryRun:
         step_seconds: Time of one step of one client, beside the others that train at the same time.
         peak_bytes: Memory of this process after a step, at its highest; 0 if the system does not tell.
         rounds: Number of rounds.
+        baselines: Names of the runs beside it.
         exact: False with DP-SGD, whose steps are not the ones that were timed.
     """
 
@@ -43,6 +44,7 @@ class DryRun:
     peak_bytes: int
     rounds: int
     exact: bool = True
+    baselines: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the estimate in sentences."""
@@ -54,6 +56,7 @@ class DryRun:
             f"Training takes about {clock(self.steps * self.step_seconds)} ({self.steps:,} steps of "
             f"{1000 * self.step_seconds:.0f} ms{what}), evaluation comes on top"
             + (f"; memory so far {size(self.peak_bytes)}." if self.peak_bytes else ".")
+            + (f"\nEach baseline takes about as long again: {listing(self.baselines)}." if self.baselines else "")
         )
 
 
@@ -79,6 +82,7 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
         peak_bytes=_peak_bytes(shared_model),
         rounds=config.rounds,
         exact=config.privacy.training is None,
+        baselines=tuple(config.with_baselines().baselines or ()),
     )
 
 

@@ -67,9 +67,11 @@ class RunResult:
         """Return the result in a sentence."""
         accuracy, sent, metric = self.accuracy, self.summary["bytes"], self.summary.get("metric", "accuracy")
         shown = f"{percent(accuracy['mean'])} % (worst {percent(accuracy['worst'])} %)"
+        beside = ", ".join(f"{n} {percent(other.accuracy['mean'])} %" for n, other in self.baselines.items())
         return (
             f"{self.summary['name']}: {self.summary['method']}, {plural(len(self.summary['clients']), 'client')}, "
-            f"{plural(self.summary['rounds'], 'round')}; mean test {metric} {shown}; "
+            f"{plural(self.summary['rounds'], 'round')}; mean test {metric} {shown}"
+            f"{f', {beside}' if beside else ''}; "
             f"{size(sent['up'] + sent['down'])} sent; {self.path}"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.toml_files import read_toml
 from trifed.data import Examples, FederatedData, split_to_json
 from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
+from trifed.experiments.rate_search import run_at_best_rate
 from trifed.experiments.run_result import RunResult
 from trifed.federation import events
 from trifed.federation.continuation import other_rounds, set_rounds
@@ -42,13 +43,18 @@ def run(config: RunConfig, folder: str | Path | None = None, listener: Listener 
         TrifedError: The user can correct it; the message says how, and nothing is written.
     """
     path = Path(folder) if folder is not None else Path("runs") / config.name
+    return _run(config.with_baselines(), path, listener)
+
+
+def _run(config: RunConfig, path: Path, listener: Listener, ready: Prepared | None = None) -> RunResult:
+    """Run a configuration; `ready` holds what it needs if that was loaded and checked before."""
     RunFolder.refuse_existing(path)
-    prepared = prepare_run(config, listener)  # nothing is written before all checks have passed
+    prepared = ready or prepare_run(config, listener)  # nothing is written before all checks have passed
     with held(path):
         created = RunFolder.create(path)  # again: meanwhile another process may have written a run
         created.write_text("config.toml", to_toml(config), durable=True)
         _simulate(config, listener, created, prepared)
-        return _with_baselines(config, path, listener)
+        return _with_baselines(config, path, listener, prepared)
 
 
 def resume(
@@ -72,9 +78,10 @@ def resume(
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
     continued = other_rounds(opened, config, from_round)
-    parts = [opened.path, *(opened.path / "baselines" / name for name in config.baselines)]
+    parts = [opened.path, *(opened.path / "baselines" / name for name in config.baselines or ())]
     if from_round is None and not continued and all(_has_result(part, config.rounds) for part in parts):
         return load_result(opened.path)
+    prepared = None
     with held(opened.path):
         if from_round is not None or continued or not (opened.path / "summary.json").is_file():
             prepared = prepare_run(config, listener)
@@ -85,7 +92,7 @@ def resume(
             if other_rounds(opened, config):  # of the checkpoint that the run has gone back to
                 set_rounds(opened, config)
             _simulate(config, listener, opened, prepared)
-        return _with_baselines(config, opened.path, listener)
+        return _with_baselines(config, opened.path, listener, prepared)
 
 
 def _has_result(folder: Path, rounds: int) -> bool:
@@ -102,15 +109,23 @@ def run_or_resume(config: RunConfig, folder: Path, listener: Listener = quiet) -
     return resume(folder, listener) if (folder / "config.toml").is_file() else run(config, folder, listener)
 
 
-def _with_baselines(config: RunConfig, path: Path, listener: Listener) -> RunResult:
+def _with_baselines(
+    config: RunConfig, path: Path, listener: Listener, prepared: Prepared | None = None
+) -> RunResult:
     """Run or resume the baselines that are not finished, each in its own folder under `baselines/`."""
-    for name in config.baselines:
-        folder, own = path / "baselines" / name, config.with_method(name)
+
+    def run_one(own: RunConfig, folder: Path) -> RunResult:
+        if (folder / "config.toml").is_file():
+            return resume(folder, listener)
+        return _run(own, folder, listener, prepared and prepared.for_baseline(config, own))
+
+    for name in config.baselines or ():
+        folder = path / "baselines" / name
         if not (folder / "config.toml").is_file():
-            run(own, folder, listener)
+            run_at_best_rate(config, name, path, run_one, listener)
             continue
-        too_far = RunFolder.open(folder).rounds_done() > own.rounds
-        resume(folder, listener, own.rounds if too_far else None, own.rounds)
+        too_far = RunFolder.open(folder).rounds_done() > config.rounds
+        resume(folder, listener, config.rounds if too_far else None, config.rounds)
     return load_result(path)
 
 
@@ -136,6 +151,23 @@ class Prepared:
     data: FederatedData
     shared_model: SharedModel
     clients: list[ClientDataset]
+
+    def for_baseline(self, config: RunConfig, own: RunConfig) -> Prepared | None:
+        """Return the same data and model for a baseline that trains the same tensors, as "alone"; None for others.
+
+        Args:
+            config: The run that this was prepared for.
+            own: The baseline, on the same data and with the same seed.
+        """
+        from trifed.federation.shared_model import layout_of
+
+        one, other = config.composed_method(), own.composed_method()
+        if (one.adapter, one.trains, config.adapter, config.model) != (
+            other.adapter, other.trains, own.adapter, own.model,
+        ) or one.shared_projections or other.shared_projections:  # fmt: skip
+            return None
+        layout = layout_of(other, self.shared_model.parameters)
+        return replace(self, began=time.perf_counter(), shared_model=replace(self.shared_model, layout=layout))
 
 
 def prepare_run(config: RunConfig, listener: Listener) -> Prepared:

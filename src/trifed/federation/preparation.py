@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trifed.common.errors import ConfigError
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
@@ -66,6 +67,17 @@ def prepare(
         (config.model, config.adapter, config.training),
         task,
     )
+    if config.adapter.start is not None:
+        from trifed.federation.initial_adapter import start_from_adapter
+
+        if config.composed_method().shared_projections:
+            raise ConfigError(
+                [
+                    f"adapter.start: '{config.method.name}' makes its projections from the clients' data; leave it out"
+                ]
+            )
+        for text in start_from_adapter(shared_model, config.adapter, data.label_names):
+            listener(events.Trouble(text).to_dict())
     clients = [
         ClientDataset(i, c.name, *map(shared_model.encode, (c.train, c.valid, c.test)))
         for i, c in enumerate(data.clients)

@@ -6,6 +6,7 @@ With [privacy] clients clip and noise as they do at sites, but from the run's se
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -252,4 +253,8 @@ class Simulation:
 
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:
     """Return the identity of the data and the model that a checkpoint may be continued with."""
-    return f"{config.run_id()} {content_hash(data)} {shared_model.fingerprint}"
+    known = f"{config.run_id()} {content_hash(data)} {shared_model.fingerprint}"
+    if config.adapter.start is None:
+        return known
+    start = b"".join(tensor.numpy().tobytes() for tensor in shared_model.start.values())
+    return f"{known} {hashlib.sha256(start).hexdigest()}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 CONTROLS = {
     "probe-alone": "probe, own data",
@@ -11,6 +11,14 @@ CONTROLS = {
     "class-means": "class means",
     "majority": "own majority",
 }
+CONTROL_MEANINGS = {
+    "probe-alone": "a logistic regression on the frozen base model's features, with the client's own data",
+    "probe-all": "the same with the data of all clients together, which a federation may not do",
+    "probe-all-prior": "that one with each client's own label shares",
+    "class-means": "the nearest mean of a class over all clients, sent once",
+    "majority": "the client's most frequent label, whatever the input is",
+}
+"""Controls of a result: what each of them is, after its short name."""
 MOST_NAMED = 4
 """The most items that a sentence names one by one."""
 
@@ -46,6 +54,12 @@ def span(interval: tuple[float, float] | None, signed: bool = False) -> str:
 def control_label(name: str) -> str:
     """Return a control's short name."""
     return CONTROLS.get(name, name)
+
+
+def control_meanings(names: Iterable[str]) -> str:
+    """Return one sentence about controls: what each of them is; empty without any."""
+    known = [f"({control_label(name)}): {CONTROL_MEANINGS[name]}" for name in names if name in CONTROL_MEANINGS]
+    return f"Controls, which train no adapter: {'; '.join(known)}." if known else ""
 
 
 def plural(count: int, noun: str) -> str:

@@ -103,7 +103,8 @@ class Watch(_Watch):
         left = TimeRemainingColumn(table_column=Column(width=7, no_wrap=True))
         text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
         super().__init__(console, bar, left, text, expand=True)
-        self.rounds, self.methods = config.rounds, [config.method.name, *config.baselines]
+        self.rounds = config.rounds
+        self.methods = [config.method.name, *(config.with_baselines().baselines or ())]
         self.sent = 0
         self._split_is_shown = False
 

@@ -33,6 +33,7 @@ from trifed.reports.results import (
     Spread,
     Study,
     Traffic,
+    Tuning,
 )
 
 OnProgress = Callable[[str], None]
@@ -104,7 +105,7 @@ def _read_run(path: Path, on_progress: OnProgress) -> Source:
     """Read a run and its baselines as a study of one partition."""
     config = read_toml(path / "config.toml")
     folders = {config["method"]["name"]: RunFolder(path)}
-    folders |= {other: RunFolder(path / "baselines" / other) for other in config.get("baselines", [])}
+    folders |= {other: RunFolder(path / "baselines" / other) for other in config.get("baselines") or []}
     seed, name = config["seed"], partition_name(config)
     states = {method: _state_of(folder) for method, folder in folders.items()}
     finished = not any(states.values())
@@ -119,10 +120,17 @@ def _read_run(path: Path, on_progress: OnProgress) -> Source:
         missing=[
             Missing(partition=name, method=m, seed=seed, state=state) for m, state in states.items() if state
         ],
+        tuning=_searched_rates(RunFolder(path), name),
         results={name: _partition(folders, seed, on_progress)},
     )
     resume_command = "" if finished else f"trifed run --resume {shlex.quote(str(path))}"
     return Source(path, "run", study, {name: _read_details(folders)}, resume_command)
+
+
+def _searched_rates(folder: RunFolder, partition: str) -> dict[str, Tuning]:
+    """Return the learning rates that were tried for baselines."""
+    tried = _read_json(folder, "learning_rates.json")
+    return {partition: Tuning(methods=tried)} if tried else {}
 
 
 def partition_name(config: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from trifed.reports.comparison import plots, tables
 from trifed.reports.comparison.tables import main_table
 from trifed.reports.comparison.verdict import cautions, ranked, study_verdict, verdict
 from trifed.reports.document import Block, Document, Section, settings_section
-from trifed.reports.format import listing, percent, plural
+from trifed.reports.format import control_meanings, listing, percent, plural
 from trifed.reports.results import Details, Matrix, Partition, Source, Study
 from trifed.reports.tables import to_terminal
 
@@ -50,6 +50,7 @@ def render_result(source: Source) -> RenderableType:
         clients = tables.client_table(partition, source.details.get(name, Details()), controls=False)
         overview = main_table({name: partition}).only(*RUN_OVERVIEW).without_empty()
         parts += [to_terminal(clients), to_terminal(overview)]
+        parts += [Text(text, style="dim") for text in [control_meanings(partition.controls)] if text]
         further = tables.metric_table(partition)
         parts += [to_terminal(further)] if further.rows else []
     return Group(*parts, Text(study_verdict(source.study)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trifed.reports.format import control_label, listing, percent, size
+from trifed.methods.local import ALONE
+from trifed.reports.format import control_label, control_meanings, listing, percent, size
 from trifed.reports.privacy import PRIVACY_COLUMNS, privacy_row
 from trifed.reports.results import Details, Manifest, Matrix, Partition, Spread, Study
 from trifed.reports.tables import Column, Table
@@ -55,7 +56,19 @@ def main_table(results: Mapping[str, Partition], controls: bool = True) -> Table
         "Worst and best are clients. Bytes are per client, headers included; 'sent in all' is the sum over "
         f"clients and rounds, up and down.{reach if targets else ''}"
     )
+    shown = (
+        dict.fromkeys(name for partition in results.values() for name in partition.controls) if controls else ()
+    )
+    note = " ".join(filter(None, [note, _baseline_note(results), control_meanings(shown)]))
     return Table("Methods and controls side by side", MAIN, rows, note)
+
+
+def _baseline_note(results: Mapping[str, Partition]) -> str:
+    """Return what the row "alone" is, if there is one."""
+    there = any(ALONE in partition.methods for partition in results.values())
+    return (
+        "Alone is the first method with nothing shared: the same adapter, rate and client parts." if there else ""
+    )
 
 
 def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dict[str, Any]]:

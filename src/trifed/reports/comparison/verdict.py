@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
+from trifed.methods.local import ALONE
 from trifed.reports.document import MOST_CAUTIONS, Caution
 from trifed.reports.format import control_label, listing, percent, plural, points, span
 from trifed.reports.results import MethodResult, Partition, Source, Study
@@ -40,16 +42,27 @@ def verdict(partition: Partition) -> str:
         lost = f"; perplexity {found.perplexity:.3g}" if found.perplexity is not None else ""
         return f"{reached} {what} (worst {percent(found.worst)}, best {percent(found.best)}){lost}."
     silent = [name for name, found, _ in order if not found.bytes.total]
-    if len(order) - len(silent) == 1 and silent:
-        return _worth(partition, next(name for name, *_ in order if name not in silent), silent[0], what)
+    sharing = [
+        name for name in partition.methods if name not in silent and partition.methods[name].mean is not None
+    ]
+    if silent and (len(sharing) == 1 or (sharing and ALONE in silent)):
+        return _worth(partition, sharing, silent, what)
     gap = partition.difference(order[0][0], order[1][0])
     sure = f"{points(gap.mean)} points, 95 % {span(gap.interval, signed=True)}" if gap else "no interval"
     start = "Ahead" if len(level) == 1 else "No clear winner"
     return f"{start}: {reached} {what} ({order[0][0]} minus {order[1][0]}: {sure})."
 
 
-def _worth(partition: Partition, shared: str, alone: str, what: str) -> str:
-    """Return whether sharing was worth it, by the one method that shares and the best that sends nothing."""
+def _worth(partition: Partition, sharing: Sequence[str], silent: Sequence[str], what: str) -> str:
+    """Return whether sharing was worth it: the run's method against the best of those that send nothing.
+
+    Args:
+        partition: The results.
+        sharing: Methods that share, the run's own first.
+        silent: Methods that send nothing, the highest mean first.
+        what: What the means are means of.
+    """
+    (shared, *rivals), (alone, *others) = sharing, silent
     means = {name: mean for name, _, mean in ranked(partition)}
     gap = partition.difference(shared, alone)
     found = gap.mean if gap and gap.mean is not None else means[shared] - means[alone]
@@ -61,7 +74,17 @@ def _worth(partition: Partition, shared: str, alone: str, what: str) -> str:
         start = f"Sharing lost: {points(found)} points ({sure})"
     else:
         start = f"No gain from sharing shown: {points(found)} points ({sure})"
-    return f"{start}. {shared} {percent(means[shared])} %, {alone} {percent(means[alone])} % {what}."
+    beside = [f"{name} {percent(means[name])} %" for name in sorted([*rivals, *others], key=lambda n: -means[n])]
+    also = f" (also {listing(beside)})" if beside else ""
+    ahead = [name for name in rivals if _is_ahead(partition, name, shared)]
+    best = f" Ahead of {shared}: {listing(ahead)}." if ahead else ""
+    return f"{start}. {shared} {percent(means[shared])} %, {alone} {percent(means[alone])} % {what}{also}.{best}"
+
+
+def _is_ahead(partition: Partition, one: str, other: str) -> bool:
+    """Return whether the interval of the difference of two methods lies above 0."""
+    gap = partition.difference(one, other)
+    return bool(gap and gap.interval and gap.interval[0] > 0)
 
 
 def study_verdict(study: Study) -> str:
@@ -86,7 +109,8 @@ def cautions(source: Source) -> list[Caution]:
     seeds = min((len(partition.seeds) for partition in partitions.values()), default=FEW_SEEDS)
     results = [item for partition in partitions.values() for item in partition.methods.items()]
     rising = dict.fromkeys(name for name, found in results if found.plateau and found.plateau.reached is False)
-    untuned = not study.tuning and len(study.methods) > 1
+    searched = {name for tuning in study.tuning.values() for name in tuning.methods}
+    untuned = [name for name in study.methods if name not in searched] if len(study.methods) > 1 else []
     splits = [details.split["clients"] for details in source.details.values() if details.split]
     tests = min((client["test"] for split in splits for client in split if client["test"]), default=FEW_TESTS)
     known = [
@@ -100,7 +124,7 @@ def cautions(source: Source) -> list[Caution]:
         (better, "control-better", f"A control does at least as well as every method: {listing(better)}."),
         (seeds < FEW_SEEDS, "few-seeds", f"{plural(seeds, 'seed')}: differences of a few points may be noise."),
         (rising, "still-rising", f"Accuracy still rises at the end of the rounds: {listing([*rising])}."),
-        (untuned, "not-tuned", "The learning rates were not tuned for each method."),
+        (untuned, "not-tuned", f"Learning rates that were not searched on validation data: {listing(untuned)}."),
         (tests < FEW_TESTS, "few-tests", f"A client has only {plural(tests, 'test example')}."),
     ]
     return [Caution(code, text) for holds, code, text in known if holds][:MOST_CAUTIONS]

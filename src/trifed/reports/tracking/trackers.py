@@ -183,7 +183,7 @@ def track(folder: str | Path, name: TrackerName, into: str | Path | None = None)
     """
     own = Source.open(Path(folder))
     require_trackers([name])
-    inner = [own.folder.path / "baselines" / method for method in own.config.baselines]
+    inner = [own.folder.path / "baselines" / method for method in own.config.baselines or ()]
     sources = [own, *(Source.open(path) for path in inner if (path / "config.toml").is_file())]
     logs = [(source, source.folder.whole_rounds()) for source in sources]
     if not any(events for _, events in logs):

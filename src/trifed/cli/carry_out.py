@@ -1,0 +1,58 @@
+"""Carry out a run for the command line: a live display, the tables at the end, and how to continue."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trifed.cli.continuing import continuable
+from trifed.common.console import PlainConsole
+
+if TYPE_CHECKING:
+    from trifed.config.run import RunConfig
+
+# Functions import what they need, so that a mistake need not wait for torch or matplotlib.
+
+
+def carry_out(config: RunConfig, path: Path, resumed: dict[str, int | None] | None = None) -> None:
+    """Run, or resume with options of `resume`, with a live display; then print the tables and draw the plot."""
+    with continuable(lambda: _how_to_continue(path)):
+        from trifed.experiments.runner import resume, run
+        from trifed.reports.progress_bar import Watch
+
+        console = PlainConsole()
+        display = Watch(config, console)
+        try:
+            result = run(config, path, display) if resumed is None else resume(path, display, **resumed)
+            display.close()
+            from trifed.reports.comparison.plots import plot_result  # a mistake need not wait for matplotlib
+            from trifed.reports.comparison.report import render_result
+            from trifed.reports.read import read_source
+
+            source = read_source(result.path)
+            console.print(render_result(source))
+            picture = result.path / "curves.png"
+            plot_result(source, picture)
+            display.say(f"Everything is in {result.path}; the plot is {picture}.")
+            display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
+        finally:
+            display.close()
+
+
+def estimate(config: RunConfig) -> None:
+    """Print what a run would take, without running it."""
+    from trifed.experiments.dry_run import dry_run
+    from trifed.reports.progress_bar import Watch
+
+    display = Watch(config, PlainConsole())
+    try:
+        display.say(str(dry_run(config, display)))
+    finally:
+        display.close()
+
+
+def _how_to_continue(path: Path) -> str:
+    if not (path / "config.toml").is_file():
+        return "Nothing was written; the same command starts again."
+    return f"All complete rounds are kept; to continue: trifed run --resume {shlex.quote(str(path))}"

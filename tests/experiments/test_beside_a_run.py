@@ -1,0 +1,144 @@
+"""What runs beside a run: the same method with nothing shared, and local training at a rate that was searched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trifed import make_config, resume, run
+from trifed.config.toml_files import read_toml
+from trifed.reports.comparison.verdict import cautions, verdict
+from trifed.reports.read import read_source
+from trifed.reports.results import MethodResult, Partition, Traffic
+
+RATES = [1e-6, 1e-2]
+
+
+def predictions(folder):
+    return json.loads((folder / "predictions.json").read_text())["model"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"method": "own-prior"}, ["alone"]),
+        ({"method": "fedavg-lora"}, ["alone"]),
+        ({"method": "fedavg-lora", "baselines": []}, []),
+        ({"method": "fedavg-lora", "baselines": ["local"]}, ["local"]),
+        ({"method": "local"}, []),
+        ({"method": "fed-sb"}, []),
+        ({"method": "ce-lora", "personalization": {"share": False}}, []),
+    ],
+)
+def test_a_method_that_shares_has_the_baseline_alone(changes, expected, toy_values):
+    config = make_config(toy_values(**{"baselines": None, **changes}))
+    assert config.with_baselines().baselines == expected
+    assert config.run_id() == make_config(toy_values(**{**changes, "baselines": []})).run_id()
+
+
+@pytest.mark.parametrize("method", ["own-prior", "fedavg-lora", "ffa-lora"])
+def test_it_has_the_numbers_of_a_run_of_its_own(method, toy_values, tmp_path):
+    """The data and the model that were loaded for the run are used again."""
+    config = make_config(toy_values(method=method, rounds=2, baselines=None))
+    loaded = []
+    done = run(
+        config, tmp_path / "run", lambda event: loaded.append(event) if event["event"] == "loading" else None
+    )
+    assert list(done.baselines) == ["alone"] and len(loaded) == 2  # data and model, once
+    apart = run(config.with_method("alone"), tmp_path / "apart")
+    assert predictions(apart.path) == predictions(done.baselines["alone"].path)
+    assert apart.summary["curve"] == done.baselines["alone"].summary["curve"]
+    assert "alone" in repr(done)
+
+
+def test_a_run_that_stops_in_its_baseline_is_resumed_there(toy_values, tmp_path):
+    config = make_config(toy_values(method="fedavg-lora", rounds=3, baselines=None))
+
+    def stop(event):
+        if event["event"] == "trained" and event["round"] == 2 and (tmp_path / "run" / "baselines").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", stop)
+    assert (tmp_path / "run" / "summary.json").is_file()
+    done = resume(tmp_path / "run")
+    whole = run(config, tmp_path / "whole")
+    assert predictions(done.baselines["alone"].path) == predictions(whole.baselines["alone"].path)
+
+
+def searched(toy_values, **changes):
+    return make_config(
+        toy_values(method="fedavg-lora", rounds=2, baselines=["alone", "local"], baseline_rates=RATES, **changes)
+    )
+
+
+def test_local_training_has_the_best_rate_on_validation_data(toy_values, tmp_path):
+    config = searched(toy_values)
+    assert config.rates_to_try("local") == RATES and config.rates_to_try("alone") == [1e-2]
+    told = []
+    done = run(config, tmp_path / "first", told.append)
+    found = json.loads((done.path / "learning_rates.json").read_text())["local"]
+    accuracies = {float(rate): accuracy for rate, accuracy in found["grid"].items()}
+    assert sorted(accuracies) == RATES and found["chosen"] == max(RATES, key=lambda rate: accuracies[rate])
+    local = done.baselines["local"]
+    assert read_toml(local.path / "config.toml")["training"]["learning_rate"] == found["chosen"]
+    assert local.summary["curve"][-1]["valid_mean"] == accuracies[found["chosen"]]
+    assert sum("learning rate" in event.get("text", "") for event in told) == 2
+
+    source = read_source(done.path)
+    (tuning,) = source.study.tuning.values()
+    assert tuning.methods["local"].chosen == found["chosen"]
+    (note,) = [caution.text for caution in cautions(source) if caution.code == "not-tuned"]
+    assert "fedavg-lora and alone" in note and "local" not in note
+
+    again = run(config, tmp_path / "second")  # beside the first: the choice is known
+    assert not (again.path / "tuning").exists()
+    assert predictions(again.baselines["local"].path) == predictions(local.path)
+    assert json.loads((again.path / "learning_rates.json").read_text())["local"] == found
+
+
+def test_a_search_that_was_stopped_goes_on(toy_values, tmp_path):
+    config = searched(toy_values)
+
+    def stop(event):
+        if event["event"] == "trouble" and "(2 of 2)" in event["text"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "a" / "run", stop)
+    done = resume(tmp_path / "a" / "run")
+    whole = run(config, tmp_path / "b" / "run")
+    names = [folder / "learning_rates.json" for folder in (done.path, whole.path)]
+    assert names[0].read_text() == names[1].read_text()
+    assert predictions(done.baselines["local"].path) == predictions(whole.baselines["local"].path)
+
+
+def test_without_validation_data_nothing_is_searched(toy_values, tmp_path):
+    done = run(searched(toy_values, data={"valid_fraction": 0.0}), tmp_path / "run")
+    assert not (done.path / "learning_rates.json").exists() and not (done.path / "tuning").exists()
+    assert read_toml(done.baselines["local"].path / "config.toml")["training"]["learning_rate"] == 1e-2
+
+
+def test_the_usual_rates_are_around_the_methods_own(toy_values):
+    config = make_config(toy_values(method="fedavg-lora", baselines=["local"], baseline_rates=None))
+    assert config.rates_to_try("local") == [0.00333, 0.01, 0.03]
+
+
+def test_rivals_that_share_are_named_and_one_that_wins_is_shown_winning():
+    def result(mean, sent=0):
+        return MethodResult(mean=mean, client_accuracy=[mean, mean + 0.01, mean - 0.01], bytes=Traffic(total=sent))
+
+    methods = {
+        "own-prior": result(0.8, 9),
+        "alone": result(0.7),
+        "local": result(0.6),
+        "fedavg-lora": result(0.9, 9),
+    }
+    text = verdict(Partition(clients=list("abc"), methods=methods))
+    assert text.startswith("Sharing gained +10.0 points") and "own-prior 80.0 %, alone 70.0 %" in text
+    assert "also fedavg-lora 90.0 % and local 60.0 %" in text and text.endswith("Ahead of own-prior: fedavg-lora.")
+    methods["fedavg-lora"] = result(0.75, 9)
+    assert "Ahead" not in verdict(Partition(clients=list("abc"), methods=methods))
+    better = {**methods, "local": result(0.85)}  # the better of those that share nothing counts
+    assert verdict(Partition(clients=list("abc"), methods=better)).startswith("Sharing lost: −5.0 points")
