@@ -120,7 +120,7 @@ def _check_scale(folder: Path, config: Json, settings: AdapterSettings) -> None:
             )
     if config.get("rank_pattern") or config.get("use_rslora") or config.get("use_dora"):
         raise AdapterError(
-            f"{SETTING}: the adapter in {folder} has a rank_pattern, rsLoRA or DoRA, expected a plain LoRA of one rank"
+            f"{SETTING}: the adapter in {folder} has a rank_pattern, rsLoRA or DoRA, expected plain LoRA"
         )
 
 
@@ -144,8 +144,8 @@ def _check_names(folder: Path, found: set[str], places: set[str]) -> None:
         )
     other = sorted(found ^ places)[0]
     raise AdapterError(
-        f"{SETTING}: {folder} and the run's method have different tensors, such as '{printable(other)}'; a method of "
-        f"plain LoRA cannot start from a tri-matrix adapter: export it as plain LoRA first (trifed export --form lora)"
+        f"{SETTING}: {folder} and the run's method have different tensors, such as '{printable(other)}'; a method "
+        f"of plain LoRA cannot start from a tri-matrix adapter: export it as plain LoRA first (--form lora)"
     )
 
 

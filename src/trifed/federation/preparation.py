@@ -72,9 +72,7 @@ def prepare(
 
         if config.composed_method().shared_projections:
             raise ConfigError(
-                [
-                    f"adapter.start: '{config.method.name}' makes its projections from the clients' data; leave it out"
-                ]
+                [f"adapter.start: '{config.method.name}' makes its projections from clients' data; leave it out"]
             )
         for text in start_from_adapter(shared_model, config.adapter, data.label_names):
             listener(events.Trouble(text).to_dict())

@@ -256,5 +256,6 @@ def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedMode
     known = f"{config.run_id()} {content_hash(data)} {shared_model.fingerprint}"
     if config.adapter.start is None:
         return known
-    start = b"".join(tensor.numpy().tobytes() for tensor in shared_model.start.values())
+    tensors = [*shared_model.start.values(), *(param.detach().cpu() for param in shared_model.frozen.values())]
+    start = b"".join(tensor.numpy().tobytes() for tensor in tensors)
     return f"{known} {hashlib.sha256(start).hexdigest()}"
