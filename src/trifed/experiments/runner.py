@@ -167,7 +167,9 @@ class Prepared:
         ) or one.shared_projections or other.shared_projections:  # fmt: skip
             return None
         layout = layout_of(other, self.shared_model.parameters)
-        return replace(self, began=time.perf_counter(), shared_model=replace(self.shared_model, layout=layout))
+        return replace(
+            self, began=time.perf_counter(), shared_model=replace(self.shared_model, layout=layout, replicas=[])
+        )
 
 
 def prepare_run(config: RunConfig, listener: Listener) -> Prepared:

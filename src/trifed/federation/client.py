@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -282,6 +283,13 @@ class Client:
         `download`: values of the last download, (n_values,); None if there was none.
         """
         return self._model(stage, download)[0]
+
+    def on(self, shared_model: SharedModel) -> Client:
+        """Return this client with another model of the same adapter, such as a thread's own."""
+        other = copy.copy(self)
+        other.shared_model, other.personalization = shared_model, copy.copy(self.personalization)
+        other.personalization.shared_model = shared_model
+        return other
 
     def evaluated(self, stage: Stage, download: Vector | None) -> ScoredModel:
         """Return the client's model at a stage, as `tensors` does, and its scores."""

@@ -1,4 +1,4 @@
-"""Threads that train clients at the same time, each on its share of the processor's cores, over one frozen base.
+"""Threads that train or score clients at the same time, each on its share of the cores, over one frozen base.
 
 The operations of a small batch do not fill several cores: two clients on one core each take less time than one
 after the other on both.
@@ -72,17 +72,19 @@ def in_threads(
     train: Callable[[SharedModel, Item, threading.Event], Result],
     threads: int,
 ) -> list[Result]:
-    """Train the groups in threads, which take one group after the other, and return the results in their order.
+    """Train or score the groups in threads, which take one after the other; return the results in their order.
 
     Args:
         shared_model: The model; each thread has a replica of it.
         groups: What `train` takes.
         train: Trains one group with a thread's model. It gives up with `StoppedError` when the event is set.
-        threads: The number of threads; they share out the cores that torch may use.
+        threads: The number of threads; they share out the cores that torch may use. With 1, no thread is started.
 
     Raises:
         Exception: Whatever the first `train` that failed raised; the others give up.
     """
+    if threads == 1:
+        return [train(shared_model, group, threading.Event()) for group in groups]
     cores = torch.get_num_threads()
     while len(shared_model.replicas) < threads:
         shared_model.replicas.append(replica(shared_model))

@@ -121,7 +121,7 @@ class SharedModel:
         else:
             self.load(self.start)
             found = embed(self.model, data, settings)
-        if sum(kept.nbytes for kept in self.features.values()) + found.nbytes <= KEPT_FEATURES:
+        if sum(kept.nbytes for kept in list(self.features.values())) + found.nbytes <= KEPT_FEATURES:
             self.features[id(data)] = found
             weakref.finalize(data, self.features.pop, id(data), None)
         return found

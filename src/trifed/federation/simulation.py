@@ -7,6 +7,7 @@ With [privacy] clients clip and noise as they do at sites, but from the run's se
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from trifed.federation.client_update import ClientDataset, ClientState, train_ro
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.messages import Rejected
+from trifed.federation.parallel import MIXED_GROUPS, in_threads
 from trifed.federation.results import facts_of
 from trifed.federation.round import ClientRecord, Exchange, FederatedRun, MessageTo, Opened, Reply
 from trifed.federation.run_folder import PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
@@ -81,7 +83,8 @@ class Simulation:
     def final_model(self, client: int) -> ScoredModel:
         """Return the model that a client would use from now on, which is the evaluated one."""
         if client not in self.final:  # a run that was resumed after its last round
-            self.final[client] = self._evaluated(self.clients[client], self.context.method.evaluated_model)
+            (scored,) = self._scored([self.clients[client]], self.context.method.evaluated_model)
+            self.final[client] = scored[1]
         return self.final[client]
 
     # -- the transport
@@ -203,8 +206,7 @@ class Simulation:
     def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterator[events.ClientScores]:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
-            for client in self.clients:
-                found = self._evaluated(client, stage)
+            for client, found in self._scored(self.clients, stage):
                 if number == self.config.rounds and stage == self.context.method.evaluated_model:
                     self.final[client.dataset.index] = found
                 parts = ((found.valid, client.dataset.valid), (found.test, client.dataset.test))
@@ -245,10 +247,20 @@ class Simulation:
             for state in states
         ]
 
-    def _evaluated(self, client: Client, stage: Stage) -> ScoredModel:
-        """Return a client's model at a stage, after its next download, and its scores."""
-        arrived = None if stage in ("start", "trained") else self.server.arrives(client.dataset.index)
-        return client.evaluated(stage, arrived)
+    def _scored(self, clients: Sequence[Client], stage: Stage) -> Iterator[tuple[Client, ScoredModel]]:
+        """Yield clients with their models at a stage, after their next download, and the scores.
+
+        The models are scored in as many threads as clients train in; so numbers do not depend on how many are asked.
+        """
+
+        def score(model: SharedModel, client: Client, stop: threading.Event) -> ScoredModel:
+            arrived = None if stage in ("start", "trained") else self.server.arrives(client.dataset.index)
+            return client.on(model).evaluated(stage, arrived)
+
+        size = MIXED_GROUPS * self.at_once.threads
+        for first in range(0, len(clients), size):
+            group = clients[first : first + size]
+            yield from zip(group, in_threads(self.shared_model, group, score, self.at_once.threads), strict=True)
 
 
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:
