@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from trifed import make_config, run
+from trifed.adapters.attach import without_peft_warnings
 from trifed.common.errors import AdapterError, ConfigError
 from trifed.deployment.folders import read_run
 from trifed.federation.initial_adapter import plain
@@ -65,7 +66,8 @@ def test_a_run_from_it_begins_where_the_other_one_ended(finished, toy_values, tm
 def test_a_folder_of_peft(tiny_encoder, toy_values, tmp_path):
     torch.manual_seed(3)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"], init_lora_weights=False)
-    get_peft_model(AutoModel.from_pretrained(tiny_encoder), config).save_pretrained(tmp_path / "peft")
+    with without_peft_warnings():
+        get_peft_model(AutoModel.from_pretrained(tiny_encoder), config).save_pretrained(tmp_path / "peft")
     shared_model, told = prepared(toy_values, tmp_path / "peft", LORA)
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert told == [] and tensors

@@ -250,7 +250,7 @@ class Simulation:
     def _scored(self, clients: Sequence[Client], stage: Stage) -> Iterator[tuple[Client, ScoredModel]]:
         """Yield clients with their models at a stage, after their next download, and the scores.
 
-        The models are scored in as many threads as clients train in; so numbers do not depend on how many are asked.
+        The models are scored in as many threads as clients train in, also a single one: threads change last digits.
         """
 
         def score(model: SharedModel, client: Client, stop: threading.Event) -> ScoredModel:
