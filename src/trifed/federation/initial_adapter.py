@@ -105,7 +105,7 @@ def _read_facts(folder: Path) -> Json:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return dict(load_file(path))
     except SafetensorError as error:
         raise AdapterError(f"{SETTING}: {path} is damaged: {error}") from error
 

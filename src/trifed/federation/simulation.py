@@ -83,7 +83,7 @@ class Simulation:
     def final_model(self, client: int) -> ScoredModel:
         """Return the model that a client would use from now on, which is the evaluated one."""
         if client not in self.final:  # a run that was resumed after its last round
-            (scored,) = self._scored([self.clients[client]], self.context.method.evaluated_model)
+            (scored,) = self._score_models([self.clients[client]], self.context.method.evaluated_model)
             self.final[client] = scored[1]
         return self.final[client]
 
@@ -206,7 +206,7 @@ class Simulation:
     def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterator[events.ClientScores]:
         """Score every client's model at each stage, and write the server's matrices."""
         for stage in stages:
-            for client, found in self._scored(self.clients, stage):
+            for client, found in self._score_models(self.clients, stage):
                 if number == self.config.rounds and stage == self.context.method.evaluated_model:
                     self.final[client.dataset.index] = found
                 parts = ((found.valid, client.dataset.valid), (found.test, client.dataset.test))
@@ -247,10 +247,10 @@ class Simulation:
             for state in states
         ]
 
-    def _scored(self, clients: Sequence[Client], stage: Stage) -> Iterator[tuple[Client, ScoredModel]]:
+    def _score_models(self, clients: Sequence[Client], stage: Stage) -> Iterator[tuple[Client, ScoredModel]]:
         """Yield clients with their models at a stage, after their next download, and the scores.
 
-        The models are scored in as many threads as clients train in, also a single one: threads change last digits.
+        The models are scored in as many threads as clients train in, even one alone: threads change last digits.
         """
 
         def score(model: SharedModel, client: Client, stop: threading.Event) -> ScoredModel:
