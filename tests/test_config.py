@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
-from trifed.config.run import DEFAULT_METHOD, NO_NUMBERS, PARTS, RunConfig, make_config, overlay, to_toml
-from trifed.config.run_identity import VERSION_0_1_0
+from trifed.config.run import DEFAULT_METHOD, PARTS, RunConfig, make_config, overlay, to_toml
+from trifed.config.run_identity import NO_NUMBERS, VERSION_0_1_0
 from trifed.config.settings import (
     GUARDS,
     PrivacySettings,
@@ -315,7 +315,8 @@ def test_the_debiased_kernel_needs_a_rank_of_four():
 
 def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     """What a run was called before there was a table [privacy]: the hash of all else."""
-    later = {"training": {"clients_at_once"}, "data": {"separator", "encoding"}, "adapter": {"start"}}
+    later = {"metric": True, "keep": True, "training": {"clients_at_once"}, "adapter": {"start"}}
+    later |= {"data": {"separator", "encoding"}}
     before = config(evaluate_every=1).model_dump_json(
         exclude=dict.fromkeys([*NO_NUMBERS, *PARTS, "privacy"], True) | later
     )

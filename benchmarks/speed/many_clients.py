@@ -63,9 +63,9 @@ def run_here(table: Path, steps: int, folder: Path) -> None:
         play(self, number)
         rounds.append((time.perf_counter() - began, sum(training)))
 
-    def timed_save(self: Any, number: int) -> None:
+    def timed_save(self: Any, *given: Any) -> None:
         began = time.perf_counter()
-        save(self, number)
+        save(self, *given)
         saving.append(time.perf_counter() - began)
 
     saving: list[float] = []

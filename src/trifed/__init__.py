@@ -17,6 +17,7 @@ from trifed.common.version import __version__
 
 if TYPE_CHECKING:
     from trifed.adapters import TriLoraConfig, export_plain_lora
+    from trifed.config.metrics import register_metric
     from trifed.config.run import RunConfig, make_config
     from trifed.experiments.compare import ComparisonResult, compare, load_comparison
     from trifed.experiments.compare_config import CompareConfig, make_comparison
@@ -59,6 +60,7 @@ _HOMES = {
     "make_comparison": "trifed.experiments.compare_config",
     "make_config": "trifed.config.run",
     "register_method": "trifed.methods",
+    "register_metric": "trifed.config.metrics",
     "report": "trifed.reports.report",
     "resume": "trifed.experiments.runner",
     "run": "trifed.experiments.runner",
@@ -103,6 +105,7 @@ __all__ = [
     "make_comparison",
     "make_config",
     "register_method",
+    "register_metric",
     "report",
     "resume",
     "run",

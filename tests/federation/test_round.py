@@ -68,7 +68,7 @@ class Scripted:
         self.calls.append(("evaluate", number, tuple(stages)))
         return ()
 
-    def save_checkpoint(self, number):
+    def save_checkpoint(self, number, needed=()):
         self.calls.append(("checkpoint", number, self.mean().tolist()))
 
     def mean(self):

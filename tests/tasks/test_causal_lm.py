@@ -215,6 +215,36 @@ def test_a_run_learns_and_its_clients_answer(tiny_language, instructions, tmp_pa
     assert all(0 <= share <= 1 for shares in kept["right"].values() for share in shares)
 
 
+def test_generated_answers_are_compared_with_the_right_ones_at_the_end(tiny_language, instructions, tmp_path):
+    """By the prompts of the test data, of which the models know the habit of their site after this training."""
+    metrics, heard = ["perplexity", "exact_match", "rouge_l"], []
+    settings = values(tiny_language(), instructions, method="local", metrics=metrics, generated_answers=2)
+    config = make_config({**settings, "metric": "perplexity", "keep": "best", "evaluate_every": 1})
+    result = run(config, tmp_path / "run", heard.append)
+    generating = [(event["client"], event["examples"]) for event in heard if event["event"] == "generating"]
+    assert generating == [("north", 2), ("south", 2)]
+    for client in result.summary["clients"]:
+        now, word = client["now"], {"north": "ab", "south": "cd"}[client["name"]]
+        assert now["perplexity"] == pytest.approx(np.exp(now["loss"]))
+        [answer] = result.writer(client["name"]).answer(["say 3"], tokens=7)
+        assert now["exact_match"] in (0, 0.5, 1) and now["exact_match"] == float(answer == 3 * word)
+    assert set(result.summary["metrics"]) == set(metrics)
+    curve = result.summary["curve"][1:]
+    best = min(curve, key=lambda point: point["valid_metrics"]["perplexity"])
+    assert result.summary["kept_round"]["round"] == best["round"]
+    assert result.clients["rouge_l"].tolist() == result.clients["exact_match"].tolist()  # the answer is one word
+
+
+@pytest.mark.parametrize("name", ["exact_match", "rouge_l"])
+def test_metrics_of_answers_need_answers_and_cannot_decide(tiny_language, instructions, name):
+    settings = values(tiny_language(), instructions)
+    with pytest.raises(ConfigError, match=f"metric: .*{name}.*at the end"):
+        make_config({**settings, "metric": name})
+    settings["data"] = {"source": str(instructions), "text": "tell"}
+    with pytest.raises(ConfigError, match=r"data\.answer"):
+        make_config({**settings, "metrics": [name]})
+
+
 def test_answers_do_not_depend_on_what_is_asked_beside_them(tiny_language, instructions, tmp_path):
     result = run(make_config(values(tiny_language(), instructions, method="local", rounds=1)), tmp_path / "run")
     writer = result.writer("north")

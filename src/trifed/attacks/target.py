@@ -5,7 +5,7 @@ The client's run is trained for some rounds, or continued from a checkpoint: ada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,7 +197,7 @@ class UnevaluatedSimulation(Simulation):
         """Score nothing."""
         return iter(())
 
-    def save_checkpoint(self, number: int) -> None:
+    def save_checkpoint(self, number: int, needed: Collection[int] = ()) -> None:
         """Keep nothing."""
 
 

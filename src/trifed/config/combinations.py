@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, get_args
 
-from trifed.config.settings import UNLABELLED
+from trifed.config.metrics import ALWAYS, AT_THE_END
+from trifed.config.settings import UNLABELLED, WRITING, TextMetricName
+from trifed.methods import METHODS
 
 if TYPE_CHECKING:
     from trifed.config.run import RunConfig
@@ -15,10 +18,7 @@ def combination_problems(config: RunConfig) -> list[str]:
     task, privacy, training = config.task, config.privacy, config.training
     pairs = task == "image-text-pairs"
     rules = [
-        (
-            config.metrics and task in UNLABELLED,
-            f"metrics: task = '{task}' has no labels to predict; leave it out",
-        ),
+        *_metric_rules(config),
         (
             not config.data.label and task not in UNLABELLED,
             f"data.label: got '', but task = '{task}' learns labels; name their column",
@@ -45,3 +45,57 @@ def combination_problems(config: RunConfig) -> list[str]:
         ),
     ]
     return [message for wrong, message in rules if wrong]
+
+
+def _metric_rules(config: RunConfig) -> Iterator[tuple[object, str]]:
+    """Yield rules on metrics, and on choices by validation data, with a message for each that is broken."""
+    task, texts = config.task, set(get_args(TextMetricName))
+    for setting, names in (("metrics", set(config.metrics)), ("metric", {config.metric} - set(ALWAYS))):
+        of_labels, of_texts = sorted(names - texts), sorted(names & texts)
+        yield (
+            of_labels and task in UNLABELLED,
+            f"{setting}: got {', '.join(of_labels)}, but task = '{task}' has no labels to predict; leave it out",
+        )
+        yield (
+            of_texts and task not in WRITING,
+            f"{setting}: got {', '.join(of_texts)}, but task = '{task}' does not generate text; leave it out",
+        )
+    written = [name for name in config.metrics if name in AT_THE_END]
+    yield (
+        written and task in WRITING and config.data.answer is None,
+        f"metrics: got {', '.join(written)}, which needs the right answers; name their column (data.answer), or "
+        "leave it out",
+    )
+    yield (
+        config.metric in AT_THE_END,
+        f"metric: got '{config.metric}', which is computed at the end alone; take perplexity, accuracy or loss",
+    )
+    setting = 'keep = "best"' if config.keep == "best" else "patience"
+    yield (
+        config.chooses and config.privacy.on,
+        f"{setting}: chooses by exact scores on validation data, which [privacy] does not cover; leave it out",
+    )
+    yield (
+        config.chooses and not config.data.valid_fraction,
+        f"{setting}: chooses by validation data, and data.valid_fraction is 0; set it above 0, or leave "
+        f"{setting.split()[0]} out",
+    )
+
+
+def privacy_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a message for each method of the run that breaks the guarantee of [privacy]."""
+    if not config.privacy.on:
+        return
+    methods = {config.method.name: config.composed_method()}
+    methods |= {
+        name: config.with_method(name).composed_method() for name in config.baselines or () if name in METHODS
+    }
+    exact_counts = (config.privacy.update or config.privacy.training) and not config.privacy.summary
+    for name, method in methods.items():
+        if method.shared_projections:
+            yield (
+                f"privacy: '{name}' sends each client's gradient before round 1, without noise; set another "
+                f"method, or leave [privacy] out"
+            )
+        if exact_counts and (method.summarise or method.local_init):
+            yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"

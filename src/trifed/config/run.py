@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
 from trifed.config.baselines import RATE_FACTOR, baseline_problems, planned
-from trifed.config.combinations import combination_problems
-from trifed.config.run_identity import NO_NUMBERS, not_in_identity
+from trifed.config.combinations import combination_problems, privacy_problems
+from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
+from trifed.config.run_identity import identity_of_settings
 from trifed.config.settings import (
-    GUARDS,
     UNLABELLED,
     DeploymentSettings,
-    MetricName,
     ModelSettings,
     PrivacySettings,
     TaskName,
@@ -93,10 +91,30 @@ class RunConfig(StrictSettings):
         True,
         description="Also evaluate two simple baselines: a linear probe and class means on the frozen features.",
     )
-    metrics: list[MetricName] = Field(
+    metrics: list[str] = Field(
         [],
-        description="Also compute these of each client's validation and test data: macro or weighted F1, balanced "
-        "accuracy, area under the ROC curve, average precision, log loss, Brier score, calibration error.",
+        description="Also compute these of each client's validation and test data: f1_macro, f1_weighted, "
+        "balanced_accuracy, auroc, average_precision, log_loss, brier, calibration_error; of language models "
+        "perplexity, and at the end exact_match and rouge_l; functions of your own.",
+    )
+    generated_answers: int = Field(
+        100, ge=1, description="Most test examples of a client that exact_match and rouge_l generate answers to."
+    )
+    metric: str = Field(
+        "accuracy",
+        description="Metric that decides on the best round, tuned learning rates and the order in comparisons: "
+        "accuracy, loss, or one that `metrics` can name.",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="Round whose models are the result: the last one, or the one with the best `metric` on "
+        "validation data, as a mean over clients.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluations without a better `metric` on validation data after which the run ends early. "
+        "Unset: it never does.",
     )
     baselines: list[str] | None = Field(
         None,
@@ -122,6 +140,18 @@ class RunConfig(StrictSettings):
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings = PrivacySettings()
     deployment: DeploymentSettings = DeploymentSettings()
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_known(cls, names: list[str]) -> list[str]:
+        check_metrics(names)
+        return names
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_known(cls, name: str) -> str:
+        check_metrics([name], ALWAYS)
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -160,6 +190,17 @@ class RunConfig(StrictSettings):
         """Rounds from one evaluation to the next."""
         return self.evaluate_every or -(-self.rounds // 5)
 
+    @property
+    def computed_metrics(self) -> list[str]:
+        """Metrics that are computed in every evaluation: those of `metrics`, and the one that decides."""
+        named = [name for name in self.metrics if name not in AT_THE_END]
+        return list(dict.fromkeys([*named, *({self.metric} - set(ALWAYS))]))
+
+    @property
+    def chooses(self) -> bool:
+        """True if validation data decide which round's models are the result, or how many rounds there are."""
+        return self.keep == "best" or self.patience is not None
+
     def parts_left_out(self) -> list[str]:
         """Return a sentence for each part that is set and has no meaning for this task or method."""
         if self._parts() == self._default_parts():
@@ -194,20 +235,8 @@ class RunConfig(StrictSettings):
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
-        """Return twelve hex digits that depend on every setting that changes results.
-
-        See `run_identity`. `privacy` counts only if there is noise, and parts only where they differ from the
-        method's own. Without `evaluate_every` the identity is that of 1, which was the default of version 0.1.0:
-        how often a run is evaluated does not change what it trains.
-        """
-        left_out = {**not_in_identity(self), **dict.fromkeys(NO_NUMBERS, True)}
-        left_out["privacy"] = {**left_out["privacy"], **dict.fromkeys(GUARDS, True)} if self.privacy.on else True
-        parts = self._parts()
-        for table, own in self._default_parts().items():
-            usual = [name for name, value in own.items() if parts[table][name] == value]
-            left_out[table] = True if len(usual) == len(own) else dict.fromkeys(usual, True)
-        counted = self.model_copy(update={"evaluate_every": self.evaluate_every or 1})
-        return hashlib.sha256(counted.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
+        """Return twelve hex digits that depend on every setting that changes results; see `run_identity`."""
+        return identity_of_settings(self, self._parts(), self._default_parts())
 
 
 PARTS = ("personalization", "aggregation")
@@ -229,7 +258,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
         raise ConfigError([*validation_messages(error, RunConfig), *problems], source) from error
     problems += [*baseline_problems(config), *combination_problems(config)]
     if config.method.name in METHODS:
-        problems += _privacy_problems(config)
+        problems += privacy_problems(config)
     if not problems:
         problems += config.method.options().problems(config.adapter)
         problems += part_problems(METHODS[config.method.name], config.personalization, config.aggregation)
@@ -309,22 +338,3 @@ def _method_problems(method: Any) -> Iterator[str]:
             for problem in validation_messages(error, METHODS[name].options):
                 default = "" if "name" in method else f"; no method.name is given, so the method is '{name}'"
                 yield f"method.{problem}{default}"
-
-
-def _privacy_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a message for each method of the run that breaks the guarantee of [privacy]."""
-    if not config.privacy.on:
-        return
-    methods = {config.method.name: config.composed_method()}
-    methods |= {
-        name: config.with_method(name).composed_method() for name in config.baselines or () if name in METHODS
-    }
-    exact_counts = (config.privacy.update or config.privacy.training) and not config.privacy.summary
-    for name, method in methods.items():
-        if method.shared_projections:
-            yield (
-                f"privacy: '{name}' sends each client's gradient before round 1, without noise; set another "
-                f"method, or leave [privacy] out"
-            )
-        if exact_counts and (method.summarise or method.local_init):
-            yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"

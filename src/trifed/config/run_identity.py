@@ -8,14 +8,22 @@ setting needs no entry here.
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from trifed.config.settings import GUARDS
+
+if TYPE_CHECKING:
+    from trifed.config.run import RunConfig
+
 NO_NUMBERS = {
     "name", "baselines", "baseline_rates", "metrics", "controls", "trackers", "deployment", "keep_checkpoints",
+    "patience", "generated_answers",
 }  # fmt: skip
-"""Settings that change no results."""
+"""Settings that change no results; `patience` changes their number alone, as more rounds after the end do."""
 
 VERSION_0_1_0: dict[str, str] = {
     "": "task seed rounds participation evaluate_every model adapter data method training wire privacy",
@@ -34,6 +42,31 @@ VERSION_0_1_0: dict[str, str] = {
     "privacy.training": "epsilon delta clip rate",
 }
 """Settings of version 0.1.0 that change results, by table."""
+
+
+def identity_of_settings(
+    config: RunConfig, parts: Mapping[str, Mapping[str, Any]], own_parts: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Return twelve hex digits that depend on every setting that changes results.
+
+    `privacy` counts only if there is noise, parts only where they differ from the method's own, and the deciding
+    metric only if it chooses the round whose models are the result. Without `evaluate_every` the identity is that
+    of 1, which was the default of version 0.1.0: how often a run is evaluated does not change what it trains.
+
+    Args:
+        config: The settings.
+        parts: Its tables of parts.
+        own_parts: Those tables as the method has them.
+    """
+    left_out = {**not_in_identity(config), **dict.fromkeys(NO_NUMBERS, True)}
+    left_out["privacy"] = {**left_out["privacy"], **dict.fromkeys(GUARDS, True)} if config.privacy.on else True
+    for table, own in own_parts.items():
+        usual = [name for name, value in own.items() if parts[table][name] == value]
+        left_out[table] = True if len(usual) == len(own) else dict.fromkeys(usual, True)
+    if config.keep == "last":
+        left_out["metric"] = True
+    counted = config.model_copy(update={"evaluate_every": config.evaluate_every or 1})
+    return hashlib.sha256(counted.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
 
 
 def not_in_identity(settings: BaseModel, table: str = "") -> dict[str, Any]:

@@ -24,6 +24,9 @@ MetricName = Literal[
     "brier",
     "calibration_error",
 ]
+"""Metrics of a classifier."""
+TextMetricName = Literal["perplexity", "exact_match", "rouge_l"]
+"""Metrics of a model that generates text."""
 TaskName = Literal[
     "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
     "image-text-to-text",

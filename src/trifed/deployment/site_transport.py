@@ -11,11 +11,12 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from trifed.common.errors import MessageError, RunError
 from trifed.common.lock import held
+from trifed.config.metrics import ALWAYS
 from trifed.config.run import RunConfig
 from trifed.config.settings import GUARDS
 from trifed.deployment import protocol
@@ -62,6 +63,7 @@ class SiteTransport:
         self, config: RunConfig, channel: Channel, folder: RunFolder, listener: events.Listener,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
+        refuse_choices(config)
         self.config = config
         self.folder = folder
         self.log = EventLog(folder, listener)
@@ -243,7 +245,7 @@ class SiteTransport:
         """Return no scores: the clients' test data stay at the sites."""
         return ()
 
-    def save_checkpoint(self, number: int) -> None:
+    def save_checkpoint(self, number: int, needed: Collection[int] = ()) -> None:
         """Log the end of a round and keep the state; after the opening, keep also what all clients agreed on."""
         if number:
             self.log(events.RoundFinished(number, self.accepted, round(time.monotonic() - self.began, 2)))
@@ -282,6 +284,25 @@ def _scores(reply: protocol.Reply) -> Mapping[str, Mapping[str, float]] | None:
     return scores
 
 
+def refuse_choices(config: RunConfig) -> None:
+    """Check that a run asks for no choice by validation data, of which sites share no scores after a round.
+
+    Raises:
+        RunError: It does, or sites do not compute its deciding metric.
+    """
+    for chosen, setting in ((config.keep != "last", 'keep = "best"'), (config.patience is not None, "patience")):
+        if chosen:
+            raise RunError(
+                f"{setting}: needs the clients' scores on validation data after a round, and sites share none "
+                f"before the end; leave {setting.split()[0]} out of a run between sites"
+            )
+    if config.metric not in ALWAYS:
+        raise RunError(
+            f"metric: got '{config.metric}', but sites compute accuracy and loss alone; leave it out of a run "
+            "between sites"
+        )
+
+
 def greeting(run: str, config: RunConfig) -> Request:
     """Return the request that greets a client: the run's name and settings, and a hash of its method's code."""
     method_code = code_hash(METHODS[config.method.name])
@@ -290,7 +311,10 @@ def greeting(run: str, config: RunConfig) -> Request:
 
 def settings_to_send(config: RunConfig) -> str:
     """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
-    excluded = {"deployment", "baselines", "baseline_rates", "metrics", "trackers", "keep_checkpoints"}
+    excluded = {
+        "deployment", "baselines", "baseline_rates", "metrics", "metric", "generated_answers", "keep", "patience",
+        "trackers", "keep_checkpoints",
+    }  # fmt: skip
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=excluded)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
     privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}

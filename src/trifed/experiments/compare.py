@@ -15,7 +15,7 @@ from trifed.common.lock import held
 from trifed.experiments.compare_config import CompareConfig, Job, read_comparison
 from trifed.experiments.comparison_summary import summarise_comparison
 from trifed.experiments.pool import run_jobs
-from trifed.experiments.tuning import best_rate, read_grid, tune
+from trifed.experiments.tuning import best_rate, deciding_metric, read_grid, tune
 from trifed.federation.events import Listener
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
@@ -86,8 +86,9 @@ def planned(config: CompareConfig, root: Path) -> list[Job]:
     grid = read_grid(config, root)
     jobs = []
     for seed, partition, method in product(config.seeds, config.partition_names(), config.methods):
-        tried = grid.get(config.tuned_on(partition) or "", {}).get(method)
-        rate = {"training": {"learning_rate": best_rate(tried)}} if tried else {}
+        tuned_on = config.tuned_on(partition) or ""
+        tried, metric = grid.get(tuned_on, {}).get(method), deciding_metric(config, tuned_on)
+        rate = {"training": {"learning_rate": best_rate(tried, metric)}} if tried else {}
         changes = {"name": method, "seed": seed, "controls": method == config.methods[0], **rate}
         jobs.append(config.job("runs", partition, method, f"seed-{seed}", changes))
     return jobs

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError, nearest
+from trifed.config.metrics import not_in_other_processes
 from trifed.config.run import RunConfig, make_config
 from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
@@ -175,7 +176,8 @@ def _run_problems(config: CompareConfig) -> Iterator[str]:
     for partition in config.partition_names():
         for method in config.methods:
             try:
-                make_config(config.run_values(partition, method))
+                run = make_config(config.run_values(partition, method))
+                yield from not_in_other_processes(run.computed_metrics)
             except ConfigError as error:
                 place = f"partitions.{partition}, {method}" if config.partitions else method
                 yield from (f"{problem} (in {place})" for problem in error.problems)

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from trifed.common.errors import RunError
 from trifed.experiments.compare_config import CompareConfig, Job
+from trifed.experiments.metric_summary import metric_summary
 from trifed.experiments.pool import is_finished
-from trifed.experiments.tuning import best_rate, read_grid
+from trifed.experiments.tuning import best_rate, deciding_metric, read_grid
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS, ORIGINS
 from trifed.methods.base import logged_stage
-from trifed.reports.results import Plateau
+from trifed.reports.results import Deciding, Plateau
 
 Json = dict[str, Any]
 Right = Sequence[NDArray[np.bool_ | np.float64]]
@@ -55,14 +56,19 @@ def summarise_comparison(config: CompareConfig, jobs: Sequence[Job], root: Path)
         "tuning": {
             partition: {
                 "seed": config.tuning.seed,
+                "deciding": Deciding.of(metric).model_dump(),
                 "rounds": config.tuning.rounds or config.run.get("rounds"),
                 "methods": {
-                    method: {"grid": {f"{rate:g}": v for rate, v in tried.items()}, "chosen": best_rate(tried)}
+                    method: {
+                        "grid": {f"{rate:g}": value for rate, value in tried.items()},
+                        "chosen": best_rate(tried, metric),
+                    }
                     for method, tried in methods.items()
                     if tried
                 },
             }
             for partition, methods in read_grid(config, root).items()
+            for metric in [deciding_metric(config, partition)]
             if config.tuning
         },
         "results": {partition: summary for partition, summary in results.items() if summary},
@@ -108,6 +114,7 @@ def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root:
     return {
         "seeds": seeds,
         "metric": first.get("metric", "accuracy"),
+        "deciding": Deciding.of(deciding_metric(config, partition)).model_dump(),
         "clients": [client["name"] for client in first["clients"]],
         "target": target,
         "tuned_on": config.tuned_on(partition),
@@ -170,7 +177,8 @@ def _method(name: str, folders: Sequence[RunFolder], right: Right, target: float
         "interval": interval(right),
         **{key: _mean(accuracy[key] for accuracy in accuracies) for key in ("worst", "best", "weighted_mean")},
         "perplexity": _mean(s["perplexity"]["mean"] for s in summaries if s.get("perplexity")),
-        "mean_trained": _mean(s["accuracy_trained"]["mean"] for s in summaries),
+        **metric_summary(summaries),
+        "mean_trained": _mean((s["accuracy_trained"] or {}).get("mean") for s in summaries),
         "mean_received": _mean(accuracy["mean"] for accuracy in received) if all(received) else None,
         "bytes": _bytes(folders, summaries),
         "rounds_to_target": reached["round"],

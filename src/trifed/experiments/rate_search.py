@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trifed.common.errors import damage_in
 from trifed.common.files import whole_file
 from trifed.config.run import RunConfig
 from trifed.experiments.run_result import RunResult
 from trifed.federation import events
 from trifed.federation.events import Listener
+from trifed.federation.metrics import best_of
+from trifed.federation.results import valid_value
 from trifed.federation.run_folder import RunFolder
 
 Json = dict[str, Any]
@@ -52,14 +52,14 @@ def run_at_best_rate(
         _write(path / FILE, name, known)
         run_one(_at(own, known["chosen"]), folder)
         return
-    tried = {}
+    tried: dict[float, float | None] = {}
     for number, rate in enumerate(rates, 1):
         listener(events.Trouble(f"{name}: learning rate {rate:g} ({number} of {len(rates)})").to_dict())
         candidate = _at(own, rate).model_copy(update={"trackers": []})
-        curve = run_one(candidate, _candidate(path, name, rate)).summary["curve"]
-        tried[rate] = curve[-1]["valid_mean"]
-    chosen = max(rates, key=lambda rate: -np.inf if tried[rate] is None else tried[rate])
-    found = {"grid": {f"{rate:g}": accuracy for rate, accuracy in tried.items()}, "chosen": chosen}
+        tried[rate] = valid_value(run_one(candidate, _candidate(path, name, rate)).summary, config.metric)
+    best = best_of(config.metric, tried)
+    chosen = rates[0] if best is None else best
+    found = {"grid": {f"{rate:g}": value for rate, value in tried.items()}, "chosen": chosen}
     _write(path / FILE, name, found)
     _write(shared, key, found)
     folder.parent.mkdir(exist_ok=True)
@@ -88,7 +88,9 @@ def _key(own: RunConfig, rates: list[float], path: Path) -> str:
     folder = RunFolder(path)
     split, environment = folder.read_json("split.json"), folder.read_json("environment.json")
     parts = [_at(own, 1.0).run_id(), split["content_hash"], environment["base_fingerprint"]]
-    return " ".join([*parts, *(f"{rate:g}" for rate in rates)])
+    decides = [] if own.metric == "accuracy" else [own.metric]
+    ends = [] if own.patience is None else [f"patience-{own.patience}"]
+    return " ".join([*parts, *(f"{rate:g}" for rate in rates), *decides, *ends])
 
 
 def _read(file: Path) -> Json:

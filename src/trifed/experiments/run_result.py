@@ -58,10 +58,19 @@ class RunResult:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row for each evaluated round: accuracy over the clients, training loss in nats, all bytes so far."""
+        """One row for each evaluated round: accuracy, training loss in nats, all bytes so far, and metrics.
+
+        Accuracy and metrics are means over the clients, on test data; with `valid_`, on validation data.
+        """
         import pandas as pd
 
-        return pd.DataFrame(self.summary["curve"]).set_index("round")
+        rows = [
+            {key: value for key, value in point.items() if key not in ("metrics", "valid_metrics")}
+            | point.get("metrics", {})
+            | {f"valid_{name}": value for name, value in point.get("valid_metrics", {}).items()}
+            for point in self.summary["curve"]
+        ]
+        return pd.DataFrame(rows).set_index("round")
 
     def __repr__(self) -> str:
         """Return the result in a sentence."""
@@ -70,10 +79,16 @@ class RunResult:
         beside = ", ".join(f"{n} {percent(other.accuracy['mean'])} %" for n, other in self.baselines.items())
         return (
             f"{self.summary['name']}: {self.summary['method']}, {plural(len(self.summary['clients']), 'client')}, "
-            f"{plural(self.summary['rounds'], 'round')}; mean test {metric} {shown}"
+            f"{self._rounds()}; mean test {metric} {shown}"
             f"{f', {beside}' if beside else ''}; "
             f"{size(sent['up'] + sent['down'])} sent; {self.path}"
         )
+
+    def _rounds(self) -> str:
+        """Return how many rounds the run had, and of which one the models are."""
+        done = self.summary.get("ended_early", {}).get("round", self.summary["rounds"])
+        kept = self.summary.get("kept_round", {}).get("round", done)
+        return plural(done, "round") + (f", the models of round {kept}" if kept != done else "")
 
     def client(self, name: str) -> Classifier:
         """Load one client's model to predict with.

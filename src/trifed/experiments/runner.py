@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from trifed.common.errors import RunError, damage_in
 from trifed.common.lock import held
+from trifed.config.metrics import AT_THE_END
 from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.toml_files import read_toml
 from trifed.data import Examples, FederatedData, split_to_json
 from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
+from trifed.experiments.generated_answers import score_generated
 from trifed.experiments.rate_search import run_at_best_rate
 from trifed.experiments.run_result import RunResult
 from trifed.federation import events
+from trifed.federation.best_round import refuse_without_validation
+from trifed.federation.class_scores import class_scores
 from trifed.federation.continuation import other_rounds, set_rounds
 from trifed.federation.events import Listener
 from trifed.federation.kept_checkpoints import go_back
@@ -177,6 +181,7 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     began = time.perf_counter()
     require_trackers(config.trackers)
     data, shared_model, clients = prepare(config, listener)
+    refuse_without_validation(config, clients)
     from trifed.federation.device_placement import narrow_frozen_weights
     from trifed.federation.guards import refuse_few_tokens  # needs torch
 
@@ -203,12 +208,12 @@ def _simulate(config: RunConfig, listener: events.Listener, folder: RunFolder, p
         simulation = Simulation(config, data, clients, shared_model, folder, tracking)
         simulation.run()
     listener(events.Closing().to_dict())
-    summary = _write_models(simulation)
+    summary = _write_models(simulation, listener)
     seconds = round(time.perf_counter() - prepared.began, 1)
     finish(folder, {**summary, "seconds_total": seconds})
 
 
-def _write_models(simulation: Simulation) -> dict[str, Any]:
+def _write_models(simulation: Simulation, listener: Listener) -> dict[str, Any]:
     """Write the clients' models and predictions, measure the controls, and return the summary."""
     from trifed.federation.client_model import save_client
 
@@ -226,7 +231,12 @@ def _write_models(simulation: Simulation) -> dict[str, Any]:
     answers = {"model": predictions} if task.labelled else {"right": shares}
     folder.write_json("predictions.json", {"labels": labels, **answers, "controls": predicted})
     evaluated_model = simulation.context.method.evaluated_model
-    results = summarise_events(folder.events(), evaluated_model, shared_model.lora_bytes)
+    results = summarise_events(folder.events(), evaluated_model, shared_model.lora_bytes, config.metric)
+    if config.computed_metrics and task.labelled:
+        for client, of in zip(clients, results["clients"], strict=True):
+            of["classes"] = class_scores(client.test.labels, predictions[client.name], data.label_names)
+    if asked := [name for name in config.metrics if name in AT_THE_END]:
+        results["metrics"] |= score_generated(simulation, asked, results["clients"], listener)
     optional = {
         "privacy": most_spent(folder.path),
         "perplexity": perplexity(results["clients"]) if task.output == "answer" else None,

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from trifed.common.dict_merge import deep_merge
 from trifed.experiments.compare_config import CompareConfig, Job, Tuning
 from trifed.experiments.pool import is_finished
+from trifed.federation.metrics import best_of
+from trifed.federation.results import valid_value
 from trifed.federation.run_folder import RunFolder
 
-Grid = dict[str, dict[str, dict[float, float]]]
-"""Partition → method → rate → mean validation accuracy after the tuning rounds."""
+Tried = dict[float, float | None]
+"""Rate → mean over clients of the deciding metric on validation data, after the tuning rounds."""
+Grid = dict[str, dict[str, Tried]]
+"""Partition → method → what was tried."""
 
 STEP = 3.0
 """Factor from an end of the grid to the next rate beyond it."""
@@ -29,7 +34,10 @@ def tune(config: CompareConfig, tuning: Tuning, root: Path, run_jobs: Callable[[
     for _ in range(tuning.extend + 1):
         run_jobs([_job(config, tuning, p, m, rate) for (p, m), rates in planned.items() for rate in rates])
         grid = read_grid(config, root)
-        beyond = {(p, m): _beyond({rate: grid[p][m][rate] for rate in rates}) for (p, m), rates in planned.items()}
+        beyond = {
+            (p, m): _beyond({rate: grid[p][m][rate] for rate in rates}, deciding_metric(config, p))
+            for (p, m), rates in planned.items()
+        }
         if not any(beyond.values()):
             return
         planned = {key: rates + beyond[key] for key, rates in planned.items()}
@@ -40,27 +48,38 @@ def tuned_partitions(config: CompareConfig) -> list[str]:
     return list(dict.fromkeys(p for p in map(config.tuned_on, config.partition_names()) if p is not None))
 
 
-def best_rate(tried: dict[float, float]) -> float:
-    """Return the rate with the best validation accuracy, the smallest of equal ones."""
-    return max(sorted(tried), key=lambda rate: tried[rate])
+def deciding_metric(config: CompareConfig, partition: str) -> str:
+    """Return the metric that decides on a partition."""
+    return str(deep_merge(config.run, config.partitions.get(partition, {})).get("metric", "accuracy"))
+
+
+def best_rate(tried: Tried, metric: str = "accuracy") -> float:
+    """Return the rate with the best value of a metric, the smallest of equal ones, and if none has a value."""
+    best = best_of(metric, dict(sorted(tried.items())))
+    return min(tried) if best is None else best
 
 
 def read_grid(config: CompareConfig, root: Path) -> Grid:
-    """Read the last validation accuracy of every finished tuning run."""
+    """Read the deciding metric of every finished tuning run, on validation data."""
     partitions, folder = tuned_partitions(config), root / "tuning"
-    return {p: {method: _tried(folder / p / method) for method in config.methods} for p in partitions}
+    return {
+        p: {method: _tried(folder / p / method, deciding_metric(config, p)) for method in config.methods}
+        for p in partitions
+    }
 
 
-def _tried(folder: Path) -> dict[float, float]:
-    """Read the last validation accuracy of a method's finished tuning runs, by rate."""
+def _tried(folder: Path, metric: str) -> Tried:
+    """Read a metric of a method's finished tuning runs on validation data, by rate."""
     finished = {float(run.name.removeprefix("rate-")): run for run in folder.glob("rate-*") if is_finished(run)}
-    curves = {rate: RunFolder(run).read_json("summary.json")["curve"] for rate, run in sorted(finished.items())}
-    return {rate: float(curve[-1]["valid_mean"]) for rate, curve in curves.items()}
+    return {
+        rate: valid_value(RunFolder(run).read_json("summary.json"), metric)
+        for rate, run in sorted(finished.items())
+    }
 
 
-def _beyond(tried: dict[float, float]) -> list[float]:
+def _beyond(tried: Tried, metric: str) -> list[float]:
     """Return the next rate beyond the end of the grid at which the best one is, if it is at an end."""
-    best = best_rate(tried)
+    best = best_rate(tried, metric)
     if best == max(tried):
         return [float(f"{best * STEP:.3g}")]
     return [float(f"{best / STEP:.3g}")] if best == min(tried) else []

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from trifed.common.errors import AdapterError, RunError, damage_in, nearest
+from trifed.config.metrics import without_unknown_metrics
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import UNLABELLED, WRITING, TrainingSettings
@@ -129,7 +130,8 @@ def open_run(path: str | Path) -> FinishedRun:
     folder = RunFolder.open(Path(path))
     if not (folder.path / "summary.json").is_file():
         raise RunError(f"{path}: this run is not finished; `trifed run --resume {path}` continues it")
-    config = make_config(read_toml(folder.path / "config.toml"), str(folder.path / "config.toml"))
+    place = folder.path / "config.toml"
+    config = make_config(without_unknown_metrics(read_toml(place)), str(place))
     run = FinishedRun(folder, config, folder.read_json("summary.json"), folder.read_json("environment.json"))
     with damage_in(folder.path / "summary.json", "put the file back, or run it again"):
         if not all(isinstance(name, str) for name in run.names):

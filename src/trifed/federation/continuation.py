@@ -1,4 +1,7 @@
-"""Whether a run may continue with changed settings: of those that change its results, only `rounds` may differ."""
+"""Whether a run may continue with changed settings: of those that change its results, only `rounds` may differ.
+
+A run that ended early for want of progress continues with more `patience`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.config.run_identity import NO_NUMBERS
+from trifed.federation.best_round import EvaluatedRounds
 from trifed.federation.kept_checkpoints import CHECKPOINT, kept_checkpoint
 from trifed.federation.run_folder import DAMAGED, RunFolder
 from trifed.federation.state_tensors import open_tensors
@@ -27,6 +31,8 @@ Values = Mapping[str, Any]
 def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = None) -> bool:
     """Return whether a run shall continue to another number of rounds than its checkpoint was made for.
 
+    Also True if it ended early and has more patience now.
+
     Args:
         folder: The run.
         config: Its configuration now.
@@ -39,7 +45,7 @@ def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = 
     facts = folder.facts(CHECKPOINT if from_round is None else kept_checkpoint(folder.path, from_round))
     path, before = folder.path / "config.toml", facts.get("settings")
     if not facts or facts["identity"].split()[0] == config.run_id():
-        return False
+        return bool(facts) and from_round is None and _has_more_patience(folder, config, facts["round"])
     if before is None:
         raise RunError(
             f"{path}: settings changed since this run began, and an earlier version did not keep which; put them "
@@ -47,6 +53,8 @@ def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = 
         )
     changed = _differences(before, config.model_dump(mode="json"))
     was, now = changed.pop("rounds", (config.rounds, config.rounds))
+    if config.keep == "last":
+        changed.pop("metric", None)
     if changed:
         named = [f"{name} (was {old!r}, is {new!r})" for name, (old, new) in changed.items()]
         more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
@@ -65,6 +73,16 @@ def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = 
             f"with another number; put {was} back, or start a new run under another --name"
         )
     return True
+
+
+def _has_more_patience(folder: RunFolder, config: RunConfig, done: int) -> bool:
+    """Return whether a run that ended early after `done` rounds would not end there by the present settings."""
+    events = folder.events()
+    if done >= config.rounds or not any(event["event"] == "ended early" for event in events):
+        return False
+    rounds = EvaluatedRounds(config, config.composed_method().evaluated_model)
+    rounds.read(events)
+    return rounds.end() is None
 
 
 def set_rounds(folder: RunFolder, config: RunConfig) -> None:

@@ -68,6 +68,14 @@ class Trouble(RunEvent, name="trouble"):
 
 
 @dataclass(frozen=True)
+class Generating(RunEvent, name="generating"):
+    """A client's model generates answers to `examples` of its test examples."""
+
+    client: str
+    examples: int
+
+
+@dataclass(frozen=True)
 class Closing(RunEvent, name="closing"):
     """The rounds are over; models and the result are being written."""
 
@@ -189,6 +197,34 @@ class RoundFinished(RunEvent, name="round"):
 
 
 @dataclass(frozen=True)
+class BestSoFar(RunEvent, name="best so far"):
+    """An evaluated round is better than all before. `value`: mean over clients of `metric` on validation data."""
+
+    round: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class EndedEarly(RunEvent, name="ended early"):
+    """The run ends after `round`: the last `evaluations` brought no better `metric` on validation data."""
+
+    round: int
+    metric: str
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class KeptRound(RunEvent, name="kept round"):
+    """The result is the models of `round`, which was the best; `last` is the run's last one."""
+
+    round: int
+    last: int
+    metric: str
+    value: float | None
+
+
+@dataclass(frozen=True)
 class Finished(RunEvent, name="finished"):
     """The run is over."""
 
@@ -262,5 +298,9 @@ LINES = {
     "left out": "round {round}  {client} is left out: {reason}",
     "round": "round {round}  done in {seconds:.0f} s",
     "scores": "round {round}  {client}: {percent:.1f} % on its test data ({stage})",
+    "best so far": "round {round}  best so far: {metric} {value:.4g} on validation data",
+    "ended early": "ended early after round {round}: {evaluations} evaluations without a better {metric} on "
+    "validation data; with a larger patience it goes on",
+    "kept round": "the result is the models of round {round} of {last}, the best by {metric} on validation data",
     "finished": "finished",
 }

@@ -1,4 +1,4 @@
-"""The checkpoints of a run's last rounds, to which the run can go back.
+"""The checkpoints of a run's last rounds, to which the run can go back, and of its best ones.
 
 ::
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from trifed.common.errors import RunError
@@ -22,14 +23,21 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP)
 """Errors of file systems without hard links."""
 
 
-def keep(run: Path, number: int, count: int) -> None:
-    """Keep the checkpoint of round `number`, just written, and those of the `count` - 1 rounds before it."""
+def keep(run: Path, number: int, count: int, needed: Collection[int] = ()) -> None:
+    """Keep the checkpoint of round `number`, which is the run's last one, and those of earlier rounds.
+
+    Args:
+        run: The run's folder.
+        number: The last whole round.
+        count: Number of last rounds whose checkpoints are kept, this one included.
+        needed: Rounds whose checkpoints are kept as well.
+    """
     for partial in run.glob(f".{CHECKPOINT}.*.partial"):  # of a killed process
         partial.unlink()
     for kept in kept_rounds(run):
-        if not number - count < kept < number:
+        if not number - count < kept < number and (kept not in needed or kept >= number):
             _place(run, kept).unlink()
-    if count > 1:
+    if count > 1 or number in needed:
         _place(run, number).parent.mkdir(exist_ok=True)
         _link(run / CHECKPOINT, _place(run, number))
 

@@ -1,33 +1,67 @@
-"""Metrics of a classifier's predictions and probabilities, by the names that the setting `metrics` takes."""
+"""Metrics of a model's predictions, by the names that the settings `metrics` and `metric` take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Labels = NDArray[np.int64]
-Probabilities = NDArray[np.float64]
+from trifed.common.errors import RunError
+from trifed.config.metrics import REGISTERED, Labels, Metric, Probabilities, load_metrics_of_packages
+
+Key = TypeVar("Key")
 
 BINS = 15
 """Bins of the calibration error, of equal width."""
 
+FUNCTION_ERRORS = (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError)
+"""Errors of a user's function that are reported with its name."""
 
-@dataclass(frozen=True)
-class Metric:
-    """One metric.
 
-    Attributes:
-        compute: True labels (n,), predicted labels (n,) and probabilities (n, n_labels) → the value.
-        lower_is_better: True for losses and errors.
-        share: True if the value lies in [0, 1] and is shown as a percentage.
+def metric_named(name: str) -> Metric | None:
+    """Return a metric; None if it is not known here, as one that was registered in another process."""
+    own = METRICS.get(name) or SCORES.get(name)
+    if own is None:
+        load_metrics_of_packages()
+    return own or REGISTERED.get(name)
+
+
+def better(name: str, value: float | None, than: float | None) -> bool:
+    """Return whether a value of a metric is better than another; None and NaN are worse than any number."""
+    metric = metric_named(name)
+    if value is None or math.isnan(value):
+        return False
+    if than is None or math.isnan(than):
+        return True
+    return value < than if metric is not None and metric.lower_is_better else value > than
+
+
+def best_of(name: str, values: Mapping[Key, float | None]) -> Key | None:
+    """Return the key with the best value of a metric, the first of equal ones; None if no value is a number."""
+    best: Key | None = None
+    for key, value in values.items():
+        if better(name, value, None if best is None else values[best]):
+            best = key
+    return best
+
+
+def spread_of(name: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return mean, worst and best of a metric over the clients with a value, of scores that were logged.
+
+    Worst and best are None for a metric that is not known here, because its direction is not.
     """
-
-    compute: Callable[[Labels, Labels, Probabilities], float]
-    lower_is_better: bool = False
-    share: bool = True
+    values = [part[name] for part in parts if part.get(name) is not None and np.isfinite(part[name])]
+    metric = metric_named(name)
+    if not values:
+        return {"mean": None, "worst": None, "best": None}
+    mean, low, high = float(np.mean(values)), float(min(values)), float(max(values))
+    if metric is None:
+        return {"mean": mean, "worst": None, "best": None}
+    worst, best = (high, low) if metric.lower_is_better else (low, high)
+    return {"mean": mean, "worst": worst, "best": best}
 
 
 def compute_metrics(
@@ -36,16 +70,35 @@ def compute_metrics(
     """Return the metrics of n examples by name; NaN where one is not defined, as without any example.
 
     Args:
-        names: Names in `METRICS`.
+        names: Names in `METRICS`, or of registered metrics.
         labels: True labels, (n,).
         predictions: Predicted labels, (n,).
         probabilities: Predicted probabilities, (n, n_labels).
+
+    Raises:
+        RunError: A registered function failed, or returned no number.
     """
     if not len(labels) or not np.isfinite(probabilities).all():  # as after training that diverged
         return dict.fromkeys(names, np.nan)
     exact = probabilities.astype(np.float64)
     exact /= exact.sum(axis=1, keepdims=True)  # float32 rows do not add up to 1 in the last digits
-    return {name: float(METRICS[name].compute(labels, predictions, exact)) for name in names}
+    return {name: _value(name, labels, predictions, exact) for name in names}
+
+
+def _value(name: str, labels: Labels, predictions: Labels, probabilities: Probabilities) -> float:
+    metric = metric_named(name)
+    if metric is None or metric.compute is None:
+        raise RunError(f"metrics: '{name}' is not known here; register it with trifed.register_metric first")
+    try:
+        return float(metric.compute(labels, predictions, probabilities))
+    except FUNCTION_ERRORS as error:
+        if name in METRICS:
+            raise
+        raise RunError(
+            f"metric '{name}': its function failed ({type(error).__name__}: {error}); it gets true labels "
+            f"{labels.shape}, predicted labels {predictions.shape} and probabilities {probabilities.shape}, and "
+            "returns a number"
+        ) from error
 
 
 def _f1(average: str) -> Callable[[Labels, Labels, Probabilities], float]:
@@ -108,3 +161,22 @@ METRICS: dict[str, Metric] = {
     "brier": Metric(_brier, lower_is_better=True, share=False),
     "calibration_error": Metric(_calibration_error, lower_is_better=True),
 }
+
+SCORES: dict[str, Metric] = {
+    "accuracy": Metric(None),
+    "loss": Metric(None, lower_is_better=True, share=False),
+    "perplexity": Metric(None, lower_is_better=True, share=False),
+    "exact_match": Metric(None),
+    "rouge_l": Metric(None),
+}
+"""Metrics that are not computed from labels and probabilities."""
+
+LOGGED = ("loss", "accuracy", "examples")
+"""What every model's scores have, without any further metric."""
+
+
+def further_metrics(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the metrics that were logged beside accuracy and loss, those of this package first."""
+    logged = dict.fromkeys(name for part in parts for name in part if name not in LOGGED)
+    own = [name for name in (*METRICS, *SCORES) if name in logged]
+    return [*own, *(name for name in logged if name not in own)]

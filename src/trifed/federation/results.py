@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trifed.config.metrics import Labels
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.metrics import METRICS, Labels, compute_metrics
+from trifed.federation.metrics import compute_metrics, further_metrics, spread_of
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:
     from trifed.federation.evaluation import Scores
 
 Json = dict[str, Any]
+
+OVERFLOW = 700.0
+"""Loss in nats from which its exponential is no number."""
 
 
 def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
@@ -32,15 +37,23 @@ def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
     }
 
 
-def summarise_events(events: Sequence[Event], evaluated_model: str, lora_bytes: int) -> Json:
+def summarise_events(
+    events: Sequence[Event], evaluated_model: str, lora_bytes: int, metric: str = "accuracy"
+) -> Json:
     """Compute the result: clients, accuracy over rounds, and bytes.
 
     Args:
         events: The run's log.
         evaluated_model: "trained", "received" or "interpolated", the model whose accuracy counts.
         lora_bytes: Size of one message of `fedavg-lora` on this model, without its envelope.
+        metric: The metric that decides.
     """
     evaluated_model = logged_stage(evaluated_model)
+    curve = _curve(events, evaluated_model, metric)
+    notes = {name: _note(events, name) for name in ("kept round", "ended early")}
+    if notes["kept round"]:  # the result is that of its models
+        kept = notes["kept round"]["round"]
+        events = [e for e in events if e["event"] != "scores" or e["round"] <= kept]
     started = next((e for e in events if e["event"] == "started"), None)
     names = list(started["clients"]) if started else []
     names += dict.fromkeys(e["client"] for e in events if e["event"] == "came late")
@@ -49,36 +62,48 @@ def summarise_events(events: Sequence[Event], evaluated_model: str, lora_bytes: 
         "accuracy": _latest(events, evaluated_model),
         "accuracy_trained": _latest(events, "trained"),
         "accuracy_received": _latest(events, "received"),
-        "metrics": _latest_metrics(events, evaluated_model),
-        "curve": _curve(events, evaluated_model),
+        "metrics": _latest_metrics(events, evaluated_model, metric),
+        "curve": curve,
         "bytes": _bytes(events, lora_bytes),
         "diverged": list(dict.fromkeys(e["client"] for e in events if e["event"] == "diverged")),
         "seconds": float(sum(e.get("seconds", 0.0) for e in events if e["event"] == "trained")),
         "finished": any(e["event"] == "finished" for e in events),
+        **({} if metric == "accuracy" else {"deciding_metric": metric}),
+        **{name.replace(" ", "_"): note for name, note in notes.items() if note},
     }
+
+
+def _note(events: Sequence[Event], name: str) -> Json:
+    """Return the fields of the last event of a name; {} without one."""
+    found = next((e for e in reversed(events) if e["event"] == name), {})
+    return {key: value for key, value in found.items() if key != "event"}
 
 
 def facts_of(scores: Scores, labels: Labels | None = None, metrics: Sequence[str] = ()) -> dict[str, float]:
     """Return the part of scores that is logged, with `metrics` of the true `labels`, (n,), by name."""
     facts: dict[str, float] = {"loss": scores.loss, "accuracy": scores.accuracy, "examples": scores.examples}
-    if labels is not None and metrics:
-        facts |= compute_metrics(metrics, labels, scores.predictions, scores.probabilities)
+    named = [name for name in metrics if name != "perplexity"]
+    if labels is not None and named:
+        facts |= compute_metrics(named, labels, scores.predictions, scores.probabilities)
+    if "perplexity" in metrics:
+        facts["perplexity"] = math.exp(scores.loss) if scores.loss < OVERFLOW else math.nan
     return facts
 
 
-def spread_of(metric: str, parts: Sequence[Json]) -> Json:
-    """Return mean, worst and best of a metric over the clients with a value, of parts that were logged."""
-    values = [part[metric] for part in parts if part.get(metric) is not None and np.isfinite(part[metric])]
-    if not values:
-        return {"mean": None, "worst": None, "best": None}
-    ends = [float(min(values)), float(max(values))]
-    worst, best = reversed(ends) if METRICS[metric].lower_is_better else ends
-    return {"mean": float(np.mean(values)), "worst": worst, "best": best}
+def valid_value(summary: Json, metric: str) -> float | None:
+    """Return the mean of a metric over the clients' validation data, for the round whose models are the result.
 
-
-def _metrics(parts: Sequence[Json]) -> list[str]:
-    """Return the names of the metrics that were computed beside accuracy and loss."""
-    return [name for name in METRICS if any(name in part for part in parts)]
+    Args:
+        summary: Content of summary.json.
+        metric: "accuracy", or the deciding metric of that run.
+    """
+    number = summary.get("kept_round", {}).get("round")
+    points = [point for point in summary["curve"] if number in (None, point["round"])]
+    if not points:
+        return None
+    last = points[-1]
+    found = last["valid_mean"] if metric == "accuracy" else last.get("valid_metrics", {}).get(metric)
+    return None if found is None else float(found)
 
 
 def perplexity(clients: Sequence[Json]) -> Json:
@@ -98,11 +123,16 @@ def _latest(events: Sequence[Event], stage: str) -> Json | None:
     return {"round": found[-1]["round"], **_spread(last)}
 
 
-def _latest_metrics(events: Sequence[Event], stage: str) -> Json:
+def _latest_metrics(events: Sequence[Event], stage: str, metric: str) -> Json:
     """Return mean, worst and best of each further metric on test data, in the last evaluated round."""
     found = [e for e in events if e["event"] == "scores" and e["stage"] == stage]
     last = [e["test"] for e in found if e["round"] == found[-1]["round"]]
-    return {name: spread_of(name, last) for name in _metrics(last)}
+    return {name: spread_of(name, last) for name in _counted(last, metric)}
+
+
+def _counted(parts: Sequence[Json], metric: str) -> list[str]:
+    """Return the names of the metrics beside accuracy that a summary has: further ones, and the deciding one."""
+    return [*(["loss"] if metric == "loss" and parts else []), *further_metrics(parts)]
 
 
 def _spread(parts: Sequence[Json]) -> Json:
@@ -119,22 +149,23 @@ def _bytes_by_round(events: Sequence[Event], evaluated_model: str) -> Callable[[
     return lambda number: sum((n <= number) * up + (n <= number + later) * down for n, up, down in sent)
 
 
-def _curve(events: Sequence[Event], evaluated_model: str) -> list[Json]:
+def _curve(events: Sequence[Event], evaluated_model: str, metric: str) -> list[Json]:
     points = []
     sent = _bytes_by_round(events, evaluated_model)
     found = [e for e in events if e["event"] == "scores" and e["stage"] in (evaluated_model, "start")]
     for number in sorted({e["round"] for e in found}):
         here = [e for e in found if e["round"] == number]
+        test, valid = [e["test"] for e in here], [e["valid"] for e in here]
+        names = _counted(test, metric)
         trained = [e for e in events if e["event"] == "trained" and e["round"] == number]
         losses = [e["loss"] for e in trained if e["loss"] is not None and np.isfinite(e["loss"])]
         points.append(
             {
                 "round": number,
-                **_spread([e["test"] for e in here]),
-                "valid_mean": _spread([e["valid"] for e in here])["mean"],
-                "metrics": {
-                    n: spread_of(n, [e["test"] for e in here])["mean"] for n in _metrics([e["test"] for e in here])
-                },
+                **_spread(test),
+                "valid_mean": _spread(valid)["mean"],
+                "metrics": {name: spread_of(name, test)["mean"] for name in names},
+                "valid_metrics": {name: spread_of(name, valid)["mean"] for name in names},
                 "training_loss": float(np.mean(losses)) if losses else None,
                 "bytes": sent(number) if number else 0,
             }

@@ -4,7 +4,7 @@
 
     begin or resume
     each round: membership → select → download → client update → upload → accept → aggregate → evaluate
-                → checkpoint
+                → checkpoint; with `patience`, until validation data show no progress
     finish: every client downloads its final values
 
 A `Transport` carries the messages: `federation.simulation` within one process, `deployment.site_transport` between
@@ -14,7 +14,7 @@ sites. Timeouts, retries, the order of arrival and the connection of clients bel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol, TypeVar
@@ -25,6 +25,7 @@ from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.federation import events
 from trifed.federation.batches import SAMPLING, seeded
+from trifed.federation.best_round import EvaluatedRounds
 from trifed.federation.divergence import Divergence
 from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
@@ -132,13 +133,13 @@ class Transport(Protocol):
     def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterable[events.ClientScores]:
         """Score the clients' models after a round, where the server may see the scores."""
 
-    def save_checkpoint(self, number: int) -> None:
-        """Keep the state after a round; round 0 is the end of the opening."""
+    def save_checkpoint(self, number: int, needed: Collection[int] = ()) -> None:
+        """Keep the state after a round, and those of the rounds that are `needed`; round 0 ends the opening."""
 
 
 @dataclass
 class FederatedRun:
-    """One run over a transport, logged in `log`. `server` is available once the run has begun."""
+    """One run over a transport, logged in `log`. `server` and `evaluated` are available once the run has begun."""
 
     config: RunConfig
     transport: Transport
@@ -147,13 +148,15 @@ class FederatedRun:
     divergence: Divergence = field(default_factory=Divergence)
 
     def run(self) -> None:
-        """Begin, or resume after the last whole round, and run to the end."""
-        for number in range(self.begin() + 1, self.config.rounds + 1):
+        """Begin, or resume after the last whole round, and run to the end, which `patience` can bring forward."""
+        number = self.begin()
+        while number < self.config.rounds and not self.evaluated.end():
+            number += 1
             self.update_clients(number)
             self.round(number)
-            self.transport.save_checkpoint(number)
-        self.update_clients(self.config.rounds + 1)
-        self.finish()
+            self.transport.save_checkpoint(number, self.evaluated.needed(number))
+        self.update_clients(number + 1)
+        self.finish(number)
 
     def begin(self) -> int:
         """Begin or resume; return the number of the last whole round, 0 for a new run."""
@@ -161,7 +164,9 @@ class FederatedRun:
         self.server: Server = opened.server
         method, names = self.server.context.method, [record.name for record in self.transport.records]
         about = (method.name, method.evaluated_model, names)
+        self.evaluated = EvaluatedRounds(self.config, method.evaluated_model)
         if opened.resumed is not None:
+            self.evaluated.read(self.folder.events() if self.config.chooses else ())
             self.log(events.Resumed(*about, opened.resumed, opened.sent))
             return opened.resumed
         self.log(events.Started(*about, opened.examples))
@@ -217,12 +222,19 @@ class FederatedRun:
             self.log(events.Bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluation_interval == 0:
-            both: list[Stage] = ["trained", "received"] if last and self.server.context.compression.layout else []
-            self._evaluate(number, [*dict.fromkeys([*both, method.evaluated_model])])
+            both: list[Stage] = ["trained", "received"] if self.server.context.compression.layout else []
+            self._evaluate(number, [*dict.fromkeys([*(both if last else []), method.evaluated_model])])
+            if best := self.evaluated.note_of(number):
+                self.log(best)
+            if not last and self.evaluated.end():  # it is the last round after all
+                self._evaluate(number, [stage for stage in both if stage != method.evaluated_model])
 
-    def finish(self) -> None:
-        """Let every client download its final values."""
-        number, stage = self.config.rounds + 1, self.server.context.method.evaluated_model
+    def finish(self, last: int) -> None:
+        """Let every client download its final values after the `last` round."""
+        number, stage = last + 1, self.server.context.method.evaluated_model
+        for note in (self.evaluated.end() if last < self.config.rounds else None, self.evaluated.kept(last)):
+            if note:
+                self.log(note)
         accepted, download = [], partial(self.server.download, number)
         for client, reply in self._ask("finish", number, self._clients(), download):
             accepted.append(client)
@@ -303,6 +315,7 @@ class FederatedRun:
     def _evaluate(self, number: int, stages: Sequence[Stage]) -> None:
         for scores in self.transport.evaluate(number, stages):
             self.log(scores)
+            self.evaluated.read([scores.to_dict()])
 
     def _name(self, client: int) -> str:
         return self.transport.records[client].name

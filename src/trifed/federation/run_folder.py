@@ -8,7 +8,7 @@
         split.json             clients x labels
         events.jsonl           one event per line: round, client, loss, accuracy, bytes by tensor name
         checkpoint.safetensors end of the last whole round: every client's tensors and moments, the server's state
-        checkpoints/           the checkpoints of the last rounds, see `kept_checkpoints`
+        checkpoints/           the checkpoints of the last rounds and the best one, see `kept_checkpoints`
         lock                   while a process writes to the folder: its id and host
         frames.safetensors     A, B and the start of C, for a method that makes them before round 1
         matrices/              similarity and weights, one safetensors file per evaluated round
@@ -27,7 +27,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ from trifed.common.lock import LOCK
 from trifed.federation.events import Event as Event
 from trifed.federation.events import Listener, RunEvent
 from trifed.federation.kept_checkpoints import CHECKPOINT, keep
-from trifed.federation.state_tensors import apart, open_tensors, state_of, state_tensors
+from trifed.federation.state_tensors import apart, open_tensors, read_checkpoint, state_tensors
 from trifed.methods.base import State
 
 if TYPE_CHECKING:
@@ -210,15 +210,9 @@ class RunFolder:
     # -- checkpoint
 
     def save_checkpoint(
-        self,
-        round_number: int,
-        clients: list[ClientState],
-        server: State,
-        identity: str,
-        records: Any = None,
-        count: int = 1,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
+        self, round_number: int, clients: list[ClientState], server: State, identity: str, records: Any = None,
+        count: int = 1, settings: Mapping[str, Any] | None = None, needed: Collection[int] = (),
+    ) -> None:  # fmt: skip
         """Write the last whole round to the disk, after the event log, of which it has the length.
 
         Args:
@@ -229,6 +223,7 @@ class RunFolder:
             records: The server's records of the clients, ready for JSON.
             count: Number of last rounds whose checkpoints are kept.
             settings: The run's settings, ready for JSON, to name those that changed when the run continues.
+            needed: Rounds whose checkpoints are kept as well.
         """
         import torch
 
@@ -246,7 +241,7 @@ class RunFolder:
             "settings": settings,
         }
         self.write_tensors(CHECKPOINT, tensors, {"trifed": json.dumps(facts)}, durable=True)
-        keep(self.path, round_number, count)
+        keep(self.path, round_number, count, needed)
 
     def has_checkpoint(self) -> bool:
         """Return whether a whole round was finished."""
@@ -295,9 +290,7 @@ class RunFolder:
         if not self.has_checkpoint():
             self._events.unlink(missing_ok=True)
             return None
-        with open_tensors(self.path / CHECKPOINT, DAMAGED) as file:
-            facts = json.loads(file.metadata()["trifed"])
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts, states, server = read_checkpoint(self.path / CHECKPOINT, DAMAGED)
         if facts["identity"] != identity:
             raise RunError(
                 f"{self.path}: the data or the base model changed since this run was broken off, so it cannot "
@@ -310,8 +303,6 @@ class RunFolder:
             )
         if cut:
             os.truncate(self._events, facts["events_bytes"])
-        states = [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])]
-        server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
         return facts["round"], states, server
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation import events
 from trifed.federation.at_once import clients_at_once
+from trifed.federation.best_round import EvaluatedRounds
 from trifed.federation.client import (
     Client,
     ClientSettings,
@@ -29,13 +30,15 @@ from trifed.federation.client import (
 from trifed.federation.client_update import ClientDataset, ClientState, train_rounds
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
+from trifed.federation.kept_checkpoints import keep, kept_checkpoint
 from trifed.federation.messages import Rejected
 from trifed.federation.parallel import MIXED_GROUPS, in_threads
 from trifed.federation.results import facts_of
 from trifed.federation.round import ClientRecord, Exchange, FederatedRun, MessageTo, Opened, Reply
-from trifed.federation.run_folder import PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
+from trifed.federation.run_folder import DAMAGED, PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import SharedModel
+from trifed.federation.state_tensors import read_checkpoint
 from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout
 
@@ -77,8 +80,17 @@ class Simulation:
         self.final: dict[int, ScoredModel] = {}  # the evaluated models after the last round
 
     def run(self) -> None:
-        """Begin, or resume after the last whole round, and run to the end."""
-        FederatedRun(self.config, self, self.folder, self.log).run()
+        """Begin, or resume after the last whole round, and run to the end.
+
+        With `keep = "best"` the clients then have the state of the best round; the last checkpoint stays.
+        """
+        run = FederatedRun(self.config, self, self.folder, self.log)
+        run.run()
+        kept = run.evaluated.kept(self.folder.rounds_done())
+        if kept is not None and kept.round != kept.last:
+            path = self.folder.path / kept_checkpoint(self.folder.path, kept.round)
+            self.restore(*read_checkpoint(path, DAMAGED)[1:])
+            self.final = {}
 
     def final_model(self, client: int) -> ScoredModel:
         """Return the model that a client would use from now on, which is the evaluated one."""
@@ -103,6 +115,10 @@ class Simulation:
             return Opened(self.server)
         number, states, server = checkpoint
         self.restore(states, server)
+        if self.config.keep == "best":  # the process may have ended before the last checkpoint was kept
+            rounds = EvaluatedRounds(self.config, self.context.method.evaluated_model)
+            rounds.read(self.folder.events())
+            keep(self.folder.path, number, self.config.keep_checkpoints, rounds.needed(number))
         out = {e["client"] for e in self.folder.events() if e["event"] == "left out" and e["round"] == 0}
         for record in self.records:
             record.left, record.examples = record.name in out, 0 if record.name in out else record.examples
@@ -210,13 +226,13 @@ class Simulation:
                 if number == self.config.rounds and stage == self.context.method.evaluated_model:
                     self.final[client.dataset.index] = found
                 parts = ((found.valid, client.dataset.valid), (found.test, client.dataset.test))
-                scores = (facts_of(part, data.labels, self.config.metrics) for part, data in parts)
+                scores = (facts_of(part, data.labels, self.config.computed_metrics) for part, data in parts)
                 yield events.ClientScores(number, stage, client.dataset.name, *scores)
         matrices = {n: torch.tensor(self.server.state[n]) for n in MATRICES if n in self.server.state}
         if matrices:
             self.folder.write_tensors(f"matrices/round-{number:04d}.safetensors", matrices, {})
 
-    def save_checkpoint(self, number: int) -> None:
+    def save_checkpoint(self, number: int, needed: Collection[int] = ()) -> None:
         """Write the clients' and the server's state; before the first round there is none to keep."""
         if number:
             arrays = {**self.server.state, **self.server.screening.state_dict()}
@@ -227,6 +243,7 @@ class Simulation:
                 self.identity,
                 count=self.config.keep_checkpoints,
                 settings=self.config.model_dump(mode="json"),
+                needed=needed,
             )
 
     # -- helpers

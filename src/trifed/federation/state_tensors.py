@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from trifed.common.errors import RunError
+from trifed.methods.base import State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,3 +75,21 @@ def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> Clie
 
     memory = {name: tensor.numpy() for name, tensor in part("wire").items()}
     return ClientState(part("tensors"), part("moments"), steps, memory)
+
+
+def read_checkpoint(path: Path, way_out: str) -> tuple[dict[str, Any], list[ClientState], State]:
+    """Read a checkpoint: its facts, the clients' states and the server's arrays.
+
+    Args:
+        path: The file.
+        way_out: What the user can do if it is damaged.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    with open_tensors(path, way_out) as file:
+        facts = json.loads(file.metadata()["trifed"])
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    states = [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])]
+    server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
+    return facts, states, server

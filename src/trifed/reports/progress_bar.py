@@ -22,6 +22,7 @@ from rich.table import Column
 from trifed.common.console import PlainConsole
 from trifed.config.run import RunConfig
 from trifed.data import render_split, render_split_text
+from trifed.federation.events import LINES as RUN_LINES
 from trifed.federation.results import spread
 from trifed.federation.run_folder import Event
 from trifed.reports.format import clock, percent, size
@@ -30,6 +31,8 @@ LINES = {
     "trouble": "{text}",
     "diverged": "{client}: training diverges in round {round}, loss {loss:.3g}; lower training.learning_rate",
     "warned": "{client}: {text}",
+    **{name: RUN_LINES[name] for name in ("ended early", "kept round")},
+    "generating": "generating answers: {client}, {examples} test examples",
     "closing": "measuring the controls, writing the clients' adapters",
 }
 """Event of a run → the line that is printed for it."""

@@ -21,6 +21,7 @@ from trifed.federation.run_folder import Event, RunFolder
 from trifed.methods import METHODS
 from trifed.reports.results import (
     PER_CLIENT,
+    Deciding,
     Details,
     Manifest,
     Matrix,
@@ -130,7 +131,8 @@ def _read_run(path: Path, on_progress: OnProgress) -> Source:
 def _searched_rates(folder: RunFolder, partition: str) -> dict[str, Tuning]:
     """Return the learning rates that were tried for baselines."""
     tried = _read_json(folder, "learning_rates.json")
-    return {partition: Tuning(methods=tried)} if tried else {}
+    metric = read_toml(folder.path / "config.toml").get("metric", "accuracy")
+    return {partition: Tuning(methods=tried, deciding=Deciding.of(metric))} if tried else {}
 
 
 def partition_name(config: dict[str, Any]) -> str:
@@ -168,6 +170,7 @@ def _partition(folders: dict[str, RunFolder], seed: int, on_progress: OnProgress
     partition = Partition(
         seeds=[seed],
         metric=first.get("metric", "accuracy"),
+        deciding=Deciding.of(first.get("deciding_metric", "accuracy")),
         clients=clients,
         methods={m: _method_result(m, s, folders[m]) for m, s in summaries.items() if s["accuracy"] is not None},
         controls={
@@ -187,13 +190,17 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
     # Without the round that was under direction: a mean over the clients that came first would mislead.
     events = folder.whole_rounds()
     started = next((e for e in events if e["event"] == "started"), None)
-    return summarise_events(events, started["scored"], 0) if started else None
+    if started is None:
+        return None
+    metric = read_toml(folder.path / "config.toml").get("metric", "accuracy")
+    return summarise_events(events, started["scored"], 0, metric)
 
 
 def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> MethodResult:
     config = read_toml(folder.path / "config.toml")
     events = folder.events()
     points = [Point(**point) for point in summary["curve"]]
+    kept = summary.get("kept_round", {}).get("round")
     privacy = summary.get("privacy") or {}
     return MethodResult(
         citation=METHODS[method].citation if method in METHODS else "",
@@ -207,7 +214,17 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         fedavg_lora_would_send=summary["bytes"]["fedavg_lora_would_send"] or None,
         seconds=summary.get("seconds_total", summary["seconds"]),
         curve=points,
-        metrics={name: Spread(**found) for name, found in summary.get("metrics", {}).items()},
+        metrics={
+            name: Spread(**found, client_accuracy=[(c["now"] or {}).get(name) for c in summary["clients"]])
+            for name, found in summary.get("metrics", {}).items()
+        },
+        kept_round=kept,
+        kept_rounds=[] if kept is None else [kept],
+        classes=[
+            {"client": client["name"], "class": name, **scores}
+            for client in summary["clients"]
+            for name, scores in client.get("classes", {}).items()
+        ],
         plateau=Plateau.of([point.mean for point in points if point.round]),
         privacy=privacy.get("spent", privacy.get("promised", [])),
         client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],

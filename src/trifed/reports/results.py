@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from trifed.federation.metrics import metric_named
+
 
 def _both_or_none(value: Any) -> Any:
     """Replace an interval that lacks an end by None."""
@@ -35,8 +37,23 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
+class Deciding(_Record):
+    """The metric that decides on the order of methods. `share`: it lies in [0, 1] and is shown as a percentage."""
+
+    name: str = "accuracy"
+    lower_is_better: bool = False
+    share: bool = True
+
+    @classmethod
+    def of(cls, name: str) -> Deciding:
+        """Return a metric by its name; one that is not known here counts as a number of which more is better."""
+        known = metric_named(name)
+        lower, share = (known.lower_is_better, known.share) if known else (False, False)
+        return cls(name=name, lower_is_better=lower, share=share)
+
+
 class Spread(_Record):
-    """Test accuracy over the clients.
+    """Test accuracy, or another metric, over the clients.
 
     Attributes:
         interval: 95 % interval of the mean, if one was computed.
@@ -97,7 +114,10 @@ class MethodResult(Spread):
         sd: Standard deviation of the mean over seeds.
         perplexity: Mean over clients; language models only.
         fedavg_lora_would_send: All bytes of plain federated LoRA for the same rounds, if they were counted.
-        metrics: Further metrics by name.
+        metrics: Further metrics by name; `client_accuracy` of each is the metric's own value of each client.
+        kept_round: Round whose models are the result, if it was chosen; a mean over seeds.
+        kept_rounds: That round for each seed.
+        classes: Rows of client, class, precision, recall, F1 and test examples; of a run alone.
         privacy: Privacy budget that was spent, or will be at most, one entry for each relation of data sets.
     """
 
@@ -117,6 +137,9 @@ class MethodResult(Spread):
     curve: list[Point] = []
     plateau: Plateau | None = None
     metrics: dict[str, Spread] = {}
+    kept_round: Number = None
+    kept_rounds: list[int] = []
+    classes: list[dict[str, Any]] = []
     privacy: list[dict[str, Any]] = []
 
 
@@ -145,6 +168,7 @@ class Partition(_Record):
 
     seeds: list[int] = []
     metric: str = "accuracy"
+    deciding: Deciding = Deciding()
     clients: list[str] = []
     target: Number = None
     tuned_on: str | None = None
@@ -183,8 +207,9 @@ class Rates(_Record):
 
 
 class Tuning(_Record):
-    """Search for each method's learning rate on one partition."""
+    """Search for each method's learning rate on one partition, by the best value of a metric."""
 
+    deciding: Deciding = Deciding()
     methods: dict[str, Rates] = {}
 
 

@@ -55,6 +55,9 @@ def curves(axes: Axes, style: Style, partition: Partition) -> None:
         if len(partition.methods) <= MOST_BANDS:
             ends = (_percent(points, "worst"), _percent(points, "best"))
             axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.07, lw=0)
+        kept = [point for point in points if point.round in found.kept_rounds]
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.colour(method), "s": 130, "zorder": 10}
+        axes.scatter([point.round for point in kept], _percent(kept, "mean"), **ring)
     _controls(axes, style, partition)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel=f"mean test {partition.metric}, %")
@@ -176,10 +179,12 @@ def overview(axes: Axes, style: Style, study: Study) -> None:
 
 
 def learning_rates(axes: Axes, style: Style, tuning: Tuning) -> None:
-    """Draw validation accuracy over the learning rates tried; the chosen rate is ringed."""
+    """Draw the deciding metric on validation data over the learning rates tried; the chosen rate is ringed."""
+    deciding = tuning.deciding
+    scale = 100 if deciding.share else 1
     everything: set[float] = set()
     for place, (method, rates) in enumerate(tuning.methods.items()):
-        tried = {float(rate): 100 * value for rate, value in rates.grid.items() if value is not None}
+        tried = {float(rate): scale * value for rate, value in rates.grid.items() if value is not None}
         everything |= tried.keys()
         look = _line(style, method, place, tuning.methods)
         axes.plot(sorted(tried), [tried[rate] for rate in sorted(tried)], label=method, **look)
@@ -189,7 +194,7 @@ def learning_rates(axes: Axes, style: Style, tuning: Tuning) -> None:
     axes.set_xscale("log")
     axes.set_xticks(sorted(everything), [f"{rate:g}" for rate in sorted(everything)], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="learning rate", ylabel="validation accuracy, %")
+    axes.set(xlabel="learning rate", ylabel=f"validation {deciding.name}{', %' if deciding.share else ''}")
 
 
 def _rows(axes: Axes, names: Sequence[str], count: int, xlabel: str) -> None:

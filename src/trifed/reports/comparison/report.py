@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trifed.reports.comparison import plots, tables
+from trifed.reports.comparison.metric_tables import class_table, client_class_table, metric_tables
 from trifed.reports.comparison.tables import main_table
 from trifed.reports.comparison.verdict import cautions, ranked, study_verdict, verdict
 from trifed.reports.document import Block, Document, Section, settings_section
@@ -27,8 +28,8 @@ SIDE_BY_SIDE = (
     "total_bytes", "rounds_to_target", "bytes_to_target", "perplexity",
 )  # fmt: skip
 MORE = (
-    "method", "weighted_mean", "sd", "mean_trained", "mean_received", "learning_rate", "rounds", "seeds",
-    "seconds", "fedavg_lora_would_send", "rise_in_last_quarter",
+    "method", "weighted_mean", "sd", "mean_trained", "mean_received", "learning_rate", "rounds", "kept_round",
+    "seeds", "seconds", "fedavg_lora_would_send", "rise_in_last_quarter",
 )  # fmt: skip
 SENT = ("method", "up_per_round", "down_per_round", "once_up", "once_down", "total_bytes")
 CURVES = ("method", "round", "mean", "worst", "best", "valid_mean", "training_loss")
@@ -38,7 +39,9 @@ MATRICES = {
     "weights": "Weights of the average",
 }
 MATRIX_NOTE = "Rows and columns are in cluster order: neighbours are similar. The scale omits the diagonal."
-RUN_OVERVIEW = ("method", "mean", "worst", "best", "up_per_round", "total_bytes", "fedavg_lora_would_send")
+RUN_OVERVIEW = (
+    "method", "mean", "worst", "best", "kept_round", "up_per_round", "total_bytes", "fedavg_lora_would_send",
+)  # fmt: skip
 ACCURACY = ("method", "learning_rate", "mean", "sd", "interval", "worst", "best")
 TRAFFIC = ("method", "up_per_round", "down_per_round", "once_up", "once_down", "bytes_to_target", "seconds")
 
@@ -51,8 +54,7 @@ def render_result(source: Source) -> RenderableType:
         overview = main_table({name: partition}).only(*RUN_OVERVIEW).without_empty()
         parts += [to_terminal(clients), to_terminal(overview)]
         parts += [Text(text, style="dim") for text in [control_meanings(partition.controls)] if text]
-        further = tables.metric_table(partition)
-        parts += [to_terminal(further)] if further.rows else []
+        parts += map(to_terminal, metric_tables(partition))
     return Group(*parts, Text(study_verdict(source.study)))
 
 
@@ -70,6 +72,7 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
             # Side by side where the terminal is wide enough: no number may fall off its edge.
             Columns([to_terminal(accuracy.without_empty()), to_terminal(sent.without_empty())]),
             to_terminal(tables.difference_table(partition)),
+            *map(to_terminal, metric_tables(partition)),
             Text(verdict(partition)),
         ]
     lines = [caution.text for caution in cautions(Source(Path(), "comparison", study, {}))]
@@ -134,7 +137,8 @@ def _sections(source: Source) -> Iterator[Section]:
         blocks = [*_numbers(name, partition), *_figures(partition, details), *_from_folders(partition, details)]
         yield Section(name, [verdict(partition)] if several else [], blocks)
     if study.tuning:
-        note = "Each method's learning rate is the one with the best accuracy on validation data."
+        named = " or ".join(dict.fromkeys(tuning.deciding.name for tuning in study.tuning.values()))
+        note = f"Each method's learning rate is the one with the best {named} on validation data."
         borrowed = [
             f"{name} uses the learning rates of {partition.tuned_on}."
             for name, partition in study.results.items()
@@ -161,9 +165,12 @@ def _numbers(name: str, partition: Partition) -> Iterator[Block]:
     methods, privacy = main_table({name: partition}, controls=False), tables.privacy_table(partition)
     yield Block(main_table({name: partition}).only(*SIDE_BY_SIDE).without_empty())
     yield Block(methods.only(*MORE, title="More on each method").without_empty())
-    for further in (tables.metric_table(partition), privacy):
-        if further.rows:
-            yield Block(further)
+    yield from map(Block, metric_tables(partition))
+    for classes in (class_table(partition), client_class_table(partition)):
+        if classes.rows:
+            yield Block(classes, folded=len(classes.rows) > MOST_UNFOLDED)
+    if privacy.rows:
+        yield Block(privacy)
     if partition.differences:
         yield Block(tables.difference_table(partition), folded=len(partition.differences) > MOST_UNFOLDED)
 
@@ -258,5 +265,5 @@ def _tuning(study: Study) -> Iterable[Block]:
     """Yield one block for each partition on which learning rates were searched."""
     for name, tuning in study.tuning.items():
         chosen = "; ".join(f"{method} {rates.chosen}" for method, rates in tuning.methods.items())
-        alt = f"Lines: validation accuracy over learning rates. Chosen: {chosen}."
+        alt = f"Lines: validation {tuning.deciding.name} over learning rates. Chosen: {chosen}."
         yield Block(tables.tuning_table(study, name), partial(plots.learning_rates, tuning=tuning), alt)

@@ -40,6 +40,7 @@ MAIN = (
     Column("mean_received", "as received", "percent"),
     Column("learning_rate", "learning rate", "number"),
     Column("rounds", "rounds", "count"),
+    Column("kept_round", "models of round", "number"),
     Column("seeds", "seeds", "count"),
     Column("seconds", "seconds", "number"),
     Column("fedavg_lora_would_send", "plain LoRA would send", "bytes"),
@@ -85,23 +86,6 @@ def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dic
         }
     for control, spread in partition.controls.items() if controls else ():
         yield {"partition": place, "method": f"({control_label(control)})", **dict(spread)}
-
-
-def metric_table(partition: Partition) -> Table:
-    """Return the further metrics of each method; worst and best are clients."""
-    columns = (
-        METHOD,
-        Column("metric", "metric"),
-        Column("mean", "mean", "number"),
-        Column("worst", "worst", "number"),
-        Column("best", "best", "number"),
-    )
-    rows = [
-        {"method": method, "metric": name, **dict(spread)}
-        for method, found in partition.methods.items()
-        for name, spread in found.metrics.items()
-    ]
-    return Table("Further metrics on test data", columns, rows)
 
 
 def difference_table(partition: Partition) -> Table:
@@ -219,18 +203,20 @@ def manifest_table(title: str, manifest: Manifest) -> Table:
 
 
 def tuning_table(study: Study, partition: str) -> Table:
-    """Return every learning rate that was tried on a partition, with its accuracy on validation data."""
+    """Return every learning rate that was tried on a partition, with the deciding metric on validation data."""
+    deciding = study.tuning[partition].deciding
+    share = deciding.share
     columns = (
         PARTITION,
         METHOD,
         Column("learning_rate", "learning rate"),
-        Column("validation", "validation, %", "percent"),
+        Column("validation", f"validation, {'%' if share else deciding.name}", "percent" if share else "number"),
         Column("chosen", "chosen"),
     )
     rows = [
-        {"partition": partition, "method": method, "learning_rate": rate, "validation": accuracy, "chosen": chosen}
+        {"partition": partition, "method": method, "learning_rate": rate, "validation": value, "chosen": chosen}
         for method, rates in study.tuning[partition].methods.items()
-        for rate, accuracy in rates.grid.items()
+        for rate, value in rates.grid.items()
         for chosen in ["chosen" if rates.chosen is not None and float(rate) == rates.chosen else None]
     ]
     return Table(f"Learning rates tried on {partition}", columns, rows).without_empty()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trifed.methods.local import ALONE
+from trifed.reports.comparison.deciding import by_deciding_metric, verdict_in_numbers
 from trifed.reports.document import MOST_CAUTIONS, Caution
 from trifed.reports.format import control_label, listing, percent, plural, points, span
 from trifed.reports.results import MethodResult, Partition, Source, Study
@@ -30,10 +31,13 @@ def leaders(partition: Partition) -> list[str]:
 
 
 def verdict(partition: Partition) -> str:
-    """Return the result of one partition as one sentence."""
+    """Return the result of one partition as one sentence, by the metric that decides."""
+    if not partition.deciding.share or partition.deciding.lower_is_better:
+        return verdict_in_numbers(partition)
+    partition = by_deciding_metric(partition)
     order = ranked(partition)
     if not order:
-        return "No test accuracy yet."
+        return f"No test {partition.metric} yet."
     what = f"mean test {partition.metric} over {plural(len(partition.clients), 'client')}"
     level = leaders(partition)
     reached = listing([f"{name} {percent(mean)} %" for name, _, mean in order if name in level])
@@ -93,7 +97,7 @@ def study_verdict(study: Study) -> str:
     start = "" if study.finished else "Not finished. "
     if len(known) <= 1:
         return start + verdict(known[0] if known else Partition())
-    ahead = Counter(listing(level) for level in map(leaders, known) if len(level) == 1)
+    ahead = Counter(listing(level) for level in map(leaders, map(by_deciding_metric, known)) if len(level) == 1)
     counts = [f"{name} on {count}" for name, count in ahead.most_common()]
     counts += [f"no method on {len(known) - ahead.total()}"] if ahead.total() < len(known) else []
     return f"{start}Clearly ahead on {len(known)} partitions: {listing(counts)}."

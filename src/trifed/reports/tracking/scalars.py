@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from trifed.federation.metrics import METRICS
-from trifed.federation.results import spread, spread_of
+from trifed.federation.metrics import further_metrics, spread_of
+from trifed.federation.results import spread
 from trifed.federation.run_folder import Event
 
 
@@ -72,10 +72,10 @@ class Scalars:
         yield "training loss/mean", math.fsum(losses) / len(losses) if losses else None
         yield "bytes/up", self.up
         yield "bytes/down", self.down
-        for metric in METRICS:
-            if any(metric in test for test in self.tests.values()):
-                for name, value in spread_of(metric, list(self.tests.values())).items():
-                    yield f"{metric}/{name}", value
+        tests = list(self.tests.values())
+        for metric in further_metrics(tests):
+            for name, value in spread_of(metric, tests).items():
+                yield f"{metric}/{name}", value
         for client, accuracy in accuracies.items():
             yield f"client accuracy/{client}", accuracy
         for client, loss in self.losses.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from trifed.common.errors import ConfigError, RunError, TrifedError
+from trifed.config.metrics import without_unknown_metrics
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import TrackerName
 from trifed.config.toml_files import read_toml
@@ -52,7 +53,7 @@ class Source:
         """
         folder = RunFolder.open(path)
         place = folder.path / "config.toml"
-        return cls(folder, make_config(read_toml(place), str(place)))
+        return cls(folder, make_config(without_unknown_metrics(read_toml(place)), str(place)))
 
     @property
     def home(self) -> Path:
