@@ -13,7 +13,7 @@ from trifed import register_metric
 from trifed.common.errors import ConfigError
 from trifed.config import metrics as registry
 from trifed.experiments.compare import compare
-from trifed.experiments.compare_config import make_comparison
+from trifed.experiments.compare_config import PLANNED, make_comparison
 from trifed.experiments.tuning import best_rate
 from trifed.reports.comparison.deciding import by_deciding_metric, verdict_in_numbers
 from trifed.reports.comparison.metric_tables import metric_difference_table, metric_table
@@ -37,6 +37,10 @@ def partition(metric, values, accuracies=None):
     return Partition(deciding=Deciding.of(metric), clients=clients, methods=methods)
 
 
+def run_settings(values):
+    return {name: value for name, value in values.items() if name not in PLANNED}
+
+
 def test_rates_by_the_direction_of_the_metric_and_diverged_ones_last():
     tried = {0.1: None, 0.01: 0.4, 0.001: 0.2}
     assert best_rate(tried) == 0.01 and best_rate(tried, "log_loss") == 0.001
@@ -45,8 +49,7 @@ def test_rates_by_the_direction_of_the_metric_and_diverged_ones_last():
 
 @pytest.mark.usefixtures("without_processes")
 def test_a_comparison_has_metrics_and_is_decided_by_one(compare_values, toy_values, tmp_path):
-    settings = {**toy_values(rounds=2), "metrics": ["auroc"], "metric": "log_loss"}
-    del settings["name"], settings["controls"]
+    settings = run_settings(toy_values(rounds=2, metrics=["auroc"], metric="log_loss"))
     tuning = {"learning_rates": [1e-3, 1e-2], "seed": 7, "rounds": 1, "extend": 0}
     values = compare_values(run=settings, tuning=tuning)
     result = compare(make_comparison(values), tmp_path / "small")
@@ -77,8 +80,7 @@ def test_a_comparison_has_metrics_and_is_decided_by_one(compare_values, toy_valu
 def test_a_comparison_starts_processes_that_know_no_function_of_this_one(compare_values, toy_values):
     register_metric("mine", lambda labels, predictions, probabilities: 0.0)
     try:
-        settings = toy_values(metrics=["mine"])
-        del settings["name"], settings["controls"]
+        settings = run_settings(toy_values(metrics=["mine"]))
         with pytest.raises(ConfigError, match=r"mine.*trifed\.metrics"):
             make_comparison(compare_values(run=settings))
     finally:

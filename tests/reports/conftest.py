@@ -63,7 +63,7 @@ def comparison(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def real_comparison(toy_values, tmp_path_factory) -> Path:
     """The folder of a comparison that was really run: two methods, one seed, in this process."""
-    settings = {k: v for k, v in toy_values(rounds=4).items() if k not in ("name", "controls")}
+    settings = {k: v for k, v in toy_values(rounds=4).items() if k not in comparing.PLANNED}
     values = {"name": "real", "methods": ["local", "ce-lora"], "seeds": [0], "run": settings}
     root = tmp_path_factory.mktemp("reports") / "real"
     config = comparing.make_comparison(values)
