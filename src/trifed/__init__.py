@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trifed.experiments.compare_config import CompareConfig, make_comparison
     from trifed.experiments.run_result import RunResult
     from trifed.experiments.runner import load_result, resume, run
-    from trifed.export.export import export_client
+    from trifed.export.export import export_client, export_clients
     from trifed.federation.client_model import (
         Classifier,
         RetrievalModel,
@@ -51,6 +51,7 @@ _HOMES = {
     "Writer": "trifed.federation.client_model",
     "compare": "trifed.experiments.compare",
     "export_client": "trifed.export.export",
+    "export_clients": "trifed.export.export",
     "export_plain_lora": "trifed.adapters",
     "load_client": "trifed.federation.client_model",
     "load_comparison": "trifed.experiments.compare",
@@ -96,6 +97,7 @@ __all__ = [
     "__version__",
     "compare",
     "export_client",
+    "export_clients",
     "export_plain_lora",
     "load_client",
     "load_comparison",

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from many_clients import ADAPTED, check_equal, clients_of, rounds_of, settings
+from trifed import make_config, run
 from trifed.federation.at_once import clients_at_once
 from trifed.federation.client_update import train_rounds
 from trifed.federation.parallel import AtOnce, StoppedError, in_threads, replica
+from trifed.federation.run_folder import RunFolder
 
 TWO = AtOnce(threads=2)
 
@@ -65,6 +67,7 @@ def test_a_replica_has_the_same_frozen_weights_and_its_own_trained_ones(make_ben
     assert all((one is other) == (id(one) not in trained) for one, other in pairs)
     for name, param in twin.parameters.items():
         assert torch.equal(param, shared_model.parameters[name]) and param.requires_grad
+    assert twin.encoder is twin.model.encoder is not shared_model.encoder
 
 
 @pytest.mark.parametrize("error", [ValueError("no such row"), KeyboardInterrupt()])
@@ -127,3 +130,19 @@ def test_who_trains_at_once_is_a_matter_of_settings_and_sizes(make_bench, two_co
     assert clients_at_once(make_bench("fedavg-full"), clients, settings(clients_at_once=3)) == AtOnce()
     torch.set_num_threads(1)
     assert clients_at_once(shared_model, clients, settings(clients_at_once=3)) == AtOnce(1, 3)
+
+
+@pytest.mark.parametrize("method", ["own-prior", "fedavg-lora", "local"])
+def test_clients_that_are_scored_in_threads_have_the_scores_of_one_after_the_other(
+    method, toy_values, tmp_path, two_cores
+):
+    found = []
+    for at_once in (1, 2):
+        values = toy_values(method=method, rounds=2, evaluate_every=1, training={"clients_at_once": at_once})
+        done = run(make_config(values), tmp_path / str(at_once))
+        found.append([event for event in RunFolder(done.path).events() if event["event"] == "scores"])
+    assert len(found[0]) == len(found[1]) > 0
+    for one, other in zip(*found, strict=True):
+        assert (one["client"], one["stage"], one["round"]) == (other["client"], other["stage"], other["round"])
+        for part in ("valid", "test"):
+            assert one[part]["loss"] == pytest.approx(other[part]["loss"], abs=1e-3)

@@ -63,7 +63,13 @@ def replica(shared_model: SharedModel) -> SharedModel:
     same = {id(param): param for param in shared_model.model.parameters() if id(param) not in trained}
     model = copy.deepcopy(shared_model.model, same)
     own = named_parameters(model, shared_model.settings.pooling)
-    return replace(shared_model, model=model, parameters={name: own[name] for name in shared_model.parameters})
+    return replace(
+        shared_model,
+        model=model,
+        encoder=copy.deepcopy(shared_model.encoder, same),  # the one in `model`, by deepcopy's memo
+        parameters={name: own[name] for name in shared_model.parameters},
+        frozen={name: own[name] for name in shared_model.frozen},
+    )
 
 
 def in_threads(
