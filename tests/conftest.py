@@ -63,7 +63,8 @@ SLOW_FILES = {
     "reports/test_reports_browser.py", "reports/test_reports_formats.py", "tasks/test_ask_a_language_model.py",
     "tasks/test_ask_about_images.py", "tasks/test_audit_images.py", "tasks/test_causal_lm.py",
     "tasks/test_image_classification.py", "tasks/test_image_text.py", "tasks/test_image_text_pairs.py",
-    "tasks/test_image_text_to_text.py", "tasks/test_size.py", "test_cli_run.py", "test_cli_stop.py",
+    "tasks/test_image_text_to_text.py", "tasks/test_sequence_to_sequence.py", "tasks/test_size.py",
+    "test_cli_run.py", "test_cli_stop.py",
     "test_damaged_files.py", "test_docs.py", "test_escaping.py", "test_examples.py", "test_kept_runs.py",
     "test_lock.py", "test_site.py", "tracking/test_to_mlflow.py", "tracking/test_to_tensorboard.py",
 }  # fmt: skip

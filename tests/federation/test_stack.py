@@ -107,7 +107,7 @@ def masks(parts, clients, shape, p=0.25, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_a_mask_keeps_the_mean_and_drops_its_share(dtype):
-    mask = masks([Part(40, 50)], [0], (40, 50, 32), dtype=dtype)
+    mask = masks([Part(40, {50: 50})], [0], (40, 50, 32), dtype=dtype)
     share = (mask == 0).double().mean().item()
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / mask.numel()) ** 0.5
     assert set(mask.unique().double().tolist()) == {0.0, float(torch.tensor(1 / 0.75, dtype=dtype))}
@@ -116,14 +116,16 @@ def test_a_mask_keeps_the_mean_and_drops_its_share(dtype):
 @pytest.mark.parametrize("inner", [(16,), (3, 16)])
 def test_a_clients_mask_is_the_same_in_a_wider_batch(inner):
     """Hidden values (n, width, d), and shares of attention (n, heads, width, width)."""
-    own, wide = [Part(4, 8), Part(2, 16), Part(3, 8)], 16
+    wide = 16
+    own = [Part(4, {wide: 8}), Part(2, {wide: 16}), Part(3, {wide: 8})]
 
     def shape(rows, width):
         return (rows, width, 5) if inner == (16,) else (rows, 3, width, width)
 
     together = masks(own, [0, 1, 2], shape(12, wide)).reshape(3, *shape(4, wide))
     for client, part in enumerate(own):
-        alone = masks([part], [client], shape(part.rows, part.width))
+        width = part.widths[wide]
+        alone = masks([Part(part.rows, {width: width})], [client], shape(part.rows, width))
         same = together[client][tuple(slice(size) for size in alone.shape)]
         assert torch.equal(same, alone)
     flat = masks(own, [0, 1, 2], (12 * wide, 5)).reshape(3, 4, wide, 5)  # rows and positions in one dimension
@@ -132,7 +134,7 @@ def test_a_clients_mask_is_the_same_in_a_wider_batch(inner):
 
 def test_dropout_of_what_all_rows_share_cannot_be_stacked():
     """As DeBERTa's of relative positions, (2 · span, d)."""
-    parts = [Part(4, 8), Part(4, 8)]
+    parts = [Part(4, {8: 8}), Part(4, {8: 8})]
     for shape in ((160, 32), (3, 5, 7)):
         with pytest.raises(CannotStackError):
             masks(parts, [0, 1], shape)
@@ -152,7 +154,7 @@ def test_attention_is_torchs_but_for_the_mask(options):
         key, value, options["enable_gqa"] = key[:, :2], value[:, :2], True
     expected = nn.functional.scaled_dot_product_attention(query, key, value, **options)
     dropout = ClientDropout([1], torch.device("cpu"))
-    dropout.parts = [Part(2, 6)]
+    dropout.parts = [Part(2, {6: 6})]
     with dropout:
         found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=1e-6, **options)
         torch.testing.assert_close(found, expected)

@@ -21,6 +21,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     CLIPImageProcessorPil,
     LlavaConfig,
     LlavaProcessor,
@@ -193,6 +194,49 @@ def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
                 config = AutoConfig.for_model(kind, **shape, **ends)
                 AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         return known[kind, chat]
+
+    return make
+
+
+PAIRS: dict[str, dict[str, Any]] = {
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+    "bart": {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+        "max_position_embeddings": 96, "decoder_start_token_id": 1, "bos_token_id": 2, "init_std": 0.2,
+        "forced_eos_token_id": None,
+    },
+}  # fmt: skip
+PAIRS["mt5"] = {**PAIRS["t5"], "feed_forward_proj": "gated-gelu"}
+PAIRS["pegasus"] = {**PAIRS["bart"], "decoder_start_token_id": 0}
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_pairs("bart")`: a folder with a random encoder-decoder that reads bytes; "t5" has no start token."""
+    known: dict[str, Path] = {}
+
+    def make(kind: str = "t5") -> Path:
+        if kind not in known:
+            folder = known[kind] = tmp_path_factory.mktemp(f"tiny-{kind}")
+            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+            words = {word: place for place, word in enumerate(["<pad>", "</s>", "<s>", *alphabet])}
+            tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="<s> $A </s>" if kind == "bart" else "$A </s>",
+                special_tokens=[("<s>", words["<s>"]), ("</s>", words["</s>"])],
+            )
+            PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+            ).save_pretrained(folder)
+            ends = {"pad_token_id": 0, "eos_token_id": 1, "vocab_size": len(words)}
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                config = AutoConfig.for_model(kind, **{**ends, **PAIRS[kind]})
+                AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+        return known[kind]
 
     return make
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from test_cli_help import call
 from trifed import make_config, run
@@ -38,6 +38,12 @@ LANGUAGE = {
     "phi": ["q_proj", "v_proj"],
     "phi3": ["qkv_proj"],
     "gpt2": ["c_attn"],
+}
+ENCODER_DECODERS = {
+    "t5": ["q", "v"],
+    "mt5": ["q", "v"],
+    "bart": ["q_proj", "v_proj"],
+    "pegasus": ["q_proj", "v_proj"],
 }
 WITHOUT_POOLER = ["distilbert", "modernbert", "deberta-v2", "electra"]
 
@@ -81,6 +87,29 @@ def test_a_pooler_that_is_not_there_is_refused(kind, encoder, toy_values, tmp_pa
     with pytest.raises(ModelError, match=rf"model.pooling: got 'pooler', but a '{kind}' model has no pooler"):
         run(make_config(values), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_an_encoder_decoder_runs_with_the_defaults_costs_and_is_exported(
+    kind, tiny_pairs, tmp_path, capsys, monkeypatch
+):
+    rows = [{"prompt": f"say {n}", "answer": "ab" * (n % 5), "site": "xy"[n % 2]} for n in range(1, 40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows if row["answer"]))
+    values = {
+        "task": "sequence-to-sequence", "rounds": 1, "model": {"name": str(tiny_pairs(kind)), "max_length": 32},
+        "data": {"source": str(tmp_path / "t.jsonl"), "clients": {"split": "column", "column": "site"}},
+        "training": {"steps": 2, "precision": "fp32", "device": "cpu"}, "adapter": {"rank": 4},
+        "privacy": {"few_tokens": "allow"},
+    }  # fmt: skip
+    done = run(make_config(values), tmp_path / "run")
+    assert done.accuracy["mean"] is not None
+    assert call(capsys, monkeypatch, "cost", tiny_pairs(kind), "--rank", 4).code == 0
+    written = export_client(done.path, "x", "merged")
+    assert (written / "model.safetensors").is_file()
+    base = AutoModelForSeq2SeqLM.from_pretrained(tiny_pairs(kind))
+    assert resolve_targets(base, AdapterSettings()) == ENCODER_DECODERS[kind]
+    adapted = json.loads((export_client(done.path, "x", "lora") / "adapter_config.json").read_text())
+    assert sorted(adapted["target_modules"]) == ENCODER_DECODERS[kind] and not adapted["exclude_modules"]
 
 
 @pytest.mark.parametrize("kind", LANGUAGE)

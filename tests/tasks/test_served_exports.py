@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
 from transformers import AutoTokenizer, GenerationConfig
 
 from trifed import make_config, run
@@ -59,3 +59,34 @@ def test_a_tri_matrix_adapter_carries_its_tokenizer_too(folder):
     export = export_client(folder, "b", "tri-matrix")
     assert AutoTokenizer.from_pretrained(export).vocab_size > 0
     assert (export / "generation_config.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_an_adapter_of_an_encoder_decoder_is_loaded_by_its_own_class(kind, tiny_pairs, tmp_path, monkeypatch):
+    rows = [{"ask": f"number {i}?", "tell": "even" if i % 2 else "odd", "site": "ab"[i % 2]} for i in range(40)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "task": "sequence-to-sequence", "rounds": 1, "method": "ce-lora", "adapter": {"rank": 4},
+        "model": {"name": str(tiny_pairs(kind)), "max_length": 64},
+        "data": {
+            "source": str(tmp_path / "t.jsonl"), "prompt": "ask", "answer": "tell",
+            "clients": {"split": "column", "column": "site"},
+        },
+        "training": {"learning_rate": 0.05, "steps": 3, "precision": "fp32", "device": "cpu"},
+        "privacy": {"few_tokens": "allow"},
+    }  # fmt: skip
+    folder = run(make_config(values), tmp_path / "run").path
+    export = export_client(folder, "a", "lora")
+    monkeypatch.chdir(tmp_path)
+    assert json.loads((export / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    model = AutoPeftModelForSeq2SeqLM.from_pretrained(export).eval()
+    tokens = AutoTokenizer.from_pretrained(export)("number 3?", return_tensors="pt")["input_ids"]
+    start = GenerationConfig.from_pretrained(export).decoder_start_token_id
+    trained = open_client(folder / "clients" / "a", None).model.encoder.eval()
+    with torch.no_grad():
+        ours, theirs = (
+            one(input_ids=tokens, decoder_input_ids=torch.tensor([[start, 70, 71]])).logits
+            for one in (trained, model)
+        )
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)

@@ -30,24 +30,34 @@ def prompts(count, seed):
     return Examples({"prompt": rows[0], "answer": rows[1]}, np.zeros(count, np.int64))
 
 
+def mirrored(count, seed):
+    """Prompts and answers whose longest are equally long over all clients, but not at each client."""
+    short, long = [["ab" * 5] * count, ["cde" * 10] * count]
+    rows = (short, long) if seed == 1 else (long, short)
+    return Examples({"prompt": rows[0], "answer": rows[1]}, np.zeros(count, np.int64))
+
+
 def captions(count, seed):
     rows = [" ".join(np.random.default_rng((seed, n)).choice(WORDS, 2 + seed)) for n in range(count)]
     return Examples({**images(count, seed).inputs, "text": rows}, np.zeros(count, np.int64))
 
 
 TASK_CASES = {
-    "causal-lm": ("tiny_language", prompts, {"max_length": 64}),
-    "image-classification": ("tiny_vision", images, {"augment": "flip-crop"}),
-    "image-text": ("tiny_towers", images, {"augment": "flip"}),
-    "image-text-pairs": ("tiny_towers", captions, {"max_length": 16}),
+    "causal-lm": ("tiny_language", "llama", prompts, {"max_length": 64}),
+    "sequence-to-sequence": ("tiny_pairs", "t5", prompts, {"max_length": 64}),
+    "sequence-to-sequence, positions": ("tiny_pairs", "bart", prompts, {"max_length": 64}),
+    "sequence-to-sequence, equally long": ("tiny_pairs", "t5", mirrored, {"max_length": 64}),
+    "image-classification": ("tiny_vision", "vit", images, {"augment": "flip-crop"}),
+    "image-text": ("tiny_towers", "clip", images, {"augment": "flip"}),
+    "image-text-pairs": ("tiny_towers", "clip", captions, {"max_length": 16}),
 }
 
 
 @pytest.mark.parametrize("method", ["fedavg-lora", "own-prior"])
-@pytest.mark.parametrize("task", TASK_CASES)
-def test_every_task_has_the_numbers_of_training_alone(request, task, method):
-    fixture, make, model = TASK_CASES[task]
-    folder = request.getfixturevalue(fixture)()
+@pytest.mark.parametrize("case", TASK_CASES)
+def test_every_task_has_the_numbers_of_training_alone(request, case, method):
+    fixture, kind, make, model = TASK_CASES[case]
+    task, folder = case.partition(",")[0], request.getfixturevalue(fixture)(kind)
     chosen = TrainingSettings(batch_size=4, learning_rate=1e-2, precision="fp32", device="cpu")
     given = (ModelSettings(name=str(folder), **model), AdapterSettings(rank=4, dropout=0.1), chosen)
     base = TASKS[task].load(str(folder), given[0].dtype)

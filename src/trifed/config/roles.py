@@ -11,5 +11,6 @@ ROLES: dict[TaskName, Roles] = {
     "image-text": IMAGES,
     "image-text-pairs": (*IMAGES, TEXT),
     "causal-lm": LANGUAGE,
+    "sequence-to-sequence": QUESTIONS,
     "image-text-to-text": (*IMAGES, *QUESTIONS),
 }

@@ -318,7 +318,7 @@ def _task_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     if task not in UNLABELLED or not isinstance(data, Mapping):
         return {}
     defaults: dict[str, Any] = {"data": {"label": ""}}
-    if task == "image-text-to-text":
+    if task in ("image-text-to-text", "sequence-to-sequence"):
         defaults["data"] |= {"prompt": "prompt", "answer": "answer"}
     elif task == "causal-lm" and data.get("messages") is not None:
         defaults["model"] = {"template": "chat"}

@@ -29,11 +29,11 @@ TextMetricName = Literal["perplexity", "exact_match", "rouge_l"]
 """Metrics of a model that generates text."""
 TaskName = Literal[
     "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
-    "image-text-to-text",
+    "sequence-to-sequence", "image-text-to-text",
 ]  # fmt: skip
 """Name of a task; `trifed.tasks.TASKS` defines each one."""
 
-WRITING: tuple[TaskName, ...] = ("causal-lm", "image-text-to-text")
+WRITING: tuple[TaskName, ...] = ("causal-lm", "sequence-to-sequence", "image-text-to-text")
 """Tasks whose models generate text."""
 UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
 """Tasks without labels."""
@@ -72,7 +72,7 @@ class ModelSettings(StrictSettings):
     template: str | None = Field(
         None,
         description="For language models: the text around a prompt, with {prompt} and {input}, or 'chat' for the "
-        "tokenizer's chat template. Unset: an instruction template.",
+        "tokenizer's chat template. Unset: an instruction template; for sequence-to-sequence the prompt alone.",
     )
     packing: bool = Field(
         True, description="For causal-lm: join texts and cut them into blocks of max_length tokens."

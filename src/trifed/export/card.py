@@ -32,6 +32,7 @@ PIPELINES: dict[TaskName, str] = {
     "image-text": "zero-shot-image-classification",
     "image-text-pairs": "zero-shot-image-classification",
     "causal-lm": "text-generation",
+    "sequence-to-sequence": "text2text-generation",
 }
 """Names of tasks on model hubs, where they differ from those of trifed."""
 

@@ -24,7 +24,7 @@ from trifed.adapters import TriLoraConfig, export_plain_lora
 from trifed.adapters.attach import save_adapter
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import is_free, whole_folder
-from trifed.config.settings import QUANTISED
+from trifed.config.settings import QUANTISED, TaskName
 from trifed.export.card import Form, model_card
 from trifed.export.locate import FinishedRun, LocatedModel, open_run
 from trifed.federation.client_model import ClientModel, open_client
@@ -33,6 +33,8 @@ from trifed.tasks.prompts import CHAT
 
 TOLERANCE = 1e-5
 """Largest difference of logits, relative and absolute, with which two models count as equal."""
+TASK_TYPES: dict[TaskName, str] = {"causal-lm": "CAUSAL_LM", "sequence-to-sequence": "SEQ_2_SEQ_LM"}
+"""PEFT's names of tasks, by which others choose the class that loads an adapter's base."""
 FORMS: tuple[Form, ...] = get_args(Form)
 Progress = Callable[[int, int, str], None]
 """Called before each client: number of finished clients, number of all clients, the client's name."""
@@ -119,8 +121,8 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
         stock = _write_merged(classifier, folder)
     else:
         encoder: Any = classifier.model.encoder
-        if run.config.task == "causal-lm" and form != "tri-matrix":  # by which others choose the class to load
-            encoder.peft_config["default"].task_type = "CAUSAL_LM"
+        if run.config.task in TASK_TYPES and form != "tri-matrix":
+            encoder.peft_config["default"].task_type = TASK_TYPES[run.config.task]
         _write_adapter(encoder, form, folder, source)
         if classifier.task.output == "answer":
             _write_what_generates(classifier, folder)

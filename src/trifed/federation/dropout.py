@@ -7,7 +7,7 @@ of the time of torch's, which draws one random number after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,15 @@ _BITS = {torch.float32: np.int32, torch.bfloat16: np.int16, torch.float16: np.in
 
 @dataclass(frozen=True)
 class Part:
-    """One client's part of a batch. `rows`: its examples; `width`: its padded length, 0 if it has none."""
+    """One client's part of a batch.
+
+    Attributes:
+        rows: Its examples.
+        widths: Its own padded lengths, such as those of an encoder and a decoder, by those of the whole batch.
+    """
 
     rows: int
-    width: int
+    widths: Mapping[int, int]
 
 
 class ClientDropout(TorchFunctionMode):
@@ -50,7 +55,7 @@ class ClientDropout(TorchFunctionMode):
         super().__init__()
         make = _on_cpu if device.type == "cpu" else _on_device
         self.draw = [make(seed, device) for seed in seeds]
-        self.parts: Sequence[Part] = [Part(0, 0)]
+        self.parts: Sequence[Part] = [Part(0, {})]
         self.clients: Sequence[int] = range(len(seeds))
         self.further = further
 
@@ -99,28 +104,29 @@ class ClientDropout(TorchFunctionMode):
                 positions, which belong to the model.
         """
         clients, rows = len(self.clients), max(part.rows for part in self.parts)
-        width = max(part.width for part in self.parts)
-        if clients > 1 and not self._consists_of_rows(like, clients * rows, width):
+        # Rows and positions may be in one dimension.
+        flat = [width for width in self.parts[0].widths if like.shape[0] == clients * rows * width]
+        if clients > 1 and not self._consists_of_rows(like, clients * rows, flat):
             raise CannotStackError("the model has dropout of values that all clients share")
-        if like.shape[0] == clients * rows * width and like.dim() == 2:  # rows and positions in one dimension
-            shape: tuple[int, ...] = (clients, rows, width, *like.shape[1:])
+        if flat and like.dim() == 2:
+            shape: tuple[int, ...] = (clients, rows, flat[0], *like.shape[1:])
         else:
             shape = (clients, like.shape[0] // clients, *like.shape[1:])
         masks = []
         for client, part in zip(self.clients, self.parts, strict=True):
             own = [part.rows if shape[1] == rows else shape[1], *shape[2:]]
             for place in (1,) if len(own) < 4 else (2, 3):  # positions; in attention, of queries and keys
-                if place < len(own) and own[place] == width:
-                    own[place] = part.width
+                if place < len(own):
+                    own[place] = part.widths.get(own[place], own[place])
             masks.append(_padded(self.draw[client](own, p, like.dtype), shape[1:]))
         return (masks[0] if clients == 1 else torch.stack(masks)).reshape(like.shape)
 
-    def _consists_of_rows(self, values: Tensor, rows: int, width: int) -> bool:
+    def _consists_of_rows(self, values: Tensor, rows: int, flat: Sequence[int]) -> bool:
         """Return whether values are of the `rows` of all clients, or of the further rows that each client has."""
         count = values.shape[0]
         if self.further and count % (self.further * len(self.clients)) == 0:
             return True
-        return count in (rows, rows * width) if values.dim() == 2 else count % rows == 0
+        return count == rows or bool(flat) if values.dim() == 2 else count % rows == 0
 
 
 def _probability(

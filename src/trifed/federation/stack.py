@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from trifed.tasks.base import Batch, BiasHead, TaskModel
+from trifed.tasks.tokens import MULTIPLE
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -122,6 +124,10 @@ def _compute(clients: int, weight: Tensor | None, bias: Tensor | None, rows: Ten
 def join(batches: Sequence[Batch], fill: Mapping[str, int]) -> Batch:
     """Return one batch with the same number of rows of each client, padded on the right to one width.
 
+    Tensors that are equally wide at each client, as token ids and their mask, have one width in the batch; others,
+    as the inputs of an encoder and a decoder, have different ones. So a width of the batch stands for one width of
+    each client.
+
     Args:
         batches: The clients' batches. Missing rows repeat the client's last one.
         fill: Padding of each tensor by its name; 0 for others.
@@ -132,17 +138,22 @@ def join(batches: Sequence[Batch], fill: Mapping[str, int]) -> Batch:
     if len(batches) == 1:
         return dict(batches[0])
     rows = max(len(batch["labels"]) for batch in batches)
-    joined = {}
+    joined: Batch = {}
+    widths: dict[tuple[int, ...], int] = {}
     for name in batches[0]:
         parts = [batch[name] for batch in batches]
         if any(len(part) != len(batch["labels"]) for part, batch in zip(parts, batches, strict=True)):
             raise CannotStackError(f"'{name}' has not one row for each example")
-        joined[name] = _join(parts, rows, fill.get(name, 0))
+        own = tuple(part.shape[1] for part in parts if part.dim() == 2)
+        if own not in widths:
+            step = MULTIPLE.get(parts[0].device.type, 1)
+            possible = count(max(own, default=0), step)
+            widths[own] = next(width for width in possible if width not in widths.values())
+        joined[name] = _join(parts, rows, fill.get(name, 0), widths[own])
     return joined
 
 
-def _join(parts: Sequence[Tensor], rows: int, fill: int) -> Tensor:
-    width = max((part.shape[1] for part in parts if part.dim() > 1), default=0)
+def _join(parts: Sequence[Tensor], rows: int, fill: int, width: int) -> Tensor:
     if any(part.dim() > 2 and part.shape[1:] != parts[0].shape[1:] for part in parts):
         raise CannotStackError("the clients' inputs differ in shape")
     padded = []

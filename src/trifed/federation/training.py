@@ -208,7 +208,7 @@ def _train_alone(model: TaskModel, client: _Running, dropout: ClientDropout, sto
     while client.done < client.steps:
         _check(stop)
         if job.dp_step:
-            dropout.parts = [Part(0, 0)]
+            dropout.parts = [Part(0, {})]
             client.step(job.dp_step(model, job.parameters, client.examples, client.precision))
         else:
             rows = next(client.batches)
@@ -227,7 +227,7 @@ def _backward(model: TaskModel, batches: list[Batch], precision: torch.dtype, dr
     counts = [model.predictions(batch) for batch in batches]
     total = torch.zeros((), device=device)
     for batch, count in zip(batches, counts, strict=True):
-        dropout.parts = [part_of(batch)]
+        dropout.parts = parts_of([batch], batch)
         with autocast(device, precision):
             loss = model.loss(batch)
         share = count / max(1, sum(counts))
@@ -259,16 +259,16 @@ def _backward_together(
 ) -> list[Tensor]:
     """Set the gradient of each client's mean loss on its next batch, and return the losses, detached."""
     batches = [client.examples.batch(next(client.batches)) for client in clients]
-    dropout.parts = [part_of(batch) for batch in batches]
+    joined = join(batches, {"input_ids": getattr(clients[0].job.data, "pad_id", 0)})
+    dropout.parts = parts_of(batches, joined)
     rows = max(part.rows for part in dropout.parts)
-    fill = {"input_ids": getattr(clients[0].job.data, "pad_id", 0)}
     device = clients[0].device
     with (
         _without_common_random_numbers(device, clients[0].done == 0),
         stack.installed(),
         autocast(device, clients[0].precision),
     ):
-        outputs = model.outputs(join(batches, fill))
+        outputs = model.outputs(joined)
         losses = [
             model.loss_of(part[: len(batch["labels"])], batch) * min(1, model.predictions(batch))
             for part, batch in zip(torch.split(outputs, rows), batches, strict=True)
@@ -296,7 +296,10 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def part_of(batch: Batch) -> Part:
-    """Return a batch's number of rows, and its width if it has tokens."""
-    tokens = batch.get("input_ids")
-    return Part(len(batch["labels"]), 0 if tokens is None else tokens.shape[1])
+def parts_of(batches: Sequence[Batch], joined: Batch) -> list[Part]:
+    """Return the number of rows of each batch, and the widths of its tokens by those in the `joined` batch."""
+    tokens = [name for name, tensor in joined.items() if tensor.dim() == 2]
+    return [
+        Part(len(batch["labels"]), {joined[name].shape[1]: batch[name].shape[1] for name in tokens})
+        for batch in batches
+    ]

@@ -7,6 +7,7 @@ from trifed.tasks import (
     image_text,
     image_text_pairs,
     image_text_to_text,
+    sequence_to_sequence,
     text_classification,
 )
 from trifed.tasks.base import Batch, BatchScores, Encoded, Task, TaskModel
@@ -19,6 +20,7 @@ TASKS: dict[TaskName, Task] = {
         image_text,
         image_text_pairs,
         causal_lm,
+        sequence_to_sequence,
         image_text_to_text,
     )
 }

@@ -205,7 +205,7 @@ class Task:
     load: Callable[..., LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
     build: Callable[[nn.Module, LoadedBase, Sequence[str], ModelSettings], TaskModel]
-    code: Literal["classifier", "image_text", "language_model"]
+    code: Literal["classifier", "image_text", "language_model", "sequence_to_sequence"]
     native_class: Any = None
     probe: Sequence[Any] = ()
     generate: (

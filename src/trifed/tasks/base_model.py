@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -175,7 +176,8 @@ def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
     kind = config.model_type
     both = kind in (*MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES, "vision-text-dual-encoder")
     masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    writes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
+    # An encoder-decoder such as Marian has a class for its decoder alone, which was not trained to work alone.
+    writes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked and not config.is_encoder_decoder
     fits: dict[TaskName, bool] = {
         "text-classification": (masked or (writes and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES))
         and not config.is_encoder_decoder,
@@ -183,6 +185,7 @@ def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
         "image-text": both,
         "image-text-pairs": both,
         "causal-lm": writes,
+        "sequence-to-sequence": kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and config.is_encoder_decoder,
         # Models that only caption an image are excluded: they have no token for an image in the text.
         "image-text-to-text": kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         and hasattr(config, "image_token_id"),

@@ -36,12 +36,22 @@ Token = tuple[int, int]
 
 
 class LanguageModel(TaskModel):
-    """A PEFT-wrapped language model whose loss includes only the tokens marked as learned."""
+    """A PEFT-wrapped language model whose loss includes only the tokens marked as learned.
+
+    Attributes:
+        not_read: Names of a batch's tensors that are no inputs of the language model.
+    """
+
+    not_read: tuple[str, ...] = ("learned", "labels")
 
     def _forward(self, batch: Batch, **options: bool) -> Any:
         """Run the language model on its own inputs of a batch."""
-        inputs = {name: tensor for name, tensor in batch.items() if name not in ("learned", "labels")}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in self.not_read}
         return self.encoder(**inputs, use_cache=False, **options)
+
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the token that each position is to predict, and 1 where it is learned, (n, length) each."""
+        return batch["input_ids"][:, 1:], batch["learned"][:, 1:]
 
     def features(self, batch: Batch) -> Tensor:
         """Return the mean of the last hidden state over the mask, (n, hidden), float32."""
@@ -56,16 +66,16 @@ class LanguageModel(TaskModel):
 
     def predictions(self, batch: Batch) -> int:
         """Return the number of tokens that the batch's loss is the mean of."""
-        return int(batch["learned"][:, 1:].sum())
+        return int(self.targets(batch)[1].sum())
 
     def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the learned tokens by logits, in nats, a scalar."""
-        logits, targets, _ = _next_tokens(outputs, batch)
+        logits, targets, _ = self._next_tokens(outputs, batch)
         return cross_entropy(logits, targets) if len(targets) else logits.sum()
 
     def score(self, batch: Batch) -> BatchScores:
         """Return the summed cross-entropy, and the share of each example's tokens that are most probable."""
-        logits, targets, examples = _next_tokens(self(batch), batch)
+        logits, targets, examples = self._next_tokens(self(batch), batch)
         hits = (logits.argmax(-1) == targets).float()
         zeros = torch.zeros(len(batch["input_ids"]), device=hits.device)
         counts = zeros.index_add(0, examples, torch.ones_like(hits)).clamp(min=1)
@@ -76,15 +86,15 @@ class LanguageModel(TaskModel):
             predictions=torch.zeros(0, dtype=torch.int64),
         )
 
+    def _next_tokens(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits of k predictions, (k, vocabulary), the correct tokens, (k,), and their examples, (k,).
 
-def _next_tokens(outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits of k predictions, (k, vocabulary), the correct tokens, (k,), and their examples, (k,).
-
-    Logits of positions that `batch` does not have, the padding of wider batches beside it, are not used.
-    """
-    learned = batch["learned"][:, 1:].bool()
-    logits = outputs[:, : learned.shape[1]][learned].float()
-    return logits, batch["input_ids"][:, 1:][learned], learned.nonzero()[:, 0]
+        Logits of positions that `batch` does not have, the padding of wider batches beside it, are not used.
+        """
+        tokens, learned = self.targets(batch)
+        chosen = learned.bool()
+        logits = outputs[:, : chosen.shape[1]][chosen].float()
+        return logits, tokens[chosen], chosen.nonzero()[:, 0]
 
 
 def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> EncodedTokens:
@@ -112,12 +122,19 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
 
 def check_length(base: LoadedBase, settings: ModelSettings) -> None:
     """Raise `ModelError` if `model.max_length` exceeds the model's limit."""
-    most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or settings.max_length
+    most = most_positions(base) or settings.max_length
     if settings.max_length > most:
         raise ModelError(
             f"model.max_length: got {settings.max_length}, expected at most {most}, the limit of this model; "
             f"set it to {most} or less"
         )
+
+
+def most_positions(base: LoadedBase) -> int | None:
+    """Return the most tokens that a model can read or write at once; None if its configuration sets no limit."""
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    config = base.model.config.get_text_config()
+    return min((int(most) for name in names if (most := getattr(config, name, None))), default=None)
 
 
 def _encode_texts(tokenizer: Any, examples: Examples, settings: ModelSettings) -> EncodedTokens:

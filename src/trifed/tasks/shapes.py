@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -82,8 +83,12 @@ def build_on_meta(config: PreTrainedConfig, *, whole_lm: bool) -> PreTrainedMode
     Raises:
         ModelError: transformers cannot build this model.
     """
-    language_model = AutoModelForCausalLM if "causal-lm" in fitting_tasks(config) else AutoModelForImageTextToText
-    kind = language_model if whole_lm else AutoModel
+    writing = {
+        "causal-lm": AutoModelForCausalLM,
+        "sequence-to-sequence": AutoModelForSeq2SeqLM,
+        "image-text-to-text": AutoModelForImageTextToText,
+    }
+    kind = next(writing[task] for task in fitting_tasks(config) if task in writing) if whole_lm else AutoModel
     try:
         with torch.device("meta"):
             model: PreTrainedModel = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
