@@ -184,16 +184,24 @@ def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
 def untie_adapted_layers(encoder: PeftModel) -> None:
     """Give adapted layers weights of their own where the base shares them, as output layers often do.
 
-    Merged into the common weight, the adapter would change the other layer too.
+    Merged into the common weight, the adapter would change the other layers too. Each of those gets a copy, for a
+    file without it would have to say which of them are still equal. In the configuration of an encoder-decoder the
+    sharing stays: T5 takes the scale of its outputs from it, and weights that differ in a file are not tied.
     """
     base: Any = encoder.get_base_model()
     places = Counter(id(param) for _, param in base.named_parameters(remove_duplicate=False))
     layers = [part.get_base_layer() for part in base.modules() if isinstance(part, BaseTunerLayer)]
-    tied = [layer for layer in layers if places[id(layer.weight)] > 1]
-    for layer in tied:
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-    for config in (base.config, base.config.get_text_config()) if tied else ():
-        config.tie_word_embeddings = False
+    tied = {id(layer.weight) for layer in layers if places[id(layer.weight)] > 1}
+    first: dict[int, nn.Parameter] = {}
+    for part in base.modules():
+        for name, param in list(part.named_parameters(recurse=False)):
+            if id(param) in tied and id(param) in first:
+                setattr(part, name, nn.Parameter(param.detach().clone(), requires_grad=False))
+            elif id(param) in tied:
+                first[id(param)] = param
+    if tied and not base.config.is_encoder_decoder:
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
