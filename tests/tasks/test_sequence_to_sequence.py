@@ -56,7 +56,7 @@ def values(folder, source, **more):
             "source": str(source), "prompt": "ask", "answer": "tell",
             "clients": {"split": "column", "column": "site", "min_examples": 5},
         },
-        "training": {"batch_size": 8, "learning_rate": 2e-2, "precision": "fp32", "device": "cpu", "epochs": 6},
+        "training": {"batch_size": 8, "learning_rate": 2e-2, "precision": "fp32", "device": "cpu", "epochs": 3},
         "privacy": {"few_tokens": "allow"},
         **more,
     }  # fmt: skip
@@ -147,8 +147,9 @@ def test_the_guard_counts_prompts_for_the_encoder_and_answers_for_the_decoder(ki
 # -- runs
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
-@pytest.mark.parametrize("method", ["own-prior", "ce-lora", "fedavg-full", "local"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("t5", "own-prior"), ("t5", "fedavg-full"), ("bart", "ce-lora"), ("bart", "local")]
+)
 def test_a_run_learns_and_its_clients_answer(kind, method, tiny_pairs, pairs, tmp_path):
     config = make_config(values(tiny_pairs(kind), pairs, method=method))
     assert config.data.label == ""
@@ -184,7 +185,10 @@ def test_many_clients_and_gradient_checkpointing_change_nothing(tiny_pairs, pair
 
 @pytest.fixture(scope="module")
 def trained(tiny_pairs, pairs, tmp_path_factory):
-    """A run by flags alone, whose client "north" says "ab" three times to whatever it is asked."""
+    """A run by flags alone, whose client "north" says "ab" three times to whatever it is asked.
+
+    BART's start token is the first of the seven that are generated.
+    """
     folder = tmp_path_factory.mktemp("flags")
     sets = {
         "data.clients.min_examples": 5, "training.epochs": 8, "training.device": "cpu", "training.batch_size": 8,
@@ -201,7 +205,7 @@ def trained(tiny_pairs, pairs, tmp_path_factory):
 
 
 def test_prompts_are_answered_from_flags_lines_and_tables(trained, pairs):
-    asked = ["predict", trained / "help", "--client", "north", "--tokens", 10]
+    asked = ["predict", trained / "help", "--client", "north", "--tokens", 7]
     one = call(*asked, "--text", "say 3")
     assert one.exit_code == 0, one.output
     assert list(csv.DictReader(io.StringIO(one.stdout))) == [
@@ -214,18 +218,19 @@ def test_prompts_are_answered_from_flags_lines_and_tables(trained, pairs):
 
 
 def test_answers_are_measured_against_those_of_the_file(trained, pairs):
-    done = call("evaluate", trained / "help", pairs, "--tokens", 10, "--client", "all", "--format", "json")
+    """Half of the file's answers are the other site's, of which not a word is its own."""
+    done = call("evaluate", trained / "help", pairs, "--tokens", 7, "--client", "north", "--format", "json")
     assert done.exit_code == 0, done.output
-    for one in json.loads(done.stdout)["clients"]:
-        assert (one["examples"], one["exact_match"], one["rouge_l"]) == (48, 0.5, 0.5)
-        assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
+    [one] = json.loads(done.stdout)["clients"]
+    assert (one["examples"], one["exact_match"], one["rouge_l"]) == (48, 0.5, 0.5)
+    assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
 
 
 @pytest.mark.parametrize("form", ["lora", "merged"])
 def test_an_export_answers_as_its_client_does_with_and_without_this_package(trained, tmp_path, form, run_card):
     folder = export_client(trained / "help", "north", form, tmp_path / "north")
-    assert load_writer(folder).answer(["say 3"], tokens=10) == ["ababab"]
-    assert run_card(folder, 'answer("say 3", 10)') == "ababab"
+    assert load_writer(folder).answer(["say 3"], tokens=7) == ["ababab"]
+    assert run_card(folder, 'answer("say 3", 7)') == "ababab"
     assert (folder / "tokenizer.json").is_file() and (folder / "generation_config.json").is_file()
 
 

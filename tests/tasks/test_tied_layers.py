@@ -84,5 +84,5 @@ def test_so_has_a_merged_encoder_decoder(kind, tiny_pairs, tmp_path):
             model(input_ids=tokens, decoder_input_ids=answers).logits
             for model in (trained, merged, AutoModelForSeq2SeqLM.from_pretrained(tied))
         )
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     assert (ours - plain).abs().max() > 0.01  # it has learned something

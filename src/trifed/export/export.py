@@ -172,8 +172,11 @@ def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
     """Write full weights and the processor; return the name of the class that loads them with the head, if any."""
     model: Any = classifier.model
     if isinstance(model.encoder, PeftModel):
-        untie_adapted_layers(model.encoder)
+        untied = untie_adapted_layers(model.encoder)
         model.encoder = model.encoder.merge_and_unload()
+        if untied and model.encoder.config.is_encoder_decoder:
+            # T5 takes the scale of its outputs from it; weights that differ in a file are not tied.
+            model.encoder.config.tie_word_embeddings = True
     stock = native_classifier(classifier) if classifier.task.labelled else model.encoder
     with quiet_transformers():
         (stock or model.encoder).save_pretrained(str(folder))
@@ -181,12 +184,14 @@ def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
     return type(stock).__name__ if stock else None
 
 
-def untie_adapted_layers(encoder: PeftModel) -> None:
+def untie_adapted_layers(encoder: PeftModel) -> bool:
     """Give adapted layers weights of their own where the base shares them, as output layers often do.
 
     Merged into the common weight, the adapter would change the other layers too. Each of those gets a copy, for a
-    file without it would have to say which of them are still equal. In the configuration of an encoder-decoder the
-    sharing stays: T5 takes the scale of its outputs from it, and weights that differ in a file are not tied.
+    file without it would have to say which of them are still equal.
+
+    Returns:
+        Whether there are such layers.
     """
     base: Any = encoder.get_base_model()
     places = Counter(id(param) for _, param in base.named_parameters(remove_duplicate=False))
@@ -199,9 +204,9 @@ def untie_adapted_layers(encoder: PeftModel) -> None:
                 setattr(part, name, nn.Parameter(param.detach().clone(), requires_grad=False))
             elif id(param) in tied:
                 first[id(param)] = param
-    if tied and not base.config.is_encoder_decoder:
-        for config in (base.config, base.config.get_text_config()):
-            config.tie_word_embeddings = False
+    for config in (base.config, base.config.get_text_config()) if tied else ():
+        config.tie_word_embeddings = False
+    return bool(tied)
 
 
 def native_classifier(merged: ClientModel) -> PreTrainedModel | None:

@@ -84,7 +84,7 @@ def load_encoder_decoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
     )
     try:
         _decoder_inputs(base.model, [0, 0])
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(
             f"model.name: the config.json of '{name}' names no token with which the decoder begins; set "
             "decoder_start_token_id there, for T5 the padding's"
