@@ -138,7 +138,7 @@ def _prompts(
     base: LoadedBase, inputs: Mapping[str, Sequence[Any]], settings: ModelSettings
 ) -> tuple[list[list[int]], NDArray[np.bool_]]:
     """Return the tokens that the encoder reads, and which prompts were cut, (n,)."""
-    texts = [_prompt(base.processor, *row, settings) for row in prompt_rows(inputs)]
+    texts = [_prompt(base.processor, prompt, context, settings) for prompt, context in prompt_rows(inputs)]
     rows, cut = _tokenize(base.processor, texts, settings.max_length, special=settings.template != CHAT)
     check_vocabulary(base.model, rows, texts)
     return rows, cut
