@@ -99,6 +99,7 @@ BEFORE_TORCH = [
     "trifed.experiments.compare",
     "trifed.experiments.pool",
     "trifed.experiments.runner",
+    "trifed.experiments.with_progress",
     "trifed.export.inference_inputs",
     "trifed.federation.preparation",
     "trifed.federation.run_folder",

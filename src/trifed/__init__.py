@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from trifed.adapters import TriLoraConfig, export_plain_lora
     from trifed.config.metrics import register_metric
     from trifed.config.run import RunConfig, make_config
-    from trifed.experiments.compare import ComparisonResult, compare, load_comparison
+    from trifed.experiments.compare import ComparisonResult, load_comparison
     from trifed.experiments.compare_config import CompareConfig, make_comparison
     from trifed.experiments.run_result import RunResult
-    from trifed.experiments.runner import load_result, resume, run
+    from trifed.experiments.runner import load_result
+    from trifed.experiments.with_progress import compare, resume, run
     from trifed.export.export import export_client, export_clients
     from trifed.federation.client_model import (
         Classifier,
@@ -49,7 +50,7 @@ _HOMES = {
     "RunResult": "trifed.experiments.run_result",
     "TriLoraConfig": "trifed.adapters",
     "Writer": "trifed.federation.client_model",
-    "compare": "trifed.experiments.compare",
+    "compare": "trifed.experiments.with_progress",
     "export_client": "trifed.export.export",
     "export_clients": "trifed.export.export",
     "export_plain_lora": "trifed.adapters",
@@ -63,8 +64,8 @@ _HOMES = {
     "register_method": "trifed.methods",
     "register_metric": "trifed.config.metrics",
     "report": "trifed.reports.report",
-    "resume": "trifed.experiments.runner",
-    "run": "trifed.experiments.runner",
+    "resume": "trifed.experiments.with_progress",
+    "run": "trifed.experiments.with_progress",
 }
 
 

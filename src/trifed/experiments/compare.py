@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -19,13 +19,20 @@ from trifed.experiments.tuning import best_rate, deciding_metric, read_grid, tun
 from trifed.federation.events import Listener
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
+from trifed.reports.format import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from trifed.reports.results import Study
 
 CONFIG, RESULT = "comparison.toml", "comparison.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComparisonResult:
-    """A comparison, finished or not.
+    """A comparison, finished or not; printed, it is the verdict in a sentence.
 
     Attributes:
         path: The comparison's folder.
@@ -40,12 +47,62 @@ class ComparisonResult:
         """Methods, controls and differences by partition."""
         return dict(self.data["results"])
 
+    def table(self) -> pd.DataFrame:
+        """Return all numbers: one row for each partition and method, and one for each control, in brackets.
+
+        Accuracies lie in [0, 1]; an interval has the columns `interval_low` and `interval_high`; bytes are those of
+        one client, but for `total_bytes`. Numbers that are not known are missing.
+        """
+        from trifed.reports.comparison.tables import main_table
+        from trifed.reports.tables import to_frame
+
+        return to_frame(main_table(self._study.results), "partition", "method")
+
+    def differences(self) -> pd.DataFrame:
+        """Return the paired differences between methods by partition, in shares, with their intervals."""
+        from trifed.reports.comparison.tables import PARTITION, difference_table
+        from trifed.reports.results import Partition
+        from trifed.reports.tables import Table, to_frame
+
+        rows = [
+            {"partition": name, **row}
+            for name, partition in self._study.results.items()
+            for row in difference_table(partition).rows
+        ]
+        columns = (PARTITION, *difference_table(Partition()).columns)
+        return to_frame(Table("", columns, rows), "partition", "difference")
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw every figure of the report, by the title of its section and its own."""
+        from trifed.reports.comparison.report import comparison_document, figures_of
+        from trifed.reports.read import read_comparison_details
+        from trifed.reports.results import Source
+
+        study = self._study
+        return figures_of(
+            comparison_document(Source(self.path, "comparison", study, read_comparison_details(self.path, study)))
+        )
+
+    @property
+    def _study(self) -> Study:
+        from trifed.reports.results import Study
+
+        return Study.model_validate(self.data)
+
+    def __repr__(self) -> str:
+        """Return the verdict in a sentence, and how many runs are missing."""
+        from trifed.reports.comparison.verdict import study_verdict
+
+        study = self._study
+        missing = f" {plural(len(study.missing), 'run')} missing." if study.missing else ""
+        return f"{study.name}: {study_verdict(study)}{missing} {self.path}"
+
     def _repr_html_(self) -> str:
         """Render for a notebook: the best method, and methods and controls side by side."""
         from trifed.reports.report import render_brief
-        from trifed.reports.results import Source, Study
+        from trifed.reports.results import Source
 
-        return render_brief(Source(self.path, "comparison", Study.model_validate(self.data), {}))
+        return render_brief(Source(self.path, "comparison", self._study, {}))
 
 
 def compare(

@@ -10,6 +10,7 @@ from trifed.reports.format import percent, plural, size
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from trifed.federation.client_model import Classifier, RetrievalModel, Writer
 
@@ -89,6 +90,20 @@ class RunResult:
         done = self.summary.get("ended_early", {}).get("round", self.summary["rounds"])
         kept = self.summary.get("kept_round", {}).get("round", done)
         return plural(done, "round") + (f", the models of round {kept}" if kept != done else "")
+
+    def plot(self) -> Figure:
+        """Draw the run and its baselines as one figure: accuracy over rounds and of each client, bytes sent."""
+        from trifed.reports.comparison.plots import result_figure
+        from trifed.reports.read import read_source
+
+        return result_figure(read_source(self.path))
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw every figure of the report, by its title: accuracy over rounds, over bytes, per client, and more."""
+        from trifed.reports.comparison.report import comparison_document, figures_of
+        from trifed.reports.read import read_source
+
+        return figures_of(comparison_document(read_source(self.path)))
 
     def client(self, name: str) -> Classifier:
         """Load one client's model to predict with.

@@ -84,6 +84,16 @@ class Style:
 Plot = Callable[[Axes, Style], None]
 
 
+class NotebookFigure(Figure):  # type: ignore[misc]
+    """A figure that a notebook shows, also where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        with drawing(LIGHT):
+            self.savefig(image, format="png", dpi=100)
+        return image.getvalue()
+
+
 @contextmanager
 def drawing(theme: Theme) -> Iterator[None]:
     """Set up matplotlib for one figure: the theme's ink, names as they are, text that stays text."""
@@ -130,17 +140,30 @@ def render_svg(plot: Plot, methods: tuple[str, ...], inches: tuple[float, float]
     """
     text = io.StringIO()
     with drawing(MARKED):
-        figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.subplots()
-        plot(axes, Style(MARKED, methods))
-        handles, labels = axes.get_legend_handles_labels()
-        if handles:
-            columns = 1 if max(map(len, labels)) > WIDE_LABEL else 2
-            figure.set_size_inches(inches[0], inches[1] + LEGEND_LINE * -(-len(labels) // columns))
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT - 0.5)
+        figure = _drawn(plot, Style(MARKED, methods), inches)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=metadata)
     return _inline(text.getvalue(), escape(alt), name)
+
+
+def draw_figure(plot: Plot, methods: tuple[str, ...], inches: tuple[float, float], title: str) -> Figure:
+    """Draw a plot in the light theme as a figure with a title, for Python; see `render_svg` for the arguments."""
+    with drawing(LIGHT):
+        figure = _drawn(plot, Style(LIGHT, methods), inches)
+        figure.suptitle(title, fontsize=FONT + 0.5)
+    return figure
+
+
+def _drawn(plot: Plot, style: Style, inches: tuple[float, float]) -> Figure:
+    figure = NotebookFigure(figsize=inches, layout="constrained")
+    axes = figure.subplots()
+    plot(axes, style)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = 1 if max(map(len, labels)) > WIDE_LABEL else 2
+        figure.set_size_inches(inches[0], inches[1] + LEGEND_LINE * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT - 0.5)
+    return figure
 
 
 def _inline(text: str, title: str, name: str) -> str:

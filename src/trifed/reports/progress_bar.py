@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Self
 
 import numpy as np
@@ -14,10 +15,12 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from trifed.common.console import PlainConsole
 from trifed.config.run import RunConfig
@@ -25,7 +28,7 @@ from trifed.data import render_split, render_split_text
 from trifed.federation.events import LINES as RUN_LINES
 from trifed.federation.results import spread
 from trifed.federation.run_folder import Event
-from trifed.reports.format import clock, percent, size
+from trifed.reports.format import clock, percent, plural, size
 
 LINES = {
     "trouble": "{text}",
@@ -36,6 +39,9 @@ LINES = {
     "closing": "measuring the controls, writing the clients' adapters",
 }
 """Event of a run → the line that is printed for it."""
+
+PATIENCE = 20.0
+"""Seconds after which lines of text give an estimate before the first round ends."""
 
 
 @contextmanager
@@ -63,15 +69,29 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
+def has_bars(console: Console) -> bool:
+    """Return True where a bar can be drawn again and again: in a terminal, and in a notebook with ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+class _TimeLeft(ProgressColumn):
+    """The time until a task's field `ends`, which is counted down between two events."""
+
+    def render(self, task: Task) -> Text:
+        """Render the time, or a dash while it is unknown."""
+        ends = task.fields.get("ends")
+        text = "-:--" if ends is None else clock(max(0.0, ends - time.monotonic()))
+        return Text(text, style="progress.remaining")
+
+
 class _Watch:
-    """A bar that is shown in a terminal only, and lines of text."""
+    """A bar, where one can be drawn, and lines of text."""
 
     def __init__(self, console: Console, *columns: ProgressColumn, expand: bool = False) -> None:
         self.console = console
+        self.has_bar = has_bars(console)
         self.task: Any = None
-        self.progress = Progress(
-            *columns, console=console, expand=expand, transient=True, disable=not console.is_terminal
-        )
+        self.progress = Progress(*columns, console=console, expand=expand, transient=True, disable=not self.has_bar)
 
     def _start(self, description: str, total: int, done: int, **fields: Any) -> None:
         """Replace the bar, and start the clock."""
@@ -81,9 +101,14 @@ class _Watch:
         self.progress.start()
         self.task = self.progress.add_task(description, total=total, completed=done, **fields)
 
-    def _time_left(self, done: float) -> str:
+    def _seconds_left(self, done: float) -> float | None:
+        """Return the estimated time until the end; None before anything is done."""
         spent = time.monotonic() - self.began
-        return f"left {clock(spent / (done - self.first) * (self.total - done))}" if done > self.first else ""
+        return spent / (done - self.first) * (self.total - done) if done > self.first else None
+
+    def _time_left(self, done: float) -> str:
+        seconds = self._seconds_left(done)
+        return "" if seconds is None else f"left {clock(seconds)}"
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -98,16 +123,17 @@ class _Watch:
 
 
 class Watch(_Watch):
-    """A listener to a run's events: a bar in a terminal, else a line for each round."""
+    """A listener to a run's events: a bar where one can be drawn, else a line for each round."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         # Fixed widths first: what follows then moves nothing, and a narrow terminal cuts the client's name.
         bar = BarColumn(bar_width=None, table_column=Column(width=16))
-        left = TimeRemainingColumn(table_column=Column(width=7, no_wrap=True))
+        left = _TimeLeft(table_column=Column(width=7, no_wrap=True))
         text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
         super().__init__(console, bar, left, text, expand=True)
         self.rounds = config.rounds
         self.methods = [config.method.name, *(config.with_baselines().baselines or ())]
+        self.participation = config.participation
         self.sent = 0
         self._split_is_shown = False
 
@@ -121,7 +147,7 @@ class Watch(_Watch):
             handler(event)
 
     def _on_split(self, event: Event) -> None:
-        if not self._split_is_shown and self.console.is_terminal:
+        if not self._split_is_shown and self.has_bar:
             self.console.print(render_split(event["data"]))
         elif not self._split_is_shown:
             self.say(render_split_text(event["data"]))
@@ -133,12 +159,14 @@ class Watch(_Watch):
 
     def _on_started(self, event: Event) -> None:
         self.method, self.evaluated_model, self.clients = event["method"], event["scored"], len(event["clients"])
+        self.selected = max(1, round(self.participation * self.clients))
         self.round, self.sent = event.get("round", 0), event.get("sent") or 0
         self.losses: list[float] = []
         self.accuracies: list[float | None] = []
         self.mean: float | None = None
         self.worst: float | None = None
         self.told = self.scored = self.round  # the last round with a line, and with scores
+        self._has_estimate = False
         self._start("starting", self.rounds, self.round)
         place = f" ({self.methods.index(self.method) + 1} of {len(self.methods)})" if self.methods[1:] else ""
         begins = f"{self.clients} clients, {self.rounds} rounds"
@@ -147,14 +175,32 @@ class Watch(_Watch):
 
     _on_resumed = _on_started
 
+    def _on_summary(self, event: Event) -> None:
+        self.began = time.monotonic()  # what comes before the first round tells nothing of how long a round takes
+
+    _on_opening = _on_summary
+
     def _on_trained(self, event: Event) -> None:
         if event["round"] != self.round:
             self._tell_round()
             self.round, self.losses = event["round"], []
         self.losses.append(event["loss"])
-        self._move(self.round - 1 + len(self.losses) / max(1, self.clients), f"  {event['client']}")
+        done = self.round - 1 + min(1.0, len(self.losses) / self.selected)
+        self._move(done, f"  {event['client']}")
+        self._estimate(done)
+
+    def _estimate(self, done: float) -> None:
+        """Say in the first round, where there is no bar and it takes long, how much time is left."""
+        if self.has_bar or self._has_estimate or time.monotonic() - self.began < PATIENCE:
+            return
+        self._has_estimate = True
+        if done < self.first + 1:
+            clients = f"{len(self.losses)} of {plural(self.selected, 'client')}"
+            self.say(f"{self.method}  round {self.round}/{self.rounds}  {clients}  {self._time_left(done)}")
 
     def _on_scores(self, event: Event) -> None:
+        if not event["round"]:
+            self.began = time.monotonic()
         if event["stage"] != self.evaluated_model or not event["round"]:
             return
         self.accuracies.append(event["test"]["accuracy"])
@@ -167,13 +213,13 @@ class Watch(_Watch):
         self._tell_round()
 
     def _tell_round(self) -> None:
-        if self.told < self.round and not self.console.is_terminal:
+        if self.told < self.round and not self.has_bar:
             self.told = self.round
             self.say(f"{self._state()}  {self._time_left(self.round)}")
 
     def _on_finished(self, event: Event) -> None:
         self.close()
-        if self.console.is_terminal:
+        if self.has_bar:
             self.say(self._state())
 
     def _loss(self) -> str:
@@ -190,11 +236,13 @@ class Watch(_Watch):
     def _move(self, completed: float, client: str) -> None:
         accuracy = f"acc {percent(self.mean)}  {size(self.sent)}"
         text = f"{self.method} {self.round}/{self.rounds}  loss {self._loss()}  {accuracy}{client}"
-        self.progress.update(self.task, completed=completed, description=text)
+        left = self._seconds_left(completed)
+        ends = None if left is None else time.monotonic() + left
+        self.progress.update(self.task, completed=completed, description=text, ends=ends)
 
 
 class CompareWatch(_Watch):
-    """A listener to a comparison: one bar in a terminal, and a line for each finished run."""
+    """A listener to a comparison: one bar where it can be drawn, and a line for each finished run."""
 
     def __init__(self, console: Console) -> None:
         phase, left = TextColumn("{task.fields[phase]}", markup=False), TextColumn("{task.fields[left]}")

@@ -83,6 +83,13 @@ def _read_comparison(path: Path, on_progress: OnProgress) -> Source:
             f"{file}: {place}: {first['msg']}; expected what a comparison writes; make the comparison again, or "
             f"read it with the version of trifed that wrote it"
         ) from error
+    resumable = not study.finished and (path / SETTINGS).is_file()
+    details = read_comparison_details(path, study, on_progress)
+    return Source(path, "comparison", study, details, _resume_command(path) if resumable else "")
+
+
+def read_comparison_details(path: Path, study: Study, on_progress: OnProgress = silent) -> dict[str, Details]:
+    """Read, for each partition of a comparison, the details that only the runs' own folders hold."""
     details = {}
     for number, name in enumerate(study.results, 1):
         on_progress(f"reading {name} ({number} of {len(study.results)})")
@@ -94,8 +101,7 @@ def _read_comparison(path: Path, on_progress: OnProgress) -> Source:
             if (path / "runs" / name / method / f"seed-{seed}" / "config.toml").is_file()
         }
         details[name] = _read_details(folders)
-    resumable = not study.finished and (path / SETTINGS).is_file()
-    return Source(path, "comparison", study, details, _resume_command(path) if resumable else "")
+    return details
 
 
 def _resume_command(path: Path) -> str:

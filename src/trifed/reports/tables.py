@@ -7,13 +7,16 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import fill
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from trifed.common.text import csv_row, markdown_text
 from trifed.reports.format import percent, points, size, span
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS: dict[str, Callable[[Any], str]] = {
     "text": str,
@@ -123,17 +126,35 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """Render as CSV with raw values; an interval fills two columns, `KEY_low` and `KEY_high`."""
-    names = {
-        column.key: [f"{column.key}_low", f"{column.key}_high"]
-        if column.kind.endswith("interval")
-        else [column.key]
-        for column in table.columns
-    }
-    records = table.records()
-    for record in records:
-        for key, ends in names.items():
-            record |= dict(zip(ends, record[key] or (None, None), strict=True)) if len(ends) > 1 else {}
-    return write_csv(records, [name for ends in names.values() for name in ends])
+    return write_csv(_flat_records(table), [name for column in table.columns for name in _flat_names(column)])
+
+
+def to_frame(table: Table, *index: str) -> pd.DataFrame:
+    """Return the rows with raw values as a DataFrame; an interval becomes `KEY_low` and `KEY_high`."""
+    import pandas as pd
+
+    names = [name for column in table.columns for name in _flat_names(column)]
+    return pd.DataFrame(_flat_records(table), columns=names).set_index(list(index))
+
+
+def _flat_records(table: Table) -> list[dict[str, Any]]:
+    return [
+        {
+            name: value
+            for column in table.columns
+            for name, value in zip(_flat_names(column), _flat_values(column, row.get(column.key)), strict=True)
+        }
+        for row in table.rows
+    ]
+
+
+def _flat_names(column: Column) -> list[str]:
+    interval = column.kind.endswith("interval")
+    return [f"{column.key}_low", f"{column.key}_high"] if interval else [column.key]
+
+
+def _flat_values(column: Column, value: Any) -> Sequence[Any]:
+    return (value or (None, None)) if column.kind.endswith("interval") else (value,)
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:

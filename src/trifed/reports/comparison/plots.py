@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trifed.common.files import whole_file
-from trifed.reports.figures import CONTROL_LINES, LIGHT, Style, bytes_axis, drawing, short
+from trifed.reports.figures import CONTROL_LINES, LIGHT, NotebookFigure, Style, bytes_axis, drawing, short
 from trifed.reports.format import control_label, plural, size
 from trifed.reports.results import Matrix, Partition, Point, Source, Spread, Study, Tuning
 
@@ -28,7 +28,14 @@ REACH = 20.0
 
 
 def plot_result(source: Source, target: Path) -> None:
-    """Write a run and its baselines as one PNG: accuracy over rounds, accuracy of each client, bytes."""
+    """Write the figure of a run and its baselines as a PNG file."""
+    figure = result_figure(source)
+    with drawing(LIGHT), whole_file(target) as partial:
+        figure.savefig(partial, dpi=130, format="png")
+
+
+def result_figure(source: Source) -> Figure:
+    """Return a run and its baselines as one figure: accuracy over rounds, accuracy of each client, bytes."""
     partition = next(iter(source.study.results.values()))
     plots = {
         "Mean over clients (band: worst to best)": curves,
@@ -36,14 +43,13 @@ def plot_result(source: Source, target: Path) -> None:
         "What one client sends and receives": sent,
     }
     with drawing(LIGHT):
-        figure = Figure(figsize=(13.0, 4.4), layout="constrained")
+        figure = NotebookFigure(figsize=(13.0, 4.4), layout="constrained")
         panels = figure.subplots(1, len(plots), width_ratios=(1.25, 1, 0.95))
         for axes, (title, plot) in zip(panels, plots.items(), strict=True):
             plot(axes, Style(LIGHT, tuple(source.study.methods)), partition)
             axes.set_title(title)
         panels[0].legend(fontsize=8)
-        with whole_file(target) as partial:
-            figure.savefig(partial, dpi=130, format="png")
+    return figure
 
 
 def curves(axes: Axes, style: Style, partition: Partition) -> None:

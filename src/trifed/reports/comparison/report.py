@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -17,7 +18,8 @@ from trifed.reports.comparison import plots, tables
 from trifed.reports.comparison.metric_tables import class_table, client_class_table, metric_tables
 from trifed.reports.comparison.tables import main_table
 from trifed.reports.comparison.verdict import cautions, ranked, study_verdict, verdict
-from trifed.reports.document import Block, Document, Section, settings_section
+from trifed.reports.document import WIDTH, Block, Document, Section, settings_section
+from trifed.reports.figures import draw_figure
 from trifed.reports.format import control_meanings, listing, percent, plural
 from trifed.reports.results import Details, Matrix, Partition, Source, Study
 from trifed.reports.tables import to_terminal
@@ -100,6 +102,18 @@ def comparison_document(source: Source) -> Document:
         resume_command=source.resume_command,
         citations={method: result.citation for method, result in results if result.citation},
     )
+
+
+def figures_of(document: Document) -> dict[str, Figure]:
+    """Return the figures of a report, by the titles of their tables; those of several partitions by theirs too."""
+    drawn = [(section, block, block.plot) for section in document.sections for block in section.blocks]
+    sections = {section.title for section, _, plot in drawn if plot}
+    figures = {}
+    for section, block, plot in drawn:
+        if plot:
+            own = f"{section.title}: {block.table.title}" if len(sections) > 1 else block.table.title
+            figures[own] = draw_figure(plot, document.methods, (WIDTH, block.height), own)
+    return figures
 
 
 def _subtitle(study: Study) -> str:
