@@ -13,7 +13,7 @@ import pytest
 from test_cli_help import call
 from trifed import make_config, resume, run
 from trifed.common.errors import LockedError, RunError
-from trifed.common.lock import LOCK, held
+from trifed.common.lock import LOCK, held, is_held
 from trifed.federation.run_folder import RunFolder
 
 HOLDER = """
@@ -55,6 +55,19 @@ def test_the_error_names_process_and_host_and_nothing_changes(holder, tmp_path):
         pass
     assert f"process {other.pid} on {socket.gethostname()}" in str(refused.value)
     assert content(tmp_path) == before
+
+
+def test_whether_a_folder_is_held_can_be_asked_without_a_change(holder, tmp_path):
+    assert not is_held(tmp_path) and not is_held(tmp_path / "none") and content(tmp_path) == {}
+    other = holder(tmp_path)
+    before = content(tmp_path)
+    assert is_held(tmp_path) and content(tmp_path) == before
+    other.kill()
+    other.wait()
+    assert (tmp_path / LOCK).is_file() and not is_held(tmp_path)
+    with held(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
 
 
 def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):

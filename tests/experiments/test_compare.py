@@ -17,6 +17,7 @@ import pytest
 import tomli_w
 
 from trifed.common.errors import RunError
+from trifed.common.lock import held
 from trifed.experiments.compare import compare, load_comparison
 from trifed.experiments.compare_config import make_comparison
 from trifed.federation.run_folder import RunFolder
@@ -120,6 +121,44 @@ def test_what_is_missing_is_run_and_what_was_broken_off_resumed(compared, compar
     assert lasting(whole.data) == lasting(result.data)
 
 
+def test_a_seed_that_not_every_method_has_is_kept(compared, tmp_path):
+    result, _ = compared
+    folder = shutil.copytree(result.path, tmp_path / "small")
+    shutil.rmtree(folder / "runs" / "all" / "local" / "seed-1")
+    found = load_comparison(folder).results["all"]
+    assert found["seeds"] == [0, 1]
+    assert {name: method["seeds"] for name, method in found["methods"].items()} == {
+        "local": [0],
+        "fedavg-lora": [0, 1],
+    }
+    whole = result.results["all"]["methods"]
+    assert found["methods"]["fedavg-lora"]["mean"] == whole["fedavg-lora"]["mean"]
+    means = [read(folder_of(result, m, 0), "summary.json")["accuracy"]["mean"] for m in ("fedavg-lora", "local")]
+    gap = found["differences"]["fedavg-lora minus local"]
+    assert gap["seeds"] == [0] and gap["mean"] == pytest.approx(means[0] - means[1])
+    assert found["target"] == pytest.approx(means[1])
+    shutil.rmtree(folder / "runs" / "all" / "local")
+    alone = load_comparison(folder).results["all"]
+    assert set(alone["methods"]) == {"fedavg-lora"} and alone["differences"] == {}
+    assert alone["target"] is None and alone["methods"]["fedavg-lora"]["rounds_to_target"] is None
+    report(folder, tmp_path / "page.md")
+
+
+def test_states_of_runs_that_are_not_finished(compared, tmp_path):
+    folder = shutil.copytree(compared[0].path, tmp_path / "small")
+    begun = folder / "runs" / "all" / "fedavg-lora" / "seed-0"
+    (begun / "summary.json").unlink()
+    shutil.rmtree(folder / "runs" / "all" / "local" / "seed-1")
+
+    def states():
+        return {m["method"]: m["state"] for m in load_comparison(folder).data["missing"]}
+
+    assert states() == {"fedavg-lora": "stopped in round 4 of 4", "local": "not started"}
+    with held(folder), held(begun):
+        assert states() == {"fedavg-lora": "running in round 4 of 4", "local": "waiting"}
+    assert states()["local"] == "not started"
+
+
 def test_other_settings_or_another_split_are_refused(compared, compare_values, tmp_path):
     folder = shutil.copytree(compared[0].path, tmp_path / "small")
     values = compare_values()
@@ -203,4 +242,4 @@ def test_ctrl_c_leaves_a_comparison_that_goes_on(compare_values, tmp_path, monke
     time.sleep(1)
     assert len(RunFolder(run).events()) == events  # nobody goes on training
     missing = load_comparison(tmp_path / "runs" / "small").data["missing"]
-    assert [m["state"].startswith("broken off in round") for m in missing] == [True]
+    assert [m["state"].startswith("stopped in round") for m in missing] == [True]

@@ -27,3 +27,22 @@ def test_no_number_is_cut_in_eighty_columns():
 def test_wide_terminals_show_accuracy_and_bytes_side_by_side():
     assert any("85.0" in line and "313.6 KB" in line for line in shown(160).splitlines())
     assert not any("85.0" in line and "313.6 KB" in line for line in shown(80).splitlines())
+
+
+def test_unequal_seeds_and_runs_under_way_are_named():
+    values = make_comparison()
+    found = values["results"]["intents-0.5"]
+    for method, seeds in (("local", [0]), ("ce-lora", [0, 1]), ("fedavg-lora", [0, 1])):
+        found["methods"][method]["seeds"] = seeds
+    found["differences"]["local minus ce-lora"]["seeds"] = [0]
+    values["missing"] = [
+        {"partition": "intents-0.5", "method": "local", "seed": 1, "state": "running in round 3 of 16"}
+    ]
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(render_comparison(values))
+    lines = console.file.getvalue().splitlines()
+    row = next(line for line in lines if line.startswith("│ local ") and "74.0" in line)
+    assert row.split("│")[-2].strip() == "1"
+    assert any("local minus ce-lora" in line and line.split("│")[-2].strip() == "1" for line in lines)
+    assert any("local · seed 1: running in round 3 of 16" in line for line in lines)
+    assert not any("seeds of both" in line for line in shown(100).splitlines())

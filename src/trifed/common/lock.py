@@ -5,14 +5,42 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from trifed.common.errors import LockedError
 
 LOCK = "lock"
 """File in the folder; while the folder is held, it names the holder's process and host."""
+TRIES, PAUSE = 5, 0.02
+"""How often a lock is tried, and the seconds in between: `is_held` takes it for a moment."""
+
+
+def is_held(folder: Path) -> bool:
+    """Return True if a process writes to a folder at this moment; nothing in the folder is changed."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:  # it is there while the folder is held, or after a kill
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _lock(file: TextIO) -> None:
+    """Lock a file; raise BlockingIOError if another process keeps it locked."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if attempt == TRIES:
+                raise
+            time.sleep(PAUSE)
 
 
 @contextmanager
@@ -30,7 +58,7 @@ def held(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with path.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
             free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         except BlockingIOError:
             free = False

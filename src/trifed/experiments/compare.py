@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from trifed.common.errors import RunError
-from trifed.common.lock import held
+from trifed.common.lock import held, is_held
 from trifed.experiments.compare_config import CompareConfig, Job, read_comparison
 from trifed.experiments.comparison_summary import summarise_comparison
 from trifed.experiments.pool import run_jobs
@@ -123,7 +123,7 @@ def compare(
     def write_and_listen(event: dict[str, Any]) -> None:
         listener(event)
         if event["event"] in ("phase", "job"):  # a report shows a comparison that is running, or was killed
-            _write(config, root)
+            _write(config, root, under_way=True)
 
     with held(root):
         settings = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
@@ -151,9 +151,9 @@ def planned(config: CompareConfig, root: Path) -> list[Job]:
     return jobs
 
 
-def _write(config: CompareConfig, root: Path) -> ComparisonResult:
+def _write(config: CompareConfig, root: Path, under_way: bool = False) -> ComparisonResult:
     folder = RunFolder(root)
-    folder.write_json(RESULT, summarise_comparison(config, planned(config, root), root))
+    folder.write_json(RESULT, summarise_comparison(config, planned(config, root), root, under_way))
     return ComparisonResult(root, folder.read_json(RESULT))
 
 
@@ -167,4 +167,4 @@ def load_comparison(folder: str | Path) -> ComparisonResult:
     if not (root / CONFIG).is_file():
         raise RunError(f"{root}: no comparison here (it has no {CONFIG}); give runs/NAME of `trifed compare`")
     config = read_comparison(root / CONFIG)
-    return ComparisonResult(root, summarise_comparison(config, planned(config, root), root))
+    return ComparisonResult(root, summarise_comparison(config, planned(config, root), root, is_held(root)))

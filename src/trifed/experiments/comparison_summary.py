@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import RunError
+from trifed.common.lock import is_held
 from trifed.experiments.compare_config import CompareConfig, Job
 from trifed.experiments.metric_summary import metric_summary
 from trifed.experiments.pool import is_finished
@@ -26,10 +27,17 @@ RESAMPLES = 4000
 """Bootstrap samples of an interval."""
 
 
-def summarise_comparison(config: CompareConfig, jobs: Sequence[Job], root: Path) -> Json:
+def summarise_comparison(config: CompareConfig, jobs: Sequence[Job], root: Path, under_way: bool = False) -> Json:
     """Summarise a comparison's finished runs.
 
-    A partition is reported for the seeds that all its methods have finished, so that differences are paired.
+    A method's numbers are those of the seeds that it has finished; a difference of two methods is that of the
+    seeds that both have finished, so that it is paired.
+
+    Args:
+        config: The comparison's settings.
+        jobs: All its runs.
+        root: Its folder.
+        under_way: True if a process works on it, which will start the runs that are missing.
 
     Raises:
         RunError: Two runs of one partition and seed have different splits.
@@ -52,7 +60,7 @@ def summarise_comparison(config: CompareConfig, jobs: Sequence[Job], root: Path)
             for key, value in environment.items()
             if key not in ("run_id", "trained_values", "sent_values")
         },
-        "missing": [_missing(job, root) for job in jobs if job not in finished],
+        "missing": [_missing(job, root, under_way) for job in jobs if job not in finished],
         "tuning": {
             partition: {
                 "seed": config.tuning.seed,
@@ -87,30 +95,41 @@ def _check_splits(jobs: Sequence[Job], root: Path) -> None:
             )
 
 
-def _missing(job: Job, root: Path) -> Json:
-    folder, state = RunFolder(root / job.folder), "not started"
+def _missing(job: Job, root: Path, under_way: bool) -> Json:
+    """Return a run that is not finished, and its state: running, stopped, waiting for its turn, or not started."""
+    folder, state = RunFolder(root / job.folder), "waiting" if under_way else "not started"
     if (folder.path / "config.toml").is_file():
         rounds = [e["round"] for e in folder.events() if e["event"] == "trained"]
-        state = f"broken off in round {max(rounds, default=0)} of {job.config.rounds}"
+        what = "running" if is_held(folder.path) else "stopped"
+        state = f"{what} in round {max(rounds, default=0)} of {job.config.rounds}"
     return {"partition": job.partition, "method": job.method, "seed": job.config.seed, "state": state}
 
 
 def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root: Path) -> Json | None:
-    """Summarise one partition; None if no seed is finished for all methods."""
-    seeds = [s for s in config.seeds if {j.method for j in jobs if j.config.seed == s} == set(config.methods)]
-    if not seeds:
-        return None
+    """Summarise one partition; None if no run is finished.
+
+    Every method has the seeds that it has finished. A method without any is left out.
+    """
     folders = {
-        method: [
-            RunFolder(root / j.folder) for s in seeds for j in jobs if j.method == method and j.config.seed == s
-        ]
+        method: {
+            s: RunFolder(root / j.folder)
+            for s in config.seeds
+            for j in jobs
+            if j.method == method and j.config.seed == s
+        }
         for method in config.methods
     }
+    folders = {method: by_seed for method, by_seed in folders.items() if by_seed}
+    if not folders:
+        return None
     rates = {j.method: j.config.training.learning_rate for j in jobs}
-    right = {method: _right(folders[method]) for method in config.methods}
-    target = config.target if config.target is not None else mean_over_clients(right[config.methods[0]])
-    references = config.references or config.methods[:1]
-    first = folders[config.methods[0]][0].read_json("summary.json")
+    right = {method: _right(list(by_seed.values())) for method, by_seed in folders.items()}
+    target = config.target
+    if target is None and config.methods[0] in right:
+        target = mean_over_clients(right[config.methods[0]])
+    first = next(iter(next(iter(folders.values())).values())).read_json("summary.json")
+    seeds = [s for s in config.seeds if any(s in by_seed for by_seed in folders.values())]
+    everything = [folder for by_seed in folders.values() for folder in by_seed.values()]
     return {
         "seeds": seeds,
         "metric": first.get("metric", "accuracy"),
@@ -119,20 +138,35 @@ def _partition(config: CompareConfig, partition: str, jobs: Sequence[Job], root:
         "target": target,
         "tuned_on": config.tuned_on(partition),
         "methods": {
-            method: {"learning_rate": rates[method], **_method(method, folders[method], right[method], target)}
-            for method in config.methods
-        },
-        "controls": _controls([folder for method in config.methods for folder in folders[method]], len(seeds)),
-        "differences": {
-            f"{method} minus {other}": {
-                "mean": mean_over_clients(right[method]) - mean_over_clients(right[other]),
-                "interval": interval(right[method], right[other]),
+            method: {
+                "learning_rate": rates[method],
+                "seeds": list(by_seed),
+                **_method(method, list(by_seed.values()), right[method], target),
             }
-            for place, other in enumerate(references)
-            for method in config.methods
-            if method not in references[: place + 1]  # two references are compared with each other once
+            for method, by_seed in folders.items()
         },
+        "controls": _controls(everything, len(seeds)),
+        "differences": _differences(config, folders),
     }
+
+
+def _differences(config: CompareConfig, folders: Mapping[str, Mapping[int, RunFolder]]) -> Json:
+    """Return each method's paired difference from each reference, over the seeds that both have."""
+    references = config.references or config.methods[:1]
+    found = {}
+    for place, other in enumerate(references):
+        for method in config.methods:
+            if method in references[: place + 1]:  # two references are compared with each other once
+                continue
+            seeds = [s for s in folders.get(method, {}) if s in folders.get(other, {})]
+            if seeds:
+                mine, theirs = (_right([folders[name][s] for s in seeds]) for name in (method, other))
+                found[f"{method} minus {other}"] = {
+                    "mean": mean_over_clients(mine) - mean_over_clients(theirs),
+                    "interval": interval(mine, theirs),
+                    "seeds": seeds,
+                }
+    return found
 
 
 def _right(folders: Sequence[RunFolder], control: str | None = None) -> Right:
@@ -159,7 +193,7 @@ def _controls(folders: Sequence[RunFolder], seeds: int) -> Json:
     return result
 
 
-def _method(name: str, folders: Sequence[RunFolder], right: Right, target: float) -> Json:
+def _method(name: str, folders: Sequence[RunFolder], right: Right, target: float | None) -> Json:
     """Summarise a method's runs, one of each seed."""
     summaries = [folder.read_json("summary.json") for folder in folders]
     accuracies, received = ([s[key] for s in summaries] for key in ("accuracy", "accuracy_received"))
@@ -167,7 +201,8 @@ def _method(name: str, folders: Sequence[RunFolder], right: Right, target: float
     curve = _mean_curve([s["curve"] for s in summaries])
     by_client = zip(*([c["now"] for c in s["clients"]] for s in summaries), strict=True)
     # The target may be the first method's own mean, which it must reach in spite of rounding.
-    reached = next((p for p in curve if p["mean"] >= target - 1e-9), {"round": None, "bytes": None})
+    passed = (p for p in curve if target is not None and p["mean"] >= target - 1e-9)
+    reached = next(passed, {"round": None, "bytes": None})
     return {
         "citation": METHODS[name].citation,
         **({"origin": str(ORIGINS[name])} if name in ORIGINS else {}),

@@ -111,6 +111,7 @@ class MethodResult(Spread):
     """One method on one partition.
 
     Attributes:
+        seeds: Seeds whose runs are finished; empty if they are those of the partition.
         sd: Standard deviation of the mean over seeds.
         perplexity: Mean over clients; language models only.
         fedavg_lora_would_send: All bytes of plain federated LoRA for the same rounds, if they were counted.
@@ -122,6 +123,7 @@ class MethodResult(Spread):
     """
 
     citation: str = ""
+    seeds: list[int] = []
     learning_rate: Number = None
     evaluated_model: Literal["trained", "received", "between"] | None = Field(default=None, alias="scored")
     sd: Number = None
@@ -144,10 +146,11 @@ class MethodResult(Spread):
 
 
 class Difference(_Record):
-    """Mean of the paired differences of two methods' accuracies."""
+    """Mean of the paired differences of two methods' accuracies. `seeds`: those that both have; may be empty."""
 
     mean: Number = None
     interval: Interval = None
+    seeds: list[int] = []
 
 
 def paired(one: Sequence[Number], other: Sequence[Number]) -> Difference | None:
@@ -164,7 +167,12 @@ def paired(one: Sequence[Number], other: Sequence[Number]) -> Difference | None:
 
 
 class Partition(_Record):
-    """One split of one data set over clients, and the methods that ran on it. `metric`: what accuracy means."""
+    """One split of one data set over clients, and the methods that ran on it.
+
+    Attributes:
+        seeds: Seeds that at least one method has finished.
+        metric: What accuracy means.
+    """
 
     seeds: list[int] = []
     metric: str = "accuracy"
@@ -177,21 +185,32 @@ class Partition(_Record):
     differences: dict[str, Difference] = {}
 
     def difference(self, one: str, other: str) -> Difference | None:
-        """Return `one` minus `other`, as computed, else from the clients' accuracies; None with too few."""
+        """Return `one` minus `other`, as computed, else from the clients' accuracies.
+
+        None with too few clients, and where the methods have other seeds and so other splits.
+        """
         found = self.differences.get(f"{one} minus {other}")
         turned = self.differences.get(f"{other} minus {one}")
         if found is not None:
             return found
+        if turned is None and self.methods[one].seeds != self.methods[other].seeds:
+            return None
         if turned is None:
             return paired(self.methods[one].client_accuracy, self.methods[other].client_accuracy)
         return Difference(
             mean=None if turned.mean is None else -turned.mean,
             interval=None if turned.interval is None else (-turned.interval[1], -turned.interval[0]),
+            seeds=turned.seeds,
         )
+
+    @property
+    def unequal_seeds(self) -> bool:
+        """True if some methods have seeds that others lack."""
+        return len({tuple(found.seeds) for found in self.methods.values()}) > 1
 
 
 class Missing(_Record):
-    """A run that is not finished. `state`: for example "not started" or "broken off after round 3"."""
+    """A run that is not finished. `state`: for example "not started" or "running in round 3 of 20"."""
 
     partition: str
     method: str

@@ -66,7 +66,8 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for name, partition in study.results.items():
         seeds = f"clients {len(partition.clients)}, seeds {len(partition.seeds)}"
-        accuracy = main_table({name: partition}).only(*ACCURACY, title=f"{name}: test {partition.metric}, {seeds}")
+        columns = (*ACCURACY, "seeds") if partition.unequal_seeds else ACCURACY
+        accuracy = main_table({name: partition}).only(*columns, title=f"{name}: test {partition.metric}, {seeds}")
         sent = main_table({name: partition}, controls=False).only(
             *TRAFFIC, title="What a client sends and receives"
         )
@@ -79,11 +80,19 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
         ]
     lines = [caution.text for caution in cautions(Source(Path(), "comparison", study, {}))]
     if study.missing:
-        lines.append(f"{len(study.missing)} runs are missing; the same command runs them:")
+        lines.append(_to_do([missing.state for missing in study.missing]))
     lines += [f"  {m.partition} · {m.method} · seed {m.seed}: {m.state}" for m in study.missing[:MOST_MISSING]]
     if len(study.missing) > MOST_MISSING:
         lines.append(f"  and {len(study.missing) - MOST_MISSING} more")
     return Group(*parts, *map(Text, lines))
+
+
+def _to_do(states: list[str]) -> str:
+    """Return the heading of the runs that are not finished."""
+    runs = plural(len(states), "run")
+    if any(state.startswith(("running", "waiting")) for state in states):
+        return f"{runs} to do:"
+    return f"{runs} missing; the same command without --show runs what is missing:"
 
 
 def comparison_document(source: Source) -> Document:

@@ -81,7 +81,7 @@ def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dic
             "method": method,
             "total_bytes": found.bytes.total,
             "rounds": max((point.round for point in found.curve), default=None),
-            "seeds": len(partition.seeds),
+            "seeds": len(found.seeds or partition.seeds),
             "rise_in_last_quarter": found.plateau.rise_in_last_quarter if found.plateau else None,
         }
     for control, spread in partition.controls.items() if controls else ():
@@ -89,13 +89,17 @@ def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dic
 
 
 def difference_table(partition: Partition) -> Table:
-    """Return paired differences between methods, in points."""
+    """Return paired differences between methods, in points; with the number of seeds where methods lack some."""
     columns = (
         Column("difference", "difference"),
         Column("mean", "points", "points"),
         Column("interval", "95 %", "points interval"),
+        *([Column("seeds", "seeds of both", "count")] if partition.unequal_seeds else []),
     )
-    rows = [{"difference": name, **dict(found)} for name, found in partition.differences.items()]
+    rows = [
+        {"difference": name, **dict(found), "seeds": len(found.seeds) or None}
+        for name, found in partition.differences.items()
+    ]
     return Table("Differences, paired over clients", columns, rows)
 
 

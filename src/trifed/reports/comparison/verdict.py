@@ -110,7 +110,8 @@ def cautions(source: Source) -> list[Caution]:
     diverged = dict.fromkeys(text for details in source.details.values() for text in details.diverged)
     controls = {name: better_control(partition) for name, partition in partitions.items()}
     better = [f"{name} ({control})" for name, control in controls.items() if control]
-    seeds = min((len(partition.seeds) for partition in partitions.values()), default=FEW_SEEDS)
+    counts = [len(m.seeds or partition.seeds) for partition in partitions.values() for m in partition.methods.values()]
+    seeds = min(counts, default=FEW_SEEDS)
     results = [item for partition in partitions.values() for item in partition.methods.items()]
     rising = dict.fromkeys(name for name, found in results if found.plateau and found.plateau.reached is False)
     searched = {name for tuning in study.tuning.values() for name in tuning.methods}
