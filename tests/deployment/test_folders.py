@@ -134,6 +134,8 @@ def test_what_cannot_work_is_refused_and_nothing_is_left(server, site, tmp_path)
     assert "rounds" in refused(ConfigError, *init, "--run", tmp_path / "bad.toml")
     (tmp_path / "bad.toml").write_text("rounds = 1\n")
     assert "data.labels: " in refused(ConfigError, *init, "--run", tmp_path / "bad.toml")
+    (tmp_path / "bad.toml").write_text(RUN + "[client_settings.berlin]\nsteps = 1\n")
+    assert "node.toml" in refused(ConfigError, *init, "--run", tmp_path / "bad.toml")
     taken = refused(RunError, "init", server, "--host", "x", "--run", tmp_path / "run.toml")
     assert "something is there already" in taken
     join = ["join", tmp_path / "new", "--name", "b", "--ca", server / "ca.pem", "--data", tmp_path / "berlin.csv"]

@@ -160,14 +160,16 @@ class TargetClient:
         Its privacy ledger is temporary: an audit spends no budget.
         """
         simulation = self.simulation
-        settings = ClientSettings.of(without_guards(self.config), len(simulation.data.label_names))
+        settings = ClientSettings.of(
+            without_guards(self.config), len(simulation.data.label_names), client.name
+        )
         with TemporaryDirectory(prefix="trifed-audit-") as scratch:
             privacy = simulated_privacy(self.config, client, Path(scratch))
             yield Client(simulation.context, self.shared_model, client, settings, privacy)
 
     def steps(self, examples: int) -> int:
         """Return the optimiser steps of a round on that many examples."""
-        return steps_per_round(examples, self.config.training)
+        return steps_per_round(examples, self.config.training_of(self.client.name))
 
     def knowledge_levels(self) -> list[Knows]:
         """Return what an attacker may know of the adapter: everything, if no factor stays with the client."""

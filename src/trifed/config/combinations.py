@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, get_args
 
+from trifed.config.client_training import noised_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END
 from trifed.config.settings import UNLABELLED, WRITING, TextMetricName
 from trifed.methods import METHODS
@@ -44,7 +45,8 @@ def combination_problems(config: RunConfig) -> list[str]:
             "set model.packing = false",
         ),
     ]
-    return [message for wrong, message in rules if wrong]
+    noised = noised_problems(config.client_settings) if privacy.training else []
+    return [message for wrong, message in rules if wrong] + noised
 
 
 def _metric_rules(config: RunConfig) -> Iterator[tuple[object, str]]:

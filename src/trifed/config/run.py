@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_serializer, field_validator, model_validator
 
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
 from trifed.config.baselines import RATE_FACTOR, baseline_problems, planned
+from trifed.config.client_training import ClientTraining
 from trifed.config.combinations import combination_problems, privacy_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
 from trifed.config.run_identity import identity_of_settings
@@ -135,6 +136,11 @@ class RunConfig(StrictSettings):
     data: DataSettings
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
+    client_settings: dict[str, ClientTraining] = Field(
+        {},
+        description="Training settings of single clients where they differ from [training], each client's in a table "
+        "[client_settings.NAME].",
+    )
     personalization: PersonalizationSettings = PersonalizationSettings()
     aggregation: AggregationSettings = AggregationSettings()
     wire: WireSettings = WireSettings()
@@ -163,11 +169,21 @@ class RunConfig(StrictSettings):
         defaults = deep_merge(_task_defaults(values), _method_defaults(method))
         return deep_merge(defaults, {**values, "method": method})
 
+    @field_serializer("client_settings")
+    def _set_values(self, settings: dict[str, ClientTraining]) -> dict[str, dict[str, Any]]:
+        """Write only what is set, in one order: the identity depends on nothing else."""
+        return {name: settings[name].model_dump(exclude_none=True) for name in sorted(settings)}
+
     def composed_method(self) -> Method:
         """Return the run's method with the client and server parts that the run's settings give it."""
         return compose(
             METHODS[self.method.name], self.personalization, self.aggregation, self.task not in UNLABELLED
         )
+
+    def training_of(self, client: str) -> TrainingSettings:
+        """Return a client's training settings: those of all clients, with its own in their places."""
+        own = self.client_settings.get(client)
+        return self.training if own is None else own.over(self.training)
 
     def with_baselines(self, more: Sequence[str] = ()) -> RunConfig:
         """Return this configuration with the names of its baselines; the usual ones and `more` if given."""

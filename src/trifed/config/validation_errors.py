@@ -76,9 +76,17 @@ EXAMPLES = {
 
 def _settings_at(root: type[BaseModel], path: list[str]) -> list[str]:
     """Return the names of the settings in the table at a path of names."""
-    model: type[BaseModel] | None = root
+    annotation: Any = root
     for part in path:
-        annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
-        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if typing.get_origin(annotation) is dict:  # tables with names of the user's
+            annotation = typing.get_args(annotation)[1]
+        else:
+            model = _model_in(annotation)
+            annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
+    model = _model_in(annotation)
     return list(model.model_fields) if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

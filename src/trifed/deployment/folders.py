@@ -43,7 +43,7 @@ def read_run(path: Path) -> RunConfig:
     """Return a run's settings for sites that bring their own data.
 
     Raises:
-        ConfigError: There are mistakes, or no labels although the task learns labels.
+        ConfigError: There are mistakes, no labels although the task learns labels, or settings of single clients.
     """
     values = read_toml(path)
     if isinstance(values.get("data"), dict):  # a simulated run's data are not what the sites have
@@ -59,6 +59,11 @@ def read_run(path: Path) -> RunConfig:
     if config.task not in UNLABELLED and not config.data.labels:
         raise ConfigError(
             ['data.labels: missing; name all labels, as labels = ["no", "yes"]: no site sees those of the others'],
+            str(path),
+        )
+    if config.client_settings:
+        raise ConfigError(
+            ["client_settings: a site has its own training settings in [training] of its node.toml; leave them out"],
             str(path),
         )
     return config
@@ -300,6 +305,9 @@ tell_scores = false      # true: report accuracy and loss on held-out data to th
 {source}
 # text = "message"       # Names of the columns, if they differ from the run's.
 # label = "queue"
+
+# [training]             # This site's own training settings, where they differ from the run's: learning_rate,
+# batch_size = 8         # batch_size, epochs or steps, weight_decay, clip_norm.
 
 # [privacy]              # Checks before an upload leaves this site. The run cannot change them.
 # few_tokens = "warn"    # Uploads that stand on few tokens: "refuse" (the default), "warn" or "allow".

@@ -147,10 +147,12 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         RefusedError: the run asks for what the site does not accept, or the base model is another than before.
         ConfigError: the merged settings have mistakes.
     """
+    own_training = site.training.model_dump(exclude_none=True)
     own = {
         "data": deep_merge(site.data, WHOLE_TABLE),
         "model": {"name": site.model} if site.model else {},
         "training": {"device": site.device} if site.device else {},
+        "client_settings": {site.name: own_training} if own_training else {},
         "privacy": site.privacy.model_dump(include=GUARDS),  # the site decides what may leave it
     }
     config = make_config(deep_merge(values, own), f"the run's settings with those of {site.name}")

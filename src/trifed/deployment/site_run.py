@@ -248,7 +248,7 @@ class SiteRun:
         projections = self.store.shared_projections()
         if projections is not None:
             model.set_shared_projections(projections)
-        settings = ClientSettings.of(config, len(config.data.labels or [""]))
+        settings = ClientSettings.of(config, len(config.data.labels or [""]), self.settings.name)
         self.client = Client(
             run_context(config, model.layout, model.fingerprint, self.name),
             model,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trifed.common.errors import ConfigError, RunError
 from trifed.common.files import whole_file
+from trifed.config.client_training import ClientTraining
 from trifed.config.settings import PrivacySettings
 from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
@@ -36,6 +37,7 @@ class SiteSettings(BaseModel):
         None, description="Folder or name of the base model at this site, if it differs from the run's."
     )
     device: str | None = Field(None, description="Device to train on, as in training.device.")
+    training: ClientTraining = ClientTraining()
     base: str = Field(
         "",
         pattern=r"^([0-9a-f]{16,64})?$",

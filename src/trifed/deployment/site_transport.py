@@ -313,7 +313,7 @@ def settings_to_send(config: RunConfig) -> str:
     """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
     excluded = {
         "deployment", "baselines", "baseline_rates", "metrics", "metric", "generated_answers", "keep", "patience",
-        "trackers", "keep_checkpoints",
+        "trackers", "keep_checkpoints", "client_settings",
     }  # fmt: skip
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=excluded)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}

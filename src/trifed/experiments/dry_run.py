@@ -71,7 +71,7 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
     context = run_context(config, shared_model.layout, shared_model.fingerprint)
     values = shared_model.start_values
     message = context.compression.encode(context.header("upload", 1, 0, 1), values, values) if values.size else b""
-    steps = sum(steps_per_round(len(client.train), config.training) for client in clients)
+    steps = sum(steps_per_round(len(client.train), config.training_of(client.name)) for client in clients)
     return DryRun(
         clients=len(clients),
         trained=sum(param.numel() for param in shared_model.parameters.values()),

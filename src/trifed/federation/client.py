@@ -58,10 +58,10 @@ BeforeRelease = Callable[[ClientState, bytes | None], None]
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """Settings of a run that its clients need.
+    """Settings of a run that a client needs.
 
     Attributes:
-        training: local training.
+        training: local training of this client.
         seed: seed of the run.
         rounds: rounds of the whole run, for the schedule of the learning rate.
         num_labels: labels of the task, 1 if it learns none.
@@ -77,9 +77,9 @@ class ClientSettings:
     tells_examples: bool = True
 
     @classmethod
-    def of(cls, config: RunConfig, num_labels: int) -> ClientSettings:
-        """Return the settings of a configured run."""
-        return cls(config.training, config.seed, config.rounds, num_labels, config.privacy)
+    def of(cls, config: RunConfig, num_labels: int, client: str = "") -> ClientSettings:
+        """Return the settings of a configured run; with a client's name, its own training settings."""
+        return cls(config.training_of(client), config.seed, config.rounds, num_labels, config.privacy)
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,7 @@ class Client:
             proximal(self.context.options) if proximal else None,
             self.privacy.dp_sgd(number, training.batch_size),
             rejected_download=download is not None and received is None,
+            settings=training,
         )
 
     def end_round(

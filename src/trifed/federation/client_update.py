@@ -79,6 +79,7 @@ class RoundTraining:
         number: number of the round.
         rounds: rounds of the whole run, for the schedule of the learning rate.
         rejected_download: True if there was a download that the client did not accept.
+        settings: the client's own training settings; None: those of all clients.
     """
 
     dataset: ClientDataset
@@ -90,6 +91,7 @@ class RoundTraining:
     proximal: Proximal | None = None
     dp_sgd: DpSgd | None = None
     rejected_download: bool = False
+    settings: TrainingSettings | None = None
 
     def start(self, shared_model: SharedModel) -> dict[str, Tensor]:
         """Return the tensors that the training starts from."""
@@ -133,17 +135,22 @@ def train_rounds(
 ) -> list[TrainedRound]:
     """Train clients for one round: at the same time, or one after the other.
 
-    DP-SGD draws each step's examples and noise for one client, so its clients train one after the other.
+    Only clients with equal settings share a pass. DP-SGD draws each step's examples and noise for one client, so
+    its clients train one after the other.
 
     Args:
         shared_model: The model.
         rounds: The clients' training.
-        settings: The training settings.
+        settings: The training settings of clients without settings of their own.
         at_once: How many clients train at the same time; None: all of them in the same passes.
     """
     chosen = at_once or AtOnce(clients=max(1, len(rounds)))
     if len(rounds) > 1 and shared_model.can_stack and not any(each.dp_sgd for each in rounds):
-        groups = chosen.groups(rounds)
+        alike: dict[TrainingSettings, list[int]] = {}
+        for place, each in enumerate(rounds):
+            alike.setdefault(each.settings or settings, []).append(place)
+        places = [group for members in alike.values() for group in chosen.groups(members)]
+        groups = [[rounds[place] for place in group] for group in places]
         try:
             if chosen.threads > 1 and len(groups) > 1:
                 with torch.random.fork_rng(devices=[]):
@@ -152,7 +159,12 @@ def train_rounds(
                     )
             else:
                 trained = [_train_group(shared_model, group, settings=settings) for group in groups]
-            return [result for group in trained for result in group]
+            by_place = {
+                place: result
+                for group, results in zip(places, trained, strict=True)
+                for place, result in zip(group, results, strict=True)
+            }
+            return [by_place[place] for place in range(len(rounds))]
         except CannotStackError as error:  # known from the first pass alone; the clients' states have not changed
             shared_model.alone.append(str(error))
     return [_train_alone(shared_model, each, settings) for each in rounds]
@@ -167,12 +179,13 @@ def _train_group(
 ) -> list[TrainedRound]:
     if len(group) == 1:
         return [_train_alone(shared_model, group[0], settings, stop)]
-    return _train_together(shared_model, group, settings, stop)
+    return _train_together(shared_model, group, group[0].settings or settings, stop)
 
 
 def _train_alone(
     shared_model: SharedModel, each: RoundTraining, settings: TrainingSettings, stop: threading.Event | None = None
 ) -> TrainedRound:
+    settings = each.settings or settings
     shared_model.load(each.start(shared_model))
     job = each.job(shared_model, settings, shared_model.parameters)
     trained = train_locally(shared_model.model, [job], settings, stop=stop)[0]

@@ -106,8 +106,11 @@ def set_rounds(folder: RunFolder, config: RunConfig) -> None:
 def _differences(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     """Return old and new value of each setting that differs, by its dotted name."""
     old, new = _flat(before), _flat(after)
-    counted = [name for name in old if name in new and name.split(".")[0] not in NO_NUMBERS and name not in PLACES]
-    return {name: (old[name], new[name]) for name in counted if json.dumps(old[name]) != json.dumps(new[name])}
+    both = {name for name in old if name in new}
+    both |= {name for name in {**old, **new} if name.startswith("client_settings.")}  # tables may come and go
+    counted = [n for n in {**old, **new} if n in both and n.split(".")[0] not in NO_NUMBERS and n not in PLACES]
+    changed = {name: (old.get(name), new.get(name)) for name in counted}
+    return {name: values for name, values in changed.items() if json.dumps(values[0]) != json.dumps(values[1])}
 
 
 def _flat(values: Values, above: str = "") -> dict[str, Any]:

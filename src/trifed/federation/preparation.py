@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trifed.common.errors import ConfigError
+from trifed.config.client_training import check_names
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
@@ -49,6 +50,7 @@ def prepare(
     """
     listener(events.Loading("data").to_dict())
     data = make_clients(config.data, config.seed, ROLES[config.task])
+    check_names(config.client_settings, [client.name for client in data.clients])
     listener(events.DataSplit(data).to_dict())
     listener(events.Loading(f"model {config.model.name}").to_dict())
     from trifed.federation.client_update import ClientDataset

@@ -61,20 +61,22 @@ class Simulation:
         self.log = EventLog(self.folder, self.listener)
         self.context = run_context(config, self.shared_model.layout, self.shared_model.fingerprint)
         self.server = Server(self.context, len(self.datasets), self.shared_model.start_values)
-        settings = ClientSettings.of(config, len(self.data.label_names))
+        labels = len(self.data.label_names)
         ledgers = self.folder.path / PRIVACY
         self.clients = [
             Client(
                 self.context,
                 self.shared_model,
                 dataset,
-                settings,
+                ClientSettings.of(config, labels, dataset.name),
                 simulated_privacy(config, dataset, ledgers / dataset.name),
             )
             for dataset in self.datasets
         ]
         self.records = [ClientRecord(c.dataset.name, c.dataset.index, c.examples) for c in self.clients]
-        self.at_once = clients_at_once(self.shared_model, self.datasets, config.training)
+        largest = max([config.training_of(dataset.name).batch_size for dataset in self.datasets], default=1)
+        at_most = config.training.model_copy(update={"batch_size": largest})
+        self.at_once = clients_at_once(self.shared_model, self.datasets, at_most)
         self.identity = identity_of(config, self.data, self.shared_model)
         self.before: dict[int, ClientState] = {}  # the clients' states before the present exchange
         self.final: dict[int, ScoredModel] = {}  # the evaluated models after the last round

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import UnionType
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -45,5 +45,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]
             default = "needed" if field.default is PydanticUndefined else str(field.default)
             yield prefix + name, "-" if default == "None" else default, field.description or ""
             tables = [part for part in get_args(inner) if isinstance(part, type) and issubclass(part, BaseModel)]
-            if isinstance(inner, UnionType) and len(tables) == 1:  # a table that may be left out
+            if len(tables) == 1 and get_origin(inner) is dict:  # a table for each name
+                yield from _rows(tables[0], f"{prefix}{name}.NAME.")
+            elif len(tables) == 1 and isinstance(inner, UnionType):  # a table that may be left out
                 yield from _rows(tables[0], f"{prefix}{name}.")

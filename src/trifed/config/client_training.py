@@ -1,0 +1,73 @@
+"""`[client_settings.NAME]`: training settings of one client, where they differ from `[training]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import Field
+
+from trifed.common.errors import ConfigError, nearest
+from trifed.common.strict_settings import StrictSettings
+from trifed.config.settings import TrainingSettings
+
+MOST_NAMED = 20
+"""The most clients that a message names."""
+
+
+class ClientTraining(StrictSettings):
+    """Training settings of one client; those that are unset are those of `[training]`."""
+
+    epochs: int | None = Field(
+        None, ge=1, description="Passes over this client's training data in each round, also instead of its steps."
+    )
+    steps: int | None = Field(None, ge=1, description="This client's optimiser steps in each round.")
+    batch_size: int | None = Field(None, ge=1, description="Examples in each of this client's optimiser steps.")
+    learning_rate: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="This client's learning rate of AdamW."
+    )
+    weight_decay: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="This client's weight decay of AdamW."
+    )
+    clip_norm: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Largest norm of a step's gradient of this client; 0: no limit."
+    )
+
+    def over(self, training: TrainingSettings) -> TrainingSettings:
+        """Return the client's training settings, given those of all clients."""
+        own = self.model_dump(exclude_none=True)
+        if self.epochs is not None:
+            own.setdefault("steps", None)  # the client's epochs hold, also where the others have steps
+        return training.model_copy(update=own)
+
+
+NOISED = ("epochs", "steps", "batch_size")
+"""Settings on which the noise of `privacy.training` depends, which is computed for all clients alike."""
+
+
+def noised_problems(settings: Mapping[str, ClientTraining]) -> list[str]:
+    """Return a message for each client's setting that cannot be combined with `privacy.training`."""
+    return [
+        f"client_settings.{client}.{name}: with privacy.training all clients have the same steps, because the noise "
+        f"is computed for them; leave it out"
+        for client, own in settings.items()
+        for name in NOISED
+        if getattr(own, name) is not None
+    ]
+
+
+def check_names(settings: Mapping[str, ClientTraining], clients: Iterable[str]) -> None:
+    """Check that every client with settings of its own exists.
+
+    Raises:
+        ConfigError: Some do not; it names the nearest client of each.
+    """
+    known = list(clients)
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    problems = [
+        f"client_settings.{name}: no client has this name{nearest(name, known)}; the clients are "
+        f"{', '.join(known[:MOST_NAMED])}{more}"
+        for name in settings
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
