@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from trifed.cli import audit, compare, cost, doctor, flower, models, runs
+from trifed.cli import audit, compare, completion, cost, doctor, flower, models, runs
 from trifed.cli.carry_out import carry_out, estimate
 from trifed.cli.flags import MethodFile, Runs
 from trifed.common.console import PlainConsole
@@ -31,7 +31,6 @@ app = typer.Typer(
     name="trifed",
     help="Federated fine-tuning of foundation models for slow networks and sites that differ.\n\n"
     "[bold]Examples[/bold]: trifed demo; trifed run my.toml. `trifed run --help` shows a my.toml to start from.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -81,7 +80,7 @@ def run_command(
     config: Annotated[Path | None, typer.Argument(help="A TOML file.", show_default=False)] = None,
     name: Annotated[str | None, Flag(help="Name of the run and of its folder under --runs.")] = None,
     data: Annotated[str | None, Flag(help="The table: a file, a folder or a hub name.")] = None,
-    task: Annotated[str | None, Flag()] = None,
+    task: Annotated[str | None, Flag(autocompletion=completion.tasks)] = None,
     text: Annotated[str | None, Flag(help="Column of the text.")] = None,
     text_pair: Annotated[str | None, Flag(help="Column of a second text.")] = None,
     image: Annotated[str | None, Flag(help="Column of the image.")] = None,
@@ -94,7 +93,7 @@ def run_command(
     alpha: Annotated[float | None, Flag(help="For dirichlet: the smaller, the more the clients differ.")] = None,
     column: Annotated[str | None, Flag(help="Column that names the client.")] = None,
     model: Annotated[str | None, Flag(help="Base model: a folder, a hub name, or 'demo'.")] = None,
-    method: Annotated[str | None, Flag()] = None,
+    method: Annotated[str | None, Flag(autocompletion=completion.methods)] = None,
     method_file: Annotated[
         Path | None,
         Flag(
@@ -108,12 +107,21 @@ def run_command(
     learning_rate: Annotated[float | None, Flag(help="Learning rate of AdamW.")] = None,
     seed: Annotated[int | None, Flag(help="Seed; the same seed gives the same results.")] = None,
     baseline: Annotated[
-        list[str] | None, Flag(help="Method that is run beside 'alone', which shares nothing; repeatable.")
+        list[str] | None,
+        Flag(
+            help="Method that is run beside 'alone', which shares nothing; repeatable.",
+            autocompletion=completion.baselines,
+        ),
     ] = None,
     no_baselines: Annotated[bool, Flag("--no-baselines", help="Run nothing beside, not even 'alone'.")] = False,
     setting: Annotated[
         list[str] | None,
-        Flag("--set", metavar="KEY=VALUE", help="Any setting by its dotted name; repeatable."),
+        Flag(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting by its dotted name; repeatable.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
     runs: Runs = Path("runs"),
     resume: Annotated[Path | None, Flag(help="Continue the run in this folder.", show_default=False)] = None,

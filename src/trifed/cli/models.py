@@ -265,6 +265,13 @@ def export_command(
         Path | None, typer.Option(help="The new folder. Default: RUN/exports/FORM, with the client's name.")
     ] = None,
     base: Base = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload the folder to a model hub.", show_default=False),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push-to-hub: make a private repository.")
+    ] = False,
 ) -> None:
     """Write a client's model as a new folder that works without this run.
 
@@ -277,18 +284,27 @@ def export_command(
       merged         full weights for plain transformers; no base model needed
 
     Each folder has a README.md, which says where the model comes from and has
-    Python code that loads it without trifed. To export a baseline's client, give
-    RUN/baselines/METHOD as the run.
+    Python code that loads it without trifed; on a hub it is the model card. An
+    upload needs a login (hf auth login, or HF_TOKEN). To export a baseline's
+    client, give RUN/baselines/METHOD as the run.
 
     [bold]Examples[/bold]
 
       trifed export runs/tickets --client berlin --form merged --to berlin
     \b
       trifed export runs/tickets --all --form lora
+    \b
+      trifed export runs/tickets --client berlin --push-to-hub my-team/berlin --private
     """
     from trifed.export.locate import join_names, open_run
 
     opened = open_run(run)
+    if private and push_to_hub is None:
+        raise RunError("--private: it makes the repository of --push-to-hub private; give OWNER/NAME there")
+    if push_to_hub is not None:
+        from trifed.export import hub
+
+        hub.check_repository(push_to_hub)  # before the work
     if every == (client is not None):
         raise RunError(f"{run}: give either --client NAME or --all; the clients are {join_names(opened.names)}")
     if client is not None:
@@ -303,3 +319,6 @@ def export_command(
         with counting("exporting clients", len(opened.names)) as progress:
             written = export_clients(run, form, to, base, lambda done, *_: progress(1 if done else 0))
     PlainConsole().print(f"{written}: {form}; how to load it is in its README.md", soft_wrap=True)
+    if push_to_hub is not None:
+        address = hub.push_to_hub(written, push_to_hub, private)  # the hub's library shows the progress
+        PlainConsole().print(f"Uploaded: {address}", soft_wrap=True)

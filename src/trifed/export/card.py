@@ -65,6 +65,7 @@ def model_card(run: FinishedRun, form: Form, facts: dict[str, Any], source: str,
         client=next(client for client in run.summary["clients"] if client["name"] == facts["client"]),
         meaning=MEANINGS[form] if task.labelled else MEANINGS[form].partition(", with the head")[0],
         pipeline=PIPELINES.get(task.name, task.name),
+        base_name=Path(name).name if Path(name).exists() else name,
         hub_name=name if name.count("/") == 1 and not Path(name).exists() else None,  # no path of this machine
         citation=METHODS[run.config.method.name].citation,
         labels=join_names(facts["labels"]),

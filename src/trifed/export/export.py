@@ -17,6 +17,7 @@ from jinja2 import UndefinedError
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -126,13 +127,22 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
         _write_adapter(encoder, form, folder, source)
         if classifier.task.output == "answer":
             _write_what_generates(classifier, folder)
+    if form == "merged" and Path(facts["base_model"]).is_dir():
+        facts["base_model"] = Path(facts["base_model"]).name  # it is not needed, and its path is nobody's business
     if form != "lora-no-head":
-        shutil.copyfile(located.folder / "head.safetensors", folder / "head.safetensors")
+        _copy_head(located.folder, folder, form)
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     way_out = "put summary.json and environment.json back, or run it again"
     with damage_in(run.folder.path, way_out, also=(UndefinedError,)):
         card = model_card(run, form, facts, source, stock)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _copy_head(client: Path, folder: Path, form: Form) -> None:
+    """Copy the head; a file without a tensor is not put beside full weights, whose loaders read every such file."""
+    head = client / "head.safetensors"
+    if form != "merged" or load_file(head):
+        shutil.copyfile(head, folder / head.name)
 
 
 def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:

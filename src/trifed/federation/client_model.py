@@ -19,7 +19,7 @@ from torch import Tensor
 from trifed.adapters.attach import load_adapter, save_adapter, without_peft_warnings
 from trifed.adapters.config import PEFT_TYPE
 from trifed.common.errors import AdapterError, RunError, damage_in
-from trifed.config.settings import ModelSettings
+from trifed.config.settings import WRITING, ModelSettings
 from trifed.data import Examples
 from trifed.federation.evaluation import length_order
 from trifed.federation.shared_model import SharedModel
@@ -321,10 +321,12 @@ def read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Ten
 def _read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Tensor]]:
     complete = (folder / "config.json").is_file()
     files = ("model.safetensors",) if complete else ("adapter_config.json", "adapter_model.safetensors")
-    for name in (*files, "head.safetensors"):
+    facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    head = folder / "head.safetensors"
+    has_no_head = complete and facts.get("task") in WRITING and not head.exists()  # a merged language model
+    for name in (*files, *([] if has_no_head else [head.name])):
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} has no {name}; {_COPY_AGAIN}")
-    facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
     texts = [facts["base_model"], facts["base_fingerprint"], *facts["labels"]]
     if not isinstance(facts["labels"], list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("classifier.json: base_model, base_fingerprint and each of labels must be texts")
@@ -333,4 +335,4 @@ def _read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Te
     if not complete:
         peft_type = _check_adapter(folder)
     # The first versions had one task and did not write its name.
-    return {"task": "text-classification", **facts}, peft_type, load_file(folder / "head.safetensors")
+    return {"task": "text-classification", **facts}, peft_type, {} if has_no_head else load_file(head)

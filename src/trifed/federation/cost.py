@@ -244,8 +244,12 @@ def _one_time_messages(method: Method, parameters: Parameters, labels: int) -> I
         sizes = summary_sizes(method.summarise, method.options())
         parts = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
         shown = "one component for each label" if labels else "one component"
+        most = f"a label with fewer than {MIN_COMPONENT_EXAMPLES} examples at a client has none"
         yield OneTimeMessage(
-            "summary of the data", sizes.total(max(labels, 1), max(labels, 1)), 0, f"{parts}, counted with {shown}"
+            "summary of the data",
+            sizes.total(max(labels, 1), max(labels, 1)),
+            0,
+            f"{parts}, at most {shown}; {most}" if labels else f"{parts}, counted with {shown}",
         )
 
 

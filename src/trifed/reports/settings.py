@@ -34,6 +34,11 @@ def render_settings(pattern: str = "") -> Table:
     return table
 
 
+def setting_names() -> list[str]:
+    """Return the dotted names of all settings, without the options of single methods."""
+    return [name for name, *_ in _rows(RunConfig, "")]
+
+
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
         inner = field.annotation

@@ -40,6 +40,8 @@ MATRICES = {
     "similarity_model": "Similarity of models",
     "weights": "Weights of the average",
 }
+ALIKE = 0.01
+"""Largest difference between the entries of a matrix, as a share of the largest, that is not drawn."""
 MATRIX_NOTE = "Rows and columns are in cluster order: neighbours are similar. The scale omits the diagonal."
 RUN_OVERVIEW = (
     "method", "mean", "worst", "best", "kept_round", "up_per_round", "total_bytes", "fedavg_lora_would_send",
@@ -247,11 +249,24 @@ def _from_folders(partition: Partition, details: Details) -> Iterator[Block]:
         for name in [known for known in MATRICES if known in matrices]:
             title = f"{MATRICES[name]}, {method}, round {details.round}"
             matrix = matrices[name][np.ix_(order, order)]
+            if alike := _alike(matrix):
+                yield Block(tables.matrix_table(title, matrix, names, alike), folded=True)
+                continue
             alt = f"Heat map of {len(names)} × {len(names)} clients in cluster order."
             plot = partial(plots.similarity, matrix=matrix, names=names)
             yield Block(tables.matrix_table(title, matrix, names, MATRIX_NOTE), plot, alt, 3.4)
     for method, manifest in details.manifest.items():
         yield Block(tables.manifest_table(f"Bytes by tensor, {method}", manifest), folded=True)
+
+
+def _alike(matrix: Matrix) -> str:
+    """Return a sentence on a matrix whose entries differ too little for a picture; empty for any other."""
+    off = matrix[~np.eye(len(matrix), dtype=bool)]
+    if not len(off) or not np.isfinite(off).all() or np.ptp(off) > ALIKE * np.abs(off).max():
+        return ""
+    own = np.diag(matrix).mean()
+    beside = "" if abs(own - off.mean()) <= ALIKE * np.abs(off).max() else f", and on it {own:.3g} in the mean"
+    return f"All clients are alike here: every entry off the diagonal is {off.mean():.3g}{beside}."
 
 
 def cluster_order(matrices: dict[str, Matrix]) -> list[int]:
