@@ -34,6 +34,7 @@ from trifed.methods.base import (
     is_head,
 )
 from trifed.methods.packing import Layout
+from trifed.similarity.summary import MOST_COMPONENTS
 from trifed.tasks.base import BiasHead
 from trifed.tasks.base_model import read_config
 from trifed.tasks.shapes import SHAPES, build_on_meta, feature_size, is_generative, is_two_tower, shape_config
@@ -244,12 +245,12 @@ def _one_time_messages(method: Method, parameters: Parameters, labels: int) -> I
         sizes = summary_sizes(method.summarise, method.options())
         parts = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
         shown = "one component for each label" if labels else "one component"
-        most = f"a label with fewer than {MIN_COMPONENT_EXAMPLES} examples at a client has none"
+        each = f"a client has one for every {MIN_COMPONENT_EXAMPLES} examples of a label, at most {MOST_COMPONENTS}"
         yield OneTimeMessage(
             "summary of the data",
             sizes.total(max(labels, 1), max(labels, 1)),
             0,
-            f"{parts}, at most {shown}; {most}" if labels else f"{parts}, counted with {shown}",
+            f"{parts}, counted with {shown}; {each}",
         )
 
 
