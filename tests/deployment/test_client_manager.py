@@ -37,7 +37,7 @@ def test_another_base_model_is_refused(federation, site_tables, tiny_encoder, tm
 def test_a_site_trains_with_its_own_settings(federation, events):
     nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
     nodes[0] = federation.node(SITES[0], training={"steps": 1})
-    coordinator, channel = federation(nodes=nodes)
+    coordinator, _ = federation(nodes=nodes)
     coordinator.run()
     steps = {e["client"]: e["steps"] for e in events(coordinator, "trained")}
     assert steps[SITES[0]] == 1 and min(steps[site] for site in SITES[1:]) > 1

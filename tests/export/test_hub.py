@@ -27,28 +27,33 @@ class Hub:
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         """Answer a request as far as an upload of a folder needs it."""
         parts = path.partition("?")[0].strip("/").split("/")
+        name = "/".join(parts[2:4])
         if parts == ["api", "repos", "create"]:
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}"
-            if name in self.private:
-                return 409, {"error": "exists", "url": f"http://hub/{name}"}
-            self.private[name] = asked.get("visibility") == "private"
-            return 200, {"url": f"http://hub/{name}"}
+            return self.create(json.loads(body))
         if parts == ["api", "validate-yaml"]:
             return 200, {"errors": [], "warnings": []}
-        name = "/".join(parts[2:4])
         if parts[4:5] == ["preupload"]:
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
-            return 200, {"files": files}
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return 200, {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
         if parts[4:5] == ["commit"]:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    content = base64.b64decode(line["value"]["content"])
-                    self.files.setdefault(name, {})[line["value"]["path"]] = content
-            return 200, {"commitUrl": f"http://hub/{name}/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
+            return self.commit(name, [json.loads(line) for line in body.splitlines()])
         if parts[:2] == ["api", "models"] and name in self.private:
             return 200, {"id": name, "private": self.private[name], "sha": "0" * 40, "siblings": [], "tags": []}
         return 404, {"error": f"no {path}"}
+
+    def create(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        """Make a repository, unless it exists."""
+        name = f"{asked['organization']}/{asked['name']}"
+        if name in self.private:
+            return 409, {"error": "exists", "url": f"http://hub/{name}"}
+        self.private[name] = asked.get("visibility") == "private"
+        return 200, {"url": f"http://hub/{name}"}
+
+    def commit(self, name: str, lines: list[dict[str, Any]]) -> tuple[int, Any]:
+        """Keep the files of a commit."""
+        for value in (line["value"] for line in lines if line["key"] == "file"):
+            self.files.setdefault(name, {})[value["path"]] = base64.b64decode(value["content"])
+        return 200, {"commitUrl": f"http://hub/{name}/commit/{'0' * 40}", "commitOid": "0" * 40}
 
 
 @pytest.fixture
@@ -67,7 +72,7 @@ def hub(monkeypatch):
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_POST
+        do_GET = do_POST  # noqa: N815 - the name that the server calls
 
         def log_message(self, *args: object) -> None:
             pass

@@ -13,9 +13,7 @@ from trifed.reports.results import Source, Study
 
 def test_figures_of_several_partitions_are_told_apart():
     drawn = figures_of(
-        comparison_document(
-            Source(Path(), "comparison", Study.model_validate(make_comparison(("a", "b"))), {})
-        )
+        comparison_document(Source(Path(), "comparison", Study.model_validate(make_comparison(("a", "b"))), {}))
     )
     assert {"a: Accuracy over rounds", "b: Accuracy over rounds"} <= set(drawn)
 

@@ -160,9 +160,7 @@ class TargetClient:
         Its privacy ledger is temporary: an audit spends no budget.
         """
         simulation = self.simulation
-        settings = ClientSettings.of(
-            without_guards(self.config), len(simulation.data.label_names), client.name
-        )
+        settings = ClientSettings.of(without_guards(self.config), len(simulation.data.label_names), client.name)
         with TemporaryDirectory(prefix="trifed-audit-") as scratch:
             privacy = simulated_privacy(self.config, client, Path(scratch))
             yield Client(simulation.context, self.shared_model, client, settings, privacy)

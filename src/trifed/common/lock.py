@@ -22,7 +22,8 @@ TRIES, PAUSE = 5, 0.02
 def is_held(folder: Path) -> bool:
     """Return True if a process writes to a folder at this moment; nothing in the folder is changed."""
     try:
-        with (folder / LOCK).open(encoding="utf-8") as file:  # it is there while the folder is held, or after a kill
+        # The file is there while the folder is held, or after its holder was killed.
+        with (folder / LOCK).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -29,7 +29,7 @@ class ClientTraining(StrictSettings):
         None, ge=0, allow_inf_nan=False, description="This client's weight decay of AdamW."
     )
     clip_norm: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="Largest norm of a step's gradient of this client; 0: no limit."
+        None, ge=0, allow_inf_nan=False, description="Largest norm of this client's gradients; 0: no limit."
     )
 
     def over(self, training: TrainingSettings) -> TrainingSettings:
@@ -47,8 +47,8 @@ NOISED = ("epochs", "steps", "batch_size")
 def noised_problems(settings: Mapping[str, ClientTraining]) -> list[str]:
     """Return a message for each client's setting that cannot be combined with `privacy.training`."""
     return [
-        f"client_settings.{client}.{name}: with privacy.training all clients have the same steps, because the noise "
-        f"is computed for them; leave it out"
+        f"client_settings.{client}.{name}: with privacy.training all clients have the same steps, for which the "
+        f"noise is computed; leave it out"
         for client, own in settings.items()
         for name in NOISED
         if getattr(own, name) is not None

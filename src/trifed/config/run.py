@@ -138,8 +138,8 @@ class RunConfig(StrictSettings):
     training: TrainingSettings = TrainingSettings()
     client_settings: dict[str, ClientTraining] = Field(
         {},
-        description="Training settings of single clients where they differ from [training], each client's in a table "
-        "[client_settings.NAME].",
+        description="Training settings of single clients where they differ from [training], for each client in a "
+        "table [client_settings.NAME].",
     )
     personalization: PersonalizationSettings = PersonalizationSettings()
     aggregation: AggregationSettings = AggregationSettings()

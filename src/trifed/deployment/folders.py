@@ -63,7 +63,7 @@ def read_run(path: Path) -> RunConfig:
         )
     if config.client_settings:
         raise ConfigError(
-            ["client_settings: a site has its own training settings in [training] of its node.toml; leave them out"],
+            ["client_settings: leave them out; a site has its own in the table [training] of its node.toml"],
             str(path),
         )
     return config

@@ -50,8 +50,8 @@ class ComparisonResult:
     def table(self) -> pd.DataFrame:
         """Return all numbers: one row for each partition and method, and one for each control, in brackets.
 
-        Accuracies lie in [0, 1]; an interval has the columns `interval_low` and `interval_high`; bytes are those of
-        one client, but for `total_bytes`. Numbers that are not known are missing.
+        Accuracies lie in [0, 1]; an interval has the columns `interval_low` and `interval_high`; bytes are those
+        of one client, but for `total_bytes`. Numbers that are not known are missing.
         """
         from trifed.reports.comparison.tables import main_table
         from trifed.reports.tables import to_frame

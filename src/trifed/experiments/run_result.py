@@ -99,7 +99,7 @@ class RunResult:
         return result_figure(read_source(self.path))
 
     def figures(self) -> dict[str, Figure]:
-        """Draw every figure of the report, by its title: accuracy over rounds, over bytes, per client, and more."""
+        """Draw every figure of the report, by its title: accuracy over rounds, over bytes and per client, …"""
         from trifed.reports.comparison.report import comparison_document, figures_of
         from trifed.reports.read import read_source
 

@@ -139,7 +139,7 @@ def _export(run: FinishedRun, located: LocatedModel, form: Form, folder: Path, b
 
 
 def _copy_head(client: Path, folder: Path, form: Form) -> None:
-    """Copy the head; a file without a tensor is not put beside full weights, whose loaders read every such file."""
+    """Copy the head; a file without a tensor is not put beside full weights, whose loaders read each file."""
     head = client / "head.safetensors"
     if form != "merged" or load_file(head):
         shutil.copyfile(head, folder / head.name)

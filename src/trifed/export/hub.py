@@ -52,12 +52,12 @@ def push_to_hub(folder: str | Path, repository: str, private: bool = False) -> s
     try:
         address = str(api.create_repo(repository, private=private or None, exist_ok=True))
         if private and not api.model_info(repository).private:
-            raise RunError(f"{address}: this repository exists and is public; give another name, or leave out --private")
-        api.upload_folder(folder_path=path, repo_id=repository, commit_message="Upload a model that trifed exported")
+            raise RunError(f"{address}: it exists and is public; give another name, or leave out --private")
+        api.upload_folder(folder_path=path, repo_id=repository, commit_message="Upload a model exported by trifed")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         again = f"hf upload {repository} {path}{' --private' if private else ''}"
-        raise RunError(f"{repository}: not uploaded ({reason}); the export is kept, to try again: {again}") from error
+        raise RunError(f"{repository}: not uploaded ({reason}); the export is kept; again: {again}") from error
     return address
 
 
@@ -71,6 +71,6 @@ def refuse_local_base(folder: Path) -> None:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
         if Path(base).is_absolute() or Path(base).exists():
             raise RunError(
-                f"{file.parent}: its base model is the folder {base}, which only this machine has; export it again "
-                f"with --base and the base's hub name, or with --form merged, which needs no base"
+                f"{file.parent}: its base model is the folder {base} of this machine; export it again with --base "
+                f"and the base's hub name, or with --form merged, which needs no base"
             )

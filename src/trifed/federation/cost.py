@@ -245,7 +245,9 @@ def _one_time_messages(method: Method, parameters: Parameters, labels: int) -> I
         sizes = summary_sizes(method.summarise, method.options())
         parts = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
         shown = "one component for each label" if labels else "one component"
-        each = f"a client has one for every {MIN_COMPONENT_EXAMPLES} examples of a label, at most {MOST_COMPONENTS}"
+        each = (
+            f"one is for {MIN_COMPONENT_EXAMPLES} examples of a label or more, at most {MOST_COMPONENTS} a label"
+        )
         yield OneTimeMessage(
             "summary of the data",
             sizes.total(max(labels, 1), max(labels, 1)),

@@ -70,7 +70,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def has_bars(console: Console) -> bool:
-    """Return True where a bar can be drawn again and again: in a terminal, and in a notebook with ipywidgets."""
+    """Return True where a bar can be drawn: in a terminal, and in a notebook with ipywidgets."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
@@ -91,7 +91,9 @@ class _Watch:
         self.console = console
         self.has_bar = has_bars(console)
         self.task: Any = None
-        self.progress = Progress(*columns, console=console, expand=expand, transient=True, disable=not self.has_bar)
+        self.progress = Progress(
+            *columns, console=console, expand=expand, transient=True, disable=not self.has_bar
+        )
 
     def _start(self, description: str, total: int, done: int, **fields: Any) -> None:
         """Replace the bar, and start the clock."""

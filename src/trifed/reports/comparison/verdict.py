@@ -110,7 +110,7 @@ def cautions(source: Source) -> list[Caution]:
     diverged = dict.fromkeys(text for details in source.details.values() for text in details.diverged)
     controls = {name: better_control(partition) for name, partition in partitions.items()}
     better = [f"{name} ({control})" for name, control in controls.items() if control]
-    counts = [len(m.seeds or partition.seeds) for partition in partitions.values() for m in partition.methods.values()]
+    counts = [len(m.seeds or found.seeds) for found in partitions.values() for m in found.methods.values()]
     seeds = min(counts, default=FEW_SEEDS)
     results = [item for partition in partitions.values() for item in partition.methods.items()]
     rising = dict.fromkeys(name for name, found in results if found.plateau and found.plateau.reached is False)
