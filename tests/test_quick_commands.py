@@ -25,7 +25,7 @@ KEPT = Path(__file__).parent / "fixtures" / "kept_runs" / "0.1.0"
 
 HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "flwr", "flwr_datasets", "matplotlib", "mlflow", "ot", "pandas",
-    "peft", "scipy", "sklearn", "tensorboard", "torch", "transformers",
+    "peft", "scipy", "sklearn", "tensorboard", "torch", "transformers", "wandb",
 }  # fmt: skip
 """Packages whose import takes from tenths of a second to seconds."""
 SETTINGS = {"numpy", "pydantic"}

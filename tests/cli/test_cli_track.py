@@ -36,7 +36,7 @@ def test_a_run_is_written_where_it_is_said(track, tmp_path, finished):
     [
         (["nosuch", "--to", "tensorboard"], ["nosuch: no run here"]),
         (["nosuch"], ["--to"]),
-        (["nosuch", "--to", "wandb"], ["--to", "'tensorboard'", "'mlflow'"]),
+        (["nosuch", "--to", "comet"], ["--to", "'tensorboard'", "'mlflow'", "'wandb'"]),
     ],
 )
 def test_what_is_refused(track, tmp_path, args, words):
@@ -51,5 +51,5 @@ def test_what_is_refused(track, tmp_path, args, words):
 def test_the_help_names_the_extras(track):
     text = track("--help").out
     assert "Example" in text and "trifed track runs/demo" in text and "--to tensorboard" in text
-    assert "trifed[tensorboard]" in text and "trifed[mlflow]" in text
+    assert "trifed[tensorboard]" in text and "trifed[mlflow]" in text and "trifed[wandb]" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -21,6 +21,7 @@ from trifed.common.text import printable
 VIEW = {
     "tensorboard": "tensorboard --logdir {place}",
     "mlflow": "mlflow server --backend-store-uri {place}",
+    "wandb": "wandb sync {place}",
 }
 """Command that shows the logs, by tracker."""
 POLL_SECONDS = 0.5
@@ -63,18 +64,25 @@ def report_command(
 
 def track_command(
     folder: Run,
-    to: Annotated[Literal["tensorboard", "mlflow"], typer.Option("--to", help="The tracker.", show_default=False)],
+    to: Annotated[
+        Literal["tensorboard", "mlflow", "wandb"],
+        typer.Option("--to", help="The tracker.", show_default=False),
+    ],
     into: Annotated[
         Path | None, typer.Option(help="Folder of the logs. Default: the run's own folder.", show_default=False)
     ] = None,
 ) -> None:
-    """Log a finished or interrupted run and its baselines to TensorBoard or MLflow.
+    """Log a finished or interrupted run and its baselines to a tracker.
+
+    Trackers are TensorBoard, MLflow, and Weights & Biases (wandb).
 
     Logs accuracy, training loss and bytes for each complete round and client, and the configuration as parameters.
     Logging a run twice does not duplicate points. To log a run from the start, set trackers = ["tensorboard"] in
     its file.
 
-    Each tracker is an extra: pip install 'trifed\\[tensorboard]' or 'trifed\\[mlflow]'.
+    Each tracker is an extra: pip install 'trifed\\[tensorboard]', 'trifed\\[mlflow]' or
+    'trifed\\[wandb]'. With WANDB_MODE=offline, wandb writes files that `wandb sync`
+    uploads.
 
     [bold]Examples[/bold]
 
@@ -89,7 +97,9 @@ def track_command(
         done = track(folder, to, into)
     for item in done:
         typer.echo(f"{item.method}: {item.points} points of {item.rounds} rounds, in {item.place}")
-    typer.echo(f"To view it: {VIEW[to].format(place=shlex.quote(done[0].place))}")
+    place = done[0].place
+    address = place.startswith(("https://", "http://")) and to == "wandb"
+    typer.echo(f"To view it: {place if address else VIEW[to].format(place=shlex.quote(place))}")
 
 
 def watch_command(

@@ -129,7 +129,9 @@ class RunConfig(StrictSettings):
         "validation data is used. Unset: a third of its own rate, its own, and three times its own.",
     )
     trackers: list[TrackerName] = Field(
-        [], description="Trackers to which the run is logged: tensorboard, mlflow. Each needs its extra."
+        [],
+        description="Trackers to which the run is logged: tensorboard, mlflow, wandb (Weights & Biases). Each "
+        "needs its extra.",
     )
     model: ModelSettings = ModelSettings()
     adapter: AdapterSettings = AdapterSettings()

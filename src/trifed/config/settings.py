@@ -38,7 +38,7 @@ WRITING: tuple[TaskName, ...] = ("causal-lm", "sequence-to-sequence", "image-tex
 UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
 """Tasks without labels."""
 
-TrackerName = Literal["tensorboard", "mlflow"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 # -- [model]
 

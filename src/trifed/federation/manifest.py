@@ -16,7 +16,7 @@ from trifed.federation.run_folder import RunFolder, json_text
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 FOLDERS = ("checkpoints", "clients", "matrices", "privacy")
-NOT_LISTED = (MANIFEST, SUMMARY, "mlflow.json")
+NOT_LISTED = (MANIFEST, SUMMARY, "mlflow.json", "wandb.json")
 """Files that are written later."""
 
 

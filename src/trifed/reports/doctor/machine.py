@@ -24,6 +24,7 @@ EXTRAS = {
     "demo": "the small pre-trained model of `trifed demo` and model.name = 'demo'",
     "tensorboard": "a run's curves in TensorBoard",
     "mlflow": "a run's curves in MLflow",
+    "wandb": "a run's curves in Weights & Biases",
     "quantized": "base models in 8 or 4 bits (model.dtype = 'int8' or 'nf4')",
     "flower": "runs between sites (`trifed flower`)",
 }

@@ -1,6 +1,6 @@
-"""Experiment trackers: a run's numbers in TensorBoard or MLflow, while it runs or afterwards.
+"""Experiment trackers: a run's numbers in TensorBoard, MLflow or Weights & Biases, while it runs or afterwards.
 
-Both are optional extras. All points come from the run's own event log, so a tracker can be filled at any time, and
+All are optional extras. All points come from the run's own event log, so a tracker can be filled at any time, and
 filling it twice does not double a point.
 """
 

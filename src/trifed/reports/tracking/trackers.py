@@ -20,6 +20,7 @@ Listener = Callable[[Event], None]
 NEEDS: dict[TrackerName, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "wandb": ("wandb",),
 }
 """Tracker -> importable names of its extra's packages."""
 
@@ -102,6 +103,10 @@ def open_sink(name: TrackerName, source: Source, into: Path | None = None) -> Si
         from trifed.reports.tracking.to_tensorboard import TensorBoardSink
 
         return TensorBoardSink(source, into)
+    if name == "wandb":
+        from trifed.reports.tracking.to_wandb import WandbSink
+
+        return WandbSink(source, into)
     from trifed.reports.tracking.to_mlflow import MlflowSink
 
     return MlflowSink(source, into)
@@ -174,9 +179,10 @@ def track(folder: str | Path, name: TrackerName, into: str | Path | None = None)
 
     Args:
         folder: The run's folder.
-        name: "tensorboard" or "mlflow".
-        into: For TensorBoard the folder above the run's, for MLflow the folder of its `mlflow.db`. Default: the
-            run's own folder; for MLflow the store of MLFLOW_TRACKING_URI, if that is set.
+        name: "tensorboard", "mlflow" or "wandb".
+        into: For TensorBoard the folder above the run's, for MLflow the folder of its `mlflow.db`, for Weights &
+            Biases the folder of its files. Default: the run's own folder; for MLflow the store of
+            MLFLOW_TRACKING_URI, if that is set.
 
     Raises:
         ConfigError: The tracker is not installed.
