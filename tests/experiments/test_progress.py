@@ -67,10 +67,15 @@ def test_only_the_selected_clients_count(clock, toy_values):
 def test_lines_have_an_estimate_in_round_1_where_it_takes_long(clock, toy_values):
     watch, text = watch_of(toy_values, False)
     begin(watch)
-    clock.now += progress_bar.PATIENCE + 1
-    train(watch, 3)
+    clock.now += 40
+    train(watch, 2)  # they trained together
+    assert "left" not in text.getvalue()
+    clock.now += 30
+    train(watch, 2)
     lines = [line for line in text.getvalue().splitlines() if "left" in line]
-    assert len(lines) == 1 and "round 1/5" in lines[0] and "1 of 8 clients" in lines[0]
+    assert len(lines) == 1 and "round 1/5" in lines[0] and "2 of 8 clients" in lines[0]
+    # A quarter of the first of five rounds took 40 s: 800 s in all, of which 70 are over.
+    assert lines[0].endswith(f"left {progress_bar.clock(730)}")
     quick, text = watch_of(toy_values, False)
     begin(quick)
     train(quick, 3)

@@ -42,6 +42,8 @@ LINES = {
 
 PATIENCE = 20.0
 """Seconds after which lines of text give an estimate before the first round ends."""
+BURST = 1.0
+"""Seconds within which clients that trained together are reported."""
 
 
 @contextmanager
@@ -169,6 +171,7 @@ class Watch(_Watch):
         self.worst: float | None = None
         self.told = self.scored = self.round  # the last round with a line, and with scores
         self._has_estimate = False
+        self._trained = 0, 0.0  # clients of this round, and when the last of them came
         self._start("starting", self.rounds, self.round)
         place = f" ({self.methods.index(self.method) + 1} of {len(self.methods)})" if self.methods[1:] else ""
         begins = f"{self.clients} clients, {self.rounds} rounds"
@@ -186,19 +189,26 @@ class Watch(_Watch):
         if event["round"] != self.round:
             self._tell_round()
             self.round, self.losses = event["round"], []
+        self._estimate()
         self.losses.append(event["loss"])
-        done = self.round - 1 + min(1.0, len(self.losses) / self.selected)
-        self._move(done, f"  {event['client']}")
-        self._estimate(done)
+        self._trained = len(self.losses), time.monotonic()
+        self._move(self.round - 1 + min(1.0, len(self.losses) / self.selected), f"  {event['client']}")
 
-    def _estimate(self, done: float) -> None:
-        """Say in the first round, where there is no bar and it takes long, how much time is left."""
-        if self.has_bar or self._has_estimate or time.monotonic() - self.began < PATIENCE:
+    def _estimate(self) -> None:
+        """Say in the first round, where there is no bar and it takes long, how much time is left.
+
+        Clients that trained together come together: they count when the next ones come.
+        """
+        count, when = self._trained
+        now, spent = time.monotonic(), when - self.began
+        if self.has_bar or self._has_estimate or spent < PATIENCE or now - when < BURST:
             return
         self._has_estimate = True
-        if done < self.first + 1:
-            clients = f"{len(self.losses)} of {plural(self.selected, 'client')}"
-            self.say(f"{self.method}  round {self.round}/{self.rounds}  {clients}  {self._time_left(done)}")
+        share = count / self.selected
+        if self.round == self.first + 1 and 0 < share < 1:
+            left = clock(max(0.0, spent / share * (self.total - self.first) - (now - self.began)))
+            clients = f"{count} of {plural(self.selected, 'client')}"
+            self.say(f"{self.method}  round {self.round}/{self.rounds}  {clients}  left {left}")
 
     def _on_scores(self, event: Event) -> None:
         if not event["round"]:
