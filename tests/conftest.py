@@ -56,7 +56,7 @@ SLOW_FILES = {
     "deployment/test_phases.py",
     "deployment/test_release_log.py", "deployment/test_site_guards.py", "deployment/test_site_privacy.py",
     "deployment/test_worker.py", "experiments/test_compare.py", "experiments/test_crash.py",
-    "experiments/test_runner.py", "export/test_evaluate.py", "export/test_export.py", "export/test_locate.py",
+    "experiments/test_progress.py", "experiments/test_runner.py", "federation/test_client_settings.py", "export/test_evaluate.py", "export/test_export.py", "export/test_locate.py",
     "export/test_native_export.py", "federation/test_calibrate.py", "federation/test_cost.py",
     "federation/test_proximal.py", "federation/test_simulation.py", "privacy/test_canaries.py",
     "privacy/test_noise_to_signal.py", "privacy/test_noised_training.py", "reports/test_audit_page.py",
@@ -67,6 +67,7 @@ SLOW_FILES = {
     "test_cli_run.py", "test_cli_stop.py",
     "test_damaged_files.py", "test_docs.py", "test_escaping.py", "test_examples.py", "test_kept_runs.py",
     "test_lock.py", "test_site.py", "tracking/test_to_mlflow.py", "tracking/test_to_tensorboard.py",
+    "tracking/test_to_wandb.py",
 }  # fmt: skip
 """Files whose tests train models or start processes; `make test-quick` leaves them out."""
 
