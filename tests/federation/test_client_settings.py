@@ -95,7 +95,7 @@ def test_settings_are_checked_and_kept(toy_values, tmp_path):
         make_config(toy_values(client_settings={"amber": {"lr": 1}}))
     with pytest.raises(ConfigError, match=r"client_settings\.amber\.learning_rate: got -1"):
         make_config(toy_values(client_settings={"amber": {"learning_rate": -1}}))
-    noised = {"privacy": {"training": {"epsilon": 8}}, "training": {"steps": 2}}
+    noised = {"method": "fedavg-lora", "privacy": {"training": {"epsilon": 8}}, "training": {"steps": 2}}
     with pytest.raises(ConfigError, match=r"client_settings\.amber\.steps: with privacy\.training"):
         make_config(toy_values(**noised, client_settings={"amber": {"steps": 1}}))
     make_config(toy_values(**noised, client_settings={"amber": {"learning_rate": 1}}))

@@ -19,6 +19,6 @@ def test_figures_of_several_partitions_are_told_apart():
 
 
 def test_a_comparison_without_a_result_has_empty_tables(tmp_path):
-    data = make_comparison() | {"results": {}, "finished": False}
+    data = make_comparison() | {"results": {}, "tuning": {}, "finished": False}
     result = ComparisonResult(tmp_path, data)
     assert result.table().empty and result.differences().empty and result.figures() == {}
