@@ -23,6 +23,7 @@ class Hub:
         self.private: dict[str, bool] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.tokens: set[str] = set()
+        self.address = ""
 
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         """Answer a request as far as an upload of a folder needs it."""
@@ -45,15 +46,15 @@ class Hub:
         """Make a repository, unless it exists."""
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.private:
-            return 409, {"error": "exists", "url": f"http://hub/{name}"}
+            return 409, {"error": "exists", "url": f"{self.address}/{name}"}
         self.private[name] = asked.get("visibility") == "private"
-        return 200, {"url": f"http://hub/{name}"}
+        return 200, {"url": f"{self.address}/{name}"}
 
     def commit(self, name: str, lines: list[dict[str, Any]]) -> tuple[int, Any]:
         """Keep the files of a commit."""
         for value in (line["value"] for line in lines if line["key"] == "file"):
             self.files.setdefault(name, {})[value["path"]] = base64.b64decode(value["content"])
-        return 200, {"commitUrl": f"http://hub/{name}/commit/{'0' * 40}", "commitOid": "0" * 40}
+        return 200, {"commitUrl": f"{self.address}/{name}/commit/{'0' * 40}", "commitOid": "0" * 40}
 
 
 @pytest.fixture
@@ -79,7 +80,8 @@ def hub(monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    known.address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", known.address)
     yield known
     server.shutdown()
     server.server_close()

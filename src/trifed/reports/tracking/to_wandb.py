@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb.errors import Error
 
 from trifed.common.errors import RunError
 from trifed.reports.tracking.scalars import Point
@@ -19,7 +20,7 @@ MEMORY = "wandb.json"
 PROJECT = "trifed"
 """Project in W&B, unless WANDB_PROJECT names another."""
 OFFLINE = ("offline", "dryrun")
-_FAILURES = (wandb.Error, OSError)
+_FAILURES = (Error, OSError)
 
 
 class WandbSink:
@@ -38,7 +39,7 @@ class WandbSink:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             mode = wandb.Settings().mode
-            if mode == "online" and wandb.api.api_key is None:  # W&B itself would ask in the middle of a run
+            if mode == "online" and not wandb.login(prompt=False):  # else W&B would ask in the middle of a run
                 raise RunError("W&B: nobody is logged in; call `wandb login`, or set WANDB_MODE=offline")
             if mode in OFFLINE:
                 for old in (folder / "wandb").glob(f"offline-run-*-{number}"):
@@ -69,7 +70,7 @@ class WandbSink:
     def close(self, finished: bool) -> None:
         """Upload what is left, and close the W&B run as finished or as failed."""
         try:
-            self._run.finish(exit_code=0 if finished else 1, quiet=True)
+            self._run.finish(exit_code=0 if finished else 1)
         except _FAILURES as error:
             raise _error(error) from error
 
