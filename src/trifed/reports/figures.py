@@ -84,7 +84,7 @@ class Style:
 Plot = Callable[[Axes, Style], None]
 
 
-class NotebookFigure(Figure):  # type: ignore[misc]
+class NotebookFigure(Figure):
     """A figure that a notebook shows, also where pyplot was never imported."""
 
     def _repr_png_(self) -> bytes:

@@ -38,7 +38,7 @@ class WandbSink:
         number = _memory(source) or secrets.token_hex(4)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            mode = wandb.Settings().mode
+            mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # `wandb offline` sets the second
             if mode == "online" and not wandb.login(prompt=False):  # else W&B would ask in the middle of a run
                 raise RunError("W&B: nobody is logged in; call `wandb login`, or set WANDB_MODE=offline")
             if mode in OFFLINE:
@@ -50,6 +50,7 @@ class WandbSink:
                 name=f"{source.home.name} {source.method}",
                 id=number,
                 dir=str(folder),
+                mode=mode,
                 config=source.config.model_dump(mode="json"),
                 resume=None if mode in OFFLINE else "allow",
                 reinit="create_new",
