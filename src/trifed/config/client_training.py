@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 from trifed.common.errors import ConfigError, nearest
 from trifed.common.strict_settings import StrictSettings
@@ -39,6 +40,14 @@ class ClientTraining(StrictSettings):
             own.setdefault("steps", None)  # the client's epochs hold, also where the others have steps
         return training.model_copy(update=own)
 
+
+def _what_is_set(settings: dict[str, ClientTraining]) -> dict[str, dict[str, Any]]:
+    """Write only what is set, in one order: a run's identity depends on nothing else."""
+    return {name: settings[name].model_dump(exclude_none=True) for name in sorted(settings)}
+
+
+ClientTables = Annotated[dict[str, ClientTraining], PlainSerializer(_what_is_set)]
+"""The clients' tables by name."""
 
 NOISED = ("epochs", "steps", "batch_size")
 """Settings on which the noise of `privacy.training` depends, which is computed for all clients alike."""

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
 from trifed.config.baselines import RATE_FACTOR, baseline_problems, planned
-from trifed.config.client_training import ClientTraining
+from trifed.config.client_training import ClientTables
 from trifed.config.combinations import combination_problems, privacy_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
 from trifed.config.run_identity import identity_of_settings
@@ -138,7 +138,7 @@ class RunConfig(StrictSettings):
     data: DataSettings
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
-    client_settings: dict[str, ClientTraining] = Field(
+    client_settings: ClientTables = Field(
         {},
         description="Training settings of single clients where they differ from [training], for each client in a "
         "table [client_settings.NAME].",
@@ -170,11 +170,6 @@ class RunConfig(StrictSettings):
         method = _method_table(values.get("method", {}))
         defaults = deep_merge(_task_defaults(values), _method_defaults(method))
         return deep_merge(defaults, {**values, "method": method})
-
-    @field_serializer("client_settings")
-    def _set_values(self, settings: dict[str, ClientTraining]) -> dict[str, dict[str, Any]]:
-        """Write only what is set, in one order: the identity depends on nothing else."""
-        return {name: settings[name].model_dump(exclude_none=True) for name in sorted(settings)}
 
     def composed_method(self) -> Method:
         """Return the run's method with the client and server parts that the run's settings give it."""
