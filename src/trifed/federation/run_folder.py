@@ -15,8 +15,7 @@
         privacy/NAME/          with [privacy]: a client's ledger, and its noised summary
         clients/NAME/          adapter as a PEFT folder, head.safetensors, classifier.json
         predictions.json       each client's predicted labels on its test data
-        tensorboard/METHOD/    event files; also mlflow.db, mlflow.json, wandb.json and wandb/, if trackers are
-                               configured
+        tensorboard/METHOD/    event files of trackers; also mlflow.db, mlflow.json, wandb.json, wandb/
         summary.json           the result, complete only when `finished` is true
         manifest.json          size and SHA-256 of each file of a finished run, see `manifest`
         audit/                 results of `trifed audit`, unless another folder is given
