@@ -129,9 +129,7 @@ class RunConfig(StrictSettings):
         "validation data is used. Unset: a third of its own rate, its own, and three times its own.",
     )
     trackers: list[TrackerName] = Field(
-        [],
-        description="Trackers to which the run is logged: tensorboard, mlflow, wandb (Weights & Biases). Each "
-        "needs its extra.",
+        [], description="Trackers to which the run is logged: tensorboard, mlflow, wandb. Each needs its extra."
     )
     model: ModelSettings = ModelSettings()
     adapter: AdapterSettings = AdapterSettings()
@@ -139,9 +137,7 @@ class RunConfig(StrictSettings):
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
     client_settings: ClientTables = Field(
-        {},
-        description="Training settings of single clients where they differ from [training], for each client in a "
-        "table [client_settings.NAME].",
+        {}, description="Training settings of single clients that differ from [training]: [client_settings.NAME]."
     )
     personalization: PersonalizationSettings = PersonalizationSettings()
     aggregation: AggregationSettings = AggregationSettings()
