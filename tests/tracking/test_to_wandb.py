@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,16 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def records(folder: Path) -> list[Any]:
-    """Everything in the one file below a W&B run's folder."""
+    """Everything in the one file below a W&B run's folder, when W&B's own process has written it."""
+    for _ in range(100):
+        found = read(folder)
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            break
+        time.sleep(0.1)
+    return found
+
+
+def read(folder: Path) -> list[Any]:
     (path,) = folder.glob("*.wandb")
     content, place, data, found = path.read_bytes(), HEADER, b"", []
     while place < len(content):

@@ -38,7 +38,9 @@ class WandbSink:
         number = _memory(source) or secrets.token_hex(4)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # `wandb offline` sets the second
+            mode: Any = (
+                os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+            )  # `wandb offline` sets the second
             if mode == "online" and not wandb.login(prompt=False):  # else W&B would ask in the middle of a run
                 raise RunError("W&B: nobody is logged in; call `wandb login`, or set WANDB_MODE=offline")
             if mode in OFFLINE:
