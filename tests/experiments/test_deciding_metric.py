@@ -16,10 +16,10 @@ from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import PLANNED, make_comparison
 from trifed.experiments.tuning import best_rate
 from trifed.reports.comparison.deciding import by_deciding_metric, verdict_in_numbers
-from trifed.reports.comparison.metric_tables import metric_difference_table, metric_table
+from trifed.reports.comparison.metric_tables import metric_curve_table, metric_difference_table, metric_table
 from trifed.reports.comparison.report import render_comparison
 from trifed.reports.comparison.verdict import leaders, study_verdict, verdict
-from trifed.reports.results import Deciding, Difference, MethodResult, Partition, Spread, Study
+from trifed.reports.results import Deciding, Difference, MethodResult, Partition, Point, Spread, Study
 from trifed.reports.tables import to_markdown
 
 
@@ -121,3 +121,12 @@ def test_tables_of_metrics():
     assert row["mean"] == pytest.approx(-0.1975) and row["interval"][0] < row["interval"][1] < 0
     assert "log\\_loss" in to_markdown(metric_table(found))
     assert not metric_difference_table(found.model_copy(update={"deciding": Deciding()})).rows
+
+
+def test_metrics_over_rounds_have_the_deciding_one_on_validation_data():
+    point = Point(round=2, metrics={"brier": 0.2, "log_loss": 0.5}, valid_metrics={"brier": 0.3, "log_loss": 0.6})
+    curve = [Point(round=0), point]
+    found = Partition(deciding=Deciding.of("log_loss"), methods={"local": MethodResult(curve=curve)})
+    table = metric_curve_table(found)
+    assert [column.key for column in table.columns] == ["method", "round", "brier", "log_loss", "validation"]
+    assert [(row["round"], row["log_loss"], row["validation"]) for row in table.rows] == [(2, 0.5, 0.6)]

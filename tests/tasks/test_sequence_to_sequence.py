@@ -165,6 +165,17 @@ def test_a_run_learns_and_its_clients_answer(kind, method, tiny_pairs, pairs, tm
     assert together == [writer.answer([prompt], tokens=5)[0] for prompt in prompts]
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_generated_answers_are_measured_at_the_end(kind, tiny_pairs, pairs, tmp_path):
+    metrics = ["perplexity", "exact_match", "rouge_l"]
+    settings = values(tiny_pairs(kind), pairs, method="local", metrics=metrics, generated_answers=2)
+    result = run(make_config({**settings, "rounds": 1}), tmp_path / "run")
+    assert set(result.summary["metrics"]) == set(metrics)
+    for client in result.summary["clients"]:
+        assert client["now"]["perplexity"] == pytest.approx(np.exp(client["now"]["loss"]))
+        assert 0 <= client["now"]["exact_match"] <= client["now"]["rouge_l"] <= 1
+
+
 def test_the_right_loader_is_named(tiny_pairs, pairs, tmp_path):
     result = run(make_config(values(tiny_pairs(), pairs, method="local", rounds=1)), tmp_path / "run")
     with pytest.raises(trifed.TrifedError, match=r"language model.*trifed\.load_writer"):

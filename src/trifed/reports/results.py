@@ -88,6 +88,7 @@ class Point(_Record):
     training_loss: Number = None
     bytes: Number = None
     metrics: dict[str, Number] = {}
+    valid_metrics: dict[str, Number] = {}
 
 
 class Plateau(_Record):

@@ -72,6 +72,25 @@ def metric_difference_table(partition: Partition) -> Table:
     return Table(f"Differences in {name}, paired over clients", columns, rows, note)
 
 
+def metric_curve_table(partition: Partition) -> Table:
+    """Return the further metrics of each method and evaluated round, and the deciding one on validation data."""
+    points = [(method, point) for method, found in partition.methods.items() for point in found.curve]
+    names = list(dict.fromkeys(name for _, point in points for name in point.metrics))
+    decides = partition.deciding.name
+    columns = (
+        METHOD,
+        Column("round", "round", "count"),
+        *(Column(name, name, "number") for name in names),
+        *([Column("validation", f"{decides} on validation", "number")] if decides in names else []),
+    )
+    rows = [
+        {**point.metrics, "method": method, "round": point.round, "validation": point.valid_metrics.get(decides)}
+        for method, point in points
+        if point.metrics
+    ]
+    return Table("Metrics over rounds, means over clients", columns, rows)
+
+
 def class_table(partition: Partition) -> Table:
     """Return precision, recall and F1 of each class and method: means over the clients that have a value."""
     columns = (METHOD, *CLASS_COLUMNS[:-1], Column("clients", "clients", "count"), CLASS_COLUMNS[-1])

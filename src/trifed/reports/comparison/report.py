@@ -15,7 +15,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trifed.reports.comparison import plots, tables
-from trifed.reports.comparison.metric_tables import class_table, client_class_table, metric_tables
+from trifed.reports.comparison.metric_tables import (
+    class_table,
+    client_class_table,
+    metric_curve_table,
+    metric_tables,
+)
 from trifed.reports.comparison.tables import main_table
 from trifed.reports.comparison.verdict import cautions, ranked, study_verdict, verdict
 from trifed.reports.document import WIDTH, Block, Document, Section, settings_section
@@ -43,9 +48,7 @@ MATRICES = {
 ALIKE = 0.01
 """Largest difference between the entries of a matrix, as a share of the largest, that is not drawn."""
 MATRIX_NOTE = "Rows and columns are in cluster order: neighbours are similar. The scale omits the diagonal."
-RUN_OVERVIEW = (
-    "method", "mean", "worst", "best", "kept_round", "up_per_round", "total_bytes", "fedavg_lora_would_send",
-)  # fmt: skip
+RUN_OVERVIEW = ("method", "mean", "worst", "best", "up_per_round", "total_bytes", "fedavg_lora_would_send")
 ACCURACY = ("method", "learning_rate", "mean", "sd", "interval", "worst", "best")
 TRAFFIC = ("method", "up_per_round", "down_per_round", "once_up", "once_down", "bytes_to_target", "seconds")
 
@@ -191,9 +194,9 @@ def _numbers(name: str, partition: Partition) -> Iterator[Block]:
     yield Block(main_table({name: partition}).only(*SIDE_BY_SIDE).without_empty())
     yield Block(methods.only(*MORE, title="More on each method").without_empty())
     yield from map(Block, metric_tables(partition))
-    for classes in (class_table(partition), client_class_table(partition)):
-        if classes.rows:
-            yield Block(classes, folded=len(classes.rows) > MOST_UNFOLDED)
+    for further in (metric_curve_table(partition), class_table(partition), client_class_table(partition)):
+        if further.rows:
+            yield Block(further, folded=len(further.rows) > MOST_UNFOLDED)
     if privacy.rows:
         yield Block(privacy)
     if partition.differences:
