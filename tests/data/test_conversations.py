@@ -64,8 +64,13 @@ def test_every_form_becomes_one(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "with a text as content"),
-        ({"role": "assistant", "content": None}, "with a text as content"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+            "image_url.* as content",
+        ),
+        ({"role": "assistant", "content": None}, "'assistant' .* None as content, expected"),
+        ({"role": "assistant", "content": " "}, "'assistant' .* is empty"),
+        ({"role": "user", "content": "\ud800"}, "half a character"),
         ({"role": "narrator", "content": "x"}, "narrator"),
         ({"who": "user", "content": "x"}, "expected a list of messages"),
     ],

@@ -45,6 +45,8 @@ def write_as(kind: str, folder: Path) -> Path:
     if kind in ("jsonl", "json"):
         lines = [json.dumps(row) for row in ROWS]
         return write(folder / f"t.{kind}", "\n".join(lines) + "\n\n")
+    if kind == "array":
+        return write(folder / "t.json", "\n" + json.dumps(ROWS, indent=1))
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), folder / "t.parquet")
         return folder / "t.parquet"
@@ -54,7 +56,7 @@ def write_as(kind: str, folder: Path) -> Path:
     return folder / "saved"
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet", "saved"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "array", "parquet", "saved"])
 def test_every_format_gives_the_same_table(kind: str, tmp_path: Path) -> None:
     path = write_as(kind, tmp_path)
     table = read_table(settings(path, clients=ClientSettings(split="column", column="site")))
@@ -177,12 +179,13 @@ def test_a_saved_dictionary_gives_the_named_split(tmp_path: Path) -> None:
         ("t.csv", b"text,label\nok,b\n\xfcber,c\n", ["not UTF-8", "byte 16", "line 3", "0xfc"]),
         ("t.jsonl", b'{"text": "\xff"}\n', ["not UTF-8", "byte 10"]),
         ("t.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', [".jsonl:2", "malformed JSON"]),
-        (
-            "t.json",
-            '[\n{"text": "a", "label": 1}]\n',
-            [".json:1", "malformed JSON", "one JSON object a line"],
-        ),
-        ("t.json", '[{"text": "a", "label": 1}]\n', [".json:1", "JSON list", "one object a line"]),
+        ("t.json", '[\n{"text": "a", "label": 1}\n{"text": "b"}]\n', [".json:3", "malformed JSON", "one array"]),
+        ("t.json", '[{"text": "a", "label": 1}, 2]\n', ["item 2", "JSON int", "one array"]),
+        ("t.json", '{"text": "a", "label": 1}\n[1]\n', ["line 2", "JSON list", "one object a line"]),
+        ("t.json", "[]", ["no rows"]),
+        ("t.csv", b"PK\x03\x04\x14\x00\x06\x00\xff", ["an Excel or ZIP file", "expected a text file"]),
+        ("t.csv", b"\x1f\x8b\x08\x00", ["a gzip file", "Unpack"]),
+        ("t.jsonl", '{"text": NaN, "label": 1}\n', ["line 1", "text", "empty"]),
         ("t.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b"}\n', ["line 3", "label", "missing"]),
         ("t.jsonl", '{"text": "a", "label": 1}\n{"label": 1}\n', ["line 2", "text", "empty"]),
         ("t.jsonl", '{"text": 5, "label": 1}\n', ["line 1", "holds a int", "expected a text"]),

@@ -33,7 +33,7 @@ def settings(path: Path, **values: object) -> DataSettings:
         ("1", "1"), ("1.0", "1"), (" +1 ", "1"), (1, "1"), (1.0, "1"), ("-1", "-1"), ("-0", "0"), ("1.", "1"),
         ("007", "007"), ("0", "0"), ("1.5", "1.5"), (1.5, "1.5"), ("1.50", "1.50"), ("1e3", "1e3"),
         ("+49 30", "+49 30"), (True, "True"), ("true", "True"), ("FALSE", "False"), ("yes", "yes"),
-        ("9" * 30, "9" * 30), ("nan", "nan"), ("inf", "inf"), ("", ""),
+        ("9" * 30, "9" * 30), ("nan", "nan"), ("inf", "inf"), ("", ""), ("e\u0301te\u0301", "\u00e9t\u00e9"),
     ],
 )  # fmt: skip
 def test_spellings(label: str | int | float, spelled: str) -> None:
@@ -82,6 +82,33 @@ def test_numbers_that_may_be_a_measured_value_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"row 1: the label .* '3.17', expected a whole number .* data\.labels"):
         read_table(settings(path))
     assert read_table(settings(path, labels=["2", "3.17"])).labels == ["3.17", "2"]
+
+
+@pytest.mark.parametrize("missing", ["nan", "NA", "#N/A", "null"])
+def test_a_missing_number_is_no_class_unless_it_is_listed(missing: str, tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "t.csv", ["1.0", "2.0", missing, "1.0"])
+    with pytest.raises(DataError, match=rf"row 3: the label .* '{missing}' among numbers.*data\.labels"):
+        read_table(settings(path))
+    assert read_table(settings(path, labels=["1", "2", missing])).labels == ["1", "2", missing, "1"]
+    assert read_table(settings(csv_of(path, ["a", "b", missing]))).labels == ["a", "b", missing]
+
+
+def test_truth_values_beside_0_or_1_are_refused(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "t.csv", ["1", "0", "true", "False"])
+    with pytest.raises(DataError, match=r"row 3: the label .* 'true'.* 0 or 1.*\(2 such rows.*data\.labels"):
+        read_table(settings(path))
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": true}\n')
+    with pytest.raises(DataError, match=r"line 2: the label .* True"):
+        read_table(settings(tmp_path / "t.jsonl"))
+    assert read_table(settings(csv_of(path, ["2", "true"]))).labels == ["2", "True"]
+
+
+@pytest.mark.parametrize("column", ["label", "site"])
+def test_half_a_character_is_named(column: str, tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "b", "site": "c"}, {"text": "d", "label": "e", "site": "f", column: "\ud800"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=rf"line 2: .*'{column}' holds half a character"):
+        read_table(settings(tmp_path / "t.jsonl", clients={"split": "column", "column": "site"}))
 
 
 def test_one_label_twice_is_refused() -> None:

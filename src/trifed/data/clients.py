@@ -304,8 +304,9 @@ def _usable(
         ),
         (
             alike and settings.label and not settings.allow_single_class,
-            f"clients with one label only: {_listed(alike)}. Choose a milder split (a larger data.clients.alpha "
-            "or data.clients.labels_per_client), or set data.allow_single_class = true.",
+            f"clients with one label only: {_listed(alike)}. Name another column as data.label, choose a milder "
+            "split (a larger data.clients.alpha or data.clients.labels_per_client), or set "
+            "data.allow_single_class = true.",
         ),
     ]
     problems = [message for wrong, message in rules if wrong]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -29,6 +30,13 @@ _NUMBER = re.compile(r"[+-]?((?!0\d)\d+|\d+\.\d*|\.\d+)")
 """A number in a CSV file, but no code with leading zeros, such as 007."""
 _WHOLE = re.compile(r"-?(0|[1-9]\d*)")
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
+_NOT_A_NUMBER = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})
+"""Spellings of a missing number in a file of texts, in lower case."""
+_HALF = (
+    lambda value: isinstance(value, str) and _HALF_CHARACTER.search(value),
+    "the text in column {name!r} holds half a character (a lone surrogate)",
+    "Write it again.",
+)
 _CONVERSATION = 'expected a list of messages such as {"role": "user", "content": "..."}'
 
 
@@ -52,8 +60,9 @@ def cells(tables: Sequence[RawTable], column: str) -> list[Cell]:
 
 
 def is_blank(value: Any) -> bool:
-    """Return True for None and for a text of nothing but spaces."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Return True for None, NaN (which differs from itself), and a text of nothing but spaces."""
+    missing = value is None or (isinstance(value, float) and value != value)
+    return missing or (isinstance(value, str) and not value.strip())
 
 
 def _refuse(column: Sequence[Cell], name: str, wrong: Callable[[Any], object], problem: str, remedy: str) -> None:
@@ -75,18 +84,12 @@ def read_texts(column: Sequence[Cell], name: str) -> list[str]:
     _refuse(
         column,
         name,
-        lambda value: value is not None and not isinstance(value, str),
+        lambda value: not is_blank(value) and not isinstance(value, str),
         "column {name!r} holds a {kind} ({value!r:.60}), expected a text",
         "Name a text column.",
     )
     _refuse(column, name, is_blank, "the text in column {name!r} is empty", "Fill it in or remove the row.")
-    _refuse(
-        column,
-        name,
-        _HALF_CHARACTER.search,
-        "the text in column {name!r} holds half a character (a lone surrogate)",
-        "Write it again.",
-    )
+    _refuse(column, name, *_HALF)
     return [value for _, _, value in column]
 
 
@@ -95,16 +98,31 @@ def read_optional_texts(column: Sequence[Cell], name: str) -> list[str]:
     return ["" if is_blank(cell[2]) else read_texts([cell], name)[0] for cell in column]
 
 
-def read_conversations(column: Sequence[Cell], name: str) -> list[str]:
+def read_conversations(column: Sequence[Cell], name: str, *, answered: bool = True) -> list[str]:
     """Return conversations, (n,), as JSON lists of messages with `role` and `content`.
 
     Raises:
-        DataError: A cell is no conversation, or has no message of the assistant.
+        DataError: A cell is no conversation, or has no message of the assistant although `answered`.
     """
-    return [_conversation(cell, name) for cell in column]
+    return [_conversation(cell, name, answered) for cell in column]
 
 
-def _conversation(cell: Cell, name: str) -> str:
+def are_conversations(column: Sequence[Cell]) -> bool:
+    """Return whether the first cell of a column is a list of messages, or a text of one."""
+    value = column[0][2] if column else None
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[{"))
+
+
+def before_answer(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Split a conversation: the messages before the last one of the assistant, and its text.
+
+    Without a message of the assistant, all messages and an empty text.
+    """
+    last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"), None)
+    return (list(messages), "") if last is None else (list(messages[:last]), str(messages[last]["content"]))
+
+
+def _conversation(cell: Cell, name: str, answered: bool) -> str:
     value = cell[2]
     if isinstance(value, str):
         try:
@@ -116,12 +134,14 @@ def _conversation(cell: Cell, name: str) -> str:
     if not isinstance(value, list) or not value:
         raise DataError(f"{location(cell)}: column {name!r} holds a {type(value).__name__}; {_CONVERSATION}")
     messages = [_message(cell, name, message) for message in value]
-    if not any(message["role"] == "assistant" for message in messages):
+    if answered and not any(message["role"] == "assistant" for message in messages):
         raise DataError(
             f"{location(cell)}: got a conversation without the role 'assistant' in column {name!r}; "
             f"{_CONVERSATION}"
         )
-    return json.dumps(messages, ensure_ascii=False)
+    written = json.dumps(messages, ensure_ascii=False)
+    _refuse([(*cell[:2], written)], name, *_HALF)
+    return written
 
 
 def _message(cell: Cell, name: str, message: Any) -> dict[str, Any]:
@@ -133,10 +153,20 @@ def _message(cell: Cell, name: str, message: Any) -> dict[str, Any]:
     role, content, calls = found[keys[0]], _as_text(found[keys[1]]), found.get("tool_calls")
     role = OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     content = "" if content is None and calls else content
-    if role not in SPEAKERS or not isinstance(content, str):
+    if role not in SPEAKERS:
         raise DataError(
             f"{location(cell)}: a message in column {name!r} has the role {role!r:.30}, expected one of "
-            f"{', '.join(SPEAKERS)}, with a text as content"
+            f"{', '.join(SPEAKERS)}"
+        )
+    if not isinstance(content, str):
+        raise DataError(
+            f"{location(cell)}: a message of the role {role!r} in column {name!r} has {content!r:.60} as content, "
+            "expected a text, or a list of parts with a text each"
+        )
+    if role == "assistant" and not content.strip() and not calls:
+        raise DataError(
+            f"{location(cell)}: a message of the role 'assistant' in column {name!r} is empty, so that there is "
+            "nothing to learn. Fill it in or remove the row."
         )
     more = {key: found[key] for key in ("tool_calls", "tool_call_id", "name") if found.get(key)}
     return {"role": role, "content": content, **more}
@@ -164,6 +194,7 @@ def read_groups(column: Sequence[Cell], name: str) -> list[str]:
         "the client column {name!r} holds a {kind}, expected a text or a number",
         "Name another.",
     )
+    _refuse(column, name, *_HALF)
     return [
         str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
         for _, _, value in column
@@ -174,11 +205,12 @@ def spelling(label: str | int | float) -> str:
     """Return the one spelling of a label, whatever kind of file it is in and whatever labels are in other rows.
 
     Whole numbers are their digits (`1.0`, `+1` and `1` are one label, `007` is another), and truth values are
-    `True` and `False`. Other texts stay, without spaces around them.
+    `True` and `False`. Other texts stay, without spaces around them, and with one code for a letter and its
+    accent: names of folders on a Mac have two.
     """
     if isinstance(label, bool | int):
         return str(label)
-    text = repr(label) if isinstance(label, float) else label.strip()
+    text = repr(label) if isinstance(label, float) else unicodedata.normalize("NFC", label.strip())
     if isinstance(label, float) or _NUMBER.fullmatch(text):
         return str(int(Decimal(text))) if float(text).is_integer() else text
     return text.capitalize() if text.lower() in ("true", "false") else text
@@ -202,7 +234,7 @@ def read_labels(column: Sequence[Cell], name: str, *, fractions: bool = False) -
     _refuse(
         named,
         name,
-        lambda value: is_blank(value) or value != value,  # NaN differs from itself
+        is_blank,
         "the label in column {name!r} is missing",
         "Give every row a label or remove the row.",
     )
@@ -213,18 +245,42 @@ def read_labels(column: Sequence[Cell], name: str, *, fractions: bool = False) -
         "column {name!r} holds a {kind}, expected a whole number or a text",
         "Name another column.",
     )
-    if not fractions and all(_is_number(cell) for cell in named):
+    _refuse(named, name, *_HALF)
+    if not fractions:
+        _check_classes(named, name)
+    _check_one_type(named, name)
+    labels = [spelling(value) for _, _, value in named]
+    return [int(label) for label in labels] if all(map(_WHOLE.fullmatch, labels)) else labels
+
+
+def _check_classes(column: Sequence[Cell], name: str) -> None:
+    """Raise `DataError` if the labels of which no list is given are no classes, or one class in two spellings."""
+    numbers = [cell for cell in column if _is_number(cell)]
+    rest = [cell for cell in column if not _is_number(cell)]
+    if numbers and all(_is_missing_number(value) for _, _, value in rest):
         _refuse(
-            named,
+            rest,
+            name,
+            _is_missing_number,
+            "the label in column {name!r} is {value!r} among numbers, as a missing number is written",
+            "Give every row a label or remove the row; if it is a class, list all classes in data.labels.",
+        )
+        _refuse(
+            numbers,
             name,
             lambda value: not float(value).is_integer(),
             "the label in column {name!r} is {value!r}, expected a whole number or a text",
             "A label names a class; another column may be the one that holds them. If such numbers are classes, "
             "list all of them in data.labels.",
         )
-    _check_one_type(named, name)
-    labels = [spelling(value) for _, _, value in named]
-    return [int(label) for label in labels] if all(map(_WHOLE.fullmatch, labels)) else labels
+    if {"0", "1"} & {spelling(value) for _, _, value in numbers}:
+        _refuse(
+            rest,
+            name,
+            lambda value: spelling(value) in ("True", "False"),
+            "the label in column {name!r} is {value!r}, and others are 0 or 1, which may be the same classes",
+            "Spell each class in one way; if they are different classes, list all of them in data.labels.",
+        )
 
 
 def _class_name(table: RawTable, column: str, value: Any) -> Any:
@@ -240,6 +296,10 @@ def _is_number(cell: Cell) -> bool:
     if isinstance(value, str):
         return table.untyped and bool(_NUMBER.fullmatch(value.strip()))
     return not isinstance(value, bool)
+
+
+def _is_missing_number(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in _NOT_A_NUMBER
 
 
 def _check_one_type(column: Sequence[Cell], name: str) -> None:

@@ -26,6 +26,13 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 """Separators of cells that are recognised in a header, the first that fits."""
 GUESSES = ("cp1252", "latin-1")
 """Encodings that a message proposes for a file that is not UTF-8, the first that can be read."""
+BINARY = {
+    b"PK\x03\x04": "an Excel or ZIP file",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+    b"\x1f\x8b": "a gzip file",
+    b"PAR1": "a Parquet file",
+}
+"""Kinds of files that are no text, by their first bytes."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,10 @@ def _decode(path: Path, form: TextFormat) -> str:
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeError as error:
+        if kind := next((kind for start, kind in BINARY.items() if raw.startswith(start)), None):
+            raise DataError(
+                f"{path}: this is {kind}, expected a text file. Unpack or export it, or give it its own ending."
+            ) from error
         if form.otherwise and not form.encoding:
             return _decode(path, TextFormat(form.separator, form.otherwise))
         place = error.start if isinstance(error, UnicodeDecodeError) else 0
@@ -194,30 +205,43 @@ def _check_header(path: Path, header: Sequence[str], wanted: Mapping[str, str]) 
         raise DataError(f"{path}: the column {twice[0]!r} is in the header twice. Rename one of the two.")
 
 
-def _read_json_lines(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
-    lines = enumerate(io.StringIO(_decode(path, form)), start=1)
-    records = {number: _json_object(path, number, line) for number, line in lines if line.strip()}
-    if records:
-        check_columns(str(path), list(dict.fromkeys(key for record in records.values() for key in record)), wanted)
-    columns = {column: [record.get(column) for record in records.values()] for column in wanted.values()}
-    return RawTable(str(path), columns, list(records), unit="line")
+def _read_json(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
+    text = _decode(path, form)
+    if text.lstrip().startswith("["):  # one array of all rows, as many data sets of conversations are
+        rows = dict(enumerate(_parse_json(path, 1, text), start=1))
+        return _of_objects(path, rows, wanted, "item")
+    lines = enumerate(io.StringIO(text), start=1)
+    return _of_objects(
+        path, {number: _parse_json(path, number, line) for number, line in lines if line.strip()}, wanted, "line"
+    )
 
 
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+def _of_objects(path: Path, rows: Mapping[int, Any], wanted: Mapping[str, str], unit: str) -> RawTable:
+    for number, row in rows.items():
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, {unit} {number}: got a JSON {type(row).__name__}, expected one object a row, such as "
+                '{"text": "...", "label": "..."}; write one object a line, or one array of objects.'
+            )
+    if rows:
+        check_columns(str(path), list(dict.fromkeys(key for row in rows.values() for key in row)), wanted)
+    columns = {column: [row.get(column) for row in rows.values()] for column in wanted.values()}
+    return RawTable(str(path), columns, list(rows), unit=unit)
+
+
+def _parse_json(path: Path, line: int, text: str) -> Any:
+    """Parse a text that begins in the given line of a file."""
     try:
-        value = json.loads(line)
+        return json.loads(text.rstrip())
     except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        reason, row, at = "nested too deeply", line, 0
+        if isinstance(error, json.JSONDecodeError):
+            reason, row, at = error.msg, line + error.lineno - 1, error.pos
+        shown = text.strip()[:60] if "\n" not in text.strip() else text[max(0, at - 30) : at + 30]
         raise DataError(
-            f"{path}:{number}: malformed JSON ({reason}) in {line.strip()[:60]!r}; "
-            "expected one JSON object a line (JSON lines, not one array over several lines)."
+            f"{path}:{row}: malformed JSON ({reason}) in {shown!r}; expected one JSON object a line, or one array "
+            "of objects."
         ) from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path}:{number}: got a JSON {type(value).__name__}, expected one object a line "
-            '(JSON lines), such as {"text": "...", "label": "..."}.'
-        )
-    return value
 
 
 def _read_parquet(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
@@ -261,8 +285,8 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str,
 READERS = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
+    ".jsonl": _read_json,
+    ".json": _read_json,
     ".parquet": _read_parquet,
 }
 """Reader by the ending of a file's name."""
