@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from trifed.common.errors import DataError
-from trifed.data import IMAGES, DataSettings, make_clients, open_image, read_table
+from trifed.data import IMAGES, DataSettings, as_png, make_clients, open_image, open_rgb, read_table
 
 
 def settings(source, **more):
@@ -98,3 +100,58 @@ def test_the_same_image_twice_is_dropped_and_another_one_changes_the_hash(image_
 def test_an_empty_folder_says_what_may_lie_in_it(tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path}.*subfolder a label"):
         read_table(settings(tmp_path), IMAGES)
+
+
+RAMP = np.linspace(0, 255, 20 * 30).reshape(20, 30).astype(np.uint8)
+
+
+def file_of(pixels, kind="PNG", **options):
+    made = io.BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(made, kind, **options)
+    return made.getvalue()
+
+
+def of_file(tmp_path, content):
+    """What a table with one image holds."""
+    pq.write_table(pa.table({"image": [content], "label": ["a"]}), tmp_path / "t.parquet")
+    return read_table(settings(tmp_path / "t.parquet"), IMAGES).inputs["image"][0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_reduced_to_their_upper_eight(tmp_path, kind):
+    read = of_file(tmp_path, file_of(RAMP.astype(np.uint16) * 256 + 77, kind))
+    assert np.array_equal(np.asarray(open_rgb(read)), np.repeat(RAMP[..., None], 3, -1))
+    assert np.array_equal(np.asarray(open_image(as_png(open_image(read)))), np.asarray(open_rgb(read)))
+
+
+@pytest.mark.parametrize("pixels", [RAMP / np.float32(255), RAMP.astype(np.int32)], ids=["fractions", "32 bits"])
+def test_pixels_of_unknown_range_are_refused(tmp_path, pixels):
+    with pytest.raises(DataError, match=r"row 1: .*'[FI]'.* expected 8 or 16 bits"):
+        of_file(tmp_path, file_of(pixels, "TIFF"))
+
+
+def test_a_photo_is_turned_as_the_camera_was_held(tmp_path):
+    upright = np.dstack([RAMP, RAMP[::-1], RAMP[:, ::-1]])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side: to be turned by 90 degrees clockwise
+    read = of_file(tmp_path, file_of(np.rot90(upright).copy(), "PNG", exif=exif))
+    assert np.array_equal(np.asarray(open_rgb(read)), upright)
+    assert np.array_equal(np.asarray(open_rgb(as_png(open_image(read)))), upright)
+    assert np.array_equal(np.asarray(open_rgb(as_png(open_rgb(read)))), upright)
+
+
+def test_what_pillow_warns_about_is_read_without_a_warning(tmp_path):
+    palette = Image.fromarray(np.dstack([RAMP] * 3)).quantize(16)
+    damaged = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01"
+    for content in (
+        file_of(palette, transparency=bytes([0, 100] + [255] * 14)),
+        file_of(np.dstack([RAMP] * 3), "JPEG", exif=damaged),
+    ):
+        read = of_file(tmp_path, content)
+        assert abs(np.asarray(open_rgb(read)).astype(int) - RAMP[..., None]).max() < 16
+
+
+def test_files_that_a_mac_adds_are_no_images(image_folder):
+    (image_folder / "green" / "._1.jpg").write_bytes(b"no image")
+    (image_folder / "green" / ".DS_Store").write_bytes(b"no image")
+    assert len(read_table(settings(image_folder), IMAGES)) == 18

@@ -20,7 +20,7 @@ from trifed.data.clients import (
     rows_hash,
     text_examples,
 )
-from trifed.data.images import as_png, open_image
+from trifed.data.images import as_png, open_image, open_rgb
 from trifed.data.partition import assign_clients
 from trifed.data.roles import IMAGES, LANGUAGE, QUESTIONS, TEXT, TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
@@ -49,6 +49,7 @@ __all__ = [
     "make_client",
     "make_clients",
     "open_image",
+    "open_rgb",
     "read_table",
     "read_test",
     "render_split",

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from trifed.common.errors import ModelError
 from trifed.config.settings import Augment, ModelSettings, Pooling
-from trifed.data import IMAGES, Examples, as_png, open_image
+from trifed.data import IMAGES, Examples, as_png, open_rgb
 from trifed.tasks.base import Batch, HeadedModel, Task
 from trifed.tasks.base_model import LoadedBase, load_base
 
@@ -103,7 +103,7 @@ def _patches(config: Any, pixels: NDArray[np.uint8]) -> int:
 
 def _pixels(processor: Any, encoded: list[bytes]) -> NDArray[np.uint8]:
     """Decode and resize image files to (n, 3, height, width)."""
-    pictures = [open_image(image).convert("RGB") for image in encoded]
+    pictures = [open_rgb(image) for image in encoded]
     resized = processor(pictures, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"]
     return np.asarray(resized).round().clip(0, 255).astype(np.uint8)
 

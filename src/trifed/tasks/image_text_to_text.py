@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings
-from trifed.data import IMAGES, QUESTIONS, Examples, open_image
+from trifed.data import IMAGES, QUESTIONS, Examples, open_rgb
 from trifed.tasks.base import Batch, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, load_base
 from trifed.tasks.causal_lm import build_language_model, check_length, generate
@@ -70,9 +70,7 @@ class EncodedImagePrompts(EncodedTokens):
 
 def pixels(processor: Any, images: Sequence[bytes]) -> dict[str, Tensor]:
     """Convert image files to the model's inputs with its own image processor."""
-    processed = processor.image_processor(
-        images=[open_image(image).convert("RGB") for image in images], return_tensors="pt"
-    )
+    processed = processor.image_processor(images=[open_rgb(image) for image in images], return_tensors="pt")
     unused = getattr(processor, "unused_input_names", ())
     return {name: tensor for name, tensor in processed.items() if name not in unused and torch.is_tensor(tensor)}
 
@@ -141,7 +139,7 @@ def _image_prompt(processor: Any, image: bytes, text: str, settings: ModelSettin
     """Tokenize an image and the text before its answer."""
     start = processor.tokenizer.bos_token
     encoded = processor(
-        images=[open_image(image).convert("RGB")],
+        images=[open_rgb(image)],
         text=text,
         # A chat template may include the start token already.
         add_special_tokens=start is None or not text.startswith(start),
