@@ -156,7 +156,6 @@ def test_features_are_means_over_the_tokens_whatever_the_padding(tiny_language):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gemma", "phi", "gpt2"])
 @pytest.mark.parametrize("method", ["fedavg-lora", "ce-lora", "fed-xs"])
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT says that it found GPT-2's transposed weights
 def test_every_architecture_learns_an_answer(tiny_language, kind, method):
     shared_model = bench_of(tiny_language(kind), method, targets="all-linear")
     batch = shared_model.encode(examples(prompt=["a", "b"], answer=["xyxy", "zzzz"])).batch(np.arange(2), CPU)

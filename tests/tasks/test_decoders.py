@@ -47,7 +47,6 @@ def test_the_features_are_those_of_the_last_token(kind, tiny_language):
             torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT says that it found GPT-2's transposed weights
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["lora", "merged"])
 def test_a_run_is_exported_with_code_that_computes_the_same(

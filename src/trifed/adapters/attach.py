@@ -111,10 +111,12 @@ def load_adapter(
 def without_peft_warnings() -> Iterator[None]:
     """Suppress warnings of PEFT 0.21 that users cannot act on.
 
-    One is about a property that transformers 5 renamed, the other about adapters on layers that share their
-    weight, to which an export with full weights gives weights of their own.
+    They are about a property that transformers 5 renamed, about adapters on layers that share their weight, to
+    which an export with full weights gives weights of their own, and about GPT-2's transposed weights, which PEFT
+    finds by itself.
     """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield
