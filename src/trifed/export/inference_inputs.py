@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +28,15 @@ class InferenceInput(NamedTuple):
         text: The text or prompt; of an image alone, its name.
         pair: The second text, or the material of a prompt.
         image: The bytes of an image file.
+        messages: A conversation as JSON, as `data.columns.read_conversations` returns it; `text` is then what the
+            user said last before the answer.
     """
 
     row: int
     text: str
     pair: str | None = None
     image: bytes | None = None
+    messages: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ def read_labelled(path: Path, columns: Columns) -> LabelledInputs:
         DataError: As for `read_table`, or a missing or unusable label (with its row).
     """
     raw = _read(path, columns, {"--label-column": columns.label} if columns.label else {})
+    if chats := _conversations(raw, columns, answered=True):
+        answers = [cells.before_answer(json.loads(chat.messages or "[]"))[1] for chat in chats]
+        return LabelledInputs(raw.where, raw.unit, chats, answers)
     column = cells.cells([raw], columns.label) if columns.label else []
     labels = (
         cells.read_texts(column, columns.label)
@@ -132,14 +139,15 @@ def by_role(inputs: Sequence[InferenceInput], *, prompts: bool = False) -> dict[
 
     Args:
         inputs: All with images or all without; the same for pairs.
-        prompts: True for a language model: "prompt", "input" and perhaps "image". Otherwise "image" alone, or
-            "text" and perhaps "text_pair".
+        prompts: True for a language model: "prompt", "input", and perhaps "image" or "messages". Otherwise "image"
+            alone, or "text" and perhaps "text_pair".
     """
     texts = [item.text for item in inputs]
     images = [item.image for item in inputs if item.image is not None]
     if prompts:
         roles = {"prompt": texts, "input": [item.pair or "" for item in inputs]}
-        return {**roles, **({"image": images} if images else {})}
+        chats = [item.messages for item in inputs if item.messages is not None]
+        return {**roles, **({"image": images} if images else {}), **({"messages": chats} if chats else {})}
     if images:
         return {"image": images}
     pairs = [item.pair for item in inputs if item.pair is not None]
@@ -178,7 +186,26 @@ def _image_folder(path: Path, columns: Columns, *, labelled: bool) -> RawTable:
     return table_of(path, files, {"data.image": columns.image or "image", "data.label": columns.label})
 
 
+def _conversations(raw: RawTable, columns: Columns, *, answered: bool) -> list[InferenceInput]:
+    """Return the conversations of a column; none if it has texts, or another column has the answers."""
+    column = cells.cells([raw], columns.text) if columns.chats and not columns.label else []
+    if not cells.are_conversations(column):
+        return []
+    chats = cells.read_conversations(column, columns.text, answered=answered)
+    return [
+        InferenceInput(row, _question(json.loads(chat)), messages=chat)
+        for row, chat in zip(raw.rows, chats, strict=True)
+    ]
+
+
+def _question(messages: list[dict[str, str]]) -> str:
+    asked, _ = cells.before_answer(messages)
+    return next((message["content"] for message in reversed(asked) if message["role"] == "user"), "")
+
+
 def _inputs(raw: RawTable, columns: Columns) -> list[InferenceInput]:
+    if chats := _conversations(raw, columns, answered=False):
+        return chats
     loaded = list(_images(raw, columns.image)) if columns.image is not None else []
     if loaded and not columns.answers:
         return loaded

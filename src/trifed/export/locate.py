@@ -37,6 +37,7 @@ class Columns:
         matches: True for a model of images and captions.
         separator: Separator of the cells of CSV files, as in the training data; None for what a header shows.
         encoding: Encoding of the training data's files, for a file that is not UTF-8.
+        chats: True for a language model that was trained on conversations; `text` names their column.
     """
 
     text: str = "text"
@@ -47,6 +48,7 @@ class Columns:
     matches: bool = False
     separator: str | None = None
     encoding: str | None = None
+    chats: bool = False
 
     @property
     def kind(self) -> str:
@@ -107,8 +109,9 @@ class FinishedRun:
         task, data = self.config.task, self.config.data
         image = data.image if "image" in {role.setting for role in ROLES[task]} else None
         if task in WRITING:
-            prompt, answer = data.prompt or data.text, data.answer or ""
-            found = Columns(prompt, data.input, answer, image, answers=True)
+            prompt, answer = data.messages or data.prompt or data.text, data.answer or ""
+            chats = data.messages is not None
+            found = Columns(prompt, data.input, answer, image, answers=True, chats=chats)
         elif task in UNLABELLED:
             found = Columns(label=data.text, image=image, matches=True)
         else:

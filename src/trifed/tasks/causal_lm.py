@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings
 from trifed.data import LANGUAGE, Examples
+from trifed.data.columns import before_answer
 from trifed.tasks.base import Batch, BatchScores, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, load_base
 from trifed.tasks.chat import render_conversation
@@ -218,8 +219,17 @@ def _truncate(tokens: list[Token], most: int) -> list[Token]:
 def generate_answers(
     model: TaskModel, base: LoadedBase, inputs: Mapping[str, Sequence[Any]], settings: ModelSettings, tokens: int
 ) -> list[str]:
-    """Generate answers of at most `tokens` tokens; `inputs` has "prompt" and optionally "input"."""
-    rows = [_prompt_ids(base.processor, prompt, context, settings) for prompt, context in prompt_rows(inputs)]
+    """Generate answers of at most `tokens` tokens.
+
+    `inputs` has "prompt" and optionally "input", or conversations as "messages": the answer is what the assistant
+    says last, from the messages before it.
+    """
+    if "messages" in inputs:
+        talks = [before_answer(json.loads(messages))[0] for messages in inputs["messages"]]
+        texts = [render_chat(base.processor, talk, answer=True) for talk in talks]
+        rows = _tokenize(base.processor, texts, start=False)
+    else:
+        rows = [_prompt_ids(base.processor, prompt, context, settings) for prompt, context in prompt_rows(inputs)]
     check_vocabulary(base.model, rows)
     shortened = [row[:1] + row[1 + max(0, len(row) - settings.max_length) :] for row in rows]
     return generate(model.encoder, base.processor, shortened, tokens, {})
