@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from safetensors import SafetensorError
 
 from test_cli_help import call
 from trifed import make_config, resume, run
@@ -20,7 +21,7 @@ from trifed.common.errors import LockedError, RunError
 from trifed.common.lock import held
 from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import CompareConfig
-from trifed.federation import kept_checkpoints, run_folder
+from trifed.federation import client_model, kept_checkpoints, run_folder
 from trifed.federation.run_folder import RunFolder
 
 METHOD = "fedavg-lora"
@@ -170,6 +171,22 @@ def test_a_disk_that_is_really_full(toy_values, tmp_path, capsys, monkeypatch):
         assert call(capsys, monkeypatch, "run", "--resume", small / "toy").code == 0
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_a_disk_that_is_full_when_the_models_are_written(toy_values, tmp_path, capsys, monkeypatch):
+    """PEFT and safetensors write the clients' folders; safetensors has an error of its own."""
+
+    def full(*args, **more):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.chdir(tmp_path)
+    Path("my.toml").write_text(tomli_w.dumps(toy_values(method=METHOD, rounds=1)), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(client_model, "save_file", full)
+        said = call(capsys, monkeypatch, "run", "my.toml")
+    assert said.code == 2 and "No space left" in said.err and "trifed run --resume runs/toy" in said.err
+    assert not Path("runs/toy/summary.json").exists()
+    assert call(capsys, monkeypatch, "run", "--resume", "runs/toy").code == 0
 
 
 def test_a_folder_that_vanishes_is_not_made_anew(toy_values, tmp_path, capsys, monkeypatch):

@@ -52,10 +52,8 @@ def whole_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(target)
     try:
-        try:
+        with writing(target):
             yield partial
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error), str(target)) from error
         if durable:
             flush(partial)
         partial.replace(target)
@@ -63,6 +61,15 @@ def whole_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
             flush(target.parent)  # the directory entry
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Raise the error of safetensors, if it cannot write inside the block, as an OSError about `target`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(target)) from error
 
 
 def flush(path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from trifed.adapters.attach import load_adapter, save_adapter, without_peft_warnings
 from trifed.adapters.config import PEFT_TYPE
 from trifed.common.errors import AdapterError, RunError, damage_in
+from trifed.common.files import writing
 from trifed.config.settings import WRITING, ModelSettings
 from trifed.data import Examples
 from trifed.federation.evaluation import length_order
@@ -37,24 +38,28 @@ def save_client(
     The adapter holds the encoder's tensors only, so that a plain LoRA adapter can be loaded without trifed:
     `PeftModel.from_pretrained(AutoModel.from_pretrained(...), folder)`. A method without an adapter writes
     config.json, model.safetensors and the tokenizer's files instead: the folder is then a complete model.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     shared_model.load(tensors)
     encoder = shared_model.encoder
-    if isinstance(encoder, PeftModel):
-        encoder.peft_config["default"].base_model_name_or_path = source
-        save_adapter(encoder, folder)
-    else:
-        with quiet_transformers():
-            encoder.save_pretrained(str(folder))
-        shared_model.base.processor.save_pretrained(str(folder))
-    save_file(
-        {
-            name.removeprefix("head."): tensor.detach().cpu().contiguous()
-            for name, tensor in shared_model.model.state_dict().items()
-            if is_head(name)
-        },
-        folder / "head.safetensors",
-    )
+    with writing(folder):
+        if isinstance(encoder, PeftModel):
+            encoder.peft_config["default"].base_model_name_or_path = source
+            save_adapter(encoder, folder)
+        else:
+            with quiet_transformers():
+                encoder.save_pretrained(str(folder))
+            shared_model.base.processor.save_pretrained(str(folder))
+        save_file(
+            {
+                name.removeprefix("head."): tensor.detach().cpu().contiguous()
+                for name, tensor in shared_model.model.state_dict().items()
+                if is_head(name)
+            },
+            folder / "head.safetensors",
+        )
     facts = {
         "task": shared_model.task.name,
         "base_model": source,
