@@ -79,7 +79,14 @@ def test_with_no_image_left_there_is_no_table(image_folder):
 
 
 @pytest.mark.parametrize(
-    ("cell", "said"), [(3, "holds a int, expected an image"), (None, "is missing"), (" ", "is missing")]
+    ("cell", "said"),
+    [
+        (3, "holds a int, expected an image"),
+        (None, "is missing"),
+        (" ", "is missing"),
+        ("a\0.png", r"embedded null byte\)"),
+        (".", r"Is a directory\)"),
+    ],
 )
 def test_what_is_no_image_is_named(tmp_path, cell, said):
     pq.write_table(pa.table({"image": [cell, cell], "label": ["a", "b"]}), tmp_path / "t.parquet")

@@ -20,6 +20,9 @@ SPEAKERS = ("system", "user", "assistant", "tool")
 OTHER_NAMES = {
     "human": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "developer": "system",
     "function": "tool",
     "observation": "tool",
@@ -102,9 +105,24 @@ def read_conversations(column: Sequence[Cell], name: str, *, answered: bool = Tr
     """Return conversations, (n,), as JSON lists of messages with `role` and `content`.
 
     Raises:
-        DataError: A cell is no conversation, or has no message of the assistant although `answered`.
+        DataError: A cell is no conversation, or, if `answered`, has no message of the assistant or an empty one.
     """
-    return [_conversation(cell, name, answered) for cell in column]
+    talks = [(table, i, _conversation((table, i, value), name, answered)) for table, i, value in column]
+    if answered:
+        _refuse(
+            talks,
+            name,
+            lambda talk: any(map(_is_empty_answer, talk)),
+            "a message of the role 'assistant' in column {name!r} is empty, so that there is nothing to learn",
+            "Fill it in or remove the row.",
+        )
+    written = [(table, i, json.dumps(talk, ensure_ascii=False)) for table, i, talk in talks]
+    _refuse(written, name, *_HALF)
+    return [text for _, _, text in written]
+
+
+def _is_empty_answer(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message
 
 
 def are_conversations(column: Sequence[Cell]) -> bool:
@@ -122,7 +140,7 @@ def before_answer(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, An
     return (list(messages), "") if last is None else (list(messages[:last]), str(messages[last]["content"]))
 
 
-def _conversation(cell: Cell, name: str, answered: bool) -> str:
+def _conversation(cell: Cell, name: str, answered: bool) -> list[dict[str, Any]]:
     value = cell[2]
     if isinstance(value, str):
         try:
@@ -139,9 +157,7 @@ def _conversation(cell: Cell, name: str, answered: bool) -> str:
             f"{location(cell)}: got a conversation without the role 'assistant' in column {name!r}; "
             f"{_CONVERSATION}"
         )
-    written = json.dumps(messages, ensure_ascii=False)
-    _refuse([(*cell[:2], written)], name, *_HALF)
-    return written
+    return messages
 
 
 def _message(cell: Cell, name: str, message: Any) -> dict[str, Any]:
@@ -162,11 +178,6 @@ def _message(cell: Cell, name: str, message: Any) -> dict[str, Any]:
         raise DataError(
             f"{location(cell)}: a message of the role {role!r} in column {name!r} has {content!r:.60} as content, "
             "expected a text, or a list of parts with a text each"
-        )
-    if role == "assistant" and not content.strip() and not calls:
-        raise DataError(
-            f"{location(cell)}: a message of the role 'assistant' in column {name!r} is empty, so that there is "
-            "nothing to learn. Fill it in or remove the row."
         )
     more = {key: found[key] for key in ("tool_calls", "tool_call_id", "name") if found.get(key)}
     return {"role": role, "content": content, **more}

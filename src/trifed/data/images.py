@@ -49,8 +49,8 @@ def _checked(cell: Cell, name: str) -> bytes | Unusable:
         where = str(path)
         try:
             value = path.read_bytes()
-        except OSError as error:
-            return Unusable(location(cell), f"{path} cannot be read ({error.strerror})")
+        except (OSError, ValueError) as error:  # a ValueError is of a path with a character that no path has
+            return Unusable(location(cell), f"{path} cannot be read ({getattr(error, 'strerror', error)})")
     if not isinstance(value, bytes):
         reason = f"column {name!r} holds a {type(value).__name__}, expected an image or the path of one"
         return Unusable(location(cell), reason)
