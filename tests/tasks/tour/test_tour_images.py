@@ -187,9 +187,9 @@ CAPTIONED = [
 ]
 
 
-def captions(name: str, rows: list[dict[str, Any]], file: str = "t.csv", write: Any = csv_of, **more: Any) -> Case:
+def captions(name: str, pairs: list[dict[str, Any]], file: str = "t.csv", write: Any = csv_of, **more: Any) -> Case:
     return Case(
-        name, {**PICTURES, file: write(without(rows, "label"))}, file, BY_FILE, **{"rows": 24, "kept": 24, **more}
+        name, {**PICTURES, file: write(without(pairs, "label"))}, file, BY_FILE, **{"rows": 24, "kept": 24, **more}
     )
 
 
