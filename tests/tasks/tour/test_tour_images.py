@@ -11,6 +11,7 @@ from tour_cases import (
     BY_SITE,
     HUES,
     Case,
+    Rows,
     changed,
     csv_of,
     encoded,
@@ -187,10 +188,9 @@ CAPTIONED = [
 ]
 
 
-def captions(name: str, pairs: list[dict[str, Any]], file: str = "t.csv", write: Any = csv_of, **more: Any) -> Case:
-    return Case(
-        name, {**PICTURES, file: write(without(pairs, "label"))}, file, BY_FILE, **{"rows": 24, "kept": 24, **more}
-    )
+def captions(name: str, pairs: Rows, file: str = "t.csv", write: Any = csv_of, **more: Any) -> Case:
+    files = {**PICTURES, file: write(without(pairs, "label"))}
+    return Case(name, files, file, BY_FILE, **{"rows": 24, "kept": 24, **more})
 
 
 PAIRS = [
