@@ -6,14 +6,19 @@ import csv
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from trifed import export_client, load_writer, make_config, run
 from trifed.cli.app import app
 from trifed.common.errors import AdapterError, TrifedError
+from trifed.config.settings import ModelSettings
 from trifed.export.evaluate import rouge_l
+from trifed.tasks import TASKS
+from trifed.tasks.causal_lm import generate_answers
 
 
 def call(*words, stdin=None):
@@ -146,11 +151,15 @@ def test_a_language_model_has_no_head_to_leave_out(trained, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_model_of_texts_is_measured_on_texts_and_one_of_conversations_is_not(tiny_language, tmp_path):
+def test_a_model_of_texts_is_measured_on_texts_and_one_of_conversations_on_conversations(tiny_language, tmp_path):
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     rows = [
-        {"text": f"line {n} of many", "talk": [*talk[:1], {**talk[1], "content": f"ho {n}"}]} for n in range(40)
-    ]
+        {
+            "text": f"line {n} of many", "talk": [*talk[:1], {**talk[1], "content": f"ho {n}"}], "ask": "hi",
+            "tell": f"ho {n}",
+        }
+        for n in range(40)
+    ]  # fmt: skip
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     values = {
@@ -165,5 +174,37 @@ def test_a_model_of_texts_is_measured_on_texts_and_one_of_conversations_is_not(t
     one = json.loads(done.stdout)["clients"][0]
     assert one["perplexity"] > 1 and one["exact_match"] is None and one["rouge_l"] is None
     run(make_config({**values, "data": {**values["data"], "messages": "talk"}}), tmp_path / "talks")
-    done = call("evaluate", tmp_path / "talks", path, "--client", "client-00")
+    asked = ["--client", "client-00", "--tokens", 4]
+    columns = ["--text-column", "ask", "--label-column", "tell"]
+    both = [
+        call("evaluate", tmp_path / "talks", path, *asked, "--format", "json", *more) for more in ([], columns)
+    ]
+    assert [done.exit_code for done in both] == [0, 0], [done.exception for done in both]
+    talked, as_columns = (json.loads(done.stdout)["clients"] for done in both)
+    assert talked == as_columns and talked[0]["exact_match"] is not None
+    both = [
+        call("predict", tmp_path / "talks", path, *asked, "--format", "jsonl", *more) for more in ([], columns[:2])
+    ]
+    assert both[0].stdout == both[1].stdout and both[0].stdout.count('"prompt": "hi"') == 40
+    done = call("evaluate", tmp_path / "talks", path, *asked, "--text-column", "text")
     assert isinstance(done.exception, TrifedError) and "conversations" in str(done.exception)
+
+
+def test_the_answer_is_to_the_turns_before_it(tiny_language):
+    base = TASKS["causal-lm"].load(str(tiny_language(chat=True)))
+    turns = ["be short", "one", "two", "three", "four", "five"]
+    roles = ["system", "user", "assistant", "user", "assistant", "user"]
+    talk = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
+    seen = []
+
+    class Model:
+        def parameters(self):
+            return iter([torch.zeros(1)])
+
+        def generate(self, input_ids, **more):
+            seen.append(base.processor.decode(input_ids[0]))
+            return input_ids
+
+    asked = {"prompt": ["x"], "messages": [json.dumps(talk)]}
+    generate_answers(SimpleNamespace(encoder=Model()), base, asked, ModelSettings(max_length=96), 1)
+    assert seen == ["<system>be short</s><user>one</s><assistant>two</s><user>three</s><assistant>"]
