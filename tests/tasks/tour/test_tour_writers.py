@@ -183,6 +183,14 @@ def test_a_language_model_answers(tour, tiny_language, case):
     tour(case, flags, an_answer, scores, FEW, FEW)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in PROMPTS if case.name != "texts alone"], ids=lambda case: case.name
+)
+def test_an_encoder_decoder_answers(tour, tiny_pairs, case):
+    flags = ("--task", "sequence-to-sequence", "--model", tiny_pairs(), *MODEL)
+    tour(case, flags, an_answer, scores, FEW, FEW)
+
+
 @pytest.mark.parametrize("case", TALKS, ids=lambda case: case.name)
 def test_a_language_model_goes_on_with_a_conversation(tour, tiny_language, case):
     flags = ("--task", "causal-lm", "--model", tiny_language(chat=True), *MODEL)
