@@ -25,7 +25,7 @@ ROWS = [
     {
         "ask": f"say {n}",
         "about": "" if n % 2 else "it",
-        "tell": "ab" * (1 + n % 3),
+        "tell": ("red fox", "blue jay", "old owl")[n % 3],
         "site": "elm" if n % 3 else "oak",
     }
     for n in range(36)
