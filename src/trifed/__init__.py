@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         load_retrieval_model,
         load_writer,
     )
+    from trifed.federation.tagger import Tagger, load_tagger
     from trifed.methods import Method, register_method
     from trifed.reports.report import report
 
@@ -48,6 +49,7 @@ _HOMES = {
     "Method": "trifed.methods",
     "RunConfig": "trifed.config.run",
     "RunResult": "trifed.experiments.run_result",
+    "Tagger": "trifed.federation.tagger",
     "TriLoraConfig": "trifed.adapters",
     "Writer": "trifed.federation.client_model",
     "compare": "trifed.experiments.with_progress",
@@ -57,6 +59,7 @@ _HOMES = {
     "load_client": "trifed.federation.client_model",
     "load_comparison": "trifed.experiments.compare",
     "load_retrieval_model": "trifed.federation.client_model",
+    "load_tagger": "trifed.federation.tagger",
     "load_writer": "trifed.federation.client_model",
     "load_result": "trifed.experiments.runner",
     "make_comparison": "trifed.experiments.compare_config",
@@ -92,6 +95,7 @@ __all__ = [
     "RetrievalModel",
     "RunConfig",
     "RunResult",
+    "Tagger",
     "TriLoraConfig",
     "TrifedError",
     "Writer",
@@ -104,6 +108,7 @@ __all__ = [
     "load_comparison",
     "load_result",
     "load_retrieval_model",
+    "load_tagger",
     "load_writer",
     "make_comparison",
     "make_config",

@@ -81,6 +81,24 @@ def test_an_encoder_runs_with_the_defaults_costs_and_is_exported(
     assert (written / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind != "albert"])
+def test_an_encoder_tags_words_costs_and_is_exported(kind, encoder, tmp_path, capsys, monkeypatch):
+    rows = [{"text": f"word{n:03d} invoice word001", "label": "O B-X O", "site": "xy"[n % 2]} for n in range(40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        "task": "token-classification", "rounds": 1, "model": {"name": str(encoder(kind)), "max_length": 32},
+        "data": {"source": str(tmp_path / "t.jsonl"), "clients": {"split": "column", "column": "site"}},
+        "training": {"steps": 2, "precision": "fp32", "device": "cpu"}, "privacy": {"few_tokens": "allow"},
+        "metrics": ["f1_entities"],
+    }  # fmt: skip
+    done = run(make_config(values), tmp_path / "run")
+    assert done.summary["metrics"]["f1_entities"]["mean"] is not None
+    assert call(capsys, monkeypatch, "cost", values["model"]["name"]).code == 0
+    written = export_client(done.path, "x", "merged")
+    native = "AutoModelForTokenClassification" in (written / "README.md").read_text()
+    assert native == (kind != "modernbert")  # it has a layer more before its head
+
+
 @pytest.mark.parametrize("kind", WITHOUT_POOLER)
 def test_a_pooler_that_is_not_there_is_refused(kind, encoder, toy_values, tmp_path):
     values = toy_values(rounds=1, model={"name": str(encoder(kind)), "pooling": "pooler"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,14 @@ def mirrored(count, seed):
     return Examples({"prompt": rows[0], "answer": rows[1]}, np.zeros(count, np.int64))
 
 
+def tagged(count, seed):
+    rng = np.random.default_rng(seed)
+    rows = [rng.choice(WORDS, rng.integers(2, 9)).tolist() for _ in range(count)]
+    tags = [rng.integers(0, 3, len(words)).tolist() for words in rows]
+    inputs = {"text": list(map(json.dumps, rows)), "tags": list(map(json.dumps, tags))}
+    return Examples(inputs, np.zeros(count, np.int64))
+
+
 def captions(count, seed):
     rows = [" ".join(np.random.default_rng((seed, n)).choice(WORDS, 2 + seed)) for n in range(count)]
     return Examples({**images(count, seed).inputs, "text": rows}, np.zeros(count, np.int64))
@@ -47,6 +57,7 @@ TASK_CASES = {
     "sequence-to-sequence": ("tiny_pairs", "t5", prompts, {"max_length": 64}),
     "sequence-to-sequence, positions": ("tiny_pairs", "bart", prompts, {"max_length": 64}),
     "sequence-to-sequence, equally long": ("tiny_pairs", "t5", mirrored, {"max_length": 64}),
+    "token-classification": ("tiny_encoder", "bert", tagged, {"max_length": 16}),
     "image-classification": ("tiny_vision", "vit", images, {"augment": "flip-crop"}),
     "image-text": ("tiny_towers", "clip", images, {"augment": "flip"}),
     "image-text-pairs": ("tiny_towers", "clip", captions, {"max_length": 16}),
@@ -57,7 +68,8 @@ TASK_CASES = {
 @pytest.mark.parametrize("case", TASK_CASES)
 def test_every_task_has_the_numbers_of_training_alone(request, case, method):
     fixture, kind, make, model = TASK_CASES[case]
-    task, folder = case.partition(",")[0], request.getfixturevalue(fixture)(kind)
+    task, found = case.partition(",")[0], request.getfixturevalue(fixture)
+    folder = found(kind) if callable(found) else found
     chosen = TrainingSettings(batch_size=4, learning_rate=1e-2, precision="fp32", device="cpu")
     given = (ModelSettings(name=str(folder), **model), AdapterSettings(rank=4, dropout=0.1), chosen)
     base = TASKS[task].load(str(folder), given[0].dtype)

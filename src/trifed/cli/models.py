@@ -55,7 +55,8 @@ def predict_command(
 
     MODEL is a run with --client, or a folder that `trifed export` wrote. With a
     language model the texts are prompts. A model of images and captions chooses,
-    for each image, one of the texts given with --text.
+    for each image, one of the texts given with --text. A model that tags words
+    reads lists of words, or texts with spaces between their words.
 
     Texts come from a file (CSV, JSON Lines, Parquet), from --text, or from
     standard input, one in a line. Images come from a file with embedded images or
@@ -95,18 +96,28 @@ def predict_command(
     with progress_bar.waiting("reading the model"):
         loaded: Any = predict.load_located(_kind(columns), located, base)
         chosen = loaded.among(text) if columns.matches else loaded
-    compute = partial(predict.answer, tokens=tokens) if columns.answers else partial(predict.predict, top=top)
+    compute = _prediction(columns, top, tokens)
     printed = output != "table" and out is None and sys.stdout.isatty()
     with progress_bar.counting(f"{columns.kind}s", total, hidden=printed) as progress:
         results = _counted(compute(chosen, inputs), progress)
         if output != "table":
             _write(predict.write_csv if output == "csv" else predict.write_jsonl, results, out)
-        elif columns.answers:
-            table = evaluations.render_answers(results)
+        elif columns.answers or columns.tags:
+            render = evaluations.render_answers if columns.answers else evaluations.render_tags
+            table = render(results)
         else:
             table = evaluations.render_predictions(results, top)
     if output == "table":
         PlainConsole().print(table)
+
+
+def _prediction(columns: Columns, top: int, tokens: int) -> Callable[..., Iterator[Any]]:
+    """Return the function that predicts with a model of this kind."""
+    from trifed.export import predict
+
+    if columns.answers:
+        return partial(predict.answer, tokens=tokens)
+    return predict.tag if columns.tags else partial(predict.predict, top=top)
 
 
 def _write(write: Callable[[Iterable[Any], TextIO], None], results: Iterable[Any], out: Path | None) -> None:
@@ -124,9 +135,10 @@ def _write(write: Callable[[Iterable[Any], TextIO], None], results: Iterable[Any
 def _kind(columns: Columns) -> type[ClientModel]:
     """Return the class of the models that read the given columns."""
     from trifed.federation.client_model import Classifier, RetrievalModel, Writer
+    from trifed.federation.tagger import Tagger
 
-    if columns.answers:
-        return Writer
+    if columns.answers or columns.tags:
+        return Writer if columns.answers else Tagger
     return RetrievalModel if columns.matches else Classifier
 
 
@@ -206,7 +218,8 @@ def evaluate_command(
     frequent confusions. A language model gets perplexity, next-token accuracy,
     and exact match and ROUGE-L of its answers. A model of images and captions
     gets the share of captions that it finds for images, and of images for
-    captions. With --client all there is one row for each client.
+    captions. A model that tags words gets word accuracy, loss, and precision,
+    recall and F1 of whole entities. With --client all there is one row for each client.
 
     csv has one row for each client; json has everything. A label that the model
     was not trained on is an error. A client inside its run is evaluated in the
@@ -251,6 +264,10 @@ def _evaluation(columns: Columns, tokens: int) -> Callable[..., Any]:
 
     if columns.answers:
         return partial(evaluate.evaluate_writer, tokens=tokens)
+    if columns.tags:
+        from trifed.export.evaluate_tags import evaluate_tagger
+
+        return evaluate_tagger
     return evaluate.evaluate_retrieval_model if columns.matches else evaluate.evaluate_client
 
 

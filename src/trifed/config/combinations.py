@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from trifed.config.client_training import noised_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END
-from trifed.config.settings import UNLABELLED, WRITING, TextMetricName
+from trifed.config.settings import TAGGING, UNLABELLED, WRITING, TagMetricName, TextMetricName
 from trifed.methods import METHODS
 
 if TYPE_CHECKING:
@@ -51,12 +51,21 @@ def combination_problems(config: RunConfig) -> list[str]:
 
 def _metric_rules(config: RunConfig) -> Iterator[tuple[object, str]]:
     """Yield rules on metrics, and on choices by validation data, with a message for each that is broken."""
-    task, texts = config.task, set(get_args(TextMetricName))
+    task, texts, tags = config.task, set(get_args(TextMetricName)), set(get_args(TagMetricName))
     for setting, names in (("metrics", set(config.metrics)), ("metric", {config.metric} - set(ALWAYS))):
-        of_labels, of_texts = sorted(names - texts), sorted(names & texts)
+        of_labels, of_texts, of_tags = sorted(names - texts - tags), sorted(names & texts), sorted(names & tags)
         yield (
             of_labels and task in UNLABELLED,
             f"{setting}: got {', '.join(of_labels)}, but task = '{task}' has no labels to predict; leave it out",
+        )
+        yield (
+            of_labels and task in TAGGING,
+            f"{setting}: got {', '.join(of_labels)}, but task = '{task}' has no label for each example; take "
+            f"{', '.join(sorted(tags))}, accuracy or loss",
+        )
+        yield (
+            of_tags and task not in TAGGING,
+            f"{setting}: got {', '.join(of_tags)}, but task = '{task}' has no tags of words; leave it out",
         )
         yield (
             of_texts and task not in WRITING,

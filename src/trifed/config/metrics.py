@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import ConfigError, nearest
-from trifed.config.settings import MetricName, TextMetricName
+from trifed.config.settings import MetricName, TagMetricName, TextMetricName
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
@@ -28,7 +28,9 @@ ALWAYS = ("accuracy", "loss")
 """Scores of every model, which `metric` can name and `metrics` need not."""
 AT_THE_END = ("exact_match", "rouge_l")
 """Metrics of generated answers, which are computed once, on test data, when the run is over."""
-TAKEN = {*ALWAYS, "examples", *get_args(MetricName), *get_args(TextMetricName)}
+OWN = (*get_args(MetricName), *get_args(TextMetricName), *get_args(TagMetricName))
+"""Metrics of this package."""
+TAKEN = {*ALWAYS, "examples", *OWN}
 NAME = r"[A-Za-z][A-Za-z0-9_.-]*"
 LOADING_ERRORS = (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, OSError, ConfigError)
 """Errors that a metric from outside may raise while it is loaded."""
@@ -108,7 +110,7 @@ def check_metrics(names: Sequence[str], known_besides: Sequence[str] = ()) -> No
     Raises:
         ValueError: One is not, for pydantic's validators.
     """
-    own = [*known_besides, *get_args(MetricName), *get_args(TextMetricName)]
+    own = [*known_besides, *OWN]
     if not set(names) <= set(own):
         load_metrics_of_packages()
     known = [*own, *REGISTERED]
@@ -130,7 +132,7 @@ def without_unknown_metrics(values: Mapping[str, Any]) -> dict[str, Any]:
     Its models can be used all the same.
     """
     load_metrics_of_packages()
-    known = {*ALWAYS, *get_args(MetricName), *get_args(TextMetricName), *REGISTERED}
+    known = {*ALWAYS, *OWN, *REGISTERED}
     changes = {"metrics": [name for name in values.get("metrics", []) if name in known]}
     decides = {} if values.get("metric", "accuracy") in known else {"metric": "accuracy"}
     return {**values, **changes, **decides}

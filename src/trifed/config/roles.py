@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trifed.config.settings import TaskName
-from trifed.data.roles import IMAGES, LANGUAGE, QUESTIONS, TEXT, TEXTS, Roles
+from trifed.data.roles import IMAGES, LANGUAGE, QUESTIONS, TAGGED, TEXT, TEXTS, Roles
 
 ROLES: dict[TaskName, Roles] = {
     "text-classification": TEXTS,
@@ -13,4 +13,5 @@ ROLES: dict[TaskName, Roles] = {
     "causal-lm": LANGUAGE,
     "sequence-to-sequence": QUESTIONS,
     "image-text-to-text": (*IMAGES, *QUESTIONS),
+    "token-classification": TAGGED,
 }

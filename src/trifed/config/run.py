@@ -19,6 +19,7 @@ from trifed.config.combinations import combination_problems, privacy_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
 from trifed.config.run_identity import identity_of_settings
 from trifed.config.settings import (
+    TAGGING,
     UNLABELLED,
     DeploymentSettings,
     ModelSettings,
@@ -96,7 +97,7 @@ class RunConfig(StrictSettings):
         [],
         description="Also compute these of each client's validation and test data: f1_macro, f1_weighted, "
         "balanced_accuracy, auroc, average_precision, log_loss, brier, calibration_error; of language models "
-        "perplexity, and at the end exact_match and rouge_l; functions of your own.",
+        "perplexity, and at the end exact_match and rouge_l; of tags of words f1_entities; functions of your own.",
     )
     generated_answers: int = Field(
         100, ge=1, description="Most test examples of a client that exact_match and rouge_l generate answers to."
@@ -169,9 +170,12 @@ class RunConfig(StrictSettings):
 
     def composed_method(self) -> Method:
         """Return the run's method with the client and server parts that the run's settings give it."""
-        return compose(
-            METHODS[self.method.name], self.personalization, self.aggregation, self.task not in UNLABELLED
-        )
+        return compose(METHODS[self.method.name], self.personalization, self.aggregation, self.has_labels)
+
+    @property
+    def has_labels(self) -> bool:
+        """True if each example has one label, which the model learns."""
+        return self.task not in (*UNLABELLED, *TAGGING)
 
     def training_of(self, client: str) -> TrainingSettings:
         """Return a client's training settings: those of all clients, with its own in their places."""
@@ -214,8 +218,9 @@ class RunConfig(StrictSettings):
         """Return a sentence for each part that is set and has no meaning for this task or method."""
         if self._parts() == self._default_parts():
             return []  # the method's own parts: nothing was set
-        labelled = self.task not in UNLABELLED
-        return list(parts_left_out(METHODS[self.method.name], self.personalization, self.aggregation, labelled))
+        return list(
+            parts_left_out(METHODS[self.method.name], self.personalization, self.aggregation, self.has_labels)
+        )
 
     def _parts(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include=set(PARTS))

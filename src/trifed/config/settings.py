@@ -27,9 +27,11 @@ MetricName = Literal[
 """Metrics of a classifier."""
 TextMetricName = Literal["perplexity", "exact_match", "rouge_l"]
 """Metrics of a model that generates text."""
+TagMetricName = Literal["f1_entities"]
+"""Metrics of a model that tags words."""
 TaskName = Literal[
     "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
-    "sequence-to-sequence", "image-text-to-text",
+    "sequence-to-sequence", "image-text-to-text", "token-classification",
 ]  # fmt: skip
 """Name of a task; `trifed.tasks.TASKS` defines each one."""
 
@@ -37,6 +39,8 @@ WRITING: tuple[TaskName, ...] = ("causal-lm", "sequence-to-sequence", "image-tex
 """Tasks whose models generate text."""
 UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
 """Tasks without labels."""
+TAGGING: tuple[TaskName, ...] = ("token-classification",)
+"""Tasks with a tag for each word, and so without one label for each example."""
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from trifed.data.partition import assign_clients, split_rows
 from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
 from trifed.data.sources import Table, read_table, read_test
+from trifed.data.tags import TAGS, tag_names, tag_numbers
 
 Rows = NDArray[np.int64]
 
@@ -105,7 +105,7 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
     if len(rows) < len(table):
         notes.append(f"kept {len(rows)} of {len(table)} rows, drawn at random (data.max_examples)")
         table = table.subset(rows)
-    labels, label_names = index_labels(table.labels, settings.labels)
+    table, labels, label_names = _indexed(table, settings.labels)
     ids, names = assign_clients(labels, table.groups, settings.clients, seed, table.group_names)
     by_client = {name: np.flatnonzero(ids == i) for i, name in enumerate(names)}
     clients = _split_clients(table, labels, by_client, settings, seed, notes)
@@ -127,7 +127,7 @@ def make_client(settings: DataSettings, seed: int, roles: Roles, name: str, numb
         DataError: An error of `read_table`, or a client with too few examples or one label only.
     """
     table, _, notes = _read(settings, roles)
-    labels, label_names = index_labels(table.labels, settings.labels)
+    table, labels, label_names = _indexed(table, settings.labels)
     clients = _split_clients(table, labels, {name: np.arange(len(table))}, settings, seed, notes, number)
     return FederatedData(clients, label_names, None, notes)
 
@@ -164,13 +164,27 @@ def _split_clients(
         for number, (name, mine) in enumerate(rows.items(), first)
     }
     clients = []
-    for number, (name, mine) in enumerate(_usable(capped, labels, settings, notes).items(), first):
+    classes = labels if settings.label and TAGS not in table.inputs else None
+    for number, (name, mine) in enumerate(_usable(capped, classes, settings, notes).items(), first):
         rng = np.random.default_rng([seed, HOLDOUT_STREAM, number])
         parts = split_rows(labels[mine], settings.valid_fraction, settings.test_fraction, rng)
         examples = (Examples(table.subset(mine[part]).inputs, labels[mine[part]]) for part in parts)
         clients.append(ClientData(name, *examples))
     _check_held_out(clients, settings, notes)
     return clients
+
+
+def _indexed(table: Table, names: Sequence[str] | None) -> tuple[Table, NDArray[np.int64], list[str]]:
+    """Return the table, each row's label as a number, (n,), and the names of the labels.
+
+    Of sentences with tags the names are those of the tags, which are numbers then; all rows have the label 0.
+    """
+    if TAGS not in table.inputs:
+        return table, *index_labels(table.labels, names)
+    rows = table.inputs[TAGS]
+    known = tag_names(rows) if names is None else list(names)
+    inputs = {**table.inputs, TAGS: tag_numbers(rows, known, "data.labels")}
+    return replace(table, inputs=inputs), np.zeros(len(table), np.int64), known
 
 
 def index_labels(
@@ -190,49 +204,6 @@ def index_labels(
     if unknown:
         raise DataError(f"data.labels: got other labels, {_listed(unknown)}; add them, or correct the rows")
     return np.array([index[key] for key in keys], dtype=np.int64), list(map(str, order))
-
-
-def content_hash(data: FederatedData) -> str:
-    """Return the SHA-256 of every client's name, inputs and labels in each split, which identifies a split."""
-    digest = hashlib.sha256()
-
-    def add(values: Sequence[str | bytes]) -> None:
-        digest.update(len(values).to_bytes(8, "big"))
-        for value in values:
-            digest.update(_framed(value))
-
-    add(data.label_names)
-    add([client.name for client in data.clients])
-    for examples in _all_examples(data):
-        add(examples.inputs.get("text", []))
-        add(["no pairs"] if examples.pairs is None else ["pairs", *examples.pairs])
-        for role in sorted(set(examples.inputs) - {"text", "text_pair"}):
-            add([role, *examples.inputs[role]])
-        digest.update(examples.labels.astype(">i8").tobytes())
-    return digest.hexdigest()
-
-
-def rows_hash(data: FederatedData) -> str:
-    """Return the SHA-256 of all examples, which does not depend on their order or split."""
-    rows = []
-    for examples in _all_examples(data):
-        columns = [examples.inputs[role] for role in sorted(examples.inputs)]
-        for label, *cells in zip(examples.labels.tolist(), *columns, strict=True):
-            rows.append(hashlib.sha256(b"".join([str(label).encode(), *map(_framed, cells)])).digest())
-    return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
-
-
-def _framed(value: str | bytes) -> bytes:
-    """Return a value as bytes after its length, so that no two sequences of values look alike."""
-    raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-    return len(raw).to_bytes(8, "big") + raw
-
-
-def _all_examples(data: FederatedData) -> Iterator[Examples]:
-    for client in data.clients:
-        yield from (client.train, client.valid, client.test)
-    if data.global_test is not None:
-        yield data.global_test
 
 
 def _keys(table: Table) -> list[tuple[Any, ...]]:
@@ -289,12 +260,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _usable(
-    rows: Mapping[str, Rows], labels: NDArray[np.int64], settings: DataSettings, notes: list[str]
+    rows: Mapping[str, Rows], classes: NDArray[np.int64] | None, settings: DataSettings, notes: list[str]
 ) -> dict[str, Rows]:
-    """Raise `DataError` for clients with too few examples or one label; empty small ones if that is allowed."""
+    """Raise `DataError` for clients with too few examples or one class; empty small ones if that is allowed."""
     least = max(1, settings.clients.min_examples)
     small = [name for name, mine in rows.items() if len(mine) < least]
-    alike = [name for name, mine in rows.items() if name not in small and len(np.unique(labels[mine])) == 1]
+    large = [] if classes is None else [name for name in rows if name not in small]
+    alike = [name for name in large if classes is not None and len(np.unique(classes[rows[name]])) == 1]
     counts = _listed([f"{name} ({len(rows[name])})" for name in small])
     rules = [
         (
@@ -303,7 +275,7 @@ def _usable(
             "clients, or set data.allow_empty_clients = true to keep them without data.",
         ),
         (
-            alike and settings.label and not settings.allow_single_class,
+            alike and not settings.allow_single_class,
             f"clients with one label only: {_listed(alike)}. Name another column as data.label, choose a milder "
             "split (a larger data.clients.alpha or data.clients.labels_per_client), or set "
             "data.allow_single_class = true.",
@@ -332,6 +304,9 @@ def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes
 
 
 def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequence[str]) -> Examples:
+    if TAGS in test.inputs:
+        inputs = {**test.inputs, TAGS: tag_numbers(test.inputs[TAGS], label_names, "data.test")}
+        return Examples(inputs, np.zeros(len(test), np.int64))
     trained = {label_names[label] for client in clients for label in np.unique(client.train.labels)}
     counts = Counter(str(label) for label in test.labels)
     unknown = sorted(set(counts) - trained)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifed.common.errors import DataError
+from trifed.data.conll import conll_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -273,13 +274,27 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str,
     """Return the ClassLabel names that `datasets` stores in a Parquet file's schema, by column."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {column: _of_lists(feature) for column, feature in features.items()}
         return {
             column: tuple(map(str, feature["names"]))
-            for column, feature in features.items()
+            for column, feature in found.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
     except (AttributeError, KeyError, TypeError, ValueError):
         return {}
+
+
+def _of_lists(feature: Any) -> Any:
+    """Return what the lists of a column hold, and the feature itself of a column without lists."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    lists = isinstance(feature, dict) and feature.get("_type") in ("List", "LargeList", "Sequence")
+    return feature.get("feature") if lists else feature
+
+
+def _read_conll(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
+    columns, lines = conll_columns(path, _decode(path, form), wanted)
+    return RawTable(str(path), columns, lines, unit="line")
 
 
 READERS = {
@@ -288,5 +303,7 @@ READERS = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".bio": _read_conll,
 }
 """Reader by the ending of a file's name."""

@@ -9,6 +9,7 @@ from typing import Any
 from trifed.data.columns import Cell, read_conversations, read_optional_texts, read_texts
 from trifed.data.images import encoded, read_images
 from trifed.data.settings import DataSettings
+from trifed.data.tags import TAGS, read_tags, read_words, words_of
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,24 @@ class Role:
     """A column that a model reads.
 
     Attributes:
-        setting: Name of the setting in `[data]`, and of the role.
+        setting: Name of the setting in `[data]`, and of the role unless it has another `name`.
         read: Converts cells and the column's name to values, (n,): texts, bytes, or `Unusable` for a row that may
             be skipped.
         given: Converts a caller's value to the form that `read` returns.
         when: Returns True for settings with which the column is read.
+        name: Name of the role, if it differs from the setting's.
     """
 
     setting: str
     read: Callable[[Sequence[Cell], str], list[Any]]
     given: Callable[[Any], Any] = lambda value: value
     when: Callable[[DataSettings], bool] = lambda settings: True
+    name: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the role, under which `Examples.inputs` has its values."""
+        return self.name or self.setting
 
     def column(self, settings: DataSettings) -> str | None:
         """Return the column with this role, or None if the settings name none or do not read it."""
@@ -39,6 +47,9 @@ Roles = tuple[Role, ...]
 TEXT = Role("text", read_texts)
 TEXTS: Roles = (TEXT, Role("text_pair", read_texts))
 """One text, and a second one if `data.text_pair` names its column."""
+
+TAGGED: Roles = (Role("text", read_words, words_of), Role("label", read_tags, name=TAGS))
+"""The words of a sentence, and a tag for each word."""
 
 IMAGES: Roles = (Role("image", read_images, encoded),)
 """One image per row."""

@@ -111,7 +111,7 @@ class DataSettings(StrictSettings):
     )
     hub_split: str = Field("train", description="Split of a data set from the hub or of a saved one.")
     hub_subset: str | None = Field(None, description="Configuration of a data set from the hub.")
-    text: str = Field("text", description="Column of the text, or of an image's caption.")
+    text: str = Field("text", description="Column of the text, of an image's caption, or of a sentence's words.")
     text_pair: str | None = Field(None, description="Column of a second text.")
     image: str = Field("image", description="Column of the image, embedded or as a path.")
     prompt: str | None = Field(None, description="For language models: column of the prompt or instruction.")
@@ -125,7 +125,9 @@ class DataSettings(StrictSettings):
         None, description="For causal-lm: column of conversations, instead of prompt and answer."
     )
     label: str = Field(
-        "label", description="Column of the label, a text or a whole number. Tasks without labels set ''."
+        "label",
+        description="Column of the label, a text or a whole number, or of the tags of a sentence's words. Tasks "
+        "without labels set ''.",
     )
     labels: list[str] | None = Field(
         None, description="All labels in order. Needed if nobody can read the data of all clients."

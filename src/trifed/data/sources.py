@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
-from trifed.data import columns, images
+from trifed.data import columns, images, tags
 from trifed.data.readers import READERS, RawTable, TextFormat, from_arrow, read_file
 from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
@@ -125,10 +125,12 @@ def _table(
     """
     named = [(role, role.column(settings)) for role in roles]
     inputs = {
-        role.setting: role.read(columns.cells(raw, column), column) for role, column in named if column is not None
+        role.key: role.read(columns.cells(raw, column), column) for role, column in named if column is not None
     }
+    if tags.TAGS in inputs:
+        tags.check_lengths(columns.cells(raw, settings.label), inputs["text"], inputs[tags.TAGS])
     labels: list[str] | list[int] = [ONE_LABEL for table in raw for _ in table.rows]
-    if settings.label:
+    if settings.label and tags.TAGS not in inputs:
         known_labels = known_labels or settings.labels is not None
         labels = columns.read_labels(columns.cells(raw, settings.label), settings.label, fractions=known_labels)
     table = Table(inputs, labels, groups, group_names)

@@ -10,7 +10,9 @@ import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from trifed.data.clients import FederatedData, content_hash
+from trifed.data.clients import Examples, FederatedData
+from trifed.data.hashes import content_hash
+from trifed.data.tags import TAGS, tag_counts
 
 MOST_COLUMNS = 8
 """The most labels that have a column each; more labels are summarised in one cell."""
@@ -38,10 +40,18 @@ def split_table(data: FederatedData) -> list[SplitRow]:
             len(client.train),
             len(client.valid),
             len(client.test),
-            tuple(np.bincount(client.train.labels, minlength=n_labels).tolist()),
+            tuple(_label_counts(client.train, n_labels)),
         )
         for client in data.clients
     ]
+
+
+def _label_counts(examples: Examples, n_labels: int) -> list[int]:
+    """Return the number of examples with each label, or of words with each tag, (n_labels,)."""
+    if TAGS in examples.inputs:
+        return tag_counts(examples.inputs[TAGS], n_labels)
+    counts: list[int] = np.bincount(examples.labels, minlength=n_labels).tolist()
+    return counts
 
 
 def split_to_json(data: FederatedData) -> dict[str, Any]:

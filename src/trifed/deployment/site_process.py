@@ -160,12 +160,12 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     check_site_policy(config, site)
     check_columns(config, site)
     task = TASKS[config.task]
-    if task.labelled and not config.data.labels:
+    if task.has_head and not config.data.labels:
         raise RefusedError(
             "settings_unusable",
             "data.labels: missing; the run must name all labels, because no client sees those of the others",
         )
-    if task.labelled:
+    if task.has_head:
         check_labels(config, site)
     base = task.load(config.model.name, config.model.dtype)
     check_base(site, f"{config.model.name} as {config.model.dtype}", base.fingerprint)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from trifed.federation.client_model import Classifier, RetrievalModel, Writer
+    from trifed.federation.tagger import Tagger
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,6 +135,16 @@ class RunResult:
         from trifed.federation.client_model import load_retrieval_model
 
         return load_retrieval_model(self.path / "clients" / name)
+
+    def tagger(self, name: str) -> Tagger:
+        """Load one client's model that tags the words of sentences.
+
+        Raises:
+            RunError: There is no such client, or its model is of another kind.
+        """
+        from trifed.federation.tagger import load_tagger
+
+        return load_tagger(self.path / "clients" / name)
 
     def _repr_html_(self) -> str:
         """Render for a notebook: the result in a sentence, and methods and controls side by side."""

@@ -58,12 +58,12 @@ def model_card(run: FinishedRun, form: Form, facts: dict[str, Any], source: str,
         stock: Name of the transformers class that loads the folder with its head; None if there is none.
     """
     task, name, packages = TASKS[run.config.task], run.config.model.name, run.environment["packages"]
-    stock = stock if task.labelled else None
+    stock = stock if task.has_head else None
     template = facts.get("template") or WITHOUT
     return ENVIRONMENT.get_template("card.md.jinja").render(
         run=run,
         client=next(client for client in run.summary["clients"] if client["name"] == facts["client"]),
-        meaning=MEANINGS[form] if task.labelled else MEANINGS[form].partition(", with the head")[0],
+        meaning=MEANINGS[form] if task.has_head else MEANINGS[form].partition(", with the head")[0],
         pipeline=PIPELINES.get(task.name, task.name),
         base_name=Path(name).name if Path(name).exists() else name,
         hub_name=name if name.count("/") == 1 and not Path(name).exists() else None,  # no path of this machine

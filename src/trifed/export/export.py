@@ -31,6 +31,7 @@ from trifed.export.locate import FinishedRun, LocatedModel, open_run
 from trifed.federation.client_model import ClientModel, open_client
 from trifed.tasks.base_model import quiet_transformers
 from trifed.tasks.prompts import CHAT
+from trifed.tasks.token_classification import MARK
 
 TOLERANCE = 1e-5
 """Largest difference of logits, relative and absolute, with which two models count as equal."""
@@ -151,7 +152,7 @@ def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:
     possible: dict[Form, bool] = {
         "tri-matrix": isinstance(adapter, TriLoraConfig),
         "lora": adapter is not None,
-        "lora-no-head": adapter is not None and classifier.task.labelled,  # other models have no head
+        "lora-no-head": adapter is not None and classifier.task.has_head,
         "merged": classifier.settings.dtype not in QUANTISED,  # such a base would be rounded a second time
     }
     if not possible.get(form):
@@ -187,7 +188,7 @@ def _write_merged(classifier: ClientModel, folder: Path) -> str | None:
         if untied and model.encoder.config.is_encoder_decoder:
             # T5 takes the scale of its outputs from it; weights that differ in a file are not tied.
             model.encoder.config.tie_word_embeddings = True
-    stock = native_classifier(classifier) if classifier.task.labelled else model.encoder
+    stock = native_classifier(classifier) if classifier.task.has_head else model.encoder
     with quiet_transformers():
         (stock or model.encoder).save_pretrained(str(folder))
     classifier.base.processor.save_pretrained(str(folder))
@@ -259,7 +260,7 @@ def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
 def _same_logits(merged: ClientModel, stock: PreTrainedModel) -> bool:
     data = merged.encode({merged.task.roles[0].setting: list(merged.task.probe)})
     batch = data.batch(np.arange(len(data)), torch.device("cpu"))
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", MARK)}
     merged.model.eval()
     ours, theirs = merged.model(batch), stock.eval()(**inputs).logits.float()
     return bool(torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE))

@@ -14,6 +14,7 @@ from trifed.common.errors import DataError
 from trifed.data import columns as cells
 from trifed.data.images import image_folder, images_in, read_images, table_of
 from trifed.data.readers import RawTable, TextFormat, read_file
+from trifed.data.tags import check_lengths, read_tags, read_words, words_of
 from trifed.export.locate import Columns
 
 Item = TypeVar("Item")
@@ -25,7 +26,7 @@ class InferenceInput(NamedTuple):
 
     Attributes:
         row: 1-based row or line in its source.
-        text: The text or prompt; of an image alone, its name.
+        text: The text or prompt; of an image alone, its name; of a sentence, its words as a JSON list.
         pair: The second text, or the material of a prompt.
         image: The bytes of an image file.
         messages: A conversation as JSON, as `data.columns.read_conversations` returns it; `text` is then what the
@@ -47,7 +48,7 @@ class LabelledInputs:
         where: Name of the file, for error messages.
         unit: The word for one of its rows in messages: "row" or "line".
         inputs: The inputs, (n,).
-        labels: The labels, answers or captions, (n,); empty for a file of plain texts.
+        labels: The labels, answers, captions, or tags as JSON lists, (n,); empty for a file of plain texts.
     """
 
     where: str
@@ -77,6 +78,10 @@ def read_labelled(path: Path, columns: Columns) -> LabelledInputs:
         answers = [cells.before_answer(json.loads(chat.messages or "[]"))[1] for chat in chats]
         return LabelledInputs(raw.where, raw.unit, chats, answers)
     column = cells.cells([raw], columns.label) if columns.label else []
+    if columns.tags:
+        inputs, tags = _inputs(raw, columns), read_tags(column, columns.label)
+        check_lengths(column, [item.text for item in inputs], tags)
+        return LabelledInputs(raw.where, raw.unit, inputs, tags)
     labels = (
         cells.read_texts(column, columns.label)
         if columns.answers
@@ -209,7 +214,8 @@ def _inputs(raw: RawTable, columns: Columns) -> list[InferenceInput]:
     loaded = list(_images(raw, columns.image)) if columns.image is not None else []
     if loaded and not columns.answers:
         return loaded
-    texts = cells.read_texts(cells.cells([raw], columns.text), columns.text)
+    read = read_words if columns.tags else cells.read_texts
+    texts = read(cells.cells([raw], columns.text), columns.text)
     read_pairs = cells.read_optional_texts if columns.answers else cells.read_texts
     pairs = (
         [None] * len(texts) if columns.pair is None else read_pairs(cells.cells([raw], columns.pair), columns.pair)
@@ -232,6 +238,8 @@ def _input(row: int, text: str, columns: Columns, where: str, unit: str) -> Infe
         raise DataError(f"{where}, {unit} {row}: the text is empty; expected a text")
     if _SURROGATE.search(text):
         raise DataError(f"{where}, {unit} {row}: the text is not UTF-8; expected UTF-8 text")
+    if columns.tags:
+        return InferenceInput(row, words_of(text))
     if columns.image is None:
         return InferenceInput(row, text)
     # A path is relative to the folder in which the command is given.

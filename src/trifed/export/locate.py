@@ -14,7 +14,7 @@ from trifed.common.errors import AdapterError, RunError, damage_in, nearest
 from trifed.config.metrics import without_unknown_metrics
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
-from trifed.config.settings import UNLABELLED, WRITING, TrainingSettings
+from trifed.config.settings import TAGGING, UNLABELLED, WRITING, TrainingSettings
 from trifed.config.toml_files import read_toml
 from trifed.federation.run_folder import RunFolder
 
@@ -35,6 +35,7 @@ class Columns:
         image: Column of the image; None if the model reads no images.
         answers: True for a language model, which answers prompts.
         matches: True for a model of images and captions.
+        tags: True for a model that tags words; `text` is then the column of words, `label` that of tags.
         separator: Separator of the cells of CSV files, as in the training data; None for what a header shows.
         encoding: Encoding of the training data's files, for a file that is not UTF-8.
         chats: True for a language model that was trained on conversations; `text` names their column.
@@ -46,14 +47,17 @@ class Columns:
     image: str | None = None
     answers: bool = False
     matches: bool = False
+    tags: bool = False
     separator: str | None = None
     encoding: str | None = None
     chats: bool = False
 
     @property
     def kind(self) -> str:
-        """The content of one row: "prompt", "text" or "image"."""
-        return "prompt" if self.answers else "text" if self.image is None else "image"
+        """The content of one row: "prompt", "sentence", "text" or "image"."""
+        if self.answers or self.tags:
+            return "prompt" if self.answers else "sentence"
+        return "text" if self.image is None else "image"
 
     def override(self, text: str | None, pair: str | None, image: str | None) -> Columns:
         """Return the columns with the names that a user gave instead of those of the training data.
@@ -114,6 +118,8 @@ class FinishedRun:
             found = Columns(prompt, data.input, answer, image, answers=True, chats=chats)
         elif task in UNLABELLED:
             found = Columns(label=data.text, image=image, matches=True)
+        elif task in TAGGING:
+            found = Columns(data.text, None, data.label, tags=True)
         else:
             found = Columns(data.text, data.text_pair, data.label, image)
         return replace(found, separator=data.separator, encoding=data.encoding)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TextIO
 
 import numpy as np
@@ -16,6 +17,7 @@ from trifed.export.inference_inputs import InferenceInput, by_role, chunks
 from trifed.export.locate import LocatedModel
 from trifed.federation.client_model import Classifier, Kind, Writer, load_model
 from trifed.federation.device_placement import choose_device
+from trifed.federation.tagger import Tagger
 
 CHUNK = 256
 """Texts or images that are predicted together; within a chunk, batches hold inputs of similar length."""
@@ -72,7 +74,26 @@ class Answer:
         return {name: value for name, value in self.csv_row().items() if name != "input" or value}
 
 
-Result = Prediction | Answer
+@dataclass(frozen=True)
+class Tagging:
+    """The words of one sentence, and their tags. `row`: 1-based row or line in its source."""
+
+    row: int
+    words: list[str]
+    tags: list[str]
+
+    def csv_row(self) -> dict[str, object]:
+        """Return `row,words,tags`: with spaces between them, or as JSON lists if a word has spaces itself."""
+        spaced = " ".join(self.words).split() == self.words and not self.words[0].startswith("[")
+        write: Callable[[list[str]], str] = " ".join if spaced else partial(json.dumps, ensure_ascii=False)
+        return {"row": self.row, "words": write(self.words), "tags": write(self.tags)}
+
+    def json_object(self) -> dict[str, object]:
+        """Return row, words and tags."""
+        return {"row": self.row, "words": self.words, "tags": self.tags}
+
+
+Result = Prediction | Answer | Tagging
 """A result for one input; `csv_row` has the same columns for all results of a model."""
 
 
@@ -96,6 +117,13 @@ def answer(writer: Writer, inputs: Iterable[InferenceInput], tokens: int) -> Ite
     """Yield answers of at most `tokens` tokens in the order of the prompts, computed chunk by chunk."""
     for chunk in chunks(inputs, PROMPTS_PER_CHUNK):
         yield from map(Answer, chunk, writer.answer_all(by_role(chunk, prompts=True), tokens))
+
+
+def tag(tagger: Tagger, inputs: Iterable[InferenceInput]) -> Iterator[Tagging]:
+    """Yield the tags of each sentence's words in the order of the inputs, computed chunk by chunk."""
+    for chunk in chunks(inputs, CHUNK):
+        for item, tags in zip(chunk, tagger.tags_of([item.text for item in chunk]), strict=True):
+            yield Tagging(item.row, json.loads(item.text), tags)
 
 
 def write_csv(results: Iterable[Result], file: TextIO) -> None:

@@ -75,6 +75,7 @@ LOADED_BY = {
     "answer": "a language model, which answers; load it with trifed.load_writer(folder) and call .answer(prompts)",
     "match": "a model of images and captions; load it with trifed.load_retrieval_model(folder) and call "
     ".among(texts).predict(images)",
+    "tags": "a model that tags words; load it with trifed.load_tagger(folder) and call .tag(sentences)",
 }
 """Kinds of models and how each is loaded, by `Task.output`."""
 
@@ -233,7 +234,7 @@ def load_model(kind: type[Kind], folder: str | Path, base: str | None = None) ->
     """Load a client's model of one kind from `runs/NAME/clients/CLIENT`, or from an exported folder.
 
     Args:
-        kind: `Classifier`, `Writer` or `RetrievalModel`.
+        kind: `Classifier`, `Writer`, `RetrievalModel` or `Tagger`.
         folder: The client's folder.
         base: Folder or hub name of the base model, if it has moved since the run.
 

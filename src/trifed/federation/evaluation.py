@@ -28,6 +28,7 @@ class Scores:
         right: Share of each example's predictions that are correct, (n,).
         predictions: Predicted classes, (n,), or (0,) for a task without classes.
         probabilities: Predicted probabilities, (n, n_labels), or (0, 0) for a task without classes.
+        entities: Numbers of true, predicted and rightly predicted entities, (n, 3), or (0, 3) without tags.
     """
 
     loss: float
@@ -36,6 +37,7 @@ class Scores:
     right: NDArray[np.float64]
     predictions: NDArray[np.int64]
     probabilities: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    entities: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
 
 
 def mean_gradient(
@@ -67,7 +69,7 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
     if not len(data):
         return Scores(math.nan, math.nan, 0, right, predictions)
     device, precision = device_and_precision(model, settings)
-    total, count, probabilities = 0.0, 0, np.zeros((0, 0), np.float32)
+    total, count, probabilities, entities = 0.0, 0, np.zeros((0, 0), np.float32), np.zeros((0, 3), np.int64)
     model.eval()
     batches = (
         compared_together(data, model.compared) if model.compared else length_order(data, settings.eval_batch_size)
@@ -77,6 +79,7 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
             scores = model.score(data.batch(rows, device))
         total, count = total + float(scores.loss), count + scores.count
         right[rows] = scores.right.double().cpu().numpy()
+        entities = np.concatenate([entities, scores.entities.cpu().numpy()])  # in any order: they are summed up
         if len(scores.predictions):
             predictions[rows] = scores.predictions.cpu().numpy()
             found = scores.probabilities.cpu().numpy()
@@ -86,7 +89,7 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
         else:
             predictions = predictions[:0]
     loss = total / count if count else math.nan
-    return Scores(loss, float(right.mean()), len(data), right, predictions, probabilities)
+    return Scores(loss, float(right.mean()), len(data), right, predictions, probabilities, entities)
 
 
 @torch.no_grad()

@@ -151,6 +151,16 @@ def _calibration_error(labels: Labels, predictions: Labels, probabilities: Proba
     return float(np.sum(gaps) / len(labels))
 
 
+def entity_f1(counts: NDArray[np.int64]) -> float:
+    """Return F1 of whole entities, 2 right / (true + predicted), in [0, 1]; NaN without any.
+
+    Args:
+        counts: Numbers of true, predicted and rightly predicted entities of each example, (n, 3).
+    """
+    true, predicted, right = counts.sum(axis=0).tolist() if len(counts) else (0, 0, 0)
+    return 2 * right / (true + predicted) if true + predicted else np.nan
+
+
 METRICS: dict[str, Metric] = {
     "f1_macro": Metric(_f1("macro")),
     "f1_weighted": Metric(_f1("weighted")),
@@ -168,6 +178,7 @@ SCORES: dict[str, Metric] = {
     "perplexity": Metric(None, lower_is_better=True, share=False),
     "exact_match": Metric(None),
     "rouge_l": Metric(None),
+    "f1_entities": Metric(None),
 }
 """Metrics that are not computed from labels and probabilities."""
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trifed.common.errors import ConfigError
+from trifed.common.errors import ConfigError, DataError
 from trifed.config.client_training import check_names
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
+from trifed.data.tags import are_entities
 from trifed.federation import events
 from trifed.methods import METHODS, ORIGINS, code_hash
 
@@ -51,6 +52,11 @@ def prepare(
     listener(events.Loading("data").to_dict())
     data = make_clients(config.data, config.seed, ROLES[config.task])
     check_names(config.client_settings, [client.name for client in data.clients])
+    if "f1_entities" in config.computed_metrics and not are_entities(data.label_names):
+        raise DataError(
+            "metrics: f1_entities needs tags of entities, such as B-PER, I-PER and O, got "
+            f"{', '.join(data.label_names)}; leave it out"
+        )
     listener(events.DataSplit(data).to_dict())
     listener(events.Loading(f"model {config.model.name}").to_dict())
     from trifed.federation.client_update import ClientDataset

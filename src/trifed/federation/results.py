@@ -11,7 +11,7 @@ import numpy as np
 from trifed.config.metrics import Labels
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.metrics import compute_metrics, further_metrics, spread_of
+from trifed.federation.metrics import compute_metrics, entity_f1, further_metrics, spread_of
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:
@@ -82,11 +82,13 @@ def _note(events: Sequence[Event], name: str) -> Json:
 def facts_of(scores: Scores, labels: Labels | None = None, metrics: Sequence[str] = ()) -> dict[str, float]:
     """Return the part of scores that is logged, with `metrics` of the true `labels`, (n,), by name."""
     facts: dict[str, float] = {"loss": scores.loss, "accuracy": scores.accuracy, "examples": scores.examples}
-    named = [name for name in metrics if name != "perplexity"]
+    named = [name for name in metrics if name not in ("perplexity", "f1_entities")]
     if labels is not None and named:
         facts |= compute_metrics(named, labels, scores.predictions, scores.probabilities)
     if "perplexity" in metrics:
         facts["perplexity"] = math.exp(scores.loss) if scores.loss < OVERFLOW else math.nan
+    if "f1_entities" in metrics:
+        facts["f1_entities"] = entity_f1(scores.entities)
     return facts
 
 

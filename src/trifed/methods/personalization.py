@@ -75,9 +75,11 @@ def compose(
         method: Any method; of a preset, its parts are replaced.
         personalization: Client parts.
         aggregation: Server parts.
-        labelled: False for a task without labels, which has no head: parts that need one are left out.
+        labelled: False for a task without a label for each example: parts that need one are left out.
     """
     base = method.preset_of or method
+    if not labelled and aggregation.weights == "label-rows":
+        aggregation = aggregation.model_copy(update={"weights": "examples"})
     plain = with_aggregation(base, aggregation) if can_aggregate(base) else base
     composed = replace(plain, preset_of=base, calibrated=personalization.calibrate and labelled)
     prior = personalization.label_prior and labelled
@@ -137,9 +139,9 @@ def parts_left_out(
     if not labelled:
         for name in ("label_prior", "calibrate"):
             if getattr(personalization, name):
-                yield f"personalization.{name}: left out, because this task has no labels and no head"
+                yield f"personalization.{name}: left out, because this task has no label for each example"
         if aggregation.weights == "label-rows":
-            yield "aggregation.weights: 'label-rows' counts as 'examples', because this task has no labels"
+            yield "aggregation.weights: 'label-rows' counts as 'examples', because this task has no such label"
     elif (
         aggregation.weights == "label-rows"
         and not any(map(plain.sends, (BIAS, "head.weight")))

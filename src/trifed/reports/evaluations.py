@@ -10,15 +10,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from trifed.data.tags import OUTSIDE
 from trifed.export.evaluate import AnswerEvaluation, Evaluation, MatchEvaluation
-from trifed.export.predict import Answer, Prediction
+from trifed.export.evaluate_tags import TagEvaluation
+from trifed.export.predict import Answer, Prediction, Tagging
 from trifed.federation.results import spread
 from trifed.reports.tables import Column, Table, to_terminal, write_csv
 
 LABELS, CONFUSIONS = 40, 10
 """Most rows shown of the labels, lowest F1 first where there are more, and of the confused pairs."""
 CLIENT = Column("client", "client")
-AnyEvaluation = Evaluation | AnswerEvaluation | MatchEvaluation
+AnyEvaluation = Evaluation | AnswerEvaluation | MatchEvaluation | TagEvaluation
 CLASSIFIER = ("client", "examples", "accuracy", "macro_f1", "loss")
 """Columns of the CSV form of a classifier's scores."""
 COLUMNS: dict[type, tuple[Column, ...]] = {
@@ -41,6 +43,12 @@ COLUMNS: dict[type, tuple[Column, ...]] = {
         Column("caption_near", "among 5, %", "percent"),
         Column("image_found", "image found, %", "percent"),
         Column("image_near", "among 5, %", "percent"),
+    ),
+    TagEvaluation: (
+        CLIENT,
+        Column("accuracy", "words right, %", "percent"),
+        Column("f1_entities", "entity F1, %", "percent"),
+        Column("loss", "loss, nats", "number"),
     ),
 }
 LABEL = (
@@ -82,6 +90,20 @@ def render_answers(answers: Iterable[Answer]) -> RichTable:
     return table
 
 
+def render_tags(tagged: Iterable[Tagging]) -> RichTable:
+    """Render one row for each sentence, each tag behind its word, but for those outside of entities."""
+    table = RichTable()
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("words and tags")
+    for item in tagged:
+        words: list[str | Text] = [
+            f"{word} " if tag == OUTSIDE else Text.assemble(word, (f"/{tag} ", "bold"))
+            for word, tag in zip(item.words, item.tags, strict=True)
+        ]
+        table.add_row(str(item.row), Text.assemble(*words))
+    return table
+
+
 def render_evaluations(evaluations: Sequence[AnyEvaluation]) -> RenderableType:
     """Render each client as a row; for a single classifier also its labels and most frequent confusions."""
     first, rows = evaluations[0], [asdict(one) for one in evaluations]
@@ -91,6 +113,8 @@ def render_evaluations(evaluations: Sequence[AnyEvaluation]) -> RenderableType:
         rows += [{"client": name, "accuracy": value} for name, value in _over_clients(evaluations).items()]
     elif isinstance(first, Evaluation):
         details += _details(first)
+    elif isinstance(first, TagEvaluation) and len(evaluations) == 1 and first.entities:
+        details.append(to_terminal(Table("Each kind of entity", LABEL, [asdict(kind) for kind in first.entities])))
     return Group(to_terminal(Table(f"On {first.examples} {what}", COLUMNS[type(first)], rows)), *details)
 
 
@@ -120,4 +144,5 @@ def evaluations_csv(evaluations: Sequence[AnyEvaluation]) -> str:
     """Return one row for each client; a classifier's is `client,examples,accuracy,macro_f1,loss`."""
     first = evaluations[0]
     names = CLASSIFIER if isinstance(first, Evaluation) else [field.name for field in fields(first)]
+    names = [name for name in names if name != "entities"]
     return write_csv(map(asdict, evaluations), names)

@@ -9,6 +9,7 @@ from trifed.tasks import (
     image_text_to_text,
     sequence_to_sequence,
     text_classification,
+    token_classification,
 )
 from trifed.tasks.base import Batch, BatchScores, Encoded, Task, TaskModel
 
@@ -22,6 +23,7 @@ TASKS: dict[TaskName, Task] = {
         causal_lm,
         sequence_to_sequence,
         image_text_to_text,
+        token_classification,
     )
 }
 

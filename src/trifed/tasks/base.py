@@ -64,6 +64,7 @@ class BatchScores:
         right: Share of each example's predictions that are correct, (n,).
         predictions: Predicted classes, (n,), or (0,) for a task without classes.
         probabilities: Predicted probabilities, (n, n_labels), or (0,) for a task without classes.
+        entities: Numbers of true, predicted and rightly predicted entities, (n, 3), or (0, 3) without tags.
     """
 
     loss: Tensor
@@ -71,6 +72,7 @@ class BatchScores:
     right: Tensor
     predictions: Tensor
     probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
+    entities: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.int64))
 
 
 class TaskModel(nn.Module):
@@ -196,7 +198,7 @@ class Task:
         probe: Some values of the first role, on which an export to `native_class` is verified.
         generate: Converts a model, the base, inputs by role, settings and the most new tokens to one answer per
             prompt; None if the models do not answer.
-        output: A label, a generated answer, or the text out of several that matches an image.
+        output: A label, a generated answer, the text out of several that matches an image, or a tag for each word.
     """
 
     name: TaskName
@@ -205,15 +207,20 @@ class Task:
     load: Callable[..., LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]
     build: Callable[[nn.Module, LoadedBase, Sequence[str], ModelSettings], TaskModel]
-    code: Literal["classifier", "image_text", "language_model", "sequence_to_sequence"]
+    code: Literal["classifier", "image_text", "language_model", "sequence_to_sequence", "tagger"]
     native_class: Any = None
     probe: Sequence[Any] = ()
     generate: (
         Callable[[TaskModel, LoadedBase, Mapping[str, Sequence[Any]], ModelSettings, int], list[str]] | None
     ) = None
-    output: Literal["label", "answer", "match"] = "label"
+    output: Literal["label", "answer", "match", "tags"] = "label"
 
     @property
     def labelled(self) -> bool:
         """True if the model learns the labels; otherwise they only describe the examples."""
         return self.output == "label"
+
+    @property
+    def has_head(self) -> bool:
+        """True if the model chooses among named labels, by a head: for each example, or for each word."""
+        return self.output in ("label", "tags")

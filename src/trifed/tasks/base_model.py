@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils import logging as transformers_logging
@@ -189,6 +190,10 @@ def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
         # Models that only caption an image are excluded: they have no token for an image in the text.
         "image-text-to-text": kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         and hasattr(config, "image_token_id"),
+        # A decoder reads a word before those after it, so it is no good tagger.
+        "token-classification": masked
+        and kind in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+        and not config.is_encoder_decoder,
     }
     return [task for task, fit in fits.items() if fit]
 

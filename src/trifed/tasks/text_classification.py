@@ -10,17 +10,30 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trifed.common.errors import ModelError
-from trifed.config.settings import BaseDtype, ModelSettings, Pooling
+from trifed.config.settings import BaseDtype, ModelSettings, Pooling, TaskName
 from trifed.data import TEXTS, Examples
 from trifed.tasks.base import Batch, HeadedModel, Task
 from trifed.tasks.base_model import LoadedBase, fitting_tasks, load_base
 from trifed.tasks.tokens import EncodedTokens, check_vocabulary, masked_mean
 
 
-def load_encoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
+def load_encoder(
+    name: str,
+    dtype: BaseDtype = "float32",
+    *,
+    task: TaskName = "text-classification",
+    description: str = "an encoder, such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa, or a decoder, such as "
+    "Llama, Mistral, Qwen or GPT-2",
+) -> LoadedBase:
     """Load a frozen encoder of texts, or a decoder, and its tokenizer.
 
     The tokenizers of decoders often have no pad token; the end token stands for it then, which no head reads.
+
+    Args:
+        name: Folder or hub name.
+        dtype: The type of the weights.
+        task: The task that the model must fit.
+        description: Kind of model that fits the task, for error messages.
 
     Raises:
         ModelError: There is no such model of this name, or its tokenizer has no words or no pad token.
@@ -28,9 +41,8 @@ def load_encoder(name: str, dtype: BaseDtype = "float32") -> LoadedBase:
     base = load_base(
         name,
         dtype,
-        task="text-classification",
-        description="an encoder, such as BERT, RoBERTa, DistilBERT, MPNet or DeBERTa, or a decoder, such as "
-        "Llama, Mistral, Qwen or GPT-2",
+        task=task,
+        description=description,
         processor=AutoTokenizer,
         files="tokenizer files",
     )
@@ -96,14 +108,19 @@ def encode(base: LoadedBase, examples: Examples, settings: ModelSettings) -> Enc
             ids[row] = cut["input_ids"][place]
             for name, values in types.items():
                 values[row] = cut[name][place]
-    longest, most = max(map(len, ids)), positions(base.model)
+    check_positions(base.model, ids, limit)
+    check_vocabulary(base.model, ids, examples.texts)
+    return EncodedTokens(ids, examples.labels, len(long), tokenizer.pad_token_id, types)
+
+
+def check_positions(model: nn.Module, ids: Sequence[Sequence[int]], limit: int) -> None:
+    """Raise `ModelError` if one of some token sequences, cut to `limit`, is longer than the model reads."""
+    longest, most = max(map(len, ids)), positions(model)
     if longest > most:
         raise ModelError(
             f"model.max_length: got {limit} with a text of {longest} tokens, expected at most {most}, the limit "
             f"of this model; set it to {most} or less"
         )
-    check_vocabulary(base.model, ids, examples.texts)
-    return EncodedTokens(ids, examples.labels, len(long), tokenizer.pad_token_id, types)
 
 
 def positions(model: nn.Module) -> int:
