@@ -19,7 +19,7 @@ from trifed.config.combinations import combination_problems, privacy_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
 from trifed.config.run_identity import identity_of_settings
 from trifed.config.settings import (
-    TAGGING,
+    NO_SINGLE_LABEL,
     UNLABELLED,
     DeploymentSettings,
     ModelSettings,
@@ -170,12 +170,8 @@ class RunConfig(StrictSettings):
 
     def composed_method(self) -> Method:
         """Return the run's method with the client and server parts that the run's settings give it."""
-        return compose(METHODS[self.method.name], self.personalization, self.aggregation, self.has_labels)
-
-    @property
-    def has_labels(self) -> bool:
-        """True if each example has one label, which the model learns."""
-        return self.task not in (*UNLABELLED, *TAGGING)
+        labelled = self.task not in NO_SINGLE_LABEL
+        return compose(METHODS[self.method.name], self.personalization, self.aggregation, labelled)
 
     def training_of(self, client: str) -> TrainingSettings:
         """Return a client's training settings: those of all clients, with its own in their places."""
@@ -218,9 +214,8 @@ class RunConfig(StrictSettings):
         """Return a sentence for each part that is set and has no meaning for this task or method."""
         if self._parts() == self._default_parts():
             return []  # the method's own parts: nothing was set
-        return list(
-            parts_left_out(METHODS[self.method.name], self.personalization, self.aggregation, self.has_labels)
-        )
+        labelled = self.task not in NO_SINGLE_LABEL
+        return list(parts_left_out(METHODS[self.method.name], self.personalization, self.aggregation, labelled))
 
     def _parts(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include=set(PARTS))

@@ -40,7 +40,9 @@ WRITING: tuple[TaskName, ...] = ("causal-lm", "sequence-to-sequence", "image-tex
 UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
 """Tasks without labels."""
 TAGGING: tuple[TaskName, ...] = ("token-classification",)
-"""Tasks with a tag for each word, and so without one label for each example."""
+"""Tasks with a tag for each word."""
+NO_SINGLE_LABEL: tuple[TaskName, ...] = (*UNLABELLED, *TAGGING)
+"""Tasks in which an example has no single label that the model learns."""
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
