@@ -144,7 +144,7 @@ def test_in_a_terminal_one_line_moves_and_is_taken_away(environment, toml, tmp_p
     assert shared_projections
     for frame in shared_projections:
         assert len(frame) <= 80
-        facts = [r"[\d-]:[\d-]{2}:[\d-]{2} own-prior \d/6", r"loss \d\.\d+", r"acc [\d.-]+", r"[\d.]+ KB"]
+        facts = [r"(?:-:--|\d+:\d\d(?::\d\d)?) +own-prior \d/6", r"loss \d\.\d+", r"acc [\d.-]+", r"[\d.]+ KB"]
         assert re.search("  ".join(facts), frame)
     assert any(re.search(r"KB  (amber|basil|coral)$", frame) for frame in shared_projections)
     ending = plain[plain.rindex("own-prior  round 6/6") :]

@@ -9,7 +9,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
 from transformers import AutoTokenizer, GenerationConfig
 
-from trifed import make_config, run
+from trifed import load_writer, make_config, run
 from trifed.export.export import export_client
 from trifed.federation.client_model import open_client
 
@@ -90,3 +90,10 @@ def test_an_adapter_of_an_encoder_decoder_is_loaded_by_its_own_class(kind, tiny_
             for one in (trained, model)
         )
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_merged_model_has_no_empty_head_beside_it_and_still_answers(folder):
+    export = export_client(folder, "a", "merged")
+    assert not (export / "head.safetensors").exists() and (export / "classifier.json").is_file()
+    assert json.loads((export / "classifier.json").read_text())["base_model"].count("/") == 0
+    assert len(load_writer(export).answer(["number 3?"], tokens=2)) == 1
