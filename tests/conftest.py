@@ -50,6 +50,7 @@ SITES = ["amber", "basil", "coral"]
 
 
 SLOW_FILES = {
+    "experiments/test_deciding_metric.py", "federation/test_best_round.py",
     "attacks/test_audit.py", "cli/test_doctor.py", "cli/test_doctor_sites.py", "cli/test_model_commands.py",
     "deployment/test_client_manager.py", "deployment/test_coordinator.py", "deployment/test_end_of_run.py",
     "deployment/test_gate.py", "deployment/test_going_back.py", "deployment/test_membership.py",
