@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs/hooks.py
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-quick check bench format docs clean
+.PHONY: help demo test test-quick tour check bench format docs clean
 
 help:  ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,13 +19,16 @@ test test-quick: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP)  ## Check style and types, then run all tests. They build the documentation too.
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy & types=$$!; $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	$(BIN)/mypy & types=$$!; $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not tour"; tests=$$?; \
 	    wait $$types && exit $$tests
 
 test-quick: $(STAMP)  ## Check style, then run the tests that are not marked slow. Takes under three minutes.
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+tour: $(STAMP)  ## Take inputs as users bring them through all commands, with every kind of model. Takes two minutes.
+	$(BIN)/pytest -q -n 3 --dist loadfile tests/tasks/tour
 
 check: test  ## Do the same as make test.
 

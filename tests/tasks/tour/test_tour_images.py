@@ -178,6 +178,7 @@ def test_a_vision_model_classifies(tour, tiny_vision, case):
     tour(case, ("--task", "image-classification", "--model", tiny_vision()), a_label(case), scores)
 
 
+@pytest.mark.tour
 @pytest.mark.parametrize("case", [case for case in PHOTOS if case.name in SENTENCES], ids=lambda case: case.name)
 def test_sentences_classify(tour, tiny_towers, case):
     tour(case, ("--task", "image-text", "--model", tiny_towers()), a_label(case), scores)

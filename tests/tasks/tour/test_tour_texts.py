@@ -191,6 +191,7 @@ def test_an_encoder_classifies(tour, tiny_encoder, case):
     tour(case, ("--model", tiny_encoder, "--set", "model.max_length=64"), a_label(case), scores)
 
 
+@pytest.mark.tour
 @pytest.mark.parametrize("case", [case for case in TEXTS if case.name in DECODED], ids=lambda case: case.name)
 def test_a_decoder_classifies(tour, tiny_language, case):
     flags = ("--model", tiny_language(), "--set", "model.pooling=last", "--set", "model.max_length=64")

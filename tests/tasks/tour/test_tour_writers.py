@@ -183,6 +183,7 @@ def test_a_language_model_answers(tour, tiny_language, case):
     tour(case, flags, an_answer, scores, FEW, FEW)
 
 
+@pytest.mark.tour
 @pytest.mark.parametrize(
     "case", [case for case in PROMPTS if case.name != "texts alone"], ids=lambda case: case.name
 )
