@@ -315,8 +315,13 @@ def test_the_debiased_kernel_needs_a_rank_of_four():
 
 def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     """What a run was called before there was a table [privacy]: the hash of all else."""
-    later = {"metric": True, "keep": True, "training": {"clients_at_once"}, "adapter": {"start"}}
-    later |= {"data": {"separator", "encoding"}}
+    later = {
+        "metric": True,
+        "keep": True,
+        "training": {"clients_at_once", "class_weights"},
+        "adapter": {"start"},
+        "data": {"separator", "encoding", "sheet"},
+    }
     before = config(evaluate_every=1).model_dump_json(
         exclude=dict.fromkeys([*NO_NUMBERS, *PARTS, "privacy", "client_settings"], True) | later
     )

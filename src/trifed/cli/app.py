@@ -166,7 +166,7 @@ def run_command(
       \\[model]
       name = "sentence-transformers/all-MiniLM-L6-v2"   # or a folder, or "demo"
       \\[data]
-      source = "tickets.csv"   # CSV, JSON Lines, Parquet, folder, hub name
+      source = "tickets.csv"   # CSV, JSON Lines, Parquet, Excel, folder, hub name
       text = "text"
       label = "queue"
       \\[data.clients]

@@ -58,7 +58,7 @@ def predict_command(
     for each image, one of the texts given with --text. A model that tags words
     reads lists of words, or texts with spaces between their words.
 
-    Texts come from a file (CSV, JSON Lines, Parquet), from --text, or from
+    Texts come from a file (CSV, JSON Lines, Parquet, Excel), from --text, or from
     standard input, one in a line. Images come from a file with embedded images or
     paths, a folder, --image, or paths on standard input. Columns have the names
     of the run's data unless flags name others.
@@ -196,7 +196,7 @@ def evaluate_command(
     model: ModelFolder,
     file: Annotated[
         Path,
-        typer.Argument(help="CSV, JSON Lines or Parquet with labels, or a folder of images.", show_default=False),
+        typer.Argument(help="CSV, JSON Lines, Parquet or Excel with labels, or images.", show_default=False),
     ],
     client: Annotated[str | None, typer.Option(help="The client's name, or 'all'.")] = None,
     text_column: TextColumn = None,

@@ -1,4 +1,4 @@
-"""Readers of CSV, TSV, JSON Lines and Parquet files, with errors that name the broken line.
+"""Readers of CSV, TSV, JSON Lines, Parquet and Excel files, with errors that name the broken line.
 
 Files are read directly, without a cache on the disk.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trifed.common.errors import DataError
 from trifed.data.conll import conll_columns
+from trifed.data.excel import CellError, read_sheet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,19 +39,22 @@ BINARY = {
 
 @dataclass(frozen=True)
 class TextFormat:
-    """Separator and encoding of a CSV or JSON file.
+    """Separator and encoding of a CSV or JSON file, and sheet of an Excel file.
 
     Attributes:
         separator: Separator of the cells of a CSV file; None for the one by which the header has the columns.
         encoding: None for UTF-8, or UTF-16 with a byte order mark.
         setting: Dotted name of the setting of the encoding, for messages; empty if there is none.
         otherwise: The encoding of a file that is not UTF-8, if one is known.
+        sheet: Name of an Excel file's sheet; None for the first. Without `setting`, a file that has no such sheet
+            is read from its first.
     """
 
     separator: str | None = None
     encoding: str | None = None
     setting: str = ""
     otherwise: str | None = None
+    sheet: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class RawTable:
     Attributes:
         where: The file.
         columns: Cells by column name, (n,) each.
-        rows: 1-based positions, (n,): data rows in CSV (without the header) and Parquet, lines in JSON.
+        rows: 1-based positions, (n,): data rows in CSV (without the header) and Parquet, lines in JSON, a sheet's
+            own row numbers in Excel.
         unit: Name of a position in messages.
         class_names: Names of the integers in ClassLabel columns, by column.
         untyped: True if all cells are strings because the format has no types (CSV).
@@ -77,7 +82,7 @@ class RawTable:
 
 
 def read_file(path: Path, wanted: Mapping[str, str], form: TextFormat = TextFormat()) -> RawTable:
-    """Read columns of one CSV, TSV, JSON Lines or Parquet file.
+    """Read columns of one CSV, TSV, JSON Lines, Parquet or Excel file.
 
     Args:
         path: The file.
@@ -89,7 +94,7 @@ def read_file(path: Path, wanted: Mapping[str, str], form: TextFormat = TextForm
     """
     if path.is_dir():
         raise DataError(
-            f"{path}: this is a folder, expected a table. Name a CSV, JSON Lines or Parquet file in it."
+            f"{path}: this is a folder, expected a table. Name a CSV, JSON Lines, Parquet or Excel file in it."
         )
     if not path.is_file():
         raise DataError(f"{path}: no such file (expected a table; looked in {Path.cwd()}). Check its name.")
@@ -258,6 +263,20 @@ def _read_parquet(path: Path, wanted: Mapping[str, str], form: TextFormat) -> Ra
     return from_arrow(str(path), table, wanted, schema.metadata)
 
 
+def _read_excel(path: Path, wanted: Mapping[str, str], form: TextFormat) -> RawTable:
+    header, rows = read_sheet(path, form.sheet, or_first=not form.setting)
+    _check_header(path, header, wanted)
+    columns = {column: [cells[header.index(column)] for cells in rows.values()] for column in wanted.values()}
+    for column, cells in columns.items():
+        for number, cell in zip(rows, cells, strict=True):
+            if isinstance(cell, CellError):
+                raise DataError(
+                    f"{path}, sheet row {number}: column {column!r} shows the error {cell.shown}. Correct the "
+                    "formula or remove the row."
+                )
+    return RawTable(str(path), columns, list(rows), unit="sheet row")
+
+
 def from_arrow(
     where: str, table: pa.Table, wanted: Mapping[str, str], metadata: Mapping[bytes, bytes] | None
 ) -> RawTable:
@@ -305,5 +324,6 @@ READERS = {
     ".parquet": _read_parquet,
     ".conll": _read_conll,
     ".bio": _read_conll,
+    ".xlsx": _read_excel,
 }
 """Reader by the ending of a file's name."""

@@ -98,8 +98,8 @@ class DataSettings(StrictSettings):
     """
 
     source: str | list[str] = Field(
-        description="The table: a file (CSV, TSV, JSON Lines, Parquet), several files, a folder, or the name of "
-        "a data set on the hub."
+        description="The table: a file (CSV, TSV, JSON Lines, Parquet, Excel), several files, a folder, or the "
+        "name of a data set on the hub."
     )
     separator: str | None = Field(
         None,
@@ -109,6 +109,7 @@ class DataSettings(StrictSettings):
     encoding: str | None = Field(
         None, description="Encoding of CSV and JSON files, such as cp1252. Unset: UTF-8, or UTF-16 with its mark."
     )
+    sheet: str | None = Field(None, description="Sheet of Excel files. Unset: the first one.")
     hub_split: str = Field("train", description="Split of a data set from the hub or of a saved one.")
     hub_subset: str | None = Field(None, description="Configuration of a data set from the hub.")
     text: str = Field("text", description="Column of the text, of an image's caption, or of a sentence's words.")

@@ -10,7 +10,7 @@ from trifed.data.readers import READERS
 
 HELD_OUT = frozenset({"test", "validation", "valid", "val", "dev"})
 """Names of parts of a data set that are not for training."""
-NOT_DATA = re.compile(r"^[._]|^(readme|licen[cs]e)\b", re.IGNORECASE)
+NOT_DATA = re.compile(r"^[._~]|^(readme|licen[cs]e)\b", re.IGNORECASE)
 """Names of files and folders that hold no data."""
 _PART = re.compile(r"(part|shard|chunk|fold|batch|data|train|test)?[-_.]?\d+([-_.]of[-_.]\d+)?", re.IGNORECASE)
 """Names of the parts of one table, such as `part-0001` or `train-00000-of-00002`."""

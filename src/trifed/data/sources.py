@@ -185,7 +185,7 @@ def _client(table: RawTable) -> str:
 def _read_source(
     source: str | list[str], wanted: Mapping[str, str], settings: DataSettings, setting: str = "data.source"
 ) -> list[RawTable]:
-    form = TextFormat(settings.separator, settings.encoding, "data.encoding")
+    form = TextFormat(settings.separator, settings.encoding, "data.encoding", sheet=settings.sheet)
     if isinstance(source, list):
         return [read_file(Path(name).expanduser(), wanted, form) for name in source]
     path = Path(source).expanduser()

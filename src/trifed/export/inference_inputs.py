@@ -58,7 +58,7 @@ class LabelledInputs:
 
 
 def read_table(path: Path, columns: Columns) -> list[InferenceInput]:
-    """Read all texts or images of a CSV, JSON Lines or Parquet file, or of a folder of images.
+    """Read all texts or images of a CSV, JSON Lines, Parquet or Excel file, or of a folder of images.
 
     Raises:
         DataError: No such file or column, no rows, an unreadable file, or an empty text or broken image (with its
@@ -175,7 +175,7 @@ def _read(path: Path, columns: Columns, label: dict[str, str]) -> RawTable:
         **label,
         "--pair-column": columns.pair,
     }
-    form = TextFormat(columns.separator, otherwise=columns.encoding)
+    form = TextFormat(columns.separator, otherwise=columns.encoding, sheet=columns.sheet)
     raw = read_file(path, {flag: name for flag, name in wanted.items() if name is not None}, form)
     if not raw.rows:
         raise DataError(f"{path}: no rows; expected at least one {columns.kind} below the header")

@@ -39,6 +39,7 @@ class Columns:
         separator: Separator of the cells of CSV files, as in the training data; None for what a header shows.
         encoding: Encoding of the training data's files, for a file that is not UTF-8.
         chats: True for a language model that was trained on conversations; `text` names their column.
+        sheet: Sheet of the training data's Excel files, for an Excel file that has one of this name.
     """
 
     text: str = "text"
@@ -51,6 +52,7 @@ class Columns:
     separator: str | None = None
     encoding: str | None = None
     chats: bool = False
+    sheet: str | None = None
 
     @property
     def kind(self) -> str:
@@ -122,7 +124,7 @@ class FinishedRun:
             found = Columns(data.text, None, data.label, tags=True)
         else:
             found = Columns(data.text, data.text_pair, data.label, image)
-        return replace(found, separator=data.separator, encoding=data.encoding)
+        return replace(found, separator=data.separator, encoding=data.encoding, sheet=data.sheet)
 
     def client(self, name: str) -> LocatedModel:
         """Return one client's model; raises RunError if the run has no such client."""

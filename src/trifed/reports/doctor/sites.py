@@ -169,7 +169,8 @@ def check_site_data(settings: SiteSettings) -> str:
     """Return a sentence about a site's tables; DataError if one cannot be read."""
     source = settings.data["source"]
     paths = [Path(name).expanduser() for name in (source if isinstance(source, list) else [source])]
-    form = TextFormat(settings.data.get("separator"), settings.data.get("encoding"), "data.encoding")
+    given = settings.data
+    form = TextFormat(given.get("separator"), given.get("encoding"), "data.encoding", sheet=given.get("sheet"))
     tables = [read_file(path, {}, form) for path in paths if not path.is_dir() and not is_on_hub(str(path))]
     rows = plural(sum(len(table.rows) for table in tables), "row")
     return f"{rows} in {plural(len(tables), 'table')}; folders and names on the hub are read when a run begins."
