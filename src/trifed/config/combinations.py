@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, get_args
 
 from trifed.config.client_training import noised_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END
-from trifed.config.settings import TAGGING, UNLABELLED, WRITING, TagMetricName, TextMetricName
+from trifed.config.settings import CLASSIFYING, TAGGING, UNLABELLED, WRITING, TagMetricName, TextMetricName
+from trifed.data.columns import spelling
 from trifed.methods import METHODS
 
 if TYPE_CHECKING:
@@ -18,11 +19,25 @@ def combination_problems(config: RunConfig) -> list[str]:
     """Return a message for each such combination in a configuration."""
     task, privacy, training = config.task, config.privacy, config.training
     pairs = task == "image-text-pairs"
+    unknown = _labels_without_meaning(config)
     rules = [
         *_metric_rules(config),
         (
             not config.data.label and task not in UNLABELLED,
             f"data.label: got '', but task = '{task}' learns labels; name their column",
+        ),
+        (
+            training.class_weights and task not in CLASSIFYING,
+            f"training.class_weights: task = '{task}' has no single label for each example; leave it out",
+        ),
+        (
+            unknown,
+            f"training.class_weights: got {', '.join(map(repr, unknown))}, expected labels of data.labels",
+        ),
+        (
+            training.class_weights == "balanced" and privacy.training,
+            "training.class_weights: 'balanced' weights depend on a client's exact label counts, so with "
+            "privacy.training one example would change the gradients of all others; give a table of weights",
         ),
         (
             pairs and training.micro_batch,
@@ -110,3 +125,12 @@ def privacy_problems(config: RunConfig) -> Iterator[str]:
             )
         if exact_counts and (method.summarise or method.local_init):
             yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"
+
+
+def _labels_without_meaning(config: RunConfig) -> list[str]:
+    """Return the labels that have a weight and are not among `data.labels`; none if that is not set."""
+    weights, labels = config.training.class_weights, config.data.labels
+    if labels is None or not isinstance(weights, dict):
+        return []
+    known = set(map(spelling, labels))
+    return [label for label in weights if spelling(label) not in known]

@@ -8,7 +8,9 @@ and `[aggregation]` are in the packages that use them; `[method]` and the settin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -43,6 +45,8 @@ TAGGING: tuple[TaskName, ...] = ("token-classification",)
 """Tasks with a tag for each word."""
 NO_SINGLE_LABEL: tuple[TaskName, ...] = (*UNLABELLED, *TAGGING)
 """Tasks in which an example has no single label that the model learns."""
+CLASSIFYING: tuple[TaskName, ...] = ("text-classification", "image-classification", "image-text")
+"""Tasks in which each example has one of several labels."""
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
@@ -161,6 +165,31 @@ class TrainingSettings(StrictSettings):
         pattern=r"^(auto|cpu|cuda(:(\d+|all))?)$",
         description="'auto', 'cpu', 'cuda' or 'cuda:1'. 'cuda:all' spreads the base model's layers over all GPUs.",
     )
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
+        None,
+        description="Weight of each label in the training loss: a table of labels and numbers (others count 1), "
+        "or 'balanced', by which all labels of a client weigh the same. Unset: all examples weigh the same.",
+    )
+
+    def __hash__(self) -> int:
+        """Return a hash: pydantic's own would fail for a table of weights."""
+        return hash(self.model_dump_json())
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _class_weights_are_numbers(cls, given: Any) -> Any:
+        if given is None or given == "balanced":
+            return given
+        expected = "expected 'balanced' or a table of labels and numbers, such as {rare = 4.0}"
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError(f"got {given!r}, {expected}")
+        for label, weight in given.items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not 0 <= weight < math.inf:
+                raise ValueError(f"got {weight!r} for the label {label!r}, expected a number of at least 0")
+        if not any(given.values()):
+            raise ValueError("got 0 for every label; give at least one label a number above 0")
+        return {str(label): float(given[label]) for label in sorted(given, key=str)}
 
 
 # -- [wire]

@@ -30,6 +30,7 @@ from trifed.deployment.protocol import (
 )
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_store import SiteStore
+from trifed.federation.class_weights import class_weights
 from trifed.federation.client import AcceptanceLimits, Client, ClientSettings, adapted_layout
 from trifed.federation.client_model import save_client
 from trifed.federation.client_update import ClientDataset, ClientState, score
@@ -252,7 +253,14 @@ class SiteRun:
         self.client = Client(
             run_context(config, model.layout, model.fingerprint, self.name),
             model,
-            ClientDataset(index, rows.name, *map(model.encode, (rows.train, rows.valid, rows.test))),
+            ClientDataset(
+                index,
+                rows.name,
+                *map(model.encode, (rows.train, rows.valid, rows.test)),
+                class_weights=class_weights(
+                    config.training.class_weights, config.data.labels or [], rows.train.labels
+                ),
+            ),
             replace(settings, tells_examples=self.settings.tell_examples),
             make_privacy(config, self.settings.name, self.store.folder / PRIVACY, lambda *_: secure_noise),
         )

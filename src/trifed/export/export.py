@@ -29,6 +29,7 @@ from trifed.config.settings import QUANTISED, TaskName
 from trifed.export.card import Form, model_card
 from trifed.export.locate import FinishedRun, LocatedModel, open_run
 from trifed.federation.client_model import ClientModel, open_client
+from trifed.tasks.base import inputs_of
 from trifed.tasks.base_model import quiet_transformers
 from trifed.tasks.prompts import CHAT
 from trifed.tasks.token_classification import MARK
@@ -260,7 +261,7 @@ def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
 def _same_logits(merged: ClientModel, stock: PreTrainedModel) -> bool:
     data = merged.encode({merged.task.roles[0].setting: list(merged.task.probe)})
     batch = data.batch(np.arange(len(data)), torch.device("cpu"))
-    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", MARK)}
+    inputs = {name: tensor for name, tensor in inputs_of(batch).items() if name != MARK}
     merged.model.eval()
     ours, theirs = merged.model(batch), stock.eval()(**inputs).logits.float()
     return bool(torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE))

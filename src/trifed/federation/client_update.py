@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trifed.config.settings import TrainingSettings
 from trifed.federation.batches import PROJECTION, SUMMARY, RoundRandom, seeded, steps_per_round
+from trifed.federation.class_weights import Weights
 from trifed.federation.dp_sgd import DpSgd
 from trifed.federation.evaluation import Scores, evaluate, evaluate_features
 from trifed.federation.parallel import AtOnce, in_threads
@@ -26,13 +27,19 @@ from trifed.tasks import Encoded
 
 @dataclass(frozen=True)
 class ClientDataset:
-    """A client's tokenised data. `index`: its place among the run's clients."""
+    """A client's tokenised data.
+
+    Attributes:
+        index: its place among the run's clients.
+        class_weights: weight of each label in its training loss, (n_labels,); None if there are none.
+    """
 
     index: int
     name: str
     train: Encoded
     valid: Encoded
     test: Encoded
+    class_weights: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class RoundTraining:
             self.state.moments,
             ProximalTerm(self.proximal, sent) if self.proximal else None,
             self.dp_sgd,
+            self.dataset.class_weights,
         )
 
     def result(

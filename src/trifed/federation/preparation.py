@@ -18,6 +18,7 @@ from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
 from trifed.data.tags import are_entities
 from trifed.federation import events
+from trifed.federation.class_weights import class_weights
 from trifed.methods import METHODS, ORIGINS, code_hash
 
 if TYPE_CHECKING:
@@ -85,7 +86,12 @@ def prepare(
         for text in start_from_adapter(shared_model, config.adapter, data.label_names):
             listener(events.Trouble(text).to_dict())
     clients = [
-        ClientDataset(i, c.name, *map(shared_model.encode, (c.train, c.valid, c.test)))
+        ClientDataset(
+            i,
+            c.name,
+            *map(shared_model.encode, (c.train, c.valid, c.test)),
+            class_weights=class_weights(config.training.class_weights, data.label_names, c.train.labels),
+        )
         for i, c in enumerate(data.clients)
     ]
     return data, shared_model, clients

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trifed.config.settings import TrainingSettings
 from trifed.federation.batches import RoundRandom, Rows, in_chunks, learning_rate, round_batches, steps_per_round
+from trifed.federation.class_weights import Weights
 from trifed.federation.device_placement import autocast, device_and_precision
 from trifed.federation.dropout import ClientDropout, Part
 from trifed.federation.parallel import StoppedError
@@ -85,6 +86,7 @@ class LocalTraining:
         proximal_term: Proximal term to add to the gradients, if any.
         dp_step: Chooses each step's examples and computes its private gradient. The number of steps is then
             `settings.steps`, for any number of examples.
+        class_weights: Weight of each label in the loss, (n_labels,); None if all examples weigh the same.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -95,20 +97,32 @@ class LocalTraining:
     moments: Moments
     proximal_term: ProximalTerm | None = None
     dp_step: Gradient | None = None
+    class_weights: Weights | None = None
 
 
 class Examples:
     """One client's examples as batches on a device, with random changes of the inputs where the task makes any."""
 
-    def __init__(self, model: TaskModel, data: Encoded, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        model: TaskModel,
+        data: Encoded,
+        device: torch.device,
+        seed: int,
+        class_weights: Weights | None = None,
+    ) -> None:
         self.model = model
         self.data = data
         self.device = device
         self.generator = torch.Generator().manual_seed(seed)
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
 
     def batch(self, rows: Rows) -> Batch:
-        """Return the given rows as a batch."""
-        return self.model.augmented(self.data.batch(rows, self.device), self.generator)
+        """Return the given rows as a batch, with the weight of each example if labels have weights."""
+        batch = self.model.augmented(self.data.batch(rows, self.device), self.generator)
+        if self.class_weights is None:
+            return batch
+        return {**batch, "weights": self.class_weights[batch["labels"]]}
 
 
 class _Running:
@@ -118,7 +132,7 @@ class _Running:
         self.job = job
         self.settings = settings
         self.device, self.precision = device_and_precision(model, settings)
-        self.examples = Examples(model, job.data, self.device, job.random.dropout)
+        self.examples = Examples(model, job.data, self.device, job.random.dropout, job.class_weights)
         self.optimizer = torch.optim.AdamW(
             job.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )

@@ -22,6 +22,14 @@ from trifed.tasks.base_model import LoadedBase
 
 Batch = dict[str, Tensor]
 
+NOT_INPUTS = frozenset({"labels", "weights"})
+"""Tensors of a batch that the loss needs, and that no model reads."""
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """Return the part of a batch that a model reads."""
+    return {name: tensor for name, tensor in batch.items() if name not in NOT_INPUTS}
+
 
 class Encoded(Protocol):
     """One client's n examples in the model's input format."""
@@ -133,7 +141,13 @@ class ClassificationModel(TaskModel):
     """A model whose `forward` returns one logit per label, (n, n_labels)."""
 
     def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of logits, (n, n_labels), in nats, a scalar."""
+        """Return the mean cross-entropy of logits, (n, n_labels), in nats, a scalar.
+
+        With weights it is Σ w_i loss_i / n. Divided by Σ w_i instead, a single example would have the same
+        gradient with any weight, and a step in parts another one than as a whole.
+        """
+        if "weights" in batch:
+            return (cross_entropy(outputs, batch["labels"], reduction="none") * batch["weights"]).mean()
         return cross_entropy(outputs, batch["labels"])
 
     def score(self, batch: Batch) -> BatchScores:

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trifed.common.errors import ModelError
 from trifed.config.settings import BaseDtype, ModelSettings, Pooling, TaskName
 from trifed.data import TEXTS, Examples
-from trifed.tasks.base import Batch, HeadedModel, Task
+from trifed.tasks.base import Batch, HeadedModel, Task, inputs_of
 from trifed.tasks.base_model import LoadedBase, fitting_tasks, load_base
 from trifed.tasks.tokens import EncodedTokens, check_vocabulary, masked_mean
 
@@ -77,8 +77,7 @@ class TextClassifier(HeadedModel):
 
     def features(self, batch: Batch) -> Tensor:
         """Return the pooled last hidden state, (n, hidden), float32."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        output, mask = self.encoder(**inputs, **self.options), batch["attention_mask"]
+        output, mask = self.encoder(**inputs_of(batch), **self.options), batch["attention_mask"]
         if self.pooling == "mean":
             return masked_mean(output.last_hidden_state, mask)
         if self.pooling == "pooler":
