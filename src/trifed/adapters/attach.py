@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.config import PEFT_TYPE
 from trifed.adapters.settings import AdapterKind, AdapterSettings
+from trifed.adapters.tokens import is_token_embedding
 from trifed.adapters.tri_matrix import TriLoraConfig
 from trifed.common.errors import AdapterError, ModelError
 
@@ -36,9 +37,16 @@ _FALLBACK_TARGETS = (
 
 
 def attach(
-    base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, seed: int
+    base: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, seed: int, tokens: Sequence[int] = ()
 ) -> PeftModel | PreTrainedModel:
     """Wrap `base` with a fresh adapter; all clients that share `seed` start from the same A.
+
+    Args:
+        base: The model, which is changed.
+        kind: The kind of adapter.
+        settings: Its settings.
+        seed: Seed of its initial values.
+        tokens: Ids of the tokens whose embeddings train too.
 
     Returns:
         The wrapped model, or `base` itself for the kind "none".
@@ -64,10 +72,15 @@ def attach(
         lora_dropout=settings.dropout,
         target_modules=targets,
         exclude_modules=sorted(_excluded_layers(base, settings)) or None,
+        trainable_token_indices=list(tokens) or None,
     )
     with torch.random.fork_rng(devices=[]), without_peft_warnings():
         torch.manual_seed(seed)
-        return get_peft_model(base, config)
+        wrapped = get_peft_model(base, config)
+    for name, param in wrapped.named_parameters():
+        if is_token_embedding(name):
+            param.data = param.data.float()  # as all that trains
+    return wrapped
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

@@ -23,7 +23,6 @@ _UNSUPPORTED: Final = (
     "lora_bias",
     "target_parameters",
     "layer_replication",
-    "trainable_token_indices",
     "ensure_weight_tying",
     "velora_config",
     "monteclora_config",

@@ -62,7 +62,7 @@ def _plain_config(config: TriLoraConfig, include_modules_to_save: bool) -> LoraC
         values |= {"lora_alpha": config.r, "alpha_pattern": dict(config.rank_pattern)}
     if not include_modules_to_save:
         task_type = None if config.task_type in _TASKS_WITH_HEAD else config.task_type
-        values |= {"modules_to_save": None, "task_type": task_type}
+        values |= {"modules_to_save": None, "task_type": task_type, "trainable_token_indices": None}
     return LoraConfig(**values)
 
 

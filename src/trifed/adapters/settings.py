@@ -41,3 +41,8 @@ class AdapterSettings(StrictSettings):
         description="These layers get adapters: endings of module names, 'all-linear', or 'auto' for PEFT's "
         "choice for the architecture.",
     )
+    train_tokens: list[str] = Field(
+        [],
+        description="The embeddings of these tokens train too, such as of tokens that were added to the "
+        "tokenizer. They stay at the client.",
+    )

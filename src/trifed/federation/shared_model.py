@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from trifed.adapters.attach import attach, factor_values
 from trifed.adapters.settings import AdapterSettings
+from trifed.adapters.tokens import is_embedding_matrix, is_token_embedding, token_ids
 from trifed.common.errors import MessageError, ModelError
 from trifed.config.settings import QUANTISED, ModelSettings, Pooling, TrainingSettings
 from trifed.data import Examples
@@ -194,7 +195,8 @@ def build_shared_model(
         )
     device = place_model(base.model, training_settings)
     lora_values = factor_values(base.model, adapter_settings)
-    encoder = attach(base.model, method.adapter, adapter_settings, seed)
+    tokens = token_ids(base.model, base.processor, adapter_settings.train_tokens)
+    encoder = attach(base.model, method.adapter, adapter_settings, seed, tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
@@ -203,9 +205,9 @@ def build_shared_model(
         _enable_gradient_checkpointing(base)
     _move_task_modules(model, device)
     everything = named_parameters(model, model_settings.pooling)
+    trained = {name: p for name, p in everything.items() if method.trains(name) or is_token_embedding(name)}
     for name, param in everything.items():
-        param.requires_grad_(method.trains(name))
-    trained = {name: param for name, param in everything.items() if method.trains(name)}
+        param.requires_grad_(name in trained)
     head_values = sum(param.numel() for name, param in everything.items() if is_head(name))
     return SharedModel(
         task=task,
@@ -260,7 +262,11 @@ def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
 
 def adapted_weights(everything: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Return the base model's weights of the adapted layers, by layer."""
-    return {name.removesuffix(_BASE): param for name, param in everything.items() if name.endswith(_BASE)}
+    return {
+        name.removesuffix(_BASE): param
+        for name, param in everything.items()
+        if name.endswith(_BASE) and not is_embedding_matrix(name)
+    }
 
 
 def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
