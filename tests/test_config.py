@@ -318,9 +318,10 @@ def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     later = {
         "metric": True,
         "keep": True,
+        "adapter": {"start", "train_tokens"},
+        "model": {"target_mean", "target_scale"},
         "training": {"clients_at_once", "class_weights"},
-        "adapter": {"start"},
-        "data": {"separator", "encoding", "sheet"},
+        "data": {"separator", "encoding", "sheet", "label_separator"},
     }
     before = config(evaluate_every=1).model_dump_json(
         exclude=dict.fromkeys([*NO_NUMBERS, *PARTS, "privacy", "client_settings"], True) | later

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
         load_writer,
     )
     from trifed.federation.tagger import Tagger, load_tagger
+    from trifed.federation.target_models import (
+        MultiLabelClassifier,
+        Regressor,
+        load_multi_label_classifier,
+        load_regressor,
+    )
     from trifed.methods import Method, register_method
     from trifed.reports.report import report
 
@@ -45,6 +51,8 @@ _HOMES = {
     "Classifier": "trifed.federation.client_model",
     "CompareConfig": "trifed.experiments.compare_config",
     "ComparisonResult": "trifed.experiments.compare",
+    "MultiLabelClassifier": "trifed.federation.target_models",
+    "Regressor": "trifed.federation.target_models",
     "RetrievalModel": "trifed.federation.client_model",
     "Method": "trifed.methods",
     "RunConfig": "trifed.config.run",
@@ -58,6 +66,8 @@ _HOMES = {
     "export_plain_lora": "trifed.adapters",
     "load_client": "trifed.federation.client_model",
     "load_comparison": "trifed.experiments.compare",
+    "load_multi_label_classifier": "trifed.federation.target_models",
+    "load_regressor": "trifed.federation.target_models",
     "load_retrieval_model": "trifed.federation.client_model",
     "load_tagger": "trifed.federation.tagger",
     "load_writer": "trifed.federation.client_model",
@@ -92,6 +102,8 @@ __all__ = [
     "CompareConfig",
     "ComparisonResult",
     "Method",
+    "MultiLabelClassifier",
+    "Regressor",
     "RetrievalModel",
     "RunConfig",
     "RunResult",
@@ -106,6 +118,8 @@ __all__ = [
     "export_plain_lora",
     "load_client",
     "load_comparison",
+    "load_multi_label_classifier",
+    "load_regressor",
     "load_result",
     "load_retrieval_model",
     "load_tagger",

@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
 from trifed.cli.flags import Base, ImageColumn, ModelFolder, PairColumn, TextColumn, Tokens
+from trifed.cli.model_kinds import evaluation, kind, prediction
 from trifed.common.console import PlainConsole
 from trifed.common.errors import ConfigError, DataError, RunError
 from trifed.common.files import whole_file
@@ -20,7 +20,6 @@ from trifed.common.files import whole_file
 if TYPE_CHECKING:
     from trifed.export.inference_inputs import InferenceInput
     from trifed.export.locate import Columns
-    from trifed.federation.client_model import ClientModel
 
 # Functions import what needs torch, so that --help need not wait for it.
 
@@ -56,7 +55,8 @@ def predict_command(
     MODEL is a run with --client, or a folder that `trifed export` wrote. With a
     language model the texts are prompts. A model of images and captions chooses,
     for each image, one of the texts given with --text. A model that tags words
-    reads lists of words, or texts with spaces between their words.
+    reads lists of words, or texts with spaces between their words. A model of
+    several labels predicts those with a probability over 0.5.
 
     Texts come from a file (CSV, JSON Lines, Parquet, Excel), from --text, or from
     standard input, one in a line. Images come from a file with embedded images or
@@ -94,9 +94,9 @@ def predict_command(
     from trifed.reports import evaluations, progress_bar
 
     with progress_bar.waiting("reading the model"):
-        loaded: Any = predict.load_located(_kind(columns), located, base)
+        loaded: Any = predict.load_located(kind(columns), located, base)
         chosen = loaded.among(text) if columns.matches else loaded
-    compute = _prediction(columns, top, tokens)
+    compute = prediction(columns, top, tokens)
     printed = output != "table" and out is None and sys.stdout.isatty()
     with progress_bar.counting(f"{columns.kind}s", total, hidden=printed) as progress:
         results = _counted(compute(chosen, inputs), progress)
@@ -105,19 +105,12 @@ def predict_command(
         elif columns.answers or columns.tags:
             render = evaluations.render_answers if columns.answers else evaluations.render_tags
             table = render(results)
+        elif columns.target != "class":
+            table = evaluations.render_targets(results)
         else:
             table = evaluations.render_predictions(results, top)
     if output == "table":
         PlainConsole().print(table)
-
-
-def _prediction(columns: Columns, top: int, tokens: int) -> Callable[..., Iterator[Any]]:
-    """Return the function that predicts with a model of this kind."""
-    from trifed.export import predict
-
-    if columns.answers:
-        return partial(predict.answer, tokens=tokens)
-    return predict.tag if columns.tags else partial(predict.predict, top=top)
 
 
 def _write(write: Callable[[Iterable[Any], TextIO], None], results: Iterable[Any], out: Path | None) -> None:
@@ -130,16 +123,6 @@ def _write(write: Callable[[Iterable[Any], TextIO], None], results: Iterable[Any
             write(results, file)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror or error}); give another --out") from error
-
-
-def _kind(columns: Columns) -> type[ClientModel]:
-    """Return the class of the models that read the given columns."""
-    from trifed.federation.client_model import Classifier, RetrievalModel, Writer
-    from trifed.federation.tagger import Tagger
-
-    if columns.answers or columns.tags:
-        return Writer if columns.answers else Tagger
-    return RetrievalModel if columns.matches else Classifier
 
 
 def _format(output: Format | None, out: Path | None) -> Format:
@@ -196,7 +179,9 @@ def evaluate_command(
     model: ModelFolder,
     file: Annotated[
         Path,
-        typer.Argument(help="CSV, JSON Lines, Parquet or Excel with labels, or images.", show_default=False),
+        typer.Argument(
+            help="CSV, JSON Lines, Parquet or Excel with labels, or a folder of images.", show_default=False
+        ),
     ],
     client: Annotated[str | None, typer.Option(help="The client's name, or 'all'.")] = None,
     text_column: TextColumn = None,
@@ -215,7 +200,8 @@ def evaluate_command(
     folders. FILE needs the columns of the run's data, labels included.
 
     A classifier gets accuracy, loss, macro-F1, scores of each label, and the most
-    frequent confusions. A language model gets perplexity, next-token accuracy,
+    frequent confusions; with several labels F1 in several ways. A model of numbers
+    gets R², errors and correlations. A language model gets perplexity, next-token accuracy,
     and exact match and ROUGE-L of its answers. A model of images and captions
     gets the share of captions that it finds for images, and of images for
     captions. A model that tags words gets word accuracy, loss, and precision,
@@ -243,11 +229,9 @@ def evaluate_command(
     from trifed.export.predict import load_located  # needs torch, which a mistake in the file need not wait for
     from trifed.reports import evaluations, progress_bar
 
-    evaluate = _evaluation(columns, tokens)
+    evaluate = evaluation(columns, tokens)
     with progress_bar.counting(f"{columns.kind}s", len(models) * len(data.inputs)) as progress:
-        scores = [
-            evaluate(one, load_located(_kind(columns), one, base), data, progress=progress) for one in models
-        ]
+        scores = [evaluate(one, load_located(kind(columns), one, base), data, progress=progress) for one in models]
     if output == "table":
         PlainConsole().print(evaluations.render_evaluations(scores))
     elif output == "json":
@@ -256,19 +240,6 @@ def evaluate_command(
         )
     else:
         typer.echo(evaluations.evaluations_csv(scores), nl=False)
-
-
-def _evaluation(columns: Columns, tokens: int) -> Callable[..., Any]:
-    """Return the function that evaluates a model of this kind."""
-    from trifed.export import evaluate
-
-    if columns.answers:
-        return partial(evaluate.evaluate_writer, tokens=tokens)
-    if columns.tags:
-        from trifed.export.evaluate_tags import evaluate_tagger
-
-        return evaluate_tagger
-    return evaluate.evaluate_retrieval_model if columns.matches else evaluate.evaluate_client
 
 
 def export_command(

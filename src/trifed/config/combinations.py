@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, get_args
 
 from trifed.config.client_training import noised_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END
-from trifed.config.settings import CLASSIFYING, TAGGING, UNLABELLED, WRITING, TagMetricName, TextMetricName
+from trifed.config.settings import (
+    CLASSIFYING,
+    TAGGING,
+    TARGETS,
+    UNLABELLED,
+    WRITING,
+    TagMetricName,
+    TextMetricName,
+)
 from trifed.data.columns import spelling
 from trifed.methods import METHODS
 
@@ -40,6 +48,15 @@ def combination_problems(config: RunConfig) -> list[str]:
             "privacy.training one example would change the gradients of all others; give a table of weights",
         ),
         (
+            config.data.labels is not None and task == "text-regression",
+            "data.labels: task = 'text-regression' has numbers instead of labels; leave it out",
+        ),
+        (
+            config.data.clients.split == "pathological" and task in TARGETS,
+            f"data.clients.split: 'pathological' gives each client few labels, but task = '{task}' has no single "
+            "label for each example; set it to 'iid', 'sizes', 'column' or 'files'",
+        ),
+        (
             pairs and training.micro_batch,
             "training.micro_batch: task = 'image-text-pairs' compares each pair with all others of its step, so a "
             "step cannot be split; leave it out, or set a smaller batch_size",
@@ -70,8 +87,9 @@ def _metric_rules(config: RunConfig) -> Iterator[tuple[object, str]]:
     for setting, names in (("metrics", set(config.metrics)), ("metric", {config.metric} - set(ALWAYS))):
         of_labels, of_texts, of_tags = sorted(names - texts - tags), sorted(names & texts), sorted(names & tags)
         yield (
-            of_labels and task in UNLABELLED,
-            f"{setting}: got {', '.join(of_labels)}, but task = '{task}' has no labels to predict; leave it out",
+            of_labels and task in (*UNLABELLED, *TARGETS),
+            f"{setting}: got {', '.join(of_labels)}, but task = '{task}' has no labels to predict, one for each "
+            "example; leave it out",
         )
         yield (
             of_labels and task in TAGGING,

@@ -32,8 +32,8 @@ TextMetricName = Literal["perplexity", "exact_match", "rouge_l"]
 TagMetricName = Literal["f1_entities"]
 """Metrics of a model that tags words."""
 TaskName = Literal[
-    "text-classification", "image-classification", "image-text", "image-text-pairs", "causal-lm",
-    "sequence-to-sequence", "image-text-to-text", "token-classification",
+    "text-classification", "multi-label-classification", "text-regression", "image-classification", "image-text",
+    "image-text-pairs", "causal-lm", "sequence-to-sequence", "image-text-to-text", "token-classification",
 ]  # fmt: skip
 """Name of a task; `trifed.tasks.TASKS` defines each one."""
 
@@ -43,10 +43,14 @@ UNLABELLED: tuple[TaskName, ...] = (*WRITING, "image-text-pairs")
 """Tasks without labels."""
 TAGGING: tuple[TaskName, ...] = ("token-classification",)
 """Tasks with a tag for each word."""
-NO_SINGLE_LABEL: tuple[TaskName, ...] = (*UNLABELLED, *TAGGING)
-"""Tasks in which an example has no single label that the model learns."""
 CLASSIFYING: tuple[TaskName, ...] = ("text-classification", "image-classification", "image-text")
 """Tasks in which each example has one of several labels."""
+TARGETS: tuple[TaskName, ...] = ("multi-label-classification", "text-regression")
+"""Tasks whose labels are lists or numbers."""
+NO_SINGLE_LABEL: tuple[TaskName, ...] = (*UNLABELLED, *TAGGING, *TARGETS)
+"""Tasks in which an example has no single label that the model learns."""
+NAMED_LABELS: tuple[TaskName, ...] = (*CLASSIFYING, *TAGGING, "multi-label-classification")
+"""Tasks with a set of labels, which all sites have to name alike."""
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
@@ -94,6 +98,18 @@ class ModelSettings(StrictSettings):
     augment: Augment = Field(
         "none",
         description="Augmentation of training images: none, random mirroring, or random mirroring and cropping.",
+    )
+    target_mean: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="For text-regression: about the mean of the numbers, which is subtracted from them. Unset: 0.",
+    )
+    target_scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="For text-regression: about the standard deviation of the numbers, by which they are divided. "
+        "Unset: 1.",
     )
 
     @field_validator("template")

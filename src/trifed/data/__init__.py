@@ -6,6 +6,7 @@
     readers     one file -> raw columns            sources       all of data.source -> one checked Table
     columns     raw cells -> texts, labels         images        cells and folders -> images
     conll       files of words and tags            tags          lists of words, and a tag for each
+    targets     labels that are no classes         excel         sheets of Excel files
     partition   rows -> clients, train ... test    partitioners  random splits (flwr-datasets)
     clients     all of it: make_clients -> FederatedData
     summary     tables of the clients' data        hashes        what identifies the data
@@ -22,14 +23,16 @@ from trifed.data.clients import (
 from trifed.data.hashes import content_hash, rows_hash
 from trifed.data.images import as_png, open_image, open_rgb
 from trifed.data.partition import assign_clients
-from trifed.data.roles import IMAGES, LANGUAGE, QUESTIONS, TAGGED, TEXT, TEXTS, Role, Roles
+from trifed.data.roles import IMAGES, LABEL_LIST, LANGUAGE, NUMBER, QUESTIONS, TAGGED, TEXT, TEXTS, Role, Roles
 from trifed.data.settings import ClientSettings, DataSettings
 from trifed.data.sources import Table, demo_corpus_path, read_table, read_test
 from trifed.data.summary import SplitRow, render_split, render_split_text, split_table, split_to_json
 
 __all__ = [
     "IMAGES",
+    "LABEL_LIST",
     "LANGUAGE",
+    "NUMBER",
     "QUESTIONS",
     "TAGGED",
     "TEXT",

@@ -15,8 +15,9 @@ from trifed.data.columns import spelling
 from trifed.data.partition import assign_clients, split_rows
 from trifed.data.roles import TEXTS, Roles
 from trifed.data.settings import DataSettings
-from trifed.data.sources import Table, read_table, read_test
+from trifed.data.sources import ONE_LABEL, Table, read_table, read_test
 from trifed.data.tags import TAGS, tag_names, tag_numbers
+from trifed.data.targets import label_matrix
 
 Rows = NDArray[np.int64]
 
@@ -31,11 +32,14 @@ class Examples:
 
     Attributes:
         inputs: Values by role ("text", "text_pair", "image", …), (n,) each.
-        labels: Indices into `FederatedData.label_names`, (n,).
+        labels: Indices into `FederatedData.label_names`, (n,); all 0 with `targets`.
+        targets: Labels that are no classes: numbers, (n, 1), float64, or whether an example has each label,
+            (n, n_labels), bool. None if the labels are classes.
     """
 
     inputs: Mapping[str, list[Any]]
     labels: NDArray[np.int64]
+    targets: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +57,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's examples. Every label of `valid` and `test` also occurs in `train`."""
+    """One client's examples. Every class of `valid` and `test` also occurs in `train`."""
 
     name: str
     train: Examples
@@ -164,11 +168,11 @@ def _split_clients(
         for number, (name, mine) in enumerate(rows.items(), first)
     }
     clients = []
-    classes = labels if settings.label and TAGS not in table.inputs else None
+    classes = labels if settings.label and TAGS not in table.inputs and table.targets is None else None
     for number, (name, mine) in enumerate(_usable(capped, classes, settings, notes).items(), first):
         rng = np.random.default_rng([seed, HOLDOUT_STREAM, number])
         parts = split_rows(labels[mine], settings.valid_fraction, settings.test_fraction, rng)
-        examples = (Examples(table.subset(mine[part]).inputs, labels[mine[part]]) for part in parts)
+        examples = (_examples(table.subset(mine[part]), labels[mine[part]]) for part in parts)
         clients.append(ClientData(name, *examples))
     _check_held_out(clients, settings, notes)
     return clients
@@ -177,14 +181,29 @@ def _split_clients(
 def _indexed(table: Table, names: Sequence[str] | None) -> tuple[Table, NDArray[np.int64], list[str]]:
     """Return the table, each row's label as a number, (n,), and the names of the labels.
 
-    Of sentences with tags the names are those of the tags, which are numbers then; all rows have the label 0.
+    Of sentences with tags the names are those of the tags, which are numbers then. Labels that are lists or
+    numbers become arrays, as in `Examples`. All rows of both have the label 0.
     """
-    if TAGS not in table.inputs:
+    zeros = np.zeros(len(table), np.int64)
+    if TAGS in table.inputs:
+        rows = table.inputs[TAGS]
+        known = tag_names(rows) if names is None else list(names)
+        inputs = {**table.inputs, TAGS: tag_numbers(rows, known, "data.labels")}
+        return replace(table, inputs=inputs), zeros, known
+    if table.targets is None:
         return table, *index_labels(table.labels, names)
-    rows = table.inputs[TAGS]
-    known = tag_names(rows) if names is None else list(names)
-    inputs = {**table.inputs, TAGS: tag_numbers(rows, known, "data.labels")}
-    return replace(table, inputs=inputs), np.zeros(len(table), np.int64), known
+    targets: NDArray[Any]
+    label_names = [ONE_LABEL]
+    if len(table) and isinstance(table.targets[0], tuple):
+        targets, label_names = label_matrix(table.targets, names)
+    else:
+        targets = np.array(table.targets, np.float64).reshape(-1, 1)
+    return replace(table, targets=list(targets)), zeros, label_names
+
+
+def _examples(table: Table, labels: NDArray[np.int64]) -> Examples:
+    targets = None if table.targets is None else np.array(table.targets)
+    return Examples(table.inputs, labels, targets)
 
 
 def index_labels(
@@ -215,13 +234,13 @@ def _without_duplicates(table: Table, notes: list[str]) -> Table:
 
     What another client has too stays: a site does not know it.
     """
-    groups = table.groups or [""] * len(table)
+    groups, labels = table.groups or [""] * len(table), table.targets or table.labels
     first: dict[tuple[Any, ...], int] = {}
     dropped, contradicted = Counter[str](), 0
     for row, (group, key) in enumerate(zip(groups, _keys(table), strict=True)):
         kept = first.setdefault((group, key), row)
         dropped[group] += kept != row
-        contradicted += table.labels[kept] != table.labels[row]
+        contradicted += labels[kept] != labels[row]
     if not dropped.total():
         return table
     of_clients = _listed([f"{name} {count}" for name, count in sorted(dropped.items()) if count and name])
@@ -307,6 +326,8 @@ def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequen
     if TAGS in test.inputs:
         inputs = {**test.inputs, TAGS: tag_numbers(test.inputs[TAGS], label_names, "data.test")}
         return Examples(inputs, np.zeros(len(test), np.int64))
+    if test.targets is not None:
+        return _examples(*_indexed(test, label_names)[:2])
     trained = {label_names[label] for client in clients for label in np.unique(client.train.labels)}
     counts = Counter(str(label) for label in test.labels)
     unknown = sorted(set(counts) - trained)

@@ -31,7 +31,7 @@ OTHER_NAMES = {
 
 _NUMBER = re.compile(r"[+-]?((?!0\d)\d+|\d+\.\d*|\.\d+)")
 """A number in a CSV file, but no code with leading zeros, such as 007."""
-_WHOLE = re.compile(r"-?(0|[1-9]\d*)")
+WHOLE = re.compile(r"-?(0|[1-9]\d*)")
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 _NOT_A_NUMBER = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})
 """Spellings of a missing number in a file of texts, in lower case."""
@@ -261,7 +261,7 @@ def read_labels(column: Sequence[Cell], name: str, *, fractions: bool = False) -
         _check_classes(named, name)
     _check_one_type(named, name)
     labels = [spelling(value) for _, _, value in named]
-    return [int(label) for label in labels] if all(map(_WHOLE.fullmatch, labels)) else labels
+    return [int(label) for label in labels] if all(map(WHOLE.fullmatch, labels)) else labels
 
 
 def _check_classes(column: Sequence[Cell], name: str) -> None:

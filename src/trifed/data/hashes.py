@@ -25,6 +25,8 @@ def content_hash(data: FederatedData) -> str:
         for role in sorted(set(examples.inputs) - {"text", "text_pair"}):
             add([role, *examples.inputs[role]])
         digest.update(examples.labels.astype(">i8").tobytes())
+        if examples.targets is not None:
+            digest.update(b"targets" + examples.targets.astype(">f8").tobytes())
     return digest.hexdigest()
 
 
@@ -33,7 +35,8 @@ def rows_hash(data: FederatedData) -> str:
     rows = []
     for examples in _all_examples(data):
         columns = [examples.inputs[role] for role in sorted(examples.inputs)]
-        for label, *cells in zip(examples.labels.tolist(), *columns, strict=True):
+        labels = examples.labels if examples.targets is None else examples.targets
+        for label, *cells in zip(labels.tolist(), *columns, strict=True):
             rows.append(hashlib.sha256(b"".join([str(label).encode(), *map(_framed, cells)])).digest())
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 

@@ -130,6 +130,12 @@ class DataSettings(StrictSettings):
         description="Column of the label, a text or a whole number, or of the tags of a sentence's words. Tasks "
         "without labels set ''.",
     )
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="For multi-label-classification: what separates the labels in a text, such as ';'. Unset: the "
+        "column holds lists.",
+    )
     labels: list[str] | None = Field(
         None, description="All labels in order. Needed if nobody can read the data of all clients."
     )

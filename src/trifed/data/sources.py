@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from trifed.common.errors import DataError
 from trifed.data import columns, images, tags
 from trifed.data.readers import READERS, RawTable, TextFormat, from_arrow, read_file
-from trifed.data.roles import TEXTS, Roles
+from trifed.data.roles import TARGET, TEXTS, Roles
 from trifed.data.settings import DataSettings
 from trifed.data.sites import HELD_OUT, NOT_DATA, site_folders, tables_in
 
@@ -36,10 +36,12 @@ class Table:
 
     Attributes:
         inputs: Values by role, (n,) each.
-        labels: (n,).
+        labels: (n,); `ONE_LABEL` for each row if the labels are `targets`.
         groups: Each row's client, from the client column or the file's stem, (n,).
         group_names: All clients, including those without a row.
         skipped: Number of rows that were skipped because they cannot be read.
+        targets: Labels that are no classes, (n,): numbers, or tuples of labels, and later rows of an array. None
+            if the labels are classes.
     """
 
     inputs: Mapping[str, list[Any]]
@@ -47,6 +49,7 @@ class Table:
     groups: list[str] | None
     group_names: list[str] | None
     skipped: int = 0
+    targets: list[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +61,13 @@ class Table:
             return [values[row] for row in rows]
 
         inputs = {role: pick(cells) for role, cells in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=pick(self.labels), groups=self.groups and pick(self.groups))
+        return replace(
+            self,
+            inputs=inputs,
+            labels=pick(self.labels),
+            groups=self.groups and pick(self.groups),
+            targets=self.targets and pick(self.targets),
+        )
 
 
 def read_table(settings: DataSettings, roles: Roles = TEXTS) -> Table:
@@ -125,15 +134,18 @@ def _table(
     """
     named = [(role, role.column(settings)) for role in roles]
     inputs = {
-        role.key: role.read(columns.cells(raw, column), column) for role, column in named if column is not None
+        role.key: role.read(columns.cells(raw, column), column, **role.options(settings))
+        for role, column in named
+        if column is not None
     }
     if tags.TAGS in inputs:
         tags.check_lengths(columns.cells(raw, settings.label), inputs["text"], inputs[tags.TAGS])
+    targets = inputs.pop(TARGET, None)
     labels: list[str] | list[int] = [ONE_LABEL for table in raw for _ in table.rows]
-    if settings.label and tags.TAGS not in inputs:
+    if settings.label and tags.TAGS not in inputs and targets is None:
         known_labels = known_labels or settings.labels is not None
         labels = columns.read_labels(columns.cells(raw, settings.label), settings.label, fractions=known_labels)
-    table = Table(inputs, labels, groups, group_names)
+    table = Table(inputs, labels, groups, group_names, targets=targets)
     bad = {
         row: cell
         for cells in inputs.values()

@@ -51,6 +51,8 @@ def _label_counts(examples: Examples, n_labels: int) -> list[int]:
     if TAGS in examples.inputs:
         return tag_counts(examples.inputs[TAGS], n_labels)
     counts: list[int] = np.bincount(examples.labels, minlength=n_labels).tolist()
+    if examples.targets is not None and examples.targets.dtype == bool:
+        counts = examples.targets.sum(axis=0).tolist()
     return counts
 
 

@@ -20,7 +20,7 @@ from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError, RunError
 from trifed.common.files import is_free, whole_folder
 from trifed.config.run import RunConfig, make_config, to_toml
-from trifed.config.settings import UNLABELLED
+from trifed.config.settings import NAMED_LABELS
 from trifed.config.toml_files import read_toml
 from trifed.deployment.certificates import fingerprint, write_authority, write_node_keys, write_server
 from trifed.deployment.protocol import AT_THE_CLIENTS, LEFT_AT_HOME
@@ -56,7 +56,7 @@ def read_run(path: Path) -> RunConfig:
             [f"adapter.start: got '{config.adapter.start}', but sites have no files of the server; leave it out"],
             str(path),
         )
-    if config.task not in UNLABELLED and not config.data.labels:
+    if config.task in NAMED_LABELS and not config.data.labels:
         raise ConfigError(
             ['data.labels: missing; name all labels, as labels = ["no", "yes"]: no site sees those of the others'],
             str(path),

@@ -15,7 +15,7 @@ from typing import Any
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import MessageError, TrifedError, one_line
 from trifed.config.run import RunConfig, make_config
-from trifed.config.settings import GUARDS
+from trifed.config.settings import GUARDS, NAMED_LABELS
 from trifed.deployment.protocol import MOST_TEXT, RefusedError, Reply, Request, code_of, digest, read_json
 from trifed.deployment.release_log import record_release
 from trifed.deployment.site_policy import (
@@ -160,12 +160,12 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     check_site_policy(config, site)
     check_columns(config, site)
     task = TASKS[config.task]
-    if task.has_head and not config.data.labels:
+    if config.task in NAMED_LABELS and not config.data.labels:
         raise RefusedError(
             "settings_unusable",
             "data.labels: missing; the run must name all labels, because no client sees those of the others",
         )
-    if task.has_head:
+    if config.task in NAMED_LABELS:
         check_labels(config, site)
     base = task.load(config.model.name, config.model.dtype)
     check_base(site, f"{config.model.name} as {config.model.dtype}", base.fingerprint)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from trifed.federation.client_model import Classifier, RetrievalModel, Writer
     from trifed.federation.tagger import Tagger
+    from trifed.federation.target_models import MultiLabelClassifier, Regressor
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,6 +136,26 @@ class RunResult:
         from trifed.federation.client_model import load_retrieval_model
 
         return load_retrieval_model(self.path / "clients" / name)
+
+    def regressor(self, name: str) -> Regressor:
+        """Load one client's model of numbers.
+
+        Raises:
+            RunError: There is no such client, or its model is of another kind.
+        """
+        from trifed.federation.target_models import load_regressor
+
+        return load_regressor(self.path / "clients" / name)
+
+    def multi_label_classifier(self, name: str) -> MultiLabelClassifier:
+        """Load one client's classifier with several labels.
+
+        Raises:
+            RunError: There is no such client, or its model is of another kind.
+        """
+        from trifed.federation.target_models import load_multi_label_classifier
+
+        return load_multi_label_classifier(self.path / "clients" / name)
 
     def tagger(self, name: str) -> Tagger:
         """Load one client's model that tags the words of sentences.

@@ -1,8 +1,8 @@
 """The model card of an exported folder: origin, measured accuracy, code that loads the model, and limits.
 
 The card and its code are templates in `templates/`. The code works without trifed and runs from inside the folder.
-It defines `classify(texts, pairs=None)` or `classify(images)`, which return probabilities; without a head `embed`,
-which returns pooled features; for other tasks `answer` or `match`.
+It defines `classify(texts, pairs=None)` or `classify(images)`, which return probabilities, `estimate(texts)` for
+numbers; without a head `embed`, which returns pooled features; for other tasks `answer` or `match`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MEANINGS: dict[Form, str] = {
     "merged": "full weights; the base model is no longer needed",
 }
 PIPELINES: dict[TaskName, str] = {
+    "multi-label-classification": "text-classification",
+    "text-regression": "text-classification",
     "image-text": "zero-shot-image-classification",
     "image-text-pairs": "zero-shot-image-classification",
     "causal-lm": "text-generation",
@@ -36,6 +38,8 @@ PIPELINES: dict[TaskName, str] = {
 }
 """Names of tasks on model hubs, where they differ from those of trifed."""
 
+RESULTS = {"label": ".softmax(-1)", "labels": ".sigmoid()", "number": "[:, 0]"}
+"""Python code that makes results of logits, by `Task.output`."""
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("trifed.export"),
@@ -84,5 +88,9 @@ def model_card(run: FinishedRun, form: Form, facts: dict[str, Any], source: str,
         stock=stock,
         template=template,
         chat=template == CHAT,
+        function={"label": "classify", "labels": "classify", "number": "estimate"}.get(task.output, ""),
+        result=RESULTS.get(task.output, ""),
+        mean=facts.get("target_mean") or 0.0,
+        scale=facts.get("target_scale") or 1.0,
         auto_class=task.native_class and task.native_class.__name__,
     )

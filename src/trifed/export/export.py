@@ -25,13 +25,14 @@ from trifed.adapters import TriLoraConfig, export_plain_lora
 from trifed.adapters.attach import save_adapter
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import is_free, whole_folder
-from trifed.config.settings import QUANTISED, TaskName
+from trifed.config.settings import QUANTISED, ModelSettings, TaskName
 from trifed.export.card import Form, model_card
 from trifed.export.locate import FinishedRun, LocatedModel, open_run
 from trifed.federation.client_model import ClientModel, open_client
 from trifed.tasks.base import inputs_of
 from trifed.tasks.base_model import quiet_transformers
 from trifed.tasks.prompts import CHAT
+from trifed.tasks.text_regression import mean_of, scale_of
 from trifed.tasks.token_classification import MARK
 
 TOLERANCE = 1e-5
@@ -232,11 +233,13 @@ def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
     encoder: Any = merged.model.encoder
     head: Any = merged.model.head
     config = type(encoder.config).from_dict(encoder.config.to_dict())
+    number = merged.task.output == "number"
+    labels = ["number"] if number else merged.labels
     config.update(
         {
-            "id2label": dict(enumerate(merged.labels)),
-            "label2id": {label: number for number, label in enumerate(merged.labels)},
-            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: place for place, label in enumerate(labels)},
+            "problem_type": PROBLEM_TYPES.get(merged.task.output, PROBLEM_TYPES["label"]),
         }
     )
     try:
@@ -254,7 +257,26 @@ def native_classifier(merged: ClientModel) -> PreTrainedModel | None:
         return None
     inner.load_state_dict(weights)
     last.load_state_dict(head.state_dict())
-    return stock.eval() if _same_logits(merged, stock) else None
+    if not _same_logits(merged, stock):
+        return None
+    if number:
+        in_units(last, merged.settings)
+    return stock.eval()
+
+
+PROBLEM_TYPES = {
+    "label": "single_label_classification",
+    "labels": "multi_label_classification",
+    "number": "regression",
+}
+"""What transformers calls a classifier's problem, by `Task.output`."""
+
+
+@torch.no_grad()
+def in_units(last: nn.Linear, settings: ModelSettings) -> None:
+    """Let the last layer of a model of numbers return them in the units of the training data."""
+    last.weight.mul_(scale_of(settings))
+    last.bias.mul_(scale_of(settings)).add_(mean_of(settings))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from trifed.data import columns as cells
 from trifed.data.images import image_folder, images_in, read_images, table_of
 from trifed.data.readers import RawTable, TextFormat, read_file
 from trifed.data.tags import check_lengths, read_tags, read_words, words_of
+from trifed.data.targets import read_label_lists, read_numbers
 from trifed.export.locate import Columns
 
 Item = TypeVar("Item")
@@ -48,13 +49,14 @@ class LabelledInputs:
         where: Name of the file, for error messages.
         unit: The word for one of its rows in messages: "row" or "line".
         inputs: The inputs, (n,).
-        labels: The labels, answers, captions, or tags as JSON lists, (n,); empty for a file of plain texts.
+        labels: The labels, tuples of labels, numbers, answers, captions, or tags as JSON lists, (n,); empty for a
+            file of plain texts.
     """
 
     where: str
     unit: str
     inputs: list[InferenceInput]
-    labels: list[str]
+    labels: list[Any]
 
 
 def read_table(path: Path, columns: Columns) -> list[InferenceInput]:
@@ -82,12 +84,17 @@ def read_labelled(path: Path, columns: Columns) -> LabelledInputs:
         inputs, tags = _inputs(raw, columns), read_tags(column, columns.label)
         check_lengths(column, [item.text for item in inputs], tags)
         return LabelledInputs(raw.where, raw.unit, inputs, tags)
-    labels = (
-        cells.read_texts(column, columns.label)
-        if columns.answers
-        else cells.read_labels(column, columns.label, fractions=True)
-    )
-    return LabelledInputs(raw.where, raw.unit, _inputs(raw, columns), [str(label) for label in labels])
+    return LabelledInputs(raw.where, raw.unit, _inputs(raw, columns), _labels(column, columns))
+
+
+def _labels(column: Sequence[cells.Cell], columns: Columns) -> list[Any]:
+    if columns.answers:
+        return cells.read_texts(column, columns.label)
+    if columns.target == "number":
+        return read_numbers(column, columns.label)
+    if columns.target == "labels":
+        return read_label_lists(column, columns.label, separator=columns.label_separator)
+    return [str(label) for label in cells.read_labels(column, columns.label, fractions=True)]
 
 
 def read_lines(

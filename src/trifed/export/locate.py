@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -14,7 +14,7 @@ from trifed.common.errors import AdapterError, RunError, damage_in, nearest
 from trifed.config.metrics import without_unknown_metrics
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
-from trifed.config.settings import TAGGING, UNLABELLED, WRITING, TrainingSettings
+from trifed.config.settings import TAGGING, UNLABELLED, WRITING, TaskName, TrainingSettings
 from trifed.config.toml_files import read_toml
 from trifed.federation.run_folder import RunFolder
 
@@ -22,6 +22,13 @@ MAX_LISTED = 20
 """Largest number of names in one message."""
 
 FLOAT32 = TrainingSettings(precision="fp32")
+
+Target = Literal["class", "labels", "number"]
+KINDS_OF_LABELS: dict[TaskName, Target] = {
+    "multi-label-classification": "labels",
+    "text-regression": "number",
+}
+"""Tasks whose label is no class."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Columns:
         encoding: Encoding of the training data's files, for a file that is not UTF-8.
         chats: True for a language model that was trained on conversations; `text` names their column.
         sheet: Sheet of the training data's Excel files, for an Excel file that has one of this name.
+        target: Kind of the label: a class, several labels, or a number.
+        label_separator: What separates several labels in a text; None if they are lists.
     """
 
     text: str = "text"
@@ -53,6 +62,8 @@ class Columns:
     encoding: str | None = None
     chats: bool = False
     sheet: str | None = None
+    target: Target = "class"
+    label_separator: str | None = None
 
     @property
     def kind(self) -> str:
@@ -123,8 +134,15 @@ class FinishedRun:
         elif task in TAGGING:
             found = Columns(data.text, None, data.label, tags=True)
         else:
-            found = Columns(data.text, data.text_pair, data.label, image)
-        return replace(found, separator=data.separator, encoding=data.encoding, sheet=data.sheet)
+            target = KINDS_OF_LABELS.get(task, "class")
+            found = Columns(data.text, data.text_pair, data.label, image, target=target)
+        return replace(
+            found,
+            separator=data.separator,
+            encoding=data.encoding,
+            sheet=data.sheet,
+            label_separator=data.label_separator,
+        )
 
     def client(self, name: str) -> LocatedModel:
         """Return one client's model; raises RunError if the run has no such client."""

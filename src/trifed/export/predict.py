@@ -18,6 +18,7 @@ from trifed.export.locate import LocatedModel
 from trifed.federation.client_model import Classifier, Kind, Writer, load_model
 from trifed.federation.device_placement import choose_device
 from trifed.federation.tagger import Tagger
+from trifed.federation.target_models import MultiLabelClassifier, Regressor
 
 CHUNK = 256
 """Texts or images that are predicted together; within a chunk, batches hold inputs of similar length."""
@@ -34,7 +35,7 @@ class Prediction:
 
     def csv_row(self) -> dict[str, object]:
         """Return `row,text[,pair],label,probability[,label_2,probability_2,…]`."""
-        cells = self._input()
+        cells = _cells(self.input)
         for number, (label, probability) in enumerate(self.best, start=1):
             suffix = "" if number == 1 else f"_{number}"
             cells |= {f"label{suffix}": label, f"probability{suffix}": f"{probability:.6f}"}
@@ -43,14 +44,51 @@ class Prediction:
     def json_object(self) -> dict[str, object]:
         """Return row, text, perhaps pair, label and probability; and `top` if there are several labels."""
         top = [{"label": label, "probability": round(value, 6)} for label, value in self.best]
-        return {**self._input(), **top[0], **({"top": top} if len(top) > 1 else {})}
+        return {**_cells(self.input), **top[0], **({"top": top} if len(top) > 1 else {})}
 
-    def _input(self) -> dict[str, object]:
-        return {
-            "row": self.input.row,
-            "text" if self.input.image is None else "image": self.input.text,
-            **({} if self.input.pair is None else {"pair": self.input.pair}),
-        }
+
+def _cells(item: InferenceInput) -> dict[str, object]:
+    return {
+        "row": item.row,
+        "text" if item.image is None else "image": item.text,
+        **({} if item.pair is None else {"pair": item.pair}),
+    }
+
+
+@dataclass(frozen=True)
+class LabelsPrediction:
+    """All labels of one text, with probabilities. `separator`: what separates them in CSV."""
+
+    input: InferenceInput
+    chosen: list[tuple[str, float]]
+    separator: str
+
+    def csv_row(self) -> dict[str, object]:
+        """Return `row,text[,pair],labels,probabilities`, both empty if no label is chosen."""
+        labels = self.separator.join(label for label, _ in self.chosen)
+        probabilities = self.separator.join(f"{value:.6f}" for _, value in self.chosen)
+        return {**_cells(self.input), "labels": labels, "probabilities": probabilities}
+
+    def json_object(self) -> dict[str, object]:
+        """Return row, text, perhaps pair, the list of labels, and their probabilities."""
+        labels, values = [label for label, _ in self.chosen], [round(value, 6) for _, value in self.chosen]
+        return {**_cells(self.input), "labels": labels, "probabilities": values}
+
+
+@dataclass(frozen=True)
+class NumberPrediction:
+    """The number that is estimated for one text."""
+
+    input: InferenceInput
+    number: float
+
+    def csv_row(self) -> dict[str, object]:
+        """Return `row,text[,pair],number`."""
+        return {**_cells(self.input), "number": f"{self.number:.6g}"}
+
+    def json_object(self) -> dict[str, object]:
+        """Return row, text, perhaps pair, and the number."""
+        return {**_cells(self.input), "number": self.number}
 
 
 @dataclass(frozen=True)
@@ -93,7 +131,7 @@ class Tagging:
         return {"row": self.row, "words": self.words, "tags": self.tags}
 
 
-Result = Prediction | Answer | Tagging
+Result = Prediction | LabelsPrediction | NumberPrediction | Answer | Tagging
 """A result for one input; `csv_row` has the same columns for all results of a model."""
 
 
@@ -111,6 +149,21 @@ def predict(classifier: Classifier, inputs: Iterable[InferenceInput], top: int =
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for item, row, labels in zip(chunk, probabilities, order, strict=True):
             yield Prediction(item, [(classifier.labels[label], float(row[label])) for label in labels])
+
+
+def predict_labels(
+    classifier: MultiLabelClassifier, inputs: Iterable[InferenceInput], separator: str = ";"
+) -> Iterator[LabelsPrediction]:
+    """Yield the labels with a probability over 0.5 in the order of the inputs, computed chunk by chunk."""
+    for chunk in chunks(inputs, CHUNK):
+        for item, row in zip(chunk, classifier.probabilities_of(by_role(chunk)), strict=True):
+            yield LabelsPrediction(item, classifier.chosen(row), separator)
+
+
+def predict_numbers(regressor: Regressor, inputs: Iterable[InferenceInput]) -> Iterator[NumberPrediction]:
+    """Yield numbers in the order of the inputs, computed chunk by chunk."""
+    for chunk in chunks(inputs, CHUNK):
+        yield from map(NumberPrediction, chunk, map(float, regressor.predict_of(by_role(chunk))))
 
 
 def answer(writer: Writer, inputs: Iterable[InferenceInput], tokens: int) -> Iterator[Answer]:

@@ -72,6 +72,8 @@ def save_client(
 
 LOADED_BY = {
     "label": "a classifier; load it with trifed.load_client(folder)",
+    "labels": "a classifier with several labels; load it with trifed.load_multi_label_classifier(folder)",
+    "number": "a model of numbers; load it with trifed.load_regressor(folder)",
     "answer": "a language model, which answers; load it with trifed.load_writer(folder) and call .answer(prompts)",
     "match": "a model of images and captions; load it with trifed.load_retrieval_model(folder) and call "
     ".among(texts).predict(images)",
@@ -102,6 +104,12 @@ class ClientModel:
         labels = np.zeros(len(inputs[next(iter(inputs))]), np.int64) if labels is None else labels
         return self.task.encode(self.base, Examples(inputs, labels), self.settings)
 
+    def by_role(self, inputs: Sequence[Any], pairs: Sequence[str] | None) -> dict[str, list[Any]]:
+        """Return inputs of the first role, and second texts if there are any, as `encode` takes them."""
+        first, *others = self.task.roles
+        found = {first.setting: [first.given(value) for value in inputs]}
+        return {**found, others[0].setting: list(pairs)} if pairs else found
+
 
 @dataclass(frozen=True)
 class Classifier(ClientModel):
@@ -119,11 +127,7 @@ class Classifier(ClientModel):
             pairs: Second texts, for a model that reads two.
             batch_size: Inputs that are computed together.
         """
-        first, *others = self.task.roles
-        by_role = {first.setting: [first.given(value) for value in inputs]}
-        if pairs:
-            by_role[others[0].setting] = list(pairs)
-        return self.probabilities_of(by_role, batch_size)
+        return self.probabilities_of(self.by_role(inputs, pairs), batch_size)
 
     @torch.no_grad()
     def probabilities_of(self, inputs: Mapping[str, list[Any]], batch_size: int = 64) -> NDArray[np.float32]:
@@ -234,7 +238,7 @@ def load_model(kind: type[Kind], folder: str | Path, base: str | None = None) ->
     """Load a client's model of one kind from `runs/NAME/clients/CLIENT`, or from an exported folder.
 
     Args:
-        kind: `Classifier`, `Writer`, `RetrievalModel` or `Tagger`.
+        kind: The class of the model, such as `Classifier` or `Writer`.
         folder: The client's folder.
         base: Folder or hub name of the base model, if it has moved since the run.
 
@@ -264,7 +268,9 @@ def load_retrieval_model(folder: str | Path, base: str | None = None) -> Retriev
     return load_model(RetrievalModel, folder, base)
 
 
-INFERENCE_SETTINGS = ("dtype", "pooling", "max_length", "template", "class_prompt")
+INFERENCE_SETTINGS = (
+    "dtype", "pooling", "max_length", "template", "class_prompt", "target_mean", "target_scale",
+)  # fmt: skip
 """Settings of `[model]` that are needed to use a model as it was trained."""
 _COPY_AGAIN = "copy the whole folder from the run again"
 

@@ -27,7 +27,7 @@ class Scores:
         examples: Number of examples, n.
         right: Share of each example's predictions that are correct, (n,).
         predictions: Predicted classes, (n,), or (0,) for a task without classes.
-        probabilities: Predicted probabilities, (n, n_labels), or (0, 0) for a task without classes.
+        probabilities: Predicted probabilities, (n, n_labels), predicted numbers, (n, 1), or (0, 0) else.
         entities: Numbers of true, predicted and rightly predicted entities, (n, 3), or (0, 3) without tags.
     """
 
@@ -82,12 +82,14 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
         entities = np.concatenate([entities, scores.entities.cpu().numpy()])  # in any order: they are summed up
         if len(scores.predictions):
             predictions[rows] = scores.predictions.cpu().numpy()
+        else:
+            predictions = predictions[:0]
+        if len(scores.probabilities):
             found = scores.probabilities.cpu().numpy()
             if not len(probabilities):
                 probabilities = np.zeros((len(data), found.shape[1]), np.float32)
             probabilities[rows] = found
-        else:
-            predictions = predictions[:0]
+    right = model.shares_right(right, data)
     loss = total / count if count else math.nan
     return Scores(loss, float(right.mean()), len(data), right, predictions, probabilities, entities)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from trifed.common.errors import ConfigError, DataError
 from trifed.config.client_training import check_names
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig
+from trifed.config.settings import ModelSettings
 from trifed.data import FederatedData, make_clients
 from trifed.data.tags import are_entities
 from trifed.federation import events
@@ -94,7 +96,23 @@ def prepare(
         )
         for i, c in enumerate(data.clients)
     ]
+    if task.output == "number":
+        for text in unscaled_numbers(config.model, data):
+            listener(events.Trouble(text).to_dict())
     return data, shared_model, clients
+
+
+def unscaled_numbers(settings: ModelSettings, data: FederatedData) -> Iterator[str]:
+    """Yield a sentence if all clients' training numbers, standardised by the settings, are far from 0 ± 1."""
+    parts = [client.train.targets for client in data.clients if client.train.targets is not None]
+    numbers = np.concatenate(parts) if parts else np.zeros(0)
+    mean, spread = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 1.0)
+    scale = settings.target_scale or 1.0
+    if abs(mean - (settings.target_mean or 0.0)) > 2 * scale or not (not spread or scale / 4 < spread < 4 * scale):
+        yield (
+            f"the training numbers have a mean of {mean:.3g} and a standard deviation of {spread:.3g}: set "
+            f"model.target_mean = {mean:.6g} and model.target_scale = {spread or 1:.3g}, or training is slow"
+        )
 
 
 def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def compose(
         aggregation: Server parts.
         labelled: False for a task without a label for each example: parts that need one are left out.
     """
+    if not labelled and aggregation.weights == "label-rows":
+        aggregation = aggregation.model_copy(update={"weights": "examples"})
     base = method.preset_of or method
     if not labelled and aggregation.weights == "label-rows":
         aggregation = aggregation.model_copy(update={"weights": "examples"})

@@ -13,22 +13,44 @@ from rich.text import Text
 from trifed.data.tags import OUTSIDE
 from trifed.export.evaluate import AnswerEvaluation, Evaluation, MatchEvaluation
 from trifed.export.evaluate_tags import TagEvaluation
-from trifed.export.predict import Answer, Prediction, Tagging
+from trifed.export.evaluate_targets import MultiLabelEvaluation, NumberEvaluation
+from trifed.export.inference_inputs import InferenceInput
+from trifed.export.predict import Answer, LabelsPrediction, NumberPrediction, Prediction, Tagging
 from trifed.federation.results import spread
 from trifed.reports.tables import Column, Table, to_terminal, write_csv
 
 LABELS, CONFUSIONS = 40, 10
 """Most rows shown of the labels, lowest F1 first where there are more, and of the confused pairs."""
 CLIENT = Column("client", "client")
-AnyEvaluation = Evaluation | AnswerEvaluation | MatchEvaluation | TagEvaluation
+AnyEvaluation = (
+    Evaluation | AnswerEvaluation | MatchEvaluation | TagEvaluation | MultiLabelEvaluation | NumberEvaluation
+)
 CLASSIFIER = ("client", "examples", "accuracy", "macro_f1", "loss")
 """Columns of the CSV form of a classifier's scores."""
+DETAILS = ("labels", "confusions", "entities")
+"""Lists of scores, which a row of a CSV file has no place for."""
 COLUMNS: dict[type, tuple[Column, ...]] = {
     Evaluation: (
         CLIENT,
         Column("accuracy", "accuracy, %", "percent"),
         Column("macro_f1", "macro-F1, %", "percent"),
         Column("loss", "loss, nats", "number"),
+    ),
+    MultiLabelEvaluation: (
+        CLIENT,
+        Column("accuracy", "F1 per example, %", "percent"),
+        Column("f1_micro", "micro-F1, %", "percent"),
+        Column("f1_macro", "macro-F1, %", "percent"),
+        Column("exact", "all labels right, %", "percent"),
+        Column("loss", "loss, nats", "number"),
+    ),
+    NumberEvaluation: (
+        CLIENT,
+        Column("r2", "R²", "number"),
+        Column("mse", "mean squared error", "number"),
+        Column("mae", "mean absolute error", "number"),
+        Column("pearson", "Pearson", "number"),
+        Column("spearman", "Spearman", "number"),
     ),
     AnswerEvaluation: (
         CLIENT,
@@ -72,10 +94,29 @@ def render_predictions(predictions: Iterable[Prediction], top: int) -> RichTable
         table.add_column("then", no_wrap=True)
     for prediction in predictions:
         item, (label, probability), *rest = prediction.input, *prediction.best
-        text = item.text if item.pair is None else f"{item.text} | {item.pair}"
-        line = Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
+        line = _line(item)
         more = [Text("\n".join(f"{label} {p:.3f}" for label, p in rest))] if top > 1 else []
         table.add_row(str(item.row), line, Text(label), f"{probability:.3f}", *more)
+    return table
+
+
+def _line(item: InferenceInput) -> Text:
+    text = item.text if item.pair is None else f"{item.text} | {item.pair}"
+    return Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
+
+
+def render_targets(predictions: Iterable[LabelsPrediction | NumberPrediction]) -> RichTable:
+    """Render one row for each text, with its number, or with all its labels and their probabilities."""
+    table = RichTable()
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("text")
+    table.add_column("prediction", no_wrap=True)
+    for one in predictions:
+        if isinstance(one, NumberPrediction):
+            found = f"{one.number:.6g}"
+        else:
+            found = "\n".join(f"{label} {value:.3f}" for label, value in one.chosen) or "no label"
+        table.add_row(str(one.input.row), _line(one.input), Text(found))
     return table
 
 
@@ -111,19 +152,19 @@ def render_evaluations(evaluations: Sequence[AnyEvaluation]) -> RenderableType:
     details: list[RichTable] = []
     if isinstance(first, Evaluation) and len(evaluations) > 1:
         rows += [{"client": name, "accuracy": value} for name, value in _over_clients(evaluations).items()]
-    elif isinstance(first, Evaluation):
+    elif isinstance(first, Evaluation | MultiLabelEvaluation) and len(evaluations) == 1:
         details += _details(first)
     elif isinstance(first, TagEvaluation) and len(evaluations) == 1 and first.entities:
         details.append(to_terminal(Table("Each kind of entity", LABEL, [asdict(kind) for kind in first.entities])))
     return Group(to_terminal(Table(f"On {first.examples} {what}", COLUMNS[type(first)], rows)), *details)
 
 
-def _details(one: Evaluation) -> Iterable[RichTable]:
+def _details(one: Evaluation | MultiLabelEvaluation) -> Iterable[RichTable]:
     many = len(one.labels) > LABELS
     shown = sorted(one.labels, key=lambda score: score.f1)[:LABELS] if many else one.labels
     title = f"The {LABELS} labels of lowest F1, of {len(one.labels)}" if many else "Each label"
     yield to_terminal(Table(title, LABEL, [asdict(score) for score in shown]))
-    if one.confusions:
+    if isinstance(one, Evaluation) and one.confusions:
         confusions = [asdict(pair) for pair in one.confusions[:CONFUSIONS]]
         yield to_terminal(Table("Most often confused", CONFUSION, confusions))
 
@@ -144,5 +185,5 @@ def evaluations_csv(evaluations: Sequence[AnyEvaluation]) -> str:
     """Return one row for each client; a classifier's is `client,examples,accuracy,macro_f1,loss`."""
     first = evaluations[0]
     names = CLASSIFIER if isinstance(first, Evaluation) else [field.name for field in fields(first)]
-    names = [name for name in names if name != "entities"]
+    names = [name for name in names if name not in DETAILS]
     return write_csv(map(asdict, evaluations), names)

@@ -7,8 +7,10 @@ from trifed.tasks import (
     image_text,
     image_text_pairs,
     image_text_to_text,
+    multi_label_classification,
     sequence_to_sequence,
     text_classification,
+    text_regression,
     token_classification,
 )
 from trifed.tasks.base import Batch, BatchScores, Encoded, Task, TaskModel
@@ -17,6 +19,8 @@ TASKS: dict[TaskName, Task] = {
     module.TASK.name: module.TASK
     for module in (
         text_classification,
+        multi_label_classification,
+        text_regression,
         image_classification,
         image_text,
         image_text_pairs,

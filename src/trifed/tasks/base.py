@@ -22,7 +22,7 @@ from trifed.tasks.base_model import LoadedBase
 
 Batch = dict[str, Tensor]
 
-NOT_INPUTS = frozenset({"labels", "weights"})
+NOT_INPUTS = frozenset({"labels", "targets", "weights"})
 """Tensors of a batch that the loss needs, and that no model reads."""
 
 
@@ -69,9 +69,9 @@ class BatchScores:
     Attributes:
         loss: Sum over all predictions, in nats, a scalar.
         count: Number of predictions.
-        right: Share of each example's predictions that are correct, (n,).
+        right: Share of each example's predictions that are correct, (n,), or what `TaskModel.shares_right` needs.
         predictions: Predicted classes, (n,), or (0,) for a task without classes.
-        probabilities: Predicted probabilities, (n, n_labels), or (0,) for a task without classes.
+        probabilities: Predicted probabilities, (n, n_labels), predicted numbers, (n, 1), or (0,) for other tasks.
         entities: Numbers of true, predicted and rightly predicted entities, (n, 3), or (0, 3) without tags.
     """
 
@@ -136,6 +136,10 @@ class TaskModel(nn.Module):
         """Return the scores of examples by their `features`, (n, hidden); None if features do not suffice."""
         return None
 
+    def shares_right(self, right: NDArray[np.float64], data: Encoded) -> NDArray[np.float64]:
+        """Return the score of each of n examples, (n,), from `BatchScores.right` of all of them, (n,)."""
+        return right
+
 
 class ClassificationModel(TaskModel):
     """A model whose `forward` returns one logit per label, (n, n_labels)."""
@@ -191,7 +195,7 @@ class HeadedModel(ClassificationModel):
         logits: Tensor = self.head(self.features(batch))
         return logits.float()
 
-    def score_features(self, features: Tensor, labels: Tensor) -> BatchScores:
+    def score_features(self, features: Tensor, labels: Tensor) -> BatchScores | None:
         """Return the scores of the head's labels for `features`, (n, hidden)."""
         return _class_scores(self.head(features).float(), labels)
 
@@ -212,7 +216,8 @@ class Task:
         probe: Some values of the first role, on which an export to `native_class` is verified.
         generate: Converts a model, the base, inputs by role, settings and the most new tokens to one answer per
             prompt; None if the models do not answer.
-        output: A label, a generated answer, the text out of several that matches an image, or a tag for each word.
+        output: A label, several labels, a number, a generated answer, the text out of several that matches an
+            image, or a tag for each word.
     """
 
     name: TaskName
@@ -227,14 +232,14 @@ class Task:
     generate: (
         Callable[[TaskModel, LoadedBase, Mapping[str, Sequence[Any]], ModelSettings, int], list[str]] | None
     ) = None
-    output: Literal["label", "answer", "match", "tags"] = "label"
+    output: Literal["label", "labels", "number", "answer", "match", "tags"] = "label"
 
     @property
     def labelled(self) -> bool:
-        """True if the model learns the labels; otherwise they only describe the examples."""
+        """True if the model learns one label for each example; otherwise labels only describe the examples."""
         return self.output == "label"
 
     @property
     def has_head(self) -> bool:
-        """True if the model chooses among named labels, by a head: for each example, or for each word."""
-        return self.output in ("label", "tags")
+        """True if the model has a layer of its own for labels or numbers, of each example or each word."""
+        return self.output in ("label", "labels", "number", "tags")

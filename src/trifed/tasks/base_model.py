@@ -179,9 +179,12 @@ def fitting_tasks(config: PreTrainedConfig) -> list[TaskName]:
     masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     # An encoder-decoder such as Marian has a class for its decoder alone, which was not trained to work alone.
     writes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked and not config.is_encoder_decoder
+    headed = masked or (writes and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+    texts = headed and not config.is_encoder_decoder
     fits: dict[TaskName, bool] = {
-        "text-classification": (masked or (writes and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES))
-        and not config.is_encoder_decoder,
+        "text-classification": texts,
+        "multi-label-classification": texts,
+        "text-regression": texts,
         "image-classification": kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not both,
         "image-text": both,
         "image-text-pairs": both,

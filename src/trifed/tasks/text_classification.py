@@ -135,7 +135,13 @@ def positions(model: nn.Module) -> int:
 
 
 def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings: ModelSettings) -> TextClassifier:
-    """Build the classifier around an encoder; raises `ModelError` if `model.pooling` needs what it has not."""
+    """Build the classifier around an encoder; raises as `check_pooling` does."""
+    check_pooling(base, settings)
+    return TextClassifier(encoder, base.model.config.hidden_size, len(labels), settings.pooling, is_decoder(base))
+
+
+def check_pooling(base: LoadedBase, settings: ModelSettings) -> None:
+    """Raise `ModelError` if `model.pooling` needs what a base has not."""
     if settings.pooling == "pooler" and getattr(base.model, "pooler", None) is None:
         raise ModelError(
             f"model.pooling: got 'pooler', but a '{base.model.config.model_type}' model has no pooler; set it to "
@@ -146,7 +152,6 @@ def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings
             f"model.pooling: got 'cls', but the first token of a '{base.model.config.model_type}' model has read "
             "nothing of the text; set it to 'last' or 'mean'"
         )
-    return TextClassifier(encoder, base.model.config.hidden_size, len(labels), settings.pooling, is_decoder(base))
 
 
 TASK = Task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class EncodedTokens:
         cut: Number of truncated examples.
         pad_id: The token id of the padding.
         more: Further values of each token, such as its type, by their name in a batch; padded with 0.
+        targets: What the loss compares the model's outputs with, (n, n_outputs), if labels are no classes.
     """
 
     ids: list[list[int]]
@@ -37,6 +39,7 @@ class EncodedTokens:
     cut: int = 0
     pad_id: int = 0
     more: Mapping[str, list[list[int]]] = field(default_factory=dict)
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,12 +56,14 @@ class EncodedTokens:
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """Return the given rows on `device`, padded on the right; the attention mask excludes the padding."""
         ids, multiple = [self.ids[row] for row in rows], MULTIPLE.get(device.type, 1)
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "input_ids": pad_right(ids, self.pad_id, multiple),
             "attention_mask": pad_right([[1] * len(row) for row in ids], 0, multiple),
             "labels": self.labels[rows],
             **{name: pad_right([v[row] for row in rows], 0, multiple) for name, v in self.more.items()},
         }
+        if self.targets is not None:
+            arrays["targets"] = self.targets[rows]
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
