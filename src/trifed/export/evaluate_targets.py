@@ -164,6 +164,6 @@ def measure_labels(
         exact=float((targets == predicted).all(axis=1).mean()),
         labels=[
             LabelScore(names[k], int(right[k]), float(precision[k]), float(recall[k]), float(f1[k]))
-            for k in present
+            for k in present.tolist()
         ],
     )
