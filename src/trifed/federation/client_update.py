@@ -39,7 +39,7 @@ class ClientDataset:
     train: Encoded
     valid: Encoded
     test: Encoded
-    class_weights: Weights | None = None
+    class_weights: Weights | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
