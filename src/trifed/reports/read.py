@@ -19,6 +19,7 @@ from trifed.config.toml_files import read_toml
 from trifed.federation.results import summarise_events
 from trifed.federation.run_folder import Event, RunFolder
 from trifed.methods import METHODS
+from trifed.reports.format import plural
 from trifed.reports.results import (
     PER_CLIENT,
     Deciding,
@@ -148,7 +149,7 @@ def partition_name(config: dict[str, Any]) -> str:
     detail = {
         "column": f"column {clients.get('column')}",
         "dirichlet": f"dirichlet {clients.get('alpha')}",
-        "pathological": f"{clients.get('labels_per_client')} labels a client",
+        "pathological": f"{plural(clients.get('labels_per_client') or 0, 'label')} a client",
     }
     split = clients.get("split", "iid")
     return f"{PurePath(str(data.get('source', 'data'))).name} by {detail.get(split, split)}"
