@@ -73,13 +73,13 @@ def _check_labels_suffice(n_labels: int, each: int, count: int) -> None:
     """Raise `DataError` if `count` clients cannot have `each` labels, or cannot hold all `n_labels`."""
     if each > n_labels:
         raise DataError(
-            f"data.clients.labels_per_client = {each}, but the table has {n_labels} label{'s' * (n_labels != 1)}; set it to at most "
+            f"data.clients.labels_per_client = {each}, but the number of labels is {n_labels}; set it to at most "
             f"{n_labels}."
         )
     if each * count < n_labels:
         raise DataError(
-            f'data.clients.split = "pathological": {count} clients with {each} label{"s" * (each != 1)} each cannot hold the '
-            f"{n_labels} labels of the table. Raise data.clients.labels_per_client to at least "
+            f'data.clients.split = "pathological": {count} clients with labels_per_client = {each} cannot hold all labels '
+            f"of the table, {n_labels}. Raise data.clients.labels_per_client to at least "
             f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
         )
 
