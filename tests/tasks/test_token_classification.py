@@ -409,7 +409,7 @@ def test_what_has_no_meaning_for_tags_is_left_out_or_refused(tiny_encoder, sente
     left_out = [text.split(":")[0] for text in make_config({**given, **parts}).parts_left_out()]
     assert left_out == ["personalization.label_prior", "personalization.calibrate"]
     split = {**given, "data": {**given["data"], "clients": {"split": "pathological", "count": 2}}}
-    with pytest.raises(DataError, match=r"labels_per_client = 2, but the table has 1 labels"):
+    with pytest.raises(DataError, match=r"labels_per_client = 2, but the table has 1 label;"):
         run(make_config(split), tmp_path / "run")
     nouns = tmp_path / "nouns.jsonl"
     rows = [{**row, "ner": ["NOUN" if tag != "O" else "VERB" for tag in row["ner"]]} for row in rows_of()]

@@ -71,15 +71,15 @@ def _check_enough(labels: NDArray[np.int64], settings: ClientSettings) -> None:
 
 def _check_labels_suffice(n_labels: int, each: int, count: int) -> None:
     """Raise `DataError` if `count` clients cannot have `each` labels, or cannot hold all `n_labels`."""
+    known = "1 label" if n_labels == 1 else f"{n_labels} labels"
     if each > n_labels:
         raise DataError(
-            f"data.clients.labels_per_client = {each}, but the number of labels is {n_labels}; set it to at most "
-            f"{n_labels}."
+            f"data.clients.labels_per_client = {each}, but the table has {known}; set it to at most {n_labels}."
         )
     if each * count < n_labels:
         raise DataError(
-            f'data.clients.split = "pathological": {count} clients with labels_per_client = {each} cannot hold all labels '
-            f"of the table, {n_labels}. Raise data.clients.labels_per_client to at least "
+            f'data.clients.split = "pathological": {count} clients with labels_per_client = {each} cannot hold the '
+            f"{known} of the table. Raise data.clients.labels_per_client to at least "
             f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
         )
 
