@@ -114,6 +114,27 @@ def test_a_search_that_was_stopped_goes_on(toy_values, tmp_path):
     assert predictions(done.baselines["local"].path) == predictions(whole.baselines["local"].path)
 
 
+def test_a_search_that_goes_on_with_more_rounds_compares_equal_runs(toy_values, tmp_path):
+    def stop(event):
+        if event["event"] == "trouble" and "(2 of 2)" in event["text"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(searched(toy_values), tmp_path / "run", stop)
+    done = resume(tmp_path / "run", rounds=3)
+    tried = [folder for folder in (done.path / "tuning" / "local").iterdir()] + [done.baselines["local"].path]
+    assert len(tried) == 2
+    assert {json.loads((folder / "summary.json").read_text())["rounds"] for folder in tried} == {3}
+
+
+def test_a_clients_own_rate_is_that_of_the_runs_method(toy_values):
+    own = {"amber": {"learning_rate": 1e-4, "epochs": 2}}
+    config = make_config(toy_values(method="fedavg-lora", client_settings=own, baselines=["alone", "local"]))
+    assert config.with_method("alone").training_of("amber").learning_rate == 1e-4
+    other = config.with_method("local").training_of("amber")
+    assert (other.learning_rate, other.epochs) == (1e-2, 2)
+
+
 def test_without_validation_data_nothing_is_searched(toy_values, tmp_path):
     done = run(searched(toy_values, data={"valid_fraction": 0.0}), tmp_path / "run")
     assert not (done.path / "learning_rates.json").exists() and not (done.path / "tuning").exists()

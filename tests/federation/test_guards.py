@@ -137,7 +137,7 @@ def test_components_under_the_floor_are_named(counts, against):
 def test_all_clients_are_named_at_once():
     with pytest.raises(RunError, match=r" 8 .* 2: amber, 3 .*; coral, 2") as error:
         several = [client(range(3)), client(range(9), name="basil"), client(range(2), name="coral")]
-        refuse_few_tokens(several, CORE, TrainingSettings(), 0, 2)
+        refuse_few_tokens(several, CORE, lambda name: TrainingSettings(), 0, 2)
     assert "basil" not in str(error.value) and 'privacy.few_tokens = "warn"' in str(error.value)
 
 

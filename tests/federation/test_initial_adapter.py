@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from trifed import make_config, run
+from trifed import make_config, resume, run
 from trifed.adapters.attach import without_peft_warnings
 from trifed.common.errors import AdapterError, ConfigError
 from trifed.deployment.folders import read_run
@@ -37,7 +37,7 @@ def outputs(shared_model, data):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(LORA, LORA), (LORA, CORES), (LORA, FROZEN), (CORES, CORES), (LORA, "own-prior")]
+    ("before", "after"), [(LORA, LORA), (LORA, CORES), (LORA, FROZEN), (CORES, CORES), (LORA, "own-prior"), (CORES, FROZEN), (FROZEN, CORES)]
 )
 def test_the_first_model_is_the_one_that_was_trained(before, after, finished, toy_values):
     client = finished(before).path / "clients" / "amber"
@@ -119,6 +119,37 @@ def test_folders_that_hold_no_such_adapter_are_refused(finished, toy_values, tmp
     (broken / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(AdapterError, match="is damaged"):
         prepared(toy_values, broken, LORA)
+
+
+@pytest.mark.parametrize("pattern", [{"alpha_pattern": {"query": 32}}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_adapters_with_other_scales_or_another_base_are_refused(pattern, finished, toy_values, tmp_path):
+    client = tmp_path / "client"
+    shutil.copytree(finished(LORA).path / "clients" / "amber", client)
+    config = json.loads((client / "adapter_config.json").read_text())
+    (client / "adapter_config.json").write_text(json.dumps({**config, **pattern}))
+    with pytest.raises(AdapterError, match="expected plain LoRA"):
+        prepared(toy_values, client, LORA)
+
+
+def test_with_narrowed_weights_a_run_starts_and_resumes(finished, toy_values, tmp_path):
+    start = {"start": str(finished(LORA).path / "clients" / "amber")}
+    values = toy_values(method=FROZEN, rounds=2, adapter=start, training={"precision": "bf16"})
+
+    def stop(event):
+        if event["event"] == "trained" and event["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(values), tmp_path / "run", stop)
+    assert resume(tmp_path / "run").summary["rounds"] == 2
+
+
+def test_a_baseline_that_cannot_start_from_it_is_refused_before_the_run(finished, toy_values):
+    start = {"start": str(finished(LORA).path / "clients" / "amber")}
+    for name in ("ce-lora", "fedavg-full"):
+        with pytest.raises(ConfigError, match=f"'{name}' has another adapter"):
+            make_config(toy_values(method=LORA, adapter=start, baselines=["alone", name]))
+    make_config(toy_values(method=LORA, adapter=start, baselines=["alone", "local"]))
 
 
 def test_another_base_model_is_refused(finished, toy_values, tmp_path):

@@ -246,7 +246,7 @@ def _guard_notes(config: RunConfig, target: TargetClient) -> Iterator[str]:
     if config.privacy.few_tokens == "refuse":
         clients, layout = target.simulation.datasets, target.shared_model.layout
         try:
-            refuse_few_tokens(clients, layout, config.training, config.seed, config.rounds)
+            refuse_few_tokens(clients, layout, config.training_of, config.seed, config.rounds)
         except RunError as error:
             yield f"Without an audit this run is refused: {error}"
 

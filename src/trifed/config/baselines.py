@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, unknown_method
 from trifed.methods.local import ALONE
@@ -35,6 +35,25 @@ def baseline_problems(config: RunConfig) -> Iterator[str]:
             yield f"baselines: {unknown_method(name)}"
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
+        elif config.adapter.start is not None and not _same_adapter(config, config.with_method(name)):
+            yield (
+                f"baselines: '{name}' has another adapter, which cannot start from adapter.start = "
+                f"'{config.adapter.start}'; leave the baseline out, or run it by itself"
+            )
+
+
+def _same_adapter(config: RunConfig, other: RunConfig) -> bool:
+    """Return whether two configurations have adapters of one kind, rank and scale."""
+    kinds = [METHODS[one.method.name].adapter for one in (config, other)]
+    return kinds[0] == kinds[1] and config.adapter == other.adapter
+
+
+def without_learning_rates(client_settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return clients' settings without their learning rates, which suit the run's own method only."""
+    return {
+        client: {name: value for name, value in own.items() if name != "learning_rate"}
+        for client, own in client_settings.items()
+    }
 
 
 def _problems_of_alone(config: RunConfig) -> Iterator[str]:

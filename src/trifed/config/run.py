@@ -13,7 +13,7 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.dict_merge import deep_difference, deep_merge
 from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
-from trifed.config.baselines import RATE_FACTOR, baseline_problems, planned
+from trifed.config.baselines import RATE_FACTOR, baseline_problems, planned, without_learning_rates
 from trifed.config.client_training import ClientTables
 from trifed.config.combinations import combination_problems, privacy_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
@@ -241,6 +241,7 @@ class RunConfig(StrictSettings):
         values = self.model_dump(mode="json", exclude={"method", *OWN}, exclude_none=True)
         values = deep_difference(values, deep_merge(METHODS[self.method.name].defaults, self._default_parts()))
         values.get("personalization", {}).pop("share", None)
+        values["client_settings"] = without_learning_rates(values.get("client_settings", {}))
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,9 +35,9 @@ def conll_columns(
     sentences: list[list[list[str]]] = []
     lines: list[int] = []
     inside = False
-    for number, line in enumerate(text.splitlines(), start=1):
-        cells = line.split()
-        if not cells or cells[0] == "-DOCSTART-" or (not inside and line.startswith("# ")):
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        cells = re.split(r"[ \t]+", line.strip(" \t"))  # other white space may belong to a word
+        if cells == [""] or cells[0] == "-DOCSTART-" or (not inside and _is_comment(line, cells)):
             inside = False
             continue
         if "label" in names and len(cells) < 2:
@@ -48,3 +49,8 @@ def conll_columns(
         sentences[-1].append(cells)
     places = {"text": 0, "label": -1}
     return {name: [[c[places[key]] for c in one] for one in sentences] for key, name in names.items()}, lines
+
+
+def _is_comment(line: str, cells: list[str]) -> bool:
+    """Return whether the first line of a sentence is a comment, such as `# text = …`, and not the word "#"."""
+    return line.startswith("# ") and len(cells) > 2

@@ -50,6 +50,11 @@ MOST_TENSORS, MOST_AXES, MOST_VALUES, MOST_NAME = 20_000, 8, 2**36, 500
 MOST_TEXT = 4 * 1024 * 1024
 """Characters of the longest texts: a layout, and a run's settings."""
 Fact = str | int | float
+AT_THE_SERVER = {
+    "deployment", "baselines", "baseline_rates", "metrics", "metric", "generated_answers", "keep", "patience",
+    "trackers", "keep_checkpoints", "client_settings",
+}  # fmt: skip
+"""Settings that a server does not send, and that a site does not take from one."""
 LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
 """Settings of [data] that only a client itself gives."""
 AT_THE_CLIENTS = "(each client's own)"

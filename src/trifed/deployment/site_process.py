@@ -16,7 +16,16 @@ from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import MessageError, TrifedError, one_line
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import GUARDS, NAMED_LABELS
-from trifed.deployment.protocol import MOST_TEXT, RefusedError, Reply, Request, code_of, digest, read_json
+from trifed.deployment.protocol import (
+    AT_THE_SERVER,
+    MOST_TEXT,
+    RefusedError,
+    Reply,
+    Request,
+    code_of,
+    digest,
+    read_json,
+)
 from trifed.deployment.release_log import record_release
 from trifed.deployment.site_policy import (
     check_base,
@@ -147,6 +156,7 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         RefusedError: the run asks for what the site does not accept, or the base model is another than before.
         ConfigError: the merged settings have mistakes.
     """
+    asked = {key: value for key, value in values.items() if key not in AT_THE_SERVER}
     own_training = site.training.model_dump(exclude_none=True)
     own = {
         "data": deep_merge(site.data, WHOLE_TABLE),
@@ -155,7 +165,7 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         "client_settings": {site.name: own_training} if own_training else {},
         "privacy": site.privacy.model_dump(include=GUARDS),  # the site decides what may leave it
     }
-    config = make_config(deep_merge(values, own), f"the run's settings with those of {site.name}")
+    config = make_config(deep_merge(asked, own), f"the run's settings with those of {site.name}")
     check_privacy_limits(config, site)
     check_site_policy(config, site)
     check_columns(config, site)

@@ -25,6 +25,7 @@ from trifed.deployment.client_manager import ClientManager
 from trifed.deployment.handshake import OpenedClients, open_clients
 from trifed.deployment.membership import Membership
 from trifed.deployment.protocol import (
+    AT_THE_SERVER,
     LEFT_AT_HOME,
     Channel,
     Fact,
@@ -311,11 +312,7 @@ def greeting(run: str, config: RunConfig) -> Request:
 
 def settings_to_send(config: RunConfig) -> str:
     """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
-    excluded = {
-        "deployment", "baselines", "baseline_rates", "metrics", "metric", "generated_answers", "keep", "patience",
-        "trackers", "keep_checkpoints", "client_settings",
-    }  # fmt: skip
-    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=excluded)
+    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=AT_THE_SERVER)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
     privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
     return json.dumps({**values, "privacy": privacy} if privacy else values)

@@ -161,6 +161,13 @@ def _method_problems(config: CompareConfig) -> Iterator[str]:
 
 
 def _tuning_problems(config: CompareConfig, tuning: Tuning) -> Iterator[str]:
+    for settings in (config.run, *config.partitions.values()):
+        for client, own in dict(settings.get("client_settings", {})).items():
+            if "learning_rate" in own:
+                yield (
+                    f"client_settings.{client}.learning_rate: this client would train at the same rate in all tuning "
+                    f"runs; leave it out, or leave [tuning] out"
+                )
     if tuning.seed in config.seeds:
         yield f"tuning.seed: {tuning.seed} is a reported seed; tuning on it would flatter, take another"
     rates = tuning.learning_rates

@@ -31,7 +31,7 @@ class DryRun:
         step_seconds: Time of one step of one client, beside the others that train at the same time.
         peak_bytes: Memory of this process after a step, at its highest; 0 if the system does not tell.
         rounds: Number of rounds.
-        baselines: Names of the runs beside it.
+        baselines: Names of the runs beside it, with the number of learning rates that are tried.
         exact: False with DP-SGD, whose steps are not the ones that were timed.
     """
 
@@ -56,7 +56,7 @@ class DryRun:
             f"Training takes about {clock(self.steps * self.step_seconds)} ({self.steps:,} steps of "
             f"{1000 * self.step_seconds:.0f} ms{what}), evaluation comes on top"
             + (f"; memory so far {size(self.peak_bytes)}." if self.peak_bytes else ".")
-            + (f"\nEach baseline takes about as long again: {listing(self.baselines)}." if self.baselines else "")
+            + (f"\nEach of these takes about as long again: {listing(self.baselines)}." if self.baselines else "")
         )
 
 
@@ -82,8 +82,13 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
         peak_bytes=_peak_bytes(shared_model),
         rounds=config.rounds,
         exact=config.privacy.training is None,
-        baselines=tuple(config.with_baselines().baselines or ()),
+        baselines=tuple(_with_rates(config, name) for name in config.with_baselines().baselines or ()),
     )
+
+
+def _with_rates(config: RunConfig, name: str) -> str:
+    rates = len(config.rates_to_try(name))
+    return name if rates == 1 else f"{name} ({rates} times, at other learning rates)"
 
 
 def _step_seconds(config: RunConfig, shared_model: SharedModel, clients: list[ClientDataset]) -> float:

@@ -30,7 +30,8 @@ def score_generated(
     for dataset, rows, result in zip(simulation.datasets, simulation.data.clients, clients, strict=True):
         listener(events.Generating(dataset.name, min(most, len(rows.test))).to_dict())
         tensors = simulation.final_model(dataset.index).tensors
-        found = score_answers(simulation.shared_model, tensors, rows.test, names, most)
+        training = simulation.config.training
+        found = score_answers(simulation.shared_model, tensors, rows.test, names, training, most)
         if result["now"]:
             result["now"] = {**result["now"], **found}
     return {name: spread_of(name, [client["now"] or {} for client in clients]) for name in names}

@@ -88,6 +88,7 @@ def _key(own: RunConfig, rates: list[float], path: Path) -> str:
     folder = RunFolder(path)
     split, environment = folder.read_json("split.json"), folder.read_json("environment.json")
     parts = [_at(own, 1.0).run_id(), split["content_hash"], environment["base_fingerprint"]]
+    parts += filter(None, [environment.get("start_digest"), environment["packages"]["trifed"]])
     decides = [] if own.metric == "accuracy" else [own.metric]
     ends = [] if own.patience is None else [f"patience-{own.patience}"]
     return " ".join([*parts, *(f"{rate:g}" for rate in rates), *decides, *ends])

@@ -120,7 +120,7 @@ def _with_baselines(
 
     def run_one(own: RunConfig, folder: Path) -> RunResult:
         if (folder / "config.toml").is_file():
-            return resume(folder, listener)
+            return _resume_baseline(own, folder, listener)
         return _run(own, folder, listener, prepared and prepared.for_baseline(config, own))
 
     for name in config.baselines or ():
@@ -128,9 +128,18 @@ def _with_baselines(
         if not (folder / "config.toml").is_file():
             run_at_best_rate(config, name, path, run_one, listener)
             continue
-        too_far = RunFolder.open(folder).rounds_done() > config.rounds
-        resume(folder, listener, config.rounds if too_far else None, config.rounds)
+        _resume_baseline(config, folder, listener)
     return load_result(path)
+
+
+def _resume_baseline(config: RunConfig, folder: Path, listener: Listener) -> RunResult:
+    """Continue a baseline, or go back in it, to the number of rounds and the `patience` of its run's `config`."""
+    opened = RunFolder.open(folder)
+    kept = make_config(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    if kept.patience != config.patience:
+        opened.write_text("config.toml", to_toml(kept.model_copy(update={"patience": config.patience})), durable=True)
+    too_far = opened.rounds_done() > config.rounds
+    return resume(folder, listener, config.rounds if too_far else None, config.rounds)
 
 
 def load_result(folder: str | Path) -> RunResult:
@@ -187,7 +196,7 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
 
     narrow_frozen_weights(shared_model.model, config.training)
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
-        refuse_few_tokens(clients, shared_model.layout, config.training, config.seed, config.rounds)
+        refuse_few_tokens(clients, shared_model.layout, config.training_of, config.seed, config.rounds)
     trained, examples = sum(p.numel() for p in shared_model.parameters.values()), [len(c.train) for c in clients]
     noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
     for text in (*config.parts_left_out(), *noise):

@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trifed.config.settings import TrainingSettings
     from trifed.data import Examples
     from trifed.federation.shared_model import SharedModel
 
@@ -55,7 +56,12 @@ def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def score_answers(
-    shared_model: SharedModel, tensors: dict[str, Tensor], examples: Examples, names: Sequence[str], most: int
+    shared_model: SharedModel,
+    tensors: dict[str, Tensor],
+    examples: Examples,
+    names: Sequence[str],
+    training: TrainingSettings,
+    most: int,
 ) -> dict[str, float]:
     """Generate answers by a client's model, and return metrics of them by name; NaN without any example.
 
@@ -64,6 +70,7 @@ def score_answers(
         tensors: The client's tensors.
         examples: Examples with prompts and answers, in the roles "prompt" and "answer".
         names: Names in `ANSWER_METRICS`.
+        training: Settings of the training, for the precision.
         most: Number of examples that are answered; if there are more, they are taken at equal distances.
     """
     rows = np.unique(np.linspace(0, len(examples) - 1, min(most, len(examples))).round().astype(int))
@@ -71,16 +78,25 @@ def score_answers(
         return dict.fromkeys(names, float("nan"))
     inputs = {role: [values[row] for row in rows] for role, values in examples.inputs.items()}
     references = [str(text) for text in inputs.pop("answer")]
-    answers = generate(shared_model, tensors, inputs, references)
+    answers = generate(shared_model, tensors, inputs, references, training)
     pairs = list(zip(references, answers, strict=True))
     return {name: float(np.mean([ANSWER_METRICS[name](*pair) for pair in pairs])) for name in names}
 
 
 def generate(
-    shared_model: SharedModel, tensors: dict[str, Tensor], inputs: Mapping[str, list[str]], references: list[str]
+    shared_model: SharedModel,
+    tensors: dict[str, Tensor],
+    inputs: Mapping[str, list[str]],
+    references: list[str],
+    training: TrainingSettings,
 ) -> list[str]:
-    """Generate an answer to each input, of at most as many tokens as the longest reference has."""
+    """Generate an answer to each input, of at most as many tokens as the longest reference has.
+
+    In the precision of the training, because frozen weights may have been narrowed to it.
+    """
     import torch
+
+    from trifed.federation.device_placement import autocast, device_and_precision
 
     write = shared_model.task.generate
     if write is None:
@@ -91,7 +107,7 @@ def generate(
     tokenizer = getattr(processor, "tokenizer", processor)
     tokens = 1 + max(len(ids) for ids in tokenizer(references, add_special_tokens=False)["input_ids"])
     answers: list[str] = []
-    with torch.no_grad():
+    with torch.no_grad(), autocast(*device_and_precision(shared_model.model, training)):
         for first in range(0, len(references), BATCH):
             part = {role: values[first : first + BATCH] for role, values in inputs.items()}
             answers += write(shared_model.model, shared_model.base, part, shared_model.settings, tokens)

@@ -9,7 +9,7 @@ twice as many.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,15 +118,27 @@ def few_tokens(
 
 
 def refuse_few_tokens(
-    clients: Iterable[ClientDataset], layout: Layout, training: TrainingSettings, seed: int, rounds: int
+    clients: Iterable[ClientDataset],
+    layout: Layout,
+    training_of: Callable[[str], TrainingSettings],
+    seed: int,
+    rounds: int,
 ) -> None:
     """Check all uploads of a run before its first round.
+
+    Args:
+        clients: The clients.
+        layout: Names and shapes of the values that are sent.
+        training_of: A client's name → its training settings.
+        seed: The run's seed.
+        rounds: Number of rounds.
 
     Raises:
         RunError: Clients have a round whose upload is made from too few tokens; the message names them all.
     """
     found = {}
     for client in clients:
+        training = training_of(client.name)
         in_each_round = (few_tokens(client, layout, training, seed, number) for number in range(1, rounds + 1))
         few = next(filter(None, in_each_round), None)
         if few:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -27,15 +28,18 @@ CONFIG, WEIGHTS, HEAD, FACTS = (
     "classifier.json",
 )
 SETTING = "adapter.start"
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""Initialisations of PEFT that change the base model's weights."""
 Json = dict[str, Any]
 
 
-def start_from_adapter(shared_model: SharedModel, settings: AdapterSettings, labels: Sequence[str]) -> list[str]:
+def start_from_adapter(
+    shared_model: SharedModel, settings: AdapterSettings, labels: Sequence[str]
+) -> tuple[list[str], str]:
     """Copy the tensors of the folder `settings.start` into a model and its initial values.
 
-    A plain LoRA starts an adapter with a core C at C = I, times its scale where the run's adapter has none, which
-    computes the same function. The head is copied if
-    it has the same labels, in any order.
+    A plain LoRA starts an adapter with a core C at C = I, times the ratio of the two scales, so that the function is
+    the same. The head is copied if it has the same labels, in any order.
 
     Args:
         shared_model: The model with the run's own adapter, which is changed.
@@ -43,7 +47,7 @@ def start_from_adapter(shared_model: SharedModel, settings: AdapterSettings, lab
         labels: Names of the run's labels, in order.
 
     Returns:
-        A sentence about each part of the folder that is not used.
+        A sentence about each part of the folder that is not used, and the SHA-256 of the copied tensors.
 
     Raises:
         AdapterError: The folder holds no adapter, or one of other layers, another rank, scale or base model.
@@ -60,15 +64,19 @@ def start_from_adapter(shared_model: SharedModel, settings: AdapterSettings, lab
     places = {name for name in known if is_factor(name) or is_core(name)}
     if not places:
         raise AdapterError(f"{SETTING}: got {str(folder)!r}, but the run's method trains no adapter; leave it out")
-    own_scale = 1.0 if _trains_core_alone(shared_model) else settings.alpha / settings.rank
-    core = settings.alpha / settings.rank / own_scale * torch.eye(settings.rank)
-    found |= {name: core for name in places if is_core(name) and name not in found}
+    usual = settings.alpha / settings.rank
+    ratio = (1.0 if config.get("train") == "core" else usual) / (1.0 if _trains_core_alone(shared_model) else usual)
+    cores = {name: found.get(name, torch.eye(settings.rank)) for name in places if is_core(name)}
+    found |= {name: ratio * core for name, core in cores.items()}
     _check_names(folder, set(found), places)
     unused = [f"{SETTING}: {count} tensors of {folder} are no part of an adapter, and are left out"
               for count in [len(adapter) - len(set(adapter) & set(found))] if count]  # fmt: skip
     head, note = _head(folder, facts, labels, known)
     _copy(shared_model, folder, {**found, **head})
-    return [*unused, *note]
+    digest = hashlib.sha256()
+    for name, tensor in sorted({**found, **head}.items()):
+        digest.update(name.encode() + tensor.to(torch.float32).contiguous().numpy().tobytes())
+    return [*unused, *note], digest.hexdigest()
 
 
 def plain(name: str) -> str:
@@ -118,9 +126,10 @@ def _check_scale(folder: Path, config: Json, settings: AdapterSettings) -> None:
                 f"{SETTING}: the adapter in {folder} has {name} {config.get(key)}, and the run {own:g}; set "
                 f"adapter.{name} = {config.get(key)}"
             )
-    if config.get("rank_pattern") or config.get("use_rslora") or config.get("use_dora"):
+    base_changed = str(config.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE)
+    if base_changed or any(config.get(name) for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")):
         raise AdapterError(
-            f"{SETTING}: the adapter in {folder} has a rank_pattern, rsLoRA or DoRA, expected plain LoRA"
+            f"{SETTING}: the adapter in {folder} has patterns of ranks or scales, rsLoRA, DoRA or an initialisation that changes the base, expected plain LoRA"
         )
 
 

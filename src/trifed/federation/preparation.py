@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from dataclasses import replace
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -85,7 +86,9 @@ def prepare(
             raise ConfigError(
                 [f"adapter.start: '{config.method.name}' makes its projections from clients' data; leave it out"]
             )
-        for text in start_from_adapter(shared_model, config.adapter, data.label_names):
+        notes, start_digest = start_from_adapter(shared_model, config.adapter, data.label_names)
+        shared_model = replace(shared_model, start_digest=start_digest)
+        for text in notes:
             listener(events.Trouble(text).to_dict())
     clients = [
         ClientDataset(
@@ -137,6 +140,7 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
         "base_model": config.model.name,
         "base_fingerprint": base.fingerprint,
         "run_id": config.run_id(),
+        **({"start_digest": shared_model.start_digest} if shared_model.start_digest else {}),
         **outside,
         "trained_values": sum(p.numel() for p in shared_model.parameters.values()),
         "sent_values": sum(int(np.prod(shape)) for _, shape in shared_model.layout),

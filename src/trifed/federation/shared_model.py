@@ -50,6 +50,7 @@ class SharedModel:
         start: Initial values of `parameters`, equal for all clients with the run's seed.
         layout: Names and shapes of the tensors that are sent.
         lora_bytes: float32 bytes of A, B and head together, which `fedavg-lora` sends on this model.
+        start_digest: SHA-256 of the adapter that all clients start from; empty for a new one.
         alone: Why clients cannot train in one pass, if that became known.
         replicas: Models with other trained tensors on the same frozen weights, one for each thread that trains.
         features: Pooled features of the base that were computed before, by the `id` of data that still exist.
@@ -66,6 +67,7 @@ class SharedModel:
     start: dict[str, Tensor]
     layout: Layout
     lora_bytes: int
+    start_digest: str = ""
     alone: list[str] = field(default_factory=list)
     replicas: list[SharedModel] = field(default_factory=list)
     features: dict[int, NDArray[np.float32]] = field(default_factory=dict)

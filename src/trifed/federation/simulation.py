@@ -6,7 +6,6 @@ With [privacy] clients clip and noise as they do at sites, but from the run's se
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -285,8 +284,4 @@ class Simulation:
 def identity_of(config: RunConfig, data: FederatedData, shared_model: SharedModel) -> str:
     """Return the identity of the data and the model that a checkpoint may be continued with."""
     known = f"{config.run_id()} {content_hash(data)} {shared_model.fingerprint}"
-    if config.adapter.start is None:
-        return known
-    tensors = [*shared_model.start.values(), *(param.detach().cpu() for param in shared_model.frozen.values())]
-    start = b"".join(tensor.numpy().tobytes() for tensor in tensors)
-    return f"{known} {hashlib.sha256(start).hexdigest()}"
+    return f"{known} {shared_model.start_digest}".rstrip()
