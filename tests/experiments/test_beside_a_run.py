@@ -122,7 +122,7 @@ def test_a_search_that_goes_on_with_more_rounds_compares_equal_runs(toy_values, 
     with pytest.raises(KeyboardInterrupt):
         run(searched(toy_values), tmp_path / "run", stop)
     done = resume(tmp_path / "run", rounds=3)
-    tried = [folder for folder in (done.path / "tuning" / "local").iterdir()] + [done.baselines["local"].path]
+    tried = [*(done.path / "tuning" / "local").iterdir(), done.baselines["local"].path]
     assert len(tried) == 2
     assert {json.loads((folder / "summary.json").read_text())["rounds"] for folder in tried} == {3}
 

@@ -40,15 +40,15 @@ def test_an_exact_match_is_one_but_for_white_space():
 def test_few_of_many_examples_are_answered_at_equal_distances(monkeypatch):
     asked = []
 
-    def generate(shared_model, tensors, inputs, references):
+    def generate(shared_model, tensors, inputs, references, training):
         asked.append(inputs["prompt"])
         return [text if text == "4" else "no" for text in references]
 
     monkeypatch.setattr(answers, "generate", generate)
     texts = [str(n) for n in range(9)]
     examples = Examples({"prompt": texts, "answer": texts}, np.zeros(9, np.int64))
-    found = score_answers(None, {}, examples, ["exact_match", "rouge_l"], 3)
+    found = score_answers(None, {}, examples, ["exact_match", "rouge_l"], None, 3)
     assert asked == [["0", "4", "8"]] and found["exact_match"] == found["rouge_l"] == pytest.approx(1 / 3)
-    assert score_answers(None, {}, examples, ["exact_match"], 100)["exact_match"] == pytest.approx(1 / 9)
+    assert score_answers(None, {}, examples, ["exact_match"], None, 100)["exact_match"] == pytest.approx(1 / 9)
     none = Examples({"prompt": [], "answer": []}, np.zeros(0, np.int64))
-    assert np.isnan(score_answers(None, {}, none, ["rouge_l"], 3)["rouge_l"])
+    assert np.isnan(score_answers(None, {}, none, ["rouge_l"], None, 3)["rouge_l"])

@@ -37,7 +37,16 @@ def outputs(shared_model, data):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(LORA, LORA), (LORA, CORES), (LORA, FROZEN), (CORES, CORES), (LORA, "own-prior"), (CORES, FROZEN), (FROZEN, CORES)]
+    ("before", "after"),
+    [
+        (LORA, LORA),
+        (LORA, CORES),
+        (LORA, FROZEN),
+        (CORES, CORES),
+        (LORA, "own-prior"),
+        (CORES, FROZEN),
+        (FROZEN, CORES),
+    ],
 )
 def test_the_first_model_is_the_one_that_was_trained(before, after, finished, toy_values):
     client = finished(before).path / "clients" / "amber"
@@ -121,13 +130,15 @@ def test_folders_that_hold_no_such_adapter_are_refused(finished, toy_values, tmp
         prepared(toy_values, broken, LORA)
 
 
-@pytest.mark.parametrize("pattern", [{"alpha_pattern": {"query": 32}}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize(
+    "pattern", [{"alpha_pattern": {"query": 32}}, {"use_dora": True}, {"init_lora_weights": "pissa"}]
+)
 def test_adapters_with_other_scales_or_another_base_are_refused(pattern, finished, toy_values, tmp_path):
     client = tmp_path / "client"
     shutil.copytree(finished(LORA).path / "clients" / "amber", client)
     config = json.loads((client / "adapter_config.json").read_text())
     (client / "adapter_config.json").write_text(json.dumps({**config, **pattern}))
-    with pytest.raises(AdapterError, match="expected plain LoRA"):
+    with pytest.raises(AdapterError, match="plain LoRA"):
         prepared(toy_values, client, LORA)
 
 

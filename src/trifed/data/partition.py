@@ -78,8 +78,8 @@ def _check_labels_suffice(n_labels: int, each: int, count: int) -> None:
         )
     if each * count < n_labels:
         raise DataError(
-            f'data.clients.split = "pathological": {count} clients with labels_per_client = {each} cannot hold the '
-            f"{known} of the table. Raise data.clients.labels_per_client to at least "
+            f'data.clients.split = "pathological": {count} clients with labels_per_client = {each} cannot hold '
+            f"the {known} of the table. Raise data.clients.labels_per_client to at least "
             f"{-(-n_labels // count)}, or data.clients.count to at least {-(-n_labels // each)}."
         )
 

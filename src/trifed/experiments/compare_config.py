@@ -165,7 +165,7 @@ def _tuning_problems(config: CompareConfig, tuning: Tuning) -> Iterator[str]:
         for client, own in dict(settings.get("client_settings", {})).items():
             if "learning_rate" in own:
                 yield (
-                    f"client_settings.{client}.learning_rate: this client would train at the same rate in all tuning "
+                    f"client_settings.{client}.learning_rate: this client would have the same rate in all tuning "
                     f"runs; leave it out, or leave [tuning] out"
                 )
     if tuning.seed in config.seeds:

@@ -137,7 +137,9 @@ def _resume_baseline(config: RunConfig, folder: Path, listener: Listener) -> Run
     opened = RunFolder.open(folder)
     kept = make_config(read_toml(folder / "config.toml"), str(folder / "config.toml"))
     if kept.patience != config.patience:
-        opened.write_text("config.toml", to_toml(kept.model_copy(update={"patience": config.patience})), durable=True)
+        opened.write_text(
+            "config.toml", to_toml(kept.model_copy(update={"patience": config.patience})), durable=True
+        )
     too_far = opened.rounds_done() > config.rounds
     return resume(folder, listener, config.rounds if too_far else None, config.rounds)
 

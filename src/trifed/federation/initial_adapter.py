@@ -38,8 +38,8 @@ def start_from_adapter(
 ) -> tuple[list[str], str]:
     """Copy the tensors of the folder `settings.start` into a model and its initial values.
 
-    A plain LoRA starts an adapter with a core C at C = I, times the ratio of the two scales, so that the function is
-    the same. The head is copied if it has the same labels, in any order.
+    A plain LoRA starts an adapter with a core C at C = I, times the ratio of the two scales, so that the function
+    is the same. The head is copied if it has the same labels, in any order.
 
     Args:
         shared_model: The model with the run's own adapter, which is changed.
@@ -65,7 +65,9 @@ def start_from_adapter(
     if not places:
         raise AdapterError(f"{SETTING}: got {str(folder)!r}, but the run's method trains no adapter; leave it out")
     usual = settings.alpha / settings.rank
-    ratio = (1.0 if config.get("train") == "core" else usual) / (1.0 if _trains_core_alone(shared_model) else usual)
+    ratio = (1.0 if config.get("train") == "core" else usual) / (
+        1.0 if _trains_core_alone(shared_model) else usual
+    )
     cores = {name: found.get(name, torch.eye(settings.rank)) for name in places if is_core(name)}
     found |= {name: ratio * core for name, core in cores.items()}
     _check_names(folder, set(found), places)
@@ -127,9 +129,12 @@ def _check_scale(folder: Path, config: Json, settings: AdapterSettings) -> None:
                 f"adapter.{name} = {config.get(key)}"
             )
     base_changed = str(config.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE)
-    if base_changed or any(config.get(name) for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")):
+    if base_changed or any(
+        config.get(name) for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+    ):
         raise AdapterError(
-            f"{SETTING}: the adapter in {folder} has patterns of ranks or scales, rsLoRA, DoRA or an initialisation that changes the base, expected plain LoRA"
+            f"{SETTING}: the adapter in {folder} has patterns of ranks or scales, rsLoRA, DoRA, or a start "
+            f"that changes the base model; expected plain LoRA"
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from dataclasses import replace
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
