@@ -20,7 +20,7 @@ from trifed.adapters.attach import load_adapter, save_adapter, without_peft_warn
 from trifed.adapters.config import PEFT_TYPE
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import writing
-from trifed.config.settings import WRITING, ModelSettings
+from trifed.config.settings import UNLABELLED, ModelSettings
 from trifed.data import Examples
 from trifed.federation.evaluation import length_order
 from trifed.federation.shared_model import SharedModel
@@ -335,7 +335,7 @@ def _read_client(folder: Path) -> tuple[dict[str, Any], str | None, dict[str, Te
     files = ("model.safetensors",) if complete else ("adapter_config.json", "adapter_model.safetensors")
     facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
     head = folder / "head.safetensors"
-    has_no_head = complete and facts.get("task") in WRITING and not head.exists()  # a merged language model
+    has_no_head = complete and facts.get("task") in UNLABELLED and not head.exists()  # a merged model
     for name in (*files, *([] if has_no_head else [head.name])):
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} has no {name}; {_COPY_AGAIN}")

@@ -49,7 +49,7 @@ def remarks() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quicker() -> Iterator[None]:
     """Leave out the plot of each run, and build the commands' flags once: together half of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
