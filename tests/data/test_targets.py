@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trifed.common.errors import DataError
@@ -19,6 +22,7 @@ from trifed.data import (
     rows_hash,
     split_to_json,
 )
+from trifed.data.conll import conll_columns
 from trifed.data.targets import label_matrix
 
 NUMBERS, LISTS = (*TEXTS, NUMBER), (*TEXTS, LABEL_LIST)
@@ -179,3 +183,19 @@ def test_a_separate_test_set_has_the_same_labels(write_rows):
 def test_a_matrix_of_one_label():
     matrix, names = label_matrix([("a",), ()])
     assert names == ["a"] and np.array_equal(matrix, [[True], [False]])
+
+
+def test_lists_of_class_labels_have_their_names(tmp_path):
+    table = pa.table({"text": [f"t{n}" for n in range(12)], "label": [[0], [1], [0, 1], []] * 3})
+    feature = {"_type": "List", "feature": {"_type": "ClassLabel", "names": ["joy", "fear"]}}
+    info = json.dumps({"info": {"features": {"label": feature}}})
+    pq.write_table(table.replace_schema_metadata({"huggingface": info}), tmp_path / "t.parquet")
+    assert clients(tmp_path / "t.parquet", LISTS).label_names == ["fear", "joy"]
+    assert clients(tmp_path / "t.parquet", LISTS, labels=["joy", "fear"]).label_names == ["joy", "fear"]
+
+
+def test_comments_of_conll_files_are_no_words_and_the_word_is_no_comment(tmp_path):
+    text = "# newdoc\n# text = a b c\na O\nb B\n\n# O\nc\u00a0d O\n\n# sent_id = 2\ne O\n"
+    columns, lines = conll_columns(tmp_path / "x.conll", text, {"data.text": "words", "data.label": "tags"})
+    assert columns == {"words": [["a", "b"], ["#", "c\u00a0d"], ["e"]], "tags": [["O", "B"], ["O", "O"], ["O"]]}
+    assert lines == [3, 6, 10]

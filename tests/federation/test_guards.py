@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -228,3 +229,14 @@ def test_a_summary_on_few_examples(policy, toy_values, tmp_path, monkeypatch):
     warned = [e["client"] for e in RunFolder.open(tmp_path / "run").events() if e["event"] == "warned"]
     assert warned == (["amber", "basil", "coral"] if policy == "warn" else [])
     assert min(floors) >= FLOOR
+
+
+def test_examples_of_little_weight_do_not_hide_the_others():
+    """With weights of 1 and 0 an upload is made from the examples of one label alone."""
+    rows = client([2, 10, 3], [2, 11, 3], [2, 12, 3], [2, 13, 3])
+    rows.train.labels[:] = [0, 1, 1, 1]
+    settings = TrainingSettings(batch_size=4)
+    for weights, few in (([1.0, 1.0], False), ([1.0, 0.2], False), ([1.0, 0.0], True), ([1.0, 1e-9], True)):
+        weighted = replace(rows, class_weights=np.array(weights))
+        found = few_tokens(weighted, (("x.lora_C.weight", (2, 2)),), settings, 0, 1)
+        assert (found is not None) == few, weights

@@ -158,7 +158,7 @@ def test_with_narrowed_weights_a_run_starts_and_resumes(finished, toy_values, tm
 def test_a_baseline_that_cannot_start_from_it_is_refused_before_the_run(finished, toy_values):
     start = {"start": str(finished(LORA).path / "clients" / "amber")}
     for name in ("ce-lora", "fedavg-full"):
-        with pytest.raises(ConfigError, match=f"'{name}' has another adapter"):
+        with pytest.raises(ConfigError, match=f"'{name}' has an adapter of another kind"):
             make_config(toy_values(method=LORA, adapter=start, baselines=["alone", name]))
     make_config(toy_values(method=LORA, adapter=start, baselines=["alone", "local"]))
 

@@ -37,8 +37,8 @@ def baseline_problems(config: RunConfig) -> Iterator[str]:
             yield f"baselines: '{name}' is the run's own method; name another one"
         elif config.adapter.start is not None and not _same_adapter(config, config.with_method(name)):
             yield (
-                f"baselines: '{name}' has another adapter, which cannot start from adapter.start = "
-                f"'{config.adapter.start}'; leave the baseline out, or run it by itself"
+                f"baselines: '{name}' has an adapter of another kind, rank or scale than the run that starts "
+                f"from adapter.start; leave the baseline out, or run it by itself"
             )
 
 

@@ -20,7 +20,6 @@ from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
 from trifed.config.run_identity import identity_of_settings
 from trifed.config.settings import (
     NO_SINGLE_LABEL,
-    UNLABELLED,
     DeploymentSettings,
     ModelSettings,
     PrivacySettings,
@@ -29,6 +28,7 @@ from trifed.config.settings import (
     TrainingSettings,
     WireSettings,
 )
+from trifed.config.task_defaults import task_defaults
 from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
 from trifed.data import DataSettings
@@ -165,7 +165,7 @@ class RunConfig(StrictSettings):
         if not isinstance(values, dict):
             return values
         method = _method_table(values.get("method", {}))
-        defaults = deep_merge(_task_defaults(values), _method_defaults(method))
+        defaults = deep_merge(task_defaults(values), _method_defaults(method))
         return deep_merge(defaults, {**values, "method": method})
 
     def composed_method(self) -> Method:
@@ -320,21 +320,6 @@ def _method_defaults(method: Any) -> dict[str, Any]:
         return {}
     options = {setting: method.get(option) for option, setting in known.setting_names.items()}
     return overlay(known.defaults, {name: value for name, value in options.items() if value is not None})
-
-
-def _task_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of a task without labels: no label column, and a template."""
-    task, data = values.get("task"), values.get("data")
-    if task not in UNLABELLED or not isinstance(data, Mapping):
-        return {}
-    defaults: dict[str, Any] = {"data": {"label": ""}}
-    if task in ("image-text-to-text", "sequence-to-sequence"):
-        defaults["data"] |= {"prompt": "prompt", "answer": "answer"}
-    elif task == "causal-lm" and data.get("messages") is not None:
-        defaults["model"] = {"template": "chat"}
-    elif task == "causal-lm" and data.get("answer") is None:
-        defaults["model"] = {"template": "{prompt}"}  # a plain text has no instruction around it
-    return defaults
 
 
 def _method_problems(method: Any) -> Iterator[str]:

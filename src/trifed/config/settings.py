@@ -8,7 +8,6 @@ and `[aggregation]` are in the packages that use them; `[method]` and the settin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -201,8 +200,8 @@ class TrainingSettings(StrictSettings):
             raise ValueError(f"got {given!r}, {expected}")
         for label, weight in given.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not number or not 0 <= weight < math.inf:
-                raise ValueError(f"got {weight!r} for the label {label!r}, expected a number of at least 0")
+            if not number or not 0 <= weight <= 1e6:
+                raise ValueError(f"got {weight!r} for the label {label!r}, expected a number from 0 to 1,000,000")
         if not any(given.values()):
             raise ValueError("got 0 for every label; give at least one label a number above 0")
         return {str(label): float(given[label]) for label in sorted(given, key=str)}

@@ -202,7 +202,7 @@ def _indexed(table: Table, names: Sequence[str] | None) -> tuple[Table, NDArray[
 
 
 def _examples(table: Table, labels: NDArray[np.int64]) -> Examples:
-    targets = None if table.targets is None else np.array(table.targets)
+    targets = None if not table.targets else np.array(table.targets)
     return Examples(table.inputs, labels, targets)
 
 

@@ -34,10 +34,10 @@ def conll_columns(
         )
     sentences: list[list[list[str]]] = []
     lines: list[int] = []
-    inside = False
+    inside, columns = False, 2
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         cells = re.split(r"[ \t]+", line.strip(" \t"))  # other white space may belong to a word
-        if cells == [""] or cells[0] == "-DOCSTART-" or (not inside and _is_comment(line, cells)):
+        if cells == [""] or cells[0] == "-DOCSTART-" or (not inside and _is_comment(line, cells, columns)):
             inside = False
             continue
         if "label" in names and len(cells) < 2:
@@ -46,11 +46,15 @@ def conll_columns(
             sentences.append([])
             lines.append(number)
             inside = True
+        columns = len(cells)
         sentences[-1].append(cells)
     places = {"text": 0, "label": -1}
     return {name: [[c[places[key]] for c in one] for one in sentences] for key, name in names.items()}, lines
 
 
-def _is_comment(line: str, cells: list[str]) -> bool:
-    """Return whether the first line of a sentence is a comment, such as `# text = …`, and not the word "#"."""
-    return line.startswith("# ") and len(cells) > 2
+def _is_comment(line: str, cells: list[str], columns: int) -> bool:
+    """Return whether the first line of a sentence is a comment, such as `# text = …`, and not the word "#".
+
+    Words have as many columns as the last one, or two at the beginning of the file.
+    """
+    return line.startswith("# ") and (len(cells) != columns or cells[1] in ("newdoc", "newpar"))

@@ -80,6 +80,9 @@ def _label_list(cell: Cell, name: str, separator: str | None) -> LabelList:
         raise DataError(
             f"{location(cell)}: column {name!r} holds a {type(value).__name__}, expected a list of labels."
         )
+    names = cell[0].class_names.get(name)
+    if names is not None:
+        parts = [names[part] if isinstance(part, int) and 0 <= part < len(names) else part for part in parts]
     for part in parts:
         whole = isinstance(part, float) and part.is_integer()
         if is_blank(part) or not (whole or isinstance(part, str | int)):

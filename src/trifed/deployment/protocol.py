@@ -55,7 +55,7 @@ AT_THE_SERVER = {
     "trackers", "keep_checkpoints", "client_settings",
 }  # fmt: skip
 """Settings that a server does not send, and that a site does not take from one."""
-LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset"}
+LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset", "sheet"}
 """Settings of [data] that only a client itself gives."""
 AT_THE_CLIENTS = "(each client's own)"
 """`data.source` of a run between sites at the server, which has no data."""

@@ -18,6 +18,7 @@ from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import GUARDS, NAMED_LABELS
 from trifed.deployment.protocol import (
     AT_THE_SERVER,
+    LEFT_AT_HOME,
     MOST_TEXT,
     RefusedError,
     Reply,
@@ -157,6 +158,8 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         ConfigError: the merged settings have mistakes.
     """
     asked = {key: value for key, value in values.items() if key not in AT_THE_SERVER}
+    if isinstance(asked.get("data"), dict):
+        asked["data"] = {key: value for key, value in asked["data"].items() if key not in LEFT_AT_HOME}
     own_training = site.training.model_dump(exclude_none=True)
     own = {
         "data": deep_merge(site.data, WHOLE_TABLE),

@@ -83,7 +83,7 @@ def resume(
         config = config.model_copy(update={"rounds": rounds})
     continued = other_rounds(opened, config, from_round)
     parts = [opened.path, *(opened.path / "baselines" / name for name in config.baselines or ())]
-    if from_round is None and not continued and all(_has_result(part, config.rounds) for part in parts):
+    if from_round is None and not continued and all(_has_result(part, config) for part in parts):
         return load_result(opened.path)
     prepared = None
     with held(opened.path):
@@ -99,13 +99,14 @@ def resume(
         return _with_baselines(config, opened.path, listener, prepared)
 
 
-def _has_result(folder: Path, rounds: int) -> bool:
-    """Return whether the run in a folder is finished, with that number of rounds."""
+def _has_result(folder: Path, config: RunConfig) -> bool:
+    """Return whether the run in a folder is finished, with the rounds and the `patience` of a configuration."""
     path = folder / "summary.json"
     if not path.is_file():
         return False
     with damage_in(path, "put the whole file back, or remove it and resume the run"):
-        return bool(RunFolder(folder).read_json(path.name)["rounds"] == rounds)
+        rounds = RunFolder(folder).read_json(path.name)["rounds"]
+    return bool(rounds == config.rounds and read_toml(folder / "config.toml").get("patience") == config.patience)
 
 
 def run_or_resume(config: RunConfig, folder: Path, listener: Listener = quiet) -> RunResult:

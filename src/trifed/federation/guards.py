@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trifed.common.errors import GuardError, RunError
 from trifed.config.settings import Guarding, PrivacySettings, TrainingSettings
@@ -104,8 +105,10 @@ def few_tokens(
     parts = data.inputs(0) if len(data) else {}
     needed = {layers: count for layers in parts if (count := tokens_needed(layout, layers))}
     seen: dict[str, set[Hashable]] = {layers: set() for layers in needed}
+    light = _rows_of_little_weight(client)
     rows: set[int] = set()
     for batch in round_batches(data.lengths, training, RoundRandom.of(seed, number, client.index)):
+        batch = batch[~light[batch]]  # they hardly change the upload, so they do not hide the others
         for row in set(batch.tolist()) - rows:
             inputs = data.inputs(row)
             for layers, tokens in seen.items():
@@ -115,6 +118,18 @@ def few_tokens(
             return None
     short = (layers for layers in needed if len(seen[layers]) < needed[layers])
     return next((Few(number, len(seen[layers]), len(rows), needed[layers]) for layers in short), None)
+
+
+LIGHT = 0.05
+"""Share of the largest class weight up to which a training example does not count."""
+
+
+def _rows_of_little_weight(client: ClientDataset) -> NDArray[np.bool_]:
+    """Return which training examples hardly count in the loss, because their label's weight is small; (n,)."""
+    if client.class_weights is None or not len(client.train):
+        return np.zeros(len(client.train), np.bool_)
+    weights = np.asarray(client.class_weights, np.float64)[client.train.labels]
+    return np.asarray(weights <= LIGHT * weights.max(), np.bool_)
 
 
 def refuse_few_tokens(

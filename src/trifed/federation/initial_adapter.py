@@ -28,7 +28,7 @@ CONFIG, WEIGHTS, HEAD, FACTS = (
     "classifier.json",
 )
 SETTING = "adapter.start"
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of PEFT that change the base model's weights."""
 Json = dict[str, Any]
 
@@ -71,9 +71,9 @@ def start_from_adapter(
     cores = {name: found.get(name, torch.eye(settings.rank)) for name in places if is_core(name)}
     found |= {name: ratio * core for name, core in cores.items()}
     _check_names(folder, set(found), places)
-    unused = [f"{SETTING}: {count} tensors of {folder} are no part of an adapter, and are left out"
+    unused = [f"{SETTING}: {count} tensors of {folder} are neither factors nor cores, and are left out"
               for count in [len(adapter) - len(set(adapter) & set(found))] if count]  # fmt: skip
-    head, note = _head(folder, facts, labels, known)
+    head, note = _head(folder, facts, labels, shared_model)
     _copy(shared_model, folder, {**found, **head})
     digest = hashlib.sha256()
     for name, tensor in sorted({**found, **head}.items()):
@@ -164,13 +164,17 @@ def _check_names(folder: Path, found: set[str], places: set[str]) -> None:
 
 
 def _head(
-    folder: Path, facts: Json, labels: Sequence[str], known: Mapping[str, Tensor]
+    folder: Path, facts: Json, labels: Sequence[str], shared_model: SharedModel
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the head's tensors in the order of the run's labels, and a sentence if the head is not used."""
+    known = {**shared_model.frozen, **shared_model.parameters}
     wanted = [name for name in known if is_head(name)]
     if not wanted or not (folder / HEAD).is_file():
         return {}, []
     theirs = list(map(str, facts.get("labels", [])))
+    scales = [(facts.get(name), getattr(shared_model.settings, name)) for name in ("target_mean", "target_scale")]
+    if facts.get("task") != shared_model.task.name or any(one != own for one, own in scales):
+        return {}, [f"{SETTING}: {folder} was trained for another task or scale, so that the head starts anew"]
     if sorted(theirs) != sorted(map(str, labels)):
         return {}, [f"{SETTING}: {folder} was trained on other labels, so that the head starts anew"]
     rows = [theirs.index(str(label)) for label in labels]

@@ -259,7 +259,8 @@ def named_parameters(model: nn.Module, pooling: Pooling) -> dict[str, nn.Paramet
 
 def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
     """Return names and shapes of the trained parameters that a method sends, in the model's order."""
-    return tuple((name, tuple(param.shape)) for name, param in trained.items() if method.sends(name))
+    sent = (name for name in trained if method.sends(name) and not is_token_embedding(name))
+    return tuple((name, tuple(trained[name].shape)) for name in sent)
 
 
 def adapted_weights(everything: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

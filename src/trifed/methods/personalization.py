@@ -80,8 +80,6 @@ def compose(
     if not labelled and aggregation.weights == "label-rows":
         aggregation = aggregation.model_copy(update={"weights": "examples"})
     base = method.preset_of or method
-    if not labelled and aggregation.weights == "label-rows":
-        aggregation = aggregation.model_copy(update={"weights": "examples"})
     plain = with_aggregation(base, aggregation) if can_aggregate(base) else base
     composed = replace(plain, preset_of=base, calibrated=personalization.calibrate and labelled)
     prior = personalization.label_prior and labelled
