@@ -53,8 +53,9 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path):
     path = write(tmp_path / "table.csv", [*ROWS, {"message": " ", "other": "x", "queue": ""}])
     with pytest.raises(DataError, match=r"table\.csv, row 3: .*'message'"):
         read_table(path, SINGLE)
-    with pytest.raises(DataError, match=r"table\.csv, row 3: .*'queue'"):
-        read_labelled(path, SINGLE)
+    unlabelled = write(tmp_path / "unlabelled.csv", [*ROWS, {"message": "y", "other": "x", "queue": ""}])
+    with pytest.raises(DataError, match=r"unlabelled\.csv, row 3: .*'queue'"):
+        read_labelled(unlabelled, SINGLE)
 
 
 def test_a_missing_column_is_named_with_the_flag_that_sets_it(tmp_path):

@@ -25,6 +25,7 @@ EXTRAS = {
     "tensorboard": "a run's curves in TensorBoard",
     "mlflow": "a run's curves in MLflow",
     "wandb": "a run's curves in Weights & Biases",
+    "excel": "Excel files as data",
     "quantized": "base models in 8 or 4 bits (model.dtype = 'int8' or 'nf4')",
     "flower": "runs between sites (`trifed flower`)",
 }
