@@ -16,7 +16,7 @@ from trifed.common.errors import LockedError
 LOCK = "lock"
 """File in the folder; while the folder is held, it names the holder's process and host."""
 TRIES, PAUSE = 5, 0.02
-"""How often a lock is tried, and the seconds in between: `is_held` takes it for a moment."""
+"""Number of attempts to take a lock, and seconds between two: `is_held` may hold it for a moment meanwhile."""
 
 
 def is_held(folder: Path) -> bool:

@@ -269,7 +269,7 @@ PROBLEM_TYPES = {
     "labels": "multi_label_classification",
     "number": "regression",
 }
-"""What transformers calls a classifier's problem, by `Task.output`."""
+"""Value of `problem_type` in the configuration of a transformers classifier, by `Task.output`."""
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def generate(
 ) -> list[str]:
     """Generate an answer to each input, of at most as many tokens as the longest reference has.
 
-    In the precision of the training, because frozen weights may have been narrowed to it.
+    The model computes in the precision of the training, because frozen weights may have been narrowed to it.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Whether a run may continue with changed settings: of those that change its results, only `rounds` may differ.
+"""Check the changed settings of a run that continues: of those that change its results only `rounds` may differ.
 
 A run that ended early for want of progress continues with more `patience`.
 """

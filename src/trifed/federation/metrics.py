@@ -183,7 +183,7 @@ SCORES: dict[str, Metric] = {
 """Metrics that are not computed from labels and probabilities."""
 
 LOGGED = ("loss", "accuracy", "examples")
-"""What every model's scores have, without any further metric."""
+"""Names of the values that the scores of every model have, whatever metrics are set."""
 
 
 def further_metrics(parts: Sequence[Mapping[str, Any]]) -> list[str]:
