@@ -114,6 +114,16 @@ def test_rounds_that_a_schedule_was_planned_for_stay(values, says, toy_values, t
     assert (folder / "summary.json").is_file()
 
 
+def test_a_schedule_of_each_round_allows_more_rounds(toy_values, tmp_path):
+    own = {"training": {"schedule": "linear-each-round", "warmup": 0.5, "optimizer_state": "reset"}}
+    folder = run(make_config(toy_values(method=METHOD, rounds=1, **own)), tmp_path / "run").path
+    resume(folder, rounds=2)
+    whole = run(make_config(toy_values(method=METHOD, rounds=2, **own)), tmp_path / "whole").path
+    for site, tensors in models(whole).items():
+        for name, tensor in tensors.items():
+            assert torch.equal(models(folder)[site][name], tensor)
+
+
 def test_rounds_by_set_count_too_and_a_dry_run_does_not_resume(copy, capsys, monkeypatch):
     before = (copy / "config.toml").read_text()
     assert call(capsys, monkeypatch, "run", "--resume", copy, "--rounds", 3, "--dry-run").code == 2

@@ -196,6 +196,26 @@ def test_training_lowers_the_loss(shared_model, data):
     assert evaluate(shared_model.model, data, chosen()).loss < 0.7 * before
 
 
+def test_each_round_has_a_schedule_of_its_own(shared_model, data, monkeypatch):
+    # 12 rows in batches of 4 are 3 steps: the rate is r, 2/3 r, 1/3 r, in whatever round, and however many follow.
+    asked = []
+    monkeypatch.setattr(
+        "trifed.federation.training.learning_rate",
+        lambda *args: asked.append(learning_rate(*args)) or asked[-1],
+    )
+    setting = chosen(schedule="linear-each-round", learning_rate=0.03)
+    for before, in_all in ((0, 3), (3, 6), (30, 300)):
+        train(shared_model, data, setting, before=before, in_all=in_all)
+    np.testing.assert_allclose(asked, [0.03, 0.02, 0.01] * 3, rtol=1e-12)
+
+
+def test_a_first_round_by_itself_is_a_run_of_one_round_with_a_falling_rate(shared_model, data):
+    each = trained_from_start(shared_model, data, chosen(schedule="linear-each-round"), in_all=300)[1]
+    of_the_run = trained_from_start(shared_model, data, chosen(schedule="linear"), in_all=3)[1]
+    assert equal(each, of_the_run)
+    assert not equal(each, trained_from_start(shared_model, data, chosen(schedule="linear"), in_all=300)[1])
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_two_rounds_with_kept_moments_equal_one_stretch_of_twice_the_length(shared_model, data, schedule):
     # Full batches of rows whose lengths all differ: every step sees the same batch in the same order, and

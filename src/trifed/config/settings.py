@@ -161,11 +161,17 @@ class TrainingSettings(StrictSettings):
     clip_norm: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Largest norm of a step's gradient; 0 sets no limit."
     )
-    schedule: Literal["constant", "linear"] = Field(
-        "constant", description="Learning rate over the whole run: constant, or falling linearly to 0."
+    schedule: Literal["constant", "linear", "linear-each-round"] = Field(
+        "constant",
+        description="Learning rate: constant, falling linearly to 0 over the whole run, or falling linearly to 0 "
+        "in each round and beginning anew in the next.",
     )
     warmup: float = Field(
-        0.0, ge=0, lt=1, description="Share of the run's steps in which the learning rate rises from 0."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the run's steps in which the learning rate rises from 0; with 'linear-each-round' "
+        "of each round's steps.",
     )
     optimizer_state: Literal["keep", "reset"] = Field(
         "keep", description="Keep AdamW's moments from one round to the next, or reset them."

@@ -88,7 +88,10 @@ def steps_per_round(examples: int, settings: TrainingSettings) -> int:
 
 
 def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
-    """Return the learning rate at step `step` (from 0) of a client's `total` steps in the whole run."""
+    """Return the learning rate at step `step` (from 0) of the `total` steps that the schedule covers.
+
+    Those are a client's steps in the whole run, or, with "linear-each-round", in one round.
+    """
     warm = math.ceil(settings.warmup * total)
     if step < warm:
         return settings.learning_rate * (step + 1) / warm

@@ -66,7 +66,9 @@ def other_rounds(folder: RunFolder, config: RunConfig, from_round: int | None = 
         return False
     if now < facts["round"]:
         raise RunError(f"{path}: got rounds = {now}, expected at least {facts['round']}, the rounds that are done")
-    if config.training.schedule != "constant" or config.training.warmup or config.privacy.on:
+    of_the_run = config.training.schedule != "linear-each-round"  # each round has its own schedule otherwise
+    planned = of_the_run and (config.training.schedule != "constant" or config.training.warmup)
+    if planned or config.privacy.on:
         plan = "the noise of [privacy] was" if config.privacy.on else "training.schedule and training.warmup were"
         raise RunError(
             f"{path}: got rounds = {now}, but {plan} planned for {was} rounds, so that this run cannot continue "

@@ -156,12 +156,18 @@ class _Running:
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(job.parameters.values(), settings.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(job.steps_before + self.done, job.steps_in_all, settings)
+            group["lr"] = learning_rate(*self._place_in_the_schedule(), settings)
         self.optimizer.step()
         self.done += 1
         if job.proximal_term:
             job.proximal_term.move(self.done, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _place_in_the_schedule(self) -> tuple[int, int]:
+        """Return the number of the next step, from 0, and the number of steps that the schedule covers."""
+        if self.settings.schedule == "linear-each-round":
+            return self.done, self.steps
+        return self.job.steps_before + self.done, self.job.steps_in_all
 
     def result(self) -> TrainingResult:
         """Return the round's result. The moments are on the CPU, because many clients may share one GPU."""
