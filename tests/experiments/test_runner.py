@@ -82,9 +82,16 @@ MIDDLE = {"event": "trained", "round": 2, "client": "basil"}
         ("fedavg-lora", {"training": {"schedule": "linear", "warmup": 0.2}}),
         ("local", {}),
         ("ce-lora", {"participation": 0.5}),
-        ("fedavg-lora", {"wire": {"bits": 1}}),
+        ("fedavg-lora", {"wire": {"bits": 1}, "personalization": {"interpolate": "auto"}}),
     ],
-    ids=["ce-lora", "ce-lora, moments reset", "fedavg-lora, linear", "local", "half of the clients", "one bit"],
+    ids=[
+        "ce-lora",
+        "ce-lora, moments reset",
+        "fedavg-lora, linear",
+        "local",
+        "half of the clients",
+        "one bit, auto",
+    ],
 )
 def test_a_run_broken_off_reaches_the_numbers_of_an_unbroken_one(method, changes, finished, toy_values, tmp_path):
     whole = finished(method, **changes)

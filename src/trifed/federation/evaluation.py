@@ -94,6 +94,28 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
     return Scores(loss, float(right.mean()), len(data), right, predictions, probabilities, entities)
 
 
+def example_losses(model: TaskModel, data: Encoded, settings: TrainingSettings) -> NDArray[np.float64]:
+    """Return the mean loss of each of n examples, (n,), in nats, without dropout.
+
+    Where examples are compared with each other, it is the mean loss of each group that is compared, (n_groups,).
+    """
+    if not len(data):
+        return np.zeros(0)
+    scores = evaluate(model, data, settings)
+    if len(scores.predictions):  # one label for each example, whose probability is known
+        right = scores.probabilities[np.arange(len(data)), data.labels].astype(np.float64)
+        return np.asarray(-np.log(np.maximum(right, np.finfo(np.float32).tiny)), np.float64)
+    device, precision = device_and_precision(model, settings)
+    groups = compared_together(data, model.compared) if model.compared else in_chunks(np.arange(len(data)), 1)
+    losses = []
+    with torch.no_grad():
+        for rows in groups:
+            with autocast(device, precision):
+                scored = model.score(data.batch(rows, device))
+            losses.append(float(scored.loss) / max(1, scored.count))
+    return np.array(losses, np.float64)
+
+
 @torch.no_grad()
 def evaluate_features(
     model: TaskModel, features: NDArray[np.float32], data: Encoded, settings: TrainingSettings

@@ -15,6 +15,7 @@ from trifed.config.settings import TrainingSettings
 from trifed.federation.client_privacy import ClientPrivacy
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import RunContext
+from trifed.federation.evaluation import example_losses
 from trifed.federation.shared_model import SharedModel
 from trifed.methods.aggregation import BIAS, HEAD
 from trifed.methods.base import Stage
@@ -22,6 +23,8 @@ from trifed.methods.packing import Vector
 
 FACTORS = tuple(step / 20 for step in range(20, -1, -1))
 """Factors of the head's weight that `calibrate` tries, from 1 to 0."""
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Shares of the received model that a client tries if it chooses the interpolation, from 1 to 0."""
 TOLERANCE = 0.5
 """Standard errors within which a loss counts as no worse than the least."""
 
@@ -67,8 +70,23 @@ class Personalization:
         received = self.shared_model.receive(trained, download)
         if stage == "received":
             return received
-        share = self.context.method.interpolation
-        return {name: torch.lerp(tensor, received[name], share) for name, tensor in trained.items()}
+        return between(trained, received, self.share(trained, received))
+
+    def share(self, trained: dict[str, Tensor], received: dict[str, Tensor]) -> float:
+        """Return the share of the received model in the interpolated one, 0 to 1.
+
+        If the client chooses it: the largest of `SHARES` whose loss on the n validation examples is within
+        `TOLERANCE` standard errors of the least, by the rule of `calibrate`. With fewer than two examples, or
+        without a finite loss, it is the method's `interpolation`.
+        """
+        method, valid = self.context.method, self.dataset.valid
+        if not method.chooses_interpolation or len(valid) < 2:
+            return method.interpolation
+        losses = []
+        for share in SHARES:
+            self.shared_model.load(between(trained, received, share))
+            losses.append(example_losses(self.shared_model.model, valid, self.training))
+        return largest_share(np.stack(losses), method.interpolation)
 
     def calibrated(
         self, tensors: dict[str, Tensor], initial: dict[str, Tensor], features: NDArray[np.float32] | None
@@ -87,6 +105,29 @@ class Personalization:
         if features is None:
             return changed
         return calibrate(self.shared_model, changed, features, self.dataset.valid.labels)
+
+
+def between(trained: dict[str, Tensor], received: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return trained + share · (received - trained), by name."""
+    return {name: torch.lerp(tensor, received[name], share) for name, tensor in trained.items()}
+
+
+def largest_share(losses: NDArray[np.float64], otherwise: float) -> float:
+    """Return the first of `SHARES` whose loss is no worse than the least, up to noise.
+
+    Args:
+        losses: Loss of each example with each share, (n_shares, n).
+        otherwise: The result if no mean loss is finite, or there are fewer than two examples.
+    """
+    if losses.shape[1] < 2:
+        return otherwise
+    means = losses.mean(axis=1)
+    usable = np.isfinite(means)
+    if not usable.any():
+        return otherwise
+    excess = losses[usable] - losses[np.where(usable, means, np.inf).argmin()]
+    tolerated = excess.mean(axis=1) <= TOLERANCE * excess.std(axis=1, ddof=1) / losses.shape[1] ** 0.5
+    return float(np.array(SHARES)[usable][tolerated].max())
 
 
 def calibrate(

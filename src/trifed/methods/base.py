@@ -44,6 +44,10 @@ class Options(StrictSettings):
         """Return one sentence for each option that does not go together with the run's adapter."""
         return []
 
+    def raw_summary(self) -> bool:
+        """Return whether data summaries are of the base's features as they are, and not of their projection."""
+        return False
+
 
 Summarise = Callable[[Options, Features, Labels, SummarySeeds], Summary]
 """Options, features (n, d), labels (n,) and seeds → a client's one-time data summary."""
@@ -102,13 +106,14 @@ class ServerContext:
     """Facts that a method's server functions may use.
 
     `start`: (n_values,), the initial values that all clients share. `summaries`: by client, empty if the method
-    makes none.
+    makes none. `names`: the clients' names, in the order of their indices.
     """
 
     clients: int
     layout: Layout
     start: Vector
     summaries: Mapping[int, Summary] = field(default_factory=dict)
+    names: Sequence[str] = ()
 
 
 OnMembershipChange = Callable[[Options, ServerContext, State, Sequence[int]], State]
@@ -162,6 +167,8 @@ class Method:
         evaluated_model: The model that a client uses, hence the one that is evaluated: the model it has just
             trained, the one it receives after aggregation, or an interpolation between the two.
         interpolation: For "interpolated": 0 is the trained model, 1 the received one.
+        chooses_interpolation: True if each client chooses the interpolation by the loss of its validation
+            examples. `interpolation` then holds for a client with fewer than two of them.
         options: Settings of the method.
         start: Makes the server's state before round 1.
         aggregate: Takes a round's uploads into the state.
@@ -197,6 +204,7 @@ class Method:
     local_init: LocalInit | None = None
     calibrated: bool = False
     interpolation: float = 1.0
+    chooses_interpolation: bool = False
     on_membership_change: OnMembershipChange | None = None
     with_aggregation: Callable[..., Method] | None = None
     setting_names: Mapping[str, str] = field(default_factory=dict)

@@ -38,6 +38,7 @@ def alone(method: Method) -> Method:
         sends=lambda name: False,
         evaluated_model="trained",
         interpolation=1.0,
+        chooses_interpolation=False,
         start=start_empty,
         aggregate=_aggregate,
         download=_download,

@@ -5,7 +5,8 @@
   own: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (arXiv 2007.07314); by client as in Zhang
   et al., "Federated learning with label distribution skew via logits calibration", ICML 2022 (arXiv 2209.00189).
 - Calibration: the head's weight is scaled on the client's validation examples before the model is used.
-- Interpolation: the model that is used lies between the trained and the received one.
+- Interpolation: the model that is used lies between the trained and the received one; where, is a setting, or is
+  chosen by each client on its own validation examples.
 - Proximal term: training is pulled to what was received; Li et al., FedProx, MLSys 2020 (arXiv 1812.06127).
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -44,11 +46,10 @@ class PersonalizationSettings(StrictSettings):
         description="Scale the head's weight by the factor in [0, 1] that suits the client's validation examples, "
         "and count their labels in the label prior too, before the model is used.",
     )
-    interpolate: float | None = Field(
+    interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
-        ge=0,
-        le=1,
-        description="Use a model between the one just trained (0) and the one received (1). Unset: the method's.",
+        description="Use a model between the one just trained (0) and the one received (1); with 'auto' each "
+        "client chooses the place by the loss of its validation examples. Unset: the method's.",
     )
     proximal: float | None = Field(
         None,
@@ -61,6 +62,10 @@ class PersonalizationSettings(StrictSettings):
         description="Parameters that stay at the client although the method sends them, by name or beginning of a "
         "name, such as 'head.'.",
     )
+
+
+WITHOUT_VALIDATION = 0.75
+"""Share of the received model with `interpolate = "auto"` at a client with fewer than two validation examples."""
 
 
 def compose(
@@ -89,7 +94,11 @@ def compose(
     if prior:
         composed = replace(composed, local_init=LabelPrior(personalization.prior_smoothing))
     if personalization.interpolate is not None:
-        composed = replace(composed, evaluated_model="interpolated", interpolation=personalization.interpolate)
+        chosen = personalization.interpolate == "auto"
+        share = WITHOUT_VALIDATION if chosen else float(personalization.interpolate)
+        composed = replace(
+            composed, evaluated_model="interpolated", interpolation=share, chooses_interpolation=chosen
+        )
     if personalization.proximal is not None:
         term = Proximal(strength=personalization.proximal)
         composed = replace(composed, proximal=lambda options: term)
