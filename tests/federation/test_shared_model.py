@@ -43,11 +43,45 @@ def test_building_does_not_move_torchs_generator(make_bench):
 def test_all_methods_start_from_the_same_head_and_factors(make_bench):
     reference = make_bench("ce-lora").start
     for method in METHODS.values():
+        if "init_std" in method.defaults.get("adapter", {}):
+            continue
         shared_model = make_bench(method.name)
         assert torch.equal(shared_model.start["head.weight"], reference["head.weight"]), method.name
         if method.adapter in ("lora", "tri-matrix"):
             for name, tensor in [*shared_model.start.items(), *shared_model.frozen.items()]:
                 assert torch.equal(tensor, reference[name]), (method.name, name)
+
+
+@pytest.mark.parametrize("method", ["ce-lora", "ffa-lora"])
+def test_a_first_factor_of_another_size(method, make_bench, toy_values):
+    """A ~ N(0, std²) by the seed, in float32 and in 16 bits; nothing else is another, and step 0 is the base's."""
+    usual, own = make_bench(method), make_bench(method, adapter={"init_std": 1e-3})
+    again, other = (make_bench(method, seed=seed, adapter={"init_std": 1e-3}) for seed in (0, 1))
+    coarse = make_bench(method, adapter={"init_std": 1e-3}, model={"dtype": "bfloat16"})
+    for name in (name for name in {**own.frozen, **own.parameters} if ".lora_" in name or name == "head.weight"):
+        found, before, second, drawn = (
+            {**bench.frozen, **bench.parameters}[name] for bench in (own, usual, again, other)
+        )
+        assert torch.equal(found, second)
+        if ".lora_A." not in name:
+            assert torch.equal(found, before)
+        else:
+            assert found.std().item() == pytest.approx(1e-3, rel=0.25) and abs(found.mean().item()) < 3e-4
+            assert not torch.equal(found, drawn)
+            assert torch.equal({**coarse.frozen, **coarse.parameters}[name], found)
+    first = [tensor for name, tensor in {**own.frozen, **own.parameters}.items() if ".lora_A." in name]
+    assert not torch.equal(first[0], first[1])
+    data = own.encode(EXAMPLES)
+    own.model.eval()
+    with torch.no_grad():
+        adapted = own.model.features(data.batch(np.arange(4), torch.device("cpu"))).numpy()
+    np.testing.assert_array_equal(adapted, own.base_features(data, settings(toy_values)))
+
+
+def test_shared_projections_keep_their_own_start(make_bench):
+    usual, own = make_bench("fed-xs"), make_bench("fed-xs", adapter={"init_std": 1e-3})
+    for name, tensor in own.frozen.items():
+        assert torch.equal(tensor, usual.frozen[name])
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.config import PEFT_TYPE
+from trifed.adapters.norms import is_norm, norm_layers
 from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.adapters.tokens import is_token_embedding
 from trifed.adapters.tri_matrix import TriLoraConfig
@@ -73,14 +74,44 @@ def attach(
         target_modules=targets,
         exclude_modules=sorted(_excluded_layers(base, settings)) or None,
         trainable_token_indices=list(tokens) or None,
+        modules_to_save=_trained_norms(base, settings) or None,
     )
     with torch.random.fork_rng(devices=[]), without_peft_warnings():
         torch.manual_seed(seed)
         wrapped = get_peft_model(base, config)
     for name, param in wrapped.named_parameters():
-        if is_token_embedding(name):
+        if is_token_embedding(name) or is_norm(name):
             param.data = param.data.float()  # as all that trains
+    if settings.init_std is not None and kind in ("lora", "tri-matrix"):
+        _draw_first_factors(wrapped, settings.init_std, seed)
     return wrapped
+
+
+def _draw_first_factors(model: PeftModel, std: float, seed: int) -> None:
+    """Set every A to numbers from N(0, std²), in model order; the same ones on every device and in every dtype."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if ".lora_A." in name and not param.is_meta:
+                param.copy_(torch.randn(param.shape, generator=generator, device="cpu") * std)
+
+
+def _trained_norms(base: nn.Module, settings: AdapterSettings) -> list[str]:
+    """Return the names of the norms that train, those of a tower without adapters left out.
+
+    Raises:
+        ModelError: Norms are to train, and the model has none.
+    """
+    if not settings.train_norms:
+        return []
+    found = [
+        name for name in norm_layers(base) if settings.towers == "both" or _tower(name) in (settings.towers, None)
+    ]
+    if not found:
+        raise ModelError(
+            "adapter.train_norms: got true, but this model has no LayerNorm or RMSNorm with weights; leave it out"
+        )
+    return found
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

@@ -28,6 +28,13 @@ class AdapterSettings(StrictSettings):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="The inputs of A are dropped with this probability during training."
     )
+    init_std: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="A starts with normal numbers of this standard deviation. Unset: Kaiming-uniform, as in PEFT. "
+        "Methods with shared projections do not use it.",
+    )
     start: str | None = Field(
         None,
         description="All clients start from this adapter, not from a new one: a folder of PEFT's save_pretrained, "
@@ -45,4 +52,8 @@ class AdapterSettings(StrictSettings):
         [],
         description="The embeddings of these tokens train too, such as of tokens that were added to the "
         "tokenizer. They stay at the client.",
+    )
+    train_norms: bool = Field(
+        False,
+        description="The LayerNorms and RMSNorms of the towers with adapters train too. They stay at the client.",
     )

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trifed.adapters.norms import is_norm
 from trifed.attacks.plan import Plan
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config
@@ -177,17 +178,21 @@ class TargetClient:
     def assumed_tensors(self, knowledge: Knows) -> dict[str, Tensor]:
         """Return the tensors that an attacker assumes the client to have.
 
-        Tensors that are sent are known. At level "factors" a private head is known as well: the worst case.
+        Tensors that are sent are known. At level "factors" a private head is known as well: the worst case. Of
+        norms that train at the client, the values of the base are known at every level.
         Unknown tensors are drawn from a normal distribution with the root mean square of the true values.
         """
         sent = {name for name, _ in self.shared_model.layout}
         unknown = {} if knowledge == "factors" else {n: t for n, t in self.before.items() if n not in sent}
         if knowledge == "start":
             return self.before | {name: self.shared_model.start[name] for name in unknown}
+        norms = {name: self.shared_model.start[name] for name in unknown if is_norm(name)}
+        unknown = {name: tensor for name, tensor in unknown.items() if name not in norms}
         rng = seeded(self.config.seed, ASSUMING, self.client.index)
         sizes = {name: float(tensor.pow(2).mean().sqrt()) for name, tensor in unknown.items()}
         drawn = {name: rng.normal(0, size, tuple(unknown[name].shape)) for name, size in sizes.items()}
-        return self.before | {name: torch.from_numpy(values.astype(np.float32)) for name, values in drawn.items()}
+        assumed = {name: torch.from_numpy(values.astype(np.float32)) for name, values in drawn.items()}
+        return self.before | norms | assumed
 
 
 class UnevaluatedSimulation(Simulation):

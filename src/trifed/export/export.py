@@ -154,7 +154,8 @@ def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:
     possible: dict[Form, bool] = {
         "tri-matrix": isinstance(adapter, TriLoraConfig),
         "lora": adapter is not None,
-        "lora-no-head": adapter is not None and classifier.task.has_head,
+        # Servers that read no head read no norms either.
+        "lora-no-head": adapter is not None and classifier.task.has_head and not adapter.modules_to_save,
         "merged": classifier.settings.dtype not in QUANTISED,  # such a base would be rounded a second time
     }
     if not possible.get(form):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trifed.adapters.attach import attach, factor_values
+from trifed.adapters.norms import is_norm
 from trifed.adapters.settings import AdapterSettings
 from trifed.adapters.tokens import is_embedding_matrix, is_token_embedding, token_ids
 from trifed.common.errors import MessageError, ModelError
@@ -130,7 +131,7 @@ class SharedModel:
         return found
 
     def adds_nothing(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Return True if every adapted layer has an A, B or C of zeros, and nothing else of the base trains."""
+        """Return True if every adapted layer has an A, B or C of zeros, and the rest of the base is as it was."""
         if not isinstance(self.encoder, PeftModel):
             return False
         zero: dict[str, bool] = {}
@@ -138,7 +139,7 @@ class SharedModel:
             if is_factor(name) or is_core(name):
                 layer = name.rsplit(".lora_", 1)[0]
                 zero[layer] = zero.get(layer, False) or not tensor.any()
-            elif not is_head(name):
+            elif not is_head(name) and not (is_norm(name) and torch.equal(tensor.cpu(), self.start[name])):
                 return False
         return all(zero.values())
 
@@ -195,6 +196,11 @@ def build_shared_model(
             f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs the base model's gradient; "
             f"set it to float32 or bfloat16, or choose another method"
         )
+    if adapter_settings.train_norms and method.adapter != "none" and model_settings.dtype != "float32":
+        raise ModelError(
+            f"adapter.train_norms: got true with model.dtype = '{model_settings.dtype}', in which their steps "
+            "would be rounded away; set model.dtype to float32, or leave it out"
+        )
     device = place_model(base.model, training_settings)
     lora_values = factor_values(base.model, adapter_settings)
     tokens = token_ids(base.model, base.processor, adapter_settings.train_tokens)
@@ -207,7 +213,7 @@ def build_shared_model(
         _enable_gradient_checkpointing(base)
     _move_task_modules(model, device)
     everything = named_parameters(model, model_settings.pooling)
-    trained = {name: p for name, p in everything.items() if method.trains(name) or is_token_embedding(name)}
+    trained = {name: p for name, p in everything.items() if method.trains(name) or trains_beside(name)}
     for name, param in everything.items():
         param.requires_grad_(name in trained)
     head_values = sum(param.numel() for name, param in everything.items() if is_head(name))
@@ -259,8 +265,13 @@ def named_parameters(model: nn.Module, pooling: Pooling) -> dict[str, nn.Paramet
 
 def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
     """Return names and shapes of the trained parameters that a method sends, in the model's order."""
-    sent = (name for name in trained if method.sends(name) and not is_token_embedding(name))
+    sent = (name for name in trained if method.sends(name) and not trains_beside(name))
     return tuple((name, tuple(trained[name].shape)) for name in sent)
+
+
+def trains_beside(name: str) -> bool:
+    """Return whether a parameter trains beside those of the method, by a setting, and stays at the client."""
+    return is_token_embedding(name) or is_norm(name)
 
 
 def adapted_weights(everything: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
