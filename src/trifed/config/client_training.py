@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PlainSerializer
 
 from trifed.common.errors import ConfigError, nearest
 from trifed.common.strict_settings import StrictSettings
 from trifed.config.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from trifed.config.run import RunConfig
 
 MOST_NAMED = 20
 """The most clients that a message names."""
@@ -64,18 +67,43 @@ def noised_problems(settings: Mapping[str, ClientTraining]) -> list[str]:
     ]
 
 
+def check_members(config: RunConfig, clients: Iterable[str] | None = None) -> None:
+    """Check the groups that are given in `aggregation.members`.
+
+    Args:
+        config: The settings.
+        clients: Names of all clients; None where more can join.
+
+    Raises:
+        ConfigError: Groups are to be given and are not, or a client in them does not exist.
+    """
+    chosen = config.aggregation
+    if chosen.groups == "given" and not chosen.members:
+        raise ConfigError(
+            ["aggregation.members: missing, with groups = 'given'; give lists of clients' names, such as "
+             '[["a", "b"], ["c", "d"]]']
+        )  # fmt: skip
+    if clients is not None:
+        _check_known("aggregation.members: {}", [name for group in chosen.members for name in group], clients)
+
+
 def check_names(settings: Mapping[str, ClientTraining], clients: Iterable[str]) -> None:
     """Check that every client with settings of its own exists.
 
     Raises:
         ConfigError: Some do not; it names the nearest client of each.
     """
+    _check_known("client_settings.{}", settings, clients)
+
+
+def _check_known(setting: str, names: Iterable[str], clients: Iterable[str]) -> None:
+    """Raise ConfigError for names that are no client's. `setting`: what is written before the message."""
     known = list(clients)
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
     problems = [
-        f"client_settings.{name}: no client has this name{nearest(name, known)}; the clients are "
+        f"{setting.format(name)}: no client has this name{nearest(name, known)}; the clients are "
         f"{', '.join(known[:MOST_NAMED])}{more}"
-        for name in settings
+        for name in names
         if name not in known
     ]
     if problems:

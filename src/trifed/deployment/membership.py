@@ -114,7 +114,7 @@ class Membership:
             summary = None if payload is None else self.server.read_summary(client, payload)
         except MessageError as error:
             return Rejected("bad_reply", str(error))
-        self.server.admit(client, summary)
+        self.server.admit(client, summary, name)
         if payload is not None and summary is not None:
             self.log(events.SummaryReceived(name, summary_manifest(payload, summary)))
         return record

@@ -16,6 +16,7 @@ from typing import Any
 
 from trifed.common.errors import MessageError, RunError
 from trifed.common.lock import held
+from trifed.config.client_training import check_members
 from trifed.config.metrics import ALWAYS
 from trifed.config.run import RunConfig
 from trifed.config.settings import GUARDS
@@ -65,6 +66,7 @@ class SiteTransport:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         refuse_choices(config)
+        check_members(config)
         self.config = config
         self.folder = folder
         self.log = EventLog(folder, listener)
@@ -314,5 +316,6 @@ def settings_to_send(config: RunConfig) -> str:
     """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=AT_THE_SERVER)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
+    values["aggregation"].pop("members", None)  # the other clients' names
     privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
     return json.dumps({**values, "privacy": privacy} if privacy else values)

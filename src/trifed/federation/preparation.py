@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trifed.common.errors import ConfigError, DataError
-from trifed.config.client_training import check_names
+from trifed.config.client_training import check_members, check_names
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig
 from trifed.config.settings import ModelSettings
@@ -55,7 +55,9 @@ def prepare(
     """
     listener(events.Loading("data").to_dict())
     data = make_clients(config.data, config.seed, ROLES[config.task])
-    check_names(config.client_settings, [client.name for client in data.clients])
+    names = [client.name for client in data.clients]
+    check_names(config.client_settings, names)
+    check_members(config, names)
     if "f1_entities" in config.computed_metrics and not are_entities(data.label_names):
         raise DataError(
             "metrics: f1_entities needs tags of entities, such as B-PER, I-PER and O, got "

@@ -48,6 +48,7 @@ class Server:
 
     Attributes:
         clients: Number of clients.
+        names: The clients' names by index, for methods that share within given groups.
         start: Common start of the values that are sent, (n_values,).
         state: The method's state.
         summaries: The clients' data summaries by index.
@@ -63,6 +64,7 @@ class Server:
     summaries: dict[int, Summary] = field(default_factory=dict)
     references: References = field(default_factory=References)
     shared_projections: Tensors = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.screening = Screening(self.context.aggregation)
@@ -151,10 +153,11 @@ class Server:
 
     # -- clients that join, change or leave
 
-    def admit(self, client: int, summary: Summary | None) -> None:
+    def admit(self, client: int, summary: Summary | None, name: str = "") -> None:
         """Add a client, whose index is the next one, or replace the summary of a known client."""
         if summary is not None:
             self.summaries[client] = summary
+        self.names += [name] if client >= self.clients else []
         new = [client] if client >= self.clients else []
         self.clients = max(self.clients, client + 1)
         self._on_membership_change(new)
@@ -234,7 +237,8 @@ class Server:
         return self.references.confirmed.get(client, self.start)
 
     def _server_context(self) -> ServerContext:
-        return ServerContext(self.clients, self.context.compression.layout, self.start, self.summaries)
+        layout, names = self.context.compression.layout, tuple(self.names)
+        return ServerContext(self.clients, layout, self.start, self.summaries, names)
 
 
 def layout_of(tensors: Tensors) -> Layout:

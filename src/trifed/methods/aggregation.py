@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trifed import similarity as sim
+from trifed.common.errors import RunError
 from trifed.common.strict_settings import StrictSettings
 from trifed.methods.base import (
     Features,
@@ -42,10 +43,16 @@ class AggregationSettings(StrictSettings):
         description="How much an upload weighs in an average: by the client's training examples, all equal, or by "
         "examples with each row of the head by the client's examples of that label. Unset: the method's own rule.",
     )
-    groups: Literal["all", "agreement"] | None = Field(
+    groups: Literal["all", "agreement", "given"] | None = Field(
         None,
-        description="Whose uploads a client's average holds: those of all clients, or of the clients whose data "
-        "summaries agree on the meaning of the labels. Unset: the method's own rule.",
+        description="Whose uploads a client's average holds: those of all clients, of the clients whose data "
+        "summaries agree on the meaning of the labels, or of those in the same list of `members`. Unset: the "
+        "method's own rule.",
+    )
+    members: list[list[str]] = Field(
+        [],
+        description="With groups = 'given': lists of names of clients that share. A client in none of them shares "
+        "with nobody.",
     )
     agreement: float = Field(
         2.0,
@@ -86,6 +93,15 @@ class AggregationSettings(StrictSettings):
         "0 sets no limit.",
     )
 
+    @field_validator("members")
+    @classmethod
+    def _a_client_is_in_one_list(cls, members: list[list[str]]) -> list[list[str]]:
+        names = [name for group in members for name in group]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"got {', '.join(twice)} twice; expected each client in one list")
+        return members
+
     @property
     def needs_summaries(self) -> bool:
         """True if the server needs the clients' data summaries."""
@@ -96,7 +112,8 @@ class AggregationSettings(StrictSettings):
 class GroupedMean:
     """A server that averages for each client within the client's group, by the settings' weights.
 
-    State: `similarity_data`, (n_clients, n_clients), 1 up to what noise explains; `examples` of each label,
+    State: `similarity_data`, (n_clients, n_clients), 1 up to what noise explains, or, with given groups, 1 within
+    a group and 0 else; `examples` of each label,
     (n_clients, n_labels); `mixed`, (n_clients, n_values), the average for each client; `received`, (n_clients,),
     whether a client's average holds any upload.
     """
@@ -109,15 +126,17 @@ class GroupedMean:
 
     def start(self, options: Options, context: ServerContext) -> State:
         """Return the state before round 1."""
-        summaries = [context.summaries[client] for client in range(context.clients)]
+        known = range(context.clients) if self.settings.needs_summaries else ()
+        summaries = [context.summaries[client] for client in known]
         rows = max((shape[0] for name, shape in context.layout if name in (HEAD, BIAS)), default=0)
         examples = np.zeros((context.clients, rows))
         for client, summary in enumerate(summaries if rows else []):
             examples[client, summary.class_labels] = summary.class_counts
         total = examples.sum(axis=1)
         examples *= (at_most(total, self.settings.most_examples) / np.maximum(total, 1))[:, None]
+        given = self.settings.groups == "given"
         return {
-            "similarity_data": agreement(summaries),
+            "similarity_data": together(self.settings, context).astype(float) if given else agreement(summaries),
             "examples": examples,
             "mixed": np.tile(context.start, (context.clients, 1)),
             "received": np.zeros(context.clients, bool),
@@ -168,6 +187,8 @@ class GroupedMean:
     def _shares(self, state: State) -> NDArray[np.bool_]:
         """Return which clients share with which, (n_clients, n_clients)."""
         similarity = state["similarity_data"].astype(np.float64)
+        if self.settings.groups == "given":
+            return similarity > 0.5
         if self.settings.groups != "agreement":
             return np.ones(similarity.shape, bool)
         return similarity * self.settings.agreement > 1.0
@@ -236,6 +257,22 @@ def agreement(summaries: Sequence[sim.Summary]) -> NDArray[np.float64]:
     return 1.0 / np.maximum(np.nan_to_num(ratio, nan=1.0), 1.0)
 
 
+def together(settings: AggregationSettings, context: ServerContext) -> NDArray[np.bool_]:
+    """Return which clients are in a list of `members` together, (n_clients, n_clients); each is with itself.
+
+    Raises:
+        RunError: The clients' names are not known.
+    """
+    if len(context.names) != context.clients:
+        raise RunError(
+            f"aggregation.groups: 'given' needs the clients' names, and {len(context.names)} of {context.clients} "
+            "are known here"
+        )
+    group = {name: place for place, names in enumerate(settings.members) for name in names}
+    own = np.array([group.get(name, -1 - client) for client, name in enumerate(context.names)], np.int64)
+    return np.asarray(own[:, None] == own[None, :], np.bool_)
+
+
 def with_aggregation(method: Method, settings: AggregationSettings) -> Method:
     """Return the method with its server following `settings`; unchanged where nothing is set.
 
@@ -245,14 +282,15 @@ def with_aggregation(method: Method, settings: AggregationSettings) -> Method:
         return method
     if method.with_aggregation is not None:
         return method.with_aggregation(settings)
-    if not settings.needs_summaries and settings.rule != "mean":
+    plain = not settings.needs_summaries and settings.groups != "given"
+    if plain and settings.rule != "mean":
         return replace(method, aggregate=RobustMean(settings))
-    if not settings.needs_summaries:
+    if plain:
         return replace(method, aggregate=average_evenly if settings.weights == "equal" else average_by_examples)
     server = GroupedMean(settings)
     return replace(
         method,
-        summarise=server.summarise,
+        summarise=server.summarise if settings.needs_summaries else method.summarise,
         start=server.start,
         aggregate=server.aggregate,
         download=server.download,
