@@ -69,6 +69,8 @@ SLOW_FILES = {
     "tasks/test_image_classification.py", "tasks/test_image_text.py", "tasks/test_image_text_pairs.py",
     "tasks/test_image_text_to_text.py", "tasks/test_sequence_to_sequence.py", "tasks/test_size.py",
     "tasks/test_multi_label_classification.py", "tasks/test_text_regression.py", "tasks/test_train_tokens.py",
+    "tasks/test_train_norms.py", "deployment/test_raw_summaries.py", "methods/test_ce_lora_authors.py",
+    "federation/test_chosen_interpolation.py", "methods/test_given_groups.py",
     "tasks/test_token_classification.py",
     "tasks/tour/test_tour_images.py", "tasks/tour/test_tour_texts.py", "tasks/tour/test_tour_writers.py",
     "test_cli_run.py", "test_cli_stop.py",

@@ -12,7 +12,8 @@ from trifed.federation.client_update import ClientDataset, ClientState, RoundTra
 from trifed.methods import METHODS
 
 WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]
-ADAPTED = sorted(set(METHODS) - {"fedavg-full"})
+ADAPTED = sorted(set(METHODS) - {"fedavg-full", "ce-lora-authors"})
+"""Methods whose clients can train in the same passes: nothing but linear layers and a bias trains."""
 
 
 def settings(**values):

@@ -77,7 +77,7 @@ def test_all_mistakes_are_told_at_once_by_their_dotted_names():
     }.items():
         assert f"did you mean '{right}'?" in by_name[wrong]
     assert "got -4" in by_name["training.batch_size"] and "got 0" in by_name["rounds"]
-    assert "'constant' or 'linear'" in by_name["training.schedule"]
+    assert "'constant', 'linear' or 'linear-each-round'" in by_name["training.schedule"]
 
 
 def test_a_name_unlike_any_other_gets_no_suggestion_but_the_list():
@@ -318,7 +318,7 @@ def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
     later = {
         "metric": True,
         "keep": True,
-        "adapter": {"start", "train_tokens"},
+        "adapter": {"init_std", "start", "train_norms", "train_tokens"},
         "model": {"target_mean", "target_scale"},
         "training": {"clients_at_once", "class_weights"},
         "data": {"separator", "encoding", "sheet", "label_separator"},

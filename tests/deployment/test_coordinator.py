@@ -48,7 +48,8 @@ def assert_same(one, other):
     ("method", "changes"),
     [
         ("own-prior", {}), ("ce-lora", {}), ("ce-lora", {"wire": {"bits": 4}}), ("fed-sb", {}), ("local", {}),
-        ("fedavg-lora", {"participation": 0.5}),
+        ("fedavg-lora", {"participation": 0.5}), ("ce-lora", {"personalization": {"interpolate": "auto"}}),
+        ("fedavg-lora", {"aggregation": {"groups": "given", "members": [["amber", "coral"]]}}),
     ],
 )  # fmt: skip
 def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, site_tables):

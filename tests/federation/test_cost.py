@@ -136,7 +136,7 @@ def test_a_language_model_with_a_head_does_without_its_output_layer(costs):
     assert of(classifier, "fedavg-lora").head_values == 3 * 4096 + 3
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ce-lora-authors"}))  # it has a test of its own
 def test_the_numbers_are_those_of_a_runs_event_log(method, finished, costs, tiny_encoder):
     run = finished(method)
     item = of(costs(str(tiny_encoder), labels=3, rank=4), method)
@@ -199,7 +199,12 @@ def test_the_envelope_is_about_that_of_a_run(finished, costs, tiny_encoder):
     assert max(abs(event["up"][ENVELOPE] - envelope) for event in trained) <= 32
 
 
-@pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if method.summarise))
+SUMMARISED = sorted(
+    name for name, method in METHODS.items() if method.summarise and not method.options().raw_summary()
+)
+
+
+@pytest.mark.parametrize("method", SUMMARISED)
 def test_the_summary_of_a_run_has_the_counted_size(method, finished, costs, tiny_encoder):
     make = METHODS[method].summarise
     assert make is not None

@@ -21,7 +21,7 @@ SHARES = sorted(
 PROJECTED = [name for name in SHARES if METHODS[name].shared_projections]
 
 
-@pytest.mark.parametrize("method", [name for name in SHARES if name not in PROJECTED])
+@pytest.mark.parametrize("method", [name for name in SHARES if name not in (*PROJECTED, "ce-lora-authors")])
 def test_every_method_can_be_trained_alone(method, toy_values, tmp_path):
     """It sends nothing, starts as the method does, and has the method's adapter, rate and parts."""
     config = make_config(toy_values(method=method, rounds=2, baselines=["alone"]))

@@ -92,4 +92,4 @@ def test_fed_sb_starts_at_the_best_low_rank_form_of_the_first_full_step():
 
 def test_only_personal_methods_are_scored_as_trained():
     personal = {name for name, method in METHODS.items() if method.evaluated_model == "trained"}
-    assert personal == {"ce-lora", "fedavg-tri", "fedsa-lora", "local", "pfedme-lora"}
+    assert personal == {"ce-lora", "ce-lora-authors", "fedavg-tri", "fedsa-lora", "local", "pfedme-lora"}

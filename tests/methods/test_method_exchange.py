@@ -28,8 +28,15 @@ WHOLE = {f"encoder.layer.{i}.{name}" for i in range(2) for name in BLOCK} | {
     "embeddings.token_type_embeddings.weight", "embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias",
 }  # fmt: skip
 
+NORMS = {
+    f"{name.removesuffix(kind)}modules_to_save.{kind}"
+    for name in WHOLE if ".LayerNorm." in name
+    for kind in ("weight", "bias") if name.endswith(kind)
+}  # fmt: skip
+
 EXCHANGE = {
     "ce-lora": (FACTORS | CORES | HEAD, CORES),
+    "ce-lora-authors": (FACTORS | CORES | HEAD | NORMS, CORES),
     "fed-sb": (CORES | HEAD, CORES | HEAD),
     "fed-xs": (CORES | HEAD, CORES | HEAD),
     "fedavg-full": (WHOLE | HEAD, WHOLE | HEAD),

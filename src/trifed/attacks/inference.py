@@ -171,8 +171,10 @@ def observe_summaries(targets: Sequence[TargetClient]) -> Iterator[tuple[TargetC
         summary = None if payload is None else decode_summary(payload, header, dim)
         if summary is not None and len(summary.counts):
             seeds, features = summary_seeds(target.config.seed, client.index), []
+            raw = site.context.options.raw_summary()
             for data in (client.train, client.test):
-                points = projected(target.shared_model.base_features(data, target.config.training), seeds, dim)
+                found = target.shared_model.base_features(data, target.config.training)
+                points = found.astype(np.float64) if raw else projected(found, seeds, dim)
                 points = unit(points) if target.config.privacy.summary else points.astype(np.float64)
                 features.append((points, np.where(np.isin(data.labels, summary.labels), data.labels, MERGED)))
             yield target, summary, features

@@ -145,6 +145,20 @@ def privacy_problems(config: RunConfig) -> Iterator[str]:
             yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"
 
 
+def summary_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a message for each method of the run whose summaries cannot be noised."""
+    baselines = [name for name in config.baselines or () if name in METHODS and name != config.method.name]
+    options = {
+        config.method.name: config.method.options(),
+        **{name: METHODS[name].options() for name in baselines},
+    }
+    for name in (name for name, chosen in options.items() if config.privacy.summary and chosen.raw_summary()):
+        yield (
+            f"privacy.summary: noises projected features, and '{name}' summarises raw ones; set method.summary to "
+            "'projected', or leave [privacy] out"
+        )
+
+
 def _labels_without_meaning(config: RunConfig) -> list[str]:
     """Return the labels that have a weight and are not among `data.labels`; none if that is not set."""
     weights, labels = config.training.class_weights, config.data.labels

@@ -15,7 +15,7 @@ from trifed.common.errors import ConfigError
 from trifed.common.strict_settings import StrictSettings
 from trifed.config.baselines import RATE_FACTOR, baseline_problems, planned, without_learning_rates
 from trifed.config.client_training import ClientTables
-from trifed.config.combinations import combination_problems, privacy_problems
+from trifed.config.combinations import combination_problems, privacy_problems, summary_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
 from trifed.config.run_identity import identity_of_settings
 from trifed.config.settings import (
@@ -270,7 +270,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     if config.method.name in METHODS:
         problems += privacy_problems(config)
     if not problems:
-        problems += config.method.options().problems(config.adapter)
+        problems += [*config.method.options().problems(config.adapter), *summary_problems(config)]
         problems += part_problems(METHODS[config.method.name], config.personalization, config.aggregation)
     if problems:
         raise ConfigError(problems, source)

@@ -73,6 +73,8 @@ class ServerCheckpoint:
         base, digest = identity
         layout = write_layout(server.context.compression.layout)
         self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora_bytes}
+        if server.context.options.raw_summary():
+            self.facts["features"] = server.context.summary_dim
         self.folder.write_json(FACTS, self.facts, durable=True)
 
     def save(self, number: int, server: Server, records: list[ClientRecord]) -> None:
@@ -94,8 +96,10 @@ class ServerCheckpoint:
             raise RunError(f"{self.folder.path}: the checkpoint is gone; start a new run")
         done, _, arrays = checkpoint
         records = self.records
-        context = run_context(config, read_layout(self.facts["layout"]), self.facts["base"], self.facts["run"])
-        server = Server(context, len(records), np.zeros(0, np.float32))
+        facts = self.facts
+        layout, features = read_layout(facts["layout"]), int(facts.get("features", 0))
+        context = run_context(config, layout, facts["base"], facts["run"], features)
+        server = Server(context, len(records), np.zeros(0, np.float32), names=[record.name for record in records])
         server.load_state_dict(arrays)
         if context.method.shared_projections:
             server.shared_projections = self.folder.read_arrays(SHARED_PROJECTIONS)

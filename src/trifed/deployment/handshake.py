@@ -16,6 +16,7 @@ from trifed.federation.messages import Rejected, decode_values
 from trifed.federation.round import ClientRecord
 from trifed.federation.server import Server
 from trifed.methods.packing import Layout, Vector
+from trifed.similarity.summary import MOST_DIM
 
 MOST_BYTES = 2**53
 """The largest number of bytes that a client may report."""
@@ -47,6 +48,7 @@ class _Facts(NamedTuple):
     data: str
     layers: Layout
     lora_bytes: int
+    features: int
 
 
 def open_clients(config: RunConfig, run: str, client_manager: ClientManager) -> OpenedClients:
@@ -59,7 +61,7 @@ def open_clients(config: RunConfig, run: str, client_manager: ClientManager) -> 
     replies = client_manager.ask("open", {client: {"start": int(client == 0)} for client in range(len(names))})
     found = {client: _read_facts(client_manager.check(replies.get(client))) for client in range(len(names))}
     votes = Counter(facts[2:] for facts in found.values() if isinstance(facts, _Facts))
-    agreed = max(sorted(votes), key=votes.__getitem__, default=((), 0))
+    agreed = max(sorted(votes), key=votes.__getitem__, default=((), 0, 0))
     opened: dict[int, _Facts] = {}
     rejected: dict[int, Rejected] = {}
     start: tuple[Layout, Vector] | None = None
@@ -83,9 +85,10 @@ def open_clients(config: RunConfig, run: str, client_manager: ClientManager) -> 
         ClientRecord(name, client_manager.registered_nodes[name], *(opened[c][:2] if c in opened else (0,)))
         for c, name in enumerate(names)
     ]
-    context = run_context(config, start[0], client_manager.identity[0], run)
-    server = Server(context, len(records), start[1])
-    return OpenedClients(server, records, replies, rejected, *agreed)
+    layers, lora_bytes, features = agreed
+    context = run_context(config, start[0], client_manager.identity[0], run, features)
+    server = Server(context, len(records), start[1], names=list(names))
+    return OpenedClients(server, records, replies, rejected, layers, lora_bytes)
 
 
 def client_record(client_manager: ClientManager, name: str, opened: Reply) -> ClientRecord:
@@ -99,7 +102,8 @@ def _read_facts(reply: Reply | Rejected) -> _Facts | Rejected:
         return reply
     try:
         layers, lora_bytes = read_layout(reply.text("layers", MOST_TEXT)), reply.number("lora_bytes", MOST_BYTES)
-        return _Facts(reply.number("examples"), reply.text("data"), layers, lora_bytes)
+        features = reply.number("features", MOST_DIM) if "features" in reply.facts else 0
+        return _Facts(reply.number("examples"), reply.text("data"), layers, lora_bytes, features)
     except MessageError as error:
         return Rejected("bad_reply", str(error))
 

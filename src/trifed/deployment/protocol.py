@@ -6,7 +6,7 @@
     hello    the run's settings, without its data; a hash   name, base model, digest of layout and start, hash of
              of the code of its method                      the code of the method
     open     whether the start is asked for; `again` if     examples, a mark of the data, layout, summary, perhaps
-             the data changed                               the start
+             the data changed                               the start; number of features, if summaries are raw
     gradient nothing                                        the first gradient, for methods with frames
     frames   the frames                                     the new digest
     train    the round, the last round that counts, the     the upload; `back_to`: the round to which the client

@@ -112,6 +112,8 @@ class SiteRun:
             "lora_bytes": self.shared_model.lora_bytes,
             "layers": write_layout(layers),
         }
+        if client.context.options.raw_summary():
+            facts["features"] = self.shared_model.model.hidden
         return Reply({**facts, "back_to": 0} if back else facts, parts)
 
     def gradient(self, request: Request) -> Reply:
@@ -251,7 +253,7 @@ class SiteRun:
             model.set_shared_projections(projections)
         settings = ClientSettings.of(config, len(config.data.labels or [""]), self.settings.name)
         self.client = Client(
-            run_context(config, model.layout, model.fingerprint, self.name),
+            run_context(config, model.layout, model.fingerprint, self.name, model.model.hidden),
             model,
             ClientDataset(
                 index,

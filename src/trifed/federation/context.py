@@ -22,7 +22,7 @@ class RunContext:
         run: the run's identity.
         base: first 16 hex digits of the base model's fingerprint.
         rank: rank of the adapters.
-        summary_dim: dimension of the projection that clients summarise their data in.
+        summary_dim: dimension of the means and variances in clients' data summaries.
         aggregation: the server's parts, with the bounds on uploads.
     """
 
@@ -40,16 +40,28 @@ class RunContext:
         return Header(kind, self.run, self.base, number, client, examples)
 
 
-def run_context(config: RunConfig, layout: Layout, fingerprint: str, run: str | None = None) -> RunContext:
-    """Return the context of a configured run. `layout`: of the values that are sent; `run`: its identity."""
+def run_context(
+    config: RunConfig, layout: Layout, fingerprint: str, run: str | None = None, features: int = 0
+) -> RunContext:
+    """Return the context of a configured run.
+
+    Args:
+        config: The settings.
+        layout: Names and shapes of the values that are sent.
+        fingerprint: That of the base model.
+        run: The run's identity; None for the one that follows from the settings.
+        features: Number of the base model's features; it counts only if summaries are of raw features.
+    """
+    options = config.method.options()
+    dim = features if options.raw_summary() else SUMMARY_DIM
     return RunContext(
         method=config.composed_method(),
-        options=config.method.options(),
+        options=options,
         compression=make_compression(layout, config.wire),
         run=run or config.run_id(),
         base=fingerprint[:16],
         rank=config.adapter.rank,
-        summary_dim=NOISED_DIM if config.privacy.summary else SUMMARY_DIM,
+        summary_dim=NOISED_DIM if config.privacy.summary else dim,
         aggregation=config.aggregation,
     )
 

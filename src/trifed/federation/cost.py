@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from trifed.adapters.attach import attach, resolve_targets
+from trifed.adapters.norms import is_norm
 from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.common.deprecated_names import renamed_attribute
 from trifed.common.dict_merge import deep_merge
@@ -23,7 +24,7 @@ from trifed.common.errors import ModelError, nearest
 from trifed.config.settings import Bits, Pooling, WireSettings
 from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header, encode_values, layout_sizes
-from trifed.federation.shared_model import adapted_weights, layout_of, named_parameters
+from trifed.federation.shared_model import adapted_weights, layout_of, named_parameters, trains_beside
 from trifed.methods import METHODS, Method
 from trifed.methods.base import (
     Options,
@@ -34,7 +35,7 @@ from trifed.methods.base import (
     is_head,
 )
 from trifed.methods.packing import Layout
-from trifed.similarity.summary import MOST_COMPONENTS
+from trifed.similarity.summary import MOST_COMPONENTS, MOST_DIM
 from trifed.tasks.base import BiasHead
 from trifed.tasks.base_model import read_config
 from trifed.tasks.shapes import SHAPES, build_on_meta, feature_size, is_generative, is_two_tower, shape_config
@@ -77,7 +78,7 @@ class MethodCost:
         adapter: The method's kind of adapter.
         rank: The requested rank of the adapter, or the method's default.
         bits: The requested bits per value that is sent, or the method's default.
-        trains: The trained parts, of "A", "B", "C", "head" and "base".
+        trains: The trained parts, of "A", "B", "C", "head", "norms" and "base".
         sends: The parts that are sent, of the same names.
         trained_values: Number of trained values.
         sent_values: Number of values that are sent.
@@ -154,16 +155,20 @@ def estimate_cost(
         labels = 0 if is_generative(config) else DEFAULT_LABELS
     lora = _parameters(config, labels, "lora", adapter)
     lora_values = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
-    known: dict[tuple[AdapterKind, int], Parameters] = {("lora", adapter.rank): lora}
+    known: dict[tuple[AdapterKind, str], Parameters] = {("lora", adapter.model_dump_json()): lora}
+    features = feature_size(config) if labels and not is_two_tower(config) else 0
+    width = int(features or getattr(config, "hidden_size", None) or getattr(config, "projection_dim", 1))
     costs = []
     for method in METHODS.values():
         own = AdapterSettings(
             **deep_merge(method.defaults.get("adapter", {}), adapter.model_dump(exclude_unset=True))
         )
         wire = WireSettings(**(method.defaults.get("wire", {}) if bits is None else {"bits": bits}))
-        if (method.adapter, own.rank) not in known:
-            known[method.adapter, own.rank] = _parameters(config, labels, method.adapter, own)
-        costs.append(_method_cost(method, known[method.adapter, own.rank], lora_values, labels, own.rank, wire))
+        kind = (method.adapter, own.model_dump_json())
+        if kind not in known:
+            known[kind] = _parameters(config, labels, method.adapter, own)
+        parameters = known[kind]
+        costs.append(_method_cost(method, parameters, lora_values, (labels, width), own.rank, wire))
     base = _base_on_meta(config, labels)
     return Cost(
         model=model,
@@ -173,7 +178,7 @@ def estimate_cost(
         targets=tuple(resolve_targets(base, adapter)),
         layers=sum(_part(name) == "A" for name in lora),
         labels=labels,
-        features=feature_size(config) if labels and not is_two_tower(config) else 0,
+        features=features,
         lora_values=lora_values,
         envelope=len(encode_values(Header("upload", "0" * 12, "0" * 16, 10, 10, 100), np.zeros(0, np.float32))),
         methods=tuple(costs),
@@ -209,9 +214,10 @@ def _read_shape(name: str) -> PreTrainedConfig:
 
 
 def _method_cost(
-    method: Method, parameters: Parameters, lora_values: int, labels: int, rank: int, wire: WireSettings
+    method: Method, parameters: Parameters, lora_values: int, head: tuple[int, int], rank: int, wire: WireSettings
 ) -> MethodCost:
-    trained = {name: param for name, param in parameters.items() if method.trains(name)}
+    """Return the cost of a method. `head`: outputs of the head, and number of the base's features."""
+    trained = {name: param for name, param in parameters.items() if method.trains(name) or trains_beside(name)}
     layout = layout_of(method, trained)
     sent = sum(make_compression(layout, wire).sizes.values())
     return MethodCost(
@@ -227,11 +233,13 @@ def _method_cost(
         bytes_up=sent,
         bytes_down=sent,  # a download has the layout of an upload
         times_fewer=4 * lora_values / sent if sent else None,
-        once=tuple(_one_time_messages(method, parameters, labels)),
+        once=tuple(_one_time_messages(method, parameters, *head)),
     )
 
 
-def _one_time_messages(method: Method, parameters: Parameters, labels: int) -> Iterator[OneTimeMessage]:
+def _one_time_messages(
+    method: Method, parameters: Parameters, labels: int, features: int
+) -> Iterator[OneTimeMessage]:
     """Yield the messages that a client exchanges before round 1."""
     if method.shared_projections is not None:
         up = sum(param.numel() for param in adapted_weights(parameters).values())
@@ -241,13 +249,16 @@ def _one_time_messages(method: Method, parameters: Parameters, labels: int) -> I
             4 * sum(param.numel() for name, param in parameters.items() if is_core(name) or is_factor(name)),
             "the gradient of the adapted weights against A, B and the start of C",
         )
-    if method.summarise is not None:
-        sizes = summary_sizes(method.summarise, method.options())
+    raw = method.options().raw_summary()
+    if method.summarise is not None and raw and features > MOST_DIM:
+        limit = f"none: the base has {features} features, and a summary of raw ones at most {MOST_DIM}"
+        yield OneTimeMessage("summary of the data", 0, 0, limit)
+    elif method.summarise is not None:
+        sizes = summary_sizes(method.summarise, method.options(), features)
         parts = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
         shown = "one component for each label" if labels else "one component"
-        each = (
-            f"one is for {MIN_COMPONENT_EXAMPLES} examples of a label or more, at most {MOST_COMPONENTS} a label"
-        )
+        least = 2 if raw else MIN_COMPONENT_EXAMPLES
+        each = f"one is for {least} examples of a label or more, at most {MOST_COMPONENTS} a label"
         yield OneTimeMessage(
             "summary of the data",
             sizes.total(max(labels, 1), max(labels, 1)),
@@ -269,15 +280,22 @@ class SummarySizes:
         return self.fixed + self.label * labels + self.component * components
 
 
-def summary_sizes(summarise: Summarise, options: Options) -> SummarySizes:
-    """Measure the sizes on summaries of random features, which have the same sizes as real ones."""
+def summary_sizes(summarise: Summarise, options: Options, features: int = 8) -> SummarySizes:
+    """Measure the sizes on summaries of random features, which have the same sizes as real ones.
 
-    def measure(*labels: int) -> int:
-        noise = np.random.default_rng(0).standard_normal((len(labels), 8)).astype(np.float32)
-        return summarise(options, noise, np.array(labels), SummarySeeds(0, 0)).nbytes
+    Args:
+        summarise: The method's function.
+        options: The method's options.
+        features: Number of the base's features.
+    """
 
-    one, two, component = measure(0), measure(0, 1), measure(*[0] * MIN_COMPONENT_EXAMPLES)
-    return SummarySizes(fixed=2 * one - two, label=two - one, component=component - one)
+    def measure(*labels: int) -> tuple[int, int]:
+        noise = np.random.default_rng(0).standard_normal((len(labels), features)).astype(np.float32)
+        summary = summarise(options, noise, np.array(labels), SummarySeeds(0, 0))
+        return summary.nbytes, len(summary.counts)
+
+    (one, _), (two, _), (whole, count) = measure(0), measure(0, 1), measure(*[0] * MIN_COMPONENT_EXAMPLES)
+    return SummarySizes(fixed=2 * one - two, label=two - one, component=(whole - one) // max(1, count))
 
 
 def _part(name: str) -> str:
@@ -285,12 +303,14 @@ def _part(name: str) -> str:
         return "C"
     if is_factor(name):
         return "A" if ".lora_A." in name else "B"
+    if is_norm(name):
+        return "norms"
     return "head" if is_head(name) else "base"
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:
     present = {_part(name) for name in names}
-    return tuple(part for part in ("A", "B", "C", "head", "base") if part in present)
+    return tuple(part for part in ("A", "B", "C", "head", "norms", "base") if part in present)
 
 
 def _values(layout: Layout) -> int:

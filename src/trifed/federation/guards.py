@@ -182,5 +182,5 @@ def small_components(summary: Summary) -> str:
     return (
         f"privacy.small_components: {len(small)} of {len(summary.counts)} means and variances in the summary "
         f"stand on fewer than {FLOOR} examples, one of them on {int(np.min(small))}, and can show them; let the "
-        f"method merge them, {WAY_OUT.format('small_components')}"
+        f"method merge them (method.summary, if it has that option), {WAY_OUT.format('small_components')}"
     )

@@ -58,8 +58,10 @@ class Simulation:
     def __post_init__(self) -> None:
         config = self.config
         self.log = EventLog(self.folder, self.listener)
-        self.context = run_context(config, self.shared_model.layout, self.shared_model.fingerprint)
+        model = self.shared_model
+        self.context = run_context(config, model.layout, model.fingerprint, features=model.model.hidden)
         self.server = Server(self.context, len(self.datasets), self.shared_model.start_values)
+        self.server.names = [dataset.name for dataset in self.datasets]
         labels = len(self.data.label_names)
         ledgers = self.folder.path / PRIVACY
         self.clients = [

@@ -22,7 +22,8 @@ from pydantic import Field
 
 from trifed import similarity as sim
 from trifed.adapters.settings import AdapterSettings
-from trifed.methods.aggregation import AggregationSettings, agreement
+from trifed.common.errors import ModelError
+from trifed.methods.aggregation import AggregationSettings, agreement, together
 from trifed.methods.base import (
     Features,
     Labels,
@@ -38,6 +39,7 @@ from trifed.methods.base import (
 )
 from trifed.methods.packing import Vector
 from trifed.methods.summaries import carry_over, projected
+from trifed.similarity.summary import MOST_DIM
 
 OWN_RULES = AggregationSettings()
 BY_EXAMPLES = ("examples", "label-rows")
@@ -49,6 +51,10 @@ class CeLoraOptions(Options):
 
     data_share: float = Field(0.5, ge=0, le=1, description="λ, the share of data similarity in S.")
     self_weight: float = Field(0.5, ge=0, le=1, description="Weight w_ii of a client's own core in its average.")
+    others: Literal["similarity", "uniform"] = Field(
+        "similarity",
+        description="How the others' cores are weighted in a client's average: by similarity, or all alike.",
+    )
     temperature: float = Field(
         0.1,
         gt=0,
@@ -56,6 +62,12 @@ class CeLoraOptions(Options):
     )
     model_similarity: Literal["cosine", "cka", "cka-biased"] = Field(
         "cosine", description="Measure of the similarity of two clients' models, on the change of their cores."
+    )
+    summary: Literal["projected", "raw"] = Field(
+        "projected",
+        description="What the summary of a client's data is made of: features projected to 64 dimensions, with at "
+        "least 20 examples behind each mean and variance, or 'raw' features, with up to three means and variances "
+        "of each label that has two examples. privacy.small_components refuses the second where examples are few.",
     )
     match_labels: bool = Field(
         False, description="Compare examples of the same label only when the data of two clients are compared."
@@ -68,17 +80,42 @@ class CeLoraOptions(Options):
     memory: float = Field(5.0, gt=0, description="Rounds after which the core of an absent client counts 1/e.")
 
     def problems(self, adapter: AdapterSettings) -> list[str]:
-        """Return a message if the rank is too small for the debiased kernel alignment, which divides by r − 3."""
-        if self.model_similarity != "cka" or adapter.rank >= 4:
-            return []
-        return [
-            f"method.model_similarity: 'cka' needs adapter.rank of at least 4, got {adapter.rank}; use 'cosine'"
+        """Return a message for each option without a meaning.
+
+        The debiased kernel alignment divides by r − 3. The cost of labels that do not match is that of features of
+        norm 1.
+        """
+        rules = [
+            (
+                self.model_similarity == "cka" and adapter.rank < 4,
+                f"method.model_similarity: 'cka' needs adapter.rank of at least 4, got {adapter.rank}; use "
+                "'cosine'",
+            ),
+            (
+                self.match_labels and self.summary == "raw",
+                "method.match_labels: compares projected features, and method.summary is 'raw'; leave one of them "
+                "out",
+            ),
         ]
+        return [message for wrong, message in rules if wrong]
+
+    def raw_summary(self) -> bool:
+        """Return whether data summaries are of the base's features as they are, and not of their projection."""
+        return self.summary == "raw"
 
 
 def _summarise(options: Options, features: Features, labels: Labels, seeds: SummarySeeds) -> sim.Summary:
-    match = cast(CeLoraOptions, options).match_labels
-    return sim.summarise(projected(features, seeds), labels, seed=seeds.own, match_labels=match)
+    chosen = cast(CeLoraOptions, options)
+    if chosen.summary == "projected":
+        return sim.summarise(projected(features, seeds), labels, seed=seeds.own, match_labels=chosen.match_labels)
+    if features.shape[1] > MOST_DIM:
+        raise ModelError(
+            f"method.summary: got 'raw', but the base model has {features.shape[1]} features, and a summary at "
+            f"most {MOST_DIM}; set it to 'projected'"
+        )
+    return sim.summarise(
+        features, labels, floor=1, smallest_class=2, seed=seeds.own, with_noise_floor=chosen.noise_floor
+    )
 
 
 def _start(options: Options, context: ServerContext, parts: AggregationSettings = OWN_RULES) -> State:
@@ -93,6 +130,8 @@ def _start(options: Options, context: ServerContext, parts: AggregationSettings 
     }
     if parts.groups == "agreement":
         state["agreement"] = agreement(summaries) * parts.agreement > 1.0
+    elif parts.groups == "given":
+        state["agreement"] = together(parts, context)
     if parts.weights in BY_EXAMPLES:
         state["examples"] = np.zeros(context.clients)
     return state
@@ -123,6 +162,8 @@ def _aggregate(options: Options, context: ServerContext, state: State, uploads: 
     s_data = state["similarity_data"].astype(np.float64)
     s_model = _model_similarity(chosen.model_similarity, context, cores)
     both = sim.combine(s_data, s_model, data_share=chosen.data_share)
+    if chosen.others == "uniform":
+        both = np.ones_like(both)
     allowed = state["agreement"].astype(bool) if "agreement" in state else None
     own, none = (
         sim.mixing_weights(both, self_weight=share, temperature=chosen.temperature, decay=decay, allowed=allowed)
@@ -154,17 +195,17 @@ def _on_membership_change(
     return _aggregate(options, context, fresh, []) if "mixed" in state else fresh
 
 
-def _with_aggregation(settings: AggregationSettings) -> Method:
-    """Return the method with averages within agreeing groups only, or also in proportion to examples."""
+def with_parts(method: Method, settings: AggregationSettings) -> Method:
+    """Return `ce-lora` or a variant of it, with averages within groups only, or in proportion to examples too."""
     change = partial(_on_membership_change, parts=settings)
-    return replace(METHOD, start=partial(_start, parts=settings), on_membership_change=change)
+    return replace(method, start=partial(_start, parts=settings), on_membership_change=change)
 
 
 def _download(state: State, client: int) -> Vector | None:
     return state["mixed"][client].astype(np.float32) if "mixed" in state else None
 
 
-METHOD = Method(
+METHOD: Method = Method(
     name="ce-lora",
     citation="Li et al., CE-LoRA, IEEE Transactions on Multimedia 2026, arXiv 2503.23869",
     adapter="tri-matrix",
@@ -177,5 +218,5 @@ METHOD = Method(
     download=_download,
     summarise=_summarise,
     on_membership_change=_on_membership_change,
-    with_aggregation=_with_aggregation,
+    with_aggregation=lambda settings: with_parts(METHOD, settings),
 )

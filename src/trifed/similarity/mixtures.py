@@ -57,6 +57,8 @@ def summarise(
     *,
     seed: int,
     match_labels: bool = False,
+    smallest_class: int | None = None,
+    with_noise_floor: bool = True,
 ) -> Summary:
     """Summarise a client's examples; groups of fewer than `floor` examples release only their counts.
 
@@ -79,16 +81,21 @@ def summarise(
         max_components: The most components of a class, at least 1.
         seed: Seed of the mixtures' initialisation and of the halves of the noise floor.
         match_labels: The server's choice in `pairwise_distances`; it changes the noise floor.
+        smallest_class: The fewest examples of a class that has components. Smaller classes are then not merged.
+            Unset: `floor`, and they are.
+        with_noise_floor: Compute the noise floor; without it, it is 0.
 
     Raises:
         SimilarityError: Wrong shapes, NaN or infinity, negative labels, floor < 1 or max_components < 1.
     """
     x, y = _examples(projected, labels, floor, max_components)
-    summary = _summarise(x, y, floor, max_components, seed)
-    if not len(summary.labels):
+    summary = _summarise(x, y, floor, max_components, seed, smallest_class)
+    if not len(summary.labels) or not with_noise_floor:
         return summary
-    distance = noise_floor(x, y, floor, max_components, seed=seed, match_labels=match_labels)
-    return replace(summary, self_distance=distance)
+    distance = noise_floor(
+        x, y, floor, max_components, seed=seed, match_labels=match_labels, smallest_class=smallest_class
+    )
+    return replace(summary, self_distance=0.0 if math.isnan(distance) else distance)
 
 
 def noise_floor(
@@ -99,6 +106,7 @@ def noise_floor(
     *,
     seed: int,
     match_labels: bool = False,
+    smallest_class: int | None = None,
 ) -> float:
     """Return $D_{ii}$, the distance between the summaries of two random halves of one client's examples.
 
@@ -114,7 +122,9 @@ def noise_floor(
         return 0.0
     order = np.random.default_rng([seed, 1]).permutation(len(x))
     halves = (order[: len(x) // 2], order[len(x) // 2 :])
-    first, second = (_summarise(x[half], y[half], max(1, floor // 2), max_components, seed) for half in halves)
+    first, second = (
+        _summarise(x[half], y[half], max(1, floor // 2), max_components, seed, smallest_class) for half in halves
+    )
     return summary_distance(first, second, match_labels)
 
 
@@ -134,17 +144,19 @@ def _examples(
     return x, y.astype(np.int64)
 
 
-def _summarise(x: Floats, y: Ints, floor: int, max_components: int, seed: int) -> Summary:
+def _summarise(
+    x: Floats, y: Ints, floor: int, max_components: int, seed: int, smallest_class: int | None = None
+) -> Summary:
     """Summarise checked examples (n, dim) and labels (n,), with a noise floor of 0."""
     class_labels, class_counts = np.unique(y, return_counts=True)
     parts: list[tuple[int, Floats]] = []
-    large = class_labels[class_counts >= floor].tolist()
+    large = class_labels[class_counts >= (smallest_class or floor)].tolist()
     most = min(max_components, max(1, math.isqrt(MOST_WORK // (len(large) + 1))))  # what a server accepts
     for label in large:
         state = int(np.random.SeedSequence([seed, label]).generate_state(1)[0])
         parts += [(label, part) for part in _partition(x[y == label], floor, most, state)]
     rest = x[np.isin(y, class_labels[class_counts < floor])]
-    if len(rest) >= floor:
+    if len(rest) >= floor and smallest_class is None:
         parts.append((MERGED, rest))
     shape = (len(parts), x.shape[1])
     return Summary(
