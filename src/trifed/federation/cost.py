@@ -157,7 +157,7 @@ def estimate_cost(
     lora_values = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
     known: dict[tuple[AdapterKind, str], Parameters] = {("lora", adapter.model_dump_json()): lora}
     features = feature_size(config) if labels and not is_two_tower(config) else 0
-    width = int(features or getattr(config, "hidden_size", None) or getattr(config, "projection_dim", 1))
+    width: int = features or getattr(config, "hidden_size", 0) or getattr(config, "projection_dim", 1)
     costs = []
     for method in METHODS.values():
         own = AdapterSettings(
