@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs/hooks.py
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-quick tour check bench format docs clean
+.PHONY: help demo test test-quick tour check bench figures format docs clean
 
 help:  ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ check: test  ## Do the same as make test.
 bench: $(STAMP)  ## Compare speed and memory with plain PEFT and Flower, and draw it (BENCH="--repetitions 5" and more).
 	$(BIN)/python benchmarks/speed/against.py --data $(DATA) $(BENCH)
 	$(BIN)/python benchmarks/speed/page.py
+
+figures: $(STAMP)  ## Draw every picture of README and docs from committed results. Trains nothing.
+	$(BIN)/python benchmarks/figures.py
 
 format: $(STAMP)  ## Format the code and fix what ruff can fix by itself.
 	$(BIN)/ruff format $(SOURCES)

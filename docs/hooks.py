@@ -33,6 +33,13 @@ COPIED = {
     "contributing.md": "CONTRIBUTING.md",
     "security-policy.md": "SECURITY.md",
     "benchmarks/index.md": "benchmarks/README.md",
+    **{
+        f"benchmarks/{folder}.md": f"benchmarks/{folder}/README.md"
+        for folder in (
+            "collaboration", "methods", "models", "privacy", "same_numbers", "similarity", "speed", "step_time",
+            "three_methods",
+        )
+    },
     "demo-corpus.md": "src/trifed/data/demo/README.md",
 }
 """Page of the site → file of the repository."""

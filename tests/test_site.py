@@ -62,4 +62,6 @@ def test_links_out_of_the_docs_folder_lead_to_pages(site):
     threat_model = (site / "threat-model.html").read_text(encoding="utf-8")
     assert 'href="index.html#what-leaves-the-building"' in threat_model
     own_prior = (site / "own-prior.html").read_text(encoding="utf-8")
-    assert 'href="benchmarks/index.html#own-prior-on-the-same-six-partitions"' in own_prior
+    assert 'href="benchmarks/methods.html#own-prior-on-the-same-six-partitions"' in own_prior
+    benchmarks = (site / "benchmarks" / "index.html").read_text(encoding="utf-8")
+    assert 'href="../numbers-sent.png"' in benchmarks and 'href="speed.html"' in benchmarks

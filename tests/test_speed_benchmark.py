@@ -121,5 +121,5 @@ def test_the_page_draws_what_is_there(speed: Any, tmp_path: Path) -> None:
         [[2.0, 3.0], [4.0, 9.0]],
         [[100 / 1024] * 2, [100 / 1024] * 2],
     ]
-    speed.page.draw(panels, about, tmp_path / "page.png")
+    speed.page.draw(panels, about).savefig(tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,34 +1,34 @@
-"""A picture of what each exchange gives for its bytes: one panel a setting.
+"""What each exchange gives for its bytes, one panel a setting; `python benchmarks/figures.py` draws it.
 
-    python benchmarks/collaboration/frontier.py [--results screen.json] [--to frontier.png]
-
-Across: bytes up a round and client, all in, on a logarithmic scale; who sends nothing stands at the left edge. Up:
-mean test accuracy over seeds and clients, with the interval of `headroom.py`. Lines: local and the oracle.
+Across: bytes up a round and client, all in, on a logarithmic scale; variants that send nothing are at the left edge.
+Up: mean test accuracy over seeds and clients, with the interval of `headroom.py`. Lines: alone and the oracle. Only
+seeds with runs of clients alone are drawn; a variant that lacks some of them has its own number of seeds behind its name.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
+from dataclasses import replace
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from headroom import ORACLE, LocatedModel, best_alone, draws, interval, means, read
+from headroom import ORACLE, Json, LocatedModel, best_alone, draws, interval, means, read
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-HERE = Path(__file__).parent
 LEFT = 0.7
-"""KB: where those stand who send nothing."""
+"""KB at which variants that send nothing are drawn."""
 
 
-def panel(axes: Axes, name: str, count: int, found: LocatedModel) -> None:
+def comparable(found: LocatedModel) -> LocatedModel:
+    """Leave out the seeds that clients alone lack."""
+    known = ~np.isnan(found.scores[best_alone(found)][:, 0])
+    return replace(found, scores={variant: values[known] for variant, values in found.scores.items()})
+
+
+def panel(axes: Axes, name: str, found: LocatedModel) -> None:
     """One setting."""
     seeds, clients = draws(found, np.random.default_rng(0))
     local = best_alone(found)
+    count = len(found.scores[local])
     ordered = sorted(found.bytes_up, key=lambda variant: found.bytes_up[variant])
     for number, variant in enumerate(ordered):
         beside = ordered[number ^ 1] if number ^ 1 < len(ordered) else variant
@@ -42,34 +42,28 @@ def panel(axes: Axes, name: str, count: int, found: LocatedModel) -> None:
         )  # fmt: skip
         # Of two neighbours the better one is named above its point, the other below: they may stand close.
         offset = (5, 4) if mean >= np.nanmean(found.scores[beside]) else (5, -10)
-        axes.annotate(variant, (place, mean), xytext=offset, textcoords="offset points", fontsize=7)
+        own = int((~np.isnan(values[:, 0])).sum())
+        label = variant if own == count else f"{variant} ({own})"
+        axes.annotate(label, (place, mean), xytext=offset, textcoords="offset points", fontsize=7)
     for line, style in ((local, ":"), (ORACLE, "--")):
         if line in found.scores:
             axes.axhline(np.nanmean(found.scores[line]), color="C7", lw=0.8, ls=style)
     axes.axvline(8, color="C3", lw=0.8, alpha=0.5)
     axes.set_xscale("log")
     axes.set_xlim(LEFT * 0.8, 2000)
-    axes.set_title(f"{name}, {count} seed{'s' if count > 1 else ''}", fontsize=9)
+    axes.set_title(f"{name}, {count} seeds", fontsize=9)
     axes.set_xlabel("KB up a round and client", fontsize=8)
     axes.set_ylabel("test accuracy, %", fontsize=8)
     axes.tick_params(labelsize=7)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "screen.json")
-    parser.add_argument("--to", type=Path, default=HERE / "frontier.png")
-    given = parser.parse_args()
-    results = json.loads(given.results.read_text())
+def accuracy_over_bytes(results: Json) -> Figure:
+    """All settings of screen.json."""
     rows = -(-len(results) // 2)
-    figure, places = plt.subplots(rows, 2, figsize=(10, 3.4 * rows), squeeze=False)
+    figure = Figure(figsize=(10, 3.4 * rows), layout="tight")
+    places = figure.subplots(rows, 2, squeeze=False)
     for axes in places.flat[len(results) :]:
         axes.set_visible(False)
     for axes, (name, kept) in zip(places.flat, results.items(), strict=False):
-        panel(axes, name, len(kept["seeds"]), read(kept))
-    figure.tight_layout()
-    figure.savefig(given.to, dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+        panel(axes, name, comparable(read(kept)))
+    return figure

@@ -117,9 +117,12 @@ def compare(found: LocatedModel) -> Json:
                 less = own - columns[other]
                 part[f"over {'local' if other == local else other}"] = difference(less, seeds, places)
             both = ~np.isnan(own - base)
-            part["of local"] = round(float(base[both].mean()), 2)
             if ORACLE in columns:
                 both &= ~np.isnan(columns[ORACLE])
+            entry["paired seeds"] = int(both[:, 0].sum())
+            part["paired accuracy"] = round(float(own[both].mean()), 2)
+            part["of local"] = round(float(base[both].mean()), 2)
+            if ORACLE in columns:
                 part["of oracle"] = round(float(columns[ORACLE][both].mean()), 2)
                 gain, room = (np.where(both, values - base, np.nan) for values in (own, columns[ORACLE]))
                 if np.nanmean(room) >= ENOUGH:
@@ -149,7 +152,7 @@ def line(name: str, entry: Json) -> str:
 
 
 def overview(everything: dict[str, Json], methods: Sequence[str]) -> Iterator[str]:
-    """One row a setting and method: what there is to gain, and what is gained."""
+    """One row a setting and method: what there is to gain, and what is gained, over the seeds that all sides have."""
     yield "| setting, seeds | alone | oracle | method | up a round | mean, % | over alone | share, % | the worst |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, facts in everything.items():
@@ -158,15 +161,15 @@ def overview(everything: dict[str, Json], methods: Sequence[str]) -> Iterator[st
             found, oracle = known[method], known.get(ORACLE)
             mean, worst, share = found["mean"], found["worst"], found["mean"].get("share")
             cells = [
-                f"`{name}`, {found['seeds']}",
+                f"`{name}`, {found['paired seeds']}",
                 f"{mean['of local']:.1f}",
                 f"{mean['of oracle']:.1f}, {oracle['bytes_up'] / 1000:.0f} KB" if oracle else "–",
                 f"`{method}`",
                 f"{found['bytes_up'] / 1000:.1f} KB",
-                f"{mean['accuracy']:.1f}",
+                f"{mean['paired accuracy']:.1f}",
                 points(mean["over local"]),
                 percents(share) if share else "–",
-                ", ".join(f"{worst[key]:.0f}" for key in ("of local", "of oracle", "accuracy") if key in worst),
+                ", ".join(f"{worst[key]:.0f}" for key in ("of local", "of oracle", "paired accuracy") if key in worst),
             ]
             yield "| " + " | ".join(cells) + " |"
 

@@ -19,11 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 Json = dict[str, Any]
@@ -98,10 +95,11 @@ def draw_lines(axes: Axes, panel: Json) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def draw(panels: Sequence[Json], about: str, out: Path) -> None:
+def draw(panels: Sequence[Json], about: str) -> Figure:
     """Draw all panels on one page."""
     rows = -(-len(panels) // COLUMNS)
-    figure, grid = plt.subplots(rows, COLUMNS, figsize=(14, 0.6 + 2.7 * rows), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(14, 0.6 + 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         (draw_bars if "bars" in panel else draw_lines)(axes, panel)
         axes.set_title(panel["title"], fontsize=9, loc="left")
@@ -111,8 +109,7 @@ def draw(panels: Sequence[Json], about: str, out: Path) -> None:
         axes.axis("off")
     if about:
         figure.supxlabel(f"Medians, dots are single runs. {about}", fontsize=8, x=0.01, ha="left")
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def collect(folder: Path) -> tuple[str, list[Json]]:
@@ -140,7 +137,7 @@ def main() -> None:
         print(f"skipped: {given.folder} holds no results; against.py writes some")
         return
     out = given.out or given.folder / "page.png"
-    draw(panels, about, out)
+    draw(panels, about).savefig(out, dpi=110, metadata={"Software": None})  # the same picture in `make figures`
     print(out)
 
 

@@ -1,4 +1,4 @@
-"""Draws results.json: learning curves with the controls, one panel a setting, and the same as a Markdown table.
+"""Prints results.json as Markdown tables. `learning_curves` draws them, for `python benchmarks/figures.py`.
 
 python benchmarks/three_methods/plot.py
 """
@@ -9,19 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 COLOURS = {"ce-lora": "#0b6e4f", "fedavg-lora": "#d1495b", "local": "#30638e"}
 STYLES = {"probe-alone": "--", "probe-all": "-.", "class-means": ":", "majority": (0, (1, 5))}
 
 
-def draw(result: dict[str, Any], target: Path) -> None:
+def learning_curves(result: dict[str, Any]) -> Figure:
+    """One panel a setting: mean test accuracy by round, and the controls as lines."""
     settings = result["settings"]
-    figure, panels = plt.subplots(1, len(settings), figsize=(3.4 * len(settings), 3.8), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(settings), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(settings))
     for axes, (name, setting) in zip(panels, settings.items(), strict=True):
         for method, found in setting["methods"].items():
             rounds = [point["round"] for point in found["curve"]]
@@ -33,7 +32,7 @@ def draw(result: dict[str, Any], target: Path) -> None:
     panels[0].set_ylabel("mean test accuracy over clients, %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(target, dpi=120)
+    return figure
 
 
 def cell(found: dict[str, Any]) -> str:
@@ -83,7 +82,6 @@ def compact(result: dict[str, Any]) -> str:
 
 def main() -> None:
     result = json.loads((HERE / "results.json").read_text())
-    draw(result, HERE / "curves.png")
     print(table(result), compact(result), sep="\n\n")
 
 
