@@ -3,7 +3,8 @@
     python benchmarks/figures.py [PICTURE ...] [--list]
 
 `make figures` draws all of them. A file is written only if its picture changes, so a second call changes nothing.
-To add a picture: write a function from the contents of its JSON files to a matplotlib `Figure`, and a row in `PICTURES`.
+To add a picture: write a function from the contents of its JSON files to a matplotlib `Figure`, and a row in
+`PICTURES`.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def numbers_sent(costs: Json) -> Figure:
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlim(100, 60 * max(values))
+        axes.set_xticks([1e3, 1e6, 1e9], ["1,000", "1 million", "1 billion"])
         axes.set(xlabel="numbers that one client sends in one round", title=f"{cost['model']}, q and v")
     return figure
 
@@ -138,7 +140,10 @@ PICTURES = (
     Picture("docs/worst-to-best.png", (THREE, SIX), worst_to_best, 110, LIGHT),
     Picture("benchmarks/three_methods/curves.png", (THREE,), learning_curves),
     Picture(
-        "benchmarks/collaboration/frontier.png", ("benchmarks/collaboration/screen.json",), accuracy_over_bytes, 110
+        "benchmarks/collaboration/frontier.png",
+        ("benchmarks/collaboration/screen.json",),
+        accuracy_over_bytes,
+        110,
     ),
     Picture(
         "benchmarks/speed/page.png",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from figures import ROOT, SIX, THREE, script
@@ -36,12 +35,14 @@ def header(*names: str) -> Iterator[str]:
 
 def numbers_sent() -> Iterator[str]:
     """The paper's figure 1: what one client sends in one round."""
-    yield from header("model", "method", "numbers", "of these the head", "fewer than A and B", "at 32 bits", "at 1 bit")
+    heads = ("rank", "numbers", "of these the head", "fewer than A and B", "at 32 bits", "at 1 bit")
+    yield from header("model", "method", *heads)
     for model in read(COSTS)["models"]:
         for one in model["methods"]:
             yield row(
                 f"`{model['model']}`",
                 f"`{one['method']}`",
+                "–" if "base" in one["sends"] else one["rank"],
                 f"{one['numbers']:,}",
                 f"{one['head']:,}",
                 times(one["times fewer than A and B of plain LoRA"]),
@@ -89,14 +90,18 @@ def accuracy() -> Iterator[str]:
         local, lora, ours = (found["methods"][method] for method in METHODS)
         after = lora["after_a_local_round"] if "after_a_local_round" in lora else lora["mean_trained"]
         gaps = (difference(found, "ce-lora", other) for other in ("local", "fedavg-lora"))
-        yield row(name, *(f"{100 * share:.1f}" for share in (local["mean"], lora["mean"], after, ours["mean"])), *gaps)
+        yield row(
+            name, *(f"{100 * share:.1f}" for share in (local["mean"], lora["mean"], after, ours["mean"])), *gaps
+        )
 
 
 def ends() -> Iterator[str]:
     """The paper's figure 4: worst and best client."""
     yield from header("setting", *(f"`{method}`: worst, best" for method in METHODS))
     for name, found in settings():
-        cells = (f"{100 * found['methods'][m]['worst']:.1f}, {100 * found['methods'][m]['best']:.1f}" for m in METHODS)
+        cells = (
+            f"{100 * found['methods'][m]['worst']:.1f}, {100 * found['methods'][m]['best']:.1f}" for m in METHODS
+        )
         yield row(name, *cells)
 
 

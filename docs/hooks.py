@@ -36,7 +36,14 @@ COPIED = {
     **{
         f"benchmarks/{folder}.md": f"benchmarks/{folder}/README.md"
         for folder in (
-            "collaboration", "methods", "models", "privacy", "same_numbers", "similarity", "speed", "step_time",
+            "collaboration",
+            "methods",
+            "models",
+            "privacy",
+            "same_numbers",
+            "similarity",
+            "speed",
+            "step_time",
             "three_methods",
         )
     },

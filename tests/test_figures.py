@@ -90,7 +90,11 @@ def test_the_papers_page_holds_the_tables_of_the_committed_numbers(figures: Any)
 
 def test_the_counted_numbers_are_those_of_the_shapes(figures: Any) -> None:
     cost = __import__("trifed.federation.cost", fromlist=["estimate_cost"])
-    (kept,) = [m for m in json.loads((REPOSITORY / figures.PICTURES[1].sources[0]).read_text())["models"] if m["layers"] == 24]
+    (kept,) = [
+        m
+        for m in json.loads((REPOSITORY / figures.PICTURES[1].sources[0]).read_text())["models"]
+        if m["layers"] == 24
+    ]
     now = {item.method: item.sent_values for item in cost.estimate_cost("roberta-base").methods}
     assert {row["method"]: row["numbers"] for row in kept["methods"]}.items() <= now.items()
     # Twelve layers, queries and values: 24 cores of 8 x 8; A and B of rank 8 beside 768 x 768.

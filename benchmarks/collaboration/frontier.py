@@ -1,8 +1,8 @@
 """What each exchange gives for its bytes, one panel a setting; `python benchmarks/figures.py` draws it.
 
-Across: bytes up a round and client, all in, on a logarithmic scale; variants that send nothing are at the left edge.
-Up: mean test accuracy over seeds and clients, with the interval of `headroom.py`. Lines: alone and the oracle. Only
-seeds with runs of clients alone are drawn; a variant that lacks some of them has its own number of seeds behind its name.
+Across: bytes up a round and client, all in, on a logarithmic scale; variants that send nothing are at the left
+edge. Up: mean test accuracy over seeds and clients, with the interval of `headroom.py`. Lines: alone and oracle.
+Only seeds with runs of clients alone are drawn; a variant that lacks some has its own number behind its name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ def panel(axes: Axes, name: str, found: LocatedModel) -> None:
     for line, style in ((local, ":"), (ORACLE, "--")):
         if line in found.scores:
             axes.axhline(np.nanmean(found.scores[line]), color="C7", lw=0.8, ls=style)
-    axes.axvline(8, color="C3", lw=0.8, alpha=0.5)
     axes.set_xscale("log")
     axes.set_xlim(LEFT * 0.8, 2000)
     axes.set_title(f"{name}, {count} seeds", fontsize=9)

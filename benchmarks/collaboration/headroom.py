@@ -152,7 +152,7 @@ def line(name: str, entry: Json) -> str:
 
 
 def overview(everything: dict[str, Json], methods: Sequence[str]) -> Iterator[str]:
-    """One row a setting and method: what there is to gain, and what is gained, over the seeds that all sides have."""
+    """One row a setting and method, over the seeds that all sides have: headroom and gain."""
     yield "| setting, seeds | alone | oracle | method | up a round | mean, % | over alone | share, % | the worst |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, facts in everything.items():
@@ -169,7 +169,9 @@ def overview(everything: dict[str, Json], methods: Sequence[str]) -> Iterator[st
                 f"{mean['paired accuracy']:.1f}",
                 points(mean["over local"]),
                 percents(share) if share else "–",
-                ", ".join(f"{worst[key]:.0f}" for key in ("of local", "of oracle", "paired accuracy") if key in worst),
+                ", ".join(
+                    f"{worst[key]:.0f}" for key in ("of local", "of oracle", "paired accuracy") if key in worst
+                ),
             ]
             yield "| " + " | ".join(cells) + " |"
 

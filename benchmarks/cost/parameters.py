@@ -1,9 +1,9 @@
-"""Counts the numbers that each method sends in one round, from the shapes of models: nothing is downloaded or trained.
+"""Counts the numbers that each method sends in one round, from the shapes of models; nothing is downloaded.
 
     python benchmarks/cost/parameters.py
 
-Writes parameters.json, as `trifed cost` counts: adapters on queries and values, rank 8 (between shared projections
-32), one linear layer as head. `make figures` draws docs/numbers-sent.png from it.
+Writes parameters.json, as `trifed cost` counts: adapters on queries and values, each method's own rank,
+one linear layer as head. `make figures` draws docs/numbers-sent.png from it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     trifed demo
     python benchmarks/demo/keep.py runs/demo [--rates]
 
-Writes comparison.json beside this file, in the form of a comparison: `trifed report benchmarks/demo` reads it, and
-`make figures` draws docs/demo.png from it. With --rates the learning rate of `local` is searched on validation data
-first, in the same run with four rates (two to four minutes each); otherwise an earlier search in the file stays.
+Writes comparison.json beside this file, in the form of a comparison: `trifed report benchmarks/demo` reads it,
+and `make figures` draws docs/demo.png from it. With --rates the learning rate of `local` is searched on validation
+data first, in the same run with four rates (two to four minutes each); else an earlier search in the file stays.
 """
 
 from __future__ import annotations
