@@ -10,7 +10,7 @@ To add a picture: write a function from the contents of its JSON files to a matp
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import io
 import json
 import sys
@@ -59,12 +59,19 @@ class Picture:
 
 def script(path: str) -> ModuleType:
     """Import a script of a benchmark's folder, which imports its neighbours by their plain names."""
-    file = HERE / path
+    file, name = HERE / path, f"benchmarks.{path.removesuffix('.py').replace('/', '.')}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file}: not a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent))
     try:
-        return importlib.import_module(file.stem)
+        spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(file.parent))
+    return module
 
 
 def demo(study: Json) -> Figure:

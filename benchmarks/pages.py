@@ -1,0 +1,229 @@
+"""Prints the tables that stand in README.md and on the pages, from committed JSON files; nothing is trained.
+
+    python benchmarks/pages.py [PAGE ...]
+
+A test compares each page with what is printed here. A table whose numbers changed is pasted into its page again.
+Tables that are not listed here are printed by the script beside their results, as `README.md` in this folder says.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import paper
+from figures import SIX, THREE, script
+from paper import difference, read, row
+
+Json = dict[str, Any]
+OWN_PRIOR = "benchmarks/methods/results/own-prior.json"
+NAMES = {
+    "banking77-dirichlet-0.5": "BANKING77, Dirichlet 0.5",
+    "clinc150-domain": "CLINC150, by domain",
+    "sst2-dirichlet-0.5": "SST-2, Dirichlet 0.5",
+    "qnli-dirichlet-1.0": "QNLI, Dirichlet 1",
+    "mrpc-dirichlet-1.0": "MRPC, Dirichlet 1",
+    "agnews-pathological-2": "AG News, two topics each",
+}
+
+
+def six_data_sets() -> Iterator[tuple[str, Json, str, Json, Json]]:
+    """Name, rivals, best rival, `own-prior` and its differences, for each data set."""
+    rivals, ours = read(SIX)["results"], read(OWN_PRIOR)["results"]
+    for partition, name in NAMES.items():
+        methods = rivals[partition]["methods"]
+        best = max(methods, key=lambda method: methods[method]["mean"])
+        yield name, methods, best, ours[partition]["methods"]["own-prior"], ours[partition]["differences"]
+
+
+def points(found: Json) -> str:
+    low, high = (100 * end for end in found["interval"])
+    return f"{100 * found['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def front_page() -> Iterator[str]:
+    """All methods on six data sets."""
+    for name, methods, best, ours, gaps in six_data_sets():
+        local, lora, ce = (percent(methods[method]["mean"]) for method in paper.METHODS)
+        sent = f"{ours['bytes']['up_per_round'] / 1000:.1f} / {methods[best]['bytes']['up_per_round'] / 1000:.0f}"
+        best_shown, mine = f"{percent(methods[best]['mean'])} `{best}`", f"**{percent(ours['mean'])}**"
+        yield row(name, local, lora, ce, best_shown, mine, points(gaps["local"]), points(gaps[best]), sent)
+
+
+def own_prior() -> Iterator[str]:
+    """The same in short, then planted groups, then priors."""
+    for name, methods, best, ours, _ in six_data_sets():
+        means = (percent(found["mean"]) for found in (methods["local"], methods[best], ours))
+        yield row(name, *means, f"{ours['bytes']['up_per_round'] / 1000:.1f} KB")
+    headroom = script("collaboration/headroom.py")
+    groups = {
+        "intents": "three mixes of 77 intents",
+        "domains": "four domains",
+        "topics": "three mixes of four topics",
+        "tasks": "four tasks under the same two labels",
+    }
+    planted = read("benchmarks/collaboration/screen.json")
+    for setting, name in groups.items():
+        found = headroom.read(planted[setting])
+        shown = (headroom.best_alone(found), headroom.ORACLE, "own-prior", "own-prior-lora")
+        yield row(name, *(f"{mean_of_known(found.scores[variant]):.1f}" for variant in shown))
+    rules = {
+        "training": "training labels",
+        "training and validation": "**training and validation labels**",
+        "training, 0.5 more a label": "training labels, 0.5 examples more a label instead of 0.1",
+        "training, 1 more a label": "the same, 1 more",
+        "training, even prior fitted to it": "training labels, and an even Dirichlet prior fitted to them",
+        "training, pooled prior fitted to all": (
+            "training labels, and all clients' mean, as strong as their counts suggest"
+        ),
+    }
+    priors = read("benchmarks/collaboration/priors.json")
+    for rule, name in rules.items():
+        seeds = ([seed[rule] for seed in kept["seeds"].values()] for kept in priors.values())
+        yield row(name, *(f"{sum(values) / len(values):.1f}" for values in seeds))
+
+
+def mean_of_known(scores: Any) -> float:
+    return float(scores[scores == scores].mean())  # NaN, of a seed that a variant lacks, is unequal to itself
+
+
+def kinds_of_models() -> Iterator[str]:
+    """One comparison for each kind of model; images and texts."""
+    names = {
+        "shakespeare": "stories260K, eight speakers of Shakespeare, bits per byte (less is better)",
+        "questions": "stories260K, questions of four kinds, bits per byte of the answer",
+        "vit-groups": "a small ViT, CIFAR-10 in three groups of classes, accuracy %",
+        "vit-dirichlet-0.5": "the same, CIFAR-10 by Dirichlet 0.5",
+        "towers-groups": "that ViT with MiniLM as towers, CIFAR-10 in groups",
+        "towers-dirichlet-0.5": "the same, CIFAR-10 by Dirichlet 0.5",
+        "captions-groups": "the towers, CIFAR-10 in groups with captions for labels, matching accuracy %",
+    }
+    methods = ("local", "fedavg-lora", "fedsa-lora", "ce-lora", "own-prior")
+    for family, name in names.items():
+        kept = read(paper.FAMILIES)[family]
+        found, bits = kept["results"]["methods"], kept["bits_per_byte"]
+        digits = 3 if family == "questions" else 2
+        if bits:
+            before = f"{bits['local']['before']:.2f}"
+            means = [f"{bits[method]['mean']:.{digits}f}" for method in methods]
+        else:
+            before = "–" if family.startswith("vit") else percent(found["local"]["curve"][0]["mean"])
+            means = [percent(found[method]["mean"]) for method in methods]
+        sent = f"{found['own-prior']['bytes']['up_per_round'] / 1000:.1f}"
+        yield row(name, before, *means[:-1], f"**{means[-1]}**", sent)
+
+
+def larger_models() -> Iterator[str]:
+    """A model of 7B's shape on a GPU."""
+    results = read("benchmarks/large_model/results.json")
+    kept, again = results["activations-kept"], results["activations-again"]
+    rows = {
+        "`fedavg-lora`, rank 8": kept["fedavg-lora"],
+        "`ce-lora`, rank 8": kept["ce-lora"],
+        "`own-prior`, rank 32": kept["own-prior"],
+        "`fedavg-lora`, gradient checkpointing, 10 steps": again["fedavg-lora"],
+    }
+    for name, found in rows.items():
+        ratios = (f"{found[key]:.2f}" for key in ("peak_over_plain", "peak_over_base", "speed_against_plain"))
+        yield row(
+            name, *ratios, f"{100 * found['switch_share_of_round']:.1f} %", f"{found['trained_parameters']:,}"
+        )
+
+
+def threat_model() -> Iterator[str]:
+    """What every attack recovered from texts."""
+    from trifed.reports.audit.findings import read_findings
+
+    tables = script("privacy/tables.py")
+    whole = {name: read_findings(tables.RESULTS / f"{name}.json") for name in tables.WHOLE}
+    yield from only_rows(tables.overview(whole))
+
+
+def only_rows(lines: Iterator[str] | list[str]) -> Iterator[str]:
+    return (line for line in lines if line.startswith("| "))
+
+
+def all_methods() -> Iterator[str]:
+    """Every method on six data sets, then `own-prior` without sharing."""
+    table = script("methods/table.py")
+    for name, found in read(SIX)["results"].items():
+        yield from only_rows(table.table(name, found))
+    alone, ours = (
+        read(f"benchmarks/methods/results/{name}.json")["results"] for name in ("own-prior-alone", "own-prior")
+    )
+    for partition, found in alone.items():
+        local = read(SIX)["results"][partition]["methods"]["local"]["mean"]
+        mine = (one[partition]["methods"]["own-prior"]["mean"] for one in (alone, ours))
+        without, with_sharing = map(percent, mine)
+        yield row(partition, percent(local), without, points(found["differences"]["local"]), with_sharing)
+
+
+def new_seed() -> Iterator[str]:
+    """`own-prior` on a seed that had not been used before."""
+    for partition, found in read("benchmarks/methods/results/own-prior-confirmed.json")["results"].items():
+        means = (percent(found["methods"][method]["mean"]) for method in ("local", "pfedme-lora", "own-prior"))
+        gaps = (difference(found, "own-prior", other) for other in ("local", "pfedme-lora"))
+        yield row(partition, *means, *gaps)
+
+
+def three_methods() -> Iterator[str]:
+    yield from only_rows(script("three_methods/plot.py").table(read(THREE)).splitlines())
+
+
+def families() -> Iterator[str]:
+    tables = script("models/tables.py")
+    for name, kept in read(paper.FAMILIES).items():
+        yield from only_rows(tables.table(name, kept))
+
+
+def attacks() -> Iterator[str]:
+    """Hostile clients that send minus ten times their change, with and without bounds."""
+    cases = read("benchmarks/security/attacks.json")["cases"]
+
+    def mean(defence: str, attack: str, hostile: int) -> str:
+        return f"{cases[f'own-prior | {defence} | {attack} | {hostile} of 10 | seed 0 | 4 rounds']['mean']:.1f}"
+
+    both = "median and worse_by 0.5"
+    names = {
+        "sign flip x1": "minus its change",
+        "constant 1": "a constant",
+        "noise x10": "noise of ten times the size",
+        "1e9 examples": "noise, with a claim of 10⁹ examples",
+        "copied summary": "another's summary, and minus ten times its change",
+        "label flip": "wrong labels in its data",
+        "backdoor": "a backdoor in its data",
+    }
+    for attack, name in names.items():
+        yield row(name, "–", "–", mean(both, attack, 1), mean(both, attack, 3))
+
+
+PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
+    "README.md": (front_page,),
+    "docs/own-prior.md": (own_prior,),
+    "docs/tasks.md": (kinds_of_models, larger_models),
+    "docs/threat-model.md": (threat_model,),
+    "docs/security.md": (attacks,),
+    "docs/paper.md": tuple(paper.TABLES.values()),
+    "benchmarks/methods/README.md": (all_methods, new_seed),
+    "benchmarks/three_methods/README.md": (three_methods,),
+    "benchmarks/models/README.md": (families,),
+}
+"""Page -> functions that return lines of its tables."""
+
+
+def main() -> None:
+    for page in sys.argv[1:] or PAGES:
+        if page not in PAGES:
+            raise SystemExit(f"got '{page}', expected one of {', '.join(PAGES)}")
+        print(f"\n{page}\n")
+        for lines in PAGES[page]:
+            print("\n".join(lines()), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
