@@ -49,7 +49,7 @@ def assert_same(one, other):
     [
         ("own-prior", {}), ("ce-lora", {}), ("ce-lora", {"wire": {"bits": 4}}), ("fed-sb", {}), ("local", {}),
         ("fedavg-lora", {"participation": 0.5}), ("ce-lora", {"personalization": {"interpolate": "auto"}}),
-        ("fedavg-lora", {"aggregation": {"groups": "given", "members": [["amber", "coral"]]}}),
+        ("fedavg-lora", {"aggregation": {"groups": "given", "members": [["amber", "coral"]]}}), ("co-lora-like", {}),
     ],
 )  # fmt: skip
 def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, site_tables):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import RobertaForSequenceClassification
 
+from many_clients import ALIKE
 from trifed import similarity as sim
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import ModelError
@@ -136,7 +137,7 @@ def test_a_language_model_with_a_head_does_without_its_output_layer(costs):
     assert of(classifier, "fedavg-lora").head_values == 3 * 4096 + 3
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ce-lora-authors"}))  # it has a test of its own
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ce-lora-authors"} - ALIKE))  # it has a test of its own
 def test_the_numbers_are_those_of_a_runs_event_log(method, finished, costs, tiny_encoder):
     run = finished(method)
     item = of(costs(str(tiny_encoder), labels=3, rank=4), method)
@@ -188,7 +189,7 @@ def test_the_whole_model_is_all_of_it_but_the_pooler(costs):
     assert of(costs("llama-7b"), "fedavg-full").sent_values == 6_738_415_616
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - ALIKE))
 def test_the_rival_is_the_runs_own(method, make_bench, costs, tiny_encoder):
     assert 4 * costs(str(tiny_encoder), labels=3, rank=4).lora_values == make_bench(method).lora_bytes
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from many_clients import ALIKE
 from trifed.common.errors import ModelError
 from trifed.config.run import make_config
 from trifed.data import text_examples
@@ -20,7 +21,7 @@ def settings(toy_values, **training):
     return make_config(toy_values(training=training)).training
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - ALIKE))
 def test_the_start_is_that_of_the_seed(method, make_bench):
     first, second, other = make_bench(method), make_bench(method), make_bench(method, seed=1)
     assert first.layout == second.layout
@@ -84,7 +85,7 @@ def test_shared_projections_keep_their_own_start(make_bench):
         assert torch.equal(tensor, usual.frozen[name])
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - ALIKE))
 def test_the_adapter_changes_nothing_at_the_start(method, make_bench, toy_values):
     shared_model = make_bench(method)
     data, chosen = shared_model.encode(EXAMPLES), settings(toy_values)
@@ -94,7 +95,7 @@ def test_the_adapter_changes_nothing_at_the_start(method, make_bench, toy_values
     np.testing.assert_array_equal(adapted, shared_model.base_features(data, chosen))
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"fedavg-full"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"fedavg-full"} - ALIKE))
 def test_training_moves_what_trains_and_leaves_the_base_bit_for_bit(method, make_bench, toy_values):
     shared_model = make_bench(method)
     frozen = {
@@ -190,7 +191,7 @@ def test_frames_that_were_agreed_on_replace_the_adapters_own(make_bench):
         )
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - ALIKE))
 def test_what_plain_lora_would_send_is_counted_alike_for_every_method(method, make_bench):
     # 2 blocks x query and value, A (4, 32) and B (32, 4), and a head (3, 32) with its bias; 4 bytes each.
     assert make_bench(method).lora_bytes == 4 * (2 * 2 * 2 * 4 * 32 + 3 * 32 + 3)

@@ -12,7 +12,9 @@ SIZE, CLIENTS = 23, 4
 LAYOUT = (("x.lora_A.weight", (2, 5)), ("x.lora_B.weight", (5, 2)), ("head.bias", (3,)))
 START = np.linspace(-1, 1, SIZE).astype(np.float32)
 SETTING = ServerContext(CLIENTS, LAYOUT, START)
-BY_EXAMPLES = ["fed-sb", "fed-xs", "fedavg-full", "fedavg-lora", "fedprox-lora", "fedsa-lora", "ffa-lora"]
+BY_EXAMPLES = [
+    "fed-sb", "fed-xs", "fedavg-full", "fedavg-lora", "fedper-lora", "fedprox-lora", "fedsa-lora", "ffa-lora",
+]  # fmt: skip
 
 
 def uploads(examples, round_number=1):
@@ -90,6 +92,36 @@ def test_fed_sb_starts_at_the_best_low_rank_form_of_the_first_full_step():
     assert np.allclose(c, np.diag(np.diag(c))) and (np.diag(c) > 0).all()
 
 
+CORES = (("x.lora_C.weight", (2, 2)), ("y.lora_C.weight", (2, 2)))
+
+
+def test_co_lora_like_averages_by_the_cosine_of_the_changes():
+    method, rng = METHODS["co-lora-like"], np.random.default_rng(0)
+    start = rng.standard_normal(8).astype(np.float32)
+    context = ServerContext(4, CORES, start)
+    options = method.options(self_weight=0.4, temperature=0.5)
+    sent = [Upload(i, 1, 10 * i, rng.standard_normal(8).astype(np.float32)) for i in range(3)]
+    state = method.aggregate(options, context, method.start(options, context), sent)
+    change = np.stack([upload.values.astype(np.float64) - start for upload in sent])
+    unit = change / np.linalg.norm(change, axis=1, keepdims=True)
+    others = np.exp(unit @ unit.T / 0.5) * (1 - np.eye(3))
+    weights = 0.4 * np.eye(3) + 0.6 * others / others.sum(1, keepdims=True)
+    np.testing.assert_allclose(state["weights"][:3, :3], weights, rtol=1e-9)
+    for client in range(3):
+        expected = weights[client] @ np.stack([upload.values for upload in sent])
+        np.testing.assert_allclose(method.download(state, client), expected, rtol=1e-5, atol=1e-6)
+    # The fourth was never heard: it counts for nobody, and gets the even mean of the others.
+    assert not state["weights"][:3, 3].any() and state["weights"][3].tolist() == pytest.approx([1 / 3] * 3 + [0])
+    assert method.download(method.start(options, context), 0) is None
+    # An absent client's last core still counts; one that starts over is forgotten.
+    later = method.aggregate(options, context, state, [Upload(0, 2, 5, 2 * sent[0].values)])
+    assert np.array_equal(later["cores"][1], sent[1].values) and later["weights"][0, 1] > 0
+    fresh = method.on_membership_change(options, context, later, [1])
+    assert not fresh["weights"][[0, 2, 3], 1].any() and fresh["weights"][0].sum() == pytest.approx(1)
+
+
 def test_only_personal_methods_are_scored_as_trained():
     personal = {name for name, method in METHODS.items() if method.evaluated_model == "trained"}
-    assert personal == {"ce-lora", "ce-lora-authors", "fedavg-tri", "fedsa-lora", "local", "pfedme-lora"}
+    assert personal == {
+        "ce-lora", "ce-lora-authors", "co-lora-like", "fedavg-tri", "fedsa-lora", "local", "pfedme-lora",
+    }  # fmt: skip

@@ -47,6 +47,16 @@ def test_a_preset_is_its_parts_and_no_more(preset):
         assert by_parts.sends(parameter) == by_name.sends(parameter)
 
 
+def test_fedper_is_fedavg_with_the_head_at_home():
+    by_parts = make_config({"data": DATA, "method": "fedavg-lora", "personalization": {"keep": ["head."]}})
+    by_name = make_config({"data": DATA, "method": "fedper-lora"})
+    assert by_name.personalization == by_parts.personalization
+    one, other = by_name.composed_method(), by_parts.composed_method()
+    assert one.aggregate is other.aggregate and one.evaluated_model == other.evaluated_model == "received"
+    for parameter in ("x.lora_A.weight", "x.lora_B.weight", "head.weight", "head.bias"):
+        assert one.sends(parameter) == other.sends(parameter) == (".lora_" in parameter)
+
+
 def test_a_rival_with_the_same_parts_reaches_the_presets_numbers(toy_values, tmp_path):
     """fedavg-lora, with parts and one bit by settings, ends with the tensors of own-prior-lora."""
     adapter, wire, models = {"rank": 4, "alpha": 8}, {"bits": 1}, {}

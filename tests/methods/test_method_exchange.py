@@ -37,11 +37,13 @@ NORMS = {
 EXCHANGE = {
     "ce-lora": (FACTORS | CORES | HEAD, CORES),
     "ce-lora-authors": (FACTORS | CORES | HEAD | NORMS, CORES),
+    "co-lora-like": (CORES | HEAD, CORES),
     "fed-sb": (CORES | HEAD, CORES | HEAD),
     "fed-xs": (CORES | HEAD, CORES | HEAD),
     "fedavg-full": (WHOLE | HEAD, WHOLE | HEAD),
     "fedavg-lora": (FACTORS | HEAD, FACTORS | HEAD),
     "fedavg-tri": (FACTORS | CORES | HEAD, CORES),
+    "fedper-lora": (FACTORS | HEAD, FACTORS),
     "fedprox-lora": (FACTORS | HEAD, FACTORS | HEAD),
     "fedsa-lora": (FACTORS | HEAD, A),
     "ffa-lora": (B | HEAD, B | HEAD),
