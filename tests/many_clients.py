@@ -12,7 +12,7 @@ from trifed.federation.client_update import ClientDataset, ClientState, RoundTra
 from trifed.methods import METHODS
 
 WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]
-ALIKE = {"co-lora-like", "fedper-lora"}
+ALIKE = {"co-lora-like", "fedper-lora", "rolora"}
 """Methods that train what `fed-xs` or `fedavg-lora` trains, and differ at the server or in what is sent."""
 ADAPTED = sorted(set(METHODS) - {"fedavg-full", "ce-lora-authors"} - ALIKE)
 """Methods whose clients can train in the same passes: nothing but linear layers and a bias trains."""

@@ -49,7 +49,8 @@ def assert_same(one, other):
     [
         ("own-prior", {}), ("ce-lora", {}), ("ce-lora", {"wire": {"bits": 4}}), ("fed-sb", {}), ("local", {}),
         ("fedavg-lora", {"participation": 0.5}), ("ce-lora", {"personalization": {"interpolate": "auto"}}),
-        ("fedavg-lora", {"aggregation": {"groups": "given", "members": [["amber", "coral"]]}}), ("co-lora-like", {}),
+        ("fedavg-lora", {"aggregation": {"groups": "given", "members": [["amber", "coral"]]}}),
+        ("co-lora-like", {}), ("rolora", {"participation": 0.7, "rounds": 4, "wire": {"bits": 1}}),
     ],
 )  # fmt: skip
 def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, site_tables):

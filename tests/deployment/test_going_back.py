@@ -95,6 +95,7 @@ def counts_of(channel, name):
         ("fedavg-lora", 2, {}),
         ("fedavg-lora", 4, {}),
         ("ce-lora", 3, {"wire": {"bits": 4}}),
+        ("rolora", 3, {"participation": 0.6}),
     ],
 )
 def test_a_run_that_went_back_equals_one_that_never_went_further(method, number, changes, sites, events):

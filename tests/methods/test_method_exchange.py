@@ -51,8 +51,9 @@ EXCHANGE = {
     "own-prior": (CORES | HEAD, CORES | {"head.weight"}),
     "own-prior-lora": (FACTORS | HEAD, FACTORS | {"head.weight"}),
     "pfedme-lora": (FACTORS | HEAD, FACTORS | HEAD),
+    "rolora": (FACTORS | HEAD, FACTORS | HEAD),
 }
-"""Method: what trains, what is sent, on a BERT of two blocks."""
+"""Method: what trains, what is sent, on a BERT of two blocks; of `rolora` in two rounds."""
 
 
 def test_every_method_has_its_row():

@@ -151,8 +151,9 @@ class TargetClient:
             if payload is None:
                 raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
             header = context.header("upload", number, site.dataset.index)
-            values = context.compression.decode(payload, header, site.reference)[1]
-        return unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
+            values = context.for_upload(number).decode(payload, header, site.reference)[1]
+        change = unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
+        return {name: array for name, array in change.items() if context.method.in_turn(number, name)}
 
     @contextmanager
     def client_side(self, client: ClientDataset) -> Iterator[Client]:
@@ -261,7 +262,7 @@ def target_client(simulation: Simulation, index: int, done: int) -> TargetClient
     if download is not None:
         header = context.header("download", done + 1, index)
         before = simulation.shared_model.receive(
-            before, context.compression.decode(download, header, site.reference)[1]
+            before, context.for_download(done + 1, download).decode(download, header, site.reference)[1]
         )
     return TargetClient(simulation.config, simulation, site, done, download, before)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trifed.config.run import RunConfig
 from trifed.experiments.runner import prepare_run
 from trifed.federation.events import Listener
-from trifed.federation.preparation import quiet
+from trifed.federation.preparation import quiet, values_a_round
 from trifed.reports.format import clock, listing, plural, size
 
 if TYPE_CHECKING:
@@ -70,12 +70,13 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
     clients = [client for client in prepared.clients if len(client.train)]
     context = run_context(config, shared_model.layout, shared_model.fingerprint)
     values = shared_model.start_values
-    message = context.compression.encode(context.header("upload", 1, 0, 1), values, values) if values.size else b""
+    header = context.header("upload", 1, 0, 1)
+    message = context.for_upload(1).encode(header, values, values) if values.size else b""
     steps = sum(steps_per_round(len(client.train), config.training_of(client.name)) for client in clients)
     return DryRun(
         clients=len(clients),
         trained=sum(param.numel() for param in shared_model.parameters.values()),
-        sent=values.size,
+        sent=values_a_round(context.method, shared_model.layout),
         bytes_up=len(message),
         steps=round(steps * config.rounds * config.participation),
         step_seconds=_step_seconds(config, shared_model, clients),

@@ -27,7 +27,7 @@ from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.shared_model import SharedModel, trains_beside
 from trifed.federation.upload import RECEIVED, upload_pipeline
 from trifed.methods.aggregation import HEAD
 from trifed.methods.base import Stage
@@ -223,6 +223,7 @@ class Client:
             self.privacy.dp_sgd(number, training.batch_size),
             rejected_download=download is not None and received is None,
             settings=training,
+            frozen=self._frozen(number),
         )
 
     def end_round(
@@ -246,12 +247,20 @@ class Client:
     def take(self, number: int, download: bytes, limits: AcceptanceLimits = ANYTHING) -> Vector:
         """Return the values of a round's download, (n_values,), within limits; raises as `round` does."""
         header = self.context.header("download", number, self.dataset.index)
-        values = self.context.compression.decode(download, header, self.reference)[1]
-        self.state = replace(self.state, memory=self.uploads.receive(values, self.state.memory))
+        values = self.context.for_download(number, download).decode(download, header, self.reference)[1]
+        memory = self.uploads.receive(values, self.state.memory)
+        if self.context.method.turns:
+            memory = {**memory, RECEIVED: values}  # the next download may hold a part of them
+        self.state = replace(self.state, memory=memory)
         if limits.others_at_most < 1 and self.state.steps:
             trained = self.shared_model.pack(self.state.tensors)
             values = (trained + limits.others_at_most * (values - trained)).astype(np.float32)
         return values
+
+    def _frozen(self, number: int) -> frozenset[str]:
+        """Return the names of the tensors whose turn it is not in a round."""
+        in_turn, names = self.context.method.in_turn, self.shared_model.parameters
+        return frozenset(name for name in names if not in_turn(number, name) and not trains_beside(name))
 
     @property
     def reference(self) -> Vector:
@@ -274,7 +283,8 @@ class Client:
     def _upload(self, number: int, tensors: dict[str, Tensor]) -> bytes:
         header = self.context.header("upload", number, self.dataset.index, self.examples)
         values = self.shared_model.pack(tensors)
-        upload, memory = self.uploads.encode(header, values, self.reference, self.state.memory)
+        part = self.context.part(number)
+        upload, memory = self.uploads.encode(header, values, self.reference, self.state.memory, part)
         self.state = replace(self.state, memory=memory)
         return upload
 

@@ -87,6 +87,7 @@ class RoundTraining:
         rounds: rounds of the whole run, for the schedule of the learning rate.
         rejected_download: True if there was a download that the client did not accept.
         settings: the client's own training settings; None: those of all clients.
+        frozen: names of the tensors whose turn it is not, which keep their values in this round.
     """
 
     dataset: ClientDataset
@@ -99,6 +100,7 @@ class RoundTraining:
     dp_sgd: DpSgd | None = None
     rejected_download: bool = False
     settings: TrainingSettings | None = None
+    frozen: frozenset[str] = frozenset()
 
     def start(self, shared_model: SharedModel) -> dict[str, Tensor]:
         """Return the tensors that the training starts from."""
@@ -109,7 +111,7 @@ class RoundTraining:
         self, shared_model: SharedModel, settings: TrainingSettings, parameters: dict[str, nn.Parameter]
     ) -> LocalTraining:
         """Return the training of `parameters`, which hold the values of `start`."""
-        sent = {name: parameters[name] for name, _ in shared_model.layout}
+        sent = {name: parameters[name] for name, _ in shared_model.layout if name not in self.frozen}
         steps = (self.dp_sgd and settings.steps) or steps_per_round(len(self.dataset.train), settings)
         return LocalTraining(
             parameters,
@@ -121,6 +123,7 @@ class RoundTraining:
             ProximalTerm(self.proximal, sent) if self.proximal else None,
             self.dp_sgd,
             self.dataset.class_weights,
+            self.frozen,
         )
 
     def result(
@@ -128,6 +131,8 @@ class RoundTraining:
     ) -> TrainedRound:
         """Return the round's result from the job's, with the client's tensors after it."""
         moments = trained.moments if keep_moments else {}
+        if keep_moments and self.frozen:
+            moments = {**self.state.moments, **moments}
         steps = self.state.steps + trained.steps
         after = replace(self.state, tensors=tensors, moments=moments, steps=steps)
         term = job.proximal_term

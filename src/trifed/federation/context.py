@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from trifed.config.run import RunConfig
 from trifed.federation.compression import Compression, make_compression
-from trifed.federation.messages import Header, decode_values, encode_values
+from trifed.federation.messages import Header, bytes_of_values, decode_values, encode_values
+from trifed.federation.parts import Part, in_part
 from trifed.methods import AggregationSettings, Method
 from trifed.methods.base import Options
 from trifed.methods.packing import Layout, Tensors, pack, unpack
@@ -38,6 +40,25 @@ class RunContext:
     def header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
         """Return the header of a message of this run; `number` is the round, 0 before the first."""
         return Header(kind, self.run, self.base, number, client, examples)
+
+    def part(self, number: int) -> Part | None:
+        """Return what the uploads of round `number` hold; None for all that the method sends."""
+        method = self.method
+        return Part.of(self.compression.layout, partial(method.in_turn, number)) if method.turns else None
+
+    def for_upload(self, number: int) -> Compression:
+        """Return the encoding of the uploads of round `number`."""
+        part = self.part(number)
+        return in_part(self.compression, part) if part else self.compression
+
+    def for_download(self, number: int, payload: bytes) -> Compression:
+        """Return the encoding of a download with which round `number` begins.
+
+        It holds what the round before has changed, or everything for a client that took no part in that round; its
+        size says which.
+        """
+        changed = self.for_upload(number - 1)
+        return changed if bytes_of_values(payload) == sum(changed.sizes.values()) else self.compression
 
 
 def run_context(

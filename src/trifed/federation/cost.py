@@ -81,7 +81,8 @@ class MethodCost:
         trains: The trained parts, of "A", "B", "C", "head", "norms" and "base".
         sends: The parts that are sent, of the same names.
         trained_values: Number of trained values.
-        sent_values: Number of values that are sent.
+        sent_values: Number of values that are sent in one round; like the bytes, a mean for a method whose rounds
+            send different parts.
         head_values: Number of the head's values that are sent.
         bytes_up: Bytes that a client sends in one round, without the envelope.
         bytes_down: Bytes that a client receives in one round, without the envelope.
@@ -219,7 +220,8 @@ def _method_cost(
     """Return the cost of a method. `head`: outputs of the head, and number of the base's features."""
     trained = {name: param for name, param in parameters.items() if method.trains(name) or trains_beside(name)}
     layout = layout_of(method, trained)
-    sent = sum(make_compression(layout, wire).sizes.values())
+    turns = method.layouts(layout)
+    sent = sum(sum(make_compression(turn, wire).sizes.values()) for turn in turns) // len(turns)
     return MethodCost(
         method=method.name,
         adapter=method.adapter,
@@ -228,7 +230,7 @@ def _method_cost(
         trains=_parts(trained),
         sends=_parts(name for name, _ in layout),
         trained_values=sum(param.numel() for param in trained.values()),
-        sent_values=_values(layout),
+        sent_values=sum(map(_values, turns)) // len(turns),
         head_values=_values(tuple(item for item in layout if is_head(item[0]))),
         bytes_up=sent,
         bytes_down=sent,  # a download has the layout of an upload

@@ -142,6 +142,11 @@ def _unreadable(expected: Header, problem: object) -> MessageError:
     return MessageError(f"{expected}: the payload is not a readable message ({problem}); it is refused")
 
 
+def bytes_of_values(payload: bytes) -> int:
+    """Return the bytes of a message's arrays, by its first bytes alone; any number for what is no message."""
+    return len(payload) - 8 - int.from_bytes(payload[:8], "little")
+
+
 def encode_values(header: Header, values: Vector) -> bytes:
     """Encode packed parameters, (n_values,) float32."""
     return encode(header, {"values": values.astype(np.float32, copy=False)})

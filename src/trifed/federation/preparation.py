@@ -22,7 +22,8 @@ from trifed.data import FederatedData, make_clients
 from trifed.data.tags import are_entities
 from trifed.federation import events
 from trifed.federation.class_weights import class_weights
-from trifed.methods import METHODS, ORIGINS, code_hash
+from trifed.methods import METHODS, ORIGINS, Method, code_hash
+from trifed.methods.packing import Layout
 
 if TYPE_CHECKING:
     from trifed.federation.client_update import ClientDataset
@@ -145,8 +146,14 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
         **({"start_digest": shared_model.start_digest} if shared_model.start_digest else {}),
         **outside,
         "trained_values": sum(p.numel() for p in shared_model.parameters.values()),
-        "sent_values": sum(int(np.prod(shape)) for _, shape in shared_model.layout),
+        "sent_values": values_a_round(config.composed_method(), shared_model.layout),
     }
+
+
+def values_a_round(method: Method, layout: Layout) -> int:
+    """Return the numbers that a method sends in a round, of the `layout` of all; with turns their mean."""
+    turns = method.layouts(layout)
+    return sum(int(np.prod(shape)) for turn in turns for _, shape in turn) // len(turns)
 
 
 def _processor() -> str:

@@ -239,7 +239,7 @@ class FederatedRun:
         for client, reply in self._ask("finish", number, self._clients(), download):
             accepted.append(client)
             if reply.sent is not None:
-                self.log(events.Delivered(number, self._name(client), self._sizes(reply.sent)))
+                self.log(events.Delivered(number, self._name(client), self._sizes(number, reply.sent)))
             if reply.scores is not None:
                 self.log(events.ClientScores(number - 1, stage, self._name(client), **reply.scores))
         self.transport.close_round(number, accepted)
@@ -297,7 +297,9 @@ class FederatedRun:
                 yield client, reply
 
     def _log_update(self, number: int, client: int, reply: Reply) -> None:
-        name, up, down = self._name(client), self._sizes(reply.payload), self._sizes(reply.sent)
+        name, down = self._name(client), self._sizes(number, reply.sent)
+        encoding = self.server.context.for_upload(number)
+        up = {} if reply.payload is None else encoding.manifest(reply.payload)
         if reply.kept_own:
             self.log(events.KeptOwn(number, name))
         self.log(events.Trained(number, name, reply.loss, reply.steps, reply.seconds, up, down))
@@ -320,5 +322,6 @@ class FederatedRun:
     def _name(self, client: int) -> str:
         return self.transport.records[client].name
 
-    def _sizes(self, payload: bytes | None) -> dict[str, int]:
-        return {} if payload is None else self.server.context.compression.manifest(payload)
+    def _sizes(self, number: int, sent: bytes | None) -> dict[str, int]:
+        """Return the bytes of the download of a round by tensor name; empty without one."""
+        return {} if sent is None else self.server.context.for_download(number, sent).manifest(sent)

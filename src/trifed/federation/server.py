@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import MessageError
+from trifed.federation.compression import Compression
 from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.messages import BAD_REPLY, Rejected, decode_summary
 from trifed.federation.screening import Bounded, Screening
@@ -17,19 +18,22 @@ from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.similarity import Summary
 from trifed.similarity.summary import MOST_CLASSES
 
-REFERENCE, SUMMARY, START = "known/", "summary/", "start"
-"""Names of a checkpoint's arrays beside the method's state: reference vectors, summaries, the common start."""
+REFERENCE, SUMMARY, START, ACCEPTED = "known/", "summary/", "start", "turns/accepted"
+"""Names of a checkpoint's arrays beside the method's state: reference vectors, summaries, the common start, and,
+for a method with turns, the round of each client's last accepted upload."""
 
 
 @dataclass
 class References:
     """Reference vectors that messages in few bits are deltas from, (n_values,) for each client.
 
-    A download becomes the reference once the client's next upload shows that it arrived.
+    A download becomes the reference once the client's next upload shows that it arrived. `accepted`: the round of
+    that upload, which says what the client has.
     """
 
     confirmed: dict[int, Vector] = field(default_factory=dict)
     pending: dict[int, Vector] = field(default_factory=dict)
+    accepted: dict[int, int] = field(default_factory=dict)
 
     def confirm(self, client: int) -> None:
         """Make the pending download the reference, because the client has it."""
@@ -38,8 +42,8 @@ class References:
 
     def forget(self, client: int) -> None:
         """Go back to the common start for a client."""
-        self.confirmed.pop(client, None)
-        self.pending.pop(client, None)
+        for known in (self.confirmed, self.pending, self.accepted):
+            known.pop(client, None)
 
 
 @dataclass
@@ -73,10 +77,18 @@ class Server:
 
     def state_dict(self) -> State:
         """Return all arrays that a checkpoint needs, the shared projections apart, which have their own file."""
-        arrays: State = {**self.state, START: self.start, **self.screening.state_dict()}
+        arrays: State = {**self.state, START: self.start, **self.bookkeeping()}
         arrays |= {f"{REFERENCE}{client}": values for client, values in self.references.confirmed.items()}
         for client, summary in self.summaries.items():
             arrays |= {f"{SUMMARY}{client}/{name}": array for name, array in summary.to_arrays().items()}
+        return arrays
+
+    def bookkeeping(self) -> State:
+        """Return the arrays on earlier rounds that the next round needs beside the method's state."""
+        arrays = self.screening.state_dict()
+        if self.context.method.turns:
+            rounds = [self.references.accepted.get(client, 0) for client in range(self.clients)]
+            arrays[ACCEPTED] = np.array(rounds, np.int64)
         return arrays
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -84,8 +96,9 @@ class Server:
         rest = dict(arrays)
         self.start = rest.pop(START, self.start).astype(np.float32)
         self.screening.load_state_dict(rest)
+        accepted = {client: int(number) for client, number in enumerate(rest.pop(ACCEPTED, ())) if number}
         self.references = References(
-            {client: values.astype(np.float32) for client, _, values in _pop(rest, REFERENCE)}
+            {client: values.astype(np.float32) for client, _, values in _pop(rest, REFERENCE)}, accepted=accepted
         )
         summaries: dict[int, dict[str, NDArray[np.generic]]] = {}
         for client, name, array in _pop(rest, SUMMARY):
@@ -182,15 +195,19 @@ class Server:
         if values is None:
             return None
         header, reference = self.context.header("download", number, client), self._reference(client)
-        payload = self.context.compression.encode(header, values, reference)
+        encoding = self._encoding(number, client)
+        payload = encoding.encode(header, values, reference)
         if not self.context.compression.lossless:
-            self.references.pending[client] = self.context.compression.decode(payload, header, reference)[1]
+            self.references.pending[client] = encoding.decode(payload, header, reference)[1]
         return payload
 
     def arrives(self, client: int) -> Vector | None:
         """Return the values that a client has after its next download, (n_values,); None if nothing is sent."""
         values = self.context.method.download(self.state, client)
-        return None if values is None else self.context.compression.arrives(values, self._reference(client))
+        if values is None or self.context.compression.lossless:
+            return values
+        number = max(self.references.accepted.values(), default=0) + 1
+        return self._encoding(number, client).arrives(values, self._reference(client))
 
     def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload | Rejected:
         """Check and decode a client's upload of round `number`.
@@ -205,7 +222,7 @@ class Server:
         header = self.context.header("upload", number, client)
         reference = self.references.pending.get(client, self._reference(client))
         try:
-            found, values = self.context.compression.decode(payload, header, reference)
+            found, values = self.context.for_upload(number).decode(payload, header, reference)
         except MessageError as error:
             return Rejected(BAD_REPLY, str(error))
         if examples is not None and found.examples != examples:
@@ -213,6 +230,10 @@ class Server:
                 BAD_REPLY, f"{header}: {found.examples} examples, and it began with {examples}; it is refused"
             )
         self.references.confirm(client)
+        self.references.accepted[client] = number
+        part = self.context.part(number)
+        if part:
+            values = part.put(part.take(values), self._values_before(client))
         return Upload(client, number, found.examples, values)
 
     def aggregate(self, uploads: Sequence[Upload]) -> list[Bounded]:
@@ -231,9 +252,15 @@ class Server:
         values = self.context.method.download(self.state, client)
         return self.start if values is None else values
 
+    def _encoding(self, number: int, client: int) -> Compression:
+        """Return the encoding of a client's download in round `number`.
+
+        With turns it holds what the round before has changed, if the client took part in that; else everything.
+        """
+        took_part = self.references.accepted.get(client) == number - 1
+        return self.context.for_upload(number - 1) if took_part else self.context.compression
+
     def _reference(self, client: int) -> Vector:
-        if self.context.compression.lossless:
-            return np.zeros(0, np.float32)
         return self.references.confirmed.get(client, self.start)
 
     def _server_context(self) -> ServerContext:

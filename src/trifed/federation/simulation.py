@@ -238,7 +238,7 @@ class Simulation:
     def save_checkpoint(self, number: int, needed: Collection[int] = ()) -> None:
         """Write the clients' and the server's state; before the first round there is none to keep."""
         if number:
-            arrays = {**self.server.state, **self.server.screening.state_dict()}
+            arrays = {**self.server.state, **self.server.bookkeeping()}
             self.folder.save_checkpoint(
                 number,
                 self._kept(),

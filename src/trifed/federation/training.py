@@ -87,6 +87,7 @@ class LocalTraining:
         dp_step: Chooses each step's examples and computes its private gradient. The number of steps is then
             `settings.steps`, for any number of examples.
         class_weights: Weight of each label in the loss, (n_labels,); None if all examples weigh the same.
+        frozen: Names of the parameters that keep their values in this round.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -98,6 +99,12 @@ class LocalTraining:
     proximal_term: ProximalTerm | None = None
     dp_step: Gradient | None = None
     class_weights: Weights | None = None
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that change in this round, by name."""
+        return {name: param for name, param in self.parameters.items() if name not in self.frozen}
 
 
 class Examples:
@@ -133,13 +140,15 @@ class _Running:
         self.settings = settings
         self.device, self.precision = device_and_precision(model, settings)
         self.examples = Examples(model, job.data, self.device, job.random.dropout, job.class_weights)
+        self.trained = job.trained
         self.optimizer = torch.optim.AdamW(
-            job.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            self.trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         for key, tensor in job.moments.items():
             kind, name = key.split("/", 1)
-            param = job.parameters[name]
-            self.optimizer.state[param][kind] = tensor.to(param.device, copy=True)
+            if name not in job.frozen:
+                param = job.parameters[name]
+                self.optimizer.state[param][kind] = tensor.to(param.device, copy=True)
         planned = settings.steps if job.dp_step and settings.steps else None
         self.steps = planned or steps_per_round(len(job.data), settings)
         self.batches: Iterator[Rows] = round_batches(job.data.lengths, settings, job.random)
@@ -154,14 +163,15 @@ class _Running:
         if job.proximal_term:
             job.proximal_term.add_gradient()
         if settings.clip_norm:
-            nn.utils.clip_grad_norm_(job.parameters.values(), settings.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained.values(), settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(*self._place_in_the_schedule(), settings)
         self.optimizer.step()
         self.done += 1
         if job.proximal_term:
             job.proximal_term.move(self.done, self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
+        for param in job.parameters.values():  # those that are frozen in this round have gradients too
+            param.grad = None
 
     def _place_in_the_schedule(self) -> tuple[int, int]:
         """Return the number of the next step, from 0, and the number of steps that the schedule covers."""
@@ -173,7 +183,7 @@ class _Running:
         """Return the round's result. The moments are on the CPU, because many clients may share one GPU."""
         moments = {
             f"{kind}/{name}": tensor.detach().to("cpu", copy=True)
-            for name, param in self.job.parameters.items()
+            for name, param in self.trained.items()
             for kind, tensor in self.optimizer.state[param].items()
         }
         return TrainingResult(
@@ -229,7 +239,7 @@ def _train_alone(model: TaskModel, client: _Running, dropout: ClientDropout, sto
         _check(stop)
         if job.dp_step:
             dropout.parts = [Part(0, {})]
-            client.step(job.dp_step(model, job.parameters, client.examples, client.precision))
+            client.step(job.dp_step(model, client.trained, client.examples, client.precision))
         else:
             rows = next(client.batches)
             batches = [client.examples.batch(part) for part in in_chunks(rows, settings.micro_batch or len(rows))]

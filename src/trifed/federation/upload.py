@@ -16,12 +16,13 @@ feedback, and the seal comes last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trifed.federation.compression import Compression
 from trifed.federation.messages import Header
+from trifed.federation.parts import Part
 from trifed.methods.packing import Tensors, Vector
 from trifed.privacy import Noise, clipped
 
@@ -113,7 +114,9 @@ class UploadPipeline:
         needed = not self.compression.lossless or any(step.uses_reference for step in self.steps)
         return {**memory, RECEIVED: values} if needed else memory
 
-    def encode(self, header: Header, values: Vector, reference: Vector, memory: Memory) -> tuple[bytes, Memory]:
+    def encode(
+        self, header: Header, values: Vector, reference: Vector, memory: Memory, part: Part | None = None
+    ) -> tuple[bytes, Memory]:
         """Return the message of a round and the memory after it.
 
         Args:
@@ -121,7 +124,14 @@ class UploadPipeline:
             values: the client's trained values, (n_values,).
             reference: values that client and server both have, (n_values,).
             memory: the client's upload memory.
+            part: the tensors that the message holds, and that all steps are limited to; None: all.
         """
+        if part is not None:
+            inner = replace(self, compression=replace(self.compression, layout=part.layout))
+            own = {name: part.take(vector) for name, vector in memory.items()}
+            payload, after = inner.encode(header, part.take(values), part.take(reference), own)
+            zeros = np.zeros_like(values)
+            return payload, {name: part.put(v, memory.get(name, zeros)) for name, v in after.items()}
         for step in self.steps:
             values = step.apply(values, reference, header.round, memory)
         payload = self.compression.encode(header, values, reference)

@@ -93,7 +93,11 @@ SharedProjections = Callable[[Options, Sequence[Gradient], int], Tensors]
 
 @dataclass(frozen=True)
 class Upload:
-    """One client's upload of one round. `values`: (n_values,), packed in the order of the run's `Layout`."""
+    """One client's upload of one round.
+
+    `values`: (n_values,), packed in the order of the run's `Layout`. A value whose turn it was not is the one that
+    the server had sent to the client.
+    """
 
     client: int
     round: int
@@ -184,6 +188,8 @@ class Method:
         with_aggregation: Makes the method's server follow other `AggregationSettings`; None for a method whose
             server cannot. Methods that average by examples can without saying so.
         setting_names: Option → dotted name of the run's setting that the option stands for.
+        turns: Predicates on parameter names, one for each round, in a cycle: only the parameters for which it is
+            true train and are sent in that round. Empty: all, in every round.
         preset_of: The method without its client and server parts; None for a method without such parts.
         defaults: Settings of a run, nested as in TOML, that hold for this method unless the user says otherwise.
     """
@@ -208,8 +214,17 @@ class Method:
     on_membership_change: OnMembershipChange | None = None
     with_aggregation: Callable[..., Method] | None = None
     setting_names: Mapping[str, str] = field(default_factory=dict)
+    turns: tuple[Callable[[str], bool], ...] = ()
     preset_of: Method | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def in_turn(self, number: int, name: str) -> bool:
+        """Return whether a parameter that trains does so in round `number`, counted from 1."""
+        return not self.turns or self.turns[(number - 1) % len(self.turns)](name)
+
+    def layouts(self, layout: Layout) -> tuple[Layout, ...]:
+        """Return what is sent in each turn, of all that the method sends; without turns all of it."""
+        return tuple(tuple(item for item in layout if turn(item[0])) for turn in self.turns) or (layout,)
 
 
 def logged_stage(stage: str) -> str:
