@@ -123,5 +123,6 @@ def test_co_lora_like_averages_by_the_cosine_of_the_changes():
 def test_only_personal_methods_are_scored_as_trained():
     personal = {name for name, method in METHODS.items() if method.evaluated_model == "trained"}
     assert personal == {
-        "ce-lora", "ce-lora-authors", "co-lora-like", "fedavg-tri", "fedsa-lora", "local", "pfedme-lora",
+        "ce-lora", "ce-lora-authors", "co-lora-like", "fedavg-tri", "fedrod-lora", "fedsa-lora", "local",
+        "pfedme-lora",
     }  # fmt: skip

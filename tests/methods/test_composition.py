@@ -146,6 +146,7 @@ def test_a_proximal_term_for_any_method():
     [
         ({"method": "fedprox-lora", "personalization": {"proximal": 0.1}}, "personalization.proximal"),
         ({"method": "pfedme-lora", "aggregation": {"weights": "equal"}}, "aggregation.weights"),
+        ({"method": "fedrod-lora", "personalization": {"label_prior": True}}, "personalization.label_prior"),
     ],
 )
 def test_a_part_that_a_method_cannot_take_is_refused(values, setting):

@@ -45,6 +45,7 @@ EXCHANGE = {
     "fedavg-tri": (FACTORS | CORES | HEAD, CORES),
     "fedper-lora": (FACTORS | HEAD, FACTORS),
     "fedprox-lora": (FACTORS | HEAD, FACTORS | HEAD),
+    "fedrod-lora": (FACTORS | HEAD | {"personal.weight", "personal.bias", "prior.bias"}, FACTORS | HEAD),
     "fedsa-lora": (FACTORS | HEAD, A),
     "ffa-lora": (B | HEAD, B | HEAD),
     "local": (FACTORS | HEAD, set()),

@@ -26,7 +26,7 @@ from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
-from trifed.federation.personalization import Personalization
+from trifed.federation.personalization import Personalization, with_personal_head
 from trifed.federation.shared_model import SharedModel, trains_beside
 from trifed.federation.upload import RECEIVED, upload_pipeline
 from trifed.methods.aggregation import HEAD
@@ -275,7 +275,7 @@ class Client:
         if worse_by is None or not len(self.dataset.valid):
             return False
         before, after = (
-            score(self.shared_model, tensors, self.dataset.valid, self.settings.training).loss
+            score(self.shared_model, with_personal_head(tensors), self.dataset.valid, self.settings.training).loss
             for tensors in (self.state.tensors, self.shared_model.receive(self.state.tensors, values))
         )
         return not after <= before + worse_by  # also if the loss is NaN

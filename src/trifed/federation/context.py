@@ -43,8 +43,10 @@ class RunContext:
 
     def part(self, number: int) -> Part | None:
         """Return what the uploads of round `number` hold; None for all that the method sends."""
-        method = self.method
-        return Part.of(self.compression.layout, partial(method.in_turn, number)) if method.turns else None
+        if not self.method.turns:
+            return None
+        part = Part.of(self.compression.layout, partial(self.method.in_turn, number))
+        return None if part.places.all() else part
 
     def for_upload(self, number: int) -> Compression:
         """Return the encoding of the uploads of round `number`."""

@@ -156,7 +156,7 @@ def estimate_cost(
         labels = 0 if is_generative(config) else DEFAULT_LABELS
     lora = _parameters(config, labels, "lora", adapter)
     lora_values = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
-    known: dict[tuple[AdapterKind, str], Parameters] = {("lora", adapter.model_dump_json()): lora}
+    known: dict[tuple[AdapterKind, str, bool], Parameters] = {("lora", adapter.model_dump_json(), False): lora}
     features = feature_size(config) if labels and not is_two_tower(config) else 0
     width: int = features or getattr(config, "hidden_size", 0) or getattr(config, "projection_dim", 1)
     costs = []
@@ -165,9 +165,9 @@ def estimate_cost(
             **deep_merge(method.defaults.get("adapter", {}), adapter.model_dump(exclude_unset=True))
         )
         wire = WireSettings(**(method.defaults.get("wire", {}) if bits is None else {"bits": bits}))
-        kind = (method.adapter, own.model_dump_json())
+        kind = (method.adapter, own.model_dump_json(), method.personal_head)
         if kind not in known:
-            known[kind] = _parameters(config, labels, method.adapter, own)
+            known[kind] = _parameters(config, labels, method.adapter, own, method.personal_head)
         parameters = known[kind]
         costs.append(_method_cost(method, parameters, lora_values, (labels, width), own.rank, wire))
     base = _base_on_meta(config, labels)
@@ -190,7 +190,9 @@ def _base_on_meta(config: PreTrainedConfig, labels: int) -> PreTrainedModel:
     return build_on_meta(config, whole_lm=labels == 0 and is_generative(config))
 
 
-def _parameters(config: PreTrainedConfig, labels: int, kind: AdapterKind, adapter: AdapterSettings) -> Parameters:
+def _parameters(
+    config: PreTrainedConfig, labels: int, kind: AdapterKind, adapter: AdapterSettings, personal: bool = False
+) -> Parameters:
     """Return the parameters of a new model with this adapter; new, because an adapter changes its base."""
     with torch.device("meta"):
         encoder = attach(_base_on_meta(config, labels), kind, adapter, seed=0)
@@ -201,6 +203,8 @@ def _parameters(config: PreTrainedConfig, labels: int, kind: AdapterKind, adapte
             model = nn.ModuleDict({"encoder": encoder, "head": BiasHead(labels)})
         else:
             model = TextClassifier(encoder, feature_size(config), labels, POOLING)
+            if personal:
+                model.add_personal_head()
         return named_parameters(model, POOLING)
 
 
@@ -307,7 +311,7 @@ def _part(name: str) -> str:
         return "A" if ".lora_A." in name else "B"
     if is_norm(name):
         return "norms"
-    return "head" if is_head(name) else "base"
+    return "head" if name.startswith(("head.", "personal.", "prior.")) else "base"
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:

@@ -61,16 +61,18 @@ class Personalization:
         """Return the client's tensors at a stage.
 
         Args:
-            stage: The initial, the trained, the received or the interpolated model.
+            stage: The initial, the trained, the received or the interpolated model; its personal head, if the
+                method has one, is added to the common one.
             trained: Tensors after the client's last training.
             download: Values of the last download, (n_values,); None if there was none.
         """
+        own = with_personal_head(trained)
         if stage in ("start", "trained") or download is None:
-            return trained
-        received = self.shared_model.receive(trained, download)
+            return own
+        received = with_personal_head(self.shared_model.receive(trained, download))
         if stage == "received":
             return received
-        return between(trained, received, self.share(trained, received))
+        return between(own, received, self.share(own, received))
 
     def share(self, trained: dict[str, Tensor], received: dict[str, Tensor]) -> float:
         """Return the share of the received model in the interpolated one, 0 to 1.
@@ -105,6 +107,13 @@ class Personalization:
         if features is None:
             return changed
         return calibrate(self.shared_model, changed, features, self.dataset.valid.labels)
+
+
+def with_personal_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a client's tensors with the sum of its two heads as the head; unchanged without a personal head."""
+    own = {name: f"personal.{name.removeprefix('head.')}" for name in (HEAD, BIAS)}
+    sums = {name: tensors[name] + tensors[other] for name, other in own.items() if other in tensors}
+    return {**tensors, **sums} if sums else tensors
 
 
 def between(trained: dict[str, Tensor], received: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from trifed.federation.stack import can_stack
 from trifed.methods.base import Method, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
+from trifed.tasks.base import HeadedModel
 from trifed.tasks.base_model import LoadedBase
 
 KEPT_FEATURES = 2**30
@@ -209,6 +210,13 @@ def build_shared_model(
         torch.manual_seed(seed + 1)
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
         model = task.build(encoder, base, names, model_settings)
+        if method.personal_head:
+            if not (isinstance(model, HeadedModel) and task.labelled):
+                raise ModelError(
+                    f"method.name: '{method.name}' needs a linear head for labels, which the task '{task.name}' "
+                    f"has not; choose another method"
+                )
+            model.add_personal_head()
     if training_settings.gradient_checkpointing:
         _enable_gradient_checkpointing(base)
     _move_task_modules(model, device)

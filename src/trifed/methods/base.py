@@ -181,6 +181,8 @@ class Method:
         proximal: Makes the proximal term of local training; None for none.
         shared_projections: Makes the frozen A and B, and the initial C, from the clients' first gradients.
         local_init: Makes initial tensors from the client's labels, for tensors that stay with the client.
+        personal_head: True for a second head, `personal.weight` and `personal.bias`, whose logits are added, and a
+            frozen `prior.bias`; see `HeadedModel.add_personal_head`.
         calibrated: True if the head's weight is scaled on the client's validation examples before the model is
             used, and the label prior then counts the validation labels too.
         on_membership_change: Updates the state when a client joins late, leaves (its summary is empty then) or
@@ -208,6 +210,7 @@ class Method:
     proximal: Callable[[Options], Proximal] | None = None
     shared_projections: SharedProjections | None = None
     local_init: LocalInit | None = None
+    personal_head: bool = False
     calibrated: bool = False
     interpolation: float = 1.0
     chooses_interpolation: bool = False

@@ -132,6 +132,8 @@ def part_problems(
             f"personalization.proximal: '{method.name}' has a proximal term of its own; leave this out and set "
             f"the method's option"
         )
+    if personalization.label_prior and plain.local_init is not None:
+        yield f"personalization.label_prior: '{method.name}' has a label prior of its own; leave this out"
     for name in ("weights", "groups"):
         if getattr(aggregation, name) is not None and not can_aggregate(plain) and not sends_nothing(plain):
             yield f"aggregation.{name}: the server of '{method.name}' does not average uploads; leave it out"

@@ -188,12 +188,44 @@ class HeadedModel(ClassificationModel):
     def __init__(self, encoder: nn.Module, hidden: int, n_labels: int, pooling: Pooling) -> None:
         super().__init__(encoder, hidden)
         self.head = nn.Linear(hidden, n_labels)
+        self.personal: nn.Linear | None = None
         self.pooling = pooling
+
+    def add_personal_head(self) -> None:
+        """Add a second head of zeros, `personal`, and a bias, `prior`, for the log of the label shares.
+
+        They change the training loss alone. Scores are those of `head`, so the second head is added to the first
+        before the model is used.
+        """
+        self.personal = nn.Linear(self.head.in_features, self.head.out_features)
+        nn.init.zeros_(self.personal.weight)
+        nn.init.zeros_(self.personal.bias)
+        self.prior = BiasHead(self.head.out_features)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (n, n_labels), float32."""
         logits: Tensor = self.head(self.features(batch))
         return logits.float()
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Return the logits that the loss is computed from.
+
+        With a personal head (n, 2 n_labels): those of the head with the label prior, and those of both heads, in
+        which the features and the head's logits are constants.
+        """
+        if self.personal is None:
+            return super().outputs(batch)
+        features = self.features(batch)
+        logits: Tensor = self.head(features).float()
+        both = logits.detach() + self.personal(features.detach()).float()
+        return torch.cat([self.prior(logits), both], dim=-1)
+
+    def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy, in nats, a scalar; with a personal head the sum of that of both parts."""
+        if self.personal is None:
+            return super().loss_of(outputs, batch)
+        common, both = outputs.chunk(2, dim=-1)
+        return super().loss_of(common, batch) + super().loss_of(both, batch)
 
     def score_features(self, features: Tensor, labels: Tensor) -> BatchScores | None:
         """Return the scores of the head's labels for `features`, (n, hidden)."""
