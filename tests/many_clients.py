@@ -36,7 +36,7 @@ def clients_of(shared_model, counts, make=texts):
 
 def rounds_of(shared_model, clients, number=1, states=None, **more):
     states = states or [ClientState(dict(shared_model.start), {}, 0) for _ in clients]
-    received = shared_model.start_values if shared_model.layout else None
+    received = shared_model.pack(shared_model.start, shared_model.received) if shared_model.layout else None
     return [
         RoundTraining(client, state, received, 3, number, 2, **more)
         for client, state in zip(clients, states, strict=True)

@@ -51,7 +51,7 @@ def assert_same(one, other):
         ("fedavg-lora", {"participation": 0.5}), ("ce-lora", {"personalization": {"interpolate": "auto"}}),
         ("fedavg-lora", {"aggregation": {"groups": "given", "members": [["amber", "coral"]]}}),
         ("co-lora-like", {}), ("rolora", {"participation": 0.7, "rounds": 4, "wire": {"bits": 1}}),
-        ("fedrod-lora", {}),
+        ("fedrod-lora", {}), ("fedex-lora", {"wire": {"bits": 8}}),
     ],
 )  # fmt: skip
 def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, site_tables):

@@ -83,6 +83,7 @@ MIDDLE = {"event": "trained", "round": 2, "client": "basil"}
         ("local", {}),
         ("ce-lora", {"participation": 0.5}),
         ("fedavg-lora", {"wire": {"bits": 1}, "personalization": {"interpolate": "auto"}}),
+        ("fedex-lora", {"wire": {"bits": 1}}),
     ],
     ids=[
         "ce-lora",
@@ -91,6 +92,7 @@ MIDDLE = {"event": "trained", "round": 2, "client": "basil"}
         "local",
         "half of the clients",
         "one bit, auto",
+        "more is received than sent",
     ],
 )
 def test_a_run_broken_off_reaches_the_numbers_of_an_unbroken_one(method, changes, finished, toy_values, tmp_path):

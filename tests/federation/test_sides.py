@@ -50,7 +50,7 @@ def parts(config):
 
 def site_of(config, index):
     data, shared_model, clients = parts(config)
-    context = run_context(config, shared_model.layout, shared_model.fingerprint)
+    context = run_context(config, shared_model.exchanged, shared_model.fingerprint)
     settings = ClientSettings.of(config, len(data.label_names))
     return Client(context, shared_model, clients[index], settings, NoPrivacy())
 
@@ -59,7 +59,7 @@ def apart(config):
     """The same run with a workbench for each client, the server knowing none of them."""
     sites = [site_of(config, index) for index in range(3)]
     first = sites[0]
-    server = Server(first.context, len(sites), first.shared_model.start_values)
+    server = Server(first.context, len(sites), first.shared_model.exchanged_start)
     if first.context.method.shared_projections:
         layers = adapted_layout(first.shared_model)
         projections = server.make_shared_projections(
@@ -94,7 +94,7 @@ def apart(config):
     [
         ("own-prior", {}), ("ce-lora", {}), ("ce-lora", {"wire": {"bits": 4}}), ("fed-sb", {}), ("local", {}),
         ("fedavg-full", {}), ("pfedme-lora", {"wire": {"bits": 8}}), ("co-lora-like", {}), ("rolora", {}),
-        ("fedrod-lora", {"wire": {"bits": 2}}),
+        ("fedrod-lora", {"wire": {"bits": 2}}), ("fedex-lora", {"wire": {"bits": 1}}),
     ],
 )  # fmt: skip
 def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_path):
@@ -168,7 +168,8 @@ def test_others_get_the_share_that_a_client_allows_them(toy_values):
 
 
 @pytest.mark.parametrize(
-    ("method", "changes"), [("own-prior", {"wire": {"bits": 4}}), ("ce-lora", {}), ("fed-sb", {})]
+    ("method", "changes"),
+    [("own-prior", {"wire": {"bits": 4}}), ("ce-lora", {}), ("fed-sb", {}), ("fedex-lora", {"wire": {"bits": 4}})],
 )
 def test_a_server_is_loaded_from_its_arrays(method, changes, toy_values):
     config = make_config(toy_values(method=method, rounds=ROUNDS, **changes))

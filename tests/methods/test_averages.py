@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from trifed.methods import METHODS, ServerContext, Upload
-from trifed.methods.base import Gradient
+from trifed.methods.base import Gradient, directions
+from trifed.methods.packing import pack, unpack
 
 SIZE, CLIENTS = 23, 4
 LAYOUT = (("x.lora_A.weight", (2, 5)), ("x.lora_B.weight", (5, 2)), ("head.bias", (3,)))
@@ -72,6 +73,33 @@ def test_pfedme_takes_a_share_beta_of_the_way_to_the_mean(beta):
         expected = (1 - beta) * expected + beta * average(sent, counts)
         state = round_of(method, state, sent, beta=beta)
         np.testing.assert_allclose(method.download(state, 2), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fedex_sends_what_the_means_of_a_and_b_lose_and_adds_it_up():
+    """B̄ Ā + R = Σ w_i B_i A_i + (the R that the clients had), in every round and for clients that were absent."""
+    method, rng = METHODS["fedex-lora"], np.random.default_rng(0)
+    shapes = {"x.lora_A.weight": (2, 5), "x.lora_B.weight": (4, 2), "x.lora_R.weight": (4, 5), "head.bias": (3,)}
+    sent, received = directions(method, tuple(shapes.items()))
+    assert dict(received) == shapes and dict(sent) == {n: s for n, s in shapes.items() if n != "x.lora_R.weight"}
+    context = ServerContext(CLIENTS, sent, np.zeros(21, np.float32), received=received)
+    state, residual = method.start(method.options(), context), np.zeros((4, 5))
+    for number, examples in ((1, {0: 10, 1: 30}), (2, {1: 5, 3: 15}), (3, {2: 1})):
+        own = {c: {n: rng.standard_normal(s).astype(np.float32) for n, s in sent} for c in examples}
+        uploads = [Upload(c, number, n, pack(own[c], sent)) for c, n in examples.items()]
+        state = method.aggregate(method.options(), context, state, uploads)
+        share = {c: n / sum(examples.values()) for c, n in examples.items()}
+        mean = {n: sum(share[c] * own[c][n].astype(np.float64) for c in own) for n, _ in sent}
+        changes = {c: own[c]["x.lora_B.weight"] @ own[c]["x.lora_A.weight"].astype(np.float64) for c in own}
+        exact = sum(share[c] * change for c, change in changes.items())
+        for client in range(CLIENTS):
+            got = unpack(method.download(state, client), received)
+            for name, values in mean.items():
+                np.testing.assert_allclose(got[name], values, rtol=1e-6, atol=1e-7)
+            product = got["x.lora_B.weight"] @ got["x.lora_A.weight"]
+            np.testing.assert_allclose(product + got["x.lora_R.weight"], exact + residual, atol=1e-5)
+        residual = residual + exact - mean["x.lora_B.weight"] @ mean["x.lora_A.weight"]
+    assert np.abs(residual).max() > 0.1  # of one client alone nothing is lost, but earlier rounds stay
+    assert method.aggregate(method.options(), context, state, []) is state
 
 
 def test_fed_sb_starts_at_the_best_low_rank_form_of_the_first_full_step():

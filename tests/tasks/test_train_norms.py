@@ -23,7 +23,7 @@ from trifed.export.export import export_client
 from trifed.federation.client_update import score
 from trifed.federation.evaluation import embed
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.shared_model import layout_of
+from trifed.federation.shared_model import layouts_of
 from trifed.methods import METHODS
 
 TEXTS = ["invoice refund word001", "parcel", "account password reset token word002 word003 word004"]
@@ -56,7 +56,7 @@ def test_every_norm_trains_and_none_is_sent(make_bench):
         more = set(own.parameters) - set(usual.parameters)
         expected = {f"{name}.LayerNorm.modules_to_save.{kind}" for name in NAMES for kind in ("weight", "bias")}
         assert more == expected and own.layout == usual.layout and all(map(is_norm, more))
-        assert layout_of(METHODS["fedavg-full"], own.parameters) == tuple(
+        assert layouts_of(METHODS["fedavg-full"], own.parameters)[0] == tuple(
             (name, tuple(tensor.shape)) for name, tensor in usual.parameters.items()
         )
         for name, tensor in own.start.items():

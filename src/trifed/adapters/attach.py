@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.config import PEFT_TYPE
 from trifed.adapters.norms import is_norm, norm_layers
+from trifed.adapters.residual import add_residuals, export_with_residuals, has_residuals
 from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.adapters.tokens import is_token_embedding
 from trifed.adapters.tri_matrix import TriLoraConfig
@@ -64,9 +66,8 @@ def attach(
             )
     if kind == "none":
         return base
-    make = (
-        LoraConfig if kind == "lora" else partial(TriLoraConfig, train="all" if kind == "tri-matrix" else "core")
-    )
+    trains: dict[AdapterKind, Literal["all", "core"]] = {"tri-matrix": "all", "public-frames": "core"}
+    make = partial(TriLoraConfig, train=trains[kind]) if kind in trains else LoraConfig
     config = make(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -79,6 +80,8 @@ def attach(
     with torch.random.fork_rng(devices=[]), without_peft_warnings():
         torch.manual_seed(seed)
         wrapped = get_peft_model(base, config)
+    if kind == "lora-residual":
+        add_residuals(wrapped)
     for name, param in wrapped.named_parameters():
         if is_token_embedding(name) or is_norm(name):
             param.data = param.data.float()  # as all that trains
@@ -115,7 +118,10 @@ def _trained_norms(base: nn.Module, settings: AdapterSettings) -> list[str]:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors."""
+    """Write adapter_config.json and adapter_model.safetensors; LoRA with residuals becomes plain LoRA."""
+    if has_residuals(model):
+        export_with_residuals(model, folder)
+        return
     model.create_or_update_model_card = lambda output_dir: None  # PEFT's card is an empty form
     # "auto" would ask a hub if the embeddings were resized.
     model.save_pretrained(str(folder), save_embedding_layers=False)

@@ -8,10 +8,11 @@ from pydantic import Field
 
 from trifed.common.strict_settings import StrictSettings
 
-AdapterKind = Literal["lora", "tri-matrix", "public-frames", "none"]
+AdapterKind = Literal["lora", "lora-residual", "tri-matrix", "public-frames", "none"]
 """Kinds of adapters.
 
 - lora: plain LoRA.
+- lora-residual: plain LoRA and a full matrix R in each adapted layer, which never trains: B·A + R.
 - tri-matrix: B·C·A; all three train.
 - public-frames: B·C·A with frozen projections A and B, by default from the SVD of W0; only C trains.
 - none: no adapter; the base model itself trains.

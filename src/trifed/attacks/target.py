@@ -262,7 +262,7 @@ def target_client(simulation: Simulation, index: int, done: int) -> TargetClient
     if download is not None:
         header = context.header("download", done + 1, index)
         before = simulation.shared_model.receive(
-            before, context.for_download(done + 1, download).decode(download, header, site.reference)[1]
+            before, context.for_download(done + 1, download).decode(download, header, site.download_reference)[1]
         )
     return TargetClient(simulation.config, simulation, site, done, download, before)
 

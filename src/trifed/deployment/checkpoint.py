@@ -71,7 +71,7 @@ class ServerCheckpoint:
             lora_bytes: Size of one message of `fedavg-lora` on this model.
         """
         base, digest = identity
-        layout = write_layout(server.context.compression.layout)
+        layout = write_layout(server.context.exchanged)
         self.facts = {"run": name, "base": base, "digest": digest, "layout": layout, "lora_bytes": lora_bytes}
         if server.context.options.raw_summary():
             self.facts["features"] = server.context.summary_dim

@@ -190,9 +190,9 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         (config.model, config.adapter, config.training),
         task,
     )
-    narrow_frozen_weights(shared_model.model, config.training)
-    store = SiteStore.at(site.folder / name, values)
-    return SiteRun(name, site, config, shared_model, store, digest(shared_model.layout, shared_model.start_values))
+    narrow_frozen_weights(shared_model.model, config.training, shared_model.parameters.values())
+    store, start = SiteStore.at(site.folder / name, values), shared_model.exchanged_start
+    return SiteRun(name, site, config, shared_model, store, digest(shared_model.exchanged, start))
 
 
 def check_asked_for(request: Request, config: RunConfig, store: SiteStore, may_go_back: bool) -> None:

@@ -68,7 +68,7 @@ class SiteRun:
         config: settings of the run, merged with the site's own.
         shared_model: the base model with adapters.
         store: the run's folder.
-        digest: digest of the layout and start of the values that are sent, before any shared projections.
+        digest: digest of the layout and start of the values that go either way, before any shared projections.
         client: the client's side of the run; None until the data are read.
         data_hash: hash of the data with their split.
         rows_hash: hash of the data's rows alone.
@@ -102,12 +102,12 @@ class SiteRun:
         parts = {} if summary is None else {"summary": summary}
         if request.facts.get("start"):
             parts["start"] = encode_values(
-                client.context.header("start", 0, client.dataset.index), self.shared_model.start_values
+                client.context.header("start", 0, client.dataset.index), self.shared_model.exchanged_start
             )
         layers = adapted_layout(self.shared_model) if method.shared_projections else ()
         facts: dict[str, Any] = {
             "examples": client.examples,
-            "layout": write_layout(self.shared_model.layout),
+            "layout": write_layout(self.shared_model.exchanged),
             "data": self.store.save_data_hash(self.data_hash),
             "lora_bytes": self.shared_model.lora_bytes,
             "layers": write_layout(layers),
@@ -131,7 +131,7 @@ class SiteRun:
         self.shared_model.set_shared_projections(projections)
         self.store.save_shared_projections(projections)
         client.start()
-        return Reply({"digest": digest(self.shared_model.layout, self.shared_model.start_values)})
+        return Reply({"digest": digest(self.shared_model.exchanged, self.shared_model.exchanged_start)})
 
     def train(self, request: Request) -> Reply:
         """Train one round from the state that the server counts on, and reply with the upload."""
@@ -222,7 +222,7 @@ class SiteRun:
         gradient = [name for name, _ in adapted_layout(self.shared_model)]
         return {
             "upload": sent,
-            "start": sent,
+            "start": [name for name, _ in self.shared_model.exchanged],
             "gradient": gradient,
             "summary": [field.name for field in fields(Summary)],
         }
@@ -253,7 +253,7 @@ class SiteRun:
             model.set_shared_projections(projections)
         settings = ClientSettings.of(config, len(config.data.labels or [""]), self.settings.name)
         self.client = Client(
-            run_context(config, model.layout, model.fingerprint, self.name, model.model.hidden),
+            run_context(config, model.exchanged, model.fingerprint, self.name, model.model.hidden),
             model,
             ClientDataset(
                 index,
@@ -306,7 +306,7 @@ def request_key(request: Request, context: RunContext) -> str:
     download, place, number = "none", request.number("place"), request.number("round")
     try:
         if "download" in request.parts:
-            payload, sizes = request.parts["download"], context.compression.sizes
+            payload, sizes = request.parts["download"], context.downloads.sizes
             read_header(payload, context.header("download", number, place), sum(sizes.values()))
             download = digest_of(load(payload))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -187,9 +187,7 @@ class SiteTransport:
             if kind == "finish":
                 return Reply(sent, scores=_scores(reply))
             if kind == "projections":
-                same = reply.facts.get("digest") == digest(
-                    self.server.context.compression.layout, self.server.start
-                )
+                same = reply.facts.get("digest") == digest(self.server.context.exchanged, self.server.start)
                 return Reply(sent) if same else rejected_for("starts_elsewhere")
             return Reply(sent, reply.part(kind))
         except MessageError as error:

@@ -68,14 +68,14 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
     prepared = prepare_run(config, listener)
     shared_model = prepared.shared_model
     clients = [client for client in prepared.clients if len(client.train)]
-    context = run_context(config, shared_model.layout, shared_model.fingerprint)
+    context = run_context(config, shared_model.exchanged, shared_model.fingerprint)
     values = shared_model.start_values
     header = context.header("upload", 1, 0, 1)
     message = context.for_upload(1).encode(header, values, values) if values.size else b""
     steps = sum(steps_per_round(len(client.train), config.training_of(client.name)) for client in clients)
     return DryRun(
         clients=len(clients),
-        trained=sum(param.numel() for param in shared_model.parameters.values()),
+        trained=shared_model.trained_values,
         sent=values_a_round(context.method, shared_model.layout),
         bytes_up=len(message),
         steps=round(steps * config.rounds * config.participation),

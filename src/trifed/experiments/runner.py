@@ -175,17 +175,16 @@ class Prepared:
             config: The run that this was prepared for.
             own: The baseline, on the same data and with the same seed.
         """
-        from trifed.federation.shared_model import layout_of
+        from trifed.federation.shared_model import layouts_of
 
         one, other = config.composed_method(), own.composed_method()
         if (one.adapter, one.trains, config.adapter, config.model) != (
             other.adapter, other.trains, own.adapter, own.model,
-        ) or one.shared_projections or other.shared_projections:  # fmt: skip
+        ) or one.shared_projections or other.shared_projections or other.receives:  # fmt: skip
             return None
-        layout = layout_of(other, self.shared_model.parameters)
-        return replace(
-            self, began=time.perf_counter(), shared_model=replace(self.shared_model, layout=layout, replicas=[])
-        )
+        layout, received = layouts_of(other, self.shared_model.parameters)
+        shared_model = replace(self.shared_model, layout=layout, received=received, replicas=[])
+        return replace(self, began=time.perf_counter(), shared_model=shared_model)
 
 
 def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
@@ -197,10 +196,10 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     from trifed.federation.device_placement import narrow_frozen_weights
     from trifed.federation.guards import refuse_few_tokens  # needs torch
 
-    narrow_frozen_weights(shared_model.model, config.training)
+    narrow_frozen_weights(shared_model.model, config.training, shared_model.parameters.values())
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
         refuse_few_tokens(clients, shared_model.layout, config.training_of, config.seed, config.rounds)
-    trained, examples = sum(p.numel() for p in shared_model.parameters.values()), [len(c.train) for c in clients]
+    trained, examples = shared_model.trained_values, [len(c.train) for c in clients]
     noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
     for text in (*config.parts_left_out(), *noise):
         listener(events.Trouble(text).to_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization, with_personal_head
-from trifed.federation.shared_model import SharedModel, trains_beside
+from trifed.federation.shared_model import SharedModel
 from trifed.federation.upload import RECEIVED, upload_pipeline
 from trifed.methods.aggregation import HEAD
 from trifed.methods.base import Stage
@@ -223,7 +224,7 @@ class Client:
             self.privacy.dp_sgd(number, training.batch_size),
             rejected_download=download is not None and received is None,
             settings=training,
-            frozen=self._frozen(number),
+            frozen=self.shared_model.untrained(partial(self.context.method.in_turn, number)),
         )
 
     def end_round(
@@ -247,28 +248,29 @@ class Client:
     def take(self, number: int, download: bytes, limits: AcceptanceLimits = ANYTHING) -> Vector:
         """Return the values of a round's download, (n_values,), within limits; raises as `round` does."""
         header = self.context.header("download", number, self.dataset.index)
-        values = self.context.for_download(number, download).decode(download, header, self.reference)[1]
+        form, reference = self.context.for_download(number, download), self.download_reference
+        values = form.decode(download, header, reference)[1]
         memory = self.uploads.receive(values, self.state.memory)
         if self.context.method.turns:
             memory = {**memory, RECEIVED: values}  # the next download may hold a part of them
         self.state = replace(self.state, memory=memory)
         if limits.others_at_most < 1 and self.state.steps:
-            trained = self.shared_model.pack(self.state.tensors)
+            trained = self.shared_model.pack(self.state.tensors, self.shared_model.received)
             values = (trained + limits.others_at_most * (values - trained)).astype(np.float32)
         return values
 
-    def _frozen(self, number: int) -> frozenset[str]:
-        """Return the names of the tensors whose turn it is not in a round."""
-        in_turn, names = self.context.method.in_turn, self.shared_model.parameters
-        return frozenset(name for name in names if not in_turn(number, name) and not trains_beside(name))
-
     @property
     def reference(self) -> Vector:
-        """Values that client and server both have: the last download, before that the common start, (n_values,).
+        """Values that an upload is a change against: what came last, before that the common start, (n_values,).
 
-        Nothing in it depends on the client's data alone.
+        Client and server both have them, and nothing in them depends on the client's data alone.
         """
-        return self.state.memory.get(RECEIVED, self.shared_model.start_values)
+        return self.context.upload_reference(self.shared_model.exchanged_start, self.state.memory.get(RECEIVED))
+
+    @property
+    def download_reference(self) -> Vector:
+        """Values that a download is a change against: the last one, before that the common start, (n_values,)."""
+        return self.context.download_reference(self.shared_model.exchanged_start, self.state.memory.get(RECEIVED))
 
     def _is_worse(self, values: Vector, worse_by: float | None) -> bool:
         """Return True if received values exceed the client's own validation loss by more than `worse_by` nats."""

@@ -47,7 +47,7 @@ class ClientState:
     """Everything that a client keeps from round to round.
 
     Attributes:
-        tensors: trained tensors by name.
+        tensors: tensors that are trained or received, by name.
         moments: moments of AdamW.
         steps: optimiser steps since the first round.
         memory: what the steps of an upload keep, see `upload.py`.
@@ -215,7 +215,10 @@ def _train_together(
     jobs = []
     for each in rounds:
         start = each.start(shared_model)
-        own = {name: nn.Parameter(start[name].to(param.device, copy=True)) for name, param in shared.items()}
+        own = {
+            name: nn.Parameter(start[name].to(param.device, copy=True), param.requires_grad)
+            for name, param in shared.items()
+        }
         jobs.append(each.job(shared_model, settings, own))
     results = train_locally(shared_model.model, jobs, settings, shared, stop)
     return [

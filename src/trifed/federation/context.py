@@ -10,8 +10,8 @@ from trifed.federation.compression import Compression, make_compression
 from trifed.federation.messages import Header, bytes_of_values, decode_values, encode_values
 from trifed.federation.parts import Part, in_part
 from trifed.methods import AggregationSettings, Method
-from trifed.methods.base import Options
-from trifed.methods.packing import Layout, Tensors, pack, unpack
+from trifed.methods.base import Options, directions
+from trifed.methods.packing import Layout, Tensors, Vector, pack, select, unpack
 from trifed.methods.summaries import NOISED_DIM, SUMMARY_DIM
 
 
@@ -20,7 +20,9 @@ class RunContext:
     """Facts of a run that all its messages depend on.
 
     Attributes:
-        compression: encoding of values that are sent, both ways.
+        compression: encoding of uploads.
+        downloads: encoding of downloads.
+        exchanged: names and shapes of all tensors that are sent, received, or both.
         run: the run's identity.
         base: first 16 hex digits of the base model's fingerprint.
         rank: rank of the adapters.
@@ -31,6 +33,8 @@ class RunContext:
     method: Method
     options: Options
     compression: Compression
+    downloads: Compression
+    exchanged: Layout
     run: str
     base: str
     rank: int
@@ -42,8 +46,11 @@ class RunContext:
         return Header(kind, self.run, self.base, number, client, examples)
 
     def part(self, number: int) -> Part | None:
-        """Return what the uploads of round `number` hold; None for all that the method sends."""
-        if not self.method.turns:
+        """Return what the uploads of round `number` hold; None for all that the method sends.
+
+        A method with turns sends everything in every round if its downloads hold other tensors.
+        """
+        if not self.method.turns or self.downloads.layout != self.compression.layout:
             return None
         part = Part.of(self.compression.layout, partial(self.method.in_turn, number))
         return None if part.places.all() else part
@@ -59,8 +66,29 @@ class RunContext:
         It holds what the round before has changed, or everything for a client that took no part in that round; its
         size says which.
         """
+        if not self.part(number - 1):
+            return self.downloads
         changed = self.for_upload(number - 1)
-        return changed if bytes_of_values(payload) == sum(changed.sizes.values()) else self.compression
+        return changed if bytes_of_values(payload) == sum(changed.sizes.values()) else self.downloads
+
+    def upload_reference(self, start: Vector, received: Vector | None) -> Vector:
+        """Return the values that an upload is a change against, packed by the upload's layout.
+
+        Args:
+            start: The common start, packed by `exchanged`.
+            received: The last download, packed by its layout; None before there was one. What it does not hold is
+                a change against the start.
+        """
+        if received is not None and self.downloads.layout == self.compression.layout:
+            return received
+        if received is None:
+            return select(start, self.exchanged, self.compression.layout)
+        known = {**unpack(start, self.exchanged), **unpack(received, self.downloads.layout)}
+        return pack(known, self.compression.layout)
+
+    def download_reference(self, start: Vector, received: Vector | None) -> Vector:
+        """Return the values that a download is a change against, packed by its layout; see `upload_reference`."""
+        return select(start, self.exchanged, self.downloads.layout) if received is None else received
 
 
 def run_context(
@@ -70,17 +98,20 @@ def run_context(
 
     Args:
         config: The settings.
-        layout: Names and shapes of the values that are sent.
+        layout: Names and shapes of all that is sent, received, or both.
         fingerprint: That of the base model.
         run: The run's identity; None for the one that follows from the settings.
         features: Number of the base model's features; it counts only if summaries are of raw features.
     """
-    options = config.method.options()
+    options, method = config.method.options(), config.composed_method()
     dim = features if options.raw_summary() else SUMMARY_DIM
+    sent, received = directions(method, layout)
     return RunContext(
-        method=config.composed_method(),
+        method=method,
         options=options,
-        compression=make_compression(layout, config.wire),
+        compression=make_compression(sent, config.wire),
+        downloads=make_compression(received, config.wire),
+        exchanged=layout,
         run=run or config.run_id(),
         base=fingerprint[:16],
         rank=config.adapter.rank,

@@ -24,7 +24,7 @@ from trifed.common.errors import ModelError, nearest
 from trifed.config.settings import Bits, Pooling, WireSettings
 from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header, encode_values, layout_sizes
-from trifed.federation.shared_model import adapted_weights, layout_of, named_parameters, trains_beside
+from trifed.federation.shared_model import adapted_weights, layouts_of, named_parameters, trains_beside
 from trifed.methods import METHODS, Method
 from trifed.methods.base import (
     Options,
@@ -223,9 +223,14 @@ def _method_cost(
 ) -> MethodCost:
     """Return the cost of a method. `head`: outputs of the head, and number of the base's features."""
     trained = {name: param for name, param in parameters.items() if method.trains(name) or trains_beside(name)}
-    layout = layout_of(method, trained)
+    holds = method.receives or method.trains
+    own = {name: param for name, param in parameters.items() if name in trained or holds(name)}
+    layout, received = layouts_of(method, own)
     turns = method.layouts(layout)
-    sent = sum(sum(make_compression(turn, wire).sizes.values()) for turn in turns) // len(turns)
+    up, down = (
+        sum(sum(make_compression(turn, wire).sizes.values()) for turn in method.layouts(each)) // len(turns)
+        for each in (layout, received)
+    )
     return MethodCost(
         method=method.name,
         adapter=method.adapter,
@@ -236,9 +241,9 @@ def _method_cost(
         trained_values=sum(param.numel() for param in trained.values()),
         sent_values=sum(map(_values, turns)) // len(turns),
         head_values=_values(tuple(item for item in layout if is_head(item[0]))),
-        bytes_up=sent,
-        bytes_down=sent,  # a download has the layout of an upload
-        times_fewer=4 * lora_values / sent if sent else None,
+        bytes_up=up,
+        bytes_down=down,
+        times_fewer=4 * lora_values / up if up else None,
         once=tuple(_one_time_messages(method, parameters, *head)),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
@@ -45,11 +47,16 @@ def device_and_precision(model: nn.Module, settings: TrainingSettings) -> tuple[
     return device, choose_precision(settings, device)
 
 
-def narrow_frozen_weights(model: nn.Module, settings: TrainingSettings) -> int:
+def narrow_frozen_weights(model: nn.Module, settings: TrainingSettings, own: Iterable[nn.Parameter] = ()) -> int:
     """Keep frozen weights of linear layers in bfloat16 where autocast would convert them in every pass.
 
     Results stay the same to the last bit, since autocast rounds the same way. Nothing may use the model without
     autocast afterwards.
+
+    Args:
+        model: The model.
+        settings: The training settings.
+        own: Parameters that belong to a client, which stay as they are even if they are frozen.
 
     Returns:
         The number of layers that were changed.
@@ -59,6 +66,7 @@ def narrow_frozen_weights(model: nn.Module, settings: TrainingSettings) -> int:
     linear = [part for part in model.modules() if isinstance(part, nn.Linear | Conv1D)]
     # A language model's output layer may share its weight with the embeddings, which autocast does not convert.
     others = {id(p) for part in model.modules() if part not in set(linear) for p in part.parameters(recurse=False)}
+    others |= set(map(id, own))
     found = [part for part in linear if part.weight.dtype == torch.float32 and not part.weight.requires_grad]
     changed = [part for part in found if id(part.weight) not in others]
     for part in changed:

@@ -145,7 +145,7 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
         "run_id": config.run_id(),
         **({"start_digest": shared_model.start_digest} if shared_model.start_digest else {}),
         **outside,
-        "trained_values": sum(p.numel() for p in shared_model.parameters.values()),
+        "trained_values": shared_model.trained_values,
         "sent_values": values_a_round(config.composed_method(), shared_model.layout),
     }
 

@@ -14,7 +14,7 @@ from trifed.federation.context import RunContext, decode_tensors, encode_tensors
 from trifed.federation.messages import BAD_REPLY, Rejected, decode_summary
 from trifed.federation.screening import Bounded, Screening
 from trifed.methods.base import Gradient, ServerContext, State, Upload, is_head
-from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
+from trifed.methods.packing import Layout, Tensors, Vector, pack, select, unpack
 from trifed.similarity import Summary
 from trifed.similarity.summary import MOST_CLASSES
 
@@ -53,7 +53,7 @@ class Server:
     Attributes:
         clients: Number of clients.
         names: The clients' names by index, for methods that share within given groups.
-        start: Common start of the values that are sent, (n_values,).
+        start: Common start of the values that go either way, (n_values,), packed by `RunContext.exchanged`.
         state: The method's state.
         summaries: The clients' data summaries by index.
         references: Reference vectors of the messages in few bits.
@@ -134,7 +134,7 @@ class Server:
 
     def start_from_projections(self) -> None:
         """Replace the common start of the cores by that of the shared projections."""
-        layout = self.context.compression.layout
+        layout = self.context.exchanged
         start = {**unpack(self.start, layout), **self.shared_projections}
         self.start = pack({name: start[name] for name, _ in layout}, layout)
 
@@ -194,20 +194,20 @@ class Server:
         values = self.context.method.download(self.state, client)
         if values is None:
             return None
-        header, reference = self.context.header("download", number, client), self._reference(client)
+        header, reference = self.context.header("download", number, client), self._download_reference(client)
         encoding = self._encoding(number, client)
         payload = encoding.encode(header, values, reference)
-        if not self.context.compression.lossless:
+        if not self.context.downloads.lossless:
             self.references.pending[client] = encoding.decode(payload, header, reference)[1]
         return payload
 
     def arrives(self, client: int) -> Vector | None:
         """Return the values that a client has after its next download, (n_values,); None if nothing is sent."""
         values = self.context.method.download(self.state, client)
-        if values is None or self.context.compression.lossless:
+        if values is None or self.context.downloads.lossless:
             return values
         number = max(self.references.accepted.values(), default=0) + 1
-        return self._encoding(number, client).arrives(values, self._reference(client))
+        return self._encoding(number, client).arrives(values, self._download_reference(client))
 
     def accept(self, number: int, client: int, payload: bytes, examples: int | None = None) -> Upload | Rejected:
         """Check and decode a client's upload of round `number`.
@@ -220,7 +220,7 @@ class Server:
                 number in every round would choose its own weight.
         """
         header = self.context.header("upload", number, client)
-        reference = self.references.pending.get(client, self._reference(client))
+        reference = self._upload_reference(client)
         try:
             found, values = self.context.for_upload(number).decode(payload, header, reference)
         except MessageError as error:
@@ -249,8 +249,7 @@ class Server:
 
     def _values_before(self, client: int) -> Vector:
         """Return the values that a client began the present round with, (n_values,)."""
-        values = self.context.method.download(self.state, client)
-        return self.start if values is None else values
+        return self.context.upload_reference(self.start, self.context.method.download(self.state, client))
 
     def _encoding(self, number: int, client: int) -> Compression:
         """Return the encoding of a client's download in round `number`.
@@ -258,14 +257,20 @@ class Server:
         With turns it holds what the round before has changed, if the client took part in that; else everything.
         """
         took_part = self.references.accepted.get(client) == number - 1
-        return self.context.for_upload(number - 1) if took_part else self.context.compression
+        partly = took_part and self.context.part(number - 1) is not None
+        return self.context.for_upload(number - 1) if partly else self.context.downloads
 
-    def _reference(self, client: int) -> Vector:
-        return self.references.confirmed.get(client, self.start)
+    def _download_reference(self, client: int) -> Vector:
+        return self.context.download_reference(self.start, self.references.confirmed.get(client))
+
+    def _upload_reference(self, client: int) -> Vector:
+        received = self.references.pending.get(client, self.references.confirmed.get(client))
+        return self.context.upload_reference(self.start, received)
 
     def _server_context(self) -> ServerContext:
-        layout, names = self.context.compression.layout, tuple(self.names)
-        return ServerContext(self.clients, layout, self.start, self.summaries, names)
+        sent, received = self.context.compression.layout, self.context.downloads.layout
+        start = select(self.start, self.context.exchanged, sent)
+        return ServerContext(self.clients, sent, start, self.summaries, tuple(self.names), received)
 
 
 def layout_of(tensors: Tensors) -> Layout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from trifed.data import Examples
 from trifed.federation.device_placement import place_model
 from trifed.federation.evaluation import embed, mean_gradient
 from trifed.federation.stack import can_stack
-from trifed.methods.base import Method, is_core, is_factor, is_head
+from trifed.methods.base import Method, directions, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base import HeadedModel
@@ -46,11 +46,12 @@ class SharedModel:
         settings: The model's settings.
         model: The task's model around `encoder`.
         encoder: The base, wrapped by PEFT or not.
-        parameters: The tensors that the method trains, by name.
-        frozen: The adapter's tensors that the method does not train, by name.
+        parameters: The tensors that the method trains or receives, by name.
+        frozen: The adapter's other tensors, by name.
         adapted: The base model's weights of the adapted layers, by layer.
         start: Initial values of `parameters`, equal for all clients with the run's seed.
         layout: Names and shapes of the tensors that are sent.
+        received: Names and shapes of the tensors that a download holds.
         lora_bytes: float32 bytes of A, B and head together, which `fedavg-lora` sends on this model.
         start_digest: SHA-256 of the adapter that all clients start from; empty for a new one.
         alone: Why clients cannot train in one pass, if that became known.
@@ -68,6 +69,7 @@ class SharedModel:
     adapted: dict[str, torch.nn.Parameter]
     start: dict[str, Tensor]
     layout: Layout
+    received: Layout
     lora_bytes: int
     start_digest: str = ""
     alone: list[str] = field(default_factory=list)
@@ -90,9 +92,31 @@ class SharedModel:
         return not self.alone and can_stack(self.model, self.parameters)
 
     @property
+    def trained_values(self) -> int:
+        """Number of values that train."""
+        return sum(param.numel() for param in self.parameters.values() if param.requires_grad)
+
+    def untrained(self, in_turn: Callable[[str], bool]) -> frozenset[str]:
+        """Return the names of the parameters that keep their values in a round. `in_turn`: whose turn it is."""
+        turn = {name for name in self.parameters if in_turn(name) or trains_beside(name)}
+        return frozenset(n for n, param in self.parameters.items() if n not in turn or not param.requires_grad)
+
+    @property
+    def exchanged(self) -> Layout:
+        """Names and shapes of the tensors that are sent, received, or both, in the model's order."""
+        either = {*self.layout, *self.received}
+        both = ((name, tuple(param.shape)) for name, param in self.parameters.items())
+        return self.layout if self.layout == self.received else tuple(item for item in both if item in either)
+
+    @property
     def start_values(self) -> Vector:
         """Packed initial values of the tensors that are sent, (n_values,)."""
         return self.pack(self.start)
+
+    @property
+    def exchanged_start(self) -> Vector:
+        """Packed initial values of the tensors of `exchanged`, (n_values,)."""
+        return self.pack(self.start, self.exchanged)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy a client's tensors into the model."""
@@ -104,13 +128,14 @@ class SharedModel:
         """Return copies of the loaded client's tensors on the CPU."""
         return copies(self.parameters)
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Vector:
-        """Pack those of a client's tensors that are sent, (n_values,)."""
-        return pack({name: tensors[name].numpy() for name, _ in self.layout}, self.layout)
+    def pack(self, tensors: Mapping[str, Tensor], layout: Layout | None = None) -> Vector:
+        """Pack those of a client's tensors that are sent, or those of another `layout`, (n_values,)."""
+        chosen = self.layout if layout is None else layout
+        return pack({name: tensors[name].numpy() for name, _ in chosen}, chosen)
 
     def receive(self, tensors: Mapping[str, Tensor], values: Vector) -> dict[str, Tensor]:
         """Return a client's tensors with those of a download, `values` (n_values,), replaced."""
-        return {**tensors, **{name: torch.tensor(array) for name, array in unpack(values, self.layout).items()}}
+        return {**tensors, **{name: torch.tensor(array) for name, array in unpack(values, self.received).items()}}
 
     def encode(self, examples: Examples) -> Encoded:
         """Convert examples to the model's input format; raises the errors of the task's `encode`."""
@@ -224,6 +249,9 @@ def build_shared_model(
     trained = {name: p for name, p in everything.items() if method.trains(name) or trains_beside(name)}
     for name, param in everything.items():
         param.requires_grad_(name in trained)
+    holds = method.receives or method.trains
+    own = {name: param for name, param in everything.items() if name in trained or holds(name)}
+    layout, received = layouts_of(method, own)
     head_values = sum(param.numel() for name, param in everything.items() if is_head(name))
     return SharedModel(
         task=task,
@@ -231,11 +259,12 @@ def build_shared_model(
         settings=model_settings,
         model=model,
         encoder=encoder,
-        parameters=trained,
-        frozen={n: p for n, p in everything.items() if n not in trained and (is_factor(n) or is_core(n))},
+        parameters=own,
+        frozen={n: p for n, p in everything.items() if n not in own and (is_factor(n) or is_core(n))},
         adapted=adapted_weights(everything),
-        start={name: param.detach().to("cpu", copy=True) for name, param in trained.items()},
-        layout=layout_of(method, trained),
+        start={name: param.detach().to("cpu", copy=True) for name, param in own.items()},
+        layout=layout,
+        received=received,
         lora_bytes=4 * (lora_values + head_values),
     )
 
@@ -271,10 +300,16 @@ def named_parameters(model: nn.Module, pooling: Pooling) -> dict[str, nn.Paramet
     }
 
 
-def layout_of(method: Method, trained: Mapping[str, Tensor]) -> Layout:
-    """Return names and shapes of the trained parameters that a method sends, in the model's order."""
-    sent = (name for name in trained if method.sends(name) and not trains_beside(name))
-    return tuple((name, tuple(trained[name].shape)) for name in sent)
+def layouts_of(method: Method, own: Mapping[str, Tensor]) -> tuple[Layout, Layout]:
+    """Return the layouts of an upload and of a download, in the model's order.
+
+    Args:
+        method: The method.
+        own: The parameters that it trains or receives, by name.
+    """
+    holds = method.receives or method.sends
+    named = ((name, tuple(param.shape)) for name, param in own.items() if not trains_beside(name))
+    return directions(method, tuple(item for item in named if method.sends(item[0]) or holds(item[0])))
 
 
 def trains_beside(name: str) -> bool:

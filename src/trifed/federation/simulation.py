@@ -59,8 +59,8 @@ class Simulation:
         config = self.config
         self.log = EventLog(self.folder, self.listener)
         model = self.shared_model
-        self.context = run_context(config, model.layout, model.fingerprint, features=model.model.hidden)
-        self.server = Server(self.context, len(self.datasets), self.shared_model.start_values)
+        self.context = run_context(config, model.exchanged, model.fingerprint, features=model.model.hidden)
+        self.server = Server(self.context, len(self.datasets), self.shared_model.exchanged_start)
         self.server.names = [dataset.name for dataset in self.datasets]
         labels = len(self.data.label_names)
         ledgers = self.folder.path / PRIVACY
@@ -142,7 +142,7 @@ class Simulation:
             index, client.state = client.dataset.index, state
             if "received" in state.memory:
                 self.server.references.confirmed[index] = state.memory["received"]
-            missing = any(name not in state.tensors for name, _ in self.shared_model.layout)
+            missing = any(name not in state.tensors for name, _ in self.shared_model.received)
             arrived = self.server.arrives(index) if missing else None
             if arrived is not None:
                 client.state = replace(state, tensors=self.shared_model.receive(state.tensors, arrived))
@@ -261,9 +261,9 @@ class Simulation:
             or any(method.download(server.state, index) is None for index in range(len(states)))
         ):
             return states
-        sent = {name for name, _ in self.shared_model.layout}
+        received = {name for name, _ in self.shared_model.received}
         return [
-            replace(state, tensors={name: t for name, t in state.tensors.items() if name not in sent})
+            replace(state, tensors={name: t for name, t in state.tensors.items() if name not in received})
             for state in states
         ]
 

@@ -64,7 +64,9 @@ class ClientStack(Stack):
         for name, values in stacked.items():
             for client, own in zip(clients, values, strict=True):
                 client[name].data = own
-        super().__init__(model, shared, {name: values.requires_grad_() for name, values in stacked.items()})
+        for name, values in stacked.items():
+            values.requires_grad_(shared[name].requires_grad)
+        super().__init__(model, shared, stacked)
         self.clients = clients
 
     def hand_out_gradients(self) -> None:

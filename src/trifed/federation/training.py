@@ -77,7 +77,8 @@ class LocalTraining:
     """One client's local training of one round: parameters, data, random numbers and place in the schedule.
 
     Attributes:
-        parameters: The parameters to train in place, by name: the model's own, or, beside other clients, others.
+        parameters: The client's parameters by name: the model's own, or, beside other clients, others. They are
+            trained in place, but for those that ask for no gradient.
         data: The client's training examples.
         random: The round's random numbers.
         steps_before: The client's steps in earlier rounds, for the learning rate schedule.

@@ -109,8 +109,13 @@ class Upload:
 class ServerContext:
     """Facts that a method's server functions may use.
 
-    `start`: (n_values,), the initial values that all clients share. `summaries`: by client, empty if the method
-    makes none. `names`: the clients' names, in the order of their indices.
+    Attributes:
+        clients: Number of clients.
+        layout: Names and shapes of what an upload holds.
+        start: (n_values,), the initial values that all clients share, packed by `layout`.
+        summaries: By client; empty if the method makes none.
+        names: The clients' names, in the order of their indices.
+        received: Names and shapes of what a download holds, for a method that says what it `receives`.
     """
 
     clients: int
@@ -118,6 +123,7 @@ class ServerContext:
     start: Vector
     summaries: Mapping[int, Summary] = field(default_factory=dict)
     names: Sequence[str] = ()
+    received: Layout = ()
 
 
 OnMembershipChange = Callable[[Options, ServerContext, State, Sequence[int]], State]
@@ -168,6 +174,8 @@ class Method:
         trains: Predicate on parameter names: `….lora_A.weight`, `….lora_B.weight`, `….lora_C.weight`,
             `head.weight`, `head.bias`; without an adapter, the base model's own names.
         sends: The same kind of predicate for what is sent. What trains and is not sent stays with the client.
+        receives: The same kind of predicate for what a download holds; None if that is what is sent. A tensor that
+            is received and does not train is frozen, and belongs to the client all the same.
         evaluated_model: The model that a client uses, hence the one that is evaluated: the model it has just
             trained, the one it receives after aggregation, or an interpolation between the two.
         interpolation: For "interpolated": 0 is the trained model, 1 the received one.
@@ -176,7 +184,8 @@ class Method:
         options: Settings of the method.
         start: Makes the server's state before round 1.
         aggregate: Takes a round's uploads into the state.
-        download: Returns the values for one client, (n_values,), or None while there is nothing to send.
+        download: Returns the values for one client, packed in the order of `ServerContext.received`, or None while
+            there is nothing to send.
         summarise: Makes a client's one-time data summary; None if the method needs none.
         proximal: Makes the proximal term of local training; None for none.
         shared_projections: Makes the frozen A and B, and the initial C, from the clients' first gradients.
@@ -201,6 +210,7 @@ class Method:
     adapter: AdapterKind
     trains: Callable[[str], bool]
     sends: Callable[[str], bool]
+    receives: Callable[[str], bool] | None = None
     evaluated_model: Literal["trained", "received", "interpolated"] = "received"
     options: type[Options] = Options
     start: Callable[[Options, ServerContext], State] = start_empty
@@ -230,6 +240,16 @@ class Method:
         return tuple(tuple(item for item in layout if turn(item[0])) for turn in self.turns) or (layout,)
 
 
+def directions(method: Method, exchanged: Layout) -> tuple[Layout, Layout]:
+    """Return the layouts of an upload and of a download. `exchanged`: of all that goes either way."""
+    if method.receives is None:
+        return exchanged, exchanged
+    sent, received = (
+        tuple(item for item in exchanged if holds(item[0])) for holds in (method.sends, method.receives)
+    )
+    return sent, received
+
+
 def logged_stage(stage: str) -> str:
     """Return the name of a model's stage in event logs and results, where earlier versions have fixed it."""
     return "between" if stage == "interpolated" else stage
@@ -243,6 +263,11 @@ def is_core(name: str) -> bool:
 def is_factor(name: str) -> bool:
     """Return whether a parameter is an outer factor, A (r, d_in) or B (d_out, r)."""
     return ".lora_A." in name or ".lora_B." in name
+
+
+def is_residual(name: str) -> bool:
+    """Return whether a parameter is a residual R, shape (d_out, d_in), of LoRA with residuals."""
+    return ".lora_R." in name
 
 
 def is_head(name: str) -> bool:

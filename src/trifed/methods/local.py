@@ -36,6 +36,7 @@ def alone(method: Method) -> Method:
         method,
         name=ALONE,
         sends=lambda name: False,
+        receives=None,
         evaluated_model="trained",
         interpolation=1.0,
         chooses_interpolation=False,

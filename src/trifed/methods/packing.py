@@ -1,4 +1,4 @@
-"""The tensors that are sent, packed into one vector, and back."""
+"""Tensors that are sent or received, packed into one vector, and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float32]
 Tensors = dict[str, NDArray[np.float32]]
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
-"""Names and shapes of the tensors that are sent, in the order in which they are packed."""
+"""Names and shapes of tensors, in the order in which they are packed."""
+
+
+def select(values: Vector, layout: Layout, wanted: Layout) -> Vector:
+    """Return the values of the tensors in `wanted` from values packed by a `layout` that has them all."""
+    return values if wanted == layout else pack(unpack(values, layout), wanted)
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], layout: Layout) -> Vector:

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -90,7 +90,8 @@ def compose(
     prior = personalization.label_prior and labelled
     kept = (*personalization.keep, *([BIAS] if prior else []))
     if kept:
-        composed = replace(composed, sends=lambda name: plain.sends(name) and not name.startswith(kept))
+        composed = replace(composed, sends=_without(plain.sends, kept))
+        composed = replace(composed, receives=plain.receives and _without(plain.receives, kept))
     if prior:
         composed = replace(composed, local_init=LabelPrior(personalization.prior_smoothing))
     if personalization.interpolate is not None:
@@ -103,6 +104,10 @@ def compose(
         term = Proximal(strength=personalization.proximal)
         composed = replace(composed, proximal=lambda options: term)
     return composed if personalization.share else alone(composed)
+
+
+def _without(holds: Callable[[str], bool], kept: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda name: holds(name) and not name.startswith(kept)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,9 @@ def _notes(cost: Cost) -> list[str]:
     return [
         f"{cost.base_values:,} weights; {cost.layers} adapted layers ({targets}), rank {cost.rank} and 32 bits a "
         f"number where no others are named; head: {layer if cost.labels else 'none'}.",
-        "values: numbers that a client sends, and as many receives, in a round; head: its share of them; "
-        f"each way: bytes up and bytes down, without the envelope of about {cost.envelope} a message.",
+        "values: numbers that a client sends in a round, and as many receives where one size is named for each "
+        "way; head: its share of them; each way: bytes up and bytes down, without the envelope of about "
+        f"{cost.envelope} a message.",
         f"fewer: bytes up, against A, B and head of plain LoRA of rank {cost.rank} ({cost.lora_values:,} values, "
         "32 bits each).",
         *(
