@@ -68,6 +68,7 @@ def render_cost(cost: Cost) -> RenderableType:
             table.add_column(column.label, justify=column.side, no_wrap=not wraps, min_width=width)
     for item, (name, _, *rest) in zip(cost.methods, cost_table(cost).cells(), strict=True):
         below = [item.adapter, ", ".join(_own(item, cost))]
+        rest = [cell.replace(" / ", " /\n") for cell in rest]  # two sizes, one below the other
         table.add_row(Text("\n").join([Text(name), *(Text(line, "dim") for line in below if line)]), *rest)
     return Group(table, Text(), *map(Text, _notes(cost)))
 
