@@ -85,7 +85,7 @@ def attach(
     for name, param in wrapped.named_parameters():
         if is_token_embedding(name) or is_norm(name):
             param.data = param.data.float()  # as all that trains
-    if settings.init_std is not None and kind in ("lora", "tri-matrix"):
+    if settings.init_std is not None and kind in ("lora", "lora-residual", "tri-matrix"):
         _draw_first_factors(wrapped, settings.init_std, seed)
     return wrapped
 
