@@ -321,7 +321,7 @@ def test_guards_change_no_identity_and_the_runs_before_them_keep_theirs():
         "adapter": {"init_std", "start", "train_norms", "train_tokens"},
         "model": {"target_mean", "target_scale"},
         "training": {"clients_at_once", "class_weights"},
-        "data": {"separator", "encoding", "sheet", "label_separator"},
+        "data": {"separator", "encoding", "sheet", "label_separator", "holdout"},
     }
     before = config(evaluate_every=1).model_dump_json(
         exclude=dict.fromkeys([*NO_NUMBERS, *PARTS, "privacy", "client_settings"], True) | later

@@ -152,3 +152,26 @@ def test_held_out_parts_are_stratified() -> None:
 def test_a_fraction_of_zero_holds_nothing_out() -> None:
     train, valid, test = split_rows(np.zeros(10, dtype=np.int64), 0.0, 0.0, np.random.default_rng(0))
     assert [len(train), len(valid), len(test)] == [10, 0, 0]
+
+
+def test_the_last_rows_are_held_out_in_order():
+    labels = np.arange(20) // 10
+    parts = split_rows(labels, 0.2, 0.25, np.random.default_rng(0), "last")
+    assert [part.tolist() for part in parts] == [[*range(11)], [*range(11, 15)], [*range(15, 20)]]
+
+
+def test_rows_held_out_at_random_are_a_partition_of_the_wanted_sizes_and_not_stratified():
+    labels = np.arange(40) % 2
+    shares = set()
+    for seed in range(20):
+        train, valid, test = split_rows(labels, 0.1, 0.25, np.random.default_rng(seed), "random")
+        assert (len(train), len(valid), len(test)) == (26, 4, 10)
+        assert sorted(np.concatenate([train, valid, test]).tolist()) == list(range(40))
+        shares.add(int(labels[test].sum()))
+    assert len(shares) > 1
+
+
+@pytest.mark.parametrize("holdout", ["last", "random"])
+def test_a_single_row_stays_in_train(holdout):
+    parts = split_rows(np.zeros(1, np.int64), 0.2, 0.5, np.random.default_rng(0), holdout)
+    assert [len(part) for part in parts] == [1, 0, 0]

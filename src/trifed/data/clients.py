@@ -171,7 +171,8 @@ def _split_clients(
     classes = labels if settings.label and TAGS not in table.inputs and table.targets is None else None
     for number, (name, mine) in enumerate(_usable(capped, classes, settings, notes).items(), first):
         rng = np.random.default_rng([seed, HOLDOUT_STREAM, number])
-        parts = split_rows(labels[mine], settings.valid_fraction, settings.test_fraction, rng)
+        fractions = (settings.valid_fraction, settings.test_fraction)
+        parts = split_rows(labels[mine], *fractions, rng, settings.holdout)
         examples = (_examples(table.subset(mine[part]), labels[mine[part]]) for part in parts)
         clients.append(ClientData(name, *examples))
     _check_held_out(clients, settings, notes)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
-from trifed.data.settings import ClientSettings
+from trifed.data.settings import ClientSettings, Holdout
 
 Rows = NDArray[np.int64]
 
@@ -97,23 +97,36 @@ def file_names(names: Sequence[str]) -> list[str]:
 
 
 def split_rows(
-    labels: NDArray[np.int64], valid_fraction: float, test_fraction: float, rng: np.random.Generator
+    labels: NDArray[np.int64],
+    valid_fraction: float,
+    test_fraction: float,
+    rng: np.random.Generator,
+    holdout: Holdout = "stratified",
 ) -> tuple[Rows, Rows, Rows]:
-    """Split rows into train, validation and test, stratified by label.
+    """Split rows into train, validation and test.
 
-    At least one example of every label stays in train, so a label that occurs once is never held out. A part with
-    a positive fraction gets at least one example, if any label has one to spare.
+    Stratified by label, at least one example of every label stays in train, so a label that occurs once is never
+    held out. A part with a positive fraction gets at least one example, if any label has one to spare. By the
+    other rules, at least one example stays in train.
 
     Args:
         labels: (n,).
         valid_fraction: Share of the examples in validation.
         test_fraction: Share of the examples in test.
         rng: Source of the random order.
+        holdout: Equal shares of every label, rows at random, or in order: train, then validation, then test.
 
     Returns:
         The rows of train, validation and test: ascending, disjoint, together 0 … n-1.
     """
     n = len(labels)
+    if holdout != "stratified":
+        order = np.arange(n) if holdout == "last" else rng.permutation(n)
+        n_test = min(_target(n, test_fraction), max(0, n - 1))
+        n_valid = min(_target(n, valid_fraction), max(0, n - 1 - n_test))
+        ends = (n - n_test - n_valid, n - n_test)
+        first, second, third = (np.sort(rows).astype(np.int64) for rows in np.split(order, ends))
+        return first, second, third
     kinds, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     part = np.zeros(n, dtype=np.int64)
     spare = counts - 1

@@ -15,6 +15,7 @@ from trifed.data.in_memory import as_file, names_files
 from trifed.data.sites import visible_sites
 
 Split = Literal["iid", "dirichlet", "pathological", "column", "sizes", "files"]
+Holdout = Literal["stratified", "random", "last"]
 
 
 class ClientSettings(StrictSettings):
@@ -145,6 +146,11 @@ class DataSettings(StrictSettings):
     )
     test_fraction: float = Field(
         default=0.25, ge=0, lt=1, description="Share of each client's examples that is held out for testing."
+    )
+    holdout: Holdout = Field(
+        "stratified",
+        description="Rule that holds examples out for validation and testing: the same shares of every label "
+        "(stratified), at random, or the last rows of each client (last), such as the newest ones.",
     )
     max_examples: int | None = Field(
         default=None,
