@@ -12,7 +12,7 @@ differ only in their label frequencies differ in the first and not in the second
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -95,22 +95,64 @@ def shared_label_ratio(summaries: Sequence[Summary]) -> Floats:
     Raises:
         SimilarityError: No summaries, or mixed dimensions.
     """
-    from scipy.spatial.distance import pdist, squareform  # imported late: a site's node imports this file often
-
-    labels = sorted({int(label) for summary in summaries for label in summary.labels if label != MERGED})
-    size = len(summaries)
-    distance, noise = np.zeros((size, size)), np.zeros((size, size))
-    for label in labels:
-        means, spreads, counts = pooled_moments([_of_label(summary, label) for summary in summaries])
-        known = np.flatnonzero(np.isfinite(spreads))
-        own, pairs = spreads[known] / counts[known], np.ix_(known, known)
-        # pdist subtracts, so that equal means have distance exactly 0, and never holds (N, N, dim) in memory.
-        distance[pairs] += squareform(pdist(means[known], "sqeuclidean")) if len(known) > 1 else 0.0
-        noise[pairs] += own[:, None] + own[None]
+    moments = LabelMoments.of(summaries)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio: Floats = distance / noise
+        ratio: Floats = moments.distances() / moments.noises()
     np.fill_diagonal(ratio, 0.0)
     return ratio
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMoments:
+    """Moments of N clients' examples of L labels, from their summaries.
+
+    Attributes:
+        known: Whether a client's summary has components of a label, (N, L).
+        means: Means, (N, L, dim); 0 where unknown.
+        noise: Squared standard errors of the means, tr Σ / n, (N, L); 0 where unknown.
+    """
+
+    known: npt.NDArray[np.bool_]
+    means: Floats
+    noise: Floats
+
+    @classmethod
+    def of(cls, summaries: Sequence[Summary]) -> LabelMoments:
+        """Return the moments of every label that is in a summary.
+
+        Raises:
+            SimilarityError: No summaries, or mixed dimensions.
+        """
+        labels = sorted({int(label) for summary in summaries for label in summary.labels if label != MERGED})
+        width = summaries[0].means.shape[1] if len(summaries) else 0
+        shape = (len(summaries), len(labels))
+        known, means, noise = np.zeros(shape, bool), np.zeros((*shape, width)), np.zeros(shape)
+        for place, label in enumerate(labels):
+            found, spreads, counts = pooled_moments([_of_label(summary, label) for summary in summaries])
+            has = known[:, place] = np.isfinite(spreads)
+            means[has, place] = found[has]
+            noise[has, place] = spreads[has] / counts[has]
+        return cls(known, means, noise)
+
+    def distances(self) -> Floats:
+        """Return $Σ_y ‖m_{iy} - m_{jy}‖²$ over the labels that both have, (N, N)."""
+        # Imported late: a site's node imports this file often.
+        from scipy.spatial.distance import pdist, squareform
+
+        distance = np.zeros((len(self.known), len(self.known)))
+        for label in range(self.known.shape[1]):
+            known = np.flatnonzero(self.known[:, label])
+            if len(known) > 1:
+                # pdist subtracts, so that equal means have distance exactly 0, and never holds (N, N, dim).
+                means = self.means[known, label]
+                distance[np.ix_(known, known)] += squareform(pdist(means, "sqeuclidean"))
+        return distance
+
+    def noises(self) -> Floats:
+        """Return what noise explains of `distances` on average, (N, N)."""
+        own = self.noise @ self.known.T.astype(np.float64)
+        noises: Floats = own + own.T
+        return noises
 
 
 def _of_label(summary: Summary, label: int) -> Summary:
