@@ -1,0 +1,194 @@
+"""What is compared: data sets, arms, and learning rates. No code of the comparison itself.
+
+Conditions that are equal for all arms: model, data, splits, seeds, rounds, batches, optimiser, one bit a number in
+both directions, the same number of learning rates tried on validation data of the same set, and the same client
+parts (label prior, calibration, interpolation) for every method that shares. An arm's settings hold only what it
+is named for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Json = dict[str, Any]
+CLIENT_PARTS: Json = {"personalization": {"label_prior": True, "calibrate": True, "interpolate": 0.75}}
+ROUNDS = 12
+"""Rounds of one epoch at batch 32: about 150 steps of a client with 400 examples. *rising* in the tables says
+whether that was the plateau."""
+SEEDS = (0, 1)
+TUNING_SEED = 100
+"""The seed of the runs that choose a learning rate; no result is reported of it."""
+RATE_FACTOR = 3.0
+"""Tried are the arm's usual learning rate, a third of it and three times it."""
+
+RUN: Json = {
+    "rounds": ROUNDS,
+    "evaluate_every": 3,
+    "controls": False,
+    "baselines": [],
+    "model": {"name": "demo", "max_length": 64},
+    "data": {"valid_fraction": 0.1, "test_fraction": 0.4, "allow_single_class": True},
+    "training": {"batch_size": 32, "eval_batch_size": 64},
+    "wire": {"bits": 1},
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set and its split into clients.
+
+    Attributes:
+        folder: Folder under --data, with a train.parquet.
+        clients: The split, as `[data.clients]`.
+        settings: Further settings of its runs, nested.
+        table: Makes the table from the rows and a seed, if it is not the file as it is.
+        question: What the set is for.
+    """
+
+    folder: str
+    question: str
+    clients: Json = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
+    table: str = ""
+
+
+DIRICHLET: Json = {"split": "dirichlet", "alpha": 0.5, "count": 10, "min_examples": 60, "max_examples": 800}
+LONG: Json = {"model": {"max_length": 128}}
+PAIRS: Json = {"data": {"text_pair": "text_pair"}, **LONG}
+
+SETS: Mapping[str, DataSet] = {
+    "sst2": DataSet("glue_sst2", "two sentiments, label shares differ", DIRICHLET),
+    "banking77": DataSet("banking77", "77 intents, label shares differ", DIRICHLET),
+    "sentiment-domains": DataSet(
+        "sentiment_domains",
+        "three domains, three clients each, one meaning of the labels",
+        {"split": "column", "column": "client", "max_examples": 800},
+        table="by_domain",
+    ),
+    "agnews": DataSet("ag_news", "four topics, label shares differ", DIRICHLET, {"model": {"max_length": 96}}),
+    "qnli": DataSet("glue_qnli", "pairs of texts, label shares differ", DIRICHLET, PAIRS),
+    "sst2-random": DataSet("glue_sst2", "sst2, held out at random", DIRICHLET, {"data": {"holdout": "random"}}),
+    "sst2-drift": DataSet(
+        "glue_sst2",
+        "sst2, label shares of the test part drift halfway to those of another client",
+        {"split": "column", "column": "client", "max_examples": 800},
+        {"data": {"holdout": "last"}},
+        table="drifting",
+    ),
+    "qqp": DataSet("glue_qqp", "pairs of questions, label shares differ", DIRICHLET, PAIRS),
+    "mnli": DataSet("glue_mnli", "pairs of texts, three labels, label shares differ", DIRICHLET, PAIRS),
+    "clinc150-domain": DataSet(
+        "clinc150",
+        "one domain of intents each, no label in common",
+        {"split": "column", "column": "domain", "max_examples": 800},
+    ),
+}
+FIRST_TIER = ("sst2", "banking77", "sentiment-domains", "agnews", "qnli")
+ABLATED_ON = ("sst2", "sentiment-domains")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method with its settings.
+
+    Attributes:
+        settings: Its settings, nested, beside those of all.
+        rate: Its usual learning rate.
+        rival: True if it counts among the rivals of the default.
+        tuned_as: The arm whose chosen learning rate it uses; its own if empty.
+    """
+
+    settings: Json
+    rate: float
+    rival: bool = False
+    tuned_as: str = ""
+
+
+CORES, LORA = 0.02, 3e-3
+ARMS: Mapping[str, Arm] = {
+    "own-prior": Arm({"method": "own-prior"}, CORES),
+    "fedavg-lora": Arm({"method": "fedavg-lora", **CLIENT_PARTS}, LORA, rival=True),
+    "own-prior-lora": Arm({"method": "own-prior-lora"}, LORA),
+    "alone": Arm({"method": "own-prior", "personalization": {"share": False}}, CORES),
+    "local": Arm({"method": "local"}, LORA),
+    "alone-lora": Arm({"method": "own-prior-lora", "personalization": {"share": False}}, LORA),
+    "ce-lora": Arm({"method": "ce-lora", **CLIENT_PARTS}, LORA, rival=True),
+    "ce-lora-authors": Arm(
+        {"method": "ce-lora-authors", "privacy": {"small_components": "allow"}}, LORA, rival=True
+    ),
+    "fedsa-lora": Arm({"method": "fedsa-lora", **CLIENT_PARTS}, LORA, rival=True),
+    "fed-xs": Arm({"method": "fed-xs", "adapter": {"rank": 32}, **CLIENT_PARTS}, CORES, rival=True),
+}
+"""The first tier's arms, in the order in which they run."""
+
+
+def changed(settings: Json, base: str = "own-prior") -> Arm:
+    """Return an arm of the first tier with further settings, at that arm's learning rate."""
+    return Arm({**ARMS[base].settings, **settings}, ARMS[base].rate, tuned_as=base)
+
+
+ABLATIONS: Mapping[str, Arm] = {
+    "no rows by label": changed({"aggregation": {"weights": "examples"}}),
+    "all share": changed({"aggregation": {"groups": "all"}}),
+    "no prior": changed({"personalization": {"label_prior": False}}),
+    "no calibration": changed({"personalization": {"calibrate": False}}),
+    "received model": changed({"personalization": {"interpolate": 1.0}}),
+    "trained model": changed({"personalization": {"interpolate": 0.0}}),
+    "32 bits": changed({"wire": {"bits": 32}}),
+}
+"""The default with one part changed."""
+
+RANKS: Mapping[str, Arm] = {
+    **{f"own-prior, rank {rank}": changed({"adapter": {"rank": rank}}) for rank in (4, 8, 16)},
+    **{
+        f"own-prior-lora, rank {rank}": changed({"adapter": {"rank": rank, "alpha": 2 * rank}}, "own-prior-lora")
+        for rank in (8, 16, 32)
+    },
+}
+ALL_ARMS: Mapping[str, Arm] = {**ARMS, **ABLATIONS, **RANKS}
+
+
+def write_table(name: str, data: Path, seed: int, folder: Path) -> Path:
+    """Return the file with a set's table for a seed; write it into `folder` if it is not the data set's own."""
+    chosen = SETS[name]
+    source = data / chosen.folder / "train.parquet"
+    if not chosen.table:
+        return source
+    path = folder / f"{name}-{seed}.parquet"
+    if not path.is_file():
+        rows = pd.read_parquet(source).drop_duplicates("text")
+        folder.mkdir(parents=True, exist_ok=True)
+        {"by_domain": by_domain, "drifting": drifting}[chosen.table](rows, seed).to_parquet(path)
+    return path
+
+
+def by_domain(rows: pd.DataFrame, seed: int, each: int = 3) -> pd.DataFrame:
+    """Return the rows with a column `client`: every domain dealt out evenly to `each` clients."""
+    shuffled = rows.sample(frac=1, random_state=seed)
+    number = shuffled.groupby("domain").cumcount() % each
+    return shuffled.assign(client=shuffled["domain"] + "-" + number.astype(str))
+
+
+def drifting(rows: pd.DataFrame, seed: int, clients: int = 10, size: int = 800) -> pd.DataFrame:
+    """Return rows in order of time: each client's last 40 % have the mean of its and another client's shares."""
+    rng = np.random.default_rng(seed)
+    kinds = sorted(rows["label"].unique())
+    shares = rng.dirichlet(np.full(len(kinds), 0.5), clients)
+    later = (shares + np.roll(shares, 1, axis=0)) / 2
+    left = {kind: rows[rows["label"] == kind].sample(frac=1, random_state=seed) for kind in kinds}
+    parts = []
+    for client in range(clients):
+        for part, wanted in ((shares[client], round(0.6 * size)), (later[client], round(0.4 * size))):
+            drawn = []
+            for kind, count in zip(kinds, rng.multinomial(wanted, part), strict=True):
+                drawn.append(left[kind].head(count))
+                left[kind] = left[kind].iloc[count:]
+            mixed = pd.concat(drawn).sample(frac=1, random_state=seed)
+            parts.append(mixed.assign(client=f"client-{client:02d}"))
+    return pd.concat(parts)

@@ -1,0 +1,220 @@
+"""Tables and the figure of the comparison, from results/*.jsonl alone.
+
+    python benchmarks/evidence/tables.py [--results DIR] [--figure evidence.png]
+
+For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
+taken at the last evaluated round that fits into what the default sent in the whole run. Intervals are 95 %
+bootstrap intervals over clients and test rows, of both seeds; differences are in pairs of test rows. The best
+rival is the one with the best accuracy on validation data.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from design import ABLATIONS, ARMS, RANKS, SETS
+from numpy.typing import NDArray
+
+from evidence import HERE, results
+from trifed.experiments.comparison_summary import interval, mean_over_clients
+
+Json = dict[str, Any]
+DEFAULT = "own-prior"
+ALONE = ("alone", "local")
+Right = list[NDArray[np.bool_]]
+
+
+class Held:
+    """The reported runs of one set, by arm and seed."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.runs: dict[str, dict[int, Json]] = {}
+        for record in results(name, folder):
+            if "answers" in record:
+                self.runs.setdefault(record["arm"], {})[record["seed"]] = record
+
+    def mean(self, arm: str, key: str) -> float:
+        """Return the mean of a value over an arm's seeds."""
+        return float(np.mean([record[key] for record in self.runs[arm].values()]))
+
+    def seeds(self, *arms: str) -> list[int]:
+        """Return the seeds that all these arms have."""
+        return sorted(set.intersection(*(set(self.runs.get(arm, {})) for arm in arms)))
+
+    def right(self, arm: str, seeds: Sequence[int]) -> Right:
+        """Return which test rows are right, for each seed and client."""
+        return [decoded(text) for seed in seeds for text in self.runs[arm][seed]["answers"].values()]
+
+    def difference(self, arm: str, other: str) -> tuple[float, tuple[float, float]] | None:
+        """Return an arm's mean accuracy less another's, and its interval, in pairs; None without common seeds."""
+        seeds = self.seeds(arm, other)
+        if not seeds or arm == other:
+            return None
+        for seed in seeds:
+            if self.runs[arm][seed]["split"] != self.runs[other][seed]["split"]:
+                raise SystemExit(f"{self.name}, seed {seed}: {arm} and {other} have different splits")
+        mine, theirs = self.right(arm, seeds), self.right(other, seeds)
+        return mean_over_clients(mine) - mean_over_clients(theirs), interval(mine, theirs)
+
+    def best_rival(self) -> str | None:
+        """Return the rival with the best accuracy on validation data."""
+        rivals = [arm for arm in self.runs if arm in ARMS and ARMS[arm].rival]
+        return max(rivals, key=lambda arm: self.mean(arm, "valid"), default=None)
+
+    def at_bytes(self, arm: str) -> float | None:
+        """Return an arm's accuracy in the last evaluated round within the bytes of the default's whole run."""
+        seeds = self.seeds(arm, DEFAULT)
+        found = []
+        for seed in seeds:
+            budget = self.runs[DEFAULT][seed]["bytes"]["total"]
+            within = [p for p in self.runs[arm][seed]["curve"] if p["round"] and p["bytes"] <= budget]
+            if not within:
+                return None
+            found.append(within[-1]["mean"])
+        return float(np.mean(found)) if found else None
+
+
+def decoded(text: str) -> NDArray[np.bool_]:
+    """Return one client's answers, (n_rows,), from their text in a record."""
+    size, bits = text.split(":")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8))[: int(size)].astype(bool)
+
+
+def points(found: tuple[float, tuple[float, float]] | None) -> str:
+    """Return a difference and its interval in points."""
+    if found is None:
+        return ""
+    mean, (low, high) = found
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def kilobytes_up(record: Json) -> float:
+    """Return what a client sends in a round, KB, its summary spread over the rounds left out."""
+    sent = record["bytes"]
+    clients = len(record["answers"])
+    return float((sent["up"] - sent["summaries"] - sent["opening_up"]) / record["rounds"] / clients / 1000)
+
+
+def main_table(held: Held) -> list[str]:
+    """Return the rows of a set's first table."""
+    lines = [
+        "| arm | rate | mean, % (95 %) | less `own-prior` | less `alone` | worst client | KB up a round "
+        "| at equal bytes | rising | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in (arm for arm in ARMS if arm in held.runs):
+        seeds = sorted(held.runs[arm])
+        records = [held.runs[arm][seed] for seed in seeds]
+        low, high = interval(held.right(arm, seeds))
+        at = held.at_bytes(arm)
+        curves = [[p["mean"] for p in record["curve"] if p["round"]] for record in records]
+        rising = float(np.mean([curve[-1] - curve[-2] for curve in curves if len(curve) > 1]))
+        cells = [
+            f"`{arm}`",
+            f"{records[0]['rate']:g}",
+            f"{100 * held.mean(arm, 'mean'):.1f} ({100 * low:.1f} to {100 * high:.1f})",
+            points(held.difference(arm, DEFAULT)),
+            points(held.difference(arm, "alone")),
+            f"{100 * held.mean(arm, 'worst'):.1f}",
+            f"{np.mean([kilobytes_up(record) for record in records]):.1f}",
+            "less than one evaluation" if at is None else f"{100 * at:.1f}",
+            f"{100 * rising:+.1f}",
+            ", ".join(map(str, seeds)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def verdict(held: Held) -> list[str]:
+    """Return the sentences that say what a set's table shows."""
+    if DEFAULT not in held.runs:
+        return []
+    lines = []
+    rival = held.best_rival()
+    if rival and (found := held.difference(DEFAULT, rival)):
+        _, (low, high) = found
+        says = "ahead" if low > 0 else "behind" if high < 0 else "not behind" if low > -0.01 else "open"
+        lines.append(f"`own-prior` less the best rival, `{rival}`: {points(found)}: {says}.")
+    known = [arm for arm in ALONE if arm in held.runs]
+    if known:
+        better = max(known, key=lambda arm: held.mean(arm, "mean"))
+        lines.append(f"`own-prior` less the better of those that send nothing, `{better}`: "
+                     f"{points(held.difference(DEFAULT, better))}.")  # fmt: skip
+    return lines
+
+
+def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
+    """Return rows: arms that differ from another one in one part, and their difference from it."""
+    lines = [f"| changed | mean, % | less `{base}` | KB up a round |", "|---|---|---|---|"]
+    for arm in (arm for arm in arms if arm in held.runs):
+        sent = np.mean([kilobytes_up(record) for record in held.runs[arm].values()])
+        mean = 100 * held.mean(arm, "mean")
+        lines.append(f"| {arm} | {mean:.1f} | {points(held.difference(arm, base))} | {sent:.1f} |")
+    return lines if len(lines) > 2 else []
+
+
+def figure(sets: Sequence[Held], path: Path) -> None:
+    """Draw each arm's accuracy with its interval, one panel a set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [held for held in sets if DEFAULT in held.runs]
+    arms = [arm for arm in ARMS if any(arm in held.runs for held in shown)][::-1]
+    fig, axes = plt.subplots(
+        1,
+        max(1, len(shown)),
+        figsize=(2 + 2.6 * max(1, len(shown)), 1 + 0.32 * len(arms)),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, held in zip(axes[0], shown, strict=True):
+        for place, arm in enumerate(arms):
+            if arm not in held.runs:
+                continue
+            low, high = interval(held.right(arm, sorted(held.runs[arm])))
+            colour = "#1f6f8b" if arm.startswith(DEFAULT) else "#b0592b" if ARMS[arm].rival else "#777777"
+            axis.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=1.5)
+            axis.plot([100 * held.mean(arm, "mean")], [place], "o", color=colour, markersize=5)
+        axis.set_title(held.name, fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlabel("test accuracy, %", fontsize=9)
+    axes[0][0].set_yticks(range(len(arms)), arms, fontsize=9)
+    fig.tight_layout()
+    fig.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(fig)
+
+
+def document(folder: Path) -> tuple[list[str], list[Held]]:
+    """Return the lines of all tables, and the sets that have results."""
+    held = [Held(name, folder) for name in SETS]
+    held = [each for each in held if each.runs]
+    lines: list[str] = []
+    for each in held:
+        lines += [f"**{each.name}** ({SETS[each.name].question})", "", *main_table(each), "", *verdict(each), ""]
+        for arms, base in ((list(ABLATIONS), DEFAULT), (list(RANKS), DEFAULT)):
+            if rows := changed_table(each, arms, base):
+                lines += [*rows, ""]
+    return lines, held
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--figure", type=Path, help="also draw the figure into this file")
+    given = parser.parse_args()
+    lines, held = document(given.results)
+    print("\n".join(lines))
+    if given.figure and held:
+        figure(held, given.figure)
+
+
+if __name__ == "__main__":
+    main()
