@@ -57,8 +57,8 @@ class AggregationSettings(StrictSettings):
     agreement: float = Field(
         2.0,
         ge=0,
-        description="With groups = 'agreement': two clients share if the contrasts between their labels differ by "
-        "less than this many times what noise explains. With 0 no client shares with another, from 8 on all do.",
+        description="With groups = 'agreement': two clients share if their labels' means, or the contrasts "
+        "between these, differ by less than this many times what noise explains. With 0 no client shares.",
     )
 
     rule: Literal["mean", "median", "trimmed-mean"] = Field(
@@ -253,7 +253,7 @@ def agreement(summaries: Sequence[sim.Summary]) -> NDArray[np.float64]:
     Clients without labels, or without one in common, count as agreeing: nothing speaks against it.
     """
     labelled = len({int(label) for summary in summaries for label in summary.class_labels}) > 1
-    ratio = sim.label_contrast_ratio(summaries) if labelled else np.ones((len(summaries), len(summaries)))
+    ratio = sim.label_meaning_ratio(summaries) if labelled else np.ones((len(summaries), len(summaries)))
     return 1.0 / np.maximum(np.nan_to_num(ratio, nan=1.0), 1.0)
 
 

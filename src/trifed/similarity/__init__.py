@@ -4,14 +4,14 @@
   `similarity_from_distances`.
 - Distance of data in multiples of the sampling noise: `pooled_moments` → `two_sample_ratio`, or per label
   `shared_label_ratio`.
-- Agreement on the meaning of labels, also across domains: `label_contrast_ratio`.
+- Agreement on the meaning of labels, also across domains: `label_meaning_ratio`.
 - Similarity of models: `linear_cka` or `cosine` of the change of the cores.
 - Averages: `combine` → `mixing_weights` → `mix`; `different_rows` finds clients with the same average.
 """
 
 from trifed.similarity.checks import SimilarityError
 from trifed.similarity.kernel_alignment import cosine, linear_cka
-from trifed.similarity.label_contrasts import label_contrast_ratio
+from trifed.similarity.label_meaning import label_meaning_ratio
 from trifed.similarity.mixtures import noise_floor, project, summarise
 from trifed.similarity.summary import Summary
 from trifed.similarity.transport import (
@@ -32,7 +32,7 @@ __all__ = [
     "cosine",
     "denoise",
     "different_rows",
-    "label_contrast_ratio",
+    "label_meaning_ratio",
     "linear_cka",
     "mix",
     "mixing_weights",
