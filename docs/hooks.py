@@ -37,6 +37,7 @@ COPIED = {
         f"benchmarks/{folder}.md": f"benchmarks/{folder}/README.md"
         for folder in (
             "collaboration",
+            "evidence",
             "methods",
             "models",
             "privacy",

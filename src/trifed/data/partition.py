@@ -122,9 +122,9 @@ def split_rows(
     n = len(labels)
     if holdout != "stratified":
         order = np.arange(n) if holdout == "last" else rng.permutation(n)
-        n_test = min(_target(n, test_fraction), max(0, n - 1))
-        n_valid = min(_target(n, valid_fraction), max(0, n - 1 - n_test))
-        ends = (n - n_test - n_valid, n - n_test)
+        tested = min(_target(n, test_fraction), max(0, n - 1))
+        checked = min(_target(n, valid_fraction), max(0, n - 1 - tested))
+        ends = (n - tested - checked, n - tested)
         first, second, third = (np.sort(rows).astype(np.int64) for rows in np.split(order, ends))
         return first, second, third
     kinds, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
