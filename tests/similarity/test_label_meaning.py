@@ -88,6 +88,11 @@ def test_each_pair_is_compared_by_the_labels_that_it_shares():
     assert (np.diag(ratio) == 0).all()
 
 
+def test_clients_with_the_same_one_label_are_compared_by_its_mean():
+    made = [client(seed, CENTRES, (40, 0, 0, 0)) for seed in (1, 2)] + [client(3, CENTRES + SHIFT, (40, 0, 0, 0))]
+    np.testing.assert_array_equal(label_meaning_ratio(made), shared_label_ratio(made))
+
+
 def test_equal_clients_share_also_where_nothing_varies():
     still = [summarise(np.repeat(np.eye(4)[:2], 20, 0), np.repeat([0, 1], 20), seed=0) for _ in range(2)]
     assert share(*still).all()

@@ -56,7 +56,7 @@ def label_meaning_ratio(summaries: Sequence[Summary]) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = difference / (noise + noise.T + PART * (own + own.T))
         cosine = 0.5 * (lengths + lengths.T - difference) / np.sqrt(lengths * lengths.T)
-    agree = cosine * np.sqrt((shared - 1.0) * moments.means.shape[2]) > SIGNIFICANT
+        agree = cosine * np.sqrt((shared - 1.0) * moments.means.shape[2]) > SIGNIFICANT
     ratio = np.where(agree, np.fmin(plain, (ratio + ratio.T) / 2), plain)
     np.fill_diagonal(ratio, 0.0)
     return ratio
