@@ -71,11 +71,12 @@ def tensors_of(done):
 @pytest.mark.parametrize(("valid", "method"), [(0.3, "ce-lora"), (0.3, "fedavg-lora"), (0.0, "fedavg-lora")])
 def test_each_client_uses_one_of_the_shares_of_what_it_received(valid, method, toy_values, tmp_path):
     """The kept model is trained + share · (received - trained), with a share of the client's own."""
-    kept = {}
+    kept, done_by = {}, {}
     for share in ("auto", 0.0, 1.0):
         much = {"epochs": 4, "learning_rate": 0.05}  # so that trained and received models are far apart
         values = toy_values(method=method, data={"valid_fraction": valid}, training=much)
-        done = run(make_config({**values, "personalization": {"interpolate": share}}), tmp_path / str(share))
+        config = make_config({**values, "personalization": {"interpolate": share}})
+        done = done_by[share] = run(config, tmp_path / str(share))
         kept[share] = tensors_of(done)
     shares = {}
     for client, chosen in kept["auto"].items():
@@ -86,6 +87,9 @@ def test_each_client_uses_one_of_the_shares_of_what_it_received(valid, method, t
         for name, tensor in chosen.items():
             expected = torch.lerp(trained[name], received[name], shares[client])
             torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
+    told = {client["name"]: client.get("received_share") for client in done_by["auto"].summary["clients"]}
+    assert told == pytest.approx(shares, abs=1e-3)
+    assert not any("received_share" in client for client in done_by[1.0].summary["clients"])
     assert all(min(abs(share - tried) for tried in SHARES) < 1e-3 for share in shares.values())
     if not valid:
         assert all(share == pytest.approx(WITHOUT_VALIDATION, abs=1e-3) for share in shares.values())

@@ -102,11 +102,15 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A client's tensors at a stage, and their scores on its validation and test data."""
+    """A client's tensors at a stage, and their scores on its validation and test data.
+
+    `received_share`: the share of the received model in them, if the client has chosen it.
+    """
 
     tensors: dict[str, Tensor]
     valid: Scores
     test: Scores
+    received_share: float | None = None
 
 
 class Client:
@@ -307,20 +311,23 @@ class Client:
     def evaluated(self, stage: Stage, download: Vector | None) -> ScoredModel:
         """Return the client's model at a stage, as `tensors` does, and its scores."""
         shared_model, training, valid = self.shared_model, self.settings.training, self.dataset.valid
-        tensors, features = self._model(stage, download)
+        share = self.personalization.chosen_share(stage, self.state.tensors, download)
+        tensors, features = self._model(stage, download, share)
         shared_model.load(tensors)
         known = None if features is None else evaluate_features(shared_model.model, features, valid, training)
         return ScoredModel(
             tensors,
             known or score(shared_model, tensors, valid, training),
             score(shared_model, tensors, self.dataset.test, training),
+            share,
         )
 
     def _model(
-        self, stage: Stage, download: Vector | None
+        self, stage: Stage, download: Vector | None, share: float | None = None
     ) -> tuple[dict[str, Tensor], NDArray[np.float32] | None]:
         """Return the model at a stage, and its features of the validation data if they had to be computed."""
-        method, tensors = self.context.method, self.personalization.model(stage, self.state.tensors, download)
+        method = self.context.method
+        tensors = self.personalization.model(stage, self.state.tensors, download, share)
         if not method.calibrated or stage != method.evaluated_model:
             return tensors, None
         features = None

@@ -120,13 +120,17 @@ class SummaryReceived(RunEvent, name="summary"):
 
 @dataclass(frozen=True)
 class ClientScores(RunEvent, name="scores"):
-    """Loss, accuracy and number of examples of one client's model on its validation and test data."""
+    """Loss, accuracy and number of examples of one client's model on its validation and test data.
+
+    `received_share`: the share of the received model in it, if the client has chosen it.
+    """
 
     round: int
     stage: str
     client: str
     valid: Mapping[str, float]
     test: Mapping[str, float]
+    received_share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,9 @@ class Personalization:
         arrays = make(self.context.options, self.privacy.labels(labels), self.num_labels)
         return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
-    def model(self, stage: Stage, trained: dict[str, Tensor], download: Vector | None) -> dict[str, Tensor]:
+    def model(
+        self, stage: Stage, trained: dict[str, Tensor], download: Vector | None, share: float | None = None
+    ) -> dict[str, Tensor]:
         """Return the client's tensors at a stage.
 
         Args:
@@ -65,6 +67,7 @@ class Personalization:
                 method has one, is added to the common one.
             trained: Tensors after the client's last training.
             download: Values of the last download, (n_values,); None if there was none.
+            share: Share of the received model in the interpolated one, if it is known already.
         """
         own = with_personal_head(trained)
         if stage in ("start", "trained") or download is None:
@@ -72,7 +75,14 @@ class Personalization:
         received = with_personal_head(self.shared_model.receive(trained, download))
         if stage == "received":
             return received
-        return between(own, received, self.share(own, received))
+        return between(own, received, self.share(own, received) if share is None else share)
+
+    def chosen_share(self, stage: Stage, trained: dict[str, Tensor], download: Vector | None) -> float | None:
+        """Return the share of the received model if the client chooses it at this stage; arguments as `model`."""
+        if stage != "interpolated" or download is None or not self.context.method.chooses_interpolation:
+            return None
+        received = with_personal_head(self.shared_model.receive(trained, download))
+        return self.share(with_personal_head(trained), received)
 
     def share(self, trained: dict[str, Tensor], received: dict[str, Tensor]) -> float:
         """Return the share of the received model in the interpolated one, 0 to 1.

@@ -187,6 +187,7 @@ def _client(events: Sequence[Event], name: str, evaluated_model: str) -> Json:
         "rounds": sum(e["event"] == "trained" for e in mine),
         "bytes_up": _sent(mine, "up"),
         "bytes_down": _sent(mine, "down"),
+        **{key: now[key] for key in ("received_share",) if now and key in now},
     }
 
 
