@@ -102,10 +102,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A client's tensors at a stage, and their scores on its validation and test data.
-
-    `received_share`: the share of the received model in them, if the client has chosen it.
-    """
+    """A client's tensors at a stage, their scores, and their share of the received model if it was chosen."""
 
     tensors: dict[str, Tensor]
     valid: Scores
@@ -315,12 +312,8 @@ class Client:
         tensors, features = self._model(stage, download, share)
         shared_model.load(tensors)
         known = None if features is None else evaluate_features(shared_model.model, features, valid, training)
-        return ScoredModel(
-            tensors,
-            known or score(shared_model, tensors, valid, training),
-            score(shared_model, tensors, self.dataset.test, training),
-            share,
-        )
+        test = score(shared_model, tensors, self.dataset.test, training)
+        return ScoredModel(tensors, known or score(shared_model, tensors, valid, training), test, share)
 
     def _model(
         self, stage: Stage, download: Vector | None, share: float | None = None
