@@ -241,7 +241,8 @@ class FederatedRun:
             if reply.sent is not None:
                 self.log(events.Delivered(number, self._name(client), self._sizes(number, reply.sent)))
             if reply.scores is not None:
-                self.log(events.ClientScores(number - 1, stage, self._name(client), **reply.scores))
+                valid, test = (reply.scores[part] for part in ("valid", "test"))
+                self.log(events.ClientScores(number - 1, stage, self._name(client), valid, test))
         self.transport.close_round(number, accepted)
         self.log(events.Finished(number - 1))
 

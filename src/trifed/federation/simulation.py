@@ -229,8 +229,9 @@ class Simulation:
                 if number == self.config.rounds and stage == self.context.method.evaluated_model:
                     self.final[client.dataset.index] = found
                 parts = ((found.valid, client.dataset.valid), (found.test, client.dataset.test))
-                scores = (facts_of(part, data.labels, self.config.computed_metrics) for part, data in parts)
-                yield events.ClientScores(number, stage, client.dataset.name, *scores, found.received_share)
+                scores = [facts_of(part, data.labels, self.config.computed_metrics) for part, data in parts]
+                name, share = client.dataset.name, found.received_share
+                yield events.ClientScores(number, stage, name, scores[0], scores[1], share)
         matrices = {n: torch.tensor(self.server.state[n]) for n in MATRICES if n in self.server.state}
         if matrices:
             self.folder.write_tensors(f"matrices/round-{number:04d}.safetensors", matrices, {})
