@@ -84,6 +84,7 @@ MIDDLE = {"event": "trained", "round": 2, "client": "basil"}
         ("ce-lora", {"participation": 0.5}),
         ("fedavg-lora", {"wire": {"bits": 1}, "personalization": {"interpolate": "auto"}}),
         ("fedex-lora", {"wire": {"bits": 1}}),
+        ("fedalt", {"wire": {"bits": 1}, "participation": 0.5}),
     ],
     ids=[
         "ce-lora",
@@ -93,6 +94,7 @@ MIDDLE = {"event": "trained", "round": 2, "client": "basil"}
         "half of the clients",
         "one bit, auto",
         "more is received than sent",
+        "what is sent is not received",
     ],
 )
 def test_a_run_broken_off_reaches_the_numbers_of_an_unbroken_one(method, changes, finished, toy_values, tmp_path):

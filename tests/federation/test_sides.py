@@ -95,6 +95,7 @@ def apart(config):
         ("own-prior", {}), ("ce-lora", {}), ("ce-lora", {"wire": {"bits": 4}}), ("fed-sb", {}), ("local", {}),
         ("fedavg-full", {}), ("pfedme-lora", {"wire": {"bits": 8}}), ("co-lora-like", {}), ("rolora", {}),
         ("fedrod-lora", {"wire": {"bits": 2}}), ("fedex-lora", {"wire": {"bits": 1}}),
+        ("fedalt", {"wire": {"bits": 1}}),
     ],
 )  # fmt: skip
 def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_path):
@@ -169,8 +170,11 @@ def test_others_get_the_share_that_a_client_allows_them(toy_values):
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("own-prior", {"wire": {"bits": 4}}), ("ce-lora", {}), ("fed-sb", {}), ("fedex-lora", {"wire": {"bits": 4}})],
-)
+    [
+        ("own-prior", {"wire": {"bits": 4}}), ("ce-lora", {}), ("fed-sb", {}),
+        ("fedex-lora", {"wire": {"bits": 4}}), ("fedalt", {}),
+    ],
+)  # fmt: skip
 def test_a_server_is_loaded_from_its_arrays(method, changes, toy_values):
     config = make_config(toy_values(method=method, rounds=ROUNDS, **changes))
     server, _ = apart(config)

@@ -102,6 +102,34 @@ def test_fedex_sends_what_the_means_of_a_and_b_lose_and_adds_it_up():
     assert method.aggregate(method.options(), context, state, []) is state
 
 
+def test_fedalt_sends_each_client_the_even_mean_of_the_others_last_factors():
+    method, rng = METHODS["fedalt"], np.random.default_rng(0)
+    shapes = {
+        f"x.lora_{part}.weight": shape
+        for part, shape in {"A": (2, 5), "B": (4, 2), "rest_A": (2, 5), "rest_B": (4, 2)}.items()
+    }
+    sent, received = directions(method, tuple(shapes.items()))
+    assert [name for name, _ in sent] == ["x.lora_A.weight", "x.lora_B.weight"]
+    assert [name for name, _ in received] == ["x.lora_rest_A.weight", "x.lora_rest_B.weight"]
+    context = ServerContext(CLIENTS, sent, np.zeros(18, np.float32), received=received)
+    state, last = method.start(method.options(), context), {}
+    for number, clients in ((1, [1]), (2, [0, 1, 3])):
+        for client in clients:
+            last[client] = rng.standard_normal(18).astype(np.float32)
+        uploads = [Upload(client, number, 10 * (client + 1), last[client]) for client in clients]
+        state = method.aggregate(method.options(), context, state, uploads)
+        for client in range(CLIENTS):
+            others = [values for other, values in last.items() if other != client]
+            got = method.download(state, client)
+            if not others:
+                assert got is None
+                continue
+            np.testing.assert_allclose(got, np.mean(others, axis=0, dtype=np.float64), rtol=1e-6)
+            assert state["weights"][client].sum() == pytest.approx(1) and state["weights"][client, client] == 0
+    gone = method.on_membership_change(method.options(), context, state, [3])
+    np.testing.assert_array_equal(method.download(gone, 0), last[1])
+
+
 def test_fed_sb_starts_at_the_best_low_rank_form_of_the_first_full_step():
     method, rng, eta = METHODS["fed-sb"], np.random.default_rng(0), 0.5
     parts = [rng.standard_normal((6, 4)).astype(np.float32) for _ in range(2)]

@@ -12,6 +12,7 @@ from trifed.methods.packing import pack, unpack
 LAYERS = [f"encoder.layer.{i}.attention.self.{part}" for i in range(2) for part in ("query", "value")]
 FACTORS = {f"{layer}.lora_{factor}.weight" for layer in LAYERS for factor in "AB"}
 CORES = {f"{layer}.lora_C.weight" for layer in LAYERS}
+MIXERS = {f"{layer}.lora_mixer.weight" for layer in LAYERS}
 HEAD = {"head.weight", "head.bias"}
 
 A, B = ({name for name in FACTORS if f".lora_{factor}." in name} for factor in "AB")
@@ -40,6 +41,7 @@ EXCHANGE = {
     "co-lora-like": (CORES | HEAD, CORES),
     "fed-sb": (CORES | HEAD, CORES | HEAD),
     "fed-xs": (CORES | HEAD, CORES | HEAD),
+    "fedalt": (FACTORS | MIXERS | HEAD, FACTORS),
     "fedavg-full": (WHOLE | HEAD, WHOLE | HEAD),
     "fedavg-lora": (FACTORS | HEAD, FACTORS | HEAD),
     "fedavg-tri": (FACTORS | CORES | HEAD, CORES),

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.config import PEFT_TYPE
+from trifed.adapters.mixture import LoraMixtureConfig, start_mixers
 from trifed.adapters.norms import is_norm, norm_layers
 from trifed.adapters.residual import add_residuals, export_with_residuals, has_residuals
 from trifed.adapters.settings import AdapterKind, AdapterSettings
@@ -67,7 +68,8 @@ def attach(
     if kind == "none":
         return base
     trains: dict[AdapterKind, Literal["all", "core"]] = {"tri-matrix": "all", "public-frames": "core"}
-    make = partial(TriLoraConfig, train=trains[kind]) if kind in trains else LoraConfig
+    plain = LoraMixtureConfig if kind == "lora-mixture" else LoraConfig
+    make = partial(TriLoraConfig, train=trains[kind]) if kind in trains else plain
     config = make(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -82,10 +84,11 @@ def attach(
         wrapped = get_peft_model(base, config)
     if kind == "lora-residual":
         add_residuals(wrapped)
+    start_mixers(wrapped, seed)
     for name, param in wrapped.named_parameters():
         if is_token_embedding(name) or is_norm(name):
             param.data = param.data.float()  # as all that trains
-    if settings.init_std is not None and kind in ("lora", "lora-residual", "tri-matrix"):
+    if settings.init_std is not None and kind in ("lora", "lora-residual", "lora-mixture", "tri-matrix"):
         _draw_first_factors(wrapped, settings.init_std, seed)
     return wrapped
 

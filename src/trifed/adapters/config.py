@@ -13,6 +13,9 @@ from trifed.common.errors import AdapterError
 PEFT_TYPE: Final = "TRILORA"
 """The `peft_type` in `adapter_config.json`; plain PEFT rejects a folder that has it."""
 
+MIXTURE_TYPE: Final = "LORAMIXTURE"
+"""The `peft_type` of two LoRAs with a mixer, which plain PEFT rejects too."""
+
 # Each of these changes what B·C·A means or adds tensors beside A, B and C. Cores of clients that differ
 # in them could not be compared or averaged, and the export to plain LoRA would no longer be exact.
 _UNSUPPORTED: Final = (

@@ -32,6 +32,7 @@ from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.simulation import Simulation, identity_of
+from trifed.federation.upload import RECEIVED, SENT
 from trifed.methods import METHODS
 from trifed.methods.base import is_factor
 from trifed.methods.packing import Tensors, unpack
@@ -151,7 +152,9 @@ class TargetClient:
             if payload is None:
                 raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
             header = context.header("upload", number, site.dataset.index)
-            values = context.for_upload(number).decode(payload, header, site.reference)[1]
+            received, sent = site.state.memory.get(RECEIVED), self.site.state.memory.get(SENT)
+            reference = context.upload_reference(self.shared_model.exchanged_start, received, sent)
+            values = context.for_upload(number).decode(payload, header, reference)[1]
         change = unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
         return {name: array for name, array in change.items() if context.method.in_turn(number, name)}
 

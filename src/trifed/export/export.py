@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from trifed.adapters import TriLoraConfig, export_plain_lora
 from trifed.adapters.attach import save_adapter
+from trifed.adapters.mixture import LoraMixtureConfig
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import is_free, whole_folder
 from trifed.config.settings import QUANTISED, ModelSettings, TaskName
@@ -151,6 +152,12 @@ def _copy_head(client: Path, folder: Path, form: Form) -> None:
 def _check_form(run: FinishedRun, classifier: ClientModel, form: Form) -> None:
     encoder = classifier.model.encoder
     adapter = encoder.peft_config["default"] if isinstance(encoder, PeftModel) else None
+    if isinstance(adapter, LoraMixtureConfig):
+        raise AdapterError(
+            f"{run.folder.path}: got the form '{form}', but a client of '{run.config.method.name}' cannot be "
+            f"exported: it weighs two LoRAs by the input, which no plain LoRA or weight can compute; use it with "
+            f"`trifed predict`, `trifed evaluate` or trifed.load_client"
+        )
     possible: dict[Form, bool] = {
         "tri-matrix": isinstance(adapter, TriLoraConfig),
         "lora": adapter is not None,

@@ -29,7 +29,7 @@ from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization, with_personal_head
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.upload import RECEIVED, upload_pipeline
+from trifed.federation.upload import RECEIVED, SENT, upload_pipeline
 from trifed.methods.aggregation import HEAD
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout, Tensors, Vector
@@ -123,7 +123,7 @@ class Client:
         self.settings = settings
         self.privacy = privacy
         self.guards = ReleaseGuards(settings.guards)
-        self.uploads = upload_pipeline(privacy.upload_steps(), context.compression)
+        self.uploads = upload_pipeline(privacy.upload_steps(), context.compression, context.keeps_uploads)
         self.personalization = Personalization(
             context, shared_model, dataset, settings.training, privacy, settings.num_labels
         )
@@ -262,11 +262,12 @@ class Client:
 
     @property
     def reference(self) -> Vector:
-        """Values that an upload is a change against: what came last, before that the common start, (n_values,).
+        """Values that an upload is a change against: what came or went last, or the common start, (n_values,).
 
         Client and server both have them, and nothing in them depends on the client's data alone.
         """
-        return self.context.upload_reference(self.shared_model.exchanged_start, self.state.memory.get(RECEIVED))
+        received, sent = self.state.memory.get(RECEIVED), self.state.memory.get(SENT)
+        return self.context.upload_reference(self.shared_model.exchanged_start, received, sent)
 
     @property
     def download_reference(self) -> Vector:

@@ -71,20 +71,27 @@ class RunContext:
         changed = self.for_upload(number - 1)
         return changed if bytes_of_values(payload) == sum(changed.sizes.values()) else self.downloads
 
-    def upload_reference(self, start: Vector, received: Vector | None) -> Vector:
+    @property
+    def keeps_uploads(self) -> bool:
+        """True if something is sent that no download holds: it is a change against the upload before."""
+        return not set(self.compression.layout) <= set(self.downloads.layout)
+
+    def upload_reference(self, start: Vector, received: Vector | None, sent: Vector | None = None) -> Vector:
         """Return the values that an upload is a change against, packed by the upload's layout.
 
         Args:
             start: The common start, packed by `exchanged`.
-            received: The last download, packed by its layout; None before there was one. What it does not hold is
-                a change against the start.
+            received: The last download, packed by its layout; None before there was one.
+            sent: The last upload as the server decoded it, for what no download holds; None before there was one.
         """
         if received is not None and self.downloads.layout == self.compression.layout:
             return received
-        if received is None:
+        if received is None and sent is None:
             return select(start, self.exchanged, self.compression.layout)
-        known = {**unpack(start, self.exchanged), **unpack(received, self.downloads.layout)}
-        return pack(known, self.compression.layout)
+        tensors = unpack(start, self.exchanged)
+        for values, layout in ((sent, self.compression.layout), (received, self.downloads.layout)):
+            tensors |= {} if values is None else unpack(values, layout)
+        return pack(tensors, self.compression.layout)
 
     def download_reference(self, start: Vector, received: Vector | None) -> Vector:
         """Return the values that a download is a change against, packed by its layout; see `upload_reference`."""

@@ -33,6 +33,7 @@ from trifed.methods.base import (
     is_core,
     is_factor,
     is_head,
+    is_mixer,
 )
 from trifed.methods.packing import Layout
 from trifed.similarity.summary import MOST_COMPONENTS, MOST_DIM
@@ -314,6 +315,8 @@ def _part(name: str) -> str:
         return "C"
     if is_factor(name):
         return "A" if ".lora_A." in name else "B"
+    if is_mixer(name):
+        return "mixer"
     if is_norm(name):
         return "norms"
     return "head" if name.startswith(("head.", "personal.", "prior.")) else "base"
@@ -321,7 +324,7 @@ def _part(name: str) -> str:
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:
     present = {_part(name) for name in names}
-    return tuple(part for part in ("A", "B", "C", "head", "norms", "base") if part in present)
+    return tuple(part for part in ("A", "B", "C", "mixer", "head", "norms", "base") if part in present)
 
 
 def _values(layout: Layout) -> int:

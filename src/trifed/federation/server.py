@@ -19,8 +19,9 @@ from trifed.similarity import Summary
 from trifed.similarity.summary import MOST_CLASSES
 
 REFERENCE, SUMMARY, START, ACCEPTED = "known/", "summary/", "start", "turns/accepted"
-"""Names of a checkpoint's arrays beside the method's state: reference vectors, summaries, the common start, and,
-for a method with turns, the round of each client's last accepted upload."""
+UPLOADED = "uploaded/"
+"""Names of a checkpoint's arrays beside the method's state: reference vectors, summaries, the common start, for a
+method with turns the round of each client's last accepted upload, and uploads that are reference vectors."""
 
 
 @dataclass
@@ -28,12 +29,14 @@ class References:
     """Reference vectors that messages in few bits are deltas from, (n_values,) for each client.
 
     A download becomes the reference once the client's next upload shows that it arrived. `accepted`: the round of
-    that upload, which says what the client has.
+    that upload, which says what the client has. `uploaded`: the last upload that was aggregated, where it holds
+    what no download does.
     """
 
     confirmed: dict[int, Vector] = field(default_factory=dict)
     pending: dict[int, Vector] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
+    uploaded: dict[int, Vector] = field(default_factory=dict)
 
     def confirm(self, client: int) -> None:
         """Make the pending download the reference, because the client has it."""
@@ -42,7 +45,7 @@ class References:
 
     def forget(self, client: int) -> None:
         """Go back to the common start for a client."""
-        for known in (self.confirmed, self.pending, self.accepted):
+        for known in (self.confirmed, self.pending, self.accepted, self.uploaded):
             known.pop(client, None)
 
 
@@ -79,6 +82,7 @@ class Server:
         """Return all arrays that a checkpoint needs, the shared projections apart, which have their own file."""
         arrays: State = {**self.state, START: self.start, **self.bookkeeping()}
         arrays |= {f"{REFERENCE}{client}": values for client, values in self.references.confirmed.items()}
+        arrays |= {f"{UPLOADED}{client}": values for client, values in self.references.uploaded.items()}
         for client, summary in self.summaries.items():
             arrays |= {f"{SUMMARY}{client}/{name}": array for name, array in summary.to_arrays().items()}
         return arrays
@@ -97,9 +101,11 @@ class Server:
         self.start = rest.pop(START, self.start).astype(np.float32)
         self.screening.load_state_dict(rest)
         accepted = {client: int(number) for client, number in enumerate(rest.pop(ACCEPTED, ())) if number}
-        self.references = References(
-            {client: values.astype(np.float32) for client, _, values in _pop(rest, REFERENCE)}, accepted=accepted
+        confirmed, uploaded = (
+            {client: values.astype(np.float32) for client, _, values in _pop(rest, prefix)}
+            for prefix in (REFERENCE, UPLOADED)
         )
+        self.references = References(confirmed, accepted=accepted, uploaded=uploaded)
         summaries: dict[int, dict[str, NDArray[np.generic]]] = {}
         for client, name, array in _pop(rest, SUMMARY):
             summaries.setdefault(client, {})[name] = array
@@ -245,11 +251,14 @@ class Server:
             self.state = self.context.method.aggregate(
                 self.context.options, self._server_context(), self.state, screened
             )
+        if self.context.keeps_uploads:
+            self.references.uploaded |= {upload.client: upload.values for upload in uploads}
         return bounded
 
     def _values_before(self, client: int) -> Vector:
         """Return the values that a client began the present round with, (n_values,)."""
-        return self.context.upload_reference(self.start, self.context.method.download(self.state, client))
+        values = self.context.method.download(self.state, client)
+        return self.context.upload_reference(self.start, values, self.references.uploaded.get(client))
 
     def _encoding(self, number: int, client: int) -> Compression:
         """Return the encoding of a client's download in round `number`.
@@ -265,7 +274,7 @@ class Server:
 
     def _upload_reference(self, client: int) -> Vector:
         received = self.references.pending.get(client, self.references.confirmed.get(client))
-        return self.context.upload_reference(self.start, received)
+        return self.context.upload_reference(self.start, received, self.references.uploaded.get(client))
 
     def _server_context(self) -> ServerContext:
         sent, received = self.context.compression.layout, self.context.downloads.layout

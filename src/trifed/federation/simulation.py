@@ -38,6 +38,7 @@ from trifed.federation.run_folder import DAMAGED, PRIVACY, SHARED_PROJECTIONS, E
 from trifed.federation.server import Server, layout_of
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.state_tensors import read_checkpoint
+from trifed.federation.upload import RECEIVED, SENT
 from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout
 
@@ -140,8 +141,10 @@ class Simulation:
         self.server.load_state_dict(server)
         for client, state in zip(self.clients, states, strict=True):
             index, client.state = client.dataset.index, state
-            if "received" in state.memory:
-                self.server.references.confirmed[index] = state.memory["received"]
+            if RECEIVED in state.memory:
+                self.server.references.confirmed[index] = state.memory[RECEIVED]
+            if SENT in state.memory:
+                self.server.references.uploaded[index] = state.memory[SENT]
             missing = any(name not in state.tensors for name, _ in self.shared_model.received)
             arrived = self.server.arrives(index) if missing else None
             if arrived is not None:

@@ -29,8 +29,9 @@ from trifed.privacy import Noise, clipped
 Memory = Tensors
 """Vectors that a client keeps between its uploads, by name, each (n_values,)."""
 
-RECEIVED, RESIDUAL = "received", "owed"
-"""Names in the memory, as checkpoints have them: the last download, and the error of the last quantised upload."""
+RECEIVED, RESIDUAL, SENT = "received", "owed", "sent"
+"""Names in the memory, as checkpoints have them: the last download, the error of the last quantised upload, and
+the last upload as the server decodes it."""
 
 
 class UploadStep:
@@ -99,10 +100,17 @@ class ErrorFeedback(UploadStep):
 
 @dataclass(frozen=True)
 class UploadPipeline:
-    """All steps of a client's uploads, in order, and the encoder of the last values."""
+    """All steps of a client's uploads, in order, and the encoder of the last values.
+
+    Attributes:
+        steps: The steps.
+        compression: The encoder.
+        keeps_sent: True if an upload is remembered, because the next one is a change against it.
+    """
 
     steps: Sequence[UploadStep]
     compression: Compression
+    keeps_sent: bool = False
 
     @property
     def identity(self) -> str:
@@ -139,10 +147,12 @@ class UploadPipeline:
         delivered = values if exact else self.compression.decode(payload, header, reference)[1]
         for step in self.steps:
             memory = step.settle(values, delivered, memory)
-        return payload, memory
+        return payload, {**memory, SENT: delivered} if self.keeps_sent else memory
 
 
-def upload_pipeline(steps: Sequence[UploadStep], compression: Compression) -> UploadPipeline:
+def upload_pipeline(
+    steps: Sequence[UploadStep], compression: Compression, keeps_sent: bool = False
+) -> UploadPipeline:
     """Return the given steps, with error feedback after them where the encoder loses something."""
     feedback = [] if compression.lossless else [ErrorFeedback()]
-    return UploadPipeline([*steps, *feedback], compression)
+    return UploadPipeline([*steps, *feedback], compression, keeps_sent)

@@ -270,6 +270,16 @@ def is_residual(name: str) -> bool:
     return ".lora_R." in name
 
 
+def is_rest(name: str) -> bool:
+    """Return whether a parameter is a factor of the second LoRA of a mixture, A_r (r, d_in) or B_r (d_out, r)."""
+    return ".lora_rest_" in name
+
+
+def is_mixer(name: str) -> bool:
+    """Return whether a parameter is the mixer of two LoRAs, shape (2, d_in)."""
+    return ".lora_mixer." in name
+
+
 def is_head(name: str) -> bool:
     """Return whether a parameter belongs to the task head."""
     return name.startswith("head.")
