@@ -56,6 +56,15 @@ def test_roberta_base_in_closed_form(costs):
     )  # fmt: skip
 
 
+def test_a_method_whose_rounds_take_turns_counts_their_mean(costs):
+    """Of layers (3072, 768) and (768, 3072) too, where A and B differ in size."""
+    cost = costs("roberta-base", rank=8, target_modules="all-linear")
+    fed, half = of(cost, "fedavg-lora"), of(cost, "rolora")
+    assert half.head_values == fed.head_values == 2 * 768 + 2
+    assert half.sent_values - half.head_values == (fed.sent_values - fed.head_values) / 2
+    assert half.bytes_up == half.bytes_down == 4 * half.sent_values and half.trained_values == fed.trained_values
+
+
 def test_a_rival_with_the_classification_head_of_roberta_sends_887042(costs):
     """FedPETuning sends RoBERTa's own head, a dense layer before the output; ours is the output layer alone."""
     with torch.device("meta"):

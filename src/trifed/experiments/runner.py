@@ -26,7 +26,7 @@ from trifed.federation.continuation import other_rounds, set_rounds
 from trifed.federation.events import Listener
 from trifed.federation.kept_checkpoints import go_back
 from trifed.federation.manifest import finish
-from trifed.federation.preparation import environment, prepare, quiet
+from trifed.federation.preparation import environment, prepare, quiet, values_a_round
 from trifed.federation.privacy_report import most_spent, noise_to_signal
 from trifed.federation.results import perplexity, spread, summarise_events
 from trifed.federation.run_folder import RunFolder
@@ -200,7 +200,8 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):
         refuse_few_tokens(clients, shared_model.layout, config.training_of, config.seed, config.rounds)
     trained, examples = shared_model.trained_values, [len(c.train) for c in clients]
-    noise = noise_to_signal(config, shared_model.start_values.size, trained, examples)
+    sent = values_a_round(config.composed_method(), shared_model.layout)
+    noise = noise_to_signal(config, sent, trained, examples)
     for text in (*config.parts_left_out(), *noise):
         listener(events.Trouble(text).to_dict())
     return Prepared(began, data, shared_model, clients)

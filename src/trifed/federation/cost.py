@@ -84,7 +84,7 @@ class MethodCost:
         trained_values: Number of trained values.
         sent_values: Number of values that are sent in one round; like the bytes, a mean for a method whose rounds
             send different parts.
-        head_values: Number of the head's values that are sent.
+        head_values: Number of the head's values among them.
         bytes_up: Bytes that a client sends in one round, without the envelope.
         bytes_down: Bytes that a client receives in one round, without the envelope.
         times_fewer: Bytes of plain LoRA's A, B and head divided by `bytes_up`; None if nothing is sent.
@@ -241,7 +241,7 @@ def _method_cost(
         sends=_parts(name for name, _ in layout),
         trained_values=sum(param.numel() for param in trained.values()),
         sent_values=sum(map(_values, turns)) // len(turns),
-        head_values=_values(tuple(item for item in layout if is_head(item[0]))),
+        head_values=sum(_values(tuple(item for item in turn if is_head(item[0]))) for turn in turns) // len(turns),
         bytes_up=up,
         bytes_down=down,
         times_fewer=4 * lora_values / up if up else None,

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from trifed.common.errors import ConfigError, RunError
 from trifed.federation.cost import Cost, MethodCost
+from trifed.methods import METHODS
 from trifed.reports.format import size
 from trifed.reports.tables import Column, Table, to_markdown, write_csv
 
@@ -128,6 +129,11 @@ def _notes(cost: Cost) -> list[str]:
         f"{cost.envelope} a message.",
         f"fewer: bytes up, against A, B and head of plain LoRA of rank {cost.rank} ({cost.lora_values:,} values, "
         "32 bits each).",
+        *(
+            f"{item.method}: a round sends a part of this, in turn; the numbers are the mean of its rounds."
+            for item in cost.methods
+            if len(METHODS[item.method].turns) > 1
+        ),
         *(
             f"once, {item.method}: {size(once.up)} up{f', {size(once.down)} down' if once.down else ''}; "
             f"{once.what}: {once.basis}."
