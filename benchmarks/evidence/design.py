@@ -151,7 +151,69 @@ RANKS: Mapping[str, Arm] = {
         for rank in (8, 16, 32)
     },
 }
-ALL_ARMS: Mapping[str, Arm] = {**ARMS, **ABLATIONS, **RANKS}
+RIVALS: Mapping[str, Arm] = {
+    **{
+        name: Arm({"method": name, **CLIENT_PARTS}, LORA, rival=True)
+        for name in ("fedper-lora", "rolora", "fedex-lora", "ffa-lora", "pfedme-lora")
+    },
+    "co-lora-like": Arm({"method": "co-lora-like", **CLIENT_PARTS}, CORES, rival=True),
+    "fedrod-lora": Arm({"method": "fedrod-lora"}, LORA, rival=True),
+    "fedalt": Arm({"method": "fedalt"}, LORA, rival=True),
+}
+"""Further rivals. The last two make the shared model personal in their own way and get no other parts."""
+
+DOMAINS = ("customer_reviews", "movie_sentences", "news_opinion")
+WEIGHTS: Mapping[str, Arm] = {
+    "similarity of data": changed({"method": {"name": "ce-lora", "data_share": 1.0}}, "ce-lora"),
+    "similarity of models": changed({"method": {"name": "ce-lora", "data_share": 0.0}}, "ce-lora"),
+    "uniform": changed({"method": {"name": "ce-lora", "others": "uniform"}}, "ce-lora"),
+    "learned": changed(
+        {
+            "method": {"name": "ce-lora", "self_weight": 0.0},
+            "personalization": {**CLIENT_PARTS["personalization"], "interpolate": "auto"},
+        },
+        "ce-lora",
+    ),
+    "groups that are known": changed(
+        {
+            "method": {"name": "ce-lora", "others": "uniform"},
+            "aggregation": {
+                "groups": "given", "members": [[f"{name}-{n}" for n in range(3)] for name in DOMAINS]
+            },
+        },
+        "ce-lora",
+    ),
+}  # fmt: skip
+"""`ce-lora` with other weights in a client's average. The groups are those of `sentiment-domains`."""
+
+AUTHORS: Mapping[str, Arm] = {
+    "init_std = 1e-3": changed({"adapter": {"init_std": 1e-3}}, "ce-lora"),
+    "alpha = rank": changed({"adapter": {"alpha": 8}}, "ce-lora"),
+    "train_norms": changed({"adapter": {"train_norms": True}}, "ce-lora"),
+    "new AdamW in each round": changed({"training": {"optimizer_state": "reset"}}, "ce-lora"),
+    "linear-each-round": changed({"training": {"schedule": "linear-each-round"}}, "ce-lora"),
+    "raw summary": changed(
+        {"method": {"name": "ce-lora", "summary": "raw"}, "privacy": {"small_components": "allow"}}, "ce-lora"
+    ),
+    "no noise floor": changed({"method": {"name": "ce-lora", "noise_floor": False}}, "ce-lora"),
+    "cka": changed({"method": {"name": "ce-lora", "model_similarity": "cka"}}, "ce-lora"),
+}
+"""`ce-lora` with one setting of its authors' client."""
+
+CHANGED: Mapping[str, tuple[str, Mapping[str, Arm]]] = {
+    "ablations": ("own-prior", ABLATIONS),
+    "ranks": ("own-prior", RANKS),
+    "weights": ("ce-lora", WEIGHTS),
+    "authors": ("ce-lora", AUTHORS),
+}
+"""Tiers of arms that change one thing of another arm, which is named first."""
+TIERS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Arm]]] = {
+    "first": (FIRST_TIER, ARMS),
+    "rivals": (ABLATED_ON, RIVALS),
+    **{tier: (ABLATED_ON, arms) for tier, (_, arms) in CHANGED.items()},
+}
+"""Sets and arms of each tier, in the order in which they run."""
+ALL_ARMS: Mapping[str, Arm] = {name: arm for _, arms in TIERS.values() for name, arm in arms.items()}
 
 
 def write_table(name: str, data: Path, seed: int, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """What does each method reach at equal bits, with equal parts, at tuned rates? Runs that are missing, in order.
 
     python benchmarks/evidence/evidence.py --data DIR [--work DIR] [--hours H] [--sets SET ...] [--arms ARM ...]
-        [--tier first|ablations|ranks] [--list]
+        [--tier TIER] [--list]
 
 DIR holds the public data sets, each a folder with a train.parquet. `design.py` says what is compared. For a set
 and an arm, first the learning rate is chosen: three rates for a quarter of the rounds, the better two for half of
@@ -21,29 +21,14 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from design import (
-    ABLATED_ON,
-    ABLATIONS,
-    ALL_ARMS,
-    ARMS,
-    FIRST_TIER,
-    RANKS,
-    RATE_FACTOR,
-    ROUNDS,
-    RUN,
-    SEEDS,
-    SETS,
-    TUNING_SEED,
-    Arm,
-    write_table,
-)  # fmt: skip
+from design import ALL_ARMS, RATE_FACTOR, ROUNDS, RUN, SEEDS, SETS, TIERS, TUNING_SEED, Arm, write_table
 
 from trifed import make_config
 from trifed.common.dict_merge import deep_merge
@@ -175,12 +160,16 @@ def environment() -> Json:
 
 def plan(tier: str, sets: list[str], arms: list[str]) -> Iterator[tuple[str, str]]:
     """Yield sets and arms in order: each arm on all sets before the next arm."""
-    usual: Mapping[str, tuple[tuple[str, ...], Mapping[str, Arm]]] = {
-        "first": (FIRST_TIER, ARMS), "ablations": (ABLATED_ON, ABLATIONS), "ranks": (ABLATED_ON, RANKS),
-    }  # fmt: skip
-    for arm in arms or usual[tier][1]:
-        for name in sets or usual[tier][0]:
-            yield name, arm
+    usual_sets, usual_arms = TIERS[tier]
+    for arm in arms or usual_arms:
+        for name in sets or usual_sets:
+            if fits(name, arm):
+                yield name, arm
+
+
+def fits(name: str, arm: str) -> bool:
+    """Return whether an arm's settings have a meaning on a set: groups of domains need domains."""
+    return "members" not in ALL_ARMS[arm].settings.get("aggregation", {}) or SETS[name].table == "by_domain"
 
 
 def missing(measured: Measured, name: str, arm: str) -> Iterator[None]:
@@ -206,7 +195,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=math.inf, help="start no run after this time")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=[])
     parser.add_argument("--arms", nargs="+", choices=list(ALL_ARMS), default=[])
-    parser.add_argument("--tier", choices=("first", "ablations", "ranks"), default="first")
+    parser.add_argument("--tier", choices=list(TIERS), default="first")
     parser.add_argument("--list", action="store_true", help="print which results are there, and stop")
     given = parser.parse_args()
     if not given.data.is_dir():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from design import ABLATIONS, ARMS, RANKS, SETS
+from design import ALL_ARMS, ARMS, CHANGED, RIVALS, SETS
 from numpy.typing import NDArray
 
 from evidence import HERE, results
@@ -63,7 +63,7 @@ class Held:
 
     def best_rival(self) -> str | None:
         """Return the rival with the best accuracy on validation data."""
-        rivals = [arm for arm in self.runs if arm in ARMS and ARMS[arm].rival]
+        rivals = [arm for arm in self.runs if ALL_ARMS[arm].rival]
         return max(rivals, key=lambda arm: self.mean(arm, "valid"), default=None)
 
     def at_bytes(self, arm: str) -> float | None:
@@ -107,7 +107,7 @@ def main_table(held: Held) -> list[str]:
         "| at equal bytes | rising | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm in (arm for arm in ARMS if arm in held.runs):
+    for arm in (arm for arm in (*ARMS, *RIVALS) if arm in held.runs):
         seeds = sorted(held.runs[arm])
         records = [held.runs[arm][seed] for seed in seeds]
         low, high = interval(held.right(arm, seeds))
@@ -166,7 +166,7 @@ def figure(sets: Sequence[Held], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     shown = [held for held in sets if DEFAULT in held.runs]
-    arms = [arm for arm in ARMS if any(arm in held.runs for held in shown)][::-1]
+    arms = [arm for arm in (*ARMS, *RIVALS) if any(arm in held.runs for held in shown)][::-1]
     fig, axes = plt.subplots(
         1,
         max(1, len(shown)),
@@ -179,7 +179,7 @@ def figure(sets: Sequence[Held], path: Path) -> None:
             if arm not in held.runs:
                 continue
             low, high = interval(held.right(arm, sorted(held.runs[arm])))
-            colour = "#1f6f8b" if arm.startswith(DEFAULT) else "#b0592b" if ARMS[arm].rival else "#777777"
+            colour = "#1f6f8b" if arm.startswith(DEFAULT) else "#b0592b" if ALL_ARMS[arm].rival else "#777777"
             axis.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=1.5)
             axis.plot([100 * held.mean(arm, "mean")], [place], "o", color=colour, markersize=5)
         axis.set_title(held.name, fontsize=10)
@@ -199,8 +199,8 @@ def document(folder: Path) -> tuple[list[str], list[Held]]:
     lines: list[str] = []
     for each in held:
         lines += [f"**{each.name}** ({SETS[each.name].question})", "", *main_table(each), "", *verdict(each), ""]
-        for arms, base in ((list(ABLATIONS), DEFAULT), (list(RANKS), DEFAULT)):
-            if rows := changed_table(each, arms, base):
+        for base, arms in CHANGED.values():
+            if rows := changed_table(each, list(arms), base):
                 lines += [*rows, ""]
     return lines, held
 
