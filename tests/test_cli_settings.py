@@ -69,7 +69,7 @@ def test_several_mistakes_are_told_at_once(refused, tmp_path):
         (["--name", ".."], ["name"]),
         (["--name", ""], ["name"]),
         (["--name", "x" * 300], ["name", "at most 100"]),
-        (["--method", "fedprox"], ["method.name", "ce-lora, ce-lora-authors, fed-sb"]),
+        (["--method", "fedprox"], ["method.name", "ce-lora, ce-lora-authors, co-lora-like, fed-sb"]),
         (["--baseline", "locl"], ["did you mean 'local'"]),
         (["--baseline", "own-prior"], ["baselines", "own method"]),
         (["--baseline", "local", "--baseline", "local"], ["baselines", "twice"]),
