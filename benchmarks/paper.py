@@ -107,7 +107,7 @@ def ends() -> Iterator[str]:
 
 def traffic() -> Iterator[str]:
     """All bytes of a run, both directions, all clients."""
-    yield from header("setting", "`fedavg-lora`", "`ce-lora`", "times fewer", "of it summaries")
+    yield from header("setting", "`fedavg-lora`", "`ce-lora`", "times fewer", "of these, summaries")
     for name, found in read(THREE)["settings"].items():
         lora, ours = (found["methods"][method]["bytes"] for method in ("fedavg-lora", "ce-lora"))
         ratio = lora["total"] / ours["total"]

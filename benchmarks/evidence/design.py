@@ -120,7 +120,14 @@ ARMS: Mapping[str, Arm] = {
     "alone-lora": Arm({"method": "own-prior-lora", "personalization": {"share": False}}, LORA),
     "ce-lora": Arm({"method": "ce-lora", **CLIENT_PARTS}, LORA, rival=True),
     "ce-lora-authors": Arm(
-        {"method": "ce-lora-authors", "privacy": {"small_components": "allow"}}, LORA, rival=True
+        {
+            "method": "ce-lora-authors",
+            "adapter": {"target_modules": ["query", "key", "value", "dense"]},
+            "model": {"pooling": "cls"},
+            "privacy": {"small_components": "allow"},
+        },
+        LORA,
+        rival=True,
     ),
     "fedsa-lora": Arm({"method": "fedsa-lora", **CLIENT_PARTS}, LORA, rival=True),
     "fed-xs": Arm({"method": "fed-xs", "adapter": {"rank": 32}, **CLIENT_PARTS}, CORES, rival=True),

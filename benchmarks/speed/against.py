@@ -120,7 +120,8 @@ def compare(job: Job, given: argparse.Namespace, source: Path, here: str, held: 
     wanted = [name for name in given.only if name not in left_out and (job.evaluated or name != CONTESTANTS[-1])]
     with tempfile.TemporaryDirectory() as folder:
         prepare(job, source, Path(folder))
-        held["jobs"][job.name] = asdict(job) | json.loads((Path(folder) / SETTINGS).read_text())
+        settings = json.loads((Path(folder) / SETTINGS).read_text())
+        held["jobs"][job.name] = asdict(job) | settings | {"model": "demo"}
         for repetition in range(given.repetitions):
             for contestant in wanted:
                 key = {"environment": here, "job": job.name, "contestant": contestant, "repetition": repetition}

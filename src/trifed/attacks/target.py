@@ -182,8 +182,8 @@ class TargetClient:
     def assumed_tensors(self, knowledge: Knows) -> dict[str, Tensor]:
         """Return the tensors that an attacker assumes the client to have.
 
-        Tensors that are sent are known. At level "factors" a private head is known as well: the worst case. Of
-        norms that train at the client, the values of the base are known at every level.
+        Tensors that are sent are known. At level "factors" a private head is known as well: the worst case. For
+        norms that train at the client, the attacker has the base model's values at every level.
         Unknown tensors are drawn from a normal distribution with the root mean square of the true values.
         """
         sent = {name for name, _ in self.shared_model.layout}

@@ -181,6 +181,6 @@ def small_components(summary: Summary) -> str:
         return ""
     return (
         f"privacy.small_components: {len(small)} of {len(summary.counts)} means and variances in the summary "
-        f"stand on fewer than {FLOOR} examples, one of them on {int(np.min(small))}, and can show them; let the "
-        f"method merge them (method.summary, if it has that option), {WAY_OUT.format('small_components')}"
+        f"stand on fewer than {FLOOR} examples, one of them on {int(np.min(small))}, and can show them; set "
+        f"method.summary = 'projected' if the method has this option, {WAY_OUT.format('small_components')}"
     )

@@ -143,7 +143,7 @@ def _unreadable(expected: Header, problem: object) -> MessageError:
 
 
 def bytes_of_values(payload: bytes) -> int:
-    """Return the bytes of a message's arrays, by its first bytes alone; any number for what is no message."""
+    """Return the bytes of a message's arrays, by its first bytes; meaningless if it is no message."""
     return len(payload) - 8 - int.from_bytes(payload[:8], "little")
 
 

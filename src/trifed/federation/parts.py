@@ -1,4 +1,4 @@
-"""Messages that hold some of the tensors that a method sends: those whose turn it was in a round.
+"""Messages with only the tensors that are trained in this round, for methods with `turns`, such as RoLoRA.
 
 A method with `turns` trains and sends other tensors in each round. All vectors stay those of the whole layout; a
 message holds a part, and its receiver's other values stay those of a reference.

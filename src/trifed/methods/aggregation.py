@@ -40,14 +40,13 @@ class AggregationSettings(StrictSettings):
 
     weights: Literal["examples", "equal", "label-rows"] | None = Field(
         None,
-        description="How much an upload weighs in an average: by the client's training examples, all equal, or by "
+        description="Weight of an upload in an average: by the client's training examples, all equal, or by "
         "examples with each row of the head by the client's examples of that label. Unset: the method's own rule.",
     )
     groups: Literal["all", "agreement", "given"] | None = Field(
         None,
-        description="Whose uploads a client's average holds: those of all clients, of the clients whose data "
-        "summaries agree on the meaning of the labels, or of those in the same list of `members`. Unset: the "
-        "method's own rule.",
+        description="Clients whose uploads enter a client's average: all, those whose data summaries agree on the "
+        "meaning of the labels, or those in the same list of `members`. Unset: the method's own rule.",
     )
     members: list[list[str]] = Field(
         [],

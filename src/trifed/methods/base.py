@@ -95,8 +95,8 @@ SharedProjections = Callable[[Options, Sequence[Gradient], int], Tensors]
 class Upload:
     """One client's upload of one round.
 
-    `values`: (n_values,), packed in the order of the run's `Layout`. A value whose turn it was not is the one that
-    the server had sent to the client.
+    `values`: (n_values,), packed in the order of the run's `Layout`. Values of tensors that
+    did not train in this round are those that the server sent to the client.
     """
 
     client: int
@@ -175,7 +175,7 @@ class Method:
             `head.weight`, `head.bias`; without an adapter, the base model's own names.
         sends: The same kind of predicate for what is sent. What trains and is not sent stays with the client.
         receives: The same kind of predicate for what a download holds; None if that is what is sent. A tensor that
-            is received and does not train is frozen, and belongs to the client all the same.
+            is received and does not train is frozen, and is kept in the client's state.
         evaluated_model: The model that a client uses, hence the one that is evaluated: the model it has just
             trained, the one it receives after aggregation, or an interpolation between the two.
         interpolation: For "interpolated": 0 is the trained model, 1 the received one.
@@ -241,7 +241,7 @@ class Method:
 
 
 def directions(method: Method, exchanged: Layout) -> tuple[Layout, Layout]:
-    """Return the layouts of an upload and of a download. `exchanged`: of all that goes either way."""
+    """Return the layouts of an upload and of a download. `exchanged`: that of all tensors sent or received."""
     if method.receives is None:
         return exchanged, exchanged
     sent, received = (

@@ -53,7 +53,7 @@ class CeLoraOptions(Options):
     self_weight: float = Field(0.5, ge=0, le=1, description="Weight w_ii of a client's own core in its average.")
     others: Literal["similarity", "uniform"] = Field(
         "similarity",
-        description="How the others' cores are weighted in a client's average: by similarity, or all alike.",
+        description="Weights of the other clients' cores in a client's average: by similarity, or equal.",
     )
     temperature: float = Field(
         0.1,
@@ -65,9 +65,9 @@ class CeLoraOptions(Options):
     )
     summary: Literal["projected", "raw"] = Field(
         "projected",
-        description="What the summary of a client's data is made of: features projected to 64 dimensions, with at "
-        "least 20 examples behind each mean and variance, or 'raw' features, with up to three means and variances "
-        "of each label that has two examples. privacy.small_components refuses the second where examples are few.",
+        description="Content of the summary of a client's data: features projected to 64 dimensions, with at least 20 "
+        "examples for each mean and variance, or 'raw' features, with up to three means and variances of each "
+        "label that has two examples. privacy.small_components refuses the second where examples are few.",
     )
     match_labels: bool = Field(
         False, description="Compare examples of the same label only when the data of two clients are compared."

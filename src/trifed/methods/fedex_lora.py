@@ -1,4 +1,4 @@
-"""FedEx-LoRA: A and B are averaged, and what that loses of the mean of B·A is added to the frozen weights.
+"""FedEx-LoRA: A and B are averaged, and the averaging error of B·A is added to the frozen weights.
 
 Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large
 Language Models", ACL 2025 (arXiv 2410.09432).
