@@ -53,7 +53,7 @@ class CeLoraOptions(Options):
     self_weight: float = Field(0.5, ge=0, le=1, description="Weight w_ii of a client's own core in its average.")
     others: Literal["similarity", "uniform"] = Field(
         "similarity",
-        description="Weights of the other clients' cores in a client's average: by similarity, or equal.",
+        description="Weights of the others' cores in a client's average: by similarity, or equal.",
     )
     temperature: float = Field(
         0.1,
