@@ -65,9 +65,9 @@ class CeLoraOptions(Options):
     )
     summary: Literal["projected", "raw"] = Field(
         "projected",
-        description="Content of a data summary: features projected to 64 dimensions, with at least 20 examples for "
-        "each mean and variance, or 'raw' features, with up to three means and variances of each label that has "
-        "two examples. privacy.small_components refuses the second where examples are few.",
+        description="Content of a data summary: features projected to 64 dimensions, with at least 20 examples "
+        "for each mean and variance, or 'raw' features, with up to three means and variances of each label that "
+        "has two examples. privacy.small_components refuses the second where examples are few.",
     )
     match_labels: bool = Field(
         False, description="Compare examples of the same label only when the data of two clients are compared."
