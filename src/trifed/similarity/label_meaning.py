@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from trifed.similarity.checks import Floats
 from trifed.similarity.summary import Summary
-from trifed.similarity.two_sample import LabelMoments, shared_label_ratio
+from trifed.similarity.two_sample import LabelMoments
 
 PART = 0.25
 """Part of the two clients' own contrasts, squared, that counts like noise. With it, and so many examples that
@@ -44,16 +44,17 @@ def label_meaning_ratio(summaries: Sequence[Summary]) -> Floats:
     Raises:
         SimilarityError: No summaries, or mixed dimensions.
     """
-    plain = shared_label_ratio(summaries)
     moments = LabelMoments.of(summaries)
+    distances = moments.distances()
     known = moments.known.astype(np.float64)
     shared = np.maximum(known @ known.T, 1.0)
     factor = 1.0 - 1.0 / shared
     noise = factor * (moments.noise @ known.T)
     centres, lengths = _centres_apart(moments.known, moments.means, shared)
-    difference = np.maximum(moments.distances() - centres, 0.0)
+    difference = np.maximum(distances - centres, 0.0)
     own = np.maximum(lengths - noise, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
+        plain = distances / moments.noises()
         ratio = difference / (noise + noise.T + PART * (own + own.T))
         cosine = 0.5 * (lengths + lengths.T - difference) / np.sqrt(lengths * lengths.T)
         agree = cosine * np.sqrt((shared - 1.0) * moments.means.shape[2]) > SIGNIFICANT
@@ -64,13 +65,19 @@ def label_meaning_ratio(summaries: Sequence[Summary]) -> Floats:
 
 def _centres_apart(known: npt.NDArray[np.bool_], means: Floats, shared: Floats) -> tuple[Floats, Floats]:
     """Return $‖Σ_S (m_{iy} - m_{jy})‖² / k$ and $Σ_S ‖d_{iy}‖²$, each (N, N); S and k depend on both clients."""
+    # Imported late: a site's node imports this file often.
+    from scipy.spatial.distance import pdist, squareform
+
     counts, squares = known.astype(np.float64), (means**2).sum(2)
-    centres, lengths = np.zeros(shared.shape), squares @ counts.T
+    centres, own = np.zeros(shared.shape), np.zeros(shared.shape)
     label_sets, group = np.unique(known, axis=0, return_inverse=True)
     for place, labels in enumerate(label_sets):
         theirs = means[:, labels].sum(1)  # (N, dim): the sums over what each client shares with this group
-        for client in np.flatnonzero(group.ravel() == place):
-            mine = counts[:, labels] @ means[client, labels]
-            centres[client] = ((mine - theirs) ** 2).sum(1) / shared[client]
-            lengths[client] -= (mine**2).sum(1) / shared[client]
-    return centres, np.maximum(lengths, 0.0)
+        same, others = np.flatnonzero(group.ravel() == place), np.flatnonzero(group.ravel() != place)
+        centres[np.ix_(same, same)] = squareform(pdist(theirs[same], "sqeuclidean")) if len(same) > 1 else 0.0
+        own[np.ix_(same, same)] = (theirs[same] ** 2).sum(1)[:, None]
+        for client in same if len(others) else ():
+            mine = counts[np.ix_(others, labels)] @ means[client, labels]
+            centres[client, others] = ((mine - theirs[others]) ** 2).sum(1)
+            own[client, others] = (mine**2).sum(1)
+    return centres / shared, np.maximum(squares @ counts.T - own / shared, 0.0)
