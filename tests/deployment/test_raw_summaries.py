@@ -18,8 +18,8 @@ METHOD = "ce-lora-authors"
 
 @pytest.fixture
 def sites(federation):
-    """Three nodes whose own guard lets such summaries pass."""
-    allow = {"privacy": {"small_components": "allow"}}
+    """Three nodes that send such summaries, and whose own guard lets them pass."""
+    allow = {"privacy": {"small_components": "allow"}, "raw_summaries": True}
     return lambda: {10 - place: federation.node(site, **allow) for place, site in enumerate(SITES)}
 
 
@@ -34,9 +34,30 @@ def test_it_reaches_what_the_simulator_reaches(federation, sites, toy_values, si
         np.testing.assert_array_equal(coordinator.server.state[name], array, err_msg=name)
 
 
-def test_a_site_refuses_by_its_own_guard(federation):
-    with pytest.raises(RunError, match="could not be opened"):
-        federation(METHOD)[0].run()
+@pytest.mark.parametrize(
+    ("own", "kind", "code", "setting"),
+    [
+        ({"raw_summaries": True}, "open", "guard", "privacy.small_components"),
+        ({"privacy": {"small_components": "allow"}}, "hello", "raw_summaries_off", "raw_summaries = true"),
+    ],
+)
+def test_a_site_decides_by_itself_whether_it_sends_one(own, kind, code, setting, federation, caplog):
+    """Whatever the server's settings say: they allow all."""
+    nodes = {10 - place: federation.node(site, **own) for place, site in enumerate(SITES)}
+    coordinator, _ = federation(METHOD, nodes=nodes, privacy={"small_components": "allow"})
+    replies = []
+    ask = coordinator.client_manager.channel.ask
+
+    def recorded(requests, seconds):
+        found = ask(requests, seconds)
+        replies.extend((requests[place].kind, reply.error) for place, reply in found.items())
+        return found
+
+    coordinator.client_manager.channel.ask = recorded
+    with pytest.raises(RunError):
+        coordinator.run()
+    assert {error for asked, error in replies if asked == kind} == {code}
+    assert setting in caplog.text
 
 
 def test_a_site_with_features_of_another_width_is_left_out(federation, sites, events):

@@ -291,6 +291,8 @@ tell_scores = false      # true: report accuracy and loss on held-out data to th
 # labels = ["fault", "login"]     # Labels that a run has to name. Otherwise: those that the first run names.
 # gradients = false      # true: send an exact gradient of the data before round 1 if the run's method asks for
 #                        # it. Single examples can be reconstructed from a gradient.
+# raw_summaries = false  # true: send means of the data's features as they are if the run's method asks for them,
+#                        # as ce-lora-authors does, in place of features projected to 64 dimensions.
 # tell_examples = true   # false: do not report the number of examples. This site then weighs as one example in
 #                        # every average, and methods that send label counts without noise are refused.
 # at_least = 3           # Take part only in rounds with at least so many sites, this one included.

@@ -73,8 +73,9 @@ def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
     """Check that a run asks for no kind of message that the site does not send.
 
     Raises:
-        RefusedError: The method asks for an exact gradient and `gradients` is false; or it sends label counts
-            without noise and `tell_examples` is false.
+        RefusedError: The method asks for an exact gradient and `gradients` is false; or for a summary of raw
+            features and `raw_summaries` is false; or it sends label counts without noise and `tell_examples` is
+            false.
     """
     method, name = config.composed_method(), site.name
     if method.shared_projections and not site.gradients:
@@ -82,6 +83,12 @@ def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
             "gradients_off",
             f"method.name: '{config.method.name}' asks for an exact gradient of the data; {name} sends none "
             f"unless its node.toml has gradients = true",
+        )
+    if method.summarise and config.method.options().raw_summary() and not site.raw_summaries:
+        raise RefusedError(
+            "raw_summaries_off",
+            f"method.summary: '{config.method.name}' asks for means and variances of raw features; {name} sends "
+            f"none unless its node.toml has raw_summaries = true",
         )
     if method.summarise and not site.tell_examples and not config.privacy.summary:
         raise RefusedError(

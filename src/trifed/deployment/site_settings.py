@@ -88,6 +88,11 @@ class SiteSettings(BaseModel):
         description="Send an exact gradient of the data before round 1, if the run's method asks for it. Single "
         "examples can be reconstructed from a gradient.",
     )
+    raw_summaries: bool = Field(
+        False,
+        description="Send means and variances of the base model's features as they are, if the run's method asks "
+        "for them (method.summary = 'raw'). Otherwise such a run is refused.",
+    )
     tell_examples: bool = Field(
         True,
         description="Report the number of training examples, by which the server weighs uploads. Otherwise the "
