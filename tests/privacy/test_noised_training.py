@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from scipy.stats import norm
 
 from trifed import make_config, run
@@ -242,12 +243,38 @@ def test_the_same_seed_gives_the_same_run(finished, toy_values, tmp_path):
     assert ledgers[0] == ledgers[1]
 
 
+def test_label_rows_give_a_method_without_summaries_noised_label_counts(finished):
+    """The first head's prior is that of the noised summary: neither uniform nor that of the exact counts."""
+    priors = {}
+    for epsilon in (4.0, 50.0):
+        privacy = {**PRIVACY, "summary": {"epsilon": epsilon}}
+        done = finished("fedrod-lora", privacy=privacy, aggregation={"weights": "label-rows"}, rounds=1, **STEPS)
+        noised = load_file(done.path / "privacy/amber/summary.safetensors")
+        counts = np.bincount(noised["class_labels"], noised["class_counts"], minlength=3) + 0.1
+        state = load_file(done.path / "checkpoint.safetensors")
+        [found] = [values for name, values in state.items() if name.endswith("prior.bias") and "/0/" in name]
+        np.testing.assert_allclose(found, np.log(counts / counts.sum()), rtol=1e-5)
+        priors[epsilon] = found
+    assert not np.allclose(priors[4.0], priors[50.0]) and np.ptp(priors[4.0]) > 0
+
+
+def test_noised_updates_alone_need_no_label_counts(toy_values):
+    """An update is clipped as a whole, whatever its first head was derived from."""
+    config = make_config(toy_values(method="fedrod-lora", privacy={"update": {"epsilon": 8.0}}))
+    assert config.composed_method().summarise is None
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"privacy": PRIVACY}, "training.steps: missing"),
         ({"privacy": {"training": {"epsilon": 6.0}}, **STEPS}, "privacy.summary: missing, but 'own-prior'"),
         ({"privacy": {"training": {"epsilon": 6.0, "rate": 0}}, **STEPS}, "privacy.training.rate: got 0"),
+        ({"privacy": PRIVACY, **STEPS, "method": "fedrod-lora"}, "privacy.training: 'fedrod-lora'"),
+        (
+            {"privacy": PRIVACY, **STEPS, "method": "fedavg-lora", "personalization": {"label_prior": True}},
+            "privacy.training: 'fedavg-lora'",
+        ),
         (
             {"privacy": PRIVACY, **STEPS, "task": "image-text-pairs"},
             "privacy.training: task = 'image-text-pairs'",

@@ -141,8 +141,14 @@ def privacy_problems(config: RunConfig) -> Iterator[str]:
                 f"privacy: '{name}' sends each client's gradient before round 1, without noise; set another "
                 f"method, or leave [privacy] out"
             )
-        if exact_counts and (method.summarise or method.local_init):
+        if exact_counts and method.summarise:
             yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"
+        # Training that is noised starts from noised label counts, which only a summary releases.
+        if config.privacy.training and method.local_init and not method.summarise:
+            yield (
+                f"privacy.training: '{name}' starts from a client's label counts, and has no summary with noised "
+                "ones; set aggregation.weights = 'label-rows' and privacy.summary, or choose another method"
+            )
 
 
 def summary_problems(config: RunConfig) -> Iterator[str]:
