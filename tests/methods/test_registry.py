@@ -64,6 +64,13 @@ def test_a_method_from_a_file(tmp_path):
     assert code_hash(load_method_file(path)) != first
 
 
+def test_the_hash_counts_the_turns_and_their_order():
+    """Two sides with other turns would read each other's messages as other tensors."""
+    rolora = METHODS["rolora"]
+    changed = [replace(rolora, turns=turns) for turns in (rolora.turns[::-1], rolora.turns[:1], ())]
+    assert len({code_hash(method) for method in (rolora, *changed)}) == 4
+
+
 @pytest.mark.parametrize(
     "text", [None, "x = 1", "METHOD = 3", "import no_such_module", "this is no Python", "METHOD = Method("]
 )

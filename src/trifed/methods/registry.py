@@ -23,6 +23,7 @@ from typing import Any
 from trifed.common.errors import ConfigError, nearest
 from trifed.methods.base import Method
 from trifed.methods.local import ALONE
+from trifed.methods.personalization import EXAMPLES_OF_NAMES
 
 GROUP = "trifed.methods"
 FILES = "TRIFED_METHOD_FILES"
@@ -126,7 +127,7 @@ def unknown_method(name: str) -> str:
 
 
 def code_hash(method: Method) -> str:
-    """Return 16 hex digits over the source files of a method's functions; sites and server compare it."""
+    """Return 16 hex digits over the source files of a method's functions and its turns; sites compare it."""
     digest = hashlib.sha256(method.name.encode())
     for source in sorted(set(_sources(method))):
         digest.update(source.encode())
@@ -136,7 +137,12 @@ def code_hash(method: Method) -> str:
 def _sources(method: Method) -> Iterator[str]:
     for each in (method, *([method.preset_of] if method.preset_of else [])):
         for field in fields(each):
-            yield from _source(getattr(each, field.name))
+            value = getattr(each, field.name)
+            for part in value if isinstance(value, tuple) else (value,):
+                yield from _source(part)
+        # The order of the turns is in no single function's source.
+        for place, turn in enumerate(each.turns):
+            yield f"turn {place} {[bool(turn(name)) for name in EXAMPLES_OF_NAMES]}"
 
 
 def _source(value: Any) -> Iterator[str]:
