@@ -16,7 +16,7 @@ from trifed import make_config
 from trifed.adapters.attach import attach, save_adapter, without_peft_warnings
 from trifed.adapters.residual import has_residuals, to_plain_lora
 from trifed.adapters.settings import AdapterSettings
-from trifed.common.errors import ConfigError
+from trifed.common.errors import ConfigError, ModelError
 from trifed.data import make_clients
 from trifed.federation.compression import packed_sizes
 from trifed.federation.device_placement import narrow_frozen_weights
@@ -97,6 +97,13 @@ def test_a_saved_adapter_is_a_plain_lora_of_a_higher_rank(adapted, tmp_path):
         again = PeftModel.from_pretrained(base, tmp_path)
     assert not has_residuals(again)
     torch.testing.assert_close(outputs(again), outputs(model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_can_have_no_residual_is_refused(monkeypatch):
+    """PEFT's layers of packed weights are of other classes; without a residual the method would be FedAvg."""
+    monkeypatch.setattr("trifed.adapters.residual.Linear", torch.nn.Bilinear)
+    with pytest.raises(ModelError, match=r"model\.dtype: layer '.*query'"):
+        attach(bert(), "lora-residual", AdapterSettings(rank=2, target_modules=["query"]), 0)
 
 
 def test_switching_the_adapter_off_and_on_leaves_the_residual_frozen(adapted):

@@ -163,8 +163,8 @@ def test_without_the_package_for_few_bits(tiny_language, monkeypatch):
         TASKS["causal-lm"].load(str(tiny_language()), "nf4")
 
 
-@pytest.mark.parametrize("method", ["fed-sb", "fedavg-full"])
-def test_methods_that_need_the_bases_own_gradient_refuse_few_bits(tiny_language, method):
+@pytest.mark.parametrize("method", ["fed-sb", "fedavg-full", "fedex-lora", "fedalt"])
+def test_methods_that_need_the_bases_own_weights_refuse_few_bits(tiny_language, method):
     task = TASKS["causal-lm"]
     settings = (ModelSettings(dtype="int8"), AdapterSettings(rank=4), TrainingSettings(device="cpu"))
     with pytest.raises(ModelError, match=rf"model\.dtype: got 'int8'.*'{method}'"):

@@ -16,6 +16,8 @@ from peft.tuners.lora.layer import Linear, LoraVariant
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trifed.common.errors import ModelError
+
 ADAPTER = "default"
 SMALLEST = 1e-6
 """Singular values of R below this share of the largest one are left out of an export."""
@@ -60,7 +62,17 @@ def _delta(module: Any, adapter: str) -> Tensor:
 
 
 def add_residuals(model: PeftModel) -> None:
-    """Add R = 0 to every layer of a fresh plain LoRA adapter; no random number is drawn."""
+    """Add R = 0 to every layer of a fresh plain LoRA adapter; no random number is drawn.
+
+    Raises:
+        ModelError: A layer cannot have one, such as a layer whose weights are packed into fewer bits.
+    """
+    for name, module in model.named_modules():
+        if ADAPTER in getattr(module, "lora_A", ()) and not isinstance(module, Linear):
+            raise ModelError(
+                f"model.dtype: layer '{name}' is a {type(module).__name__}, which cannot have a residual; set "
+                "model.dtype to float32 or bfloat16, or choose another method"
+            )
     for _, layer in _layers(model):
         weight = layer.lora_A[ADAPTER].weight
         residual = nn.utils.skip_init(  # type: ignore[no-untyped-call]
