@@ -108,6 +108,13 @@ def test_label_counts_do_not_leave_a_site_that_tells_no_number(federation):
     assert code(federation, "own-prior", privacy=PRIVACY, tell_examples=False) is None
 
 
+@pytest.mark.parametrize("limit", [{"worse_by": 1.0}, {"others_at_most": 0.5}])
+def test_limits_on_downloads_do_not_go_with_methods_that_need_them_whole(limit, federation):
+    assert code(federation, "rolora", **limit) == code(federation, "fedex-lora", **limit) == "limits_unusable"
+    assert code(federation, "fedavg-lora", **limit) is None
+    assert code(federation, "rolora") is None
+
+
 def test_a_later_run_names_no_other_labels_than_the_first(federation):
     """A server that named one label after the other learned from refusals which of them a site has."""
     assert code(federation, "own-prior") is None

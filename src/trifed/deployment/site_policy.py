@@ -70,12 +70,12 @@ def check_privacy_limits(config: RunConfig, settings: SiteSettings) -> None:
 
 
 def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
-    """Check that a run asks for no kind of message that the site does not send.
+    """Check that a run asks for no kind of message that the site does not send, and keeps within its limits.
 
     Raises:
         RefusedError: The method asks for an exact gradient and `gradients` is false; or for a summary of raw
             features and `raw_summaries` is false; or it sends label counts without noise and `tell_examples` is
-            false.
+            false; or it needs each download as it is, and the site has `worse_by` or an `others_at_most` below 1.
     """
     method, name = config.composed_method(), site.name
     if method.shared_projections and not site.gradients:
@@ -95,6 +95,14 @@ def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
             "counts_off",
             f"method.name: '{config.method.name}' sends the number of examples of each label; {name} does "
             f"not, because its node.toml has tell_examples = false",
+        )
+    limited = site.worse_by is not None or site.others_at_most < 1
+    if limited and method.takes_downloads_whole and config.personalization.share:
+        raise RefusedError(
+            "limits_unusable",
+            f"method.name: with '{config.method.name}' a client has to take what it receives as it is, because the "
+            f"server counts on it; {name} has others_at_most or worse_by in its node.toml; leave them out, or take "
+            f"no part",
         )
 
 

@@ -235,6 +235,15 @@ class Method:
         """Return whether a parameter that trains does so in round `number`, counted from 1."""
         return not self.turns or self.turns[(number - 1) % len(self.turns)](name)
 
+    @property
+    def takes_downloads_whole(self) -> bool:
+        """True if the server counts on each download: a client can neither reject it nor take a share of it.
+
+        So it is with turns, where what rests has to be equal at all clients, and where a download holds tensors that
+        do not train.
+        """
+        return len(self.turns) > 1 or self.receives is not None
+
     def layouts(self, layout: Layout) -> tuple[Layout, ...]:
         """Return what is sent in each turn, of all that the method sends; without turns all of it."""
         return tuple(tuple(item for item in layout if turn(item[0])) for turn in self.turns) or (layout,)
