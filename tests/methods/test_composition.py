@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from trifed import make_config, run
-from trifed.common.errors import ConfigError
+from trifed.common.errors import ConfigError, ModelError
+from trifed.federation.shared_model import layouts_of
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, ServerContext, Upload, compose
 from trifed.methods.base import SummarySeeds
 from trifed.methods.own_prior import PARTS
@@ -134,6 +136,43 @@ def test_what_is_kept_at_home_is_not_sent():
     method = compose(METHODS["fedavg-lora"], PersonalizationSettings(keep=["head."]), ALL)
     assert [method.sends(name) for name in ("head.weight", "head.bias", "x.lora_A.weight")] == [False, False, True]
     assert method.trains("head.weight")
+
+
+@pytest.mark.parametrize(
+    ("method", "keep", "layer"),
+    [
+        ("fedex-lora", ["x.lora_B."], "x"), ("fedex-lora", ["x.lora_R."], "x"), ("fedalt", ["x.lora_A."], "x"),
+        ("fedalt", ["x.lora_rest_B."], "x"), ("fedex-lora", ["y.lora_", "head."], ""), ("fedalt", ["x."], ""),
+        ("fedavg-lora", ["x.lora_A."], ""),
+    ],
+)  # fmt: skip
+def test_a_server_that_needs_whole_layers_gets_all_or_nothing_of_each(method, keep, layer):
+    kinds = ("A", "B", "R", "rest_A", "rest_B", "mixer")
+    tensors = {f"{name}.lora_{kind}.weight": torch.zeros(2, 2) for name in "xy" for kind in kinds}
+    tensors["head.weight"] = torch.zeros(3, 2)
+    composed = compose(METHODS[method], PersonalizationSettings(keep=keep), ALL)
+    if layer:
+        with pytest.raises(ModelError, match=rf"^personalization\.keep: .*'{layer}'"):
+            layouts_of(composed, tensors)
+        return
+    sent, received = ({name for name, _ in part} for part in layouts_of(composed, tensors))
+    assert sent and not [name for name in sent | received if name.startswith(tuple(keep))]
+    layouts_of(compose(METHODS[method], PersonalizationSettings(keep=keep, share=False), ALL), tensors)
+
+
+@pytest.mark.parametrize(("groups", "refused"), [("agreement", True), ("all", False), ("given", False)])
+def test_groups_that_overlap_do_not_go_with_turns(groups, refused):
+    aggregation = {"groups": groups, "members": [["a", "b"]] if groups == "given" else []}
+    for values in ({"method": "rolora"}, {"method": "fedavg-lora", "baselines": ["rolora"]}):
+        values |= {"data": DATA, "aggregation": aggregation}
+        if not refused:
+            make_config(values)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            make_config(values)
+        [problem] = caught.value.problems
+        assert problem.split(":")[0] in ("aggregation.groups", "baselines") and "'given'" in problem
+    make_config({"data": DATA, "method": "own-prior", "baselines": ["rolora"]})  # its own groups are not the run's
 
 
 def test_a_proximal_term_for_any_method():

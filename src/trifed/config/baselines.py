@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, unknown_method
 from trifed.methods.local import ALONE
-from trifed.methods.personalization import part_problems, sends_nothing
+from trifed.methods.personalization import part_problems, sends_nothing, turn_problems
 
 if TYPE_CHECKING:
     from trifed.config.run import RunConfig
@@ -35,6 +35,13 @@ def baseline_problems(config: RunConfig) -> Iterator[str]:
             yield f"baselines: {unknown_method(name)}"
         elif name == config.method.name:
             yield f"baselines: '{name}' is the run's own method; name another one"
+        elif config.method.name in METHODS and any(
+            turn_problems(METHODS[name], config.with_method(name).aggregation)
+        ):
+            yield (
+                f"baselines: the rounds of '{name}' take turns, which does not go together with aggregation.groups = "
+                f"'agreement'; leave the baseline out, or set that to 'all' or 'given'"
+            )
         elif config.adapter.start is not None and not _same_adapter(config, config.with_method(name)):
             yield (
                 f"baselines: '{name}' has an adapter of another kind, rank or scale than the run that starts "

@@ -26,12 +26,15 @@ from trifed.federation.evaluation import embed, mean_gradient
 from trifed.federation.stack import can_stack
 from trifed.methods.base import Method, directions, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
+from trifed.methods.personalization import partly_kept
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base import HeadedModel
 from trifed.tasks.base_model import LoadedBase
 
 KEPT_FEATURES = 2**30
 """Bytes of the base's features that are kept for later uses."""
+OWN_FORWARD = ("lora-residual", "lora-mixture")
+"""Kinds of adapter whose layers have a forward pass of their own, which PEFT's layers of packed weights ignore."""
 _ENCODER, _WRAPPER = "encoder.", "base_model.model."
 _BASE = ".base_layer.weight"
 
@@ -217,10 +220,12 @@ def build_shared_model(
         ModelError: The adapter does not fit the model, or the method does not allow the model's dtype.
     """
     model_settings, adapter_settings, training_settings = settings
-    if model_settings.dtype in QUANTISED and (method.shared_projections or method.adapter == "none"):
+    gradient = method.shared_projections or method.adapter == "none"
+    if model_settings.dtype in QUANTISED and (gradient or method.adapter in OWN_FORWARD):
+        need = "the base model's gradient" if gradient else "layers whose weights are not packed"
         raise ModelError(
-            f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs the base model's gradient; "
-            f"set it to float32 or bfloat16, or choose another method"
+            f"model.dtype: got '{model_settings.dtype}', but '{method.name}' needs {need}; set it to float32 or "
+            f"bfloat16, or choose another method"
         )
     if adapter_settings.train_norms and method.adapter != "none" and model_settings.dtype != "float32":
         raise ModelError(
@@ -306,7 +311,15 @@ def layouts_of(method: Method, own: Mapping[str, Tensor]) -> tuple[Layout, Layou
     Args:
         method: The method.
         own: The parameters that it trains or receives, by name.
+
+    Raises:
+        ModelError: A client would keep some tensors of a layer that the server needs with the layer's others.
     """
+    if layer := partly_kept(method, own):
+        raise ModelError(
+            f"personalization.keep: keeps some tensors of the layer '{layer}', of which the server of "
+            f"'{method.name}' needs all or none; name '{layer}.lora_' to keep all of them, or none"
+        )
     holds = method.receives or method.sends
     named = ((name, tuple(param.shape)) for name, param in own.items() if not trains_beside(name))
     return directions(method, tuple(item for item in named if method.sends(item[0]) or holds(item[0])))

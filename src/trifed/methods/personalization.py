@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -145,6 +145,45 @@ def part_problems(
     own_weights = plain.with_aggregation is not None or not can_aggregate(plain)
     if aggregation.rule != "mean" and own_weights and not sends_nothing(plain):
         yield f"aggregation.rule: the server of '{method.name}' has weights of its own; leave it out"
+    yield from turn_problems(plain, aggregation)
+
+
+def turn_problems(method: Method, aggregation: AggregationSettings) -> Iterator[str]:
+    """Yield a sentence if a method whose rounds take turns is given groups that overlap.
+
+    A tensor whose turn it is not has to be equal at all clients that share. Agreement is not transitive: two clients
+    that do not share may both share with a third, whose average would then mix other values than it has sent.
+    """
+    if aggregation.groups == "agreement" and len(method.turns) > 1:
+        yield (
+            f"aggregation.groups: with 'agreement' two clients may share with a third and not with each other, but "
+            f"the rounds of '{method.name}' take turns, so that all who share need equal tensors; set it to 'all' "
+            f"or 'given'"
+        )
+
+
+def partly_kept(method: Method, names: Iterable[str]) -> str:
+    """Return a layer of which a client keeps some tensors that the server needs with the others; empty if none.
+
+    This concerns methods that say what they receive: their server computes what it sends of a layer from all that it
+    gets of it.
+
+    Args:
+        method: The composed method.
+        names: Names of the parameters that it trains or receives.
+    """
+    plain = method.preset_of
+    if plain is None or plain.receives is None:
+        return ""
+    kept: dict[str, set[bool]] = {}
+    for name in names:
+        if ".lora_" in name and _goes_either_way(plain, name):
+            kept.setdefault(name.rsplit(".lora_", 1)[0], set()).add(not _goes_either_way(method, name))
+    return next((layer for layer, found in kept.items() if len(found) > 1), "")
+
+
+def _goes_either_way(method: Method, name: str) -> bool:
+    return method.sends(name) or bool(method.receives and method.receives(name))
 
 
 def parts_left_out(
