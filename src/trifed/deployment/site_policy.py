@@ -100,9 +100,9 @@ def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
     if limited and method.takes_downloads_whole and config.personalization.share:
         raise RefusedError(
             "limits_unusable",
-            f"method.name: with '{config.method.name}' a client has to take what it receives as it is, because the "
-            f"server counts on it; {name} has others_at_most or worse_by in its node.toml; leave them out, or take "
-            f"no part",
+            f"method.name: '{config.method.name}' needs clients that take what they receive as it is, because its "
+            f"server counts on that, and {name} has others_at_most or worse_by in its node.toml; leave these out, "
+            f"or take no part",
         )
 
 

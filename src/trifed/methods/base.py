@@ -239,8 +239,8 @@ class Method:
     def takes_downloads_whole(self) -> bool:
         """True if the server counts on each download: a client can neither reject it nor take a share of it.
 
-        So it is with turns, where what rests has to be equal at all clients, and where a download holds tensors that
-        do not train.
+        So it is with turns, where what rests has to be equal at all clients, and where a download holds tensors
+        that do not train.
         """
         return len(self.turns) > 1 or self.receives is not None
 

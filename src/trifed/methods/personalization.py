@@ -151,22 +151,23 @@ def part_problems(
 def turn_problems(method: Method, aggregation: AggregationSettings) -> Iterator[str]:
     """Yield a sentence if a method whose rounds take turns is given groups that overlap.
 
-    A tensor whose turn it is not has to be equal at all clients that share. Agreement is not transitive: two clients
-    that do not share may both share with a third, whose average would then mix other values than it has sent.
+    A tensor whose turn it is not has to be equal at all clients that share. Agreement is not transitive: two
+    clients that do not share may both share with a third, whose average would then mix values that it does not
+    get.
     """
     if aggregation.groups == "agreement" and len(method.turns) > 1:
         yield (
-            f"aggregation.groups: with 'agreement' two clients may share with a third and not with each other, but "
-            f"the rounds of '{method.name}' take turns, so that all who share need equal tensors; set it to 'all' "
-            f"or 'given'"
+            f"aggregation.groups: with 'agreement' two clients may share with a third and not with each other; "
+            f"the rounds of '{method.name}' take turns, for which all who share need equal tensors; set it to "
+            f"'all' or 'given'"
         )
 
 
 def partly_kept(method: Method, names: Iterable[str]) -> str:
     """Return a layer of which a client keeps some tensors that the server needs with the others; empty if none.
 
-    This concerns methods that say what they receive: their server computes what it sends of a layer from all that it
-    gets of it.
+    This concerns methods that say what they receive: their server computes what it sends of a layer from all
+    that it gets of it.
 
     Args:
         method: The composed method.
