@@ -175,6 +175,20 @@ def test_clients_with_one_label_are_named(write_rows: WriteRows) -> None:
     assert [row.counts for row in split_table(data)] == [(12, 0), (12, 12)]
 
 
+def test_the_newest_rows_may_have_labels_of_their_own(write_rows: WriteRows) -> None:
+    """Held out in order, 12 of 20 rows train: of client "one" all of the first label."""
+    first = [{"text": f"t{i}", "label": int(i >= 14), "site": "one"} for i in range(20)]
+    second = [{"text": f"u{i}", "label": 2 * int(i >= 16) or i % 2, "site": "two"} for i in range(20)]
+    path = write_rows("t.jsonl", first + second)
+    assert make(path, clients=BY_SITE).notes == []  # stratified
+    with pytest.raises(DataError, match=r"data\.holdout: got 'last'.* one\. .*allow_single_class"):
+        make(path, clients=BY_SITE, holdout="last")
+    data = make(path, clients=BY_SITE, holdout="last", allow_single_class=True)
+    assert set(data.clients[0].train.labels) == {0} and set(data.clients[1].train.labels) == {0, 1}
+    [note] = data.notes
+    assert note.endswith("one (1), two (2)")
+
+
 def test_a_client_without_anything_to_test_on_is_named(write_rows: WriteRows) -> None:
     path = write_rows("t.jsonl", numbered(30, n_labels=30))
     with pytest.raises(DataError, match="client-00"):

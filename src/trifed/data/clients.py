@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import DataError
+from trifed.data.client_checks import check_held_out, listed, usable_rows
 from trifed.data.columns import spelling
 from trifed.data.partition import assign_clients, split_rows
 from trifed.data.roles import TEXTS, Roles
@@ -57,7 +58,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's examples. Every class of `valid` and `test` also occurs in `train`."""
+    """One client's examples.
+
+    With `data.holdout = "stratified"` every class of `valid` and `test` also occurs in `train`. With "random" and
+    "last" some may not.
+    """
 
     name: str
     train: Examples
@@ -112,7 +117,7 @@ def make_clients(settings: DataSettings, seed: int, roles: Roles = TEXTS) -> Fed
     table, labels, label_names = _indexed(table, settings.labels)
     ids, names = assign_clients(labels, table.groups, settings.clients, seed, table.group_names)
     by_client = {name: np.flatnonzero(ids == i) for i, name in enumerate(names)}
-    clients = _split_clients(table, labels, by_client, settings, seed, notes)
+    clients = _split_clients(table, labels, label_names, by_client, settings, seed, notes)
     global_test = None if test is None else _global_test(test, clients, label_names)
     return FederatedData(clients, label_names, global_test, notes)
 
@@ -132,7 +137,8 @@ def make_client(settings: DataSettings, seed: int, roles: Roles, name: str, numb
     """
     table, _, notes = _read(settings, roles)
     table, labels, label_names = _indexed(table, settings.labels)
-    clients = _split_clients(table, labels, {name: np.arange(len(table))}, settings, seed, notes, number)
+    rows = {name: np.arange(len(table))}
+    clients = _split_clients(table, labels, label_names, rows, settings, seed, notes, number)
     return FederatedData(clients, label_names, None, notes)
 
 
@@ -155,6 +161,7 @@ def _row_count(count: int, kind: str = "") -> str:
 def _split_clients(
     table: Table,
     labels: NDArray[np.int64],
+    label_names: Sequence[str],
     rows: Mapping[str, Rows],
     settings: DataSettings,
     seed: int,
@@ -169,13 +176,13 @@ def _split_clients(
     }
     clients = []
     classes = labels if settings.label and TAGS not in table.inputs and table.targets is None else None
-    for number, (name, mine) in enumerate(_usable(capped, classes, settings, notes).items(), first):
+    for number, (name, mine) in enumerate(usable_rows(capped, classes, settings, notes).items(), first):
         rng = np.random.default_rng([seed, HOLDOUT_STREAM, number])
         fractions = (settings.valid_fraction, settings.test_fraction)
         parts = split_rows(labels[mine], *fractions, rng, settings.holdout)
         examples = (_examples(table.subset(mine[part]), labels[mine[part]]) for part in parts)
         clients.append(ClientData(name, *examples))
-    _check_held_out(clients, settings, notes)
+    check_held_out(clients, settings, label_names, notes)
     return clients
 
 
@@ -219,10 +226,10 @@ def index_labels(
     order = sorted(set(keys)) if names is None else list(names)
     index = {key if names is None else spelling(key): i for i, key in enumerate(order)}
     if len(index) < len(order):
-        raise DataError(f"data.labels: got one label twice in {_listed(list(map(str, order)))}; leave one out")
+        raise DataError(f"data.labels: got one label twice in {listed(list(map(str, order)))}; leave one out")
     unknown = sorted(set(keys) - set(index))
     if unknown:
-        raise DataError(f"data.labels: got other labels, {_listed(unknown)}; add them, or correct the rows")
+        raise DataError(f"data.labels: got other labels, {listed(unknown)}; add them, or correct the rows")
     return np.array([index[key] for key in keys], dtype=np.int64), list(map(str, order))
 
 
@@ -244,7 +251,7 @@ def _without_duplicates(table: Table, notes: list[str]) -> Table:
         contradicted += labels[kept] != labels[row]
     if not dropped.total():
         return table
-    of_clients = _listed([f"{name} {count}" for name, count in sorted(dropped.items()) if count and name])
+    of_clients = listed([f"{name} {count}" for name, count in sorted(dropped.items()) if count and name])
     other = f" ({contradicted} of them had another label than the row kept)" if contradicted else ""
     counted = f": {of_clients}" if of_clients else ""
     notes.append(f"dropped {_row_count(dropped.total(), 'duplicate ')}{counted}{other}")
@@ -275,54 +282,6 @@ def _drawn(rows: Rows, limit: int | None, stream: list[int]) -> Rows:
     return np.sort(np.random.default_rng(stream).choice(rows, limit, replace=False))
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _usable(
-    rows: Mapping[str, Rows], classes: NDArray[np.int64] | None, settings: DataSettings, notes: list[str]
-) -> dict[str, Rows]:
-    """Raise `DataError` for clients with too few examples or one class; empty small ones if that is allowed."""
-    least = max(1, settings.clients.min_examples)
-    small = [name for name, mine in rows.items() if len(mine) < least]
-    large = [] if classes is None else [name for name in rows if name not in small]
-    alike = [name for name in large if classes is not None and len(np.unique(classes[rows[name]])) == 1]
-    counts = _listed([f"{name} ({len(rows[name])})" for name in small])
-    rules = [
-        (
-            small and not settings.allow_empty_clients,
-            f"clients with fewer than {least} examples: {counts}. Lower data.clients.min_examples, use fewer "
-            "clients, or set data.allow_empty_clients = true to keep them without data.",
-        ),
-        (
-            alike and not settings.allow_single_class,
-            f"clients with one label only: {_listed(alike)}. Name another column as data.label, choose a milder "
-            "split (a larger data.clients.alpha or data.clients.labels_per_client), or set "
-            "data.allow_single_class = true.",
-        ),
-    ]
-    problems = [message for wrong, message in rules if wrong]
-    if problems:
-        raise DataError("\n".join(problems))
-    if small:
-        notes.append(f"kept without data, for having fewer than {least} examples: {counts}")
-    return {name: mine[:0] if name in small else mine for name, mine in rows.items()}
-
-
-def _check_held_out(clients: Sequence[ClientData], settings: DataSettings, notes: list[str]) -> None:
-    """Raise `DataError` for clients without a test example; note those without a validation example."""
-    untested = [client.name for client in clients if len(client.train) and not len(client.test)]
-    if untested and settings.test_fraction > 0:
-        raise DataError(
-            f"data.test_fraction: no example can be held out for {_listed(untested)}, because no label occurs "
-            "there twice and one example of each stays in training. Use fewer clients or more examples, or set "
-            "data.test_fraction = 0 and name a data.test."
-        )
-    unchecked = [client.name for client in clients if len(client.train) and not len(client.valid)]
-    if unchecked and settings.valid_fraction > 0:
-        notes.append(f"no example to spare for validation: {_listed(unchecked)}")
-
-
 def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequence[str]) -> Examples:
     if TAGS in test.inputs:
         inputs = {**test.inputs, TAGS: tag_numbers(test.inputs[TAGS], label_names, "data.test")}
@@ -334,7 +293,7 @@ def _global_test(test: Table, clients: Sequence[ClientData], label_names: Sequen
     unknown = sorted(set(counts) - trained)
     if unknown:
         raise DataError(
-            f"labels of the global test set that are in no client's training data: {_listed(unknown)} "
+            f"labels of the global test set that are in no client's training data: {listed(unknown)} "
             f"({sum(counts[label] for label in unknown)} of {len(test)} rows). Correct the labels, remove those "
             "rows, or keep more training examples (data.max_examples, data.clients.max_examples)."
         )
