@@ -231,3 +231,11 @@ def test_how_the_sites_stand(federation, site_tables, monkeypatch):
     simulated.write_text("config.toml", to_toml(coordinator.config))
     with pytest.raises(RunError, match=str(site_tables / "other")):
         run_status(simulated, 3)
+
+
+def test_between_sites_names_of_groups_that_have_not_joined_are_reported(federation, events):
+    chosen = {"groups": "given", "members": [["amber", "corral"], ["basil", "dill"]]}
+    coordinator, _ = federation("fedavg-lora", rounds=2, aggregation=chosen)
+    coordinator.run()
+    [trouble] = events(coordinator, "trouble")
+    assert "corral, dill" in trouble["text"] and "amber" not in trouble["text"]

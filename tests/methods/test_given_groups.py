@@ -72,6 +72,9 @@ def test_groups_need_names_and_each_name_once():
     twice = {"groups": "given", "members": [["a", "b"], ["b"]]}
     with pytest.raises(ConfigError, match=r"aggregation\.members: got b twice"):
         make_config({**values, "aggregation": twice})
+    for groups in ({}, {"groups": "all"}, {"groups": "agreement"}):
+        with pytest.raises(ConfigError, match=r"aggregation\.members: used with"):
+            make_config({**values, "aggregation": {**groups, "members": [["a", "b"]]}})
 
 
 @pytest.mark.parametrize("members", [[], [["amber", "corral"]]])

@@ -87,6 +87,11 @@ def check_members(config: RunConfig, clients: Iterable[str] | None = None) -> No
         _check_known("aggregation.members: {}", [name for group in chosen.members for name in group], clients)
 
 
+def absent_members(config: RunConfig, clients: Iterable[str]) -> list[str]:
+    """Return the names in `aggregation.members` that no client has, sorted."""
+    return sorted({name for group in config.aggregation.members for name in group} - set(clients))
+
+
 def check_names(settings: Mapping[str, ClientTraining], clients: Iterable[str]) -> None:
     """Check that every client with settings of its own exists.
 

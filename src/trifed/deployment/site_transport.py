@@ -16,7 +16,7 @@ from typing import Any
 
 from trifed.common.errors import MessageError, RunError
 from trifed.common.lock import held
-from trifed.config.client_training import check_members
+from trifed.config.client_training import absent_members, check_members
 from trifed.config.metrics import ALWAYS
 from trifed.config.run import RunConfig
 from trifed.config.settings import GUARDS
@@ -234,6 +234,14 @@ class SiteTransport:
         """Let clients join, leave and report changed data; return those that lack the shared projections."""
         if self.membership.update(number):
             self._save_membership(number - 1)
+        absent = absent_members(self.config, [record.name for record in self.records]) if number == 1 else []
+        if absent:
+            self.log(
+                events.Trouble(
+                    f"aggregation.members: no client has joined under these names: {', '.join(absent)}; check "
+                    "them, or wait for those clients"
+                )
+            )
         if number == 1 or not self.server.context.method.shared_projections:
             return ()
         return [client for client, record in enumerate(self.records) if not record.counts and not record.left]
