@@ -91,7 +91,9 @@ def test_each_client_uses_one_of_the_shares_of_what_it_received(valid, method, t
     assert told == pytest.approx(shares, abs=1e-3)
     assert not any("received_share" in client for client in done_by[1.0].summary["clients"])
     assert all(min(abs(share - tried) for tried in SHARES) < 1e-3 for share in shares.values())
-    if not valid:
+    if valid:
+        assert any(abs(share - WITHOUT_VALIDATION) > 1e-3 for share in shares.values())
+    else:
         assert all(share == pytest.approx(WITHOUT_VALIDATION, abs=1e-3) for share in shares.values())
 
 
