@@ -115,7 +115,8 @@ def _trained_norms(base: nn.Module, settings: AdapterSettings) -> list[str]:
     ]
     if not found:
         raise ModelError(
-            "adapter.train_norms: got true, but this model has no LayerNorm or RMSNorm with weights; leave it out"
+            "adapter.train_norms: got true, but this model has no LayerNorm or RMSNorm with weights; set "
+            "adapter.train_norms = false"
         )
     return found
 
