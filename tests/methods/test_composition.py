@@ -202,6 +202,17 @@ def test_a_part_without_meaning_for_the_task_is_left_out_with_a_sentence():
     assert make_config({**values, "method": "own-prior-lora"}).parts_left_out() == []
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("own-prior", ["init_std"]), ("fedavg-full", ["init_std", "train_norms"]), ("fedalt", [])],
+)
+def test_adapter_settings_without_effect_are_named(method, settings):
+    values = {"data": DATA, "method": method, "adapter": {"init_std": 0.1, "train_norms": True}}
+    left_out = [sentence.split(":")[0] for sentence in make_config(values).parts_left_out()]
+    assert left_out == [f"adapter.{name}" for name in settings]
+    assert make_config({"data": DATA, "method": method}).parts_left_out() == []
+
+
 def test_a_method_that_sends_nothing_leaves_out_what_concerns_sending():
     config = make_config({"data": DATA, "method": "local", **PARTS})
     left_out = [sentence.split(":")[0] for sentence in config.parts_left_out()]

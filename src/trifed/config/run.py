@@ -42,7 +42,12 @@ from trifed.methods import (
     unknown_method,
 )
 from trifed.methods.local import ALONE
-from trifed.methods.personalization import part_problems, parts_left_out, sends_nothing
+from trifed.methods.personalization import (
+    adapter_settings_left_out,
+    part_problems,
+    parts_left_out,
+    sends_nothing,
+)
 
 DEFAULT_METHOD = "own-prior"
 """The method that was best, or equal to the best, in most measurements of this project."""
@@ -211,11 +216,13 @@ class RunConfig(StrictSettings):
         return self.keep == "best" or self.patience is not None
 
     def parts_left_out(self) -> list[str]:
-        """Return a sentence for each part that is set and has no meaning for this task or method."""
+        """Return a sentence for each part or adapter setting that has no meaning for this task or method."""
+        method = METHODS[self.method.name]
+        left_out = list(adapter_settings_left_out(method, self.adapter))
         if self._parts() == self._default_parts():
-            return []  # the method's own parts: nothing was set
+            return left_out  # the method's own parts: nothing was set
         labelled = self.task not in NO_SINGLE_LABEL
-        return list(parts_left_out(METHODS[self.method.name], self.personalization, self.aggregation, labelled))
+        return [*left_out, *parts_left_out(method, self.personalization, self.aggregation, labelled)]
 
     def _parts(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include=set(PARTS))

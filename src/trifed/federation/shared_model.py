@@ -230,7 +230,7 @@ def build_shared_model(
     if adapter_settings.train_norms and method.adapter != "none" and model_settings.dtype != "float32":
         raise ModelError(
             f"adapter.train_norms: got true with model.dtype = '{model_settings.dtype}', in which their steps "
-            "would be rounded away; set model.dtype to float32, or leave it out"
+            "would be rounded away; set model.dtype to float32, or set adapter.train_norms = false"
         )
     device = place_model(base.model, training_settings)
     lora_values = factor_values(base.model, adapter_settings)

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from trifed.adapters.settings import AdapterSettings
 from trifed.common.strict_settings import StrictSettings
 from trifed.methods.aggregation import BIAS, AggregationSettings, can_aggregate, with_aggregation
 from trifed.methods.base import Labels, Method, Options, Proximal
@@ -142,6 +143,8 @@ def part_problems(
     for name in ("weights", "groups"):
         if getattr(aggregation, name) is not None and not can_aggregate(plain) and not sends_nothing(plain):
             yield f"aggregation.{name}: the server of '{method.name}' does not average uploads; leave it out"
+    if aggregation.members and aggregation.groups != "given":
+        yield "aggregation.members: used with aggregation.groups = 'given' alone; set that too, or leave this out"
     own_weights = plain.with_aggregation is not None or not can_aggregate(plain)
     if aggregation.rule != "mean" and own_weights and not sends_nothing(plain):
         yield f"aggregation.rule: the server of '{method.name}' has weights of its own; leave it out"
@@ -209,6 +212,14 @@ def parts_left_out(
         given |= {f"aggregation.{name}": getattr(aggregation, name) for name in ("weights", "groups")}
         for name in (name for name, value in given.items() if value is not None):
             yield f"{name}: left out, because '{method.name}' sends nothing"
+
+
+def adapter_settings_left_out(method: Method, adapter: AdapterSettings) -> Iterator[str]:
+    """Yield one sentence for each setting of the adapter that is set and has no meaning for the method."""
+    if adapter.init_std is not None and method.adapter in ("public-frames", "none"):
+        yield f"adapter.init_std: left out, because '{method.name}' does not use it"
+    if adapter.train_norms and method.adapter == "none":
+        yield f"adapter.train_norms: left out, because '{method.name}' trains the whole model and sends it"
 
 
 def sends_nothing(method: Method) -> bool:
