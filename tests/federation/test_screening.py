@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,10 +62,28 @@ def test_the_bound_is_a_running_median_that_a_hostile_majority_of_one_round_cann
 def test_without_history_two_uploads_are_not_compared_and_with_it_one_is():
     screening = Screening(AggregationSettings())
     assert FEWEST == 3
-    assert screened([1, 0], [1e6, 0], screening=screening)[1] == [] and screening.norms == []
+    assert screened([1, 0], [1e6, 0], screening=screening)[1] == [] and screening.norms == [[]]
     screened([1, 0], [0, 1], [1, 0], screening=screening)
     [one], [bounded] = screened([0, 1e6], screening=screening)
     assert one.values == pytest.approx([0, 5]) and bounded.bound == "norm"
+
+
+def test_changes_of_one_turn_are_not_measured_by_those_of_another():
+    """B starts at 0 and moves far; A moves little. Five medians of both would bound one by the other."""
+    config = make_config({"data": {"source": "x.csv"}, "method": "rolora"})
+    layout = (("x.lora_A.weight", (1, 1)), ("x.lora_B.weight", (1, 1)))
+    server, again = (Server(run_context(config, layout, "f" * 64), 3, ZERO) for _ in range(2))
+    for number in range(1, 7):
+        step = np.array([0, 100] if number % 2 else [1, 0], np.float32)
+        sent = [Upload(client, number, 10, server._values_before(client) + step) for client in range(3)]
+        assert server.aggregate(sent) == []
+    again.load_state_dict(server.state_dict())
+    assert again.screening.norms == server.screening.norms == [[100.0] * 3, [1.0] * 3]
+    assert not [name for name in again.state if name.startswith("screening/")]
+    sent[2] = Upload(2, 8, 10, server._values_before(2) + np.array([50, 0], np.float32))
+    sent = [replace(upload, round=8) for upload in sent]
+    [bounded] = again.aggregate(sent)
+    assert (bounded.client, bounded.bound) == (2, "norm") and bounded.ratio == pytest.approx(10, rel=0.1)
 
 
 def test_a_claim_of_very_many_examples_counts_as_a_multiple_of_the_median():
@@ -107,7 +127,7 @@ def test_the_running_median_outlives_a_restart_with_the_same_numbers():
     server, again = Server(context, 3, ZERO), Server(context, 3, ZERO)
     server.aggregate(uploads([1, 0], [0, 1], [1, 1]))
     again.load_state_dict(server.state_dict())
-    assert again.screening.norms == server.screening.norms != []
+    assert again.screening.norms == server.screening.norms != [[]]
     assert "screening/norms" not in again.state
     one, other = (s.aggregate(uploads([3, 0], [0, 1], [1e6, 1])) for s in (server, again))
     assert one == other and np.array_equal(server.state["mean"], again.state["mean"])

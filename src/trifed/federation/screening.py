@@ -26,11 +26,11 @@ from trifed.methods.packing import Vector
 Bound = Literal["norm", "examples", "distance"]
 
 ROUNDS = 5
-"""Rounds whose median norms count."""
+"""Rounds whose median norms count, for a method with turns those of the same turn."""
 FEWEST = 3
 """The fewest uploads of a round that are compared with each other."""
 NORMS = "screening/norms"
-"""Name of the median norms among the server's arrays."""
+"""Name of the median norms among the server's arrays; those of later turns have their number behind a slash."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,25 @@ class Screening:
 
     Attributes:
         settings: The server's parts of the run.
-        norms: Median norms of the accepted changes of the last rounds, oldest first.
+        turns: Number of turns that the method's rounds take. Changes of other tensors have other lengths, so only
+            those of one turn are compared.
+        norms: Median norms of the accepted changes of the last rounds, oldest first, for each turn.
     """
 
     settings: AggregationSettings
-    norms: list[float] = field(default_factory=list)
+    turns: int = 1
+    norms: list[list[float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.norms = [[] for _ in range(self.turns)]
 
     def state_dict(self) -> State:
         """Return the arrays that a checkpoint needs; none before the first round."""
-        return {NORMS: np.array(self.norms)} if self.norms else {}
+        return {_array(turn): np.array(norms) for turn, norms in enumerate(self.norms) if norms}
 
     def load_state_dict(self, arrays: State) -> None:
         """Take up and remove the arrays of `state_dict`."""
-        self.norms = [float(norm) for norm in arrays.pop(NORMS, [])]
+        self.norms = [[float(norm) for norm in arrays.pop(_array(turn), [])] for turn in range(self.turns)]
 
     def apply(
         self, uploads: Sequence[Upload], before: Callable[[int], Vector]
@@ -68,7 +74,7 @@ class Screening:
         """Return the uploads that the method gets, and what was changed.
 
         Args:
-            uploads: The accepted uploads of a round.
+            uploads: The accepted uploads of a round, at least one.
             before: The values that a client, by its index, began the round with, (n_values,).
         """
         result, bounded = list(uploads), []
@@ -79,7 +85,7 @@ class Screening:
             far = zip(uploads, scores, strict=True)
             bounded = [Bounded(upload.client, "distance", float(score)) for upload, score in far if score > 1]
         lengths = np.array([np.linalg.norm(change_of(upload, before)) for upload in result])
-        limit = self._norm_limit(lengths)
+        limit = self._norm_limit(lengths, uploads[0].round)
         for place in np.flatnonzero(lengths > limit):
             upload, ratio = result[place], float(lengths[place] / limit)
             shorter = before(upload.client) + change_of(upload, before) / ratio
@@ -92,12 +98,17 @@ class Screening:
             bounded.append(Bounded(result[place].client, "examples", float(numbers[place] / most[place])))
         return result, bounded
 
-    def _norm_limit(self, lengths: NDArray[np.float64]) -> float:
-        """Return the largest length of a change in this round, and remember this round's median."""
+    def _norm_limit(self, lengths: NDArray[np.float64], number: int) -> float:
+        """Return the largest length of a change in round `number`, and remember this round's median."""
+        turn = (number - 1) % self.turns
         if len(lengths) >= FEWEST:
-            self.norms = [*self.norms, float(np.median(lengths))][-ROUNDS:]
-        middle = float(np.median(self.norms)) if self.norms else 0.0
+            self.norms[turn] = [*self.norms[turn], float(np.median(lengths))][-ROUNDS:]
+        middle = float(np.median(self.norms[turn])) if self.norms[turn] else 0.0
         return self.settings.norm_bound * middle or np.inf
+
+
+def _array(turn: int) -> str:
+    return f"{NORMS}/{turn}" if turn else NORMS
 
 
 def change_of(upload: Upload, before: Callable[[int], Vector]) -> NDArray[np.float64]:

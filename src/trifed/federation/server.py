@@ -74,7 +74,7 @@ class Server:
     names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.screening = Screening(self.context.aggregation)
+        self.screening = Screening(self.context.aggregation, max(1, len(self.context.method.turns)))
 
     # -- checkpoint
 

@@ -82,7 +82,7 @@ class AggregationSettings(StrictSettings):
         ge=0,
         allow_inf_nan=False,
         description="Largest length of an upload's change, in medians of the lengths in this round and the four "
-        "before. A longer change is scaled down to it. 0 sets no bound.",
+        "before, with turns of the same turn. A longer change is scaled down to it. 0 sets no bound.",
     )
     most_examples: float = Field(
         10.0,
