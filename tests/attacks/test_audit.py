@@ -95,6 +95,13 @@ def test_an_attacked_run_is_not_changed(finished, run_cli, tmp_path):
     assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before
 
 
+def test_of_a_method_with_turns_both_observations_are_what_the_next_round_sends(finished):
+    target = load_target(finished("rolora").path, None)
+    now = ".lora_A." if target.round % 2 else ".lora_B."
+    gradient, update = (target.observe(kind, np.arange(4)).keys() for kind in ("gradient", "update"))
+    assert gradient == update and {name.startswith("head.") or now in name for name in gradient} == {True}
+
+
 def test_a_run_with_noise_is_attacked_through_its_noise_and_spends_no_budget(toy_values, tmp_path):
     """One round is sent with and without noise; noise as large as the clip leaves little similarity."""
     noise = {

@@ -131,12 +131,17 @@ class TargetClient:
         return self.gradient(rows) if observation == "gradient" else self.update(rows)
 
     def gradient(self, rows: Rows) -> Tensors:
-        """Return the gradient of the mean loss of some training examples, without dropout, of all that is sent."""
+        """Return the gradient of the mean loss of some training examples, without dropout, of what is sent next.
+
+        With turns these are the tensors whose turn the next round is.
+        """
         shared_model = self.shared_model
         shared_model.load(self.before)
         shared_model.model.eval()
         loss = shared_model.model.loss(self.client.train.batch(rows, shared_model.device))
-        sent = {name: shared_model.parameters[name] for name, _ in shared_model.layout}
+        names = (name for name, _ in shared_model.layout)
+        in_turn = self.simulation.context.method.in_turn
+        sent = {name: shared_model.parameters[name] for name in names if in_turn(self.round + 1, name)}
         parts = torch.autograd.grad(loss, list(sent.values()), allow_unused=True, materialize_grads=True)
         return {name: part.float().cpu().numpy() for name, part in zip(sent, parts, strict=True)}
 
