@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from trifed.common.errors import RunError
 from trifed.deployment.protocol import Reply, Request
 from trifed.deployment.release_log import RELEASES, read_releases, record_release
+from trifed.federation.messages import bytes_of_values
 
 PRIVACY = {"summary": {"epsilon": 4.0}, "update": {"epsilon": 8.0, "clip": 0.5}}
 
@@ -48,6 +50,20 @@ def test_every_reply_is_in_the_record_before_it_leaves(federation, method, priva
     assert all(name.endswith((".weight", ".bias")) for r in uploads for name in r.parts["upload"].tensors)
     spent = [r.epsilon for r in uploads]
     assert spent == sorted(spent) and spent[0] > 0 if privacy else spent in ([None, None], [])
+
+
+def test_the_record_names_what_is_in_an_upload_and_not_all_that_the_method_sends(federation):
+    node, sent = watched(federation, "rolora")
+    uploads = [reply.parts["upload"] for _, reply, _ in sent if "upload" in reply.parts]
+    entries = [release for release in read_releases(node.settings.folder) if "upload" in release.parts]
+    assert len(uploads) == len(entries) == 2
+    for entry, upload, now, rests in zip(entries, uploads, "BA", "AB", strict=True):
+        names = entry.parts["upload"].tensors
+        assert any(f".lora_{now}." in name for name in names) and not any(f".lora_{rests}." in n for n in names)
+        sizes = {name: int(np.prod(shape)) for name, shape in node.run.shared_model.layout}
+        if entry.round == 1:
+            whole = bytes_of_values(upload) / sum(sizes[name] for name in names)
+        assert bytes_of_values(upload) / sum(sizes[name] for name in names) == pytest.approx(whole, rel=0.05)
 
 
 def test_a_refusal_is_in_the_record_with_its_code_and_nothing_of_the_data(federation, tmp_path):

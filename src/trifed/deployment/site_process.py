@@ -82,9 +82,10 @@ class SiteProcess:
             LOGGER.exception("'%s' failed; the run is loaded anew from the disk", one_line(request.kind, 20))
             reply, self.run = Reply(error=code_of(error)), None
         try:
-            run = self.run
-            tensors, epsilon = (run.tensors_sent(), run.spent_epsilon()) if run else ({}, None)
-            record_release(self.settings.folder, request, reply, tensors, epsilon)
+            run, number = self.run, request.facts.get("round")
+            sent = run.tensors_sent(number if isinstance(number, int) else 0) if run else {}
+            epsilon = run.spent_epsilon() if run else None
+            record_release(self.settings.folder, request, reply, sent, epsilon)
         except (TrifedError, OSError) as error:  # what cannot be written down does not leave
             return self._refusal(request, error)
         return reply

@@ -216,9 +216,10 @@ class SiteRun:
 
     # -- facts for the site's record
 
-    def tensors_sent(self) -> dict[str, list[str]]:
-        """Return the names of the tensors in each message that leaves the site, by the message's name."""
-        sent = [name for name, _ in self.shared_model.layout]
+    def tensors_sent(self, number: int) -> dict[str, list[str]]:
+        """Return the names of the tensors in each message of round `number` that leaves, by the message's name."""
+        part = self.client.context.part(number) if self.client and number else None
+        sent = [name for name, _ in (part.layout if part else self.shared_model.layout)]
         gradient = [name for name, _ in adapted_layout(self.shared_model)]
         return {
             "upload": sent,
