@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from trifed import make_config, resume, run
@@ -128,6 +128,29 @@ def test_folders_that_hold_no_such_adapter_are_refused(finished, toy_values, tmp
     (broken / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(AdapterError, match="is damaged"):
         prepared(toy_values, broken, LORA)
+
+
+def test_an_adapter_of_a_larger_rank_than_its_layers_says_that_no_run_can_start_from_it(
+    finished, toy_values, tmp_path
+):
+    """A residual of full rank is exported as that much more rank; "set adapter.rank = 36" was no way out."""
+    client = tmp_path / "client"
+    shutil.copytree(finished(LORA).path / "clients" / "amber", client)
+    tensors = load_file(client / "adapter_model.safetensors")
+    save_file(
+        {name: tensor.repeat(*wider(name)) for name, tensor in tensors.items()},
+        client / "adapter_model.safetensors",
+    )
+    config = json.loads((client / "adapter_config.json").read_text())
+    (client / "adapter_config.json").write_text(json.dumps({**config, "r": 36, "lora_alpha": 72}))
+    with pytest.raises(AdapterError, match=r"rank 36, .*query.* 32 wide.*--form merged") as caught:
+        prepared(toy_values, client, LORA)
+    assert "adapter.rank =" not in str(caught.value)
+
+
+def wider(name):
+    """How often a factor of rank 4 is repeated, (rows, columns), so that its rank is 36."""
+    return (9, 1) if ".lora_A." in name else (1, 9)
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,9 @@ def start_from_adapter(
     fingerprint = facts.get("base_fingerprint", shared_model.fingerprint)
     if fingerprint != shared_model.fingerprint:
         raise AdapterError(f"{SETTING}: {folder} was trained on another base model; expected the run's own")
-    _check_scale(folder, config, settings)
     adapter = {plain(name): tensor for name, tensor in tensors.items()}
+    _check_rank(folder, adapter)
+    _check_scale(folder, config, settings)
     found = {name: tensor for name, tensor in adapter.items() if is_factor(name) or is_core(name)}
     known = {**shared_model.frozen, **shared_model.parameters}
     places = {name for name in known if is_factor(name) or is_core(name)}
@@ -118,6 +119,20 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise AdapterError(f"{SETTING}: {path} is damaged: {error}") from error
+
+
+def _check_rank(folder: Path, adapter: Mapping[str, Tensor]) -> None:
+    """Raise AdapterError if a factor has a larger rank than its layer, which no run's adapter can have."""
+    for name, tensor in adapter.items():
+        if is_factor(name) and tensor.ndim == 2:
+            rank, width = tensor.shape if ".lora_A." in name else tensor.shape[::-1]
+            if rank > width:
+                raise AdapterError(
+                    f"{SETTING}: the adapter in {folder} has rank {rank}, and its layer "
+                    f"'{printable(name.rsplit('.lora_', 1)[0])}' is {width} wide, as after a run of fedex-lora, "
+                    f"whose residual is exported as more rank; no run can start from it. Export the whole model "
+                    f"(--form merged) and set model.name to its folder instead"
+                )
 
 
 def _check_scale(folder: Path, config: Json, settings: AdapterSettings) -> None:
