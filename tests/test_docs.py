@@ -36,8 +36,9 @@ def test_the_files_that_a_page_names_exist(page):
 
 
 def test_the_parts_of_own_prior_fit_another_method():
-    (text,) = blocks("own-prior.md", "toml")
-    config = make_config(tomllib.loads(text))
+    parts, groups = map(tomllib.loads, blocks("own-prior.md", "toml"))
+    assert make_config({**parts, **groups}).aggregation.members == [["north", "south"], ["east"]]
+    config = make_config(parts)
     assert config.method.name == "fedavg-lora" and config.personalization.interpolate == 0.75
 
 
