@@ -25,13 +25,25 @@ def render_settings(pattern: str = "") -> Table:
     table.add_column("default", overflow="fold", max_width=18)
     table.add_column("meaning")
     rows = list(_rows(RunConfig, ""))
-    for options in dict.fromkeys(method.options for method in METHODS.values()):
-        owners = ", ".join(method.name for method in METHODS.values() if method.options is options)
-        rows += [(name, default, f"{owners}: {meaning}") for name, default, meaning in _rows(options, "method.")]
+    rows += _options()
     for name, default, meaning in rows:
         if pattern.lower() in f"{name} {meaning}".lower():
             table.add_row(name, default, meaning)
     return table
+
+
+def _options() -> Iterator[tuple[str, str, str]]:
+    """Yield name, default and meaning of each option of a method, with the methods that have it."""
+    owners: dict[str, dict[str, list[str]]] = {}
+    defaults: dict[str, dict[str, list[str]]] = {}
+    for method in METHODS.values():
+        for name, default, meaning in _rows(method.options, "method."):
+            owners.setdefault(name, {}).setdefault(meaning, []).append(method.name)
+            defaults.setdefault(name, {}).setdefault(default, []).append(method.name)
+    for name, known in defaults.items():
+        several = [f"{default} ({', '.join(of)})" for default, of in known.items()]
+        meanings = (f"{', '.join(of)}: {meaning}" for meaning, of in owners[name].items())
+        yield name, ", ".join(several if len(several) > 1 else known), " ".join(meanings)
 
 
 def setting_names() -> list[str]:
