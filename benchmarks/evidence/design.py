@@ -1,9 +1,9 @@
-"""What is compared: data sets, arms, and learning rates. No code of the comparison itself.
+"""Data sets, arms and learning rates of the comparison; the code that runs it is in `evidence.py`.
 
-Conditions that are equal for all arms: model, data, splits, seeds, rounds, batches, optimiser, one bit a number in
-both directions, the same number of learning rates tried on validation data of the same set, and the same client
-parts (label prior, calibration, interpolation) for every method that shares. An arm's settings hold only what it
-is named for.
+Equal for all arms: data, splits, seeds, rounds, batches, one bit a number in both directions, and the number of
+learning rates that are tried on validation data of the same set. Methods that share have the same client parts
+(label prior, calibration, interpolation). Exceptions are `ce-lora-authors`, which also has its own optimiser
+settings, layers and pooling, and `fedrod-lora` and `fedalt`, which make the shared model personal in their own way.
 """
 
 from __future__ import annotations
