@@ -1,9 +1,10 @@
 """Data sets, arms and learning rates of the comparison; the code that runs it is in `evidence.py`.
 
-Equal for all arms: data, splits, seeds, rounds, batches, one bit a number in both directions, and the number of
-learning rates that are tried on validation data of the same set. Methods that share have the same client parts
+Equal for all arms: data, splits, seeds, rounds, batches, one bit a number in both directions, and the number
+of learning rates that are tried on validation data of the same set. Methods that share have the same client parts
 (label prior, calibration, interpolation). Exceptions are `ce-lora-authors`, which also has its own optimiser
-settings, layers and pooling, and `fedrod-lora` and `fedalt`, which make the shared model personal in their own way.
+settings, layers and pooling, and `fedrod-lora` and `fedalt`, which make the shared model personal in their own
+way.
 """
 
 from __future__ import annotations
