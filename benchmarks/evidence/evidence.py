@@ -5,10 +5,10 @@
 
 DIR holds the public data sets, each a folder with a train.parquet. `design.py` says what is compared. For a set
 and an arm, first the learning rate is chosen: three rates for a quarter of the rounds, the better two for half of
-them, by accuracy on validation data of that set under a seed of which nothing is reported. Then one run for each
-reported seed. Each run that ends is a line in results/SET.jsonl, with what is needed to compare it in pairs: which
-test rows it got right. A stopped script goes on where it was; with --hours it starts no run after that time. Make
-the tables with `tables.py`.
+them, by accuracy on validation data of that set under the first seed. The best one goes on to the last round, and
+is used with the further seeds. Each run that ends is a line in results/SET.jsonl, with what is needed to compare
+it in pairs: which test rows it got right. A stopped script goes on where it was; with --hours it starts no run
+after that time. Make the tables with `tables.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from design import ALL_ARMS, RATE_FACTOR, ROUNDS, RUN, SEEDS, SETS, TIERS, TUNING_SEED, Arm, write_table
+from design import ALL_ARMS, RATE_FACTOR, ROUNDS, RUN, SEEDS, SETS, TIERS, Arm, write_table
 
 from trifed import make_config
 from trifed.common.dict_merge import deep_merge
@@ -79,10 +79,10 @@ class Measured:
         for keep, rounds in ((2, ROUNDS // 4), (1, ROUNDS // 2)):
             scores = {}
             for rate in left:
-                wanted = {"arm": tuned, "seed": TUNING_SEED, "rate": rate, "rounds": rounds}
+                wanted = {"arm": tuned, "seed": SEEDS[0], "rate": rate, "rounds": rounds}
                 if self.find(name, **wanted) is None:
                     yield None
-                    self.measure(name, tuned, TUNING_SEED, rate, rounds)
+                    self.measure(name, tuned, SEEDS[0], rate, rounds)
                 found = self.find(name, **wanted)
                 scores[rate] = found["valid"] if found else -math.inf
             left = sorted(sorted(left, key=lambda rate: (-scores[rate], rate))[:keep])
@@ -106,14 +106,14 @@ class Measured:
             "rounds": rounds,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 1),
-            **facts(result.path, result.summary, with_answers=seed != TUNING_SEED),
+            **facts(result.path, result.summary, with_answers=rounds == ROUNDS),
             "settings": configuration(name, ALL_ARMS[arm], seed, rate, f"DIR/{SETS[name].folder}/train.parquet"),
             "environment": self.about,
         }
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if seed != TUNING_SEED:
+        if rounds == ROUNDS:
             shutil.rmtree(folder)
         return record
 
@@ -158,13 +158,14 @@ def environment() -> Json:
     }
 
 
-def plan(tier: str, sets: list[str], arms: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield sets and arms in order: each arm on all sets before the next arm."""
+def plan(tier: str, sets: list[str], arms: list[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield sets, arms and seeds in order: all sets for an arm, then the next arm; all arms for a seed."""
     usual_sets, usual_arms = TIERS[tier]
-    for arm in arms or usual_arms:
-        for name in sets or usual_sets:
-            if fits(name, arm):
-                yield name, arm
+    for seed in SEEDS:
+        for arm in arms or usual_arms:
+            for name in sets or usual_sets:
+                if fits(name, arm):
+                    yield name, arm, seed
 
 
 def fits(name: str, arm: str) -> bool:
@@ -172,19 +173,18 @@ def fits(name: str, arm: str) -> bool:
     return "members" not in ALL_ARMS[arm].settings.get("aggregation", {}) or SETS[name].table == "by_domain"
 
 
-def missing(measured: Measured, name: str, arm: str) -> Iterator[None]:
-    """Make the missing runs of an arm on a set; yield before each."""
+def missing(measured: Measured, name: str, arm: str, seed: int) -> Iterator[None]:
+    """Make the missing runs of an arm on a set with a seed; yield before each."""
     rate: float | None = None
     for rate in measured.chosen_rate(name, arm):
         if rate is None:
             yield
-    for seed in SEEDS:
-        if measured.find(name, arm=arm, seed=seed, rate=rate, rounds=ROUNDS) is None:
-            yield
-            assert rate is not None  # the last value of chosen_rate
-            record = measured.measure(name, arm, seed, rate, ROUNDS)
-            print(f"{name} · {arm} · seed {seed} · rate {rate}: {100 * record['mean']:.1f} %, "
-                  f"{record['seconds']:.0f} s", flush=True)  # fmt: skip
+    assert rate is not None  # the last value of chosen_rate
+    if measured.find(name, arm=arm, seed=seed, rate=rate, rounds=ROUNDS) is None:
+        yield
+        record = measured.measure(name, arm, seed, rate, ROUNDS)
+        print(f"{name} · {arm} · seed {seed} · rate {rate}: {100 * record['mean']:.1f} %, "
+              f"{record['seconds']:.0f} s", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -202,12 +202,12 @@ def main() -> None:
         parser.error(f"--data {given.data}: no such folder; it holds glue_sst2/train.parquet and others")
     measured = Measured(given.data, given.work, given.out)
     end = time.monotonic() + 3600 * given.hours
-    for name, arm in plan(given.tier, given.sets, given.arms):
+    for name, arm, seed in plan(given.tier, given.sets, given.arms):
         if given.list:
-            seeds = [r["seed"] for r in results(name, given.out) if r["arm"] == arm and "answers" in r]
-            print(f"{name:20} {arm:24} seeds {seeds or 'none'}")
+            there = any(r["arm"] == arm and r["seed"] == seed and "answers" in r for r in results(name, given.out))
+            print(f"{name:20} {arm:24} seed {seed}: {'there' if there else 'missing'}")
             continue
-        for _ in missing(measured, name, arm):
+        for _ in missing(measured, name, arm, seed):
             if time.monotonic() > end:
                 print("time is up; the same command goes on from here")
                 return
