@@ -2,7 +2,7 @@
 
 A server that computes n averages C̄ = W C can recover C = W⁻¹ C̄ whenever W is invertible: with separate weights
 for each client, hiding the uploads protects nothing. With weights that are constant within clusters a server needs
-only the sum of each cluster, and `masking` can restrict it to sums of at least m clients. The clusters must
+only the sum of each cluster, and `masking` hides all but these sums. The clusters must
 therefore come from data that is not hidden, the summaries; a similarity of cores would need the cores.
 
 The clusters are those of single linkage, the connected components of pairs nearer than some distance. Unlike other
