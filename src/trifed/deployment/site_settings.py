@@ -65,6 +65,19 @@ class SiteSettings(BaseModel):
         gt=0,
         description="Seconds without a request after which the process with the model ends; the next starts it.",
     )
+    key: Path | None = Field(
+        None,
+        description="The client's private key, which signs its keys for sealed sums. Unset: NAME.key beside "
+        "node.toml.",
+    )
+    sites: Path = Field(
+        Path("sites.pub"),
+        description="List of all clients' public keys, which `trifed flower trust` stores. Without it the client "
+        "refuses sealed runs.",
+    )
+    sealed_only: bool = Field(
+        False, description="Take part only in runs whose uploads are sealed, so that the server sees sums alone."
+    )
     columns: list[str] | None = Field(
         None,
         description="Columns of the data that a run may read. Unset: those that the first run here has read.",
@@ -129,7 +142,12 @@ def read_site_settings(path: Path) -> SiteSettings:
     data = dict(settings.data)
     if isinstance(data.get("source"), str) and (here / data["source"]).exists():
         data["source"] = str(here / data["source"])
-    return settings.model_copy(update={"folder": here / settings.folder.expanduser(), "data": data})
+    paths = {
+        "folder": here / settings.folder.expanduser(),
+        "key": here / (settings.key or Path(f"{settings.name}.key")).expanduser(),
+        "sites": here / settings.sites.expanduser(),
+    }
+    return settings.model_copy(update={**paths, "data": data})
 
 
 def leave(site: Path) -> str:
