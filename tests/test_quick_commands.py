@@ -140,7 +140,9 @@ def test_help_loads_neither_settings_nor_anything_heavy():
         "audit", "compare", "cost", "demo", "doctor", "evaluate", "export", "flower", "predict", "privacy",
         "report", "settings", "track", "watch",
     ]  # fmt: skip
-    flower = [["flower", name, "--help"] for name in ("init", "join", "log", "status", "withdraw")]
+    flower = [
+        ["flower", name, "--help"] for name in ("init", "join", "log", "sites", "status", "trust", "withdraw")
+    ]
     right = [["--help"], ["--version"], *([name, "--help"] for name in names), *flower]
     wrong = [["rnu"], ["run", "--dta", "x.csv"], ["report"], ["flower", "stat"]]
     found = loaded(*right, *wrong)

@@ -164,7 +164,28 @@ SITE_FAULTS = {
         {"app": "problem"},
     ),
     "it has left": (lambda s: flower("withdraw", s), {"withdrawal": "warning"}),
+    "sealed runs alone, and no list": (
+        lambda s: edited(s / "node.toml", "# sealed_only = false", "sealed_only = true"),
+        {"sites": "problem"},
+    ),
+    "a list without it": (lambda s: trusting(s, "paris"), {"sites": "problem"}),
+    "a list with another key of it": (lambda s: trusting(s, "berlin"), {"sites": "problem"}),
+    "no list in the file": (lambda s: (s / "sites.pub").write_text("no"), {"sites": "problem"}),
 }
+
+
+def trusting(site, name, own=False):
+    """Write a list with a new key of another site, and with the site's own."""
+    certificates.write_node_keys(site.parent, name)
+    lines = (site.parent / f"{name}.pub").read_text() + (site / "berlin.pub").read_text() * own
+    (site / "sites.pub").write_text(lines)
+
+
+def test_the_sites_of_sealed_sums_are_named(site):
+    assert states(diagnose(site))["sites"] == "skipped"
+    trusting(site, "paris", own=True)
+    (found,) = (check for check in diagnose(site) if check.name == "sites")
+    assert found.state == "ok" and "2 sites: berlin, paris." in found.found
 
 
 @pytest.mark.parametrize("name", SITE_FAULTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from trifed.config.run import RunConfig
     from trifed.deployment.checkpoint import RunStatus
     from trifed.deployment.release_log import Release
+    from trifed.deployment.site_keys import SiteKeys
     from trifed.federation.run_folder import RunFolder
+
+LIST = "sites.pub"
+"""File with the list of the sites' keys."""
 
 app = typer.Typer(
     help="""Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
@@ -76,12 +81,114 @@ def join_command(
     _need_flower()
     from trifed.deployment.certificates import fingerprint
     from trifed.deployment.folders import write_site_folder
+    from trifed.deployment.site_keys import key_fingerprint, read_site_keys
 
     write_site_folder(folder, name, superlink, ca, data, port)
+    own = read_site_keys(folder / f"{name}.pub").keys[name]
     typer.echo(
         f"{folder}: check node.toml, send {name}.pub to the server's administrator, then run start.sh\n"
+        f"For sealed sums also: trifed flower trust {shlex.quote(str(folder))} {LIST}, with the list of all\n"
+        f"sites' keys that the administrator sends to every site\n"
+        f"SHA-256 of this site's key {name}.pub:\n  {key_fingerprint(own)}\n"
         f"SHA-256 of the server's certificate authority:\n  {fingerprint(folder / 'ca.pem')}"
     )
+
+
+@app.command("sites")
+def sites_command(
+    folder: Annotated[Path, typer.Argument(metavar="SERVER", help="The server's folder.", show_default=False)],
+) -> None:
+    """Write sites.pub: the list of the sites' public keys, which sealed sums need at every site.
+
+    It has all keys in keys/ and keys/registered/. Remove the .pub of a site that has left from there.
+
+    [bold]Example[/bold]: trifed flower sites server
+    """
+    _need_flower()
+    from trifed.deployment.site_keys import collect_site_keys
+
+    if not (folder / "app/run.toml").is_file():
+        raise RunError(f"{folder}: no server's folder (it has no app/run.toml); give that of `trifed flower init`")
+    path = folder / LIST
+    now, before = collect_site_keys(folder), _earlier(path)
+    now.write(path)
+    PlainConsole().print(_render_sites(now, before))
+    typer.echo(
+        f"{path}: send it to every site, which stores it by `trifed flower trust`\n"
+        f"The sites compare this SHA-256 of the list with each other by telephone:\n  {now.fingerprint}"
+    )
+
+
+@app.command("trust")
+def trust_command(
+    folder: Annotated[Path, typer.Argument(metavar="SITE", help="This site's folder.", show_default=False)],
+    listed: Annotated[Path, typer.Argument(metavar=LIST, help="The list of all sites.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Store it without a question.")] = False,
+) -> None:
+    """Store the list of all sites' public keys at a site: sealed sums are sent with these sites only.
+
+    Compare the fingerprint with the other sites, not with the server: a list could have sites that do not exist.
+
+    [bold]Example[/bold]: trifed flower trust site sites.pub
+    """
+    _need_flower()
+    from trifed.deployment.site_keys import read_site_keys, refuse_other_self
+    from trifed.deployment.site_settings import read_site_settings
+
+    if not (folder / "node.toml").is_file():
+        raise RunError(f"{folder}: no site's folder (it has no node.toml); give that of `trifed flower join`")
+    settings, now = read_site_settings(folder / "node.toml"), read_site_keys(listed)
+    refuse_other_self(now, settings, str(listed))
+    before = _earlier(settings.sites)
+    PlainConsole().print(_render_sites(now, before, settings.name))
+    typer.echo(f"SHA-256 of the list, to compare with the other sites by telephone:\n  {now.fingerprint}")
+    if now == before:
+        typer.echo(f"{settings.sites}: this list is stored already")
+    elif yes or _confirmed("Do the other sites have the same SHA-256, and do you know each site? Store the list?"):
+        now.write(settings.sites)
+        typer.echo(f"{settings.sites}: stored; sealed sums are sent with these {len(now.keys)} sites only")
+    else:
+        typer.echo("Nothing was stored.")
+        raise typer.Exit(1)
+
+
+def _earlier(path: Path) -> SiteKeys | None:
+    """Return the list in a file that is about to be replaced; None if there is none, or if it is damaged."""
+    from trifed.deployment.site_keys import read_site_keys
+
+    try:
+        return read_site_keys(path) if path.exists() else None
+    except RunError as error:
+        typer.echo(f"The earlier list is ignored: {error}")
+        return None
+
+
+def _confirmed(question: str) -> bool:
+    """Return whether the user agrees; RunError if there is nobody to ask."""
+    typer.echo(f"{question} [y/N] ", nl=False)
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        typer.echo()
+        raise RunError(
+            "nobody is there to ask; compare the list's SHA-256 first, then repeat with --yes"
+        ) from None
+
+
+def _render_sites(now: SiteKeys, before: SiteKeys | None, own: str = "") -> RenderableType:
+    """Return a table of a list's sites, and of what changed against an earlier one. `own`: this site's name."""
+    from trifed.deployment.site_keys import changes, key_fingerprint
+
+    changed = changes(before, now) if before else {}
+    table = Table()
+    table.add_column("site", overflow="fold")
+    table.add_column("SHA-256 of its key", overflow="fold")
+    table.add_column("changed", no_wrap=True)
+    for name, key in now.keys.items():
+        note = "this site" if name == own else changed.get(name, "")
+        table.add_row(Text(name), key_fingerprint(key), note)
+    removed = [name for name, change in changed.items() if change == "removed"]
+    return Group(table, *(Text(f"removed: {name}") for name in removed))
 
 
 @app.command("status")

@@ -102,8 +102,7 @@ README = """# {name}: the server
 
 Give `ca.pem` to every site, and `sites.pub` for sealed sums. `ca.key` signs servers of this federation and is
 needed again only for a new certificate: keep it on another machine. Nothing else of this folder leaves this
-machine.
-The results of the run are in runs/{name}.
+machine. The results of the run are in runs/{name}.
 """
 NODE = """# Settings of this site alone. The server gets only the name, and the scores if tell_scores is true.
 name = "{name}"

@@ -17,16 +17,19 @@ from trifed.config.toml_files import read_toml
 from trifed.data.readers import TextFormat, read_file
 from trifed.data.sources import is_on_hub
 from trifed.deployment.certificates import belongs, read_certificate, refuse_other_authority
+from trifed.deployment.site_keys import trusted_sites
 from trifed.deployment.site_settings import LEFT, SiteSettings, read_site_settings
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.client_model import read_client
 from trifed.federation.run_folder import PRIVACY, refuse_unwritable
-from trifed.reports.doctor import Check, attempt, check_files, check_lock, judge, under
+from trifed.reports.doctor import Check, State, attempt, check_files, check_lock, judge, under
 from trifed.reports.doctor.runs import RESTORE, SETTINGS, check_ledgers, check_run, read_run_settings
 from trifed.reports.format import listing, plural
 
 SECONDS = 3.0
 """Seconds that a server has to accept a connection."""
+MOST_NAMED = 20
+"""Sites of a list that are named."""
 SOON = 30
 """Days before the end of a certificate from which it is a warning."""
 NEW_SERVER = "Put back the files of one `trifed flower init`, or write a new server's folder."
@@ -64,6 +67,7 @@ def check_site_folder(path: Path) -> Iterator[Check]:
     yield from attempt("server", server, "It accepts connections.", mend, "warning")
     yield from check_port(path)
     if settings is not None:
+        yield from check_trusted_sites(settings)
         mend = "Correct the file, or data.source in node.toml."
         yield from attempt("data", partial(check_site_data, settings), "{}", mend)
         yield from check_kept(settings.folder)
@@ -110,6 +114,23 @@ def check_key(path: Path, public: Path, mend: str) -> Iterator[Check]:
             (path.stat().st_mode & 0o077, "problem", mode, f"chmod 600 {shlex.quote(str(path))}"),
             (not fits, "problem", f"It does not belong to {public.name}.", mend),
         )
+
+
+def check_trusted_sites(settings: SiteSettings) -> Iterator[Check]:
+    """Check the list of the sites with which this one sends sealed sums; without it, sealed runs are refused."""
+    mend = "Ask the server's operator for sites.pub, and run `trifed flower trust` with it."
+    if not settings.sites.is_file():
+        found = f"No {settings.sites.name}: this site refuses sealed runs"
+        state: State = "problem" if settings.sealed_only else "skipped"
+        yield Check("sites", state, f"{found}{', and all others (sealed_only)' * settings.sealed_only}.", mend)
+        return
+    yield from attempt("sites", partial(_trusted, settings), "{}", mend)
+
+
+def _trusted(settings: SiteSettings) -> str:
+    listed = trusted_sites(settings)
+    names = [*list(listed.keys)[:MOST_NAMED], *["…"] * (len(listed.keys) > MOST_NAMED)]
+    return f"{plural(len(listed.keys), 'site')}: {', '.join(names)}. SHA-256 of the list: {listed.fingerprint}"
 
 
 # -- paths and connections
