@@ -27,7 +27,8 @@ import numpy as np
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import TrainingSettings
 from trifed.data import demo_corpus_path
-from trifed.federation.client import AcceptanceLimits, Client
+from trifed.federation.client import Client
+from trifed.federation.client_settings import AcceptanceLimits
 from trifed.federation.client_update import ClientDataset, RoundTraining, TrainedRound, score, train_rounds
 from trifed.federation.events import Event
 from trifed.federation.messages import decode_summary, encode_summary

@@ -10,9 +10,10 @@ import pytest
 from trifed.config.run import make_config
 from trifed.federation.context import run_context
 from trifed.federation.messages import Rejected
-from trifed.federation.round import ClientRecord, FederatedRun, Opened, Reply
+from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
+from trifed.federation.transport import ClientRecord, Opened, Reply
 
 LAYOUT = (("x.lora_A.weight", (1, 2)),)
 LATE = Rejected("no_answer", "no answer within 5 seconds")

@@ -9,14 +9,9 @@ import torch
 from trifed import make_config
 from trifed.common.errors import MessageError
 from trifed.data import make_clients
-from trifed.federation.client import (
-    AcceptanceLimits,
-    Client,
-    ClientSettings,
-    adapted_layout,
-    receive_shared_projections,
-)
+from trifed.federation.client import Client
 from trifed.federation.client_privacy import NoPrivacy
+from trifed.federation.client_settings import AcceptanceLimits, ClientSettings
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
 from trifed.federation.messages import BAD_REPLY, Rejected
@@ -24,6 +19,7 @@ from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import References, Server, layout_of
 from trifed.federation.shared_model import build_shared_model
+from trifed.federation.shared_projections import adapted_layout, receive_shared_projections
 from trifed.federation.simulation import Simulation
 from trifed.methods import METHODS
 from trifed.tasks import TASKS

@@ -14,8 +14,9 @@ from many_clients import check_equal, clients_of, rounds_of, settings
 from trifed import make_config, resume, run
 from trifed.config.settings import WireSettings
 from trifed.data import make_clients
-from trifed.federation.client import Client, ClientSettings
+from trifed.federation.client import Client
 from trifed.federation.client_privacy import NoPrivacy
+from trifed.federation.client_settings import ClientSettings
 from trifed.federation.client_update import ClientDataset, train_rounds
 from trifed.federation.compression import make_compression
 from trifed.federation.context import run_context

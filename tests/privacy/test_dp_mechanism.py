@@ -12,7 +12,8 @@ from trifed import make_config
 from trifed.common.errors import RunError
 from trifed.config.settings import PrivacySettings
 from trifed.data import make_clients
-from trifed.federation.client import Client, ClientSettings
+from trifed.federation.client import Client
+from trifed.federation.client_settings import ClientSettings
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import DpContext, DpMechanism

@@ -23,7 +23,8 @@ from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import ALL_GPUS
 from trifed.config.toml_files import read_toml
 from trifed.federation.batches import seeded, steps_per_round
-from trifed.federation.client import Client, ClientSettings
+from trifed.federation.client import Client
+from trifed.federation.client_settings import ClientSettings
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.events import ClientScores

@@ -18,6 +18,7 @@ from trifed.config.client_training import ClientTables
 from trifed.config.combinations import combination_problems, privacy_problems, summary_problems
 from trifed.config.metrics import ALWAYS, AT_THE_END, check_metrics
 from trifed.config.run_identity import identity_of_settings
+from trifed.config.sealing import SealingSettings, sealing_problems
 from trifed.config.settings import (
     NO_SINGLE_LABEL,
     DeploymentSettings,
@@ -48,6 +49,7 @@ from trifed.methods.personalization import (
     parts_left_out,
     sends_nothing,
 )
+from trifed.methods.sealed import cannot_seal, sealed
 
 DEFAULT_METHOD = "own-prior"
 """The method that was best, or equal to the best, in most measurements of this project."""
@@ -149,6 +151,7 @@ class RunConfig(StrictSettings):
     aggregation: AggregationSettings = AggregationSettings()
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings = PrivacySettings()
+    sealing: SealingSettings = SealingSettings()
     deployment: DeploymentSettings = DeploymentSettings()
 
     @field_validator("metrics")
@@ -174,9 +177,11 @@ class RunConfig(StrictSettings):
         return deep_merge(defaults, {**values, "method": method})
 
     def composed_method(self) -> Method:
-        """Return the run's method with the client and server parts that the run's settings give it."""
+        """Return the run's method with the client and server parts, and the seal, that its settings give it."""
         labelled = self.task not in NO_SINGLE_LABEL
-        return compose(METHODS[self.method.name], self.personalization, self.aggregation, labelled)
+        method = compose(METHODS[self.method.name], self.personalization, self.aggregation, labelled)
+        noised = self.privacy.summary is not None
+        return sealed(method, self.aggregation, noised) if self.sealing.on else method
 
     def training_of(self, client: str) -> TrainingSettings:
         """Return a client's training settings: those of all clients, with its own in their places."""
@@ -242,13 +247,15 @@ class RunConfig(StrictSettings):
         stands for this run's method without its exchange, and so without noise.
         """
         if name == ALONE:
-            values = self.model_dump(mode="json", exclude={*OWN, "privacy"}, exclude_none=True)
+            values = self.model_dump(mode="json", exclude={*OWN, "privacy", "sealing"}, exclude_none=True)
             values["personalization"]["share"] = False
             return RunConfig.model_validate({**values, "baselines": [], "controls": False})
         values = self.model_dump(mode="json", exclude={"method", *OWN}, exclude_none=True)
         values = deep_difference(values, deep_merge(METHODS[self.method.name].defaults, self._default_parts()))
         values.get("personalization", {}).pop("share", None)
         values["client_settings"] = without_learning_rates(values.get("client_settings", {}))
+        if cannot_seal(METHODS[name]):
+            values.pop("sealing", None)
         return RunConfig.model_validate({**values, "method": name, "baselines": [], "controls": False})
 
     def run_id(self) -> str:
@@ -279,6 +286,7 @@ def make_config(values: Mapping[str, Any], source: str = "configuration") -> Run
     if not problems:
         problems += [*config.method.options().problems(config.adapter), *summary_problems(config)]
         problems += part_problems(METHODS[config.method.name], config.personalization, config.aggregation)
+        problems += sealing_problems(config)
     if problems:
         raise ConfigError(problems, source)
     return config

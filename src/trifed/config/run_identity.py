@@ -63,6 +63,8 @@ def identity_of_settings(
     for table, own in own_parts.items():
         usual = [name for name, value in own.items() if parts[table][name] == value]
         left_out[table] = True if len(usual) == len(own) else dict.fromkeys(usual, True)
+    if not config.sealing.on:
+        left_out["sealing"] = True
     if config.keep == "last":
         left_out["metric"] = True
     counted = config.model_copy(update={"evaluate_every": config.evaluate_every or 1})

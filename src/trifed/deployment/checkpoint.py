@@ -28,8 +28,8 @@ from trifed.federation.kept_checkpoints import forget
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 
 if TYPE_CHECKING:
-    from trifed.federation.round import ClientRecord
     from trifed.federation.server import Server
+    from trifed.federation.transport import ClientRecord
 
 # Functions import what needs torch, so that the status of a run need not wait for it.
 
@@ -57,7 +57,7 @@ class ServerCheckpoint:
     @property
     def records(self) -> list[ClientRecord]:
         """The client records of the last checkpoint, by index."""
-        from trifed.federation.round import ClientRecord
+        from trifed.federation.transport import ClientRecord
 
         return [ClientRecord(**facts) for facts in self.folder.client_records() or []]
 
@@ -89,7 +89,7 @@ class ServerCheckpoint:
             RunError: The checkpoint is missing or damaged.
         """
         from trifed.federation.context import run_context
-        from trifed.federation.server import Server
+        from trifed.federation.sealed_server import make_server
 
         checkpoint = self.folder.load_checkpoint(self.facts["run"], cut=not self.finished)
         if checkpoint is None:
@@ -99,7 +99,7 @@ class ServerCheckpoint:
         facts = self.facts
         layout, features = read_layout(facts["layout"]), int(facts.get("features", 0))
         context = run_context(config, layout, facts["base"], facts["run"], features)
-        server = Server(context, len(records), np.zeros(0, np.float32), names=[record.name for record in records])
+        server = make_server(context, len(records), np.zeros(0, np.float32), [record.name for record in records])
         server.load_state_dict(arrays)
         if context.method.shared_projections:
             server.shared_projections = self.folder.read_arrays(SHARED_PROJECTIONS)

@@ -14,7 +14,7 @@ from trifed.deployment.protocol import Channel, Fact, RefusalCode, Reply, Reques
 from trifed.deployment.site_settings import NAME_PATTERN
 from trifed.federation import events
 from trifed.federation.messages import Rejected
-from trifed.federation.round import ClientRecord
+from trifed.federation.transport import ClientRecord
 
 POLL_SECONDS = 1.0
 """Seconds between two looks at the connected nodes."""

@@ -13,8 +13,9 @@ from trifed.deployment.client_manager import ClientManager
 from trifed.deployment.protocol import MOST_TEXT, Reply, digest, read_layout, rejected_for
 from trifed.federation.context import run_context
 from trifed.federation.messages import Rejected, decode_values
-from trifed.federation.round import ClientRecord
+from trifed.federation.sealed_server import make_server
 from trifed.federation.server import Server
+from trifed.federation.transport import ClientRecord
 from trifed.methods.packing import Layout, Vector
 from trifed.similarity.summary import MOST_DIM
 
@@ -87,7 +88,7 @@ def open_clients(config: RunConfig, run: str, client_manager: ClientManager) -> 
     ]
     layers, lora_bytes, features = agreed
     context = run_context(config, start[0], client_manager.identity[0], run, features)
-    server = Server(context, len(records), start[1], names=list(names))
+    server = make_server(context, len(records), start[1], names)
     return OpenedClients(server, records, replies, rejected, layers, lora_bytes)
 
 

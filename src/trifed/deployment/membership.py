@@ -13,9 +13,9 @@ from trifed.deployment.handshake import client_record
 from trifed.deployment.protocol import Reply
 from trifed.federation import events
 from trifed.federation.messages import Rejected, summary_manifest
-from trifed.federation.round import ClientRecord
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
+from trifed.federation.transport import ClientRecord
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Membership:
             record = self.records[client]
             record.counts = backup if isinstance(backup, int) and 0 < backup < 2**31 else 0
             record.beginning = str(reply.facts.get("beginning", ""))[:100]
-            self.server.references.forget(client)
+            self.server.forget(client)
 
     def update(self, number: int) -> bool:
         """Carry out every change that is due before round `number`; return whether there was one."""

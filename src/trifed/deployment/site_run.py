@@ -31,8 +31,9 @@ from trifed.deployment.protocol import (
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.class_weights import class_weights
-from trifed.federation.client import AcceptanceLimits, Client, ClientSettings, adapted_layout
+from trifed.federation.client import Client
 from trifed.federation.client_model import save_client
+from trifed.federation.client_settings import AcceptanceLimits, ClientSettings
 from trifed.federation.client_update import ClientDataset, ClientState, score
 from trifed.federation.context import RunContext, decode_tensors, run_context
 from trifed.federation.dp_mechanism import digest_of, make_privacy
@@ -41,6 +42,7 @@ from trifed.federation.privacy_report import accounts_in
 from trifed.federation.results import facts_of
 from trifed.federation.run_folder import PRIVACY
 from trifed.federation.shared_model import SharedModel
+from trifed.federation.shared_projections import adapted_layout
 from trifed.privacy import secure_noise
 from trifed.privacy.ledger import EVERYTHING
 from trifed.similarity import Summary
@@ -264,7 +266,7 @@ class SiteRun:
                     config.training.class_weights, config.data.labels or [], rows.train.labels
                 ),
             ),
-            replace(settings, tells_examples=self.settings.tell_examples),
+            replace(settings, tells_examples=settings.tells_examples and self.settings.tell_examples),
             make_privacy(config, self.settings.name, self.store.folder / PRIVACY, lambda *_: secure_noise),
         )
         self.client.start()

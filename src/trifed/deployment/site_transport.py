@@ -41,16 +41,18 @@ from trifed.federation.manifest import finish
 from trifed.federation.messages import Rejected
 from trifed.federation.privacy_report import promise
 from trifed.federation.results import summarise_events
-from trifed.federation.round import ClientRecord, Exchange, FederatedRun, MessageTo, Opened, Reply
+from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import EventLog, RunFolder
+from trifed.federation.sealing import SumTerms
 from trifed.federation.server import Server, layout_of
+from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods import METHODS, code_hash
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
 from trifed.privacy import facts_of
 from trifed.tasks import TASKS
 
-PARTS = {"projections": "frames", "train": "download", "finish": "download"}
+PARTS = {"projections": "frames", "train": "download", "finish": "download", "send": "terms"}
 """Exchange → name of the server's message in a request."""
 
 
@@ -212,13 +214,18 @@ class SiteTransport:
         if reply is not None:
             self.membership.note(client, reply)
 
-    def close_round(self, number: int, accepted: Sequence[int]) -> None:
+    def with_keys(self, number: int, terms: SumTerms) -> SumTerms:
+        """Return the terms of a sum with the keys of its clients."""
+        return terms
+
+    def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
         """Check the quorum of a round; after the final download, withdraw the clients that leave.
 
         Raises:
             RunError: Fewer accepted replies than `deployment.quorum`.
         """
-        quorum, self.accepted = self.config.deployment.quorum, len(accepted)
+        counted = accepted if ready is None else ready
+        quorum, self.accepted = self.config.deployment.quorum, len(counted)
         if number > self.config.rounds:
             self.membership.withdraw_leaving(number)
             return
@@ -305,6 +312,8 @@ def refuse_choices(config: RunConfig) -> None:
                 f"{setting}: needs the clients' scores on validation data after a round, and sites share none "
                 f"before the end; leave {setting.split()[0]} out of a run between sites"
             )
+    if config.sealing.on:
+        raise RunError("sealing.on: sealed sums are simulated alone so far; leave [sealing] out between sites")
     if config.metric not in ALWAYS:
         raise RunError(
             f"metric: got '{config.metric}', but sites compute accuracy and loss alone; leave it out of a run "
@@ -323,5 +332,7 @@ def settings_to_send(config: RunConfig) -> str:
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=AT_THE_SERVER)
     values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
     values["aggregation"].pop("members", None)  # the other clients' names
+    if not config.sealing.on:
+        values.pop("sealing")
     privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
     return json.dumps({**values, "privacy": privacy} if privacy else values)

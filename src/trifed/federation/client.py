@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trifed.config.run import RunConfig
-from trifed.config.settings import PrivacySettings, TrainingSettings
+from trifed.common.errors import RunError
 from trifed.federation.client_privacy import ClientPrivacy
+from trifed.federation.client_settings import ANYTHING, AcceptanceLimits, ClientSettings
 from trifed.federation.client_update import (
     ClientDataset,
     ClientState,
@@ -23,64 +23,25 @@ from trifed.federation.client_update import (
     summary_seeds,
     train_rounds,
 )
-from trifed.federation.context import RunContext, decode_tensors, encode_tensors
+from trifed.federation.context import RunContext, encode_tensors
 from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization, with_personal_head
+from trifed.federation.sealed_numbers import Mask
+from trifed.federation.sealed_upload import SealedUploads, held_labels
+from trifed.federation.sealing import SumTerms
 from trifed.federation.shared_model import SharedModel
-from trifed.federation.upload import RECEIVED, SENT, upload_pipeline
+from trifed.federation.shared_projections import adapted_layout
+from trifed.federation.upload import RECEIVED, SENT, Uploads, upload_pipeline
 from trifed.methods.aggregation import HEAD
 from trifed.methods.base import Stage
-from trifed.methods.packing import Layout, Tensors, Vector
+from trifed.methods.packing import Vector
 from trifed.methods.summaries import projected
 from trifed.similarity import Summary
 
-
-@dataclass(frozen=True)
-class AcceptanceLimits:
-    """Limits on the downloads that a client accepts.
-
-    Attributes:
-        worse_by: nats of mean validation loss by which a download may be worse than the client's own tensors; a
-            worse one is rejected. None accepts any.
-        others_at_most: largest share, 0 to 1, of the received values in the tensors that training starts from.
-    """
-
-    worse_by: float | None = None
-    others_at_most: float = 1.0
-
-
-ANYTHING = AcceptanceLimits()
-
 BeforeRelease = Callable[[ClientState, bytes | None], None]
 """Gets the state after a round, and the upload that is about to leave."""
-
-
-@dataclass(frozen=True)
-class ClientSettings:
-    """Settings of a run that a client needs.
-
-    Attributes:
-        training: local training of this client.
-        seed: seed of the run.
-        rounds: rounds of the whole run, for the schedule of the learning rate.
-        num_labels: labels of the task, 1 if it learns none.
-        guards: policies for releases that could show single examples.
-        tells_examples: False if the client counts as one example.
-    """
-
-    training: TrainingSettings
-    seed: int
-    rounds: int
-    num_labels: int
-    guards: PrivacySettings
-    tells_examples: bool = True
-
-    @classmethod
-    def of(cls, config: RunConfig, num_labels: int, client: str = "") -> ClientSettings:
-        """Return the settings of a configured run; with a client's name, its own training settings."""
-        return cls(config.training_of(client), config.seed, config.rounds, num_labels, config.privacy)
 
 
 @dataclass(frozen=True)
@@ -123,12 +84,20 @@ class Client:
         self.settings = settings
         self.privacy = privacy
         self.guards = ReleaseGuards(settings.guards)
-        self.uploads = upload_pipeline(privacy.upload_steps(), context.compression, context.keeps_uploads)
+        self.uploads = self._uploads()
         self.personalization = Personalization(
             context, shared_model, dataset, settings.training, privacy, settings.num_labels
         )
         self.state = ClientState({}, {}, 0)
         self.local_init = self.personalization.local_init()
+
+    def _uploads(self) -> Uploads:
+        """Return the steps of the client's uploads, or of its parts of sums."""
+        compression, rules = self.context.compression, self.context.sums
+        if rules is None:
+            return upload_pipeline(self.privacy.upload_steps(), compression, self.context.keeps_uploads)
+        labels = rules.labels(compression.layout)
+        return SealedUploads(compression, rules, held_labels(self.dataset.train.labels, labels))
 
     # -- before the first round
 
@@ -241,6 +210,38 @@ class Client:
             self.privacy.on_release(number, upload)
         return ClientUpdate(upload, trained.loss, trained.state.steps - steps_before, training.rejected_download)
 
+    def send(
+        self, number: int, terms: bytes, mask: Mask | None = None, before_release: BeforeRelease | None = None
+    ) -> bytes:
+        """Return the client's part of the sealed sum of a round, 0 for the one before the first.
+
+        Args:
+            number: the round, whose training has come before.
+            terms: the server's message with the terms of the sum.
+            mask: adds the client's masks to integers modulo 2^bits; None for none, as in a simulated run. It is
+                called for each array of the part in turn.
+            before_release: called with the state after it, before the part counts as released.
+
+        Raises:
+            RunError: the run is not sealed.
+            MessageError: the terms are not those of a sum of this round and client, or there is nothing to send.
+        """
+        index, rules = self.dataset.index, self.context.sums
+        if rules is None or not isinstance(self.uploads, SealedUploads):
+            raise RunError("a part of a sum was asked for, and this run is not sealed; set sealing.on = true")
+        header, layout = (
+            self.context.header("upload", number, index, self.examples),
+            self.uploads.compression.layout,
+        )
+        expected = self.context.header("terms", number, index)
+        found = SumTerms.decode(terms, expected, layout, rules.at_least, rules.labels(layout))
+        part, memory = self.uploads.send(header, found, self.state.memory, mask)
+        self.state = replace(self.state, memory=memory)
+        if before_release:
+            before_release(self.state, part)
+        self.privacy.on_release(number, part)
+        return part
+
     def accept(self, number: int, download: bytes, limits: AcceptanceLimits) -> Vector | None:
         """Take a download; return its values, (n_values,), or None if they are worse than the limits allow."""
         values = self.take(number, download, limits)
@@ -258,7 +259,15 @@ class Client:
         if limits.others_at_most < 1 and self.state.steps:
             trained = self.shared_model.pack(self.state.tensors, self.shared_model.received)
             values = (trained + limits.others_at_most * (values - trained)).astype(np.float32)
-        return values
+        return self._with_own(values)
+
+    def _with_own(self, values: Vector) -> Vector:
+        """Return received values, (n_values,), with those of its own that the client keeps."""
+        own = self.uploads.own(self.state.memory)
+        if own is None:
+            return values
+        kept = self.shared_model.pack(self.state.tensors, self.shared_model.received)
+        return np.where(own, kept, values).astype(np.float32)
 
     @property
     def reference(self) -> Vector:
@@ -284,7 +293,7 @@ class Client:
         )
         return not after <= before + worse_by  # also if the loss is NaN
 
-    def _upload(self, number: int, tensors: dict[str, Tensor]) -> bytes:
+    def _upload(self, number: int, tensors: dict[str, Tensor]) -> bytes | None:
         header = self.context.header("upload", number, self.dataset.index, self.examples)
         values = self.shared_model.pack(tensors)
         part = self.context.part(number)
@@ -297,7 +306,7 @@ class Client:
 
         `download`: values of the last download, (n_values,); None if there was none.
         """
-        return self._model(stage, download)[0]
+        return self._model(stage, None if download is None else self._with_own(download))[0]
 
     def on(self, shared_model: SharedModel) -> Client:
         """Return this client with another model of the same adapter, such as a thread's own."""
@@ -309,6 +318,7 @@ class Client:
     def evaluated(self, stage: Stage, download: Vector | None) -> ScoredModel:
         """Return the client's model at a stage, as `tensors` does, and its scores."""
         shared_model, training, valid = self.shared_model, self.settings.training, self.dataset.valid
+        download = None if download is None else self._with_own(download)
         share = self.personalization.chosen_share(stage, self.state.tensors, download)
         tensors, features = self._model(stage, download, share)
         shared_model.load(tensors)
@@ -329,21 +339,3 @@ class Client:
             self.shared_model.load(tensors)
             features = embed(self.shared_model.model, self.dataset.valid, self.settings.training)
         return self.personalization.calibrated(tensors, self.local_init, features), features
-
-
-def adapted_layout(shared_model: SharedModel) -> Layout:
-    """Return names and shapes of the adapted layers' weights."""
-    return tuple((name, tuple(weight.shape)) for name, weight in shared_model.adapted.items())
-
-
-def receive_shared_projections(
-    shared_model: SharedModel, context: RunContext, client: int, payload: bytes, layout: Layout
-) -> Tensors:
-    """Set the projections of the adapters to those in a message from the server, and return them.
-
-    Raises:
-        MessageError: the message is not of this run and client.
-    """
-    shared_projections = decode_tensors(payload, context.header("frames", 0, client), layout)[1]
-    shared_model.set_shared_projections(shared_projections)
-    return shared_projections

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trifed.config.run import RunConfig
+from trifed.config.settings import NO_SINGLE_LABEL
 from trifed.federation.compression import Compression, make_compression
 from trifed.federation.messages import Header, bytes_of_values, decode_values, encode_values
 from trifed.federation.parts import Part, in_part
+from trifed.federation.sealing import SumRules
 from trifed.methods import AggregationSettings, Method
 from trifed.methods.base import Options, directions
 from trifed.methods.packing import Layout, Tensors, Vector, pack, select, unpack
@@ -28,6 +30,7 @@ class RunContext:
         rank: rank of the adapters.
         summary_dim: dimension of the means and variances in clients' data summaries.
         aggregation: the server's parts, with the bounds on uploads.
+        sums: The rules of sealed sums; None for a run whose server sees single uploads.
     """
 
     method: Method
@@ -40,6 +43,7 @@ class RunContext:
     rank: int
     summary_dim: int = SUMMARY_DIM
     aggregation: AggregationSettings = field(default_factory=AggregationSettings)
+    sums: SumRules | None = None
 
     def header(self, kind: str, number: int, client: int, examples: int = 0) -> Header:
         """Return the header of a message of this run; `number` is the round, 0 before the first."""
@@ -64,8 +68,11 @@ class RunContext:
         """Return the encoding of a download with which round `number` begins.
 
         It holds what the round before has changed, or everything for a client that took no part in that round; its
-        size says which.
+        size says which. Under a seal it holds everything in full precision for a client that lacks the last one.
         """
+        if self.sums is not None:
+            whole = Compression(self.downloads.layout)
+            return whole if bytes_of_values(payload) == sum(whole.sizes.values()) else self.downloads
         if not self.part(number - 1):
             return self.downloads
         changed = self.for_upload(number - 1)
@@ -124,7 +131,13 @@ def run_context(
         rank=config.adapter.rank,
         summary_dim=NOISED_DIM if config.privacy.summary else dim,
         aggregation=config.aggregation,
+        sums=_rules(config) if config.sealing.on else None,
     )
+
+
+def _rules(config: RunConfig) -> SumRules:
+    by_label = config.aggregation.weights == "label-rows" and config.task not in NO_SINGLE_LABEL
+    return SumRules(config.sealing.at_least, config.sealing.levels, config.training.learning_rate, by_label)
 
 
 def encode_tensors(header: Header, tensors: Tensors, layout: Layout) -> bytes:

@@ -177,6 +177,22 @@ class Bounded(ClientEvent, name="bounded"):
 
 
 @dataclass(frozen=True)
+class SumOpened(RunEvent, name="sum"):
+    """The server opened the sum of `clients`, in integers of `bits` bits; round 0: of who holds each label."""
+
+    round: int
+    clients: list[str]
+    bits: int
+
+
+@dataclass(frozen=True)
+class NoSum(RunEvent, name="no sum"):
+    """A sealed round had no sum, so what the clients share stays as it was; 'left out' says why."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Diverged(ClientEvent, name="diverged"):
     """A client's training diverges. `loss`: mean over the round's steps, nats; `first`: of its first round."""
 
@@ -296,6 +312,7 @@ LINES = {
     "summary": "{client}: summary, {kilobytes:.1f} KB",
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
     "bounded": "round {round}  {client}: its upload was {ratio:.1f} times over the {bound} bound",
+    "no sum": "round {round}  no sum was opened; what is shared stays as it was",
     "diverged": "round {round}  {client}: training diverges, loss {loss:.3g}; lower training.learning_rate",
     "kept its own": "round {round}  {client} keeps its own values: the received ones were worse for its data",
     "warned": "{client}: {text}",

@@ -14,10 +14,10 @@ sites. Timeouts, retries, the order of arrival and the connection of clients bel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -27,114 +27,17 @@ from trifed.federation import events
 from trifed.federation.batches import SAMPLING, seeded
 from trifed.federation.best_round import EvaluatedRounds
 from trifed.federation.divergence import Divergence
+from trifed.federation.events import Sizes
 from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
+from trifed.federation.sealed_round import Exchanged, open_sums
+from trifed.federation.sealed_server import SealedServer
 from trifed.federation.server import Server, layout_of
+from trifed.federation.transport import Exchange, MessageTo, Reply, Transport
 from trifed.methods.base import Gradient, Stage, Upload
-from trifed.methods.packing import Layout
 from trifed.similarity import Summary
 
 T = TypeVar("T")
-MessageTo = Callable[[int], bytes | None]
-"""Index of a client → the message for it, made when it is asked for; None if there is nothing to send."""
-Exchange = Literal["gradient", "projections", "summary", "train", "finish"]
-
-
-@dataclass
-class ClientRecord:
-    """The server's record of one client.
-
-    Attributes:
-        node: Address at the transport.
-        examples: Training examples that the client has reported; 0 for a client that does not train.
-        data: The client's own mark of the data that it was opened with.
-        counts: The last round in which the client's upload was accepted, 0 before that.
-        left: Whether the client has left for good.
-        beginning: The client's own mark of the backup that it continued from; empty without one.
-    """
-
-    name: str
-    node: int
-    examples: int
-    data: str = ""
-    counts: int = 0
-    left: bool = False
-    beginning: str = ""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A client's reply.
-
-    Attributes:
-        sent: The server's message that this replies to.
-        payload: The client's message.
-        loss: Mean training loss over the steps, nats.
-        seconds: Time that the client's update took.
-        kept_own: Whether the client trained from its own values instead of the received ones.
-        scores: The final model's scores on `valid` and `test` data, if the client shares them.
-    """
-
-    sent: bytes | None = None
-    payload: bytes | None = None
-    loss: float = 0.0
-    steps: int = 0
-    seconds: float = 0.0
-    kept_own: bool = False
-    scores: Mapping[str, Mapping[str, float]] | None = None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The server of a run whose clients are connected.
-
-    Attributes:
-        resumed: The last whole round of a run that continues; None for a new run.
-        examples: Training examples of each client, if the transport logs them.
-        sent: Bytes exchanged before the run was resumed, if the transport logs them.
-        rejected: Clients that could not be opened, by index, with the reasons.
-    """
-
-    server: Server
-    resumed: int | None = None
-    examples: list[int] | None = None
-    sent: int | None = None
-    rejected: Mapping[int, Rejected] = field(default_factory=dict)
-
-
-class Transport(Protocol):
-    """The connection between the server and the clients of one run."""
-
-    @property
-    def records(self) -> Sequence[ClientRecord]:
-        """Every client of the run; a client's position is its index."""
-
-    @property
-    def adapted_layout(self) -> Layout:
-        """Names and shapes of the weights that are adapted."""
-
-    def open(self) -> Opened:
-        """Connect the clients, and make the server or load it from the last checkpoint."""
-
-    def ask(
-        self, kind: Exchange, number: int, clients: Sequence[int], message: MessageTo
-    ) -> Iterator[tuple[int, Reply | Rejected]]:
-        """Send a message to each client and yield the replies, with the clients' indices, as they come."""
-
-    def reject(self, number: int, client: int, rejected: Rejected) -> None:
-        """Handle a reply that does not count; before the first round (0) the client takes no part in the run."""
-
-    def close_round(self, number: int, accepted: Sequence[int]) -> None:
-        """Check the replies of a round, or, after the last round, of the final download."""
-
-    def update_clients(self, number: int) -> Sequence[int]:
-        """Let clients join and leave before a round; return those that lack the shared projections."""
-
-    def evaluate(self, number: int, stages: Sequence[Stage]) -> Iterable[events.ClientScores]:
-        """Score the clients' models after a round, where the server may see the scores."""
-
-    def save_checkpoint(self, number: int, needed: Collection[int] = ()) -> None:
-        """Keep the state after a round, and those of the rounds that are `needed`; round 0 ends the opening."""
 
 
 @dataclass
@@ -177,6 +80,9 @@ class FederatedRun:
         self._evaluate(0, ["start"])
         clients = self._clients() if method.summarise else ()
         self.server.open(self._collect("summary", clients, self._read_summary))
+        if isinstance(self.server, SealedServer) and self.server.counts_holders:
+            ready = [client for client, _ in self._ask("holders", 0, self._able(), lambda client: None)]
+            self._open_sums(self.server, 0, ready)
         self.transport.save_checkpoint(0)
         return 0
 
@@ -203,10 +109,24 @@ class FederatedRun:
 
     def round(self, number: int) -> None:
         """Let the selected clients download, train and upload, aggregate their uploads, and evaluate."""
+        replies = self._ask("train", number, self.select(number), partial(self.server.download, number))
+        if isinstance(self.server, SealedServer):
+            self._take_sums(self.server, number, dict(replies))
+        else:
+            self._take_uploads(number, replies)
+        last, method = number == self.config.rounds, self.server.context.method
+        if last or number % self.config.evaluation_interval == 0:
+            both: list[Stage] = ["trained", "received"] if self.server.context.compression.layout else []
+            self._evaluate(number, [*dict.fromkeys([*(both if last else []), method.evaluated_model])])
+            if best := self.evaluated.note_of(number):
+                self.log(best)
+            if not last and self.evaluated.end():  # it is the last round after all
+                self._evaluate(number, [stage for stage in both if stage != method.evaluated_model])
+
+    def _take_uploads(self, number: int, replies: Iterable[tuple[int, Reply]]) -> None:
+        """Accept the uploads of a round, and aggregate them."""
         uploads: dict[int, list[Upload]] = {}
-        for client, reply in self._ask(
-            "train", number, self.select(number), partial(self.server.download, number)
-        ):
+        for client, reply in replies:
             upload = None
             if reply.payload is not None:
                 examples = self.transport.records[client].examples
@@ -220,14 +140,24 @@ class FederatedRun:
         accepted = [upload for found in uploads.values() for upload in found]
         for bounded in self.server.aggregate(accepted):
             self.log(events.Bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
-        last, method = number == self.config.rounds, self.server.context.method
-        if last or number % self.config.evaluation_interval == 0:
-            both: list[Stage] = ["trained", "received"] if self.server.context.compression.layout else []
-            self._evaluate(number, [*dict.fromkeys([*(both if last else []), method.evaluated_model])])
-            if best := self.evaluated.note_of(number):
-                self.log(best)
-            if not last and self.evaluated.end():  # it is the last round after all
-                self._evaluate(number, [stage for stage in both if stage != method.evaluated_model])
+
+    def _take_sums(self, server: SealedServer, number: int, ready: Mapping[int, Reply]) -> None:
+        """Let the clients that are ready send their parts of the sums of a round, and open these."""
+        opened = self._open_sums(server, number, list(ready))
+        for client, (up, down) in opened.items():
+            self._log_update(number, client, ready[client], up, down)
+        self.transport.close_round(number, list(opened), list(ready))
+
+    def _open_sums(self, server: SealedServer, number: int, ready: Sequence[int]) -> dict[int, Exchanged]:
+        """Open the sums of the clients that are ready; leave out those whose sum is not opened."""
+        opened = open_sums(server, number, ready, partial(self._ask, "send", number), self.transport.with_keys)
+        for client, rejected in opened.left_out.items():
+            self._leave_out(number, client, rejected)
+        for clients, bits in opened.sums:
+            self.log(events.SumOpened(number, [self._name(client) for client in clients], bits))
+        if ready and not opened.sums:
+            self.log(events.NoSum(number))
+        return opened.exchanged
 
     def finish(self, last: int) -> None:
         """Let every client download its final values after the `last` round."""
@@ -297,10 +227,13 @@ class FederatedRun:
             else:
                 yield client, reply
 
-    def _log_update(self, number: int, client: int, reply: Reply) -> None:
-        name, down = self._name(client), self._sizes(number, reply.sent)
+    def _log_update(
+        self, number: int, client: int, reply: Reply, sum_up: Sizes | None = None, sum_down: Sizes | None = None
+    ) -> None:
+        """Log a client's update, with the bytes of its part of a sum if the round has sums."""
+        name, down = self._name(client), {**self._sizes(number, reply.sent), **(sum_down or {})}
         encoding = self.server.context.for_upload(number)
-        up = {} if reply.payload is None else encoding.manifest(reply.payload)
+        up = sum_up or ({} if reply.payload is None else encoding.manifest(reply.payload))
         if reply.kept_own:
             self.log(events.KeptOwn(number, name))
         self.log(events.Trained(number, name, reply.loss, reply.steps, reply.seconds, up, down))

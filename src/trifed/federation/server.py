@@ -181,6 +181,10 @@ class Server:
         self.clients = max(self.clients, client + 1)
         self._on_membership_change(new)
 
+    def forget(self, client: int) -> None:
+        """Go back to the common start for a client, which begins anew."""
+        self.references.forget(client)
+
     def withdraw(self, client: int) -> None:
         """Delete a client's core, summary and reference vector; its index is not given to another client."""
         self.references.forget(client)

@@ -19,13 +19,8 @@ from trifed.data import FederatedData, content_hash
 from trifed.federation import events
 from trifed.federation.at_once import clients_at_once
 from trifed.federation.best_round import EvaluatedRounds
-from trifed.federation.client import (
-    Client,
-    ClientSettings,
-    ScoredModel,
-    adapted_layout,
-    receive_shared_projections,
-)
+from trifed.federation.client import Client, ScoredModel
+from trifed.federation.client_settings import ClientSettings
 from trifed.federation.client_update import ClientDataset, ClientState, train_rounds
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
@@ -33,11 +28,15 @@ from trifed.federation.kept_checkpoints import keep, kept_checkpoint
 from trifed.federation.messages import Rejected
 from trifed.federation.parallel import MIXED_GROUPS, in_threads
 from trifed.federation.results import facts_of
-from trifed.federation.round import ClientRecord, Exchange, FederatedRun, MessageTo, Opened, Reply
+from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import DAMAGED, PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
-from trifed.federation.server import Server, layout_of
+from trifed.federation.sealed_server import make_server
+from trifed.federation.sealing import SumTerms, placeholder_keys
+from trifed.federation.server import layout_of
 from trifed.federation.shared_model import SharedModel
+from trifed.federation.shared_projections import adapted_layout, receive_shared_projections
 from trifed.federation.state_tensors import read_checkpoint
+from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.federation.upload import RECEIVED, SENT
 from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout
@@ -61,7 +60,7 @@ class Simulation:
         self.log = EventLog(self.folder, self.listener)
         model = self.shared_model
         self.context = run_context(config, model.exchanged, model.fingerprint, features=model.model.hidden)
-        self.server = Server(self.context, len(self.datasets), self.shared_model.exchanged_start)
+        self.server = make_server(self.context, len(self.datasets), self.shared_model.exchanged_start)
         self.server.names = [dataset.name for dataset in self.datasets]
         labels = len(self.data.label_names)
         ledgers = self.folder.path / PRIVACY
@@ -160,7 +159,8 @@ class Simulation:
         size = self.at_once.asked_together if kind == "train" else 1
         for group in (clients[first : first + size] for first in range(0, len(clients), size)):
             sent = {index: message(index) for index in group}
-            self.before.update((index, self.clients[index].state) for index in group)
+            if kind != "send":  # a part of a sum that does not count takes back the training too
+                self.before.update((index, self.clients[index].state) for index in group)
             replies = self._train(number, sent) if kind == "train" else self._reply(kind, number, sent)
             for index, reply in replies:
                 client = self.clients[index]
@@ -188,6 +188,8 @@ class Simulation:
                 payload = client.gradient()
             elif kind == "summary":
                 payload = client.summary(self.identity)
+            elif kind == "send" and message is not None:
+                payload = client.send(number, message)
             elif kind == "finish" and message is not None:
                 client.take(number, message)
             elif kind == "projections" and message is not None:
@@ -209,13 +211,17 @@ class Simulation:
             if all(record.left for record in self.records):
                 raise RunError(f"no client could be opened; the last one: {rejected.reason}")
 
-    def close_round(self, number: int, accepted: Sequence[int]) -> None:
+    def with_keys(self, number: int, terms: SumTerms) -> SumTerms:
+        """Return the terms with zeros for keys and signatures, so that a message has the size that sites send."""
+        return placeholder_keys(terms)
+
+    def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
         """Check that a round has a result.
 
         Raises:
             RunError: Every client was left out.
         """
-        if not accepted:
+        if not (accepted if ready is None else ready):
             raise RunError(
                 f"round {number}: every client was left out; events.jsonl says why. The run stands at round "
                 f"{number - 1}"
@@ -261,6 +267,7 @@ class Simulation:
         method, server, every_round = self.context.method, self.server, self.config.participation == 1
         if (
             not every_round
+            or self.context.sums is not None  # a client may keep rows of its own
             or method.evaluated_model != "received"
             or any(method.download(server.state, index) is None for index in range(len(states)))
         ):

@@ -8,17 +8,18 @@ Each step can be left out; without any, and with full precision, the message hol
 attributes never change: its state lies in the client's upload memory, under a name of its own, so that it is saved
 and restored with the client.
 
-Uploads are weighted at the server, by the number of examples in a message's header. A weight step is needed once
-the server only sees a sum of uploads, as under a seal: it then comes after clip and noise and before error
-feedback, and the seal comes last.
+Uploads are weighted at the server, by the number of examples in a message's header. Under a seal, where the server
+only sees sums of equal weight, `sealed_upload.SealedUploads` takes the pipeline's place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trifed.federation.compression import Compression
 from trifed.federation.messages import Header
@@ -98,6 +99,25 @@ class ErrorFeedback(UploadStep):
         return {**memory, RESIDUAL: wanted - delivered}
 
 
+class Uploads(Protocol):
+    """What a client does between its trained values and what leaves it; see `UploadPipeline`."""
+
+    @property
+    def identity(self) -> str:
+        """Names and parameters of all steps, in order."""
+
+    def receive(self, values: Vector, memory: Memory) -> Memory:
+        """Return the memory after a download."""
+
+    def own(self, memory: Memory) -> NDArray[np.bool_] | None:
+        """Return the received values in whose place the client keeps its own, (n_values,); None for none."""
+
+    def encode(
+        self, header: Header, values: Vector, reference: Vector, memory: Memory, part: Part | None = None
+    ) -> tuple[bytes | None, Memory]:
+        """Return the message of a round, or None if nothing leaves yet, and the memory after it."""
+
+
 @dataclass(frozen=True)
 class UploadPipeline:
     """All steps of a client's uploads, in order, and the encoder of the last values.
@@ -121,6 +141,9 @@ class UploadPipeline:
         """Return the memory after a download: with its values, where a step or the encoder uses a reference."""
         needed = not self.compression.lossless or any(step.uses_reference for step in self.steps)
         return {**memory, RECEIVED: values} if needed else memory
+
+    def own(self, memory: Memory) -> None:
+        """Return None: all received values count."""
 
     def encode(
         self, header: Header, values: Vector, reference: Vector, memory: Memory, part: Part | None = None

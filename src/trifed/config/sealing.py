@@ -1,0 +1,93 @@
+"""`[sealing]`: the server sees sums of several clients' updates alone, and what cannot be combined with that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from trifed.common.strict_settings import StrictSettings
+from trifed.methods import METHODS, compose
+from trifed.methods.sealed import cannot_seal
+
+if TYPE_CHECKING:
+    from trifed.config.run import RunConfig
+
+
+class SealingSettings(StrictSettings):
+    """Sealed sums: the server learns the sum of the updates of several clients, and no single one."""
+
+    on: bool = Field(
+        False,
+        description="Seal the clients' updates, so that the server learns their sums alone. A round then has two "
+        "exchanges, and all clients of a sum weigh the same.",
+    )
+    at_least: int = Field(
+        3,
+        ge=2,
+        description="Fewest clients of a sum, a client itself included. With fewer a round has no sum, and its "
+        "training does not count.",
+    )
+    levels: int = Field(
+        1,
+        ge=1,
+        le=7,
+        description="Levels L on each side of 0 to which a change is rounded before it is summed. A number takes "
+        "the bits of 2·n·L + 1 values, n being the number of clients of the sum.",
+    )
+
+
+def sealing_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a message for each setting of a run that cannot be combined with `[sealing]`."""
+    if not config.sealing.on:
+        return
+    aggregation, name = config.aggregation, config.method.name
+    open_method = compose(METHODS[name], config.personalization, aggregation)
+    if reason := cannot_seal(open_method):
+        yield f"sealing: '{name}' {reason}; choose another method, or leave [sealing] out"
+    for setting, usual in (("rule", "mean"), ("screen", "none")):
+        got = getattr(aggregation, setting)
+        if got != usual:
+            yield (
+                f"aggregation.{setting}: '{got}' compares single updates, and under a seal the server sees none; "
+                f"set it to '{usual}', or leave [sealing] out"
+            )
+    for setting in ("update", "training"):
+        if getattr(config.privacy, setting):
+            yield f"privacy.{setting}: cannot be combined with sealed sums yet; leave it or [sealing] out"
+    few = [group for group in aggregation.members if len(group) < config.sealing.at_least]
+    if aggregation.groups == "given" and few:
+        yield (
+            f"aggregation.members: got a list of {len(few[0])} ({', '.join(few[0])}), but a sum needs "
+            f"{config.sealing.at_least} clients (sealing.at_least); join lists, or leave its clients out of all"
+        )
+
+
+def sealing_notes(config: RunConfig, clients: int | None = None) -> Iterator[str]:
+    """Yield a sentence for each effect of `[sealing]` that is to be known when a run starts.
+
+    Args:
+        config: The settings.
+        clients: Number of clients, if it is known.
+    """
+    sealing, aggregation = config.sealing, config.aggregation
+    if not sealing.on:
+        return
+    yield f"sealed: the server sees sums of at least {sealing.at_least} clients alone"
+    if clients is not None and clients < sealing.at_least:
+        yield (
+            f"sealing.at_least: a sum needs {sealing.at_least} clients, and there are {clients}; no round will "
+            "have a sum, so nothing is shared"
+        )
+    if aggregation.groups == "agreement" and not config.privacy.summary:
+        yield (
+            "aggregation.groups: 'agreement' needs data summaries, which under a seal only leave with noise; all "
+            "clients are one group (set privacy.summary for groups)"
+        )
+    if aggregation.weights == "examples" or aggregation.weights is None:
+        yield "aggregation.weights: under a seal all clients of a sum weigh the same"
+    usual = type(aggregation)()
+    for name in ("norm_bound", "most_examples"):
+        if getattr(aggregation, name) != getattr(usual, name):
+            yield f"aggregation.{name}: has no effect under a seal, where the server sees no single update"

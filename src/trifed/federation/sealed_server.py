@@ -1,0 +1,288 @@
+"""The server of a sealed run: groups of clients, one reference a group, and sums in place of uploads.
+
+The method's state holds nothing that depends on one client's update alone: for each group the reference and the
+steps, for each client its group and which reference it has. All messages of a group's clients are changes against
+the group's reference; a client that lacks the last one gets it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trifed.common.errors import MessageError
+from trifed.federation.compression import Compression, block_starts
+from trifed.federation.context import RunContext
+from trifed.federation.messages import BAD_REPLY, Header, Rejected, decode
+from trifed.federation.screening import Bounded
+from trifed.federation.sealed_numbers import (
+    MAGNITUDE_BITS,
+    Integers,
+    bits_of_count,
+    bits_of_sum,
+    centred,
+    first_steps,
+    lengths_of_blocks,
+    next_steps,
+    of_each,
+    unpack_bits,
+)
+from trifed.federation.sealing import SumRules, SumTerms
+from trifed.federation.server import Server
+from trifed.methods.aggregation import AggregationSettings, agreement
+from trifed.methods.base import Upload
+from trifed.methods.packing import Vector, select
+from trifed.methods.sealed import ALONE
+from trifed.privacy.clusters import clusters
+from trifed.similarity import Summary
+
+TOO_FEW, INCOMPLETE, UNREADABLE = "too_few_for_a_sum", "sum_incomplete", "sum_unreadable"
+"""Codes of a client that is left out because its sum was not opened: fewer clients than a sum needs, a client of
+the sum whose part is missing, and a sum that cannot be one of such parts."""
+
+
+Wanted = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+"""Name of an array → its type and shape."""
+
+
+@dataclass(frozen=True)
+class SumPart:
+    """One client's part of a sum: integers modulo 2^bits and, except before round 1, magnitudes modulo 2^16."""
+
+    integers: Integers
+    magnitudes: Integers
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The clients of a round's sums.
+
+    Attributes:
+        sums: The clients of each sum.
+        few: Clients of groups with too few for a sum.
+        alone: Clients without a group.
+    """
+
+    sums: list[list[int]]
+    few: list[int]
+    alone: list[int]
+
+
+class SealedServer(Server):
+    """The server of one sealed run.
+
+    Its `state` has the arrays of `methods.sealed.download_of_group`, and beside these `before` and `wanted`,
+    (n_groups, n_values): the reference before, and what the present one is a rounded form of; `steps`,
+    (n_groups, n_blocks); `holders`, (n_groups, n_labels); `opening`, (n_clients,), whether a client was in the sum
+    before round 1.
+    """
+
+    @property
+    def rules(self) -> SumRules:
+        """The rules of the run's sums."""
+        rules = self.context.sums
+        if rules is None:
+            raise ValueError("the run is not sealed")
+        return rules
+
+    # -- before the first round
+
+    def open(self, summaries: Mapping[int, Summary]) -> None:
+        """Begin: with noised summaries if groups follow from them, else with none."""
+        super().open(summaries)
+        group, given = self._groups(), self.context.aggregation.groups == "given"
+        n_groups = len(self.context.aggregation.members) if given else int(group.max(initial=ALONE)) + 1
+        sent = self.context.compression.layout
+        start = np.tile(select(self.start, self.context.exchanged, sent), (n_groups, 1))
+        steps = np.tile(first_steps(sent, self.rules.learning_rate), (n_groups, 1))
+        self.state = {
+            "group": group,
+            "has": np.zeros(self.clients, np.int64),
+            "opening": np.zeros(self.clients, bool),
+            "sums": np.zeros(n_groups, np.int64),
+            "now": start,
+            "before": start.copy(),
+            "wanted": start.copy(),
+            "steps": steps,
+            "holders": np.zeros((n_groups, self.rules.labels(sent)), np.int64),
+        }
+
+    @property
+    def counts_holders(self) -> bool:
+        """True if the run begins with a sum of how many clients hold each label."""
+        return self.rules.labels(self.context.compression.layout) > 0
+
+    def _groups(self) -> NDArray[np.int64]:
+        """Return each client's group, (n_clients,); `ALONE` for one that shares with nobody."""
+        settings = self.context.aggregation
+        if settings.groups == "given":
+            return np.array([_given(settings, name) for name in self.names], np.int64)
+        if not self.summaries or self.clients < self.rules.at_least:
+            return np.zeros(self.clients, np.int64)
+        return clusters(self._shares(), self.rules.at_least)
+
+    def _shares(self) -> NDArray[np.float64]:
+        """Return 1 for clients whose summaries agree, else 0, (n_clients, n_clients)."""
+        summaries = [self.summaries[client] for client in range(self.clients)]
+        return (agreement(summaries) * self.context.aggregation.agreement > 1.0).astype(np.float64)
+
+    # -- clients that join or leave
+
+    def admit(self, client: int, summary: Summary | None, name: str = "") -> None:
+        """Add a client, whose index is the next one; the group of a known client never changes."""
+        new = client >= self.clients
+        super().admit(client, summary, name)
+        if not new or not self.state:
+            return
+        added = {"group": self._group_of_newcomer(client), "has": 0, "opening": False}
+        for array, value in added.items():
+            self.state[array] = np.append(self.state[array], np.array([value], self.state[array].dtype))
+
+    def withdraw(self, client: int) -> None:
+        """Forget a client; the sums that it was part of stay. Its index is not given to another client."""
+        super().withdraw(client)
+        self.forget(client)
+
+    def forget(self, client: int) -> None:
+        """Go back to the common start for a client."""
+        super().forget(client)
+        if self.state:
+            self._set(client, has=0)
+
+    def _group_of_newcomer(self, client: int) -> int:
+        settings, group = self.context.aggregation, self.state["group"].astype(np.int64)
+        if settings.groups == "given":
+            return _given(settings, self.names[client])
+        if not self.summaries or client not in self.summaries:
+            return 0
+        nobody = Summary.empty(self.context.summary_dim)
+        self.summaries = {each: self.summaries.get(each, nobody) for each in range(self.clients)}
+        alike = agreement([self.summaries[each] for each in range(self.clients)])[client, :client]
+        means = [alike[group == each].mean() if (group == each).any() else 0.0 for each in range(group.max() + 1)]
+        return int(np.argmax(means))
+
+    # -- rounds
+
+    def download(self, number: int, client: int) -> bytes | None:
+        """Return the message that a client begins round `number` with; None if it has its group's reference.
+
+        A client that has the one before gets the change, equal for all, and any other the whole reference.
+        """
+        values = self.context.method.download(self.state, client)
+        if values is None:
+            return None
+        header, group = self.context.header("download", number, client), int(self.state["group"][client])
+        if self.state["has"][client] == self.state["sums"][group] - 1:
+            before, wanted = (self.state[name][group].astype(np.float32) for name in ("before", "wanted"))
+            return self.context.downloads.encode(header, wanted, before)
+        return Compression(self.context.downloads.layout).encode(header, values, values)
+
+    def arrives(self, client: int) -> Vector | None:
+        """Return the values that a client has after its next download, (n_values,); None if nothing is sent."""
+        return self.context.method.download(self.state, client)
+
+    def lists(self, clients: Sequence[int]) -> Lists:
+        """Return which of a round's clients are summed together."""
+        group = self.state["group"]
+        by_group = [sorted(c for c in clients if group[c] == g) for g in range(len(self.state["sums"]))]
+        sums = [members for members in by_group if len(members) >= self.rules.at_least]
+        few = [client for members in by_group if len(members) < self.rules.at_least for client in members]
+        return Lists(sums, few, [client for client in clients if group[client] == ALONE])
+
+    def terms(self, number: int, clients: Sequence[int]) -> SumTerms:
+        """Return the terms of a sum of clients of one group; round 0 is the sum of label holders."""
+        if number == 0:
+            return SumTerms(clients)
+        group, opening = int(self.state["group"][clients[0]]), self.state["opening"].astype(bool)
+        members = np.flatnonzero(opening & (self.state["group"] == group) & self.counts_holders)
+        steps = self.state["steps"][group].astype(np.float16)
+        return SumTerms(clients, steps, self.state["holders"][group].astype(np.uint16), [int(c) for c in members])
+
+    def read_part(self, number: int, client: int, payload: bytes, terms: SumTerms) -> SumPart | Rejected:
+        """Check a client's part of a sum, and return it."""
+        header = self.context.header("upload", number, client)
+        layout, n = self.context.compression.layout, len(terms.clients)
+        count = int(lengths_of_blocks(layout).sum()) if number else self.rules.labels(layout)
+        bits = bits_of_sum(n, self.rules.levels) if number else bits_of_count(n)
+        wanted: Wanted = {"sum": (np.dtype(np.uint8), (-(-count * bits // 8),))}
+        if number:
+            wanted["magnitudes"] = (np.dtype(np.uint16), (len(block_starts(layout)),))
+        try:
+            arrays = _arrays(payload, header, wanted)
+        except MessageError as error:
+            return Rejected(BAD_REPLY, str(error))
+        integers = unpack_bits(arrays["sum"].astype(np.uint8), count, bits)
+        return SumPart(integers, arrays.get("magnitudes", np.zeros(0)).astype(np.uint32))
+
+    def add(self, number: int, terms: SumTerms, parts: Sequence[SumPart]) -> Rejected | None:
+        """Open the sum of all parts, and take it into the group's reference, or its label holders (round 0).
+
+        Returns:
+            Why it cannot be the sum of such parts; None if it was taken. A sum that is not taken changes nothing.
+        """
+        n, group = len(terms.clients), int(self.state["group"][terms.clients[0]])
+        bits = bits_of_sum(n, self.rules.levels) if number else bits_of_count(n)
+        total = np.sum([part.integers for part in parts], axis=0, dtype=np.int64) % (1 << bits)
+        if number == 0:
+            if (total > n).any():
+                return Rejected(UNREADABLE, f"a label has {int(np.max(total))} holders, of {n} clients")
+            self._set(group, holders=total)
+            self._set(list(terms.clients), opening=True)
+            return None
+        levels, most = centred(np.asarray(total, np.uint32), bits), n * self.rules.levels
+        if (np.abs(levels) > most).any():
+            return Rejected(UNREADABLE, f"a sum of {int(np.abs(levels).max())} levels, and {most} is the most")
+        self._take(group, terms, levels, np.sum([part.magnitudes for part in parts], axis=0, dtype=np.int64))
+        return None
+
+    def _take(self, group: int, terms: SumTerms, levels: NDArray[np.int64], magnitudes: NDArray[np.int64]) -> None:
+        """Move a group's reference by the mean of its clients' changes, and set the steps of its next sum."""
+        layout, rules, state, n = self.context.compression.layout, self.rules, self.state, len(terms.clients)
+        senders = rules.senders(terms, layout)
+        change = levels * of_each(terms.steps, layout).astype(np.float64)
+        mean = np.divide(change, senders, out=np.zeros_like(change), where=senders > 0)
+        wanted = (state["wanted"][group].astype(np.float64) + mean).astype(np.float32)
+        before = state["now"][group].astype(np.float32)
+        of_blocks = np.add.reduceat(senders, block_starts(layout)) / lengths_of_blocks(layout)
+        total = np.mod(magnitudes, 1 << MAGNITUDE_BITS)
+        now, sums = self.context.downloads.arrives(wanted, before), int(state["sums"][group])
+        self._set(list(terms.clients), has=sums)
+        steps = next_steps(terms.steps, total, of_blocks, n, rules.levels)
+        self._set(group, now=now, before=before, wanted=wanted, steps=steps, sums=sums + 1)
+
+    def _set(self, place: int | list[int], **values: Any) -> None:
+        """Replace rows of the state's arrays; the arrays before stay as they are."""
+        changed = {name: self.state[name].copy() for name in values}
+        for name, value in values.items():
+            changed[name][place] = value
+        self.state = {**self.state, **changed}
+
+    def aggregate(self, uploads: Sequence[Upload]) -> list[Bounded]:
+        """Return nothing: sums were taken as they were opened."""
+        return []
+
+
+def make_server(context: RunContext, clients: int, start: Vector, names: Sequence[str] = ()) -> Server:
+    """Return the server of a run; the arguments are those of `Server`."""
+    kind = Server if context.sums is None else SealedServer
+    return kind(context, clients, start, names=list(names))
+
+
+def _given(settings: AggregationSettings, name: str) -> int:
+    """Return the place of a client's list in `aggregation.members`; `ALONE` if it is in none."""
+    places = [place for place, members in enumerate(settings.members) if name in members]
+    return places[0] if places else ALONE
+
+
+def _arrays(payload: bytes, header: Header, wanted: Wanted) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a part of a sum; MessageError if they are not the wanted ones."""
+    most = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in wanted.values())
+    arrays = decode(payload, header, wanted, most)[1]
+    got = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    if got != dict(wanted):
+        raise MessageError(f"{header}: got {got}, expected {dict(wanted)}; it is refused")
+    return arrays

@@ -1,0 +1,125 @@
+"""A client's part of sealed sums: the change that it keeps after training, and its integers for a sum.
+
+Training makes no upload. The change to the reference waits in the client's upload memory until the server sends
+the terms of a sum; then it is rounded, masked and sent, and the rounding error is owed to the next sum. See
+`sealed_numbers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trifed.common.errors import MessageError
+from trifed.federation.compression import Compression
+from trifed.federation.messages import Header, encode
+from trifed.federation.parts import Part
+from trifed.federation.sealed_numbers import (
+    MAGNITUDE_BITS,
+    Integers,
+    Mask,
+    bits_of_count,
+    bits_of_sum,
+    magnitudes,
+    modulo,
+    of_each,
+    pack_bits,
+    to_levels,
+)
+from trifed.federation.sealing import SumRules, SumTerms, sent_by
+from trifed.federation.upload import RECEIVED, RESIDUAL, Memory
+from trifed.methods.packing import Vector
+
+PENDING, OWN = "pending", "own rows"
+"""Names in the memory: the change that no sum has yet; 1 for the numbers that are no part of any sum, else 0."""
+
+
+@dataclass(frozen=True)
+class SealedUploads:
+    """The uploads of one client under a seal, in place of an `UploadPipeline`.
+
+    Attributes:
+        compression: Encoding of downloads, with the layout of what is summed.
+        rules: The run's.
+        held: Labels of which the client has training examples, (n_labels,); empty if labels do not matter.
+    """
+
+    compression: Compression
+    rules: SumRules
+    held: NDArray[np.bool_]
+
+    @property
+    def identity(self) -> str:
+        """The encoder's name with its parameters."""
+        return f"error-feedback | sealed sum levels={self.rules.levels} at_least={self.rules.at_least}"
+
+    def receive(self, values: Vector, memory: Memory) -> Memory:
+        """Return the memory after a download, which is the reference of the next change."""
+        return {**memory, RECEIVED: values}
+
+    def own(self, memory: Memory) -> NDArray[np.bool_] | None:
+        """Return the numbers of which the client keeps its own, (n_values,); None if there are none."""
+        return memory[OWN] > 0 if OWN in memory else None
+
+    def encode(
+        self, header: Header, values: Vector, reference: Vector, memory: Memory, part: Part | None = None
+    ) -> tuple[None, Memory]:
+        """Return no message, and the memory with the change, which waits for the terms of a sum."""
+        return None, {**memory, PENDING: values - reference}
+
+    def send(
+        self, header: Header, terms: SumTerms, memory: Memory, mask: Mask | None = None
+    ) -> tuple[bytes, Memory]:
+        """Return the message with the client's part of a sum, and the memory after it.
+
+        Args:
+            header: The message's header; its round is 0 for the sum of label holders.
+            terms: The terms, checked.
+            memory: The client's upload memory.
+            mask: Adds the client's masks; None leaves the integers as they are, as in a simulated run.
+
+        Raises:
+            MessageError: There is no change of this round to send.
+        """
+        clients, layout = len(terms.clients), self.compression.layout
+        if not header.round:
+            bits = bits_of_count(clients)
+            return encode(
+                header, {"sum": pack_bits(_masked(self.held.astype(np.int64), bits, mask), bits)}
+            ), memory
+        if PENDING not in memory:
+            raise MessageError(f"{header}: there is no trained change to send")
+        bits = bits_of_sum(clients, self.rules.levels)
+        sent = sent_by(self.held, self.rules, terms, layout)
+        residual = memory.get(RESIDUAL, np.zeros(len(sent), np.float32))
+        change = np.where(sent, memory[PENDING] + residual, 0).astype(np.float32)
+        step_of_each = of_each(terms.steps, layout)
+        levels = to_levels(change, step_of_each, self.rules.levels)
+        means = magnitudes(change, terms.steps, layout, clients)
+        arrays: dict[str, NDArray[np.generic]] = {
+            "sum": pack_bits(_masked(levels, bits, mask), bits),
+            "magnitudes": _masked(means, MAGNITUDE_BITS, mask).astype(np.uint16),
+        }
+        owed = np.where(sent, change - levels.astype(np.float32) * step_of_each, residual).astype(np.float32)
+        after = {name: vector for name, vector in memory.items() if name != PENDING} | {RESIDUAL: owed}
+        own = _own_numbers(self.rules, terms, self.compression)
+        return encode(header, arrays), {**after, OWN: own} if own.any() else after
+
+
+def held_labels(labels: NDArray[np.int64], n_labels: int) -> NDArray[np.bool_]:
+    """Return which of a run's labels some training labels, (n,), hold, (n_labels,)."""
+    held = np.zeros(n_labels, bool)
+    held[labels[(labels >= 0) & (labels < n_labels)] if n_labels else []] = True
+    return held
+
+
+def _masked(integers: NDArray[np.int64], bits: int, mask: Mask | None) -> Integers:
+    plain = modulo(integers, bits)
+    return plain if mask is None else mask(plain, bits)
+
+
+def _own_numbers(rules: SumRules, terms: SumTerms, compression: Compression) -> Vector:
+    label = rules.label_of_each(compression.layout)
+    return np.append(rules.own_labels(terms), False)[label].astype(np.float32)
