@@ -82,7 +82,8 @@ class FederatedRun:
         self.server.open(self._collect("summary", clients, self._read_summary))
         if isinstance(self.server, SealedServer) and self.server.counts_holders:
             ready = [client for client, _ in self._ask("holders", 0, self._able(), lambda client: None)]
-            self._open_sums(self.server, 0, ready)
+            for client, (up, down) in self._open_sums(self.server, 0, ready).items():
+                self.log(events.OpeningExchange(self._name(client), up, down))
         self.transport.save_checkpoint(0)
         return 0
 

@@ -75,9 +75,9 @@ def open_sums(
             opened.left_out[client] = part
             continue
         parts[client] = part
-        n = len(terms_of[client].clients)
-        up = manifest(reply.payload or b"", sizes_of_part(server.context.compression.layout, n, server.rules))
-        sizes[client] = up if number else {}, {TERMS: len(reply.sent or b"")}
+        found = sizes_of_part(server.context.compression.layout, len(terms_of[client].clients), server.rules)
+        up = manifest(reply.payload or b"", found if number else {})
+        sizes[client] = up, {TERMS: len(reply.sent or b"")}
     for each in terms:
         _open(server, number, each, parts, opened)
     opened.exchanged |= {
