@@ -201,7 +201,9 @@ def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
     trained, opening = ([e for e in events if e["event"] == name] for name in ("trained", "opening"))
     exchanges = [message for e in trained for message in (e["up"], e["down"]) if message]
     # One message up and one down for each training: plain federated LoRA's traffic for the same participation.
-    lora_total = 2 * len(trained) * (lora_bytes + max((message.get(ENVELOPE, 0) for message in exchanges), default=0))
+    lora_total = (
+        2 * len(trained) * (lora_bytes + max((message.get(ENVELOPE, 0) for message in exchanges), default=0))
+    )
     return {
         "up": up,
         "down": down,
