@@ -13,8 +13,8 @@ from trifed.federation.run_folder import EventLog, RunFolder
 NAMES = {
     "loading", "split", "trouble", "closing", "started", "resumed", "opening", "summary", "scores", "warned",
     "trained", "kept its own", "left out", "delivered", "round", "finished", "joined", "refused", "came late",
-    "opened again", "withdrawn", "bounded", "sum", "no sum", "diverged", "best so far", "ended early", "kept round",
-    "generating",
+    "opened again", "withdrawn", "bounded", "sum", "no sum", "diverged", "best so far", "ended early",
+    "kept round", "generating",
 }  # fmt: skip
 
 
