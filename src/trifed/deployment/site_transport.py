@@ -214,9 +214,9 @@ class SiteTransport:
         if reply is not None:
             self.membership.note(client, reply)
 
-    def with_keys(self, number: int, terms: SumTerms) -> SumTerms:
+    def with_keys(self, number: int, sum_terms: SumTerms) -> SumTerms:
         """Return the terms of a sum with the keys of its clients."""
-        return terms
+        return sum_terms
 
     def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
         """Check the quorum of a round; after the final download, withdraw the clients that leave.

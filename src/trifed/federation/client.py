@@ -211,13 +211,13 @@ class Client:
         return ClientUpdate(upload, trained.loss, trained.state.steps - steps_before, training.rejected_download)
 
     def send(
-        self, number: int, terms: bytes, mask: Mask | None = None, before_release: BeforeRelease | None = None
+        self, number: int, sum_terms: bytes, mask: Mask | None = None, before_release: BeforeRelease | None = None
     ) -> bytes:
         """Return the client's part of the sealed sum of a round, 0 for the one before the first.
 
         Args:
             number: the round, whose training has come before.
-            terms: the server's message with the terms of the sum.
+            sum_terms: the server's message with the terms of the sum.
             mask: adds the client's masks to integers modulo 2^bits; None for none, as in a simulated run. It is
                 called for each array of the part in turn.
             before_release: called with the state after it, before the part counts as released.
@@ -234,7 +234,7 @@ class Client:
             self.uploads.compression.layout,
         )
         expected = self.context.header("terms", number, index)
-        found = SumTerms.decode(terms, expected, layout, rules.at_least, rules.labels(layout))
+        found = SumTerms.decode(sum_terms, expected, layout, rules.at_least, rules.labels(layout))
         part, memory = self.uploads.send(header, found, self.state.memory, mask)
         self.state = replace(self.state, memory=memory)
         if before_release:

@@ -87,19 +87,19 @@ def open_sums(
 
 
 def _open(
-    server: SealedServer, number: int, terms: SumTerms, parts: dict[int, SumPart], opened: OpenedSums
+    server: SealedServer, number: int, sum_terms: SumTerms, parts: dict[int, SumPart], opened: OpenedSums
 ) -> None:
     """Open one sum, or leave out all of its clients."""
-    n = len(terms.clients)
-    sent = [client for client in terms.clients if client in parts]
+    n = len(sum_terms.clients)
+    sent = [client for client in sum_terms.clients if client in parts]
     if len(sent) < n:
         wrong: Rejected | None = Rejected(
             INCOMPLETE, f"{n - len(sent)} of the {n} clients of its sum sent no part"
         )
     else:
-        wrong = server.add(number, terms, [parts[client] for client in sent])
+        wrong = server.add(number, sum_terms, [parts[client] for client in sent])
     if wrong is None:
         bits = bits_of_sum(n, server.rules.levels) if number else bits_of_count(n)
-        opened.sums.append((list(terms.clients), bits))
+        opened.sums.append((list(sum_terms.clients), bits))
     elif number:  # without the sum before round 1 no row of the head is shared; no client is left out for it
         opened.left_out |= dict.fromkeys(sent, wrong)

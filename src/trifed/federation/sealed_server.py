@@ -202,10 +202,10 @@ class SealedServer(Server):
         steps = self.state["steps"][group].astype(np.float16)
         return SumTerms(clients, steps, self.state["holders"][group].astype(np.uint16), [int(c) for c in members])
 
-    def read_part(self, number: int, client: int, payload: bytes, terms: SumTerms) -> SumPart | Rejected:
+    def read_part(self, number: int, client: int, payload: bytes, sum_terms: SumTerms) -> SumPart | Rejected:
         """Check a client's part of a sum, and return it."""
         header = self.context.header("upload", number, client)
-        layout, n = self.context.compression.layout, len(terms.clients)
+        layout, n = self.context.compression.layout, len(sum_terms.clients)
         count = int(lengths_of_blocks(layout).sum()) if number else self.rules.labels(layout)
         bits = bits_of_sum(n, self.rules.levels) if number else bits_of_count(n)
         wanted: Wanted = {"sum": (np.dtype(np.uint8), (-(-count * bits // 8),))}
@@ -218,40 +218,42 @@ class SealedServer(Server):
         integers = unpack_bits(arrays["sum"].astype(np.uint8), count, bits)
         return SumPart(integers, arrays.get("magnitudes", np.zeros(0)).astype(np.uint32))
 
-    def add(self, number: int, terms: SumTerms, parts: Sequence[SumPart]) -> Rejected | None:
+    def add(self, number: int, sum_terms: SumTerms, parts: Sequence[SumPart]) -> Rejected | None:
         """Open the sum of all parts, and take it into the group's reference, or its label holders (round 0).
 
         Returns:
             Why it cannot be the sum of such parts; None if it was taken. A sum that is not taken changes nothing.
         """
-        n, group = len(terms.clients), int(self.state["group"][terms.clients[0]])
+        n, group = len(sum_terms.clients), int(self.state["group"][sum_terms.clients[0]])
         bits = bits_of_sum(n, self.rules.levels) if number else bits_of_count(n)
         total = np.sum([part.integers for part in parts], axis=0, dtype=np.int64) % (1 << bits)
         if number == 0:
             if (total > n).any():
                 return Rejected(UNREADABLE, f"a label has {int(np.max(total))} holders, of {n} clients")
             self._set(group, holders=total)
-            self._set(list(terms.clients), opening=True)
+            self._set(list(sum_terms.clients), opening=True)
             return None
         levels, most = centred(np.asarray(total, np.uint32), bits), n * self.rules.levels
         if (np.abs(levels) > most).any():
             return Rejected(UNREADABLE, f"a sum of {int(np.abs(levels).max())} levels, and {most} is the most")
-        self._take(group, terms, levels, np.sum([part.magnitudes for part in parts], axis=0, dtype=np.int64))
+        self._take(group, sum_terms, levels, np.sum([part.magnitudes for part in parts], axis=0, dtype=np.int64))
         return None
 
-    def _take(self, group: int, terms: SumTerms, levels: NDArray[np.int64], magnitudes: NDArray[np.int64]) -> None:
+    def _take(
+        self, group: int, sum_terms: SumTerms, levels: NDArray[np.int64], magnitudes: NDArray[np.int64]
+    ) -> None:
         """Move a group's reference by the mean of its clients' changes, and set the steps of its next sum."""
-        layout, rules, state, n = self.context.compression.layout, self.rules, self.state, len(terms.clients)
-        senders = rules.senders(terms, layout)
-        change = levels * of_each(terms.steps, layout).astype(np.float64)
+        layout, rules, state, n = self.context.compression.layout, self.rules, self.state, len(sum_terms.clients)
+        senders = rules.senders(sum_terms, layout)
+        change = levels * of_each(sum_terms.steps, layout).astype(np.float64)
         mean = np.divide(change, senders, out=np.zeros_like(change), where=senders > 0)
         wanted = (state["wanted"][group].astype(np.float64) + mean).astype(np.float32)
         before = state["now"][group].astype(np.float32)
         of_blocks = np.add.reduceat(senders, block_starts(layout)) / lengths_of_blocks(layout)
         total = np.mod(magnitudes, 1 << MAGNITUDE_BITS)
         now, sums = self.context.downloads.arrives(wanted, before), int(state["sums"][group])
-        self._set(list(terms.clients), has=sums)
-        steps = next_steps(terms.steps, total, of_blocks, n, rules.levels)
+        self._set(list(sum_terms.clients), has=sums)
+        steps = next_steps(sum_terms.steps, total, of_blocks, n, rules.levels)
         self._set(group, now=now, before=before, wanted=wanted, steps=steps, sums=sums + 1)
 
     def _set(self, place: int | list[int], **values: Any) -> None:

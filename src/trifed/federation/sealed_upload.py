@@ -70,20 +70,20 @@ class SealedUploads:
         return None, {**memory, PENDING: values - reference}
 
     def send(
-        self, header: Header, terms: SumTerms, memory: Memory, mask: Mask | None = None
+        self, header: Header, sum_terms: SumTerms, memory: Memory, mask: Mask | None = None
     ) -> tuple[bytes, Memory]:
         """Return the message with the client's part of a sum, and the memory after it.
 
         Args:
             header: The message's header; its round is 0 for the sum of label holders.
-            terms: The terms, checked.
+            sum_terms: The terms, checked.
             memory: The client's upload memory.
             mask: Adds the client's masks; None leaves the integers as they are, as in a simulated run.
 
         Raises:
             MessageError: There is no change of this round to send.
         """
-        clients, layout = len(terms.clients), self.compression.layout
+        clients, layout = len(sum_terms.clients), self.compression.layout
         if not header.round:
             bits = bits_of_count(clients)
             return encode(
@@ -92,19 +92,19 @@ class SealedUploads:
         if PENDING not in memory:
             raise MessageError(f"{header}: there is no trained change to send")
         bits = bits_of_sum(clients, self.rules.levels)
-        sent = sent_by(self.held, self.rules, terms, layout)
+        sent = sent_by(self.held, self.rules, sum_terms, layout)
         residual = memory.get(RESIDUAL, np.zeros(len(sent), np.float32))
         change = np.where(sent, memory[PENDING] + residual, 0).astype(np.float32)
-        step_of_each = of_each(terms.steps, layout)
+        step_of_each = of_each(sum_terms.steps, layout)
         levels = to_levels(change, step_of_each, self.rules.levels)
-        means = magnitudes(change, terms.steps, layout, clients)
+        means = magnitudes(change, sum_terms.steps, layout, clients)
         arrays: dict[str, NDArray[np.generic]] = {
             "sum": pack_bits(_masked(levels, bits, mask), bits),
             "magnitudes": _masked(means, MAGNITUDE_BITS, mask).astype(np.uint16),
         }
         owed = np.where(sent, change - levels.astype(np.float32) * step_of_each, residual).astype(np.float32)
         after = {name: vector for name, vector in memory.items() if name != PENDING} | {RESIDUAL: owed}
-        own = _own_numbers(self.rules, terms, self.compression)
+        own = _own_numbers(self.rules, sum_terms, self.compression)
         return encode(header, arrays), {**after, OWN: own} if own.any() else after
 
 
@@ -120,6 +120,6 @@ def _masked(integers: NDArray[np.int64], bits: int, mask: Mask | None) -> Intege
     return plain if mask is None else mask(plain, bits)
 
 
-def _own_numbers(rules: SumRules, terms: SumTerms, compression: Compression) -> Vector:
+def _own_numbers(rules: SumRules, sum_terms: SumTerms, compression: Compression) -> Vector:
     label = rules.label_of_each(compression.layout)
-    return np.append(rules.own_labels(terms), False)[label].astype(np.float32)
+    return np.append(rules.own_labels(sum_terms), False)[label].astype(np.float32)

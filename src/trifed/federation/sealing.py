@@ -113,10 +113,10 @@ class SumTerms:
         )
 
 
-def placeholder_keys(terms: SumTerms) -> SumTerms:
+def placeholder_keys(sum_terms: SumTerms) -> SumTerms:
     """Return the terms with zeros for keys and signatures, which have the size of real ones."""
-    n = len(terms.clients)
-    return replace(terms, keys=np.zeros((n, KEY), np.uint8), signatures=np.zeros((n, SIGNATURE), np.uint8))
+    n = len(sum_terms.clients)
+    return replace(sum_terms, keys=np.zeros((n, KEY), np.uint8), signatures=np.zeros((n, SIGNATURE), np.uint8))
 
 
 _TERMS: dict[str, type[np.generic]] = {
@@ -188,33 +188,33 @@ class SumRules:
         ]
         return np.concatenate([np.zeros(0, np.int64), *of_tensors])
 
-    def summed_labels(self, terms: SumTerms) -> NDArray[np.bool_]:
+    def summed_labels(self, sum_terms: SumTerms) -> NDArray[np.bool_]:
         """Return the labels whose rows are part of a sum, (n_labels,).
 
         They are those with `at_least` holders, even if every client of the opening that is absent was one.
         """
-        absent = len(set(terms.opening) - set(terms.clients))
-        return terms.holders.astype(np.int64) - absent >= self.at_least
+        absent = len(set(sum_terms.opening) - set(sum_terms.clients))
+        return sum_terms.holders.astype(np.int64) - absent >= self.at_least
 
-    def own_labels(self, terms: SumTerms) -> NDArray[np.bool_]:
+    def own_labels(self, sum_terms: SumTerms) -> NDArray[np.bool_]:
         """Return the labels whose rows no sum can hold, (n_labels,): each client keeps its own."""
-        return terms.holders < self.at_least
+        return sum_terms.holders < self.at_least
 
-    def summed(self, terms: SumTerms, layout: Layout) -> NDArray[np.bool_]:
+    def summed(self, sum_terms: SumTerms, layout: Layout) -> NDArray[np.bool_]:
         """Return which numbers are part of a sum, (n_values,)."""
-        return _by_label(self.summed_labels(terms), self.label_of_each(layout))
+        return _by_label(self.summed_labels(sum_terms), self.label_of_each(layout))
 
-    def senders(self, terms: SumTerms, layout: Layout) -> NDArray[np.float64]:
+    def senders(self, sum_terms: SumTerms, layout: Layout) -> NDArray[np.float64]:
         """Return about how many clients of a sum send each number, (n_values,).
 
         All of them, or for a row of the head the label's holders, as far as the opening's clients are among them.
         """
-        clients = len(terms.clients)
-        of_labels = terms.holders * (clients / max(1, len(terms.opening)))
+        clients = len(sum_terms.clients)
+        of_labels = sum_terms.holders * (clients / max(1, len(sum_terms.opening)))
         label = self.label_of_each(layout)
         found = np.full(len(label), float(clients))
         found[label >= 0] = of_labels[label[label >= 0]]
-        return np.where(self.summed(terms, layout), found, 0.0)
+        return np.where(self.summed(sum_terms, layout), found, 0.0)
 
 
 def _by_label(of_labels: NDArray[np.bool_], label: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -222,9 +222,9 @@ def _by_label(of_labels: NDArray[np.bool_], label: NDArray[np.int64]) -> NDArray
     return np.append(of_labels, True)[label]
 
 
-def sent_by(held: NDArray[np.bool_], rules: SumRules, terms: SumTerms, layout: Layout) -> NDArray[np.bool_]:
+def sent_by(held: NDArray[np.bool_], rules: SumRules, sum_terms: SumTerms, layout: Layout) -> NDArray[np.bool_]:
     """Return the numbers that a client sends, (n_values,). `held`: its labels, (n_labels,)."""
-    return rules.summed(terms, layout) & _by_label(held, rules.label_of_each(layout))
+    return rules.summed(sum_terms, layout) & _by_label(held, rules.label_of_each(layout))
 
 
 def sizes_of_part(layout: Layout, clients: int, rules: SumRules) -> dict[str, int]:

@@ -211,9 +211,9 @@ class Simulation:
             if all(record.left for record in self.records):
                 raise RunError(f"no client could be opened; the last one: {rejected.reason}")
 
-    def with_keys(self, number: int, terms: SumTerms) -> SumTerms:
+    def with_keys(self, number: int, sum_terms: SumTerms) -> SumTerms:
         """Return the terms with zeros for keys and signatures, so that a message has the size that sites send."""
-        return placeholder_keys(terms)
+        return placeholder_keys(sum_terms)
 
     def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
         """Check that a round has a result.

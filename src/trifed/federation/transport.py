@@ -103,7 +103,7 @@ class Transport(Protocol):
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
         """Handle a reply that does not count; before the first round (0) the client takes no part in the run."""
 
-    def with_keys(self, number: int, terms: SumTerms) -> SumTerms:
+    def with_keys(self, number: int, sum_terms: SumTerms) -> SumTerms:
         """Return the terms of a sum with the keys that its clients sent when they were ready."""
 
     def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
