@@ -55,6 +55,7 @@ SLOW_FILES = {
     "deployment/test_client_manager.py", "deployment/test_coordinator.py", "deployment/test_end_of_run.py",
     "deployment/test_gate.py", "deployment/test_going_back.py", "deployment/test_membership.py",
     "deployment/test_phases.py",
+    "deployment/test_sealed_sites.py",
     "deployment/test_release_log.py", "deployment/test_site_guards.py", "deployment/test_site_privacy.py",
     "deployment/test_worker.py", "experiments/test_compare.py", "experiments/test_crash.py",
     "experiments/test_progress.py", "experiments/test_beside_a_run.py", "experiments/test_headline.py",

@@ -29,9 +29,9 @@ from typing import Any
 
 from replay import ROWS, configured
 
+from trifed.deployment.greeting import greeting
 from trifed.deployment.protocol import Fact, Reply, Request
 from trifed.deployment.release_log import NOT_SHOWN, Release, read_releases
-from trifed.deployment.site_transport import greeting
 from trifed.deployment.worker import ask_worker
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ import pytest
 
 from trifed.common.errors import RunError
 from trifed.deployment.client_manager import MAX_UNANSWERED
+from trifed.deployment.greeting import settings_to_send
 from trifed.deployment.protocol import Reply, Request
-from trifed.deployment.site_transport import settings_to_send
 
 SITES = ["amber", "basil", "coral"]
 

@@ -16,8 +16,8 @@ from trifed.cli.app import app
 from trifed.common.errors import RunError
 from trifed.config.run import to_toml
 from trifed.deployment.checkpoint import run_status
+from trifed.deployment.greeting import settings_to_send
 from trifed.deployment.protocol import Reply
-from trifed.deployment.site_transport import settings_to_send
 from trifed.federation.messages import ENVELOPE, Header, encode_values
 from trifed.federation.run_folder import RunFolder
 

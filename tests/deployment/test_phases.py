@@ -10,8 +10,8 @@ import pytest
 
 from trifed import make_config
 from trifed.common.errors import ConfigError, DataError, MessageError, ModelError, RunError
+from trifed.deployment.greeting import greeting, settings_to_send
 from trifed.deployment.protocol import REASONS, RefusalCode, Reply, Request, read_code, rejected_for
-from trifed.deployment.site_transport import greeting, settings_to_send
 from trifed.federation.client import Client
 from trifed.methods import METHODS, code_hash
 from trifed.privacy.ledger import FILE

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trifed.common.errors import ConfigError
+from trifed.deployment.greeting import settings_to_send
 from trifed.deployment.site_settings import SiteSettings, site_settings
 from trifed.deployment.site_store import BASES
-from trifed.deployment.site_transport import settings_to_send
 from trifed.federation.server import Server
 
 SITES = ["amber", "basil", "coral"]

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load
 
 from trifed import make_config
+from trifed.deployment.greeting import greeting
 from trifed.deployment.protocol import Reply, Request
-from trifed.deployment.site_transport import greeting
 from trifed.deployment.worker import LOG, SOCKET, ask_worker, send
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 
 from trifed import make_config, run
 from trifed.common.errors import ConfigError, RunError
-from trifed.deployment.site_transport import SiteTransport, settings_to_send
+from trifed.deployment.greeting import settings_to_send
+from trifed.deployment.site_transport import SiteTransport
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, ServerContext, Upload, compose
 from trifed.methods.base import SummarySeeds

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LIST = "sites.pub"
 """File with the list of the sites' keys."""
+SEALED = {"ready": "key of this round", "sum": "sum (masked)"}
+"""What the parts of replies in a sealed run are called in a site's record."""
 
 app = typer.Typer(
     help="""Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
@@ -205,23 +207,27 @@ def status_command(
 
     run, config = _open_run(folder)
     with damage_in(folder, "put the whole folder back"):
-        status = _render_status(run_status(run, config.rounds))
+        status = _render_status(run_status(run, config.rounds), config.sealing.on)
     PlainConsole().print(status)
 
 
-def _render_status(run: RunStatus) -> RenderableType:
-    """Return a table with one row for each site, and below it the reasons for refusals."""
+def _render_status(run: RunStatus, sealed: bool) -> RenderableType:
+    """Return a table with one row for each site, and below it the reasons for refusals.
+
+    In a sealed run the server learns neither a site's number of examples nor its time.
+    """
     state = "finished" if run.finished else f"round {run.round} of {run.rounds} is done"
+    state += f"; sealed, {run.sums} sums opened" if sealed else ""
     table = Table(title=state, title_justify="left")
     table.add_column("site", overflow="fold")
     for column in ("examples", "last round", "took, s", "left out", "sent, KB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why not since")
     for site in run.clients:
-        took = "" if site.seconds is None else f"{site.seconds:.1f}"
+        took = "" if site.seconds is None or sealed else f"{site.seconds:.1f}"
         table.add_row(
             Text(site.name),
-            f"{site.examples:,}",
+            "not told" if sealed else f"{site.examples:,}",
             str(site.last),
             took,
             str(site.left_out),
@@ -274,7 +280,7 @@ def _render_releases(releases: Sequence[Release]) -> RenderableType:
     for column in ("bytes", "ε so far"):
         table.add_column(column, justify="right", no_wrap=True)
     for release in releases:
-        parts = [f"{name} ({len(part.tensors)} tensors)" for name, part in release.parts.items()]
+        parts = [SEALED.get(name, f"{name} ({len(part.tensors)} tensors)") for name, part in release.parts.items()]
         facts = [f"{name}={value}" for name, value in release.facts.items()]
         left = (
             f"refused: {release.error}" if release.error else ", ".join([*parts, *facts]) or "nothing but 'done'"

@@ -145,13 +145,17 @@ class ClientStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The status of a run. `round` is the last whole one; `refused` holds each reason for a refused node once."""
+    """The status of a run. `round` is the last whole one; `refused` holds each reason for a refused node once.
+
+    `sums`: sums of updates that the server has opened, in a sealed run.
+    """
 
     round: int
     rounds: int
     finished: bool
     clients: list[ClientStatus]
     refused: list[str]
+    sums: int = 0
 
 
 def run_status(folder: RunFolder, rounds: int) -> RunStatus:
@@ -170,6 +174,7 @@ def run_status(folder: RunFolder, rounds: int) -> RunStatus:
         finished=any(event["event"] == "finished" for event in events),
         clients=[_client_status(events, record) for record in records],
         refused=list(dict.fromkeys(event["reason"] for event in events if event["event"] == "refused")),
+        sums=sum(event["event"] == "sum" and event["round"] > 0 for event in events),
     )
 
 

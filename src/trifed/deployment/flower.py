@@ -120,7 +120,7 @@ def client_app(answer: Answer = ask_worker) -> ClientApp:
         return Message(write("reply", reply.written_facts(), reply.parts), reply_to=message)
 
     app.train()(handle)
-    for kind in ("hello", "open", "gradient", "frames", "finish"):
+    for kind in ("hello", "open", "gradient", "frames", "ready", "send", "finish"):
         app.query(kind)(handle)
     return app
 

@@ -10,7 +10,10 @@
     gradient nothing                                        the first gradient, for methods with frames
     frames   the frames                                     the new digest
     train    the round, the last round that counts, the     the upload; `back_to`: the round to which the client
-             mark, the number of clients; the download      has gone back for it
+             mark, the number of clients; the download      has gone back for it. Under a seal instead of the
+                                                            upload: `ready`, a signed key of this round
+    ready    under a seal, before round 1: the same facts   `ready`, for the sum of label holders
+    send     under a seal: the terms of a sum               the masked `sum`
     finish   the last download                              scores, if the client shares them
 
 Instead of an upload a client may report that its data `changed`, that it has `left` for good, or that its state
@@ -65,6 +68,11 @@ RefusalCode = Literal[
     # sent by a site
     "bad_request",
     "not_asked_for",
+    "not_sealed",
+    "no_site_keys",
+    "unknown_site",
+    "sum_sent",
+    "not_ready",
     "wrong_phase",
     "wrong_run",
     "left",
@@ -101,12 +109,22 @@ RefusalCode = Literal[
     "name_taken",
     "other_key",
     "too_late",
+    "other_sites",
+    # found by the server, or by a site
+    "too_few_for_a_sum",
+    "sum_incomplete",
+    "sum_unreadable",
 ]
 """Reasons for a request that is not answered or a reply that is not accepted."""
 
 REASONS: dict[RefusalCode, str] = {
     "bad_request": "it could not read the request; give server and sites the same trifed",
     "not_asked_for": "the run's method or its [privacy] does not ask for such a request",
+    "not_sealed": "it takes part in sealed runs alone (sealed_only); set sealing.on = true",
+    "no_site_keys": "it has no list of the sites' keys, or is not in it: run `trifed flower trust` there",
+    "unknown_site": "a site of the sum is not in its list of keys, or has not signed its key of the round",
+    "sum_sent": "it has sent a sum of this round, or of the same numbers, and sends none with another list",
+    "not_ready": "it has nothing to send in this round, as its process ended after it had trained",
     "wrong_phase": "the request does not fit how far the run is at this site",
     "wrong_run": "it keeps a run of this name with other settings",
     "left": "it has left for good",
@@ -142,6 +160,10 @@ REASONS: dict[RefusalCode, str] = {
     "name_taken": "a client of the same name is there already; give each its own",
     "other_key": "it has another key than before; if that is so, set deployment.bound = false",
     "too_late": "it was not there when this run began, and deployment.late is false",
+    "other_sites": "its list of the sites' keys is not that of the others; run `trifed flower trust` there",
+    "too_few_for_a_sum": "fewer sites than a sum needs: sealing.at_least, or the site's own at_least",
+    "sum_incomplete": "another site of its sum did not send, so the sum cannot be read; nothing of it counts",
+    "sum_unreadable": "its sum cannot be one of such parts; a site sent what is none, or its masks do not cancel",
 }
 """The server's sentence for each code; the site's own log has the details."""
 AT_SITE = {

@@ -69,6 +69,23 @@ def check_privacy_limits(config: RunConfig, settings: SiteSettings) -> None:
         )
 
 
+def check_sealing(config: RunConfig, site: SiteSettings) -> None:
+    """Check that a run is sealed if the site takes part in no other, and that it knows the others of a sealed run.
+
+    Raises:
+        RefusedError: The run is not sealed and `sealed_only` is true; or it is, and the site has no list of keys.
+    """
+    if config.sealing.on:
+        from trifed.deployment.site_sums import known_sites  # it needs cryptography, which only sealed runs do
+
+        known_sites(site)
+    elif site.sealed_only:
+        raise RefusedError(
+            "not_sealed",
+            f"sealing.on: {site.name} takes part in sealed runs alone; its node.toml has sealed_only = true",
+        )
+
+
 def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
     """Check that a run asks for no kind of message that the site does not send, and keeps within its limits.
 

@@ -34,6 +34,7 @@ from trifed.deployment.site_policy import (
     check_labels,
     check_method,
     check_privacy_limits,
+    check_sealing,
     check_site_policy,
 )
 from trifed.deployment.site_run import SiteRun
@@ -46,7 +47,7 @@ from trifed.tasks import TASKS
 
 LOGGER = logging.getLogger(__name__)
 
-FIXED = ("task", "method", "rounds", "privacy")
+FIXED = ("task", "method", "rounds", "privacy", "sealing")
 """Settings of a run that no later greeting may change, because they decide what the site may be asked for."""
 WHOLE_TABLE: dict[str, Any] = {"clients": {"split": "sizes", "sizes": [1.0]}, "test": None}
 """Settings of [data] that make all rows of a site's source one client."""
@@ -56,7 +57,9 @@ ANSWERS: dict[str, Callable[[SiteRun, Request], Reply]] = {
     "open": SiteRun.open,
     "gradient": SiteRun.gradient,
     "frames": SiteRun.shared_projections,
-    "train": SiteRun.train,
+    "ready": lambda run, request: run.ready(request),
+    "train": lambda run, request: run.train(request),
+    "send": lambda run, request: run.send(request),
     "finish": SiteRun.finish,
 }
 """Kind of request → its answer; "hello" is answered apart."""
@@ -172,6 +175,7 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     config = make_config(deep_merge(asked, own), f"the run's settings with those of {site.name}")
     check_privacy_limits(config, site)
     check_site_policy(config, site)
+    check_sealing(config, site)
     check_columns(config, site)
     task = TASKS[config.task]
     if config.task in NAMED_LABELS and not config.data.labels:
@@ -193,7 +197,15 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     )
     narrow_frozen_weights(shared_model.model, config.training, shared_model.parameters.values())
     store, start = SiteStore.at(site.folder / name, values), shared_model.exchanged_start
-    return SiteRun(name, site, config, shared_model, store, digest(shared_model.exchanged, start))
+    make = sealed_site_run() if config.sealing.on else SiteRun
+    return make(name, site, config, shared_model, store, digest(shared_model.exchanged, start))
+
+
+def sealed_site_run() -> type[SiteRun]:
+    """Return the class of a sealed run, which needs the package cryptography; only sealed runs do."""
+    from trifed.deployment.sealed_site_run import SealedSiteRun
+
+    return SealedSiteRun
 
 
 def check_asked_for(request: Request, config: RunConfig, store: SiteStore, may_go_back: bool) -> None:
@@ -235,8 +247,9 @@ def _wrong_phase(request: Request, store: SiteStore, may_go_back: bool) -> str:
     kind, trained = request.kind, store.last_round() is not None
     conditions = {
         "the run is finished": kind != "finish" and store.finished() and not may_go_back,
-        "the run was not opened": kind in ("gradient", "frames", "finish") and not store.opened(),
-        "the opening is over": kind == "gradient" and (trained or store.has_shared_projections()),
+        "the run was not opened": kind in ("gradient", "frames", "ready", "send", "finish") and not store.opened(),
+        "the opening is over": (kind == "gradient" and (trained or store.has_shared_projections()))
+        or (kind == "ready" and trained),
         "a round was trained already": (
             kind == "open" and trained and not request.facts.get("again") and not may_go_back
         ),

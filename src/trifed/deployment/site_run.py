@@ -205,7 +205,7 @@ class SiteRun:
             self.config.data.labels or [],
             self.shared_model.base.source,
         )
-        if not self.settings.tell_scores or client.privacy.active:
+        if not self.tells_scores or client.privacy.active:
             return Reply()
         splits = {"valid": client.dataset.valid, "test": client.dataset.test}
         return Reply(
@@ -216,6 +216,21 @@ class SiteRun:
             }
         )
 
+    def ready(self, request: Request) -> Reply:
+        """Refuse to be ready for a sum: the run is not sealed."""
+        raise RefusedError("not_asked_for", f"'{request.kind}': the run is not sealed; it is refused")
+
+    def send(self, request: Request) -> Reply:
+        """Refuse to send a part of a sum: the run is not sealed."""
+        raise RefusedError("not_asked_for", f"'{request.kind}': the run is not sealed; it is refused")
+
+    # -- what is told
+
+    @property
+    def tells_scores(self) -> bool:
+        """Whether the server learns the scores of the final model."""
+        return self.settings.tell_scores
+
     # -- facts for the site's record
 
     def tensors_sent(self, number: int) -> dict[str, list[str]]:
@@ -225,6 +240,7 @@ class SiteRun:
         gradient = [name for name, _ in adapted_layout(self.shared_model)]
         return {
             "upload": sent,
+            "sum": sent if number else [],
             "start": [name for name, _ in self.shared_model.exchanged],
             "gradient": gradient,
             "summary": [field.name for field in fields(Summary)],

@@ -7,7 +7,6 @@ after its last whole round.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import time
@@ -19,22 +18,20 @@ from trifed.common.lock import held
 from trifed.config.client_training import absent_members, check_members
 from trifed.config.metrics import ALWAYS
 from trifed.config.run import RunConfig
-from trifed.config.settings import GUARDS
 from trifed.deployment import protocol
 from trifed.deployment.checkpoint import ServerCheckpoint
 from trifed.deployment.client_manager import ClientManager
+from trifed.deployment.greeting import greeting
 from trifed.deployment.handshake import OpenedClients, open_clients
 from trifed.deployment.membership import Membership
 from trifed.deployment.protocol import (
-    AT_THE_SERVER,
-    LEFT_AT_HOME,
     Channel,
     Fact,
-    Request,
     digest,
     rejected_for,
     write_layout,
 )
+from trifed.deployment.sealed_lists import ReadySites, notes_of_sums
 from trifed.federation import events
 from trifed.federation.kept_checkpoints import go_back, kept_rounds
 from trifed.federation.manifest import finish
@@ -46,7 +43,6 @@ from trifed.federation.run_folder import EventLog, RunFolder
 from trifed.federation.sealing import SumTerms
 from trifed.federation.server import Server, layout_of
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
-from trifed.methods import METHODS, code_hash
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
 from trifed.privacy import facts_of
@@ -54,6 +50,8 @@ from trifed.tasks import TASKS
 
 PARTS = {"projections": "frames", "train": "download", "finish": "download", "send": "terms"}
 """Exchange → name of the server's message in a request."""
+REQUESTS = {"projections": "frames", "holders": "ready"}
+"""Exchange → kind of the request; the others have the name of the exchange."""
 
 
 class SiteTransport:
@@ -78,6 +76,7 @@ class SiteTransport:
             channel, config.deployment, greeting(self.name, config), self.log, sleep
         )
         self.replies: dict[int, protocol.Reply] = {}
+        self.ready = ReadySites(0)
         self.asked = self.accepted = 0
         self.began = 0.0
 
@@ -122,6 +121,8 @@ class SiteTransport:
             self.server, self.records, rejected = opened.server, opened.records, opened.rejected
             examples = [record.examples for record in self.records]
         self.membership = Membership(self.server, self.records, manager, self.checkpoint, self.log)
+        for note in notes_of_sums(self.config, [record.name for record in self.records if not record.left]):
+            self.log(events.Trouble(note))
         return Opened(self.server, done, examples, rejected=rejected)
 
     def _refuse_other(self, from_round: int | None) -> None:
@@ -160,13 +161,14 @@ class SiteTransport:
     ) -> Iterator[tuple[int, Reply | Rejected]]:
         """Send all messages at once, and yield the replies in the order of the clients."""
         sent = {client: message(client) for client in clients}
-        self.asked, self.began = len(sent), time.monotonic()
+        if kind != "send":  # it belongs to the round of the exchange before
+            self.asked, self.began, self.ready = len(sent), time.monotonic(), ReadySites(number)
         if kind != "summary":  # summaries came when the clients were opened
             parts = {client: {PARTS[kind]: payload} for client, payload in sent.items() if payload is not None}
             facts = {client: self._facts(kind, number, client) for client in sent}
-            self.replies = self.client_manager.ask("frames" if kind == "projections" else kind, facts, parts)
-        for client, payload in sent.items():
-            yield client, self._read(kind, client, payload)
+            self.replies = self.client_manager.ask(REQUESTS.get(kind, kind), facts, parts)
+        read = {client: self._read(kind, client, payload) for client, payload in sent.items()}
+        yield from (read | dict.fromkeys(self.ready.others(), rejected_for("other_sites"))).items()
 
     def _facts(self, kind: Exchange, number: int, client: int) -> dict[str, Fact]:
         if kind == "projections":
@@ -180,20 +182,27 @@ class SiteTransport:
     def _read(self, kind: Exchange, client: int, sent: bytes | None) -> Reply | Rejected:
         reply = self.client_manager.check((self.opened.replies if kind == "summary" else self.replies).get(client))
         if isinstance(reply, Rejected):
+            self.ready.note_refusal(kind, reply.code)
             return reply
         try:
-            if kind == "train":
-                facts = (reply.real("loss", finite=False), reply.number("steps"), reply.real("seconds"))
-                payload = reply.part("upload") if self.server.context.compression.layout else None
-                return Reply(sent, payload, *facts, kept_own=bool(reply.facts.get("kept_own")))
-            if kind == "finish":
-                return Reply(sent, scores=_scores(reply))
-            if kind == "projections":
-                same = reply.facts.get("digest") == digest(self.server.context.exchanged, self.server.start)
-                return Reply(sent) if same else rejected_for("starts_elsewhere")
-            return Reply(sent, reply.part(kind))
+            if self.config.sealing.on and kind in ("holders", "train"):
+                self.ready.read(self.server.context, client, reply)
+                return Reply(sent, loss=math.nan)
+            return self._content(kind, reply, sent)
         except MessageError as error:
             return Rejected("bad_reply", str(error))
+
+    def _content(self, kind: Exchange, reply: protocol.Reply, sent: bytes | None) -> Reply | Rejected:
+        if kind == "train":
+            facts = (reply.real("loss", finite=False), reply.number("steps"), reply.real("seconds"))
+            payload = reply.part("upload") if self.server.context.compression.layout else None
+            return Reply(sent, payload, *facts, kept_own=bool(reply.facts.get("kept_own")))
+        if kind == "finish":
+            return Reply(sent, scores=_scores(reply))
+        if kind == "projections":
+            same = reply.facts.get("digest") == digest(self.server.context.exchanged, self.server.start)
+            return Reply(sent) if same else rejected_for("starts_elsewhere")
+        return Reply(sent, reply.part("sum" if kind == "send" else kind))
 
     def reject(self, number: int, client: int, rejected: Rejected) -> None:
         """Note the state that the client reports instead of the reply; before round 1 dismiss the client.
@@ -215,25 +224,26 @@ class SiteTransport:
             self.membership.note(client, reply)
 
     def with_keys(self, number: int, sum_terms: SumTerms) -> SumTerms:
-        """Return the terms of a sum with the keys of its clients."""
-        return sum_terms
+        """Return the terms of a sum with the names and keys of its clients."""
+        return self.ready.with_keys(sum_terms, [record.name for record in self.records])
 
     def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
         """Check the quorum of a round; after the final download, withdraw the clients that leave.
 
         Raises:
-            RunError: Fewer accepted replies than `deployment.quorum`.
+            RunError: Fewer accepted replies than `deployment.quorum`; under a seal fewer clients that were ready,
+                or have sent a sum of this round already, which is not repeated.
         """
-        counted = accepted if ready is None else ready
-        quorum, self.accepted = self.config.deployment.quorum, len(counted)
+        quorum, self.accepted = self.config.deployment.quorum, len(accepted)
+        counted = self.accepted if ready is None else len(ready) + self.ready.sent_before
         if number > self.config.rounds:
             self.membership.withdraw_leaving(number)
             return
         for client in accepted:
             self.records[client].counts = number
-        if self.accepted < quorum:
+        if counted < quorum:
             raise RunError(
-                f"round {number}: {self.accepted} of {self.asked} clients sent what counts, and deployment.quorum "
+                f"round {number}: {counted} of {self.asked} clients sent what counts, and deployment.quorum "
                 f"is {quorum}; the run stands at round {number - 1} and can be resumed"
             )
 
@@ -312,27 +322,8 @@ def refuse_choices(config: RunConfig) -> None:
                 f"{setting}: needs the clients' scores on validation data after a round, and sites share none "
                 f"before the end; leave {setting.split()[0]} out of a run between sites"
             )
-    if config.sealing.on:
-        raise RunError("sealing.on: sealed sums are simulated alone so far; leave [sealing] out between sites")
     if config.metric not in ALWAYS:
         raise RunError(
             f"metric: got '{config.metric}', but sites compute accuracy and loss alone; leave it out of a run "
             "between sites"
         )
-
-
-def greeting(run: str, config: RunConfig) -> Request:
-    """Return the request that greets a client: the run's name and settings, and a hash of its method's code."""
-    method_code = code_hash(METHODS[config.method.name])
-    return Request("hello", {"run": run, "config": settings_to_send(config), "method_code": method_code})
-
-
-def settings_to_send(config: RunConfig) -> str:
-    """Write a run's settings as JSON, without those that belong to the clients or to the server alone."""
-    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude=AT_THE_SERVER)
-    values["data"] = {name: value for name, value in values["data"].items() if name not in LEFT_AT_HOME}
-    values["aggregation"].pop("members", None)  # the other clients' names
-    if not config.sealing.on:
-        values.pop("sealing")
-    privacy = {name: value for name, value in values.pop("privacy").items() if name not in GUARDS}
-    return json.dumps({**values, "privacy": privacy} if privacy else values)

@@ -302,6 +302,7 @@ def line_of(event: Event) -> str:
 
 
 LINES = {
+    "trouble": "{text}",
     "joined": "{client} connected",
     "refused": "refused: {reason}",
     "started": "{method}: {count} clients",

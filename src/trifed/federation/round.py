@@ -156,7 +156,7 @@ class FederatedRun:
             self._leave_out(number, client, rejected)
         for clients, bits in opened.sums:
             self.log(events.SumOpened(number, [self._name(client) for client in clients], bits))
-        if ready and not opened.sums:
+        if not opened.sums:
             self.log(events.NoSum(number))
         return opened.exchanged
 
