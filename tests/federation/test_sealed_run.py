@@ -1,20 +1,185 @@
-"""Whole sealed runs on a tiny model."""
+"""Whole sealed runs on a tiny model: sums, bytes, rounds without a sum, clients that do not send, and resuming."""
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 
 from trifed import make_config, run
+from trifed.deployment.site_transport import settings_to_send
+from trifed.experiments.runner import run_or_resume
+from trifed.federation.client import Client
+from trifed.federation.round import FederatedRun
+from trifed.federation.run_folder import RunFolder
+from trifed.federation.sealed_round import TERMS
+from trifed.federation.sealed_server import INCOMPLETE, TOO_FEW
+from trifed.federation.upload import RESIDUAL
 
-SEALED = {"sealing": {"on": True}}
+METHODS_TRIED = ["own-prior", "fedavg-lora"]
 
 
-@pytest.mark.parametrize("method", ["own-prior", "fedavg-lora"])
-def test_a_sealed_run_opens_one_sum_a_round(method, toy_values, tmp_path):
-    config = make_config(toy_values(method=method, **SEALED))
+def sealed(toy_values, method, at_least=3, **changes):
+    return make_config(toy_values(method=method, sealing={"on": True, "at_least": at_least}, **changes))
+
+
+def events_of(folder, *names):
+    return [event for event in RunFolder.open(folder).events() if event["event"] in names]
+
+
+def models(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("clients/**/*.safetensors"))}
+
+
+@pytest.mark.parametrize("method", METHODS_TRIED)
+def test_a_sealed_run_opens_one_sum_a_round_and_counts_its_bytes(method, toy_values, tmp_path):
+    found = run(sealed(toy_values, method), tmp_path / "run")
+    sums = [(e["round"], len(e["clients"]), e["bits"]) for e in events_of(found.path, "sum")]
+    assert sums == [*([(0, 3, 2)] if method == "own-prior" else []), *((n, 3, 3) for n in (1, 2, 3))]
+    assert events_of(found.path, "left out", "no sum", "summary") == []
+    trained, bytes_of = events_of(found.path, "trained"), found.summary["bytes"]
+    assert len(trained) == 9 and all(event["down"][TERMS] > 3 * (32 + 64) for event in trained)
+    for event in trained:
+        up = {name: size for name, size in event["up"].items() if name != "(envelope)"}
+        if method == "fedavg-lora":
+            shapes = {"head.weight": 3 * 32, "head.bias": 3}
+            assert up["head.weight"] in range(
+                3 * shapes["head.weight"] // 8 + 2, 3 * shapes["head.weight"] // 8 + 4
+            )
+        assert 0 < event["up"]["(envelope)"] < 400 and all(up.values())
+    opening = events_of(found.path, "opening")
+    assert len(opening) == (3 if method == "own-prior" else 0)
+    delivered = events_of(found.path, "delivered")
+    for way in ("up", "down"):
+        assert bytes_of[way] == sum(sum(e.get(way, {}).values()) for e in (*trained, *opening, *delivered))
+    assert found.summary["sealing"] == {"at_least": 3, "fewest": 3, "rounds_without": 0}
+    # In round 1 everybody has the common start; then a change of few bits, or float32 where the wire has it.
+    down = [sum(event["down"].values()) - event["down"][TERMS] for event in trained]
+    assert down[:3] == [0, 0, 0] and len(set(down[3:])) == 1
+
+
+def test_the_final_models_are_near_those_of_the_open_run(toy_values, tmp_path):
+    """Equal clients and weights: a sealed mean differs from an open one by what rounding still owes."""
+    changes = {
+        "training": {"learning_rate": 0.01},
+        "rounds": 6,
+        "aggregation": {"groups": "all", "weights": "equal"},
+    }
+    open_run = run(make_config(toy_values(method="fedavg-lora", **changes)), tmp_path / "open")
+    for levels, most in ((1, 0.6), (7, 0.2)):
+        config = make_config(toy_values(method="fedavg-lora", sealing={"on": True, "levels": levels}, **changes))
+        found = run(config, tmp_path / f"sealed{levels}")
+        means = [r.summary["curve"][-1]["training_loss"] for r in (open_run, found)]
+        print(levels, means)
+        assert abs(means[0] - means[1]) < most
+
+
+@pytest.mark.parametrize("method", METHODS_TRIED)
+def test_a_sealed_run_resumes_to_the_same_bits(method, toy_values, tmp_path, monkeypatch):
+    config = sealed(toy_values, method, participation=0.7, at_least=2, training={"clients_at_once": 1})
+    whole = run(config, tmp_path / "whole").path
+    begin = Client.begin_round
+
+    def stops(self, number, *rest, **more):
+        if number == 3:
+            raise KeyboardInterrupt
+        return begin(self, number, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "begin_round", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "stopped")
+    resumed = run_or_resume(config, tmp_path / "stopped").path
+    assert models(resumed) == models(whole) and len(models(whole)) > 1
+    logs = [events_of(folder, "sum", "trained", "scores") for folder in (whole, resumed)]
+    for log in logs:
+        for event in log:
+            event.pop("seconds", None)
+    assert logs[0] == logs[1]
+    assert {len(e["clients"]) for e in events_of(whole, "sum") if e["round"]} == {2}
+
+
+def test_too_few_clients_have_no_sum_and_the_run_says_so(toy_values, tmp_path):
     heard = []
-    run(config, tmp_path / "run", heard.append)
-    sums = [(e["round"], len(e["clients"]), e["bits"]) for e in heard if e["event"] == "sum"]
-    opening = [(0, 3, 2)] if method == "own-prior" else []
-    assert sums == [*opening, *((number, 3, 3) for number in (1, 2, 3))]
-    assert [e for e in heard if e["event"] in ("left out", "no sum", "summary")] == []
+    config = sealed(toy_values, "own-prior", at_least=4, rounds=2)
+    found = run(config, tmp_path / "run", heard.append)
+    said = [e["text"] for e in heard if e["event"] == "trouble"]
+    assert any(text.startswith("sealing.at_least: ") for text in said)
+    assert [e["round"] for e in events_of(found.path, "no sum")] == [0, 1, 2] and events_of(
+        found.path, "sum"
+    ) == []
+    assert {(e["round"], e["code"]) for e in events_of(found.path, "left out")} == {(1, TOO_FEW), (2, TOO_FEW)}
+    assert events_of(found.path, "trained", "delivered") == []
+    assert found.summary["sealing"] == {"at_least": 4, "fewest": None, "rounds_without": 2}
+
+
+@pytest.mark.parametrize("where", ["absent", "silent"])
+def test_a_list_with_a_part_missing_is_not_opened_and_its_clients_go_back(
+    where, toy_values, tmp_path, monkeypatch
+):
+    """A round whose sum is not opened leaves everything as if it had not been, what is owed included."""
+    config = sealed(toy_values, "own-prior", rounds=3, training={"clients_at_once": 1})
+    send = Client.send
+
+    def sends(self, number, *rest, **more):
+        part = send(self, number, *rest, **more)
+        return b"" if (number, self.dataset.index) == (2, 1) else part
+
+    monkeypatch.setattr(Client, "send", sends)
+    begin, before = Client.begin_round, {}
+
+    def begins(self, number, *rest, **more):
+        before[number, self.dataset.index] = self.state
+        return begin(self, number, *rest, **more)
+
+    monkeypatch.setattr(Client, "begin_round", begins)
+    found = run(config, tmp_path / "run").path
+    out = {(e["round"], e["client"], e["code"]) for e in events_of(found, "left out")}
+    names = [client["name"] for client in json.loads((found / "summary.json").read_text())["clients"]]
+    assert out == {(2, names[1], "bad_reply"), (2, names[0], INCOMPLETE), (2, names[2], INCOMPLETE)}
+    assert [e["round"] for e in events_of(found, "sum")] == [0, 1, 3]
+    assert [e["round"] for e in events_of(found, "no sum")] == [2]
+    for client in range(3):
+        assert before[3, client] is before[2, client]
+        assert np.abs(before[3, client].memory[RESIDUAL]).sum() > 0
+    downs = [sum(e["down"].values()) for e in events_of(found, "trained") if e["round"] == 3]
+    assert len(set(downs)) == 1  # the same change once more, in few bits
+
+
+def test_clients_in_no_list_train_on_their_own(toy_values, tmp_path):
+    names = ["amber", "basil"]
+    config = sealed(
+        toy_values, "fedavg-lora", at_least=2, rounds=2, aggregation={"groups": "given", "members": [names]}
+    )
+    found = run(config, tmp_path / "run").path
+    assert {tuple(e["clients"]) for e in events_of(found, "sum")} == {tuple(names)}
+    alone = [e for e in events_of(found, "trained") if e["client"] == "coral"]
+    assert [(e["up"], e["down"]) for e in alone] == [({}, {})] * 2
+    assert events_of(found, "left out") == []
+
+
+def test_groups_follow_noised_summaries_and_no_exact_ones(toy_values, tmp_path):
+    changes = {"aggregation": {"groups": "agreement"}, "rounds": 1}
+    open_run = sealed(toy_values, "own-prior", **changes)
+    assert events_of(run(open_run, tmp_path / "none").path, "summary") == []
+    noised = sealed(toy_values, "own-prior", privacy={"summary": {"epsilon": 50}}, **changes)
+    found = run(noised, tmp_path / "noised").path
+    assert len(events_of(found, "summary")) == 3 and [e["round"] for e in events_of(found, "sum")] == [0, 1]
+
+
+def test_no_message_of_a_client_has_an_exact_count(toy_values, tmp_path, monkeypatch):
+    seen, take = [], FederatedRun._open_sums
+    monkeypatch.setattr(
+        FederatedRun,
+        "_open_sums",
+        lambda self, *rest: seen.append([r.examples for r in self.transport.records]) or take(self, *rest),
+    )
+    run(sealed(toy_values, "own-prior", rounds=1), tmp_path / "run")
+    assert seen == [[1, 1, 1]] * 2
+
+
+def test_sites_of_open_runs_are_sent_the_settings_they_had(toy_values):
+    values = make_config(toy_values())
+    assert "sealing" not in json.loads(settings_to_send(values))
+    assert json.loads(settings_to_send(sealed(toy_values, "own-prior")))["sealing"]["on"]

@@ -74,7 +74,6 @@ def sealing_notes(config: RunConfig, clients: int | None = None) -> Iterator[str
     sealing, aggregation = config.sealing, config.aggregation
     if not sealing.on:
         return
-    yield f"sealed: the server sees sums of at least {sealing.at_least} clients alone"
     if clients is not None and clients < sealing.at_least:
         yield (
             f"sealing.at_least: a sum needs {sealing.at_least} clients, and there are {clients}; no round will "

@@ -13,6 +13,7 @@ from trifed.common.errors import RunError, damage_in
 from trifed.common.lock import held
 from trifed.config.metrics import AT_THE_END
 from trifed.config.run import RunConfig, make_config, to_toml
+from trifed.config.sealing import sealing_notes
 from trifed.config.toml_files import read_toml
 from trifed.data import Examples, FederatedData, split_to_json
 from trifed.experiments.baselines import ClientFeatures, Labels, run_baselines
@@ -28,7 +29,7 @@ from trifed.federation.kept_checkpoints import go_back
 from trifed.federation.manifest import finish
 from trifed.federation.preparation import environment, prepare, quiet, values_a_round
 from trifed.federation.privacy_report import most_spent, noise_to_signal
-from trifed.federation.results import perplexity, spread, summarise_events
+from trifed.federation.results import perplexity, sealing_facts, spread, summarise_events
 from trifed.federation.run_folder import RunFolder
 from trifed.reports.tracking import LiveTracking, require_trackers
 
@@ -202,7 +203,7 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     trained, examples = shared_model.trained_values, [len(c.train) for c in clients]
     sent = values_a_round(config.composed_method(), shared_model.layout)
     noise = noise_to_signal(config, sent, trained, examples)
-    for text in (*config.parts_left_out(), *noise):
+    for text in (*config.parts_left_out(), *sealing_notes(config, len(clients)), *noise):
         listener(events.Trouble(text).to_dict())
     return Prepared(began, data, shared_model, clients)
 
@@ -251,6 +252,7 @@ def _write_models(simulation: Simulation, listener: Listener) -> dict[str, Any]:
         results["metrics"] |= score_generated(simulation, asked, results["clients"], listener)
     optional = {
         "privacy": most_spent(folder.path),
+        "sealing": sealing_facts(folder.events(), config.sealing.at_least) if config.sealing.on else None,
         "perplexity": perplexity(results["clients"]) if task.output == "answer" else None,
         "global_test": _global_test(simulation, data.global_test) if data.global_test is not None else None,
     }

@@ -191,6 +191,26 @@ def _client(events: Sequence[Event], name: str, evaluated_model: str) -> Json:
     }
 
 
+def sealing_facts(events: Sequence[Event], at_least: int) -> Json:
+    """Return the facts of a sealed run's sums.
+
+    Args:
+        events: The run's events.
+        at_least: Fewest clients of a sum that its settings allow.
+
+    Returns:
+        `at_least`; `fewest`, the clients of the smallest sum of its rounds, None without any; `rounds_without`,
+        the number of rounds that had no sum.
+    """
+    rounds = [e for e in events if e.get("round")]
+    fewest = min((len(e["clients"]) for e in rounds if e["event"] == "sum"), default=None)
+    return {
+        "at_least": at_least,
+        "fewest": fewest,
+        "rounds_without": sum(e["event"] == "no sum" for e in rounds),
+    }
+
+
 def _sent(events: Sequence[Event], direction: str) -> int:
     """Return the bytes of all messages in one direction, "up" or "down"."""
     return sum(sum(e.get(direction, {}).values()) for e in events)

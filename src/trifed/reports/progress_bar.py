@@ -34,7 +34,7 @@ LINES = {
     "trouble": "{text}",
     "diverged": "{client}: training diverges in round {round}, loss {loss:.3g}; lower training.learning_rate",
     "warned": "{client}: {text}",
-    **{name: RUN_LINES[name] for name in ("ended early", "kept round")},
+    **{name: RUN_LINES[name] for name in ("no sum", "ended early", "kept round")},
     "generating": "generating answers: {client}, {examples} test examples",
     "closing": "measuring the controls, writing the clients' adapters",
 }

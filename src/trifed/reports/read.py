@@ -233,6 +233,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
             for name, scores in client.get("classes", {}).items()
         ],
         plateau=Plateau.of([point.mean for point in points if point.round]),
+        fewest_in_a_sum=(summary["sealing"]["fewest"] or 0) if "sealing" in summary else None,
         privacy=privacy.get("spent", privacy.get("promised", [])),
         client_accuracy=[client["now"]["accuracy"] if client["now"] else None for client in summary["clients"]],
     )

@@ -120,6 +120,7 @@ class MethodResult(Spread):
         kept_round: Round whose models are the result, if it was chosen; a mean over seeds.
         kept_rounds: That round for each seed.
         classes: Rows of client, class, precision, recall, F1 and test examples; of a run alone.
+        fewest_in_a_sum: Clients of the smallest sum of a sealed run; 0 if it had none, None if it was not sealed.
         privacy: Privacy budget that was spent, or will be at most, one entry for each relation of data sets.
     """
 
@@ -143,6 +144,7 @@ class MethodResult(Spread):
     kept_round: Number = None
     kept_rounds: list[int] = []
     classes: list[dict[str, Any]] = []
+    fewest_in_a_sum: int | None = None
     privacy: list[dict[str, Any]] = []
 
 

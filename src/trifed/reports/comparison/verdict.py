@@ -96,11 +96,23 @@ def study_verdict(study: Study) -> str:
     known = [partition for partition in study.results.values() if ranked(partition)]
     start = "" if study.finished else "Not finished. "
     if len(known) <= 1:
-        return start + verdict(known[0] if known else Partition())
+        partition = known[0] if known else Partition()
+        return start + verdict(partition) + _seals(partition)
     ahead = Counter(listing(level) for level in map(leaders, map(by_deciding_metric, known)) if len(level) == 1)
     counts = [f"{name} on {count}" for name, count in ahead.most_common()]
     counts += [f"no method on {len(known) - ahead.total()}"] if ahead.total() < len(known) else []
     return f"{start}Clearly ahead on {len(known)} partitions: {listing(counts)}."
+
+
+def _seals(partition: Partition) -> str:
+    """Return a sentence for each method whose updates the server saw in sums alone; empty without any."""
+    seals = {name: found.fewest_in_a_sum for name, found in partition.methods.items()}
+    said = {
+        name: f"the server saw sums of at least {fewest} clients alone" if fewest else "there was no sum"
+        for name, fewest in seals.items()
+        if fewest is not None
+    }
+    return "".join(f" {name} was sealed: {text}." for name, text in said.items())
 
 
 def cautions(source: Source) -> list[Caution]:
