@@ -195,6 +195,18 @@ def test_a_method_has_its_own_rank_and_bits_unless_told_otherwise(costs):
     assert of(told, "ce-lora").bytes_up == 24 * (64 // 2 + 2)
 
 
+def test_a_sealed_sum_takes_the_bits_of_its_clients():
+    """Ten clients: 5 bits a number; down 1 bit, and the terms: steps, and 4 + 32 + 64 bytes for each client."""
+    cost = estimate_cost("roberta-base", AdapterSettings(), labels=3, sealed=10)
+    own, blocks = of(cost, "own-prior"), 24 * 4 + 9
+    assert (own.sealed, own.once) == (10, ())
+    assert own.bytes_up == (24 * 1024 + 3 * 768) * 5 // 8 + 2 * blocks
+    down = (24 * 1024 + 3 * 768) // 8 + 2 * blocks
+    assert own.bytes_down == down + 2 * blocks + 10 * (4 + 32 + 64) + 3 * 2 + 10 * 4
+    assert of(cost, "ce-lora").sealed is None
+    assert of(cost, "ce-lora").bytes_up == of(estimate_cost("roberta-base", labels=3), "ce-lora").bytes_up
+
+
 def test_the_whole_model_is_all_of_it_but_the_pooler(costs):
     full = of(costs("roberta-base"), "fedavg-full")
     assert full.sent_values == full.trained_values == 124_645_632 - (768 * 768 + 768) + full.head_values

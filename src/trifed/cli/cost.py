@@ -35,6 +35,14 @@ def cost_command(
             show_default=False, help="Bits for each number that is sent. Default: each method's own, mostly 32."
         ),
     ] = None,
+    sealed: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            show_default=False,
+            help="Clients of a sealed sum: count \\[sealing] where a method can be sealed.",
+        ),
+    ] = None,
     form: Annotated[
         Literal["table", "json", "csv", "md"], typer.Option("--format", help="Format of the output.")
     ] = "table",
@@ -68,7 +76,7 @@ def cost_command(
         targets = target_modules if target_modules in ("auto", "all-linear") else endings
         ranks = {} if rank is None else {"rank": rank}
         adapter = AdapterSettings.model_validate({"target_modules": targets, **ranks})
-        cost = estimate_cost(model, adapter, labels, cast("Bits | None", bits and int(bits)))
+        cost = estimate_cost(model, adapter, labels, cast("Bits | None", bits and int(bits)), sealed)
     if form in TEXTS:
         typer.echo(TEXTS[form](cost))
     else:

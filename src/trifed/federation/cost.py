@@ -24,6 +24,7 @@ from trifed.common.errors import ModelError, nearest
 from trifed.config.settings import Bits, Pooling, WireSettings
 from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header, encode_values, layout_sizes
+from trifed.federation.sealed_cost import sealed_bytes
 from trifed.federation.shared_model import adapted_weights, layouts_of, named_parameters, trains_beside
 from trifed.methods import METHODS, Method
 from trifed.methods.base import (
@@ -89,6 +90,7 @@ class MethodCost:
         bytes_down: Bytes that a client receives in one round, without the envelope.
         times_fewer: Bytes of plain LoRA's A, B and head divided by `bytes_up`; None if nothing is sent.
         once: The messages before round 1.
+        sealed: Clients of the sealed sum that the bytes are counted for; None without a seal.
     """
 
     method: str
@@ -104,6 +106,7 @@ class MethodCost:
     bytes_down: int
     times_fewer: float | None
     once: tuple[OneTimeMessage, ...]
+    sealed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,9 @@ class Cost:
 
 
 def estimate_cost(
-    model: str, adapter: AdapterSettings | None = None, labels: int | None = None, bits: Bits | None = None
-) -> Cost:
+    model: str, adapter: AdapterSettings | None = None, labels: int | None = None, bits: Bits | None = None,
+    sealed: int | None = None,
+) -> Cost:  # fmt: skip
     """Estimate what each method trains and sends on a model.
 
     Args:
@@ -147,6 +151,7 @@ def estimate_cost(
         adapter: Settings of the adapter; each method's defaults apply to the others.
         labels: Outputs of the head; by default two, or none for a generative model with its own output layer.
         bits: Bits per value that is sent; by default each method's own.
+        sealed: Clients of a sum, to count sealed sums where a method can be sealed.
 
     Raises:
         ModelError: There is no such model, or the adapter does not fit it.
@@ -170,7 +175,7 @@ def estimate_cost(
         if kind not in known:
             known[kind] = _parameters(config, labels, method.adapter, own, method.personal_head)
         parameters = known[kind]
-        costs.append(_method_cost(method, parameters, lora_values, (labels, width), own.rank, wire))
+        costs.append(_method_cost(method, parameters, lora_values, (labels, width), own.rank, wire, sealed))
     base = _base_on_meta(config, labels)
     return Cost(
         model=model,
@@ -220,8 +225,9 @@ def _read_shape(name: str) -> PreTrainedConfig:
 
 
 def _method_cost(
-    method: Method, parameters: Parameters, lora_values: int, head: tuple[int, int], rank: int, wire: WireSettings
-) -> MethodCost:
+    method: Method, parameters: Parameters, lora_values: int, head: tuple[int, int], rank: int, wire: WireSettings,
+    clients: int | None = None,
+) -> MethodCost:  # fmt: skip
     """Return the cost of a method. `head`: outputs of the head, and number of the base's features."""
     trained = {name: param for name, param in parameters.items() if method.trains(name) or trains_beside(name)}
     holds = method.receives or method.trains
@@ -232,6 +238,8 @@ def _method_cost(
         sum(sum(make_compression(turn, wire).sizes.values()) for turn in method.layouts(each)) // len(turns)
         for each in (layout, received)
     )
+    sums = None if clients is None else sealed_bytes(method, layout, make_compression(received, wire), clients)
+    up, down = sums or (up, down)
     return MethodCost(
         method=method.name,
         adapter=method.adapter,
@@ -245,7 +253,8 @@ def _method_cost(
         bytes_up=up,
         bytes_down=down,
         times_fewer=4 * lora_values / up if up else None,
-        once=tuple(_one_time_messages(method, parameters, *head)),
+        once=() if sums else tuple(_one_time_messages(method, parameters, *head)),
+        sealed=clients if sums else None,
     )
 
 

@@ -107,6 +107,7 @@ TEXTS: dict[str, Callable[[Cost], str]] = {"json": cost_json, "csv": cost_csv, "
 def _own(item: MethodCost, cost: Cost) -> list[str]:
     """Return rank and bits of a method whose rank and bits are not the common ones."""
     rank = [f"rank {item.rank}"] if item.rank != cost.rank and item.adapter != "none" else []
+    rank += [f"sum of {item.sealed}"] if item.sealed else []
     return rank + ([f"{item.bits} bit{'s' if item.bits > 1 else ''}"] if item.bits != 32 else [])
 
 
@@ -133,6 +134,15 @@ def _notes(cost: Cost) -> list[str]:
             f"{item.method}: a round sends a part of this, in turn; the numbers are the mean of its rounds."
             for item in cost.methods
             if len(METHODS[item.method].turns) > 1
+        ),
+        *(
+            [
+                "sum of n: sealed sums of n clients; bytes up are a part of a sum, bytes down the change of the "
+                "last sum and the terms of the next. If rows are averaged by label, a sum of each label's holders "
+                "comes before round 1."
+            ]
+            if any(item.sealed for item in cost.methods)
+            else []
         ),
         *(
             f"once, {item.method}: {size(once.up)} up{f', {size(once.down)} down' if once.down else ''}; "
