@@ -10,6 +10,7 @@ import pytest
 from trifed import make_config
 from trifed.common.errors import ConfigError, MessageError
 from trifed.config.settings import WireSettings
+from trifed.experiments.compare_config import make_comparison
 from trifed.federation.compression import Compression, block_starts, make_compression
 from trifed.federation.context import RunContext
 from trifed.federation.messages import BAD_REPLY, Header, Rejected, encode
@@ -386,3 +387,12 @@ def test_no_exact_summary_leaves_under_a_seal():
     assert not alone.sealing.on and not make_config(values()).with_method("local").sealing.on
     assert cannot_seal(METHODS["local"]) and not cannot_seal(METHODS["own-prior"])
     assert RECEIVED in client_of(RULES).receive(np.zeros(SIZE, np.float32), {})
+
+
+def test_a_comparison_may_seal_one_of_its_methods():
+    seal = {"fedavg-lora": {"sealing": {"on": True}}}
+    comparison = make_comparison(
+        {"methods": ["fedavg-lora", "local"], "run": {"data": {"source": "t.csv"}}, "method_settings": seal}
+    )
+    on = [comparison.job("runs", "all", name, "seed-0", {}).config.sealing.on for name in comparison.methods]
+    assert on == [True, False]

@@ -19,7 +19,7 @@ from trifed.config.validation_errors import validation_messages
 from trifed.methods import METHODS, ORIGINS, unknown_method
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-OWN = {"adapter", "aggregation", "method", "personalization", "training.learning_rate", "wire"}
+OWN = {"adapter", "aggregation", "method", "personalization", "sealing", "training.learning_rate", "wire"}
 """Settings that may differ between methods; any other would change the conditions or the budget."""
 PLANNED = ("name", "seed", "method", "baselines", "baseline_rates", "controls")
 """Settings of a run that the comparison sets."""
