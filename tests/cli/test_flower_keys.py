@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -70,6 +72,17 @@ def test_all_sides_see_the_same_fingerprints(folder):
         assert told.exit_code == 0, told.output
         assert re.findall(HEX, told.output) == shown and "this site" in told.output
         assert (folder / name / "sites.pub").read_bytes() == listed.read_bytes()
+
+
+def test_the_commands_of_the_page_work_as_they_stand(folder, monkeypatch):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "secure-aggregation.md").read_text(encoding="utf-8")
+    server, trust = (shlex.split(line)[2:] for line in re.findall("^trifed flower .*$", page, re.MULTILINE))
+    monkeypatch.chdir(folder)
+    (folder / "berlin").rename("site")
+    assert call(*server).exit_code == 0
+    (folder / "server/sites.pub").rename("sites.pub")
+    assert call(*trust, answer="y\n").exit_code == 0
+    assert (folder / "site/sites.pub").is_file()
 
 
 def test_what_changed_is_shown_and_the_earlier_list_stays_without_consent(folder):

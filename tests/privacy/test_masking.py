@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +146,14 @@ def test_what_differs_between_clients_keeps_the_sum_closed():
     about = [mask_context("run", 1, listed, "sum", one) for one in alike]
     uploads = [masks(key, others_of(key, keys), one, 4000, 8) for key, one in zip(keys, about, strict=True)]
     assert stats.chisquare(np.bincount(summed(uploads, 8), minlength=256)).pvalue > 1e-6
+
+
+def test_the_page_about_it_runs_as_it_stands():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "secure-aggregation.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found: dict = {}
+    exec(example, found)  # our own page
+    np.testing.assert_array_equal(found["total"], found["levels"].sum(0))
 
 
 # -- what is refused
