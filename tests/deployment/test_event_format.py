@@ -19,7 +19,7 @@ from trifed.federation.events import LINES, line_of
         ),
         (
             {"event": "trained", "round": 3, "client": "a", "loss": None, "up": {}},
-            "round 3  a: loss nan, 0.0 KB up",
+            "round 3  a: 0.0 KB up",
         ),
         ({"event": "left out", "round": 1, "client": "a", "reason": "gone"}, "round 1  a is left out: gone"),
         (

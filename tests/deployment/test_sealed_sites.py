@@ -20,9 +20,11 @@ from trifed.deployment.protocol import Request
 from trifed.deployment.release_log import read_releases
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.sealing import SumTerms
+from trifed.privacy import read_ledger
 
 pytest.importorskip("cryptography")
 from trifed.deployment.certificates import write_node_keys
+from trifed.deployment.sealed_lists import notes_of_sums
 from trifed.deployment.site_keys import collect_site_keys
 
 SITES = ["amber", "basil", "coral"]
@@ -191,6 +193,17 @@ def test_nothing_beside_the_sum_leaves_in_the_open(sealed, site_tables):
     assert told.exit_code == 0 and "3 sums" in told.output and told.output.count("not told") == 3, told.output
 
 
+def test_groups_come_from_noised_summaries_alone(sealed, events):
+    coordinator, _, nodes = sealed(method="own-prior", rounds=2, privacy={"summary": {"epsilon": 4.0}})
+    coordinator.run()
+    assert left_out(events, coordinator) == {} and sums(events, coordinator) == dict.fromkeys(range(3), SITES)
+    opened = next(r for r in read_releases(nodes["amber"].settings.folder) if r.kind == "open")
+    assert "summary" in opened.parts and opened.facts["examples"] == 1
+    ledger = read_ledger(nodes["amber"].run.store.folder / "privacy" / "ledger.json")
+    noised = [(entry.what, entry.round) for entry in ledger.entries if entry.multiplier]
+    assert noised == [("summary", 0)] and len(ledger.entries) == 4  # the parts of three sums have no noise
+
+
 # -- a site that drops out
 
 
@@ -272,25 +285,37 @@ def test_a_site_that_leaves_between_the_two_exchanges(sealed, events):
     assert sums(events, coordinator) == {1: SITES, 3: ["amber", "coral"], 4: ["amber", "coral"]}
 
 
-def test_another_reference_or_other_terms_at_one_site_spoil_the_sum(sealed, events):
+@pytest.mark.parametrize("kind", ["train", "send"])
+def test_another_reference_or_other_terms_at_one_site_spoil_the_sum(kind, sealed, events):
     """The masks depend on both, so a server cannot make all parts but one predictable."""
     coordinator, channel, _ = sealed()
     ask = channel.ask
 
-    def other_steps(requests, seconds):
+    def other(requests, seconds):
         for node, request in requests.items():
-            if (request.kind, request.facts.get("round")) == ("send", 2) and node == 1:
-                header = coordinator.server.context.header("terms", 2, 1)
-                layout = coordinator.server.context.compression.layout
-                terms = SumTerms.decode(request.parts["terms"], header, layout, 1)
-                steps = (2 * terms.steps).astype(np.float16)
-                requests[node] = replace(request, parts={"terms": replace(terms, steps=steps).encode(header)})
+            if (request.kind, request.facts.get("round"), node) == (kind, 2, 1):
+                parts = {"send": other_steps, "train": other_values}[kind](coordinator, request)
+                requests[node] = replace(request, parts=parts)
         return ask(requests, seconds)
 
-    channel.ask = other_steps
+    channel.ask = other
     coordinator.run()
     assert left_out(events, coordinator) == {(site, 2): "sum_unreadable" for site in SITES}
     assert counted(events, coordinator) == [1, 3]
+
+
+def other_steps(coordinator, request):
+    header, layout = (
+        coordinator.server.context.header("terms", 2, 1),
+        coordinator.server.context.compression.layout,
+    )
+    found = SumTerms.decode(request.parts["terms"], header, layout, 1)
+    return {"terms": replace(found, steps=(2 * found.steps).astype(np.float16)).encode(header)}
+
+
+def other_values(coordinator, request):
+    download = request.parts["download"]
+    return {"download": download[:-1] + bytes([download[-1] ^ 0x80])}
 
 
 # -- never two sums of the same numbers
@@ -563,4 +588,5 @@ def test_the_start_says_who_is_in_the_sum_and_what_is_off(sealed, events):
     coordinator, _, _ = sealed(rounds=1)
     coordinator.run()
     texts = " ".join(e["text"] for e in events(coordinator, "trouble"))
-    assert all(site in texts for site in SITES) and "at least 3" in texts
+    assert all(site in texts for site in SITES) and "at least 3" in texts and "norm_bound" in texts
+    assert any("there are 2" in note for note in notes_of_sums(coordinator.config, SITES[:2]))

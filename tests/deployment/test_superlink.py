@@ -13,6 +13,7 @@ from superlink import Federation, events_of, has, trifed
 from trifed import make_config, run
 from trifed.common.dict_merge import deep_merge
 from trifed.config.run import to_toml
+from trifed.deployment.release_log import read_releases
 from trifed.federation.run_folder import RunFolder
 from trifed.privacy import promised, read_ledger, spent
 
@@ -101,6 +102,32 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
         pattern = f"{worker.__name__} {federation.folder / site}"
         found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
         assert len(found.stdout.split()) == 1
+
+
+def test_a_sealed_run_between_sites_agrees_with_the_simulator(federation, toy_values, tmp_path):
+    """Real processes, keys and signatures: the masks cancel, and the server's sums are those of the simulator."""
+    values = run_values(toy_values, seconds=900, quorum=3, rounds=2, sealing={"on": True})
+    (federation.server / "app" / "run.toml").write_text(to_toml(make_config(values)))
+    trifed("flower", "sites", federation.server)
+    for site in SITES:
+        trifed("flower", "trust", federation.folder / site, federation.server / "sites.pub", "--yes")
+    folder = federation.server / "runs" / "sealed"
+    leading = federation.run_in(folder)
+    nodes = [federation.nodes[site] for site in SITES]
+    federation.processes.wait_for(lambda: has(folder, "finished"), federation.link, leading, *nodes)
+
+    events = events_of(folder)
+    assert not [e for e in events if e["event"] in ("left out", "refused")]
+    assert {e["round"]: e["clients"] for e in events if e["event"] == "sum"} == dict.fromkeys(range(3), SITES)
+    simulated = run(make_config(deep_merge(values, {"training": {"clients_at_once": 1}})), tmp_path / "other")
+    name = RunFolder.open(folder).read_json("federation.json")["run"]
+    for site in SITES:
+        own = load_file(federation.folder / site / "kept" / name / "model" / "adapter_model.safetensors")
+        theirs = load_file(simulated.path / "clients" / site / "adapter_model.safetensors")
+        for tensor in theirs:
+            np.testing.assert_allclose(own[tensor].numpy(), theirs[tensor].numpy(), atol=1e-6, err_msg=site)
+        sent = [r for r in read_releases(federation.folder / site / "kept") if r.run == name and r.parts]
+        assert [(r.kind, *r.parts) for r in sent if r.round] == [("train", "ready"), ("send", "sum")] * 2
 
 
 ROUNDS = 6

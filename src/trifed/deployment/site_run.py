@@ -150,7 +150,7 @@ class SiteRun:
             )
         if self._lacks_shared_projections(client):
             return Reply(lost=True)
-        key = request_key(request, client.context) if client.privacy.active else ""
+        key = self._request_key(request, client)
         upload = self.store.upload_for(key) if key else None
         if upload:
             client.privacy.on_release(number, upload)
@@ -252,6 +252,10 @@ class SiteRun:
         return next((line.epsilon for line in lines if line.covers == EVERYTHING), None)
 
     # -- the client in memory
+
+    def _request_key(self, request: Request, client: Client) -> str:
+        """Return the key of a request whose upload is kept, to be sent again as it was; empty without noise."""
+        return request_key(request, client.context) if client.privacy.active else ""
 
     def _limits(self) -> AcceptanceLimits:
         return AcceptanceLimits(self.settings.worse_by, self.settings.others_at_most)

@@ -289,14 +289,17 @@ class Withdrawn(ClientEvent, name="withdrawn"):
 def line_of(event: Event) -> str:
     """Return the line of an event; empty for an event whose content is part of another line."""
     template = LINES.get(event["event"])
-    accuracy = event.get("test", {}).get("accuracy")
+    accuracy, loss = event.get("test", {}).get("accuracy"), event.get("loss")
+    loss = math.nan if loss is None else loss
+    if event["event"] == "trained" and math.isnan(loss):  # the server does not learn it
+        template = "round {round}  {client}: {kilobytes:.1f} KB up"
     if template is None or (event["event"] == "scores" and accuracy is None):
         return ""
     numbers = {
         "kilobytes": sum(event.get("up", {}).values()) / 1000,
         "count": len(event["clients"]) if isinstance(event.get("clients"), list) else 0,
         "percent": 100 * (accuracy or 0),
-        "loss": math.nan if event.get("loss") is None else event["loss"],
+        "loss": loss,
     }
     return one_line(template.format(**{**event, **numbers}))
 
@@ -313,6 +316,7 @@ LINES = {
     "summary": "{client}: summary, {kilobytes:.1f} KB",
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
     "bounded": "round {round}  {client}: its upload was {ratio:.1f} times over the {bound} bound",
+    "sum": "round {round}  the sum of {count} clients is opened",
     "no sum": "round {round}  no sum was opened; what is shared stays as it was",
     "diverged": "round {round}  {client}: training diverges, loss {loss:.3g}; lower training.learning_rate",
     "kept its own": "round {round}  {client} keeps its own values: the received ones were worse for its data",
