@@ -24,8 +24,9 @@ from trifed.privacy import read_ledger
 
 pytest.importorskip("cryptography")
 from trifed.deployment.certificates import write_node_keys
-from trifed.deployment.sealed_lists import notes_of_sums
+from trifed.deployment.sealed_lists import ReadySites, notes_of_sums
 from trifed.deployment.site_keys import collect_site_keys
+from trifed.deployment.site_sums import digest_of_terms
 
 SITES = ["amber", "basil", "coral"]
 LABELS = ["billing", "delivery", "login"]
@@ -57,15 +58,28 @@ def keys(site_tables):
 def sealed(federation, site_tables, keys):
     """`sealed("one", settings={"basil": {"may_go_back": True}})`: a coordinator, its channel, nodes by name.
 
-    A second call for the same place makes new processes over the same folders.
+    A second call for the same place makes new processes over the same folders. In every test a site sends for one
+    list a round, whatever happens: `sealed.sent` has the lists by site, run and round.
     """
+    sent = {}
 
     def node(site, place="one", source=None, **more):
         settings = {
             "name": site, "folder": site_tables / place / site, "key": keys.folder / f"{site}.key",
             "sites": keys(*SITES), **more,
         }  # fmt: skip
-        return federation.node(source or site, **settings)
+        made = federation.node(source or site, **settings)
+        answer = made.answer
+
+        def noted(request):
+            reply = answer(request)
+            if "sum" in reply.parts:
+                key = (place, site, request.facts["run"], request.facts["round"])
+                sent.setdefault(key, set()).add(digest_of_terms(request.parts["terms"]))
+            return reply
+
+        made.answer = noted
+        return made
 
     def make(place="one", method="fedavg-lora", settings=None, faults=None, server=None, **changes):
         nodes = {site: node(site, place, **(settings or {}).get(site, {})) for site in SITES}
@@ -80,8 +94,9 @@ def sealed(federation, site_tables, keys):
         )
         return coordinator, channel, nodes
 
-    make.node = node
-    return make
+    make.node, make.sent = node, sent
+    yield make
+    assert all(len(lists) == 1 for lists in sent.values()), sent
 
 
 def left_out(events, coordinator):
@@ -349,6 +364,44 @@ def other_list(coordinator, request, number):
         signatures=terms.signatures[:2],
     )
     return replace(request, parts={"terms": fewer.encode(header)})
+
+
+def test_whatever_a_server_asks_a_site_sends_for_one_list_a_round(sealed):
+    """A server that asks at random: rounds again, from other states, old keys, other lists; sites restart."""
+    heard, agree = Heard("train", rounds=[1]), {"may_go_back": True}
+
+    def ends(reply, request):
+        raise KeyboardInterrupt
+
+    coordinator, _, nodes = sealed(
+        sealing={"at_least": 2}, rounds=4, settings=dict.fromkeys(SITES, agree),
+        faults={**heard.faults, ("train", 2, "amber"): ends},
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.run()
+    server, rng, ready, codes = coordinator.server, np.random.default_rng(0), {2: {}, 3: {}, 4: {}}, []
+    for _ in range(60):
+        place, number = int(rng.integers(3)), int(rng.integers(2, 5))
+        site, request = SITES[place], heard.requests["train", 1, SITES[place]]
+        facts = {**request.facts, "round": number, "counts": int(rng.integers(number))}
+        reply = nodes[site].answer(replace(request, facts=facts, parts={}))
+        codes.append(reply.error)
+        if "ready" in reply.parts:
+            found = ReadySites(number)
+            found.read(server.context, place, reply)
+            ready[number].setdefault(place, []).append(found.found[place])
+        if rng.integers(6) == 0:
+            nodes[site] = sealed.node(site, **agree)
+        for _ in range(2):  # two lists, if there are enough keys; now and then an old key
+            others = sorted(set(ready[number]) - {place})
+            if place in ready[number] and others:
+                clients = sorted({place, *rng.choice(others, 1 + int(rng.integers(len(others)))).tolist()})
+                keys = {c: ready[number][c][int(rng.integers(-2, 0)) % len(ready[number][c])] for c in clients}
+                found = ReadySites(number, keys).with_keys(server.terms(number, clients), SITES)
+                part = found.encode(server.context.header("terms", number, place))
+                codes.append(nodes[site].answer(Request("send", facts, {"terms": part})).error)
+    assert {None, SENT, "not_ready", "bad_request"} <= set(codes)
+    assert len(sealed.sent) > 5
 
 
 def test_a_server_that_stops_before_its_checkpoint_loses_the_round(sealed, events):
