@@ -97,8 +97,11 @@ def notes_of_sums(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
     """
     if not config.sealing.on:
         return
+    yield (
+        f"sealed: the server sees sums of at least {config.sealing.at_least} sites, of these: {', '.join(names)}; "
+        "each takes part only with sites of its own list of keys"
+    )
     yield from sealing_notes(config, len(names))
-    yield f"in the sums: {', '.join(names)}; each site takes part only with sites of its own list of keys"
     yield (
         "off at the server, which sees no single upload: aggregation.rule, screen, norm_bound and most_examples; "
         "the guards of each site stay on"
