@@ -14,8 +14,11 @@ from trifed.methods import METHODS
 WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]
 ALIKE = {"co-lora-like", "fedper-lora", "rolora"}
 """Methods that train what `fed-xs` or `fedavg-lora` trains, and differ at the server or in what is sent."""
-ADAPTED = sorted(set(METHODS) - {"fedavg-full", "ce-lora-authors"} - ALIKE)
-"""Methods whose clients can train in the same passes: nothing but linear layers and a bias trains."""
+ADAPTED = sorted(set(METHODS) - {"fedavg-full", "ce-lora-authors", "feddpa"} - ALIKE)
+"""Methods whose clients can train in the same passes: nothing but linear layers and a bias trains.
+
+`feddpa` can too, in each of its phases, which `methods/test_feddpa.py` checks.
+"""
 
 
 def settings(**values):

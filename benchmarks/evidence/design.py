@@ -3,8 +3,8 @@
 Equal for all arms: data, splits, seeds, rounds, batches, one bit a number in both directions, and the number
 of learning rates that are tried on validation data of the same set. Methods that share have the same client parts
 (label prior, calibration, interpolation). Exceptions are `ce-lora-authors`, which also has its own optimiser
-settings, layers and pooling, and `fedrod-lora` and `fedalt`, which make the shared model personal in their own
-way.
+settings, layers and pooling, and `fedrod-lora`, `fedalt` and `feddpa`, which make the shared model personal in
+their own way. A client of `feddpa` takes the steps of a round twice, once for each of its LoRAs.
 """
 
 from __future__ import annotations
@@ -166,8 +166,9 @@ RIVALS: Mapping[str, Arm] = {
     "co-lora-like": Arm({"method": "co-lora-like", **CLIENT_PARTS}, CORES, rival=True),
     "fedrod-lora": Arm({"method": "fedrod-lora"}, LORA, rival=True),
     "fedalt": Arm({"method": "fedalt"}, LORA, rival=True),
+    "feddpa": Arm({"method": "feddpa"}, LORA, rival=True),
 }
-"""Further rivals. The last two make the shared model personal in their own way and get no other parts."""
+"""Further rivals. The last three make the shared model personal in their own way and get no other parts."""
 
 DOMAINS = ("customer_reviews", "movie_sentences", "news_opinion")
 WEIGHTS: Mapping[str, Arm] = {

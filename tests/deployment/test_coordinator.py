@@ -52,7 +52,7 @@ def assert_same(one, other):
         ("fedavg-lora", {"aggregation": {"groups": "given", "members": [["amber", "coral"]]}}),
         ("co-lora-like", {}), ("rolora", {"participation": 0.7, "rounds": 4, "wire": {"bits": 1}}),
         ("fedrod-lora", {}), ("fedex-lora", {"wire": {"bits": 8}}),
-        ("fedalt", {"wire": {"bits": 1}}),
+        ("fedalt", {"wire": {"bits": 1}}), ("feddpa", {}), ("fedper-lora", {"wire": {"bits": 4}}),
     ],
 )  # fmt: skip
 def test_it_reaches_what_the_simulator_reaches(method, changes, federation, toy_values, site_tables):

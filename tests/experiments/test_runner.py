@@ -85,6 +85,7 @@ MIDDLE = {"event": "trained", "round": 2, "client": "basil"}
         ("fedavg-lora", {"wire": {"bits": 1}, "personalization": {"interpolate": "auto"}}),
         ("fedex-lora", {"wire": {"bits": 1}}),
         ("fedalt", {"wire": {"bits": 1}, "participation": 0.5}),
+        ("feddpa", {"wire": {"bits": 1}, "training": {"schedule": "linear"}}),
     ],
     ids=[
         "ce-lora",
@@ -95,6 +96,7 @@ MIDDLE = {"event": "trained", "round": 2, "client": "basil"}
         "one bit, auto",
         "more is received than sent",
         "what is sent is not received",
+        "two phases, one bit",
     ],
 )
 def test_a_run_broken_off_reaches_the_numbers_of_an_unbroken_one(method, changes, finished, toy_values, tmp_path):

@@ -29,8 +29,12 @@ def write_examples(path, examples, names):
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"), [("ce-lora", "fp32"), ("ce-lora", "bf16"), ("local", "fp32"), ("fedavg-lora", "fp32")]
-)
+    ("method", "precision"),
+    [
+        ("ce-lora", "fp32"), ("ce-lora", "bf16"), ("local", "fp32"), ("fedavg-lora", "fp32"),
+        ("fedex-lora", "fp32"), ("fedalt", "fp32"), ("feddpa", "fp32"),
+    ],
+)  # fmt: skip
 def test_a_clients_own_test_rows_give_what_the_run_reported(method, precision, finished, tmp_path):
     # After three rounds, every client would answer with its most frequent label.
     done = finished(method, rounds=10, training={"precision": precision})

@@ -91,7 +91,7 @@ def apart(config):
         ("own-prior", {}), ("ce-lora", {}), ("ce-lora", {"wire": {"bits": 4}}), ("fed-sb", {}), ("local", {}),
         ("fedavg-full", {}), ("pfedme-lora", {"wire": {"bits": 8}}), ("co-lora-like", {}), ("rolora", {}),
         ("fedrod-lora", {"wire": {"bits": 2}}), ("fedex-lora", {"wire": {"bits": 1}}),
-        ("fedalt", {"wire": {"bits": 1}}),
+        ("fedalt", {"wire": {"bits": 1}}), ("feddpa", {"wire": {"bits": 1}}),
     ],
 )  # fmt: skip
 def test_only_messages_pass_between_the_sides(method, changes, toy_values, tmp_path):

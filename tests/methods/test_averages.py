@@ -14,7 +14,8 @@ LAYOUT = (("x.lora_A.weight", (2, 5)), ("x.lora_B.weight", (5, 2)), ("head.bias"
 START = np.linspace(-1, 1, SIZE).astype(np.float32)
 SETTING = ServerContext(CLIENTS, LAYOUT, START)
 BY_EXAMPLES = [
-    "fed-sb", "fed-xs", "fedavg-full", "fedavg-lora", "fedper-lora", "fedprox-lora", "fedsa-lora", "ffa-lora",
+    "fed-sb", "fed-xs", "fedavg-full", "fedavg-lora", "feddpa", "fedper-lora", "fedprox-lora", "fedrod-lora",
+    "fedsa-lora", "ffa-lora", "rolora",
 ]  # fmt: skip
 
 
@@ -61,6 +62,26 @@ def test_only_this_rounds_uploads_count_and_none_change_nothing(name):
     assert np.array_equal(method.download(state, 0), second[0].values)
     assert round_of(method, state, []) is state
     assert method.download(method.start(method.options(), SETTING), 0) is None
+
+
+def test_what_a_turn_of_rolora_leaves_comes_back_bit_for_bit_and_the_products_average_exactly():
+    """With one A at all clients, mean(B_j) A = mean(B_j A); a mean of equal numbers has to be that number."""
+    method, examples = METHODS["rolora"], {0: 10, 1: 23, 3: 7}
+    sent = uploads(examples)
+    common = unpack(START, LAYOUT)["x.lora_A.weight"]
+    sent = [
+        Upload(
+            each.client, 1, each.examples, pack({**unpack(each.values, LAYOUT), "x.lora_A.weight": common}, LAYOUT)
+        )
+        for each in sent
+    ]
+    got = unpack(method.download(round_of(method, {}, sent), 2), LAYOUT)
+    np.testing.assert_array_equal(got["x.lora_A.weight"], common)
+    exact = sum(
+        each.examples / 40 * unpack(each.values, LAYOUT)["x.lora_B.weight"].astype(np.float64) @ common
+        for each in sent
+    )
+    np.testing.assert_allclose(got["x.lora_B.weight"] @ common, exact, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.25])

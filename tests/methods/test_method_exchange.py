@@ -12,6 +12,7 @@ from trifed.methods.packing import pack, unpack
 LAYERS = [f"encoder.layer.{i}.attention.self.{part}" for i in range(2) for part in ("query", "value")]
 FACTORS = {f"{layer}.lora_{factor}.weight" for layer in LAYERS for factor in "AB"}
 CORES = {f"{layer}.lora_C.weight" for layer in LAYERS}
+LOCAL = {f"{layer}.lora_local_{factor}.weight" for layer in LAYERS for factor in "AB"}
 MIXERS = {f"{layer}.lora_mixer.weight" for layer in LAYERS}
 HEAD = {"head.weight", "head.bias"}
 
@@ -44,6 +45,7 @@ EXCHANGE = {
     "fedalt": (FACTORS | MIXERS | HEAD, FACTORS),
     "fedavg-full": (WHOLE | HEAD, WHOLE | HEAD),
     "fedavg-lora": (FACTORS | HEAD, FACTORS | HEAD),
+    "feddpa": (FACTORS | LOCAL | HEAD | {"base_model.lora_share.weight"}, FACTORS | HEAD),
     "fedavg-tri": (FACTORS | CORES | HEAD, CORES),
     "fedper-lora": (FACTORS | HEAD, FACTORS),
     "fedex-lora": (FACTORS | HEAD, FACTORS | HEAD),

@@ -163,7 +163,7 @@ def test_without_the_package_for_few_bits(tiny_language, monkeypatch):
         TASKS["causal-lm"].load(str(tiny_language()), "nf4")
 
 
-@pytest.mark.parametrize("method", ["fed-sb", "fedavg-full", "fedex-lora", "fedalt"])
+@pytest.mark.parametrize("method", ["fed-sb", "fedavg-full", "fedex-lora", "fedalt", "feddpa"])
 def test_methods_that_need_the_bases_own_weights_refuse_few_bits(tiny_language, method):
     task = TASKS["causal-lm"]
     settings = (ModelSettings(dtype="int8"), AdapterSettings(rank=4), TrainingSettings(device="cpu"))

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trifed.adapters.config import PEFT_TYPE
+from trifed.adapters.dual import LoraDualConfig, start_local_loras
 from trifed.adapters.mixture import LoraMixtureConfig, start_mixers
 from trifed.adapters.norms import is_norm, norm_layers
 from trifed.adapters.residual import add_residuals, export_with_residuals, has_residuals
@@ -68,8 +69,8 @@ def attach(
     if kind == "none":
         return base
     trains: dict[AdapterKind, Literal["all", "core"]] = {"tri-matrix": "all", "public-frames": "core"}
-    plain = LoraMixtureConfig if kind == "lora-mixture" else LoraConfig
-    make = partial(TriLoraConfig, train=trains[kind]) if kind in trains else plain
+    two_loras = {"lora-mixture": LoraMixtureConfig, "lora-dual": LoraDualConfig}
+    make = partial(TriLoraConfig, train=trains[kind]) if kind in trains else two_loras.get(kind, LoraConfig)
     config = make(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -88,8 +89,9 @@ def attach(
     for name, param in wrapped.named_parameters():
         if is_token_embedding(name) or is_norm(name):
             param.data = param.data.float()  # as all that trains
-    if settings.init_std is not None and kind in ("lora", "lora-residual", "lora-mixture", "tri-matrix"):
+    if settings.init_std is not None and kind not in ("public-frames", "none"):
         _draw_first_factors(wrapped, settings.init_std, seed)
+    start_local_loras(wrapped)
     return wrapped
 
 

@@ -16,6 +16,9 @@ PEFT_TYPE: Final = "TRILORA"
 MIXTURE_TYPE: Final = "LORAMIXTURE"
 """The `peft_type` of two LoRAs with a mixer, which plain PEFT rejects too."""
 
+DUAL_TYPE: Final = "LORADUAL"
+"""The `peft_type` of two LoRAs that are weighed for each example, which plain PEFT rejects too."""
+
 # Each of these changes what B·C·A means or adds tensors beside A, B and C. Cores of clients that differ
 # in them could not be compared or averaged, and the export to plain LoRA would no longer be exact.
 _UNSUPPORTED: Final = (

@@ -9,9 +9,9 @@ Importing this module registers the PEFT type `LORAMIXTURE` for `get_peft_model`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -71,50 +71,73 @@ def add_mixture(module: nn.Module, adapter_name: str, layer_name: str) -> nn.Mod
     Raises:
         AdapterError: The layer is not a linear map.
     """
-    layer: Any = module
-    if not isinstance(layer, Linear):
+    layer = linear_layer(module, layer_name)
+    add_zeros(
+        layer, adapter_name, {**second_lora(layer, adapter_name, "rest"), "lora_mixer": (layer.in_features, 2)}
+    )
+    layer.lora_variant[adapter_name] = MixtureVariant()
+    return module
+
+
+def linear_layer(module: nn.Module, layer_name: str) -> Any:
+    """Return a LoRA layer that PEFT has made; raise AdapterError if it is not a linear map."""
+    if not isinstance(module, Linear):
         raise AdapterError(
             f"layer {layer_name!r}: got a {type(module).__name__}, expected a linear layer; "
             f"remove it from target_modules"
         )
-    rank, device = layer.r[adapter_name], layer.lora_A[adapter_name].weight.device
-    shapes = {
-        "lora_rest_A": (layer.in_features, rank),
-        "lora_rest_B": (rank, layer.out_features),
-        "lora_mixer": (layer.in_features, 2),
-    }
-    for name, (d_in, d_out) in shapes.items():
+    return module
+
+
+def second_lora(layer: Any, adapter_name: str, name: str) -> dict[str, tuple[int, int]]:
+    """Return the sizes (d_in, d_out) of the linear maps of a second LoRA beside a layer's first one."""
+    rank = layer.r[adapter_name]
+    return {f"lora_{name}_A": (layer.in_features, rank), f"lora_{name}_B": (rank, layer.out_features)}
+
+
+def add_zeros(module: nn.Module, adapter_name: str, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Add frozen linear maps of zeros to a module, by name, on the device of its parameters."""
+    device = next(module.parameters()).device
+    for name, (d_in, d_out) in sizes.items():
         # float32 for a 16-bit base too, as PEFT makes A and B in the end.
         part = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, d_in, d_out, bias=False, device=device, dtype=torch.float32
         )
         nn.init.zeros_(part.weight)
-        setattr(layer, name, nn.ModuleDict({adapter_name: part.requires_grad_(False)}))
-    layer.lora_variant[adapter_name] = MixtureVariant()
-    return module
+        setattr(module, name, nn.ModuleDict({adapter_name: part.requires_grad_(False)}))
 
 
 class LoraMixtureModel(LoraModel):  # type: ignore[misc]
     """PEFT's tuner for `LoraMixtureConfig`."""
 
-    @staticmethod
-    def _create_new_module(config: LoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
+    parts: ClassVar[tuple[str, ...]] = PARTS
+    add_parts = staticmethod(add_mixture)
+
+    @classmethod
+    def _create_new_module(
+        cls, config: LoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
+    ) -> nn.Module:
         module = LoraModel._create_new_module(config, adapter_name, target, **kwargs)
-        return add_mixture(module, adapter_name, str(kwargs.get("target_name", "")))
+        return cls.add_parts(module, adapter_name, str(kwargs.get("target_name", "")))
+
+    @classmethod
+    def _shapes(cls, model: nn.Module, adapter_name: str) -> dict[str, torch.Size]:
+        """Return the shape of each tensor of an adapter's file, by name."""
+        return {
+            f"{name}.{part}.{adapter_name}.weight": getattr(layer, part)[adapter_name].weight.shape
+            for name, layer in mixture_layers(model, cls.parts[-1])
+            for part in cls.parts
+        }
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: LoraConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        # PEFT loads with strict=False; without its mixer the file would be another adapter.
+        # PEFT loads with strict=False; without some of its parts the file would be another adapter.
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        expected = {
-            f"{name}.{part}.{adapter_name}.weight": getattr(layer, part)[adapter_name].weight.shape
-            for name, layer in mixture_layers(model)
-            for part in PARTS
-        }
+        expected = cls._shapes(model, adapter_name)
         found = {key: tensor.shape for key, tensor in remapped.items() if ".lora_" in key}
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if wrong:
@@ -122,10 +145,10 @@ class LoraMixtureModel(LoraModel):  # type: ignore[misc]
         return remapped
 
 
-def mixture_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield (name in `model`, layer) for every layer that has a mixer, in the model's order."""
+def mixture_layers(model: nn.Module, part: str = "lora_mixer") -> Iterator[tuple[str, Any]]:
+    """Yield (name in `model`, layer) for every LoRA layer that has a part, the mixer, in the model's order."""
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and hasattr(module, "lora_mixer"):
+        if isinstance(module, Linear) and hasattr(module, part):
             yield name, module
 
 

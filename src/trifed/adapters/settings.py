@@ -8,12 +8,13 @@ from pydantic import Field
 
 from trifed.common.strict_settings import StrictSettings
 
-AdapterKind = Literal["lora", "lora-residual", "lora-mixture", "tri-matrix", "public-frames", "none"]
+AdapterKind = Literal["lora", "lora-residual", "lora-mixture", "lora-dual", "tri-matrix", "public-frames", "none"]
 """Kinds of adapters.
 
 - lora: plain LoRA.
 - lora-residual: plain LoRA and a full matrix R in each adapted layer, which never trains: B·A + R.
 - lora-mixture: two LoRAs in each adapted layer, and a mixer that weighs them for each token.
+- lora-dual: two LoRAs in each adapted layer, weighed for each example by its likeness to the training examples.
 - tri-matrix: B·C·A; all three train.
 - public-frames: B·C·A with frozen projections A and B, by default from the SVD of W0; only C trains.
 - none: no adapter; the base model itself trains.

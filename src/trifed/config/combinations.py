@@ -149,6 +149,11 @@ def privacy_problems(config: RunConfig) -> Iterator[str]:
                 f"privacy.training: '{name}' starts from a client's label counts, and has no summary with noised "
                 "ones; set aggregation.weights = 'label-rows' and privacy.summary, or choose another method"
             )
+        if config.privacy.training and method.local_share:
+            yield (
+                f"privacy.training: '{name}' keeps the mean features of a client's examples without noise; choose "
+                "another method"
+            )
 
 
 def summary_problems(config: RunConfig) -> Iterator[str]:

@@ -99,11 +99,11 @@ def _step_seconds(config: RunConfig, shared_model: SharedModel, clients: list[Cl
 
     at_once = clients_at_once(shared_model, clients, config.training)
     one_step = config.training.model_copy(update={"steps": 1})
-    state = ClientState(dict(shared_model.start), {}, 0)
+    state, phases = ClientState(dict(shared_model.start), {}, 0), config.composed_method().phases
     seconds = 0.0
     for number in (1, 2):
         rounds = [
-            RoundTraining(client, state, None, config.seed, number, config.rounds)
+            RoundTraining(client, state, None, config.seed, number, config.rounds, phases=phases)
             for client in clients[: at_once.threads * at_once.clients]
         ]
         began = time.perf_counter()

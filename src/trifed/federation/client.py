@@ -110,7 +110,7 @@ class Client:
     def start(self) -> None:
         """Set the state to the common start, with the initial tensors from the client's labels."""
         self.local_init = self.personalization.local_init()
-        self.state = ClientState({**self.shared_model.start, **self.local_init}, {}, 0)
+        self.state = ClientState(self.personalization.start(self.local_init), {}, 0)
 
     @property
     def examples(self) -> int:
@@ -195,6 +195,7 @@ class Client:
             rejected_download=download is not None and received is None,
             settings=training,
             frozen=self.shared_model.untrained(partial(self.context.method.in_turn, number)),
+            phases=self.context.method.phases,
         )
 
     def end_round(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trifed.adapters.attach import load_adapter, save_adapter, without_peft_warnings
-from trifed.adapters.config import MIXTURE_TYPE, PEFT_TYPE
+from trifed.adapters.config import DUAL_TYPE, MIXTURE_TYPE, PEFT_TYPE
 from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import writing
 from trifed.config.settings import UNLABELLED, ModelSettings
@@ -310,7 +310,7 @@ def _check_adapter(folder: Path) -> str:
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         largest = max(max(file.get_tensor(name).shape, default=0) for name in file.keys())  # noqa: SIM118
     fits = all(type(rank) is int and 0 < rank <= largest for rank in ranks)
-    if config["peft_type"] not in (PEFT_TYPE, MIXTURE_TYPE, "LORA") or not fits:
+    if config["peft_type"] not in (PEFT_TYPE, MIXTURE_TYPE, DUAL_TYPE, "LORA") or not fits:
         raise ValueError(f"adapter_config.json: peft_type {config['peft_type']!r}, ranks {ranks}")
     return str(config["peft_type"])
 

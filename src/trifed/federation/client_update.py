@@ -20,7 +20,7 @@ from trifed.federation.shared_model import SharedModel, copies
 from trifed.federation.stack import CannotStackError
 from trifed.federation.training import LocalTraining, Moments, ProximalTerm, TrainingResult, train_locally
 from trifed.federation.upload import Memory
-from trifed.methods.base import Proximal, SummarySeeds
+from trifed.methods.base import Phase, Proximal, SummarySeeds
 from trifed.methods.packing import Vector
 from trifed.tasks import Encoded
 
@@ -88,6 +88,8 @@ class RoundTraining:
         rejected_download: True if there was a download that the client did not accept.
         settings: the client's own training settings; None: those of all clients.
         frozen: names of the tensors whose turn it is not, which keep their values in this round.
+        local_share: share of a local LoRA beside the global one; None if there is none.
+        phases: trainings that follow each other in the round; empty for one training.
     """
 
     dataset: ClientDataset
@@ -101,6 +103,8 @@ class RoundTraining:
     rejected_download: bool = False
     settings: TrainingSettings | None = None
     frozen: frozenset[str] = frozenset()
+    local_share: float | None = None
+    phases: tuple[Phase, ...] = ()
 
     def start(self, shared_model: SharedModel) -> dict[str, Tensor]:
         """Return the tensors that the training starts from."""
@@ -124,7 +128,17 @@ class RoundTraining:
             self.dp_sgd,
             self.dataset.class_weights,
             self.frozen,
+            self.local_share,
         )
+
+    def in_phase(self, phase: Phase, shared_model: SharedModel) -> RoundTraining:
+        """Return the training of one phase alone."""
+        frozen = shared_model.untrained(phase.trains)
+        return replace(self, frozen=frozen, local_share=phase.local_share, phases=())
+
+    def after(self, trained: TrainedRound) -> RoundTraining:
+        """Return what is left after a phase: it goes on from that phase's tensors, at the same steps."""
+        return replace(self, state=replace(trained.state, steps=self.state.steps), received=None)
 
     def result(
         self, job: LocalTraining, trained: TrainingResult, tensors: dict[str, Tensor], keep_moments: bool
@@ -148,8 +162,9 @@ def train_rounds(
 ) -> list[TrainedRound]:
     """Train clients for one round: at the same time, or one after the other.
 
-    Only clients with equal settings share a pass. DP-SGD draws each step's examples and noise for one client, so
-    its clients train one after the other.
+    If the round has several phases, each takes all of its steps, at the same place of the schedule; the result's
+    loss is that of the last one. Only clients with equal settings share a pass. DP-SGD draws each step's examples
+    and noise for one client, so its clients train one after the other.
 
     Args:
         shared_model: The model.
@@ -157,6 +172,13 @@ def train_rounds(
         settings: The training settings of clients without settings of their own.
         at_once: How many clients train at the same time; None: all of them in the same passes.
     """
+    done: list[TrainedRound] = []
+    for phase in rounds[0].phases if rounds else ():
+        parts = [each.in_phase(phase, shared_model) for each in rounds]
+        done = train_rounds(shared_model, parts, settings, at_once)
+        rounds = [each.after(result) for each, result in zip(rounds, done, strict=True)]
+    if done:
+        return done
     chosen = at_once or AtOnce(clients=max(1, len(rounds)))
     if len(rounds) > 1 and shared_model.can_stack and not any(each.dp_sgd for each in rounds):
         alike: dict[TrainingSettings, list[int]] = {}

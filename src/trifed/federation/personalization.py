@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,11 +17,12 @@ from trifed.config.settings import TrainingSettings
 from trifed.federation.client_privacy import ClientPrivacy
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import RunContext
-from trifed.federation.evaluation import example_losses
+from trifed.federation.evaluation import example_losses, length_order
 from trifed.federation.shared_model import SharedModel
 from trifed.methods.aggregation import BIAS, HEAD
-from trifed.methods.base import Stage
+from trifed.methods.base import Stage, is_share
 from trifed.methods.packing import Vector
+from trifed.tasks.base import inputs_of
 
 FACTORS = tuple(step / 20 for step in range(20, -1, -1))
 """Factors of the head's weight that `calibrate` tries, from 1 to 0."""
@@ -56,6 +59,24 @@ class Personalization:
             labels = np.concatenate([labels, self.dataset.valid.labels])
         arrays = make(self.context.options, self.privacy.labels(labels), self.num_labels)
         return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def start(self, local_init: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors that a client starts from: the common ones, and what follows from its own data."""
+        return {**self.shared_model.start, **local_init, **self._local_share()}
+
+    @torch.no_grad()
+    def _local_share(self) -> dict[str, Tensor]:
+        """Return the vector that the share of the local LoRA depends on, by name; see `adapters.dual`."""
+        method, data = self.context.method, self.dataset.train
+        if method.local_share is None or not len(data):
+            return {}
+        self.shared_model.model.eval()
+        dual: Any = self.shared_model.encoder.base_model
+        name, device = next(filter(is_share, self.shared_model.parameters)), self.shared_model.device
+        total = torch.zeros_like(self.shared_model.start[name])
+        for rows in length_order(data, self.training.eval_batch_size):
+            total += dual.unit_features(**inputs_of(data.batch(rows, device))).sum(0).cpu()
+        return {name: method.local_share(self.context.options) / len(data) * total}
 
     def model(
         self, stage: Stage, trained: dict[str, Tensor], download: Vector | None, share: float | None = None

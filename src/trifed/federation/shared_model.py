@@ -33,7 +33,7 @@ from trifed.tasks.base_model import LoadedBase
 
 KEPT_FEATURES = 2**30
 """Bytes of the base's features that are kept for later uses."""
-OWN_FORWARD = ("lora-residual", "lora-mixture")
+OWN_FORWARD = ("lora-residual", "lora-mixture", "lora-dual")
 """Kinds of adapter whose layers have a forward pass of their own, which PEFT's layers of packed weights ignore."""
 _ENCODER, _WRAPPER = "encoder.", "base_model.model."
 _BASE = ".base_layer.weight"
@@ -240,13 +240,13 @@ def build_shared_model(
         torch.manual_seed(seed + 1)
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
         model = task.build(encoder, base, names, model_settings)
-        if method.personal_head:
-            if not (isinstance(model, HeadedModel) and task.labelled):
+        if method.personal_head or method.local_share:
+            if not isinstance(model, HeadedModel) or (method.personal_head and not task.labelled):
                 raise ModelError(
-                    f"method.name: '{method.name}' needs a linear head for labels, which the task '{task.name}' "
-                    f"has not; choose another method"
+                    f"method.name: '{method.name}' needs a linear head{' for labels' * method.personal_head}, "
+                    f"which the task '{task.name}' has not; choose another method"
                 )
-            model.add_personal_head()
+            model.add_personal_head() if method.personal_head else None
     if training_settings.gradient_checkpointing:
         _enable_gradient_checkpointing(base)
     _move_task_modules(model, device)

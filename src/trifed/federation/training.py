@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trifed.adapters.dual import set_local_share
 from trifed.config.settings import TrainingSettings
 from trifed.federation.batches import RoundRandom, Rows, in_chunks, learning_rate, round_batches, steps_per_round
 from trifed.federation.class_weights import Weights
@@ -89,6 +90,7 @@ class LocalTraining:
             `settings.steps`, for any number of examples.
         class_weights: Weight of each label in the loss, (n_labels,); None if all examples weigh the same.
         frozen: Names of the parameters that keep their values in this round.
+        local_share: Share of a local LoRA beside the global one; None if there is none.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -101,6 +103,7 @@ class LocalTraining:
     dp_step: Gradient | None = None
     class_weights: Weights | None = None
     frozen: frozenset[str] = frozenset()
+    local_share: float | None = None
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -219,6 +222,8 @@ def train_locally(
     device, seeds = running[0].device, [job.random.dropout for job in jobs]
     dropout = ClientDropout(seeds, device, model.further_rows)
     model.train()
+    if jobs[0].local_share is not None:
+        set_local_share(model, jobs[0].local_share)
     with ExitStack() as contexts:
         if stop is None:
             # Other random numbers of a model come from torch's generator, which is forked so that a round neither

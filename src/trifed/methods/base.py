@@ -84,6 +84,19 @@ class Gradient:
     layers: Tensors
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One of a round's trainings, which follow each other.
+
+    Attributes:
+        trains: Predicate on parameter names: those that train in it; the others keep their values.
+        local_share: Share of the local LoRA beside the global one, 0 to 1, with the adapter `lora-dual`.
+    """
+
+    trains: Callable[[str], bool]
+    local_share: float
+
+
 LocalInit = Callable[[Options, Labels, int], Tensors]
 """Options, training labels (n,), number of labels → initial tensors derived from the client's labels."""
 
@@ -201,6 +214,9 @@ class Method:
         setting_names: Option → dotted name of the run's setting that the option stands for.
         turns: Predicates on parameter names, one for each round, in a cycle: only the parameters for which it is
             true train and are sent in that round. Empty: all, in every round.
+        phases: Trainings of a round that follow each other, each over all of its steps. Empty: one training.
+        local_share: For the adapter `lora-dual`: the share of the local LoRA for an input that is like the
+            client's training examples. The adapter's `lora_share` is computed from those, and never trains.
         preset_of: The method without its client and server parts; None for a method without such parts.
         defaults: Settings of a run, nested as in TOML, that hold for this method unless the user says otherwise.
     """
@@ -228,6 +244,8 @@ class Method:
     with_aggregation: Callable[..., Method] | None = None
     setting_names: Mapping[str, str] = field(default_factory=dict)
     turns: tuple[Callable[[str], bool], ...] = ()
+    phases: tuple[Phase, ...] = ()
+    local_share: Callable[[Options], float] | None = None
     preset_of: Method | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -287,6 +305,16 @@ def is_rest(name: str) -> bool:
 def is_mixer(name: str) -> bool:
     """Return whether a parameter is the mixer of two LoRAs, shape (2, d_in)."""
     return ".lora_mixer." in name
+
+
+def is_local(name: str) -> bool:
+    """Return whether a parameter is a factor of the local LoRA beside a global one, A_l or B_l."""
+    return ".lora_local_" in name
+
+
+def is_share(name: str) -> bool:
+    """Return whether a parameter is the vector that a local LoRA's share of an input depends on, (1, hidden)."""
+    return ".lora_share." in name
 
 
 def is_head(name: str) -> bool:
