@@ -202,6 +202,14 @@ def test_a_part_without_meaning_for_the_task_is_left_out_with_a_sentence():
     assert make_config({**values, "method": "own-prior-lora"}).parts_left_out() == []
 
 
+@pytest.mark.parametrize("groups", ["all", "agreement"])
+def test_members_of_groups_that_are_not_given_are_refused_before_a_run_starts(groups):
+    chosen = {"groups": groups, "members": [["a", "b"]]}
+    [problem] = problems(method="fedavg-lora", aggregation=chosen)
+    assert problem.startswith("aggregation.members:")
+    assert make_config({"data": DATA, "method": "fedavg-lora", "aggregation": {**chosen, "groups": "given"}})
+
+
 @pytest.mark.parametrize(
     ("method", "settings"),
     [("own-prior", ["init_std"]), ("fedavg-full", ["init_std", "train_norms"]), ("fedalt", [])],
