@@ -9,6 +9,7 @@ import pytest
 
 from trifed import make_config, run
 from trifed.deployment.site_transport import settings_to_send
+from trifed.experiments.dry_run import dry_run
 from trifed.experiments.runner import run_or_resume
 from trifed.federation.client import Client
 from trifed.federation.round import FederatedRun
@@ -34,10 +35,12 @@ def models(folder):
 
 @pytest.mark.parametrize("method", METHODS_TRIED)
 def test_a_sealed_run_opens_one_sum_a_round_and_counts_its_bytes(method, toy_values, tmp_path):
-    found = run(sealed(toy_values, method), tmp_path / "run")
+    config = sealed(toy_values, method)
+    found = run(config, tmp_path / "run")
     sums = [(e["round"], len(e["clients"]), e["bits"]) for e in events_of(found.path, "sum")]
     assert sums == [*([(0, 3, 2)] if method == "own-prior" else []), *((n, 3, 3) for n in (1, 2, 3))]
     assert events_of(found.path, "left out", "no sum", "summary") == []
+    assert found.summary["bytes"]["per_upload"] == dry_run(config).bytes_up
     trained, bytes_of = events_of(found.path, "trained"), found.summary["bytes"]
     assert len(trained) == 9 and all(event["down"][TERMS] > 3 * (32 + 64) for event in trained)
     for event in trained:

@@ -33,6 +33,7 @@ from trifed.federation.sealing import SumRules, SumTerms, placeholder_keys, size
 from trifed.federation.server import Server
 from trifed.federation.upload import RECEIVED, RESIDUAL
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, compose
+from trifed.methods.base import SummarySeeds
 from trifed.methods.sealed import ALONE, cannot_seal, sealed
 
 LAYOUT = (("x.lora_C.weight", (20, 20)), ("head.weight", (3, 100)))
@@ -334,6 +335,24 @@ def test_a_client_that_joins_or_leaves_changes_no_group():
     server.withdraw(0)
     assert server.state["group"].tolist() == [*groups, 0] and server.state["has"][0] == 0
     np.testing.assert_array_equal(server.arrives(3), server.state["now"][0])
+
+
+def test_groups_follow_noised_summaries_and_a_newcomer_joins_the_most_similar_one():
+    """Two groups of three clients give the two labels opposite meanings."""
+    rng, settings = np.random.default_rng(0), AggregationSettings(groups="agreement")
+    method = compose(METHODS["fed-xs"], PersonalizationSettings(), settings)
+
+    def summary(sign, client):
+        labels = np.arange(60) % 2
+        features = rng.standard_normal((60, 16)) * 0.2 + sign * (2 * labels - 1)[:, None]
+        return method.summarise(method.options(), features.astype(np.float32), labels, SummarySeeds(0, client))
+
+    known = replace(context(), method=sealed(method, settings, True), aggregation=settings)
+    server = make_server(known, 6, np.zeros(SIZE, np.float32))
+    server.open({client: summary(1 if client % 2 else -1, client) for client in range(6)})
+    assert server.state["group"].tolist() == [0, 1, 0, 1, 0, 1]
+    server.admit(6, summary(1, 6), "new")
+    assert server.state["group"].tolist() == [0, 1, 0, 1, 0, 1, 1]
 
 
 def test_an_unsealed_run_has_the_server_that_it_had():

@@ -64,6 +64,7 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
     """Load and check all that a run needs, take a step, and estimate the rest; raises as `run` does."""
     from trifed.federation.batches import steps_per_round
     from trifed.federation.context import run_context
+    from trifed.federation.sealed_cost import bytes_of_part
 
     prepared = prepare_run(config, listener)
     shared_model = prepared.shared_model
@@ -71,13 +72,18 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
     context = run_context(config, shared_model.exchanged, shared_model.fingerprint)
     values = shared_model.start_values
     header = context.header("upload", 1, 0, 1)
-    message = context.for_upload(1).encode(header, values, values) if values.size else b""
+    if not values.size:
+        bytes_up = 0
+    elif config.sealing.on:
+        bytes_up = bytes_of_part(context, max(1, round(config.participation * len(clients))))
+    else:
+        bytes_up = len(context.for_upload(1).encode(header, values, values))
     steps = sum(steps_per_round(len(client.train), config.training_of(client.name)) for client in clients)
     return DryRun(
         clients=len(clients),
         trained=shared_model.trained_values,
         sent=values_a_round(context.method, shared_model.layout),
-        bytes_up=len(message),
+        bytes_up=bytes_up,
         steps=round(steps * config.rounds * config.participation),
         step_seconds=_step_seconds(config, shared_model, clients),
         peak_bytes=_peak_bytes(shared_model),

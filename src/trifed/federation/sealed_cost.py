@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from trifed.federation.compression import Compression, block_starts
-from trifed.federation.sealing import KEY, SIGNATURE, SumRules, sizes_of_part
+from trifed.federation.context import RunContext
+from trifed.federation.sealed_upload import PENDING, SealedUploads
+from trifed.federation.sealing import KEY, SIGNATURE, SumRules, SumTerms, sizes_of_part
 from trifed.methods.base import Method
 from trifed.methods.packing import Layout
 from trifed.methods.sealed import cannot_seal
@@ -32,3 +36,16 @@ def sealed_bytes(
     terms = STEP * len(block_starts(layout)) + HOLDERS * labels + (INDEX + KEY + SIGNATURE) * clients
     terms += INDEX * clients if labels else 0
     return sum(sizes_of_part(layout, clients, rules).values()), sum(downloads.sizes.values()) + terms
+
+
+def bytes_of_part(context: RunContext, clients: int) -> int:
+    """Return the bytes of a client's part of a sum, with its envelope; 0 if the run is not sealed."""
+    rules, layout = context.sums, context.compression.layout
+    if rules is None:
+        return 0
+    blocks, labels = len(block_starts(layout)), rules.labels(layout)
+    uploads = SealedUploads(context.compression, rules, np.zeros(labels, bool))
+    size = sum(int(np.prod(shape)) for _, shape in layout)
+    sum_terms = SumTerms(range(clients), np.ones(blocks, np.float16), np.zeros(labels, np.uint16))
+    header = context.header("upload", 1, 0, 1)
+    return len(uploads.send(header, sum_terms, {PENDING: np.zeros(size, np.float32)})[0])
