@@ -113,10 +113,15 @@ class SumTerms:
         )
 
 
-def placeholder_keys(sum_terms: SumTerms) -> SumTerms:
-    """Return the terms with zeros for keys and signatures, which have the size of real ones."""
+def placeholder_keys(sum_terms: SumTerms, names: Sequence[str] = ()) -> SumTerms:
+    """Return the terms with zeros for keys and signatures, and names, which have the size of real ones.
+
+    `names`: All clients' names, by index; empty for none.
+    """
     n = len(sum_terms.clients)
-    return replace(sum_terms, keys=np.zeros((n, KEY), np.uint8), signatures=np.zeros((n, SIGNATURE), np.uint8))
+    keys, signatures = np.zeros((n, KEY), np.uint8), np.zeros((n, SIGNATURE), np.uint8)
+    named = tuple(names[client] for client in sum_terms.clients) if names else ()
+    return replace(sum_terms, keys=keys, signatures=signatures, names=named)
 
 
 _TERMS: dict[str, type[np.generic]] = {

@@ -212,8 +212,8 @@ class Simulation:
                 raise RunError(f"no client could be opened; the last one: {rejected.reason}")
 
     def with_keys(self, number: int, sum_terms: SumTerms) -> SumTerms:
-        """Return the terms with zeros for keys and signatures, so that a message has the size that sites send."""
-        return placeholder_keys(sum_terms)
+        """Return the terms with zeros for keys and signatures, so that a message has the size that sites get."""
+        return placeholder_keys(sum_terms, [record.name for record in self.records])
 
     def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
         """Check that a round has a result.
