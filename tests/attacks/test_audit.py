@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from trifed import make_config, run
-from trifed.attacks.audit import audit, check_expectations
+from trifed.attacks.audit import audit
+from trifed.attacks.expectations import check_expectations
 from trifed.attacks.plan import Plan
 from trifed.attacks.target import load_target
 from trifed.cli.app import main

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trifed.attacks.audit import check_expectations
+from trifed.attacks.expectations import check_expectations
 from trifed.attacks.inference import labels_from
 from trifed.attacks.plan import Plan
 from trifed.attacks.scores import auc_and_tpr, estimate, guess_tokens, image_scores, likeliest, text_scores

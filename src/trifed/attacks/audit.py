@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trifed.attacks.expectations import check_expectations
 from trifed.attacks.plan import Plan
 from trifed.common.errors import ConfigError, RunError
 from trifed.common.lock import held
@@ -23,7 +24,14 @@ from trifed.data import FederatedData, content_hash, make_clients
 from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder, refuse_unwritable
 from trifed.methods import METHODS
-from trifed.reports.audit.findings import Claim, Estimate, Findings, Labels, Means, Membership, Reconstruction
+from trifed.reports.audit.findings import (
+    VIEWS,
+    Findings,
+    Labels,
+    Means,
+    Membership,
+    Reconstruction,
+)
 
 if TYPE_CHECKING:
     from trifed.attacks.reconstruction import BatchReconstruction, Progress
@@ -35,14 +43,6 @@ RECONSTRUCTIONS = {"text-classification": "TextReconstruction", "image-classific
 """Class of the reconstruction attacks, in `trifed.attacks.reconstruction`, by task."""
 CONTROL_COST = 1.5
 """Duration of a control relative to the user's method: some train the whole model or have more private factors."""
-HIDDEN = 0.55
-"""Largest AUC at which members count as hidden."""
-EFFECTIVE = {"f1": 0.85, "psnr": 30.0}
-"""Score that attacks must reach on the full model's gradient to show anything: F1 of tokens, or PSNR in dB."""
-GIVEN = {
-    "f1": f"tokens away at batch 1, F1 of {EFFECTIVE['f1']}",
-    "psnr": f"images away at batch 1, PSNR of {EFFECTIVE['psnr']:.0f} dB",
-}
 
 
 class MethodFindings(BaseModel):
@@ -151,8 +151,9 @@ def _attack(
     config: RunConfig, folder: Path | None, plan: Plan, client: str | None, progress: Progress, *, own: bool
 ) -> MethodFindings:
     """Run all attacks on one method; `own` is True for the user's method and False for a control."""
-    from trifed.attacks import inference, reconstruction
+    from trifed.attacks import inference, membership, reconstruction
     from trifed.attacks.target import load_target, train_target
+    from trifed.attacks.views import clients_of_round, possible_views, summed_targets
 
     began, name = time.perf_counter(), config.method.name
     progress(f"{name}: warming up")
@@ -162,7 +163,10 @@ def _attack(
         target = train_target(
             config, plan.rounds, client, lambda done: progress(f"{name}: round {done} of {plan.rounds}")
         )
-    attacks = getattr(reconstruction, RECONSTRUCTIONS[config.task])(target, plan, progress)
+    reconstruct = getattr(reconstruction, RECONSTRUCTIONS[config.task])
+    attacks = reconstruct(target, plan, progress)
+    clients = clients_of_round(target) if own else []
+    views = possible_views(target, clients) if own else VIEWS[:1]
     if own and plan.announced:
         progress(
             f"about {estimate_minutes(target, attacks, plan):.0f} minutes in all, on this machine as busy as it is"
@@ -170,9 +174,14 @@ def _attack(
     reconstructed = attacks.run()
     progress(f"{name}: labels")
     labels = list(inference.infer_labels(target, plan))
-    targets = inference.membership_targets(target, plan)
-    members = list(inference.infer_from_updates(targets, plan, progress))
+    for summed in summed_targets(target, clients) if len(views) > 1 else ():
+        progress(f"{name}: {summed.view} of {summed.size} clients")
+        if plan.sums or is_sealed(config):
+            reconstructed += reconstruct(summed, plan, progress).run()
+        labels += inference.infer_labels(summed, plan)
+    members = list(membership.infer_from_updates(target, plan, progress, views))
     progress(f"{name}: summaries")
+    targets = membership.membership_targets(target, plan)
     summary_members, means = inference.infer_from_summaries(targets)
     return MethodFindings(
         client=target.client.name, round=target.round, reconstruction=reconstructed,
@@ -185,7 +194,7 @@ def _attack(
 
 def estimate_minutes(target: TargetClient, attacks: BatchReconstruction[Any], plan: Plan) -> float:
     """Estimate the duration of an audit, controls included, from a sample of each kind of work."""
-    from trifed.attacks.inference import membership_scores
+    from trifed.attacks.membership import cosines
     from trifed.attacks.target import OBSERVATIONS, Subset
 
     rows = np.array([0])
@@ -194,7 +203,8 @@ def estimate_minutes(target: TargetClient, attacks: BatchReconstruction[Any], pl
     matching = _seconds(lambda: attacks.by_matching(rows, observed, 1)) * attacks.iterations * plan.matched
     matching *= sum((1 + size) / 2 for size in attacks.batches if size <= plan.match_up_to)
     span = _seconds(lambda: attacks.by_span([rows], [observed])) * len(attacks.batches) * (1 + plan.trials / 4)
-    membership = _seconds(lambda: membership_scores(target, target.before, observed, some)) * 2 * plan.members
+    membership = _seconds(lambda: cosines(target, target.before, [observed], some)) * 2 * plan.members
+    membership *= plan.observed
     levels, controls = len(target.knowledge_levels()), set(plan.controls) - {target.config.method.name}
     seconds = ((matching + span) * len(OBSERVATIONS) + membership * plan.clients) * levels
     return seconds / 60 * (1 + CONTROL_COST * len(controls))
@@ -205,6 +215,11 @@ def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def is_sealed(config: RunConfig) -> bool:
+    """Return True if the server of a configured run sees sums of clients alone."""
+    return bool(getattr(getattr(config, "sealing", None), "on", False))
 
 
 def _findings(config: RunConfig, plan: Plan, parts: list[MethodFindings], finished: bool) -> Findings:
@@ -224,10 +239,11 @@ def _findings(config: RunConfig, plan: Plan, parts: list[MethodFindings], finish
             "client": first.client,
             "round": first.round,
             "rank": config.adapter.rank,
+            "sealed": is_sealed(config),
             "controls": [name for name in plan.controls if name != own],
             "finished": finished,
             "seconds": sum(part.seconds for part in parts),
-            "claims": list(check_expectations(own, rows, members, full, plain)),
+            "claims": list(check_expectations(own, rows, members, full, plain, sealed=is_sealed(config))),
             "reconstruction": rows,
             "membership": members,
             "labels": [row for part in parts for row in part.labels],
@@ -256,64 +272,3 @@ def _notes(config: RunConfig) -> Iterator[str]:
     if config.composed_method().summarise is not None and not config.privacy.summary:
         yield "The summary that is sent once says how many examples of each label a client has, exactly."
     yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."
-
-
-def check_expectations(
-    method: str, rows: Sequence[Reconstruction], members: Sequence[Membership], full: str, plain: str
-) -> Iterator[Claim]:
-    """Yield each expectation that the results can decide.
-
-    Args:
-        method: The user's method.
-        rows: Results of reconstruction attacks on it and on the controls, and of guessing.
-        members: Results of membership inference.
-        full: Name of the control that trains the whole model; empty if there is none.
-        plain: Name of the plain LoRA control; empty if there is none.
-    """
-    score = "f1" if any("f1" in row.scores for row in rows) else "psnr"
-    attacks = [row for row in rows if row.attack != "guesser"]
-    own = [row for row in attacks if row.method == method]
-    guesses = {(row.batch, row.trials): row.scores[score] for row in rows if row.attack == "guesser"}
-    rivals = {(r.sees, r.batch, r.attack): r.scores[score] for r in attacks if r.method == plain != method}
-    for claim, limits in (
-        (
-            "Without the factors as they are, an attacker has no more than a guesser",
-            [(r, guesses.get((r.batch, r.trials))) for r in own if r.knows != "factors"],
-        ),
-        (
-            f"With the factors known, an attacker has at most what {plain} gives it",
-            [(r, rivals.get((r.sees, r.batch, r.attack))) for r in own if r.knows == "factors"],
-        ),
-    ):
-        compared = [(row, limit) for row, limit in limits if limit is not None]
-        if compared:
-            above = [row for row, limit in compared if row.scores[score].low > limit.high]
-            best = max(above or [row for row, _ in compared], key=lambda row: row.scores[score].mean)
-            where = f"{best.attack}, batch {best.batch}, from the {best.sees}, knows {best.knows}"
-            yield Claim(
-                claim=claim, holds=not above, why=f"{score} {_shown(best.scores[score])} at most ({where})"
-            )
-    updates = [row for row in members if row.method == method and row.source == "update"]
-    if updates:
-        worst = max(updates, key=lambda row: row.auc.mean)
-        yield Claim(
-            claim=f"Who is in an upload of a whole round cannot be told: AUC at most {HIDDEN}",
-            holds=worst.auc.mean <= HIDDEN,
-            why=f"{_shown(worst.auc)} at most, for who knows {worst.knows}",
-        )
-    strongest = [
-        row
-        for row in attacks
-        if row.method == full and row.batch == 1 and row.sees == "gradient" and row.attack != "embedding"
-    ]
-    if strongest:
-        best = max(strongest, key=lambda row: row.scores[score].mean)
-        yield Claim(
-            claim=f"The attacks work: {full} gives its {GIVEN[score]} or more",
-            holds=best.scores[score].mean >= EFFECTIVE[score],
-            why=f"{_shown(best.scores[score])}, by {best.attack}, without the embedding's gradient",
-        )
-
-
-def _shown(score: Estimate) -> str:
-    return f"{score.mean:.2f} ({score.low:.2f} to {score.high:.2f})"

@@ -1,18 +1,17 @@
-"""Inference about the examples of a client: their labels, and whether an update or a summary was made of them."""
+"""Inference about the examples of a client: their labels, and whether a summary was made of them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from trifed.attacks.membership import pool_scores
 from trifed.attacks.plan import Plan
-from trifed.attacks.scores import auc_and_tpr, estimate, likeliest, overlap
-from trifed.attacks.target import OBSERVATIONS, Subset, TargetClient, draw_batches, target_client
-from trifed.federation.batches import seeded
+from trifed.attacks.scores import estimate, likeliest, overlap
+from trifed.attacks.target import OBSERVATIONS, TargetClient
 from trifed.federation.client_update import summary_seeds
 from trifed.federation.messages import decode_summary
 from trifed.methods.packing import Tensors
@@ -21,15 +20,12 @@ from trifed.privacy import unit
 from trifed.reports.audit.findings import Attempt, Labels, Means, Membership
 from trifed.similarity import Summary
 from trifed.similarity.summary import MERGED
-from trifed.tasks import Encoded
 from trifed.tasks.tokens import EncodedTokens
 
 Floats = NDArray[np.float64]
 Features = tuple[Floats, NDArray[np.int64]]
 """Features of n examples in a summary's projection, (n, dim), and the label of each one's components, (n,)."""
 HEAD = "head.weight"
-PICKING = 12
-"""Purpose of the generators that pick the examples whose membership is inferred."""
 FLOOR = 1e-6
 """Least variance in a likelihood, in units of the features' own."""
 SHOWN = 3
@@ -64,98 +60,19 @@ def infer_labels(target: TargetClient, plan: Plan) -> Iterator[Labels]:
     """
     train = target.client.train
     known = [int(label) for other in target.others for label in other.train.labels]
-    for size, batches in draw_batches(plan, len(train)).items():
+    for size, batches in target.batches(plan).items():
         truths = [Counter(train.labels[rows].tolist()) for rows in batches]
-        guess = Counter(likeliest(known, size))
+        guess = Counter(likeliest(known, size * target.size))
         for observation in OBSERVATIONS:
-            inferred = [labels_from(target.observe(observation, rows), size) for rows in batches]
+            inferred = [labels_from(target.observe(observation, rows), len(rows)) for rows in batches]
             pairs = [(truth, labels) for truth, labels in zip(truths, inferred, strict=True) if labels is not None]
             if pairs:
                 yield Labels(
-                    method=target.config.method.name, sees=observation, knows="base", batch=size,
-                    trials=len(pairs), f1=estimate([overlap(t, Counter(labels))[2] for t, labels in pairs]),
+                    method=target.config.method.name, view=target.view, clients=target.size, sees=observation,
+                    knows="base", batch=size, trials=len(pairs),
+                    f1=estimate([overlap(t, Counter(labels))[2] for t, labels in pairs]),
                     guesser=estimate([overlap(truth, guess)[2] for truth in truths]),
                 )  # fmt: skip
-
-
-def membership_targets(target: TargetClient, plan: Plan) -> list[TargetClient]:
-    """Return the clients of the target's run that have the most examples they did not train on."""
-    able = [c for c in target.simulation.datasets if len(c.train) > 1 and len(c.test) > 1]
-    most = sorted(able, key=lambda client: -len(client.test))[: plan.clients]
-    return [target_client(target.simulation, client.index, target.round) for client in most]
-
-
-def infer_from_updates(
-    targets: Sequence[TargetClient], plan: Plan, progress: Callable[[str], None]
-) -> Iterator[Membership]:
-    """Score training and test examples of each target against its update of a whole round."""
-    sizes = [(target, len(target.client.train)) for target in targets]
-    updates = [target.update(np.arange(size)) for target, size in sizes]
-    read = [min(size, target.steps(size) * target.config.training.batch_size) for target, size in sizes]
-    for knowledge in targets[0].knowledge_levels() if targets else []:
-        progress(f"{targets[0].config.method.name}: who is in an update, {knowledge}")
-        scores = []
-        for target, update in zip(targets, updates, strict=True):
-            assumed, client = target.assumed_tensors(knowledge), target.client
-            parts = [pick_examples(data, plan, client.index) for data in (client.train, client.test)]
-            scores.append([membership_scores(target, assumed, update, part) for part in parts])
-        yield pool_scores(targets[0], "update", knowledge, float(np.mean(read)), scores)
-
-
-def pick_examples(data: Encoded, plan: Plan, client: int) -> Subset:
-    """Pick up to `plan.members` examples at random."""
-    rng = seeded(plan.seed, PICKING, client)
-    return Subset(data, np.sort(rng.choice(len(data), min(len(data), plan.members), replace=False)))
-
-
-def membership_scores(
-    target: TargetClient, assumed: dict[str, torch.Tensor], observed: Tensors, data: Encoded
-) -> Floats:
-    """Return the cosine between each example's own gradient and the client's observed one, (n,).
-
-    The score of a member is higher, because its gradient is a part of the observed one (after Li et al.,
-    "Effective passive membership inference attacks in federated learning", 2022, arXiv 2111.08390: gradients of
-    examples of a large model are nearly orthogonal).
-    """
-    shared_model = target.shared_model
-    shared_model.load(assumed)
-    shared_model.model.eval()
-    params = {name: shared_model.parameters[name] for name in observed if np.any(observed[name])}
-    flat = np.concatenate([observed[name].ravel() for name in params])
-    direction, scores = torch.from_numpy(flat).to(shared_model.device), np.zeros(len(data))
-    for row in range(len(data)):
-        loss = shared_model.model.loss(data.batch(np.array([row]), shared_model.device))
-        parts = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
-        gradient = torch.cat([part.flatten() for part in parts])
-        scores[row] = float(torch.cosine_similarity(gradient, direction, dim=0))
-    return scores
-
-
-def pool_scores(
-    target: TargetClient, source: str, knowledge: str, examples: float, scores: Sequence[Sequence[Floats]]
-) -> Membership:
-    """Pool the scores of several clients, each client's standardised, and measure how well they separate members.
-
-    Args:
-        target: One of the clients.
-        source: "update" or "summary".
-        knowledge: What the attacker knows of the adapter.
-        examples: How many examples the observation stands for, mean over the clients.
-        scores: For each client the scores of members and of other examples, (n,) and (m,).
-    """
-    standardised = []
-    for parts in scores:
-        both = np.concatenate(parts)
-        standardised.append([(part - both.mean()) / (both.std() or 1.0) for part in parts])
-    members, others = (np.concatenate(parts) for parts in zip(*standardised, strict=True))
-    auc, tpr = auc_and_tpr(members, others)
-    return Membership.model_validate(
-        {
-            "method": target.config.method.name, "source": source, "knows": knowledge,
-            "sees": "update" if source == "update" else None, "examples": examples,
-            "members": len(members), "others": len(others), "auc": auc, "tpr": tpr,
-        }
-    )  # fmt: skip
 
 
 def observe_summaries(targets: Sequence[TargetClient]) -> Iterator[tuple[TargetClient, Summary, list[Features]]]:

@@ -22,6 +22,8 @@ class Plan:
         iterations: Steps of gradient matching for a batch of texts.
         clients: Number of clients that are attacked by membership inference.
         members: Largest number of members, and of other examples, of each of these clients.
+        observed: Rounds in a row from which membership is inferred.
+        sums: True to reconstruct from sums of clients in an open run too; in a sealed one it is always done.
         controls: Methods that are attacked beside the user's own.
         seed: Seed of the choice of attacked examples.
         announced: True if the expected duration is reported first.
@@ -35,6 +37,8 @@ class Plan:
     iterations: int = 60
     clients: int = 3
     members: int = 24
+    observed: int = 2
+    sums: bool = False
     controls: tuple[str, ...] = ("fedavg-full", "fedavg-lora")
     seed: int = 0
     announced: bool = False
@@ -51,7 +55,7 @@ class Plan:
 SMALL = Plan()
 FULL = replace(
     SMALL, rounds=5, batches=(1, 2, 4, 8, 16, 32), trials=16, matched=8, match_up_to=8, iterations=300, clients=8,
-    members=64, announced=True,
+    members=64, observed=3, sums=True, announced=True,
     controls=("fedavg-full", "fedavg-lora", "ffa-lora", "fedsa-lora", "ce-lora", "own-prior"),
 )  # fmt: skip
 

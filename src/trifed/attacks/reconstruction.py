@@ -24,7 +24,7 @@ from trifed.attacks.patches import PatchEmbedding, find_patch_embedding, image_f
 from trifed.attacks.plan import Plan
 from trifed.attacks.scores import estimate, guess_tokens, image_scores, text_scores
 from trifed.attacks.span import distances, position_wise_layers, spans, texts_from
-from trifed.attacks.target import OBSERVATIONS, Rows, TargetClient, draw_batches
+from trifed.attacks.target import OBSERVATIONS, Rows, TargetClient
 from trifed.federation.batches import seeded
 from trifed.federation.shared_model import SharedModel
 from trifed.methods.packing import Tensors
@@ -58,7 +58,7 @@ class BatchReconstruction(ABC, Generic[Guess]):
     def __init__(self, target: TargetClient, plan: Plan, progress: Progress) -> None:
         self.target, self.plan, self.progress = target, plan, progress
         self.shared_model, self.iterations = target.shared_model, plan.iterations
-        self.batches = draw_batches(plan, len(target.client.train))
+        self.batches = target.batches(plan)
 
     @abstractmethod
     def guess(self, rows: Rows) -> Guess:
@@ -94,7 +94,8 @@ class BatchReconstruction(ABC, Generic[Guess]):
                 for count in self.plan.guessed_trials(size, len(batches))
             ]
             for observation in OBSERVATIONS:
-                self.progress(f"{self.target.config.method.name}: batch {size}, from its {observation}")
+                whose = "its" if self.target.view == "single" else f"{self.target.size} clients' mean"
+                self.progress(f"{self.target.config.method.name}: batch {size}, from {whose} {observation}")
                 observed = [self.target.observe(observation, rows) for rows in batches]
                 if observation == "gradient":
                     self.shared_model.load(self.target.before)
@@ -115,7 +116,7 @@ class BatchReconstruction(ABC, Generic[Guess]):
         self.shared_model.load(assumed)
         recovered = _filled(self.by_span(batches, observed), guesses)
         yield self.result("span", observation, knowledge, batches, recovered)
-        if len(batches[0]) <= self.plan.match_up_to and self.plan.matched:
+        if self._batch(batches) <= self.plan.match_up_to and self.plan.matched:
             self.shared_model.load(assumed)  # scoring may have loaded the client's own tensors
             some, steps = batches[: self.plan.matched], self.iterations
             recovered = [self.by_matching(rows, seen, steps) for rows, seen in zip(some, observed, strict=False)]
@@ -126,13 +127,18 @@ class BatchReconstruction(ABC, Generic[Guess]):
     ) -> Reconstruction:
         """Score what an attack recovered of some batches of one size."""
         compared = [self.compare(rows, guess) for rows, guess in zip(batches, recovered, strict=True)]
-        size = len(batches[0])
+        size = self._batch(batches)
         return Reconstruction(
-            method=self.target.config.method.name, attack=attack, sees=observation, knows=knowledge, batch=size,
+            method=self.target.config.method.name, view=self.target.view, clients=self.target.size,
+            attack=attack, sees=observation, knows=knowledge, batch=size,
             steps=1 if observation == "gradient" else self.target.steps(size), tokens=self.token_count(batches),
             trials=len(batches), attempts=[attempt for _, attempt in compared[:ATTEMPTS_KEPT]],
             scores={name: estimate([scores[name] for scores, _ in compared]) for name in compared[0][0]},
         )  # fmt: skip
+
+    def _batch(self, batches: Sequence[Rows]) -> int:
+        """Return the number of examples of each client in batches of one size."""
+        return len(batches[0]) // self.target.size
 
 
 def _filled(recovered: Sequence[Guess | None], guesses: Sequence[Guess]) -> list[Guess]:

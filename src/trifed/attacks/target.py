@@ -37,7 +37,7 @@ from trifed.federation.upload import RECEIVED, SENT
 from trifed.methods import METHODS
 from trifed.methods.base import is_factor
 from trifed.methods.packing import Tensors, unpack
-from trifed.reports.audit.findings import Knows, Sees
+from trifed.reports.audit.findings import Knows, Sees, View
 from trifed.tasks import Encoded
 from trifed.tasks.base import Batch
 
@@ -103,6 +103,7 @@ class TargetClient:
         round: The last finished round.
         download: The message with which the next round begins.
         before: The client's tensors after that download.
+        view: Clients whose uploads the attacker observes as one.
     """
 
     config: RunConfig
@@ -111,6 +112,12 @@ class TargetClient:
     round: int
     download: bytes | None
     before: dict[str, Tensor]
+    view: View = "single"
+
+    @property
+    def size(self) -> int:
+        """Number of clients whose uploads the attacker sees as one."""
+        return 1
 
     @property
     def shared_model(self) -> SharedModel:
@@ -126,6 +133,10 @@ class TargetClient:
     def others(self) -> list[ClientDataset]:
         """The other clients, whose examples stand for public knowledge of such data."""
         return [client for client in self.simulation.datasets if client.index != self.client.index]
+
+    def batches(self, plan: Plan) -> dict[int, list[Rows]]:
+        """Draw a plan's batches of the client's examples, by batch size."""
+        return draw_batches(plan, len(self.client.train))
 
     def observe(self, observation: Sees, rows: Rows) -> Tensors:
         """Return what an attacker observes of a round on some training examples, by name."""

@@ -13,6 +13,7 @@ from trifed.reports.audit.findings import (
     attacks,
     best_first,
     guesses,
+    in_view,
     main_score,
     methods_of,
 )
@@ -35,7 +36,9 @@ NOTE = {
 
 def gallery(findings: Findings) -> Block:
     """Return examples beside reconstructions, for each method and attack at its best."""
-    rows = [row for method in methods_of(findings) for row in _best_of_each(findings, attacks(findings, method))]
+    seen = [row for row in attacks(findings) if in_view(findings, row)]
+    by_method = [[row for row in seen if row.method == method] for method in methods_of(findings)]
+    rows = [row for mine in by_method for row in _best_of_each(findings, mine)]
     rows += _best_of_each(findings, guesses(findings))[:1]
     table = reconstruction_table(findings, rows, "Each attack at its best", NOTE[findings.kind])
     shown = table.only("method", "attack", "sees", "knows", "batch", "steps", "tokens")

@@ -18,9 +18,15 @@ Knows = Literal["base", "start", "factors"]
 """Knowledge of the attacker beside W0: nothing; the initial A and B, from a shared seed; the current A and B."""
 Sees = Literal["gradient", "update"]
 """View of the attacker: the plain gradient of one batch, which shows the most, or a client's upload of a round."""
+View = Literal["single", "sum", "others"]
+"""Clients behind an observation: one; all of a sum, as the server of a sealed run sees it; those of the sum
+without the attacker, which is a site that takes its own part out of the sum."""
+Over = Literal["round", "mean", "highest", "difference"]
+"""Rounds behind a score of membership: one; the mean or the highest of several; the difference of two in turn."""
 Attack = Literal["embedding", "span", "matching", "guesser"]
 
 SEES: tuple[Sees, ...] = ("update", "gradient")
+VIEWS: tuple[View, ...] = ("single", "sum", "others")
 KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
 """From the attacker with the most knowledge to the one with the least."""
 MAIN_SCORE = {"text": "f1", "image": "psnr"}
@@ -54,10 +60,18 @@ class Attempt(_Found):
     found: list[str]
 
 
-class Reconstruction(_Row):
+class _ViewRow(_Row):
+    """A result with its view and the number of clients that the view is made of."""
+
+    view: View = "single"
+    clients: int = 1
+
+
+class Reconstruction(_ViewRow):
     """Similarity of an attack's reconstructions to the examples.
 
     Attributes:
+        batch: Examples of each client.
         tokens: Number of tokens that an upload covers, mean over trials; None for images.
         scores: For text precision, recall, f1, rouge1, rouge2, rougeL, exact; for images psnr (dB), ssim, mse,
             distance (between features of the base model).
@@ -74,11 +88,14 @@ class Reconstruction(_Row):
     attempts: list[Attempt]
 
 
-class Membership(_Row):
+class Membership(_ViewRow):
     """An attack that decides if an example is a client's: AUC, and true positives at 1 % false ones.
 
-    `examples`: mean number behind an upload, or behind a component of a summary.
+    `examples`: mean number behind an upload, or behind a component of a summary. `rounds`: the observed rounds.
     """
+
+    over: Over = "round"
+    rounds: int = 1
 
     source: Literal["update", "summary"]
     sees: Sees | None
@@ -90,7 +107,7 @@ class Membership(_Row):
     tpr: Estimate
 
 
-class Labels(_Row):
+class Labels(_ViewRow):
     """An attack on the labels of a batch: F1 over labels with their multiplicity, and the F1 of a guesser."""
 
     sees: Sees
@@ -126,7 +143,10 @@ class Claim(_Found):
 
 
 class Findings(_Found):
-    """One audit. `method`: the audited one, the others are controls; `round`: the attacked round."""
+    """One audit. `method`: the audited one, the others are controls; `round`: the attacked round.
+
+    `sealed`: whether the server of the audited run sees sums alone.
+    """
 
     format: Literal[1] = 1
     name: str
@@ -136,6 +156,7 @@ class Findings(_Found):
     client: str
     round: int
     rank: int
+    sealed: bool = False
     controls: list[str]
     finished: bool
     seconds: float
@@ -169,6 +190,16 @@ def methods_of(findings: Findings) -> tuple[str, ...]:
     return tuple(dict.fromkeys([findings.method, *findings.controls, *(row.method for row in rows)]))
 
 
+def real_views(sealed: bool) -> tuple[View, ...]:
+    """Return the views that somebody has of the audited run: of a sealed run sums, otherwise single uploads."""
+    return ("sum", "others") if sealed else ("single",)
+
+
+def in_view(findings: Findings, row: _ViewRow) -> bool:
+    """Return True if somebody has this row's view of its method's run; controls are never sealed."""
+    return row.view in real_views(findings.sealed and row.method == findings.method)
+
+
 def attacks(findings: Findings, method: str | None = None) -> list[Reconstruction]:
     """Return reconstructions of one method, or of all; without the guesser's."""
     rows = [row for row in findings.reconstruction if row.attack != "guesser"]
@@ -200,7 +231,8 @@ def guess_for(findings: Findings, row: Reconstruction) -> Estimate | None:
             getattr(guess, name) == getattr(row, name) for name in ("trials", "method", "steps", "sees", "knows")
         ]
 
-    known = [guess for guess in guesses(findings) if guess.batch == row.batch and main_score(findings, guess)]
+    same = [guess for guess in guesses(findings) if (guess.batch, guess.view) == (row.batch, row.view)]
+    known = [guess for guess in same if main_score(findings, guess)]
     return main_score(findings, max(known, key=agreement)) if known else None
 
 

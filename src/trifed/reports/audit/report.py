@@ -13,15 +13,19 @@ from trifed.reports.audit import plots, tables
 from trifed.reports.audit.cards import gallery, means_cards
 from trifed.reports.audit.findings import (
     SEES,
+    VIEWS,
     Estimate,
     Findings,
     Reconstruction,
+    View,
     attacks,
     best_first,
     finite,
     guess_for,
+    in_view,
     main_score,
     methods_of,
+    real_views,
 )
 from trifed.reports.audit.plots import Curves, Line
 from trifed.reports.audit.verdict import cautions, verdict
@@ -30,8 +34,20 @@ from trifed.reports.format import listing
 from trifed.reports.read import OnProgress
 from trifed.reports.tables import Column, Table, to_terminal
 
-WORST = ("method", "attack", "sees", "knows", "batch", "f1", "psnr", "interval", "against")
-MEMBERSHIP = ("method", "source", "knows", "examples", "auc", "interval", "tpr", "against")
+WORST = ("method", "attack", "view", "sees", "knows", "batch", "f1", "psnr", "interval", "against")
+MEMBERSHIP = (
+    "method",
+    "source",
+    "view",
+    "over",
+    "rounds",
+    "knows",
+    "examples",
+    "auc",
+    "interval",
+    "tpr",
+    "against",
+)
 PARTS = ("claims", "reconstruction", "membership", "labels", "means")
 MOST_UNFOLDED = 12
 YLABEL = {"text": "F1 of tokens", "image": "PSNR, dB"}
@@ -52,6 +68,7 @@ def audit_lines(findings: Findings) -> RenderableType:
     parts += [Text(f"- {caution.text}") for caution in cautions(findings)]
     for table in (
         tables.claims_table(findings),
+        tables.views_table(findings),
         tables.worst_table(findings).only(*WORST),
         tables.membership_table(findings).only(*MEMBERSHIP),
     ):
@@ -88,6 +105,7 @@ def _sections(findings: Findings) -> list[Section]:
     """Return the sections that have anything to show."""
     blocks = {
         "Claims": [Block(tables.claims_table(findings))],
+        "Views": [Block(tables.views_table(findings))],
         "Originals and reconstructions": [gallery(findings)],
         "Reconstruction": _reconstruction(findings),
         "Membership": list(_membership(findings)),
@@ -112,14 +130,16 @@ def _reconstruction(findings: Findings) -> list[Block]:
 
 def _sweep(findings: Findings, sees: str, name: str) -> Iterator[Block]:
     """Yield the score against one size, with the other at the value for which most was measured."""
-    rows = [row for row in attacks(findings) if row.sees == sees and main_score(findings, row)]
+    seen = [row for row in attacks(findings) if row.sees == sees and in_view(findings, row)]
+    rows = [row for row in seen if main_score(findings, row)]
     other = next(axis for axis in AXES if axis != name)
     sizes = Counter(value for value, _ in {(getattr(row, other), getattr(row, name)) for row in rows})
     held = min(sizes, key=lambda value: (-sizes[value], value), default=0)
     rows = [row for row in rows if getattr(row, other) == held]
     if not rows or (name == "steps" and len({row.steps for row in rows}) < 2):
         return
-    floors = {getattr(r, name): guess_for(findings, r) for r in sorted(rows, key=lambda r: r.trials)}
+    of_one = [row for row in rows if row.view == real_views(findings.sealed)[0]]  # sums have other guesses
+    floors = {getattr(r, name): guess_for(findings, r) for r in sorted(of_one, key=lambda r: r.trials)}
     floor = [(size, guess) for size, guess in sorted(floors.items()) if guess]
     lines = _lines(findings, rows, name)
     curves = Curves(lines, AXES[name], YLABEL[findings.kind], floor, ends=SPAN[findings.kind])
@@ -129,18 +149,19 @@ def _sweep(findings: Findings, sees: str, name: str) -> Iterator[Block]:
 
 def _lines(findings: Findings, rows: Sequence[Reconstruction], name: str) -> list[Line]:
     """Return a line for each method and knowledge: the best attack at each size."""
-    found: dict[tuple[str, str], dict[float, Estimate]] = {}
+    found: dict[tuple[str, str, View], dict[float, Estimate]] = {}
     for row in reversed(best_first(findings, rows)):
         score = main_score(findings, row)
         if score is not None:
-            found.setdefault((row.method, row.knows), {})[getattr(row, name)] = score
+            found.setdefault((row.method, row.knows, row.view), {})[getattr(row, name)] = score
     methods, knows = methods_of(findings), list(tables.SHORT_KNOWS)
-    order = sorted(found, key=lambda key: (methods.index(key[0]), -knows.index(key[1])))
-    return [Line(_label(*key), *key, sorted(found[key].items())) for key in order]
+    order = sorted(found, key=lambda key: (methods.index(key[0]), -knows.index(key[1]), VIEWS.index(key[2])))
+    return [Line(_label(*key), *key[:2], sorted(found[key].items())) for key in order]
 
 
-def _label(method: str, knows: str) -> str:
-    return f"{method}, knows {tables.SHORT_KNOWS[knows]}"
+def _label(method: str, knows: str, view: View = "single") -> str:
+    whole = "" if view == "single" else f", {tables.SHORT_VIEWS[view]}"
+    return f"{method}{whole}, knows {tables.SHORT_KNOWS[knows]}"
 
 
 def _membership(findings: Findings) -> Iterator[Block]:
@@ -151,9 +172,10 @@ def _membership(findings: Findings) -> Iterator[Block]:
         ("summary", "Members found from summaries", "examples a mean"),
     ):
         found: dict[tuple[str, str, str], list[tuple[float, Estimate]]] = {}
-        for row in [row for row in findings.membership if row.source == source and finite(row.auc)]:
+        of_one_round = [row for row in findings.membership if row.over == "round"]
+        for row in [row for row in of_one_round if row.source == source and finite(row.auc)]:
             seen = " (gradient)" if row.sees == "gradient" else ""
-            label = _label(f"{row.method}{seen}", row.knows)
+            label = _label(f"{row.method}{seen}", row.knows, row.view)
             found.setdefault((label, row.method, row.knows), []).append((row.examples, row.auc))
         if found:
             lines = [Line(*key, points) for key, points in found.items()]

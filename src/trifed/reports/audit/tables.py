@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from trifed.reports.audit.findings import (
     CLEAR_AUC,
     KNOWS,
+    MAIN_SCORE,
+    VIEWS,
     Estimate,
     Findings,
     Labels,
@@ -18,6 +20,7 @@ from trifed.reports.audit.findings import (
     attacks,
     best_first,
     finite,
+    guess_for,
     is_above,
     main_score,
     methods_of,
@@ -25,7 +28,12 @@ from trifed.reports.audit.findings import (
 from trifed.reports.tables import Column, Table
 
 SHORT_KNOWS = {"base": "W0", "start": "start of A, B", "factors": "A and B"}
-ATTACKER = (Column("method", "method"), Column("sees", "sees"), Column("knows", "knows"))
+SHORT_VIEWS = {"single": "one upload", "sum": "sum", "others": "sum less its own"}
+WHOSE = {"single": "the server of an open run", "sum": "the server of a sealed run", "others": "a site of the sum"}
+SHORT_OVER = {"round": None, "mean": "mean of", "highest": "highest of", "difference": "difference of"}
+METHOD = Column("method", "method")
+SIGHT = (Column("sees", "sees"), Column("knows", "knows"))
+VIEW = (Column("view", "view"), Column("clients", "clients", "count"))
 SIZES = (
     Column("batch", "batch", "count"),
     Column("steps", "steps", "count"),
@@ -70,6 +78,10 @@ GLOSSARY = {
     "whose inputs do: exact for few tokens, or for one image.",
     "matching": "Optimises examples until their upload equals the observed one.",
     "guesser": "Sees nothing: the result of knowing the kind of data alone, the floor for every attack.",
+    "view: one upload": "The upload of one client: what the server of an open run sees. Of a sealed run it is a "
+    "control, which nobody sees.",
+    "view: sum": "The mean of several clients' uploads: all that the server of a sealed run sees.",
+    "view: sum less its own": "The same without the attacker's own part: what a site of the sum can compute.",
     "F1": "Tokens that come back, in any order, against those there are: 1 is all of them and no other.",
     "PSNR": "Closeness of an image in dB: 10 dB more are a tenth of the squared error.",
     "AUC": "How often a client's example ranks above another example: 0.5 is chance, 1 is always.",
@@ -95,14 +107,16 @@ def reconstruction_table(
     methods = methods_of(findings)
 
     def place(row: Reconstruction) -> tuple[Any, ...]:
-        last = row.attack == "guesser"
-        attacker = (0, "", 0) if last else (methods.index(row.method), row.sees, KNOWS.index(row.knows))
+        last, view = row.attack == "guesser", VIEWS.index(row.view)
+        knows = KNOWS.index(row.knows)
+        attacker = (0, view, "", 0) if last else (methods.index(row.method), view, row.sees, knows)
         return (last, *attacker, row.batch, row.steps, row.attack)
 
     ordered = sorted(findings.reconstruction if rows is None else rows, key=place)
     shown = [_reconstruction_row(findings, row) for row in ordered]
     once = [row for number, row in enumerate(shown) if row not in shown[:number]]  # each method keeps one guesser
-    columns = (ATTACKER[0], Column("attack", "attack"), *ATTACKER[1:], *SIZES, TRIALS, *SCORES[findings.kind])
+    sight = (*view_columns(findings), *SIGHT)
+    columns = (METHOD, Column("attack", "attack"), *sight, *SIZES, TRIALS, *SCORES[findings.kind])
     return Table(title, columns, once, note)
 
 
@@ -110,7 +124,8 @@ def worst_table(findings: Findings) -> Table:
     """Return for each method and attacker the setting in which most came back."""
     worst: dict[tuple[Any, ...], Reconstruction] = {}
     for row in best_first(findings, findings.reconstruction):
-        worst.setdefault(("guesser",) if row.attack == "guesser" else (row.method, row.sees, row.knows), row)
+        attacker = ("guesser",) if row.attack == "guesser" else (row.method, row.sees, row.knows)
+        worst.setdefault((row.view, *attacker), row)
     title = "At its worst, for each method and attacker"
     return reconstruction_table(findings, worst.values(), title).without_empty()
 
@@ -119,7 +134,7 @@ def _reconstruction_row(findings: Findings, row: Reconstruction) -> dict[str, An
     scores = {name: _mean(found) for name, found in row.scores.items()}
     known = _row(row, main_score(findings, row), is_above(findings, row), **scores)
     if row.attack == "guesser":
-        fields = (*(column.key for column in SIZES), "trials", "interval", *scores)
+        fields = (*(column.key for column in (*VIEW, *SIZES)), "trials", "interval", *scores)
         return {"method": "guesser", **{name: known[name] for name in fields}}
     return known
 
@@ -127,24 +142,74 @@ def _reconstruction_row(findings: Findings, row: Reconstruction) -> dict[str, An
 def membership_table(findings: Findings) -> Table:
     """Return areas under curves, and true positives at 1 % false ones."""
     columns = (
-        ATTACKER[0], Column("source", "from"), *ATTACKER[1:], Column("examples", "examples in it", "number"),
+        METHOD, Column("source", "from"), *view_columns(findings), *SIGHT,
+        Column("over", "over rounds"), Column("rounds", "rounds", "count"),
+        Column("examples", "examples in it", "number"),
         Column("members", "members", "count"), Column("others", "others", "count"), Column("auc", "AUC", "ratio"),
         SURE, Column("tpr", "found at 1 % false, %", "percent"), Column("tpr_interval", "95 %", "interval"),
         Column("against", "against chance"),
     )  # fmt: skip
     methods = methods_of(findings)
     rows = [
-        _row(row, row.auc, row.auc.low > CLEAR_AUC, tpr_interval=_interval(row.tpr))
+        _row(
+            row, row.auc, row.auc.low > CLEAR_AUC, tpr_interval=_interval(row.tpr), over=SHORT_OVER[row.over],
+            rounds=row.rounds if row.rounds > 1 else None,
+        )
         for row in sorted(findings.membership, key=lambda r: (methods.index(r.method), r.source, r.examples))
-    ]
+    ]  # fmt: skip
     note = f"An AUC of 0.5 is chance, 1 is certainty. 'Above': the interval lies above {CLEAR_AUC}."
     return Table("Was an example among a client's?", columns, rows, note).without_empty()
+
+
+def view_columns(findings: Findings) -> tuple[Column, ...]:
+    """Return the columns that tell views apart; none if single uploads alone were attacked."""
+    rows = [*findings.reconstruction, *findings.membership, *findings.labels]
+    return VIEW if any(row.view != "single" for row in rows) else ()
+
+
+def views_table(findings: Findings) -> Table:
+    """Return the audited method's views side by side, each with the best attack of every kind."""
+    mine = findings.method
+    columns = (
+        Column("view", "view"), Column("whose", "who has it"), Column("clients", "clients", "count"),
+        Column("auc", "members, AUC, one round", "ratio"), Column("interval", "95 %", "ratio interval"),
+        Column("several", "of several rounds at most", "ratio"),
+        Column("several_interval", "95 %", "ratio interval"),
+        Column("score", f"read from updates, {SCORES[findings.kind][0].label}", "number"),
+        Column("guess", "by guessing", "number"),
+        Column("labels", "labels, F1", "ratio"), Column("guessed_labels", "by guessing", "ratio"),
+    )  # fmt: skip
+    shown = []
+    for view in VIEWS if view_columns(findings) else ():
+        updates = [r for r in findings.membership if (r.method, r.view, r.source) == (mine, view, "update")]
+        one, several = (
+            max((r for r in updates if (r.rounds > 1) == more), key=lambda row: row.auc.mean, default=None)
+            for more in (False, True)
+        )
+        read = [r for r in attacks(findings, mine) if (r.view, r.sees) == (view, "update")]
+        best = next(iter(best_first(findings, read)), None)
+        labels = [r for r in findings.labels if (r.method, r.view, r.sees) == (mine, view, "update")]
+        told = max(labels, key=lambda row: row.f1.mean - row.guesser.mean, default=None)
+        if one or best or told:
+            shown.append({
+                "view": SHORT_VIEWS[view], "whose": "nobody: a control" if findings.sealed and view == "single"
+                else WHOSE[view],
+                "clients": next(row.clients for row in (one, best, told) if row),
+                "auc": _mean(one and one.auc), "interval": _interval(one and one.auc),
+                "several": _mean(several and several.auc), "several_interval": _interval(several and several.auc),
+                "score": _mean(best and best.scores[MAIN_SCORE[findings.kind]]),
+                "guess": _mean(guess_for(findings, best) if best else None),
+                "labels": _mean(told and told.f1), "guessed_labels": _mean(told and told.guesser),
+            })  # fmt: skip
+    note = "Members, texts or images, and labels by the best attack on what a whole round sends."
+    return Table("What each view shows", columns, shown, note).without_empty()
 
 
 def labels_table(findings: Findings) -> Table:
     """Return F1 over the labels of a batch."""
     columns = (
-        *ATTACKER, SIZES[0], TRIALS, Column("f1", "F1", "ratio"), SURE, Column("guesser", "guesser", "ratio"),
+        METHOD, *view_columns(findings), *SIGHT, SIZES[0], TRIALS, Column("f1", "F1", "ratio"), SURE,
+        Column("guesser", "guesser", "ratio"),
         Column("guesser_interval", "95 %", "ratio interval"), Column("against", "against guessing"),
     )  # fmt: skip
     rows = [
@@ -157,7 +222,7 @@ def labels_table(findings: Findings) -> Table:
 def means_table(findings: Findings) -> Table:
     """Return components of a summary whose mean leads to an example."""
     columns = (
-        ATTACKER[0], Column("examples", "examples a mean", "number"), Column("components", "means", "count"),
+        METHOD, Column("examples", "examples a mean", "number"), Column("components", "means", "count"),
         Column("found", "found, %", "percent"), Column("interval", "95 %", "interval"),
         Column("chance", "by chance, %", "percent"), Column("against", "against chance"),
     )  # fmt: skip
@@ -172,6 +237,7 @@ def glossary_table(findings: Findings) -> Table:
     words = {
         *(f"sees: {row.sees}" for row in rows),
         *(f"knows: {SHORT_KNOWS[row.knows]}" for row in rows),
+        *(f"view: {SHORT_VIEWS[row.view]}" for row in rows if view_columns(findings)),
         *(row.attack for row in findings.reconstruction),
         "AUC" if findings.membership else "",
     }
@@ -184,7 +250,10 @@ def glossary_table(findings: Findings) -> Table:
 def _row(row: BaseModel, main: Estimate | None, above: bool | None, **more: Any) -> dict[str, Any]:
     """Return the fields of a row, estimates by their means, and its comparison with guessing or chance."""
     fields: dict[str, Any] = {name: _mean(value) if isinstance(value, Estimate) else value for name, value in row}
-    known = {"knows": SHORT_KNOWS.get(fields.get("knows", "")), "interval": _interval(main)}
+    known = {
+        "knows": SHORT_KNOWS.get(fields.get("knows", "")), "view": SHORT_VIEWS.get(fields.get("view", "")),
+        "interval": _interval(main),
+    }  # fmt: skip
     return {**fields, **known, "against": AGAINST[above], **more}
 
 

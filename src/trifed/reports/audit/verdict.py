@@ -9,6 +9,7 @@ from trifed.reports.audit.findings import (
     attacks,
     best_first,
     guess_for,
+    in_view,
     is_above,
     main_score,
 )
@@ -21,6 +22,7 @@ CAUTIONS = {
     "weak-attacks": "No control was read back above guessing: the attacks may be too weak here.",
     "no-guesser": "There was no guesser: nothing shows which part of a score is guessing.",
     "few-trials": "A number stands on only {}: read the intervals.",
+    "weak-members": "No member was told from single uploads either: sums show nothing about the seal.",
     "no-proof": "A failed attack is no proof: only noise with a counted privacy budget bounds all attacks.",
     "honest-server": "A server that changes the base model can learn more than this curious one.",
 }
@@ -39,7 +41,8 @@ def verdict(findings: Findings) -> str:
 
 def recovered(findings: Findings) -> str:
     """Return the best reconstruction beside guessing, one that is above guessing if there is any."""
-    rows = best_first(findings, attacks(findings, findings.method))
+    mine = attacks(findings, findings.method)
+    rows = best_first(findings, [row for row in mine if in_view(findings, row)])
     if not rows:
         return ""
     row = next((row for row in rows if is_above(findings, row)), rows[0])
@@ -50,9 +53,13 @@ def recovered(findings: Findings) -> str:
 
 def members(findings: Findings) -> str:
     """Return the best attack on membership of the audited method, if it is clearly better than chance."""
-    mine = [row.auc for row in findings.membership if row.method == findings.method]
-    clear = max((auc.mean for auc in mine if auc.low > CLEAR_AUC), default=None)
-    return "" if clear is None else f"members identified with AUC {clear:.2f}"
+    mine = [row for row in findings.membership if row.method == findings.method]
+    seen = [row for row in mine if row.source == "summary" or in_view(findings, row)]
+    clear = max((row.auc.mean for row in seen if row.auc.low > CLEAR_AUC), default=None)
+    if clear is None:
+        return ""
+    sums = ", sums of clients alone" if findings.sealed else ""
+    return f"members identified with AUC {clear:.2f}{sums}"
 
 
 def _score(findings: Findings, found: Estimate | None) -> str:
@@ -66,11 +73,13 @@ def cautions(findings: Findings) -> list[Caution]:
     rows, tried = findings.reconstruction, attacks(findings)
     others = [row for row in tried if row.method != findings.method]
     counts = [row.trials for row in rows] + [row.trials for row in findings.labels]
+    single = [row.auc for row in findings.membership if row.view == "single" and row.source == "update"]
     trials = min(counts, default=FEW_TRIALS)
     known = {
         "no-control": rows and not others,
         "weak-attacks": others and not any(is_above(findings, row) for row in others),
         "no-guesser": tried and tried == rows,
+        "weak-members": findings.sealed and not any(auc.low > CLEAR_AUC for auc in single),
         "few-trials": trials < FEW_TRIALS,
         "no-proof": True,
         "honest-server": True,

@@ -1,0 +1,129 @@
+"""Views of a round: which uploads an observation is made of, and what planted members and labels show in each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from trifed import make_config
+from trifed.attacks.inference import infer_labels, labels_from
+from trifed.attacks.membership import infer_from_updates, score_rounds
+from trifed.attacks.plan import Plan
+from trifed.attacks.target import train_target
+from trifed.attacks.views import behind, clients_of_round, next_rounds, possible_views, summed_targets, view_of
+
+PLAN = Plan(batches=(1, 4), trials=2, clients=8, members=16, observed=2)
+
+
+def quiet(text):
+    pass
+
+
+@pytest.fixture(scope="module")
+def target(toy_values):
+    """The first of three clients, after a round."""
+    return train_target(make_config(toy_values(method="fedavg-lora")), 1, None)
+
+
+def test_the_clients_behind_each_view():
+    assert behind("single", [1, 4, 6], 4) == [4]
+    assert behind("sum", [1, 4, 6], 4) == [1, 4, 6]
+    assert behind("others", [1, 4, 6], 4) == [1, 4]  # without the attacker, who is the next one
+    assert behind("others", [1, 4, 6], 6) == [4, 6]
+
+
+def test_of_two_clients_the_sum_less_ones_own_part_is_the_other_upload():
+    rng = np.random.default_rng(0)
+    changes = {client: {"a": rng.normal(size=(3, 2)).astype(np.float32)} for client in (2, 5)}
+    for client in changes:
+        assert np.array_equal(view_of("others", changes, [2, 5], client)["a"], changes[client]["a"])
+        assert np.allclose(view_of("sum", changes, [2, 5], client)["a"], (changes[2]["a"] + changes[5]["a"]) / 2)
+
+
+def test_a_sum_is_the_mean_of_what_its_clients_send(target):
+    clients = clients_of_round(target)
+    assert clients == [0, 1, 2] and possible_views(target, clients) == ("single", "sum", "others")
+    total, others = summed_targets(target, clients)
+    assert (total.size, others.size) == (3, 2)
+    assert [part.client.index for part in others.parts] == [0, 2]
+    (rows, _), (more, _) = total.batches(PLAN).values()
+    assert len(rows) == 3 and len(more) == 12
+    starts = np.cumsum([0, *(len(part.client.train) for part in total.parts)])
+    for kind in ("gradient", "update"):
+        sent = [part.observe(kind, rows[n : n + 1] - starts[n]) for n, part in enumerate(total.parts)]
+        for name, values in total.observe(kind, rows).items():
+            assert np.array_equal(values, np.mean([change[name] for change in sent], axis=0)), name
+    texts = [part.client.train.ids[rows[n] - starts[n]] for n, part in enumerate(total.parts)]
+    assert [total.client.train.ids[row] for row in rows] == texts
+
+
+def test_two_clients_make_others_the_other_one_alone(target):
+    _, others = summed_targets(target, [0, 1])
+    rows = np.arange(4)
+    single = target.observe("update", rows)
+    assert others.size == 1
+    assert all(np.array_equal(values, single[name]) for name, values in others.observe("update", rows).items())
+
+
+def test_later_rounds_are_those_of_the_run_which_does_not_change(target):
+    states = [client.state for client in target.simulation.clients]
+    server = {name: values.copy() for name, values in target.simulation.server.state_dict().items()}
+    rounds = [(done, selected) for _, done, selected in next_rounds(target, 2)]
+    assert rounds == [(1, [0, 1, 2]), (2, [0, 1, 2])]
+    assert all(a is b.state for a, b in zip(states, target.simulation.clients, strict=True))
+    after = target.simulation.server.state_dict()
+    assert all(np.array_equal(values, after[name]) for name, values in server.items())
+
+
+def test_the_labels_of_all_clients_are_read_from_a_sum_of_gradients(target):
+    total, _ = summed_targets(target, clients_of_round(target))
+    rows = total.batches(PLAN)[4][0]
+    inferred = Counter(labels_from(total.observe("gradient", rows), len(rows)))
+    truth = Counter(total.client.train.labels[rows].tolist())
+    assert (inferred & truth).total() >= 9  # of 12
+    found = list(infer_labels(total, PLAN))
+    assert {(row.view, row.clients, row.batch) for row in found} == {("sum", 3, 1), ("sum", 3, 4)}
+
+
+def test_a_client_that_learns_by_heart_is_found_in_its_upload_and_much_less_in_a_sum(
+    toy_values, toy_rows, tmp_path
+):
+    table = toy_rows(tmp_path / "many.csv", rows_a_site=56)
+    config = make_config(
+        toy_values(
+            method="fedavg-lora",
+            adapter={"rank": 8, "alpha": 16},
+            training={"epochs": 20},
+            data={"source": str(table), "test_fraction": 0.5, "clients": {"split": "iid", "count": 8}},
+        )
+    )
+    target = train_target(config, 1, None)
+    scores = score_rounds(target, PLAN, quiet)
+    auc = {}
+    for view in ("single", "sum", "others"):
+        found = scores.over("round", "factors", view)
+        each = [roc_auc_score([1] * len(one) + [0] * len(other), [*one, *other]) for one, other in found.values()]
+        auc[view] = np.mean(each)
+    assert scores.clients == {"single": 1, "sum": 8, "others": 7}
+    assert auc["single"] > 0.85 and auc["sum"] < auc["single"] - 0.15
+    assert abs(auc["others"] - auc["sum"]) < 0.05
+
+
+def test_membership_has_a_row_for_each_view_and_way_to_use_several_rounds(target):
+    rows = list(infer_from_updates(target, PLAN, quiet))
+    assert {(row.view, row.over, row.rounds, row.clients) for row in rows} == {
+        (view, over, rounds, clients)
+        for view, clients in (("single", 1), ("sum", 3), ("others", 2))
+        for over, rounds in (("round", 1), ("mean", 2), ("highest", 2), ("difference", 2))
+    }
+    one = [row for row in infer_from_updates(target, replace(PLAN, observed=1), quiet, ["single"])]
+    assert one == [row for row in rows if (row.view, row.over) == ("single", "round")]
+
+
+def test_clients_with_factors_of_their_own_have_no_sum(toy_values):
+    target = train_target(make_config(toy_values(method="ce-lora")), 1, None)
+    assert possible_views(target, [0, 1, 2]) == ("single",)
