@@ -212,3 +212,26 @@ def test_expectations_are_checked_by_intervals():
     rows[3] = row("fedavg-lora", "span", "factors", 0.85)
     rows[4] = row("fedavg-full", "span", "factors", 0.8)
     assert held(rows) == [False, True, False, False]
+
+
+def test_under_a_seal_sums_are_judged_and_single_uploads_are_a_control():
+    auc, hidden = Estimate(mean=0.7, low=0.65, high=0.75), Estimate(mean=0.53, low=0.5, high=0.56)
+    about = {"method": "own-prior", "source": "update", "sees": "update", "knows": "factors", "examples": 40}
+    members = [
+        Membership(**about, members=9, others=9, auc=found, tpr=found, view=view)
+        for view, found in (("single", auc), ("sum", hidden), ("others", hidden))
+    ]
+    rows = [
+        row("own-prior", "span", "factors", 0.9, sees="update"),
+        row("own-prior", "guesser", "factors", 0.2),
+        row("own-prior", "span", "factors", 0.42, sees="update", view="sum", clients=3),
+        row("own-prior", "guesser", "factors", 0.4, view="sum", clients=3),
+    ]
+
+    def held(sealed, found=rows):
+        return [c.holds for c in check_expectations("own-prior", found, members, "", "", sealed=sealed)]
+
+    assert held(False) == [False]  # members are told from single uploads
+    assert held(True) == [True, True]
+    rows[2] = row("own-prior", "span", "factors", 0.6, sees="update", view="sum", clients=3)
+    assert held(True) == [False, True]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trifed.attacks.expectations import check_expectations
 from trifed.attacks.inference import labels_from
 from trifed.attacks.plan import Plan
-from trifed.attacks.scores import auc_and_tpr, estimate, guess_tokens, image_scores, likeliest, text_scores
+from trifed.attacks.scores import area, auc_and_tpr, estimate, guess_tokens, image_scores, likeliest, text_scores
 from trifed.export.evaluate import lcs_f1, rouge_l
 from trifed.reports.audit.findings import Estimate, Reconstruction
 
@@ -53,6 +53,11 @@ def test_an_image_and_its_copy_and_its_negative():
     assert brighter["mse"] == pytest.approx(0.01) and brighter["psnr"] == pytest.approx(20)
     assert brighter["ssim"] > 0.95
     assert image_scores(image, 1 - image)["ssim"] < 0
+
+
+def test_the_area_counts_pairs_and_halves_of_equal_ones():
+    """Of 1, 2, 3 against 2, 0: 1 > 0, 2 > 0 and half of 2 = 2, 3 > both: 4.5 of 6."""
+    assert area(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0])) == pytest.approx(4.5 / 6)
 
 
 def test_intervals_hold_the_mean_and_shrink_to_it():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -80,11 +80,15 @@ def test_later_rounds_are_those_of_the_run_which_does_not_change(target):
 
 
 def test_the_labels_of_all_clients_are_read_from_a_sum_of_gradients(target):
+    """A head of 20 labels, all as likely: each example's gradient is (p − one-hot) times its features."""
+    rng, labels = np.random.default_rng(0), [[3, 7], [7, 12], [0, 19]]
+    changes = {}
+    for client, own in enumerate(labels):
+        rows = np.full((2, 20), 1 / 20) - np.eye(20)[own]
+        changes[client] = {"head.weight": rows.T @ rng.normal(size=(2, 300)) / 2}
+    assert labels_from(view_of("sum", changes, [0, 1, 2], 0), 6) == [0, 3, 7, 7, 12, 19]
+    assert labels_from(view_of("others", changes, [0, 1, 2], 0), 4) == [0, 3, 7, 19]  # without client 1
     total, _ = summed_targets(target, clients_of_round(target))
-    rows = total.batches(PLAN)[4][0]
-    inferred = Counter(labels_from(total.observe("gradient", rows), len(rows)))
-    truth = Counter(total.client.train.labels[rows].tolist())
-    assert (inferred & truth).total() >= 9  # of 12
     found = list(infer_labels(total, PLAN))
     assert {(row.view, row.clients, row.batch) for row in found} == {("sum", 3, 1), ("sum", 3, 4)}
 
@@ -92,24 +96,26 @@ def test_the_labels_of_all_clients_are_read_from_a_sum_of_gradients(target):
 def test_a_client_that_learns_by_heart_is_found_in_its_upload_and_much_less_in_a_sum(
     toy_values, toy_rows, tmp_path
 ):
-    table = toy_rows(tmp_path / "many.csv", rows_a_site=56)
+    table = tmp_path / "many.csv"
+    rows = pd.read_csv(toy_rows(tmp_path / "few.csv", rows_a_site=64)).sample(frac=1, random_state=0)
+    rows.assign(client=[f"c{row % 8}" for row in range(len(rows))]).drop(columns="site").to_csv(table, index=False)
     config = make_config(
         toy_values(
             method="fedavg-lora",
             adapter={"rank": 8, "alpha": 16},
-            training={"epochs": 20},
-            data={"source": str(table), "test_fraction": 0.5, "clients": {"split": "iid", "count": 8}},
+            training={"epochs": 12},
+            data={"source": str(table), "test_fraction": 0.5, "clients": {"column": "client"}},
         )
     )
     target = train_target(config, 1, None)
-    scores = score_rounds(target, PLAN, quiet)
+    scores = score_rounds(target, replace(PLAN, observed=1), quiet)
     auc = {}
     for view in ("single", "sum", "others"):
         found = scores.over("round", "factors", view)
         each = [roc_auc_score([1] * len(one) + [0] * len(other), [*one, *other]) for one, other in found.values()]
         auc[view] = np.mean(each)
     assert scores.clients == {"single": 1, "sum": 8, "others": 7}
-    assert auc["single"] > 0.85 and auc["sum"] < auc["single"] - 0.15
+    assert auc["single"] > 0.75 and auc["sum"] < auc["single"] - 0.1
     assert abs(auc["others"] - auc["sum"]) < 0.05
 
 
@@ -120,7 +126,7 @@ def test_membership_has_a_row_for_each_view_and_way_to_use_several_rounds(target
         for view, clients in (("single", 1), ("sum", 3), ("others", 2))
         for over, rounds in (("round", 1), ("mean", 2), ("highest", 2), ("difference", 2))
     }
-    one = [row for row in infer_from_updates(target, replace(PLAN, observed=1), quiet, ["single"])]
+    one = list(infer_from_updates(target, replace(PLAN, observed=1), quiet, ["single"]))
     assert one == [row for row in rows if (row.view, row.over) == ("single", "round")]
 
 

@@ -15,7 +15,7 @@ from trifed.reports.audit.findings import (
     main_score,
     methods_of,
 )
-from trifed.reports.audit.tables import labels_table, means_table, membership_table, worst_table
+from trifed.reports.audit.tables import labels_table, means_table, membership_table, views_table, worst_table
 from trifed.reports.audit.verdict import cautions, members, recovered, verdict
 
 QUIET = dict.fromkeys((1, 2, 4, 8, 16), 0.12)
@@ -139,3 +139,46 @@ def test_an_exact_image_has_a_score_and_none_at_all_has_none():
     assert main_score(image_findings(), copied) == Estimate(mean=100.0, low=40.0, high=100.0)
     nothing = exact.model_copy(update={"scores": {"psnr": Estimate(mean=float("nan"), low=0.0, high=0.0)}})
     assert main_score(image_findings(), nothing) is None
+
+
+def views_of(method: str, single: float, total: float, others: float) -> list:
+    """Membership in each view: of one upload, of a sum of ten, and of the sum less one's own part."""
+    found = {"single": (single, 1), "sum": (total, 10), "others": (others, 9)}
+    return [member(method, auc, view=view, clients=clients) for view, (auc, clients) in found.items()]
+
+
+def test_the_verdict_follows_the_view_that_somebody_has():
+    rows = views_of("ce-lora", 0.8, 0.62, 0.64)
+    assert "0.80" in members(only().model_copy(update={"membership": rows}))
+    sealed = only(sealed=True).model_copy(update={"membership": rows})
+    assert "0.64" in members(sealed) and "0.80" not in members(sealed)
+    hidden = sealed.model_copy(update={"membership": views_of("ce-lora", 0.8, 0.52, 0.53)})
+    assert members(hidden) == ""
+    assert "weak-members" not in codes(hidden)
+    nothing = sealed.model_copy(update={"membership": views_of("ce-lora", 0.54, 0.52, 0.53)})
+    assert "weak-members" in codes(nothing)
+
+
+def test_a_sum_is_compared_with_guesses_of_as_many_texts():
+    rows = [text_row("ce-lora", attack, f1, view=view, clients=10 if view == "sum" else 1)
+            for view, guess, found in (("single", 0.1, 0.9), ("sum", 0.5, 0.5))
+            for attack, f1 in (("guesser", guess), ("span", found))]  # fmt: skip
+    found = only(*rows)
+    assert [is_above(found, row) for row in rows if row.attack == "span"] == [True, False]
+    assert "F1 0.90 recovered, above guessing F1 0.10" in recovered(found)
+    assert "F1 0.50 recovered, not above guessing F1 0.50" in recovered(only(*rows, sealed=True))
+
+
+def test_views_stand_side_by_side_if_sums_were_attacked():
+    assert not views_table(text_findings()).rows
+    assert "view" not in [column.key for column in membership_table(text_findings()).columns]
+    rows = [*views_of("ce-lora", 0.8, 0.62, 0.64), member("ce-lora", 0.85, over="mean", rounds=2)]
+    found = text_findings(membership=rows)
+    table = views_table(found)
+    assert [(row["view"], row["clients"], row["auc"]) for row in table.rows] == [
+        ("one upload", 1, 0.8), ("sum", 10, 0.62), ("sum less its own", 9, 0.64),
+    ]  # fmt: skip
+    assert table.rows[0]["several"] == 0.85 and table.rows[1].get("several") is None
+    sealed = views_table(found.model_copy(update={"sealed": True}))
+    assert [row["whose"] for row in sealed.rows][0].startswith("nobody")
+    assert "view" in [column.key for column in membership_table(found).columns]

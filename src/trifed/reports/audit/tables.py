@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from trifed.reports.audit.findings import (
     CLEAR_AUC,
     KNOWS,
-    MAIN_SCORE,
     VIEWS,
     Estimate,
     Findings,
@@ -195,11 +194,11 @@ def views_table(findings: Findings) -> Table:
                 "view": SHORT_VIEWS[view], "whose": "nobody: a control" if findings.sealed and view == "single"
                 else WHOSE[view],
                 "clients": next(row.clients for row in (one, best, told) if row),
-                "auc": _mean(one and one.auc), "interval": _interval(one and one.auc),
-                "several": _mean(several and several.auc), "several_interval": _interval(several and several.auc),
-                "score": _mean(best and best.scores[MAIN_SCORE[findings.kind]]),
-                "guess": _mean(guess_for(findings, best) if best else None),
-                "labels": _mean(told and told.f1), "guessed_labels": _mean(told and told.guesser),
+                **({"auc": _mean(one.auc), "interval": _interval(one.auc)} if one else {}),
+                **({"several": _mean(several.auc), "several_interval": _interval(several.auc)} if several else {}),
+                **({"labels": _mean(told.f1), "guessed_labels": _mean(told.guesser)} if told else {}),
+                **({"score": _mean(main_score(findings, best)), "guess": _mean(guess_for(findings, best))}
+                   if best else {}),
             })  # fmt: skip
     note = "Members, texts or images, and labels by the best attack on what a whole round sends."
     return Table("What each view shows", columns, shown, note).without_empty()
