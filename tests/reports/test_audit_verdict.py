@@ -180,5 +180,5 @@ def test_views_stand_side_by_side_if_sums_were_attacked():
     ]  # fmt: skip
     assert table.rows[0]["several"] == 0.85 and table.rows[1].get("several") is None
     sealed = views_table(found.model_copy(update={"sealed": True}))
-    assert [row["whose"] for row in sealed.rows][0].startswith("nobody")
+    assert next(row["whose"] for row in sealed.rows).startswith("nobody")
     assert "view" in [column.key for column in membership_table(found).columns]

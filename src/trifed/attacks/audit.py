@@ -176,7 +176,7 @@ def _attack(
     labels = list(inference.infer_labels(target, plan))
     for summed in summed_targets(target, clients) if len(views) > 1 else ():
         progress(f"{name}: {summed.view} of {summed.size} clients")
-        if plan.sums or is_sealed(config):
+        if plan.sums or config.sealing.on:
             reconstructed += reconstruct(summed, plan, progress).run()
         labels += inference.infer_labels(summed, plan)
     members = list(membership.infer_from_updates(target, plan, progress, views))
@@ -217,11 +217,6 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def is_sealed(config: RunConfig) -> bool:
-    """Return True if the server of a configured run sees sums of clients alone."""
-    return bool(getattr(getattr(config, "sealing", None), "on", False))
-
-
 def _findings(config: RunConfig, plan: Plan, parts: list[MethodFindings], finished: bool) -> Findings:
     """Put the methods' results together."""
     own, first = config.method.name, parts[0]
@@ -239,11 +234,11 @@ def _findings(config: RunConfig, plan: Plan, parts: list[MethodFindings], finish
             "client": first.client,
             "round": first.round,
             "rank": config.adapter.rank,
-            "sealed": is_sealed(config),
+            "sealed": config.sealing.on,
             "controls": [name for name in plan.controls if name != own],
             "finished": finished,
             "seconds": sum(part.seconds for part in parts),
-            "claims": list(check_expectations(own, rows, members, full, plain, sealed=is_sealed(config))),
+            "claims": list(check_expectations(own, rows, members, full, plain, sealed=config.sealing.on)),
             "reconstruction": rows,
             "membership": members,
             "labels": [row for part in parts for row in part.labels],
