@@ -16,6 +16,8 @@ from trifed.cli.app import main
 from trifed.config.run import to_toml
 from trifed.config.settings import PrivacySettings
 from trifed.reports.audit.findings import Estimate, Membership, Reconstruction, read_findings
+from trifed.reports.audit.report import audit_page
+from trifed.reports.audit.tables import views_table
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +127,20 @@ def test_a_run_with_noise_is_attacked_through_its_noise_and_spends_no_budget(toy
     assert found.finished
     assert not [note for note in found.notes if "exactly" in note]  # the counts have noise
     assert {path: path.read_bytes() for path in ledgers} == ledgers
+
+
+def test_the_sums_of_a_sealed_run_are_attacked_and_its_controls_are_open(toy_values, tmp_path):
+    path = tmp_path / "toy.toml"
+    path.write_text(to_toml(make_config(toy_values(method="own-prior", sealing={"on": True}))))
+    found = audit(path, tmp_path / "audit", replace(PLAN, matched=0, controls=("ffa-lora",)))
+    assert found.finished and found.sealed
+    for rows in (found.reconstruction, found.membership, found.labels):
+        views = {(row.method, row.view, row.clients) for row in rows}
+        mine = {("own-prior", "single", 1), ("own-prior", "sum", 3), ("own-prior", "others", 2)}
+        assert views == {*mine, ("ffa-lora", "single", 1)}
+    assert not [row for row in found.membership if row.source == "summary"]
+    assert [row["clients"] for row in views_table(found).rows] == [1, 3, 2]
+    assert "sum less its own" in audit_page(found, lambda text: None)
 
 
 def test_a_run_that_a_guard_would_refuse_is_attacked_with_a_note(toy_values, tmp_path):

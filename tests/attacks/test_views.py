@@ -15,6 +15,9 @@ from trifed.attacks.membership import infer_from_updates, score_rounds
 from trifed.attacks.plan import Plan
 from trifed.attacks.target import train_target
 from trifed.attacks.views import behind, clients_of_round, next_rounds, possible_views, summed_targets, view_of
+from trifed.common.errors import RunError
+from trifed.federation.sealed_numbers import of_each
+from trifed.methods.packing import pack, unpack
 
 PLAN = Plan(batches=(1, 4), trials=2, clients=8, members=16, observed=2)
 
@@ -133,3 +136,43 @@ def test_membership_has_a_row_for_each_view_and_way_to_use_several_rounds(target
 def test_clients_with_factors_of_their_own_have_no_sum(toy_values):
     target = train_target(make_config(toy_values(method="ce-lora")), 1, None)
     assert possible_views(target, [0, 1, 2]) == ("single",)
+
+
+@pytest.fixture(scope="module")
+def sealed(toy_values):
+    """The first of three clients of a sealed run, after a round."""
+    return train_target(make_config(toy_values(method="own-prior", sealing={"on": True})), 1, None)
+
+
+def test_of_a_sealed_run_the_parts_make_the_sum_that_the_server_opens(sealed):
+    clients = clients_of_round(sealed)
+    assert clients == [0, 1, 2] and possible_views(sealed, clients) == ("single", "sum", "others")
+    total, _ = summed_targets(sealed, clients)
+    rows = np.arange(len(total.client.train))
+    before, layout = sealed.simulation.server.state["wanted"][0], sealed.shared_model.layout
+    for copy, done, _ in next_rounds(sealed, 2):
+        if done == sealed.round + 1:
+            after = copy.server.state["wanted"][0]
+    opened, seen = unpack(before - after, layout), total.observe("update", rows)
+    for name in opened:
+        if not name.startswith("head."):  # a row of the head is divided by its holders
+            assert np.allclose(opened[name], seen[name], atol=1e-6), name
+    steps = of_each(sealed.simulation.server.state["steps"][0], layout)
+    single = pack(sealed.observe("update", np.arange(len(sealed.client.train))), layout)
+    assert set(np.unique(np.abs(single / steps)).tolist()) == {0.0, 1.0}  # levels −1, 0, 1
+
+
+def test_members_are_inferred_in_the_views_of_a_sealed_run(sealed):
+    scores = score_rounds(sealed, replace(PLAN, observed=2), quiet)
+    assert scores.clients == {"single": 1, "sum": 3, "others": 2} and scores.observed == 2
+    for found in scores.rounds.values():
+        assert all(np.isfinite(part).all() for each in found.values() for pair in each for part in pair)
+
+
+def test_a_client_of_a_sealed_run_that_is_in_no_sum_sends_nothing(toy_values):
+    given = {"groups": "given", "members": [["amber", "basil"]]}
+    config = make_config(toy_values(method="fedavg-lora", sealing={"on": True, "at_least": 2}, aggregation=given))
+    target = train_target(config, 1, "coral")
+    with pytest.raises(RunError, match="coral"):
+        target.observe("update", np.arange(4))
+    assert score_rounds(target, PLAN, quiet).clients == {"single": 1, "sum": 2, "others": 1}

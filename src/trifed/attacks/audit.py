@@ -19,6 +19,7 @@ from trifed.common.errors import ConfigError, RunError
 from trifed.common.lock import held
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
+from trifed.config.sealing import SealingSettings
 from trifed.config.toml_files import read_toml
 from trifed.data import FederatedData, content_hash, make_clients
 from trifed.federation.preparation import environment
@@ -107,10 +108,11 @@ def audit(
     # Kept results are valid only for the same data and, of a run, for the same number of rounds.
     state = f"{content_hash(data)} {RunFolder.open(folder).rounds_done() if folder else 0}"
     names = [own, *(name for name in plan.controls if name != own)]
+    unsealed = config.model_copy(update={"sealing": SealingSettings()})  # controls show what the attacks can do
     parts: list[MethodFindings] = []
     with held(into):
         for name in names:
-            chosen = config if name == own else config.with_method(name)
+            chosen = config if name == own else unsealed.with_method(name)
             identity = [chosen.run_id(), state, client, asdict(plan) | {"controls": None}]
             key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
             part = _read(into / "parts" / f"{name}.json")
@@ -264,6 +266,9 @@ def _guard_notes(config: RunConfig, target: TargetClient) -> Iterator[str]:
 
 def _notes(config: RunConfig) -> Iterator[str]:
     yield "The update is that of a client that has the attacked examples alone, for its configured steps."
-    if config.composed_method().summarise is not None and not config.privacy.summary:
+    summary = config.composed_method().summarise is not None and not config.privacy.summary
+    if config.sealing.on:
+        yield "Sealed: the server sees sums alone. Attacks on one upload are a control, for nobody sees it."
+    elif summary:
         yield "The summary that is sent once says how many examples of each label a client has, exactly."
     yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."

@@ -47,6 +47,8 @@ def labels_from(observed: Tensors, batch: int) -> list[int] | None:
     units = rows / np.sqrt(np.maximum(squares, 1e-300))[:, None]
     mean = units.mean(0)
     share = squares * ((1 - units @ mean / max(float(np.linalg.norm(mean)), 1e-300)) / 2)
+    if not share.any():  # one row alone is sent, so that it is the mean
+        share = squares
     expected = batch * share / share.sum()
     counts = np.floor(expected).astype(int)
     counts[np.argsort(counts - expected, kind="stable")[: batch - counts.sum()]] += 1

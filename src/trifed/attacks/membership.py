@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trifed.attacks.plan import Plan
 from trifed.attacks.scores import auc_and_tpr
+from trifed.attacks.sealed import clients_of_sum
 from trifed.attacks.target import Subset, TargetClient, target_client
 from trifed.attacks.views import behind, next_rounds, possible_views, view_of
 from trifed.federation.batches import seeded
@@ -76,22 +77,24 @@ def score_rounds(
     scores, attacked = RoundScores(), list[int]()
     before: dict[tuple[int, View], Tensors] = {}
     for copy, done, selected in next_rounds(target, plan.observed):
-        attacked = attacked or [client.index for client in most_tested(copy.datasets, selected, plan)]
-        targets = {c: target_client(copy, c, done) for c in attacked if c in selected}
+        summed = {c: clients_of_sum(copy, selected, c) for c in selected}
+        able = [c for c in selected if summed[c]]
+        attacked = attacked or [client.index for client in most_tested(copy.datasets, able, plan)]
+        targets = {c: target_client(copy, c, done) for c in attacked if c in able}
         if not targets:
             continue
-        first = next(iter(targets.values()))
-        shown = [view for view in possible_views(first, selected) if view in views]
-        needed = {c for view in shown for client in targets for c in behind(view, selected, client)}
+        possible = [possible_views(site, summed[c]) for c, site in targets.items()]
+        shown = [view for view in views if all(view in each for each in possible)]
+        needed = {c for view in shown for client in targets for c in behind(view, summed[client], client)}
         every = {c: targets.get(c) or target_client(copy, c, done) for c in sorted(needed)}
         read = {c: examples_read(site) for c, site in every.items()}
         changes = {c: site.update(np.arange(len(site.client.train))) for c, site in every.items()}
         for view in shown:
-            sums = [[read[c] for c in behind(view, selected, client)] for client in targets]
+            sums = [[read[c] for c in behind(view, summed[client], client)] for client in targets]
             scores.clients.setdefault(view, len(sums[0]))
             scores.examples.setdefault(view, float(np.mean([sum(each) for each in sums])))
         for client, attack in targets.items():
-            now = {view: view_of(view, changes, selected, client) for view in shown}
+            now = {view: view_of(view, changes, summed[client], client) for view in shown}
             past = {view: before[client, view] for view in shown if (client, view) in before}
             changed = {view: {n: now[view][n] - v for n, v in old.items()} for view, old in past.items()}
             before |= {(client, view): change for view, change in now.items()}

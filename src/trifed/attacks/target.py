@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trifed.adapters.norms import is_norm
 from trifed.attacks.plan import Plan
+from trifed.attacks.sealed import change_in_sum
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import ALL_GPUS
@@ -160,20 +161,24 @@ class TargetClient:
     def update(self, rows: Rows) -> Tensors:
         """Return what a round on some training examples sends, as the server decodes it: before minus after.
 
-        The client's own protocol makes the upload, with its steps, its optimiser's state and its compression.
+        The client's own protocol makes the upload, with its steps, its optimiser's state and its compression. In a
+        sealed run it is the client's part of the sum, without masks.
         """
         context, number = self.simulation.context, self.round + 1
         with self.client_side(replace(self.client, train=Subset(self.client.train, rows))) as site:
             site.state = self.site.state
             payload = site.round(number, self.download).upload
+            if payload is None and context.sums is not None:
+                change = -change_in_sum(self.simulation, site, number)
+                return unpack(change, self.shared_model.layout)
             if payload is None:
                 raise RunError(f"{self.config.method.name} sends nothing, so there is nothing to attack")
             header = context.header("upload", number, site.dataset.index)
             received, sent = site.state.memory.get(RECEIVED), self.site.state.memory.get(SENT)
             reference = context.upload_reference(self.shared_model.exchanged_start, received, sent)
             values = context.for_upload(number).decode(payload, header, reference)[1]
-        change = unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
-        return {name: array for name, array in change.items() if context.method.in_turn(number, name)}
+        moved = unpack(self.shared_model.pack(self.before) - values, self.shared_model.layout)
+        return {name: array for name, array in moved.items() if context.method.in_turn(number, name)}
 
     @contextmanager
     def client_side(self, client: ClientDataset) -> Iterator[Client]:

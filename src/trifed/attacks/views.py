@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from trifed.attacks.plan import Plan
+from trifed.attacks.sealed import clients_of_sum
 from trifed.attacks.target import (
     Rows,
     TargetClient,
@@ -27,8 +28,9 @@ from trifed.attacks.target import (
 )
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.preparation import quiet
-from trifed.federation.round import FederatedRun, Opened
+from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
+from trifed.federation.transport import Opened
 from trifed.methods.packing import Tensors
 from trifed.reports.audit.findings import VIEWS, Sees, View
 from trifed.tasks import Encoded
@@ -111,9 +113,9 @@ def next_rounds(target: TargetClient, rounds: int) -> Iterator[tuple[ContinuedSi
 
 
 def clients_of_round(target: TargetClient) -> list[int]:
-    """Return the clients that take part in the target's next round."""
-    for _, _, selected in next_rounds(target, 1):
-        return selected
+    """Return the clients whose updates are averaged with the target's in its next round."""
+    for copy, _, selected in next_rounds(target, 1):
+        return clients_of_sum(copy, selected, target.client.index)
     return []
 
 
