@@ -1,6 +1,7 @@
 """The measurement of views: every arm is a valid run, and its table follows from kept records."""
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import views
 
 @pytest.mark.parametrize("name", sorted(views.SETS))
 def test_every_arm_is_a_valid_run_at_default_work(name):
-    for arm in views.ARMS:
-        config = make_config(views.configuration(name, arm, 0, False, "rows.parquet"))
+    for arm, sealed in product(views.ARMS, (False, True)):
+        config = make_config(views.configuration(name, arm, 0, sealed, "rows.parquet"))
+        assert config.sealing.on is sealed
         assert (config.training.epochs, config.training.steps, config.training.batch_size) == (1, None, 16)
         assert config.data.clients.count == 10
 
