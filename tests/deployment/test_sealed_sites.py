@@ -208,6 +208,15 @@ def test_nothing_beside_the_sum_leaves_in_the_open(sealed, site_tables):
     assert told.exit_code == 0 and "3 sums" in told.output and told.output.count("not told") == 3, told.output
 
 
+def test_a_site_without_a_group_trains_on_alone(sealed, events):
+    chosen = {"groups": "given", "members": [["amber", "basil"]]}
+    coordinator, channel, _ = sealed(sealing={"at_least": 2}, aggregation=chosen)
+    coordinator.run()
+    assert left_out(events, coordinator) == {} and counted(events, coordinator, "coral") == [1, 2, 3]
+    assert sums(events, coordinator) == {number: ["amber", "basil"] for number in (1, 2, 3)}
+    assert not [key for key in channel.asked if key[0] == "send" and key[2] == "coral"]
+
+
 def test_groups_come_from_noised_summaries_alone(sealed, events):
     coordinator, _, nodes = sealed(method="own-prior", rounds=2, privacy={"summary": {"epsilon": 4.0}})
     coordinator.run()
