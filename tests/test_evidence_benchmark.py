@@ -11,6 +11,7 @@ import pytest
 from trifed import make_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence"))
+import client_rows
 import design
 import tables
 
@@ -22,7 +23,8 @@ def test_every_arm_is_a_valid_run_and_all_send_one_bit(name):
     for arm, settings in design.ALL_ARMS.items():
         config = make_config(evidence.configuration(name, settings, 0, 0.01, "rows.parquet"))
         assert config.wire.bits == (32 if arm == "32 bits" else 1), arm
-        assert config.rounds == design.ROUNDS and config.training.batch_size == 32
+        assert config.rounds == design.SETS[name].rounds and config.metric == design.SETS[name].metric
+        assert config.training.batch_size == (8 if name == "shakespeare" else 32)
 
 
 def test_rivals_have_the_client_parts_of_the_default():
@@ -34,7 +36,7 @@ def test_rivals_have_the_client_parts_of_the_default():
 
 def test_label_shares_drift_halfway_to_those_of_another_client():
     rows = pd.DataFrame({"text": [str(n) for n in range(12000)], "label": np.arange(12000) % 2})
-    made = design.drifting(rows, seed=1)
+    made = client_rows.drifting(rows, seed=1)
     assert not made["text"].duplicated().any()
     shares = {}
     for client, part in made.groupby("client", sort=True):
@@ -47,7 +49,7 @@ def test_label_shares_drift_halfway_to_those_of_another_client():
 
 def test_domains_are_dealt_out_evenly():
     rows = pd.DataFrame({"text": list("abcdefg"), "domain": ["x"] * 4 + ["y"] * 3, "label": 0})
-    assert sorted(design.by_domain(rows, 0)["client"]) == ["x-0", "x-0", "x-1", "x-2", "y-0", "y-1", "y-2"]
+    assert sorted(client_rows.by_domain(rows, 0)["client"]) == ["x-0", "x-0", "x-1", "x-2", "y-0", "y-1", "y-2"]
 
 
 def record(arm, seed, right, valid, curve):

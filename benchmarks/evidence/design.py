@@ -3,8 +3,11 @@
 Equal for all arms: data, splits, seeds, rounds, batches, one bit a number in both directions, and the number
 of learning rates that are tried on validation data of the same set. Methods that share have the same client parts
 (label prior, calibration, interpolation). Exceptions are `ce-lora-authors`, which also has its own optimiser
-settings, layers and pooling, and `fedrod-lora`, `fedalt` and `feddpa`, which make the shared model personal in
-their own way. A client of `feddpa` takes the steps of a round twice, once for each of its LoRAs.
+settings, layers and pooling, `fedrod-lora`, `fedalt` and `feddpa`, which make the shared model personal in their
+own way, and `fedavg-full`, whose model is the one that a client has after its training. A client of `feddpa`
+takes the steps of a round twice, once for each of its LoRAs.
+
+Settings that differ from set to set, such as model, metric, rounds and seeds, are equal for all arms of a set.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
+from client_rows import MAKERS
 
 Json = dict[str, Any]
 CLIENT_PARTS: Json = {"personalization": {"label_prior": True, "calibrate": True, "interpolate": 0.75}}
@@ -48,7 +51,14 @@ class DataSet:
         clients: The split, as `[data.clients]`.
         settings: Further settings of its runs, nested.
         table: Makes the table from the rows and a seed, if it is not the file as it is.
+        more: Further files under --data, whose rows come to those of the first file before `table`.
         question: What the set is for.
+        model: Folder of the model under --models; if empty, the demo's encoder, MiniLM.
+        metric: What decides and is reported: accuracy, or the loss of language models in nats a token.
+        rounds: Rounds of a reported run. Learning rates are chosen in a quarter and in half of them.
+        seeds: The reported seeds.
+        rate_times: Factor of all arms' usual learning rates.
+        all_layers: What the model calls the layers that BERT calls query, key, value and dense.
     """
 
     folder: str
@@ -56,11 +66,39 @@ class DataSet:
     clients: Json = field(default_factory=dict)
     settings: Json = field(default_factory=dict)
     table: str = ""
+    more: tuple[str, ...] = ()
+    model: str = ""
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    rounds: int = ROUNDS
+    seeds: tuple[int, ...] = SEEDS
+    rate_times: float = 1.0
+    all_layers: tuple[str, ...] = ()
 
 
 DIRICHLET: Json = {"split": "dirichlet", "alpha": 0.5, "count": 10, "min_examples": 60, "max_examples": 800}
 LONG: Json = {"model": {"max_length": 128}}
 PAIRS: Json = {"data": {"text_pair": "text_pair"}, **LONG}
+LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MPNET: Json = {
+    "model": "all-mpnet-base-v2",
+    "all_layers": ("q", "k", "v", "o", "dense"),
+    "seeds": (0,),
+    "rounds": 4,
+}
+"""110 million parameters: a step takes about eight times as long as MiniLM's, so examples and rounds are fewer."""
+SMALLER: Json = {**DIRICHLET, "max_examples": 240}
+IMAGES: Json = {"table": "pictures", "more": ("cifar10/test.parquet",)}
+VIT: Json = {**IMAGES, "model": "vit", "settings": {"task": "image-classification"}}
+TOWERS: Json = {**IMAGES, "model": "towers", "settings": {"task": "image-text", "adapter": {"towers": "vision"}}}
+TASKS: Json = {"split": "column", "column": "client"}
+ALL_IMAGES: Json = {"split": "dirichlet", "alpha": 0.5, "count": 10, "min_examples": 60}
+STORIES: Json = {
+    "model": "stories260K",
+    "all_layers": LLAMA_LAYERS,
+    "metric": "loss",
+    "seeds": (0, 1, 2),
+    "rate_times": 3.0,
+}
 
 SETS: Mapping[str, DataSet] = {
     "sst2": DataSet("glue_sst2", "two sentiments, label shares differ", DIRICHLET),
@@ -87,6 +125,39 @@ SETS: Mapping[str, DataSet] = {
         "clinc150",
         "one domain of intents each, no label in common",
         {"split": "column", "column": "domain", "max_examples": 800},
+    ),
+    "sst2-mpnet": DataSet("glue_sst2", "sst2 with an encoder of 110 million parameters", SMALLER, **MPNET),
+    "qnli-mpnet": DataSet("glue_qnli", "qnli with an encoder of 110 million parameters", SMALLER, PAIRS, **MPNET),
+    "cifar10-vit": DataSet("cifar10", "a small ViT, label shares differ", ALL_IMAGES, **VIT),
+    "cifar10-vit-tasks": DataSet(
+        "cifar10", "a small ViT, three tasks of classes, three clients each", TASKS, **VIT
+    ),
+    "cifar10-towers": DataSet("cifar10", "images and sentences, label shares differ", ALL_IMAGES, **TOWERS),
+    "cifar10-towers-tasks": DataSet(
+        "cifar10", "images and sentences, three tasks of classes, three clients each", TASKS, **TOWERS
+    ),
+    "shakespeare": DataSet(
+        "shakespeare",
+        "a small language model, ten speakers",
+        TASKS,
+        # Few and short texts: single ones in small batches.
+        {"task": "causal-lm", "model": {"max_length": 128, "packing": False}, "training": {"batch_size": 8}},
+        table="speakers",
+        more=("shakespeare/test.parquet",),
+        **STORIES,
+    ),
+    "instructions": DataSet(
+        "instruct_reasoning",
+        "a small language model, five kinds of instructions, two clients each",
+        {**TASKS, "max_examples": 800},
+        {
+            "task": "causal-lm",
+            "model": {"max_length": 256},
+            "data": {"prompt": "instruction", "input": "input", "answer": "output"},
+        },
+        table="instructions",
+        more=("instruct_reasoning/test.parquet", "alpaca_demo/train.parquet"),
+        **STORIES,
     ),
 }
 FIRST_TIER = ("sst2", "banking77", "sentiment-domains", "agnews", "qnli")
@@ -170,6 +241,21 @@ RIVALS: Mapping[str, Arm] = {
 }
 """Further rivals. The last three make the shared model personal in their own way and get no other parts."""
 
+SECOND: Mapping[str, Arm] = {
+    "ffa-lora": RIVALS["ffa-lora"],
+    "fed-sb": Arm({"method": "fed-sb", "adapter": {"rank": 32}, **CLIENT_PARTS}, CORES, rival=True),
+    "pfedme-lora": RIVALS["pfedme-lora"],
+    "fedavg-full": Arm(
+        {"method": "fedavg-full", "personalization": {**CLIENT_PARTS["personalization"], "interpolate": 0.0}},
+        3e-4,
+        rival=True,
+    ),
+}
+"""Further rivals of the second tier. `fedavg-full` is taken after a round of training at home."""
+
+THREE: Mapping[str, Arm] = {name: ARMS[name] for name in ("own-prior", "fedavg-lora", "local")}
+"""The arms on other models: the default, a global average with equal parts, and training alone."""
+
 DOMAINS = ("customer_reviews", "movie_sentences", "news_opinion")
 WEIGHTS: Mapping[str, Arm] = {
     "similarity of data": changed({"method": {"name": "ce-lora", "data_share": 1.0}}, "ce-lora"),
@@ -219,9 +305,15 @@ TIERS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Arm]]] = {
     "first": (FIRST_TIER, ARMS),
     "rivals": (ABLATED_ON, RIVALS),
     **{tier: (ABLATED_ON, arms) for tier, (_, arms) in CHANGED.items()},
+    "second": (("qqp", "mnli", "clinc150-domain"), {**ARMS, **SECOND}),
+    "language": (("shakespeare", "instructions"), THREE),
+    "images": (("cifar10-vit", "cifar10-vit-tasks", "cifar10-towers", "cifar10-towers-tasks"), THREE),
+    "larger": (("sst2-mpnet", "qnli-mpnet"), THREE),
 }
 """Sets and arms of each tier, in the order in which they run."""
 ALL_ARMS: Mapping[str, Arm] = {name: arm for _, arms in TIERS.values() for name, arm in arms.items()}
+MAIN_ARMS = tuple(dict.fromkeys((*ARMS, *RIVALS, *SECOND)))
+"""The arms of the first table of a set, in its order; the others are changes of one of these."""
 
 
 def write_table(name: str, data: Path, seed: int, folder: Path) -> Path:
@@ -232,33 +324,8 @@ def write_table(name: str, data: Path, seed: int, folder: Path) -> Path:
         return source
     path = folder / f"{name}-{seed}.parquet"
     if not path.is_file():
-        rows = pd.read_parquet(source).drop_duplicates("text")
+        files = [source, *(data / file for file in chosen.more)]
+        rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
         folder.mkdir(parents=True, exist_ok=True)
-        {"by_domain": by_domain, "drifting": drifting}[chosen.table](rows, seed).to_parquet(path)
+        MAKERS[chosen.table](rows, seed).to_parquet(path)
     return path
-
-
-def by_domain(rows: pd.DataFrame, seed: int, each: int = 3) -> pd.DataFrame:
-    """Return the rows with a column `client`: every domain dealt out evenly to `each` clients."""
-    shuffled = rows.sample(frac=1, random_state=seed)
-    number = shuffled.groupby("domain").cumcount() % each
-    return shuffled.assign(client=shuffled["domain"] + "-" + number.astype(str))
-
-
-def drifting(rows: pd.DataFrame, seed: int, clients: int = 10, size: int = 800) -> pd.DataFrame:
-    """Return rows in order of time: each client's last 40 % have the mean of its and another client's shares."""
-    rng = np.random.default_rng(seed)
-    kinds = sorted(rows["label"].unique())
-    shares = rng.dirichlet(np.full(len(kinds), 0.5), clients)
-    later = (shares + np.roll(shares, 1, axis=0)) / 2
-    left = {kind: rows[rows["label"] == kind].sample(frac=1, random_state=seed) for kind in kinds}
-    parts = []
-    for client in range(clients):
-        for part, wanted in ((shares[client], round(0.6 * size)), (later[client], round(0.4 * size))):
-            drawn = []
-            for kind, count in zip(kinds, rng.multinomial(wanted, part), strict=True):
-                drawn.append(left[kind].head(count))
-                left[kind] = left[kind].iloc[count:]
-            mixed = pd.concat(drawn).sample(frac=1, random_state=seed)
-            parts.append(mixed.assign(client=f"client-{client:02d}"))
-    return pd.concat(parts)

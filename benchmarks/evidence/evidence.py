@@ -1,14 +1,18 @@
 """What does each method reach at equal bits, with equal parts, at tuned rates? Runs that are missing, in order.
 
-    python benchmarks/evidence/evidence.py --data DIR [--work DIR] [--hours H] [--sets SET ...] [--arms ARM ...]
-        [--tier TIER] [--list]
+    python benchmarks/evidence/evidence.py --data DIR [--models DIR] [--work DIR] [--hours H] [--sets SET ...]
+        [--arms ARM ...] [--tier TIER] [--list] [--try EXAMPLES]
 
-DIR holds the public data sets, each a folder with a train.parquet. `design.py` says what is compared. For a set
-and an arm, first the learning rate is chosen: three rates for a quarter of the rounds, the better two for half of
-them, by accuracy on validation data of that set under the first seed. The best one goes on to the last round, and
-is used with the further seeds. Each run that ends is a line in results/SET.jsonl, with what is needed to compare
-it in pairs: which test rows it got right. A stopped script goes on where it was; with --hours it starts no run
-after that time. Make the tables with `tables.py`.
+--data holds the public data sets, each a folder with a train.parquet, --models the models of the sets that name
+one. `design.py` says what is compared. For a set and an arm, first the learning rate is chosen: three rates for a
+quarter of the rounds, the better two for half of them, by accuracy or loss on validation data of that set under
+the first seed. The best one goes on to the last round, and is used with the further seeds. Each run that ends is a
+line in results/SET.jsonl, with what is needed to compare it in pairs: which test rows it got right, or each
+client's loss. A stopped script goes on where it was; with --hours it starts no run after that time. Make the
+tables with `tables.py`.
+
+With --try each arm of each set makes one round with so many examples a client at most, of which nothing is kept:
+does all of it work here, and how long does a round take?
 """
 
 from __future__ import annotations
@@ -20,20 +24,23 @@ import math
 import platform
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from design import ALL_ARMS, RATE_FACTOR, ROUNDS, RUN, SEEDS, SETS, TIERS, Arm, write_table
+from design import ALL_ARMS, RATE_FACTOR, RUN, SETS, TIERS, Arm, write_table
 
 from trifed import make_config
 from trifed.common.dict_merge import deep_merge
 from trifed.experiments.runner import resume, run
-from trifed.federation.results import valid_value
+from trifed.federation.metrics import better
+from trifed.federation.results import perplexity, valid_value
 
 HERE = Path(__file__).resolve().parent
 Json = dict[str, Any]
@@ -46,26 +53,52 @@ def results(name: str, folder: Path = HERE / "results") -> list[Json]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def rates(arm: Arm) -> list[float]:
-    """Return the learning rates that are tried, in rising order."""
-    return [float(f"{rate:.3g}") for rate in (arm.rate / RATE_FACTOR, arm.rate, arm.rate * RATE_FACTOR)]
+def reported(record: Json) -> Json | None:
+    """Return what a record keeps of each client, by name, for comparisons in pairs; None if it is of tuning."""
+    found: Json | None = record.get("answers") or record.get("losses")
+    return found
 
 
-def configuration(name: str, arm: Arm, seed: int, rate: float, table: Path | str) -> Json:
+def rates(arm: Arm, times: float = 1.0) -> list[float]:
+    """Return the learning rates that are tried, in rising order; `times` is the set's factor."""
+    usual = arm.rate * times
+    return [float(f"{rate:.3g}") for rate in (usual / RATE_FACTOR, usual, usual * RATE_FACTOR)]
+
+
+def configuration(
+    name: str, arm: Arm, seed: int, rate: float, table: Path | str, models: Path | str = "MODELS"
+) -> Json:
     """Return the nested settings of one run."""
-    own = {"data": {"source": str(table), "clients": SETS[name].clients}, "training": {"learning_rate": rate}}
+    chosen = SETS[name]
+    own: Json = {
+        "rounds": chosen.rounds,
+        "evaluate_every": chosen.rounds // 4,
+        "data": {"source": str(table), "clients": chosen.clients},
+        "training": {"learning_rate": rate},
+    }
+    if chosen.model:
+        own["model"] = {"name": f"{models}/{chosen.model}"}
+    if chosen.metric != "accuracy":
+        own["metric"] = chosen.metric
     changes: Json = {}
-    for part in (SETS[name].settings, own, arm.settings, {"seed": seed, "name": "evidence"}):
+    for part in (chosen.settings, own, arm.settings, {"seed": seed, "name": "evidence"}):
         changes = deep_merge(changes, part)
+    if chosen.all_layers and "target_modules" in changes.get("adapter", {}):
+        changes["adapter"]["target_modules"] = list(chosen.all_layers)
     return deep_merge(RUN, changes)
 
 
 class Measured:
     """Runs of the comparison: those that are kept, and how to make one more."""
 
-    def __init__(self, data: Path, work: Path, out: Path) -> None:
-        self.data, self.work, self.out = data, work, out
+    def __init__(self, data: Path, work: Path, out: Path, models: Path | None = None) -> None:
+        self.data, self.work, self.out, self.models = data, work, out, models
         self.about = environment()
+
+    @property
+    def folder_of_models(self) -> Path | str:
+        """The folder of the models, as settings name it."""
+        return self.models.resolve() if self.models else "MODELS"
 
     def find(self, name: str, **wanted: Any) -> Json | None:
         """Return the record with these values, if there is one."""
@@ -74,24 +107,24 @@ class Measured:
 
     def chosen_rate(self, name: str, arm: str) -> Iterator[float | None]:
         """Yield None before each tuning run that is needed, and at the end the rate that was chosen."""
-        tuned = ALL_ARMS[arm].tuned_as or arm
-        left = rates(ALL_ARMS[tuned])
-        for keep, rounds in ((2, ROUNDS // 4), (1, ROUNDS // 2)):
-            scores = {}
+        tuned, chosen = ALL_ARMS[arm].tuned_as or arm, SETS[name]
+        left, seed = rates(ALL_ARMS[tuned], chosen.rate_times), chosen.seeds[0]
+        for keep, rounds in ((2, chosen.rounds // 4), (1, chosen.rounds // 2)):
+            scores: dict[float, float | None] = {}
             for rate in left:
-                wanted = {"arm": tuned, "seed": SEEDS[0], "rate": rate, "rounds": rounds}
+                wanted = {"arm": tuned, "seed": seed, "rate": rate, "rounds": rounds}
                 if self.find(name, **wanted) is None:
                     yield None
-                    self.measure(name, tuned, SEEDS[0], rate, rounds)
+                    self.measure(name, tuned, seed, rate, rounds)
                 found = self.find(name, **wanted)
-                scores[rate] = found["valid"] if found else -math.inf
-            left = sorted(sorted(left, key=lambda rate: (-scores[rate], rate))[:keep])
+                scores[rate] = found["valid"] if found else None
+            left = sorted(best_rates(scores, chosen.metric)[:keep])
         yield left[0]
 
     def measure(self, name: str, arm: str, seed: int, rate: float, rounds: int) -> Json:
         """Make one run, or go on with it, and keep its record."""
         table = write_table(name, self.data, seed, self.work / "tables")
-        values = configuration(name, ALL_ARMS[arm], seed, rate, table) | {"rounds": rounds}
+        values = configuration(name, ALL_ARMS[arm], seed, rate, table, self.folder_of_models) | {"rounds": rounds}
         known = hashlib.sha256(json.dumps([name, ALL_ARMS[arm].settings, seed, rate]).encode()).hexdigest()[:12]
         folder = self.work / f"{name}-{known}"
         began = time.monotonic()
@@ -106,36 +139,74 @@ class Measured:
             "rounds": rounds,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 1),
-            **facts(result.path, result.summary, with_answers=rounds == ROUNDS),
+            **facts(result.path, result.summary, SETS[name].metric, with_answers=rounds == SETS[name].rounds),
             "settings": configuration(name, ALL_ARMS[arm], seed, rate, f"DIR/{SETS[name].folder}/train.parquet"),
             "environment": self.about,
         }
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if rounds == ROUNDS:
+        if rounds == SETS[name].rounds:
             shutil.rmtree(folder)
         return record
 
 
-def facts(path: Path, summary: Json, *, with_answers: bool) -> Json:
+def trial(measured: Measured, name: str, arm: str, examples: int) -> Json:
+    """Return the record of one round with at most `examples` of each client, of which nothing is kept."""
+    chosen, seed = ALL_ARMS[arm], SETS[name].seeds[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        table = write_table(name, measured.data, seed, Path(scratch))
+        rate = chosen.rate * SETS[name].rate_times
+        values = configuration(name, chosen, seed, rate, table, measured.folder_of_models) | {"rounds": 1}
+        clients = values["data"]["clients"]
+        least = min(clients.get("min_examples", 1), examples)
+        most = min(clients.get("max_examples", examples), examples)
+        values["data"]["clients"] = {**clients, "min_examples": least, "max_examples": most}
+        result = run(make_config(values), Path(scratch) / "run")
+        found = facts(result.path, result.summary, SETS[name].metric, with_answers=True)
+        return {**found, "seconds": result.summary["seconds"], "seconds_total": result.summary["seconds_total"]}
+
+
+def best_rates(scores: dict[float, float | None], metric: str) -> list[float]:
+    """Return the learning rates by their scores on validation data, the best first, of equal ones the lowest."""
+    order: list[float] = []
+    for rate in sorted(scores):
+        place = next(
+            (n for n, other in enumerate(order) if better(metric, scores[rate], scores[other])), len(order)
+        )
+        order.insert(place, rate)
+    return order
+
+
+def facts(path: Path, summary: Json, metric: str = "accuracy", *, with_answers: bool) -> Json:
     """Return what a record keeps of a run.
 
-    Answers are the number of a client's test rows, and a bit for each that is right, as hexadecimal digits.
+    `valid`, `mean`, `worst`, `best` and the curve are of the set's metric. Answers are the number of a client's
+    test rows, and a bit for each that is right, as hexadecimal digits. Of language models the loss of each client
+    is kept instead, in nats a token.
     """
     split = json.loads((path / "split.json").read_text())
-    curve = [{key: point[key] for key in ("round", "mean", "valid_mean", "bytes")} for point in summary["curve"]]
+    by_accuracy = metric == "accuracy"
+    spread = summary["accuracy"] if by_accuracy else summary["metrics"][metric]
     found: Json = {
-        "valid": valid_value(summary, "accuracy"),
-        **{key: summary["accuracy"][key] for key in ("mean", "worst", "best")},
+        "valid": valid_value(summary, metric),
+        **{key: spread[key] for key in ("mean", "worst", "best")},
         "trained": (summary["accuracy_trained"] or {}).get("mean"),
         "received": (summary["accuracy_received"] or {}).get("mean"),
         "bytes": summary["bytes"],
-        "curve": curve,
+        "curve": [point_of(point, metric) for point in summary["curve"]],
         "split": split["content_hash"],
         "train_examples": [client["train"] for client in split["clients"]],
     }
-    if with_answers:
+    if not by_accuracy:
+        found |= {
+            "metric": metric,
+            "accuracy": summary["accuracy"]["mean"],
+            "perplexity": perplexity(summary["clients"])["mean"],
+        }
+        if with_answers:
+            found["losses"] = {client["name"]: client["now"]["loss"] for client in summary["clients"]}
+    elif with_answers:
         kept = json.loads((path / "predictions.json").read_text())
         found["answers"] = {
             client: f"{len(labels)}:"
@@ -143,6 +214,18 @@ def facts(path: Path, summary: Json, *, with_answers: bool) -> Json:
             for client, labels in kept["labels"].items()
         }
     return found
+
+
+def point_of(point: Json, metric: str) -> Json:
+    """Return what a record keeps of a point of the curve: round, bytes, means of the metric over the clients."""
+    if metric == "accuracy":
+        return {key: point[key] for key in ("round", "mean", "valid_mean", "bytes")}
+    return {
+        "round": point["round"],
+        "mean": point["metrics"][metric],
+        "valid_mean": point["valid_metrics"][metric],
+        "bytes": point["bytes"],
+    }
 
 
 def environment() -> Json:
@@ -161,10 +244,11 @@ def environment() -> Json:
 def plan(tier: str, sets: list[str], arms: list[str]) -> Iterator[tuple[str, str, int]]:
     """Yield sets, arms and seeds in order: all sets for an arm, then the next arm; all arms for a seed."""
     usual_sets, usual_arms = TIERS[tier]
-    for seed in SEEDS:
+    chosen = sets or usual_sets
+    for seed in sorted({seed for name in chosen for seed in SETS[name].seeds}):
         for arm in arms or usual_arms:
-            for name in sets or usual_sets:
-                if fits(name, arm):
+            for name in chosen:
+                if seed in SETS[name].seeds and fits(name, arm):
                     yield name, arm, seed
 
 
@@ -180,16 +264,37 @@ def missing(measured: Measured, name: str, arm: str, seed: int) -> Iterator[None
         if rate is None:
             yield
     assert rate is not None  # the last value of chosen_rate
-    if measured.find(name, arm=arm, seed=seed, rate=rate, rounds=ROUNDS) is None:
+    rounds = SETS[name].rounds
+    if measured.find(name, arm=arm, seed=seed, rate=rate, rounds=rounds) is None:
         yield
-        record = measured.measure(name, arm, seed, rate, ROUNDS)
-        print(f"{name} · {arm} · seed {seed} · rate {rate}: {100 * record['mean']:.1f} %, "
-              f"{record['seconds']:.0f} s", flush=True)  # fmt: skip
+        record = measured.measure(name, arm, seed, rate, rounds)
+        shown = in_words(name, record["mean"])
+        print(f"{name} · {arm} · seed {seed} · rate {rate}: {shown}, {record['seconds']:.0f} s", flush=True)
+
+
+def in_words(name: str, value: float) -> str:
+    """Return a value of a set's metric as text."""
+    metric = SETS[name].metric
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{metric} {value:.3f}"
+
+
+def absent_model(sets: Iterable[str], models: Path | None) -> str:
+    """Return a line on the first model that these sets need and that is not there; empty if all are there."""
+    for name in sets:
+        model = SETS[name].model
+        if model and models is None:
+            return f"{name} needs a folder {model}; give the folder that holds it with --models DIR"
+        if model and models and not (models / model / "config.json").is_file():
+            return (
+                f"{name} needs --models {models}/{model}, a model's folder with a config.json, which is not there"
+            )
+    return ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--models", type=Path, help="folder of the models that sets name")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder of runs under way")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--hours", type=float, default=math.inf, help="start no run after this time")
@@ -197,14 +302,32 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ALL_ARMS), default=[])
     parser.add_argument("--tier", choices=list(TIERS), default="first")
     parser.add_argument("--list", action="store_true", help="print which results are there, and stop")
+    parser.add_argument(
+        "--try",
+        dest="examples",
+        type=int,
+        metavar="EXAMPLES",
+        help="one round of each run with so many examples a client at most; nothing is kept",
+    )
     given = parser.parse_args()
     if not given.data.is_dir():
         parser.error(f"--data {given.data}: no such folder; it holds glue_sst2/train.parquet and others")
-    measured = Measured(given.data, given.work, given.out)
+    planned = list(plan(given.tier, given.sets, given.arms))
+    absent = "" if given.list else absent_model((name for name, _, _ in planned), given.models)
+    if absent:
+        print(absent, file=sys.stderr)
+        raise SystemExit(2)
+    measured = Measured(given.data, given.work, given.out, given.models)
+    if given.examples:
+        for name, arm in dict.fromkeys((name, arm) for name, arm, _ in planned):
+            found = trial(measured, name, arm, given.examples)
+            print(f"{name} · {arm}: {in_words(name, found['mean'])} after one round, {found['seconds']:.0f} s of "
+                  f"training, {found['seconds_total']:.0f} s in all", flush=True)  # fmt: skip
+        return
     end = time.monotonic() + 3600 * given.hours
-    for name, arm, seed in plan(given.tier, given.sets, given.arms):
+    for name, arm, seed in planned:
         if given.list:
-            there = any(r["arm"] == arm and r["seed"] == seed and "answers" in r for r in results(name, given.out))
+            there = any(r["arm"] == arm and r["seed"] == seed and reported(r) for r in results(name, given.out))
             print(f"{name:20} {arm:24} seed {seed}: {'there' if there else 'missing'}")
             continue
         for _ in missing(measured, name, arm, seed):

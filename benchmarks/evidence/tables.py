@@ -4,28 +4,62 @@
 
 For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
 taken at the last evaluated round that fits into what the default sent in the whole run. Intervals are 95 %
-bootstrap intervals over clients and test rows, of both seeds; differences are in pairs of test rows. The best
+bootstrap intervals over clients and test rows, of all seeds; differences are in pairs of test rows. The best
 rival is the one with the best accuracy on validation data.
+
+Of language models it is the loss in nats a token, which is better the lower it is. Intervals are over clients and
+their seeds, and differences are in pairs of clients.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from design import ALL_ARMS, ARMS, CHANGED, RIVALS, SETS
+from design import ALL_ARMS, CHANGED, MAIN_ARMS, SETS
 from numpy.typing import NDArray
 
-from evidence import HERE, results
+from evidence import HERE, reported, results
 from trifed.experiments.comparison_summary import interval, mean_over_clients
 
 Json = dict[str, Any]
 DEFAULT = "own-prior"
 ALONE = ("alone", "local")
-Right = list[NDArray[np.bool_]]
+Right = list[NDArray[np.bool_ | np.float64]]
+NOT_BEHIND = 0.01
+"""The default is not behind a rival if its interval excludes so much less: a point, or a hundredth of a nat."""
+PANELS = 5
+"""Panels of the figure beside one another."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the values of a metric are written."""
+
+    mean: str
+    axis: str
+    times: float
+    decimals: int
+    lower_is_better: bool = False
+
+    def __call__(self, value: float, sign: str = "") -> str:
+        """Return a value as text; with sign "+" a difference."""
+        return f"{self.times * value:{sign}.{self.decimals}f}"
+
+    def gain(self, interval: tuple[float, float]) -> tuple[float, float]:
+        """Return the interval of a difference as one of a gain."""
+        low, high = interval
+        return (-high, -low) if self.lower_is_better else (low, high)
+
+
+UNITS = {
+    "accuracy": Unit("mean, % (95 %)", "test accuracy, %", 100, 1),
+    "loss": Unit("loss, nats a token (95 %)", "test loss, nats a token", 1, 3, lower_is_better=True),
+}
 
 
 class Held:
@@ -33,9 +67,11 @@ class Held:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
+        self.metric = SETS[name].metric
+        self.unit = UNITS[self.metric]
         self.runs: dict[str, dict[int, Json]] = {}
         for record in results(name, folder):
-            if "answers" in record:
+            if reported(record):
                 self.runs.setdefault(record["arm"], {})[record["seed"]] = record
 
     def mean(self, arm: str, key: str) -> float:
@@ -47,11 +83,14 @@ class Held:
         return sorted(set.intersection(*(set(self.runs.get(arm, {})) for arm in arms)))
 
     def right(self, arm: str, seeds: Sequence[int]) -> Right:
-        """Return which test rows are right, for each seed and client."""
+        """Return which test rows are right, for each seed and client; or each client's losses, (n_seeds,)."""
+        if self.metric == "loss":
+            losses = [self.runs[arm][seed]["losses"] for seed in seeds]
+            return [np.array([kept[client] for kept in losses]) for client in losses[0]]
         return [decoded(text) for seed in seeds for text in self.runs[arm][seed]["answers"].values()]
 
     def difference(self, arm: str, other: str) -> tuple[float, tuple[float, float]] | None:
-        """Return an arm's mean accuracy less another's, and its interval, in pairs; None without common seeds."""
+        """Return an arm's mean less another's, and its interval, in pairs; None without common seeds."""
         seeds = self.seeds(arm, other)
         if not seeds or arm == other:
             return None
@@ -64,10 +103,22 @@ class Held:
     def best_rival(self) -> str | None:
         """Return the rival with the best accuracy on validation data."""
         rivals = [arm for arm in self.runs if ALL_ARMS[arm].rival]
-        return max(rivals, key=lambda arm: self.mean(arm, "valid"), default=None)
+        sign = -1 if self.unit.lower_is_better else 1
+        return max(rivals, key=lambda arm: sign * self.mean(arm, "valid"), default=None)
+
+    def better(self, arms: Sequence[str]) -> str:
+        """Return the arm with the best mean on test data."""
+        return (min if self.unit.lower_is_better else max)(arms, key=lambda arm: self.mean(arm, "mean"))
+
+    def points(self, found: tuple[float, tuple[float, float]] | None) -> str:
+        """Return a difference and its interval, in points or nats."""
+        if found is None:
+            return ""
+        mean, (low, high) = found
+        return f"{self.unit(mean, '+')} ({self.unit(low, '+')} to {self.unit(high, '+')})"
 
     def at_bytes(self, arm: str) -> float | None:
-        """Return an arm's accuracy in the last evaluated round within the bytes of the default's whole run."""
+        """Return an arm's mean in the last evaluated round within the bytes of the default's whole run."""
         seeds = self.seeds(arm, DEFAULT)
         found = []
         for seed in seeds:
@@ -85,29 +136,23 @@ def decoded(text: str) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8))[: int(size)].astype(bool)
 
 
-def points(found: tuple[float, tuple[float, float]] | None) -> str:
-    """Return a difference and its interval in points."""
-    if found is None:
-        return ""
-    mean, (low, high) = found
-    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
 def kilobytes_up(record: Json) -> float:
     """Return what a client sends in a round, KB, its summary spread over the rounds left out."""
     sent = record["bytes"]
-    clients = len(record["answers"])
+    clients = len(reported(record) or {})
     return float((sent["up"] - sent["summaries"] - sent["opening_up"]) / record["rounds"] / clients / 1000)
 
 
 def main_table(held: Held) -> list[str]:
     """Return the rows of a set's first table."""
-    lines = [
-        "| arm | rate | mean, % (95 %) | less `own-prior` | less `alone` | worst client | KB up a round "
-        "| at equal bytes | rising | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in (arm for arm in (*ARMS, *RIVALS) if arm in held.runs):
+    unit = held.unit
+    more = [] if held.metric == "accuracy" else ["perplexity"]
+    header = [
+        "arm", "rate", unit.mean, *more, "less `own-prior`", "less `alone`", "worst client", "KB up a round",
+        "at equal bytes", "rising", "seeds",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for arm in (arm for arm in MAIN_ARMS if arm in held.runs):
         seeds = sorted(held.runs[arm])
         records = [held.runs[arm][seed] for seed in seeds]
         low, high = interval(held.right(arm, seeds))
@@ -117,13 +162,14 @@ def main_table(held: Held) -> list[str]:
         cells = [
             f"`{arm}`",
             f"{records[0]['rate']:g}",
-            f"{100 * held.mean(arm, 'mean'):.1f} ({100 * low:.1f} to {100 * high:.1f})",
-            points(held.difference(arm, DEFAULT)),
-            points(held.difference(arm, "alone")),
-            f"{100 * held.mean(arm, 'worst'):.1f}",
+            f"{unit(held.mean(arm, 'mean'))} ({unit(low)} to {unit(high)})",
+            *[f"{held.mean(arm, key):.2f}" for key in more],
+            held.points(held.difference(arm, DEFAULT)),
+            held.points(held.difference(arm, "alone")),
+            unit(held.mean(arm, "worst")),
             f"{np.mean([kilobytes_up(record) for record in records]):.1f}",
-            "less than one evaluation" if at is None else f"{100 * at:.1f}",
-            f"{100 * rising:+.1f}",
+            "less than one evaluation" if at is None else unit(at),
+            unit(rising, "+"),
             ", ".join(map(str, seeds)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -137,55 +183,56 @@ def verdict(held: Held) -> list[str]:
     lines = []
     rival = held.best_rival()
     if rival and (found := held.difference(DEFAULT, rival)):
-        _, (low, high) = found
-        says = "ahead" if low > 0 else "behind" if high < 0 else "not behind" if low > -0.01 else "open"
-        lines.append(f"`own-prior` less the best rival, `{rival}`: {points(found)}: {says}.")
+        low, high = held.unit.gain(found[1])
+        says = "ahead" if low > 0 else "behind" if high < 0 else "not behind" if low > -NOT_BEHIND else "open"
+        lines.append(f"`own-prior` less the best rival, `{rival}`: {held.points(found)}: {says}.")
     known = [arm for arm in ALONE if arm in held.runs]
     if known:
-        better = max(known, key=lambda arm: held.mean(arm, "mean"))
+        better = held.better(known)
         lines.append(f"`own-prior` less the better of those that send nothing, `{better}`: "
-                     f"{points(held.difference(DEFAULT, better))}.")  # fmt: skip
+                     f"{held.points(held.difference(DEFAULT, better))}.")  # fmt: skip
     return lines
 
 
 def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
     """Return rows: arms that differ from another one in one part, and their difference from it."""
-    lines = [f"| changed | mean, % | less `{base}` | KB up a round |", "|---|---|---|---|"]
+    lines = [f"| changed | {held.unit.mean} | less `{base}` | KB up a round |", "|---|---|---|---|"]
     for arm in (arm for arm in arms if arm in held.runs):
         sent = np.mean([kilobytes_up(record) for record in held.runs[arm].values()])
-        mean = 100 * held.mean(arm, "mean")
-        lines.append(f"| {arm} | {mean:.1f} | {points(held.difference(arm, base))} | {sent:.1f} |")
+        low, high = interval(held.right(arm, sorted(held.runs[arm])))
+        mean = f"{held.unit(held.mean(arm, 'mean'))} ({held.unit(low)} to {held.unit(high)})"
+        lines.append(f"| {arm} | {mean} | {held.points(held.difference(arm, base))} | {sent:.1f} |")
     return lines if len(lines) > 2 else []
 
 
 def figure(sets: Sequence[Held], path: Path) -> None:
-    """Draw each arm's accuracy with its interval, one panel a set."""
+    """Draw each arm's accuracy, or loss, with its interval, one panel a set."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     shown = [held for held in sets if DEFAULT in held.runs]
-    arms = [arm for arm in (*ARMS, *RIVALS) if any(arm in held.runs for held in shown)][::-1]
+    arms = [arm for arm in MAIN_ARMS if any(arm in held.runs for held in shown)][::-1]
+    wide, high = max(1, min(PANELS, len(shown))), max(1, -(-len(shown) // PANELS))
     fig, axes = plt.subplots(
-        1,
-        max(1, len(shown)),
-        figsize=(2 + 2.6 * max(1, len(shown)), 1 + 0.32 * len(arms)),
-        sharey=True,
-        squeeze=False,
+        high, wide, figsize=(2 + 2.6 * wide, high * (1 + 0.32 * len(arms))), sharey=True, squeeze=False
     )
-    for axis, held in zip(axes[0], shown, strict=True):
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, held in zip(axes.flat, shown, strict=False):
+        times = held.unit.times
         for place, arm in enumerate(arms):
             if arm not in held.runs:
                 continue
-            low, high = interval(held.right(arm, sorted(held.runs[arm])))
+            ends = [times * end for end in interval(held.right(arm, sorted(held.runs[arm])))]
             colour = "#1f6f8b" if arm.startswith(DEFAULT) else "#b0592b" if ALL_ARMS[arm].rival else "#777777"
-            axis.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=1.5)
-            axis.plot([100 * held.mean(arm, "mean")], [place], "o", color=colour, markersize=5)
+            axis.plot(ends, [place, place], color=colour, linewidth=1.5)
+            axis.plot([times * held.mean(arm, "mean")], [place], "o", color=colour, markersize=5)
         axis.set_title(held.name, fontsize=10)
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlabel("test accuracy, %", fontsize=9)
+        axis.set_xlabel(held.unit.axis, fontsize=9)
     axes[0][0].set_yticks(range(len(arms)), arms, fontsize=9)
     fig.tight_layout()
     fig.savefig(path, dpi=150, metadata={"Software": None})
