@@ -88,8 +88,13 @@ MPNET: Json = {
 """110 million parameters: a step takes about eight times as long as MiniLM's, so examples and rounds are fewer."""
 SMALLER: Json = {**DIRICHLET, "max_examples": 240}
 IMAGES: Json = {"table": "pictures", "more": ("cifar10/test.parquet",)}
-VIT: Json = {**IMAGES, "model": "vit", "settings": {"task": "image-classification"}}
-TOWERS: Json = {**IMAGES, "model": "towers", "settings": {"task": "image-text", "adapter": {"towers": "vision"}}}
+VIT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+VIT: Json = {**IMAGES, "model": "vit", "all_layers": VIT_LAYERS, "settings": {"task": "image-classification"}}
+TOWERS: Json = {
+    **VIT,
+    "model": "towers",
+    "settings": {"task": "image-text", "adapter": {"towers": "vision"}},
+}
 TASKS: Json = {"split": "column", "column": "client"}
 ALL_IMAGES: Json = {"split": "dirichlet", "alpha": 0.5, "count": 10, "min_examples": 60}
 STORIES: Json = {
