@@ -102,7 +102,7 @@ STORIES: Json = {
     "all_layers": LLAMA_LAYERS,
     "metric": "loss",
     "seeds": (0, 1, 2),
-    "rate_times": 3.0,
+    "rate_times": 1.5,
 }
 
 SETS: Mapping[str, DataSet] = {
