@@ -162,9 +162,11 @@ def trial(measured: Measured, name: str, arm: str, examples: int) -> Json:
         least = min(clients.get("min_examples", 1), examples)
         most = min(clients.get("max_examples", examples), examples)
         values["data"]["clients"] = {**clients, "min_examples": least, "max_examples": most}
+        began = time.process_time()
         result = run(make_config(values), Path(scratch) / "run")
         found = facts(result.path, result.summary, SETS[name].metric, with_answers=True)
-        return {**found, "seconds": result.summary["seconds"], "seconds_total": result.summary["seconds_total"]}
+        seconds = {key: result.summary[key] for key in ("seconds", "seconds_total")}
+        return {**found, **seconds, "processor_seconds": time.process_time() - began}
 
 
 def best_rates(scores: dict[float, float | None], metric: str) -> list[float]:
@@ -321,8 +323,13 @@ def main() -> None:
     if given.examples:
         for name, arm in dict.fromkeys((name, arm) for name, arm, _ in planned):
             found = trial(measured, name, arm, given.examples)
-            print(f"{name} · {arm}: {in_words(name, found['mean'])} after one round, {found['seconds']:.0f} s of "
-                  f"training, {found['seconds_total']:.0f} s in all", flush=True)  # fmt: skip
+            parts = [
+                f"{in_words(name, found['mean'])} after one round with {sum(found['train_examples'])} examples",
+                f"{found['seconds']:.0f} s of training",
+                f"{found['seconds_total']:.0f} s in all",
+                f"{found['processor_seconds']:.0f} s of the processor",
+            ]
+            print(f"{name} · {arm}: {', '.join(parts)}", flush=True)
         return
     end = time.monotonic() + 3600 * given.hours
     for name, arm, seed in planned:
