@@ -86,7 +86,7 @@ MPNET: Json = {
     "rounds": 4,
 }
 """110 million parameters: a step takes about eight times as long as MiniLM's, so examples and rounds are fewer."""
-SMALLER: Json = {**DIRICHLET, "max_examples": 240}
+SMALLER: Json = {**DIRICHLET, "max_examples": 160}
 IMAGES: Json = {"table": "pictures", "more": ("cifar10/test.parquet",)}
 VIT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 VIT: Json = {**IMAGES, "model": "vit", "all_layers": VIT_LAYERS, "settings": {"task": "image-classification"}}
