@@ -154,7 +154,7 @@ SETS: Mapping[str, DataSet] = {
     "instructions": DataSet(
         "instruct_reasoning",
         "a small language model, five kinds of instructions, two clients each",
-        {**TASKS, "max_examples": 800},
+        {**TASKS, "max_examples": 240},
         {
             "task": "causal-lm",
             "model": {"max_length": 256},
