@@ -105,6 +105,12 @@ def test_what_changed_is_shown_and_the_earlier_list_stays_without_consent(folder
     assert call("trust", site, listed, "--yes").exit_code == 0
     assert (site / "sites.pub").read_bytes() == listed.read_bytes() != before
     assert call("trust", site, listed).exit_code == 0  # the same list: nothing to ask
+    (site / "sites.pub").unlink()
+    assert "\n  sealed_only = true\n" in call("trust", site, listed, "--yes").output
+    (site / "sites.pub").unlink()
+    settings = (site / "node.toml").read_text()
+    (site / "node.toml").write_text(f"sealed_only = true\n{settings}")
+    assert "sealed_only" not in call("trust", site, listed, "--yes").output
     (site / "sites.pub").write_text("damaged")
     assert call("trust", site, listed, "--yes").exit_code == 0
     assert (site / "sites.pub").read_bytes() == listed.read_bytes()

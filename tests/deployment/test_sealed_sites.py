@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,19 +17,26 @@ from trifed import make_config, run
 from trifed.cli.app import app
 from trifed.common.errors import RunError
 from trifed.config.run import to_toml
-from trifed.deployment.protocol import Request
+from trifed.deployment.protocol import RefusedError, Request
 from trifed.deployment.release_log import read_releases
+from trifed.deployment.site_store import SiteStore
+from trifed.federation.messages import Header
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.sealed_numbers import modulo
+from trifed.federation.sealed_upload import PENDING
 from trifed.federation.sealing import SumTerms
+from trifed.federation.upload import RESIDUAL
 from trifed.privacy import read_ledger
 
 pytest.importorskip("cryptography")
 from trifed.deployment.certificates import write_node_keys
 from trifed.deployment.sealed_lists import ReadySites, notes_of_sums
 from trifed.deployment.site_keys import collect_site_keys
-from trifed.deployment.site_sums import digest_of_terms
+from trifed.deployment.site_sums import SealedSums, digest_of_change, digest_of_terms
+from trifed.privacy.masking import RoundKey
 
 SITES = ["amber", "basil", "coral"]
+FOUR = [*SITES, "dill"]
 LABELS = ["billing", "delivery", "login"]
 SENT, INCOMPLETE, FEW = "sum_sent", "sum_incomplete", "too_few_for_a_sum"
 
@@ -38,7 +46,7 @@ def keys(site_tables):
     """`keys("amber", "basil")`: a file with their public keys; their own keys are in `keys.folder`."""
     folder = site_tables / "site-keys"
     folder.mkdir()
-    for name in [*SITES, "dill"]:
+    for name in FOUR:
         write_node_keys(folder, name)
 
     def list_of(*names):
@@ -58,17 +66,18 @@ def keys(site_tables):
 def sealed(federation, site_tables, keys):
     """`sealed("one", settings={"basil": {"may_go_back": True}})`: a coordinator, its channel, nodes by name.
 
-    A second call for the same place makes new processes over the same folders. In every test a site sends for one
-    list a round, whatever happens: `sealed.sent` has the lists by site, run and round.
+    A second call for the same place makes new processes over the same folders; `sites=FOUR` adds dill, which has
+    amber's table. In every test a site sends for one list a round, whatever happens: `sealed.sent` has the lists
+    by site, run and round.
     """
-    sent = {}
+    sent, known = {}, [*SITES]
 
     def node(site, place="one", source=None, **more):
         settings = {
             "name": site, "folder": site_tables / place / site, "key": keys.folder / f"{site}.key",
-            "sites": keys(*SITES), **more,
+            "sites": keys(*known), **more,
         }  # fmt: skip
-        made = federation.node(source or site, **settings)
+        made = federation.node(source or ("amber" if site == "dill" else site), **settings)
         answer = made.answer
 
         def noted(request):
@@ -81,12 +90,13 @@ def sealed(federation, site_tables, keys):
         made.answer = noted
         return made
 
-    def make(place="one", method="fedavg-lora", settings=None, faults=None, server=None, **changes):
-        nodes = {site: node(site, place, **(settings or {}).get(site, {})) for site in SITES}
+    def make(place="one", method="fedavg-lora", settings=None, faults=None, server=None, sites=SITES, **changes):
+        known[:] = sites
+        nodes = {site: node(site, place, **(settings or {}).get(site, {})) for site in sites}
         changes = {
             "rounds": 3,
-            "deployment": {"quorum": 1},
             **changes,
+            "deployment": {"quorum": 1, "clients": len(sites), **changes.pop("deployment", {})},
             "sealing": {"on": True, **changes.pop("sealing", {})},
         }
         coordinator, channel = federation(
@@ -116,10 +126,10 @@ class Heard:
 
     def __init__(self, *kinds, rounds=range(4)):
         self.requests, self.replies = {}, {}
-        self.faults = {(kind, number, site): self.note for kind in kinds for number in rounds for site in SITES}
+        self.faults = {(kind, number, site): self.note for kind in kinds for number in rounds for site in FOUR}
 
     def note(self, reply, request):
-        key = (request.kind, request.facts.get("round", 0), SITES[request.facts["place"]])
+        key = (request.kind, request.facts.get("round", 0), FOUR[request.facts["place"]])
         self.requests[key], self.replies[key] = request, reply
         return reply
 
@@ -137,7 +147,6 @@ def same(one, other):
     [
         ("own-prior", {}),
         ("fedavg-lora", {"sealing": {"levels": 3}, "wire": {"bits": 32}}),
-        ("fedavg-lora", {"sealing": {"at_least": 2}, "participation": 0.7}),
     ],
 )
 def test_it_reaches_what_the_simulator_reaches(method, changes, sealed, toy_values, site_tables, events):
@@ -260,10 +269,10 @@ def test_a_site_that_drops_out_after_it_was_ready_costs_the_round_and_nothing_el
 
 
 def test_who_is_not_ready_is_in_no_list_and_the_others_have_a_sum(sealed, events):
-    coordinator, _, _ = sealed(faults={("train", 2, "basil"): "deaf"}, sealing={"at_least": 2})
+    coordinator, _, _ = sealed(faults={("train", 2, "basil"): "deaf"}, sites=FOUR)
     coordinator.run()
     assert left_out(events, coordinator) == {("basil", 2): "no_answer"}
-    assert sums(events, coordinator) == {1: SITES, 2: ["amber", "coral"], 3: SITES}
+    assert sums(events, coordinator) == {1: FOUR, 2: ["amber", "coral", "dill"], 3: FOUR}
 
 
 def test_with_fewer_than_a_sum_needs_nobody_is_asked_to_send(sealed, events):
@@ -292,7 +301,7 @@ def test_a_process_that_ends_between_the_two_exchanges_has_nothing_to_send(seale
 
 
 def test_a_site_that_leaves_between_the_two_exchanges(sealed, events):
-    coordinator, channel, nodes = sealed(sealing={"at_least": 2}, rounds=4)
+    coordinator, channel, nodes = sealed(sites=FOUR, rounds=4)
 
     def leaves(reply, request):
         (nodes["basil"].settings.folder / "left.json").write_text("{}")
@@ -304,9 +313,11 @@ def test_a_site_that_leaves_between_the_two_exchanges(sealed, events):
         ("amber", 2): INCOMPLETE,
         ("basil", 2): "left",
         ("coral", 2): INCOMPLETE,
+        ("dill", 2): INCOMPLETE,
     }
     assert [(e["client"], e["round"]) for e in events(coordinator, "withdrawn")] == [("basil", 3)]
-    assert sums(events, coordinator) == {1: SITES, 3: ["amber", "coral"], 4: ["amber", "coral"]}
+    three = ["amber", "coral", "dill"]
+    assert sums(events, coordinator) == {1: FOUR, 3: three, 4: three}
 
 
 @pytest.mark.parametrize("kind", ["train", "send"])
@@ -383,15 +394,15 @@ def test_whatever_a_server_asks_a_site_sends_for_one_list_a_round(sealed):
         raise KeyboardInterrupt
 
     coordinator, _, nodes = sealed(
-        sealing={"at_least": 2}, rounds=4, settings=dict.fromkeys(SITES, agree),
+        sites=FOUR, rounds=4, settings=dict.fromkeys(FOUR, agree),
         faults={**heard.faults, ("train", 2, "amber"): ends},
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         coordinator.run()
     server, rng, ready, codes = coordinator.server, np.random.default_rng(0), {2: {}, 3: {}, 4: {}}, []
     for _ in range(60):
-        place, number = int(rng.integers(3)), int(rng.integers(2, 5))
-        site, request = SITES[place], heard.requests["train", 1, SITES[place]]
+        place, number = int(rng.integers(4)), int(rng.integers(2, 5))
+        site, request = FOUR[place], heard.requests["train", 1, FOUR[place]]
         facts = {**request.facts, "round": number, "counts": int(rng.integers(number))}
         reply = nodes[site].answer(replace(request, facts=facts, parts={}))
         codes.append(reply.error)
@@ -403,10 +414,11 @@ def test_whatever_a_server_asks_a_site_sends_for_one_list_a_round(sealed):
             nodes[site] = sealed.node(site, **agree)
         for _ in range(2):  # two lists, if there are enough keys; now and then an old key
             others = sorted(set(ready[number]) - {place})
-            if place in ready[number] and others:
-                clients = sorted({place, *rng.choice(others, 1 + int(rng.integers(len(others)))).tolist()})
+            if place in ready[number] and len(others) > 1:
+                more = rng.choice(others, 2 + int(rng.integers(len(others) - 1)), replace=False).tolist()
+                clients = sorted({place, *more})
                 keys = {c: ready[number][c][int(rng.integers(-2, 0)) % len(ready[number][c])] for c in clients}
-                found = ReadySites(number, keys).with_keys(server.terms(number, clients), SITES)
+                found = ReadySites(number, keys).with_keys(server.terms(number, clients), FOUR)
                 part = found.encode(server.context.header("terms", number, place))
                 codes.append(nodes[site].answer(Request("send", facts, {"terms": part})).error)
     assert {None, SENT, "not_ready", "bad_request"} <= set(codes)
@@ -463,6 +475,7 @@ def test_a_run_that_goes_back_has_no_second_sum_of_its_rounds(sealed, events):
     again.run(from_round=1)
     assert left_out(events, again) == {(site, number): SENT for site in SITES for number in (2, 3)}
     assert sums(events, again).keys() == {1, 4, 5}
+    assert any(e["text"].startswith("rounds 2 to 3: will have no sum") for e in events(again, "trouble"))
 
 
 def test_one_restored_disk_is_not_enough_for_a_second_sum(sealed, events, site_tables):
@@ -494,20 +507,82 @@ def test_one_restored_disk_is_not_enough_for_a_second_sum(sealed, events, site_t
 
 
 def test_the_same_numbers_are_not_sent_with_other_sites_in_another_run(sealed, events, keys):
-    """Two runs with one seed, the second with one more site, whose numbers their difference would be."""
+    """Two runs with one seed, the second with one more site, whose numbers their difference would be.
+
+    Other levels, and so other integers of the same numbers, do not hide that.
+    """
     coordinator, _, _ = sealed(rounds=1)
     coordinator.run()
     same_sites, _, _ = sealed(rounds=1, server="again")
     same_sites.run()
     assert left_out(events, same_sites) == {}
-    four = keys(*SITES, "dill")
-    more, channel, _ = sealed(
-        settings={site: {"sites": four} for site in SITES}, rounds=2, server="more", deployment={"clients": 4}
-    )
-    channel.clients[3] = sealed.node("dill", source="amber", sites=four)
+    more, _, _ = sealed(rounds=2, server="more", sites=FOUR, sealing={"levels": 3})
     more.run()
     assert left_out(events, more) == {**{(site, 1): SENT for site in SITES}, ("dill", 1): INCOMPLETE}
-    assert sums(events, more) == {2: [*SITES, "dill"]}
+    assert sums(events, more) == {2: FOUR}
+
+
+def test_nor_is_who_holds_which_label_and_nobody_leaves_the_run_for_it(sealed, events):
+    one, _, _ = sealed(method="own-prior", rounds=1)
+    one.run()
+    same_sites, _, _ = sealed(method="own-prior", rounds=1, server="again")
+    same_sites.run()
+    assert same(one.server.state, same_sites.server.state) and same_sites.server.state["holders"].any()
+    more, _, _ = sealed(method="own-prior", rounds=2, server="more", sites=FOUR)
+    more.run()
+    told = [e["text"] for e in events(more, "trouble")]
+    assert [site for site in FOUR if any(t.startswith(f"{site}: ") and SENT in t for t in told)] == SITES
+    assert sums(events, more) == {2: FOUR} and not more.server.state["holders"].any()
+
+
+@pytest.mark.parametrize("levels", [[0, 0], [1, -1]])
+def test_the_record_does_not_depend_on_how_numbers_are_rounded(levels, sealed, site_tables):
+    """Also if all of a site's levels are 0, which a server can bring about by large steps."""
+    _, _, nodes = sealed()
+    settings, memory = nodes["amber"].settings, {PENDING: np.array([0.25, -0.5], np.float32)}
+    codes = []
+    header = Header("ready", "one", "b", 1, 0)
+    for name, names in (("one", SITES), ("again", SITES), ("other", FOUR)):
+        sums_of_run = SealedSums(name, settings, 3, SiteStore.at(settings.folder / name, {}))
+        sums_of_run.ready(SimpleNamespace(header=lambda *_: header), 1, 0, 0)
+        keys_of_others = np.array([np.frombuffer(RoundKey.generate().public, np.uint8) for _ in names])
+        terms = SumTerms(range(len(names)), steps=np.ones(1, np.float16), keys=keys_of_others, names=names)
+        mask = sums_of_run.mask(sums_of_run.take(1), terms, np.zeros(2, np.float32), "", digest_of_change(memory))
+        try:
+            mask(modulo(np.array(levels), 4), 4)
+            codes.append("")
+        except RefusedError as error:
+            codes.append(error.code)
+    assert codes == ["", "", SENT]
+    assert SealedSums("one", settings, 2, SiteStore(settings.folder / "one")).at_least == 3
+    rest = {**memory, RESIDUAL: np.array([0.0, 0.1], np.float32)}
+    assert digest_of_change(rest) != digest_of_change(memory)
+
+
+@pytest.mark.parametrize("kind", ["ready", "send"])
+def test_a_site_that_misses_the_sum_of_label_holders_stays_in_the_run(kind, sealed, events):
+    coordinator, _, _ = sealed(method="own-prior", faults={(kind, 0, "basil"): "late"}, rounds=2)
+    coordinator.run()
+    assert left_out(events, coordinator) == {}
+    assert any(
+        e["text"].startswith("basil: ") and "no_answer" in e["text"] for e in events(coordinator, "trouble")
+    )
+    assert sums(events, coordinator) == {1: SITES, 2: SITES} and not coordinator.server.state["holders"].any()
+
+
+def test_a_damaged_record_of_an_old_run_keeps_only_its_site_from_being_ready(sealed, events, caplog):
+    coordinator, _, nodes = sealed(rounds=1, sites=FOUR)
+    for site, text in (
+        ("amber", '{"rounds": {"1": {"terms": "a", "sites": ["x"], "numbers": "b", "later": 1}}, "later": []}'),
+        ("basil", '{"rounds": {"1"'),
+    ):
+        old = nodes[site].settings.folder / "old"
+        old.mkdir(parents=True)
+        (old / "sums.json").write_text(text)
+    coordinator.run()
+    assert left_out(events, coordinator) == {("basil", 1): "storage"}
+    assert sums(events, coordinator) == {1: ["amber", "coral", "dill"]}
+    assert "old/sums.json: damaged" in caplog.text
 
 
 # -- who is in a sum
@@ -566,15 +641,22 @@ def test_a_site_sends_nothing_for_a_list_that_it_does_not_accept(change, sealed,
 
 
 def test_a_sites_own_at_least_counts_too(sealed, events):
-    coordinator, _, _ = sealed(
-        sealing={"at_least": 2}, settings={"amber": {"at_least": 3}}, faults={("train", 2, "basil"): "deaf"}
-    )
+    faults = {("train", 2, "basil"): "deaf"}
+    coordinator, _, _ = sealed(settings={"amber": {"at_least": 4}}, faults=faults, sites=FOUR)
     coordinator.run()
     assert left_out(events, coordinator) == {
         ("amber", 2): FEW,
         ("basil", 2): "no_answer",
         ("coral", 2): INCOMPLETE,
+        ("dill", 2): INCOMPLETE,
     }
+
+
+def test_a_site_that_wants_more_sites_in_a_sum_refuses_a_run_that_sums_fewer_holders(sealed, events):
+    settings, wait = {"amber": {"at_least": 4}}, {"clients": 3, "quorum": 3}
+    coordinator, _, _ = sealed(method="own-prior", settings=settings, sites=FOUR, rounds=1, deployment=wait)
+    coordinator.run()
+    assert [e["code"] for e in events(coordinator, "refused")] == [FEW]
 
 
 def test_other_holders_of_labels_than_at_the_beginning_are_refused(sealed, events):
@@ -619,7 +701,6 @@ def test_without_a_list_or_with_sealed_only_a_site_takes_no_part(sealed, events,
     coordinator, _, _ = sealed(
         settings={"basil": {"sites": keys.folder / "none.pub"}},
         deployment={"clients": 2, "quorum": 2},
-        sealing={"at_least": 2},
     )
     coordinator.run()
     assert [e["code"] for e in events(coordinator, "refused")] == ["no_site_keys"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.client_update import ClientState
+from trifed.federation.sealed_upload import OWN
 from trifed.federation.state_tensors import state_tensors
+from trifed.federation.upload import RESIDUAL
 
 
 def state(number):
@@ -52,6 +55,16 @@ def test_a_state_of_another_beginning_is_lost(tmp_path):
         assert store.state_after(number, {}, beginning) and store.state_after(number, {})
         assert store.state_after(number, {}, "") is None
     assert SiteStore.at(tmp_path / "other", {}).rebase() == (0, "")
+
+
+def test_under_a_seal_a_client_keeps_its_own_rows_at_a_new_beginning(tmp_path):
+    store, memory = (
+        SiteStore.at(tmp_path / "run", {}),
+        {OWN: np.ones(2, np.float32), RESIDUAL: np.ones(2, np.float32)},
+    )
+    store.save_round(1, 0, ClientState({"w": torch.ones(2)}, {}, 1, memory), {})
+    store.rebase()
+    assert list(store.state_after(1, {}).memory) == [OWN]
 
 
 def test_a_folder_of_an_earlier_version_is_continued(tmp_path):

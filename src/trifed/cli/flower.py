@@ -149,6 +149,10 @@ def trust_command(
     elif yes or _confirmed("Do the other sites have the same SHA-256, and do you know each site? Store the list?"):
         now.write(settings.sites)
         typer.echo(f"{settings.sites}: stored; sealed sums are sent with these {len(now.keys)} sites only")
+        if not settings.sealed_only:
+            typer.echo(
+                f"To refuse runs that are not sealed, begin {folder / 'node.toml'} with:\n  sealed_only = true"
+            )
     else:
         typer.echo("Nothing was stored.")
         raise typer.Exit(1)

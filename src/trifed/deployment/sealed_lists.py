@@ -6,8 +6,9 @@ The server compares no signatures: a site that accepts only keys that it knows d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,3 +107,19 @@ def notes_of_sums(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
         "off at the server, which sees no single upload: aggregation.rule, screen, norm_bound and most_examples; "
         "the guards of each site stay on"
     )
+
+
+def notes_of_going_back(logged: Iterable[Mapping[str, Any]], number: int) -> Iterator[str]:
+    """Yield what is to be known when a sealed run goes back: which rounds will have no sum.
+
+    Args:
+        logged: The run's events before it goes back.
+        number: The round to whose end it goes back.
+    """
+    summed = [event["round"] for event in logged if event["event"] == "sum" and event["round"] > number]
+    if summed:
+        rounds = f"round {summed[0]}" if min(summed) == max(summed) else f"rounds {min(summed)} to {max(summed)}"
+        yield (
+            f"{rounds}: will have no sum, because each site has sent for them, and sends once for a round; what "
+            f"is shared changes again from round {max(summed) + 1} on"
+        )

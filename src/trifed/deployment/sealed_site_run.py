@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trifed.common.errors import TrifedError
 from trifed.deployment.protocol import Fact, Reply, Request
 from trifed.deployment.site_run import WITHHELD, SiteRun
-from trifed.deployment.site_sums import SealedSums, digest_of_terms
+from trifed.deployment.site_sums import SealedSums, digest_of_change, digest_of_labels, digest_of_terms
 from trifed.federation.client import Client
 from trifed.federation.client_update import ClientState
+from trifed.federation.sealed_upload import SealedUploads
 from trifed.federation.sealing import SumTerms
 
 
@@ -82,15 +84,15 @@ class SealedSiteRun(SiteRun):
         ready = self.sums.take(number)
         self.sums.check(ready, client.dataset.index, terms)
         reference = client.reference if number else np.zeros(0, np.float32)
+        numbers = digest_of_change(client.state.memory) if number else digest_of_labels(held_by(client))
+        mask = self.sums.mask(ready, terms, reference, key, numbers)
 
         def save(state: ClientState, part: bytes | None) -> None:
             if number:
                 self.store.save_round(number, ready.counts, state, client.local_init, self.settings.keep_rounds)
             self.store.save_upload(key, part or b"")
 
-        return Reply(
-            parts={"sum": client.send(number, payload, self.sums.mask(ready, terms, reference, key), save)}
-        )
+        return Reply(parts={"sum": client.send(number, payload, mask, save)})
 
     def _request_key(self, request: Request, client: Client) -> str:
         """Return no key: what is sent again as it was is the part of a sum, see `send`."""
@@ -99,6 +101,11 @@ class SealedSiteRun(SiteRun):
     def _read_data(self, request: Request) -> Client:
         self.sums.pending = None  # the client that was ready is replaced
         return super()._read_data(request)
+
+
+def held_by(client: Client) -> NDArray[np.bool_]:
+    """Return which labels a client of a sealed run holds, (n_labels,)."""
+    return client.uploads.held if isinstance(client.uploads, SealedUploads) else np.zeros(0, bool)
 
 
 def _read(client: Client, number: int, payload: bytes) -> SumTerms:

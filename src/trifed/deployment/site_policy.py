@@ -14,6 +14,7 @@ from trifed.config.run import DEFAULT_METHOD, RunConfig
 from trifed.deployment.protocol import RefusedError
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_store import BASES, COLUMNS, LABELS, first_known
+from trifed.federation.context import sum_rules
 from trifed.federation.privacy_report import promise
 from trifed.methods import METHODS, ORIGINS, code_hash
 from trifed.privacy import RECORD
@@ -73,12 +74,20 @@ def check_sealing(config: RunConfig, site: SiteSettings) -> None:
     """Check that a run is sealed if the site takes part in no other, and that it knows the others of a sealed run.
 
     Raises:
-        RefusedError: The run is not sealed and `sealed_only` is true; or it is, and the site has no list of keys.
+        RefusedError: The run is not sealed and `sealed_only` is true; or it is, and the site has no list of keys,
+            or wants more sites in a sum than the run, which decides for each row of the head.
     """
     if config.sealing.on:
         from trifed.deployment.site_sums import known_sites  # it needs cryptography, which only sealed runs do
 
         known_sites(site)
+        if sum_rules(config).by_label and site.at_least > config.sealing.at_least:
+            raise RefusedError(
+                "too_few_for_a_sum",
+                f"sealing.at_least: got {config.sealing.at_least}, expected at least the at_least of this site's "
+                f"node.toml, {site.at_least}, because rows of the head are summed over so many of their label's "
+                f"holders; raise the one, or lower the other",
+            )
     elif site.sealed_only:
         raise RefusedError(
             "not_sealed",

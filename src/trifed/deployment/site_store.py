@@ -39,6 +39,7 @@ from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.federation.client_update import ClientState
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
+from trifed.federation.sealed_upload import OWN
 from trifed.federation.state_tensors import apart, open_tensors, state_of, state_tensors
 from trifed.methods.packing import Tensors
 
@@ -241,13 +242,15 @@ class SiteStore:
         """Make the last state a new beginning for both sides; return its round and a mark, 0 and "" without one.
 
         After a restored backup the server's reference for this client is another than the one here, so both drop
-        theirs.
+        theirs. Which rows are the client's own under a seal stays: the server has none to put in their place.
         """
         facts = self._facts(self.folder / LAST)
         if not facts:
             return 0, ""
         rest = {
-            name: array for name, array in load_file(self.folder / LAST).items() if not name.startswith("wire/")
+            name: array
+            for name, array in load_file(self.folder / LAST).items()
+            if name == f"wire/{OWN}" or not name.startswith("wire/")
         }
         facts |= {"counts": facts["round"], "beginning": secrets.token_hex(4)}
         self._files.write_tensors(LAST, rest, {"trifed": json.dumps(facts)}, durable=True)

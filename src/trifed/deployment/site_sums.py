@@ -3,17 +3,20 @@
 ::
 
     FOLDER/RUN/sums.json     for each round in which this site has sent: a digest of the terms, the sites of the
-                             sum, and a digest of its own numbers; and a digest of who holds which label
+                             sum, and a digest of its own numbers; and a digest of how many hold which label
 
 A server could compute one site's numbers from two sums of the same numbers that differ by that site. Therefore a
-site sends once in a round, and never the same numbers with other sites, in any of its runs. The record is on the
-disk before anything leaves, and neither going back nor opening the run again removes it.
+site sends once in a round, and never the same numbers with other sites, in any of its runs. They are compared to
+the last bit, before they are rounded: numbers that are only alike are not found. The record is on the disk before
+anything leaves, and neither going back nor opening the run again removes it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from trifed.common.errors import MessageError, RunError
+from trifed.common.errors import MessageError, RunError, damage_in
 from trifed.deployment.protocol import RefusedError
 from trifed.deployment.site_keys import SiteKeys, own_key, trusted_sites
 from trifed.deployment.site_settings import SiteSettings
@@ -30,12 +33,16 @@ from trifed.federation.context import RunContext
 from trifed.federation.dp_mechanism import digest_of
 from trifed.federation.messages import encode
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.sealed_numbers import Integers, Mask, centred
+from trifed.federation.sealed_numbers import Integers, Mask
+from trifed.federation.sealed_upload import PENDING
 from trifed.federation.sealing import SumTerms
+from trifed.federation.upload import RESIDUAL, Memory
 from trifed.methods.packing import Vector
 from trifed.privacy.masking import Array, RoundKey, mask_context, masked, masks, sign, statement, verify
 
 SUMS = "sums.json"
+FEWEST = 3
+"""Fewest sites of a sum, whatever run and site have set: of two, each would learn the other's numbers."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,12 @@ class SentSum:
     Attributes:
         terms: Digest of the terms of the sum, with its list of sites and their keys.
         sites: Names of the sites of the sum, sorted.
-        numbers: Digest of the site's own integers and their steps; empty if all are 0, and before the first round.
+        numbers: Digest of the site's own numbers, see `digest_of_change`; before the first round, of its labels.
     """
 
     terms: str
     sites: list[str]
-    numbers: str = ""
+    numbers: str
 
 
 class SumRecord:
@@ -61,7 +68,16 @@ class SumRecord:
 
     def sent(self, number: int) -> SentSum | None:
         """Return what was sent in a round; None if nothing was."""
-        return self._rounds().get(number)
+        return _rounds_of(self._files.path / SUMS).get(number)
+
+    def of_all_runs(self) -> dict[str, dict[int, SentSum]]:
+        """Return what was sent in each round of each run of this site, by the names of the runs.
+
+        Raises:
+            RunError: The record of a run is damaged.
+        """
+        paths = sorted(self._files.path.parent.glob(f"*/{SUMS}"))
+        return {path.parent.name: _rounds_of(path) for path in paths}
 
     def check_holders(self, holders: str) -> None:
         """Check that the numbers of holders are those of the run's first sum; the first ones are written down.
@@ -83,13 +99,13 @@ class SumRecord:
         Raises:
             RefusedError: They were.
         """
-        for path in sorted(self._files.path.parent.glob(f"*/{SUMS}")):
-            for number, found in _rounds_of(RunFolder(path.parent).read_json(SUMS, {})).items():
-                if numbers and found.numbers == numbers and found.sites != sorted(sites):
+        for run, rounds in self.of_all_runs().items():
+            for number, found in rounds.items():
+                if found.numbers == numbers and found.sites != sorted(sites):
                     raise RefusedError(
                         "sum_sent",
-                        f"the same numbers were sent in round {number} of {path.parent.name} in a sum with other "
-                        f"sites ({', '.join(found.sites)}); the difference would show those of one site",
+                        f"the same numbers were sent in round {number} of {run} in a sum with other sites "
+                        f"({', '.join(found.sites)}); the difference would show those of one site",
                     )
 
     def write(self, number: int, entry: SentSum) -> None:
@@ -99,15 +115,27 @@ class SumRecord:
         self._files.write_json(SUMS, content, durable=True)
 
     def _read(self) -> dict[str, Any]:
-        content: dict[str, Any] = self._files.read_json(SUMS, {})
-        return content
-
-    def _rounds(self) -> dict[int, SentSum]:
-        return _rounds_of(self._read())
+        return _content_of(self._files.path / SUMS)
 
 
-def _rounds_of(content: dict[str, Any]) -> dict[int, SentSum]:
-    return {int(number): SentSum(**entry) for number, entry in content.get("rounds", {}).items()}
+def _rounds_of(path: Path) -> dict[int, SentSum]:
+    """Return what a run's record says was sent, by round; what a later version has added is ignored."""
+    rounds = _content_of(path).get("rounds", {})
+    with damage_in(path, WAY_OUT, also=(AttributeError,)):
+        return {
+            int(number): SentSum(entry["terms"], sorted(entry["sites"]), entry["numbers"])
+            for number, entry in rounds.items()
+        }
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with damage_in(path, WAY_OUT):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+WAY_OUT = "put it back from a backup: without it the same numbers could be sent in two sums"
 
 
 @dataclass(frozen=True)
@@ -125,11 +153,11 @@ class ReadyRound:
 
 
 class SealedSums:
-    """One run's sealed sums at a site. `at_least`: the fewest sites of a sum, this one included."""
+    """One run's sealed sums at a site. `at_least`: the run's, the fewest sites of a sum, this one included."""
 
     def __init__(self, run: str, site: SiteSettings, at_least: int, store: SiteStore) -> None:
         self.run, self.site = run, site
-        self.at_least = max(at_least, site.at_least)
+        self.at_least = max(FEWEST, at_least, site.at_least)
         self.record = SumRecord(store)
         self.pending: ReadyRound | None = None
 
@@ -148,7 +176,15 @@ class SealedSums:
             raise RefusedError("sum_sent", f"round {number}: its sum was sent already; it is not sent again")
 
     def ready(self, context: RunContext, number: int, index: int, counts: int) -> bytes:
-        """Return the message with this site's new key for a round, signed with the site's own key."""
+        """Return the message with this site's new key for a round, signed with the site's own key.
+
+        Raises:
+            RefusedError: A record is damaged, so this site could not send later, when the others wait for it.
+        """
+        try:
+            self.record.of_all_runs()
+        except RunError as error:
+            raise RefusedError("storage", str(error)) from error
         sites, key = known_sites(self.site), RoundKey.generate()
         self.pending, public = ReadyRound(number, counts, key, sites), key.public
         signature = sign(own_key(self.site), statement(self.run, number, self.site.name, public))
@@ -204,22 +240,31 @@ class SealedSums:
         if ready.number:
             self.record.check_holders(_digest(sum_terms.holders, np.array(sum_terms.opening)))
 
-    def mask(self, ready: ReadyRound, sum_terms: SumTerms, reference: Vector, terms_digest: str) -> Mask:
+    def mask(
+        self, ready: ReadyRound, sum_terms: SumTerms, reference: Vector, terms_digest: str, numbers: str
+    ) -> Mask:
         """Return the function that masks this site's integers; the record is written before the first are masked.
 
         The masks depend on all that the sites of a sum must have received alike: with other terms or another
         reference vector at one of them they do not cancel.
+
+        Args:
+            ready: The round.
+            sum_terms: Its terms, checked.
+            reference: The values that all sites of the sum started from, (n_values,).
+            terms_digest: Digest of the message with the terms.
+            numbers: Digest of the site's own numbers, before they are rounded.
         """
         members = list(zip(sum_terms.names, publics_of(sum_terms), strict=True))
         others = [public for _, public in members if public != ready.key.public]
         indices = [np.array(each, np.int64).tobytes() for each in (sum_terms.clients, sum_terms.opening)]
-        alike = [*indices, sum_terms.steps.tobytes(), sum_terms.holders.tobytes(), reference.tobytes()]
+        arrays = [sum_terms.steps.tobytes(), sum_terms.holders.tobytes(), reference.tobytes()]
+        alike = [*indices, *arrays, terms_digest.encode()]
         done: list[Array] = []
 
         def mask(values: Integers, bits: int) -> Integers:
             array: Array = "magnitudes" if done else "sum"
             if not done:
-                numbers = _digest(centred(values, bits), sum_terms.steps) if ready.number and values.any() else ""
                 self.record.check_numbers(numbers, sum_terms.names)
                 self.record.write(ready.number, SentSum(terms_digest, sorted(sum_terms.names), numbers))
             done.append(array)
@@ -244,6 +289,20 @@ def known_sites(site: SiteSettings) -> SiteKeys:
 def publics_of(sum_terms: SumTerms) -> list[bytes]:
     """Return the public keys of the round in the order of the sum's clients, 32 bytes each."""
     return [bytes(key) for key in sum_terms.keys]
+
+
+def digest_of_change(memory: Memory) -> str:
+    """Return 32 hex digits over the change that waits for a sum, with what earlier roundings have left.
+
+    It depends on no step or level, which the server sets: with others the same numbers would be sent again.
+    """
+    pending = memory.get(PENDING, np.zeros(0, np.float32))
+    return _digest(pending + memory.get(RESIDUAL, np.zeros_like(pending)))
+
+
+def digest_of_labels(held: NDArray[np.bool_]) -> str:
+    """Return 32 hex digits over which labels a site holds, (n_labels,)."""
+    return _digest(held)
 
 
 def digest_of_terms(payload: bytes) -> str:

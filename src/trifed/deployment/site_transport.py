@@ -31,7 +31,7 @@ from trifed.deployment.protocol import (
     rejected_for,
     write_layout,
 )
-from trifed.deployment.sealed_lists import ReadySites, notes_of_sums
+from trifed.deployment.sealed_lists import ReadySites, notes_of_going_back, notes_of_sums
 from trifed.federation import events
 from trifed.federation.kept_checkpoints import go_back, kept_rounds
 from trifed.federation.manifest import finish
@@ -77,6 +77,7 @@ class SiteTransport:
         )
         self.replies: dict[int, protocol.Reply] = {}
         self.ready = ReadySites(0)
+        self.notes: list[str] = []
         self.asked = self.accepted = 0
         self.began = 0.0
 
@@ -95,6 +96,7 @@ class SiteTransport:
         with held(self.folder.path):
             self._refuse_other(from_round)
             if from_round is not None:
+                self.notes = list(notes_of_going_back(self.folder.events(), from_round))
                 go_back(self.folder.path, from_round)
             if not self.folder.ended():
                 FederatedRun(self.config, self, self.folder, self.log).run()
@@ -121,7 +123,8 @@ class SiteTransport:
             self.server, self.records, rejected = opened.server, opened.records, opened.rejected
             examples = [record.examples for record in self.records]
         self.membership = Membership(self.server, self.records, manager, self.checkpoint, self.log)
-        for note in notes_of_sums(self.config, [record.name for record in self.records if not record.left]):
+        names = [record.name for record in self.records if not record.left]
+        for note in [*notes_of_sums(self.config, names), *self.notes]:
             self.log(events.Trouble(note))
         return Opened(self.server, done, examples, rejected=rejected)
 

@@ -131,11 +131,12 @@ def run_context(
         rank=config.adapter.rank,
         summary_dim=NOISED_DIM if config.privacy.summary else dim,
         aggregation=config.aggregation,
-        sums=_rules(config) if config.sealing.on else None,
+        sums=sum_rules(config) if config.sealing.on else None,
     )
 
 
-def _rules(config: RunConfig) -> SumRules:
+def sum_rules(config: RunConfig) -> SumRules:
+    """Return the rules of a sealed run's sums."""
     by_label = config.aggregation.weights == "label-rows" and config.task not in NO_SINGLE_LABEL
     return SumRules(config.sealing.at_least, config.sealing.levels, config.training.learning_rate, by_label)
 

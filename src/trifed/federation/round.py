@@ -153,7 +153,7 @@ class FederatedRun:
         """Open the sums of the clients that are ready; leave out those whose sum is not opened."""
         opened = open_sums(server, number, ready, partial(self._ask, "send", number), self.transport.with_keys)
         for client, rejected in opened.left_out.items():
-            self._leave_out(number, client, rejected)
+            self._leave_out(number, client, rejected, in_sum=True)
         for clients, bits in opened.sums:
             self.log(events.SumOpened(number, [self._name(client) for client in clients], bits))
         if not opened.sums:
@@ -224,7 +224,7 @@ class FederatedRun:
         """Yield the replies that count, with the clients' indices; leave the other clients out."""
         for client, reply in self.transport.ask(kind, number, clients, message):
             if isinstance(reply, Rejected):
-                self._leave_out(number, client, reply)
+                self._leave_out(number, client, reply, in_sum=kind in ("holders", "send"))
             else:
                 yield client, reply
 
@@ -244,8 +244,16 @@ class FederatedRun:
             if first is not None:
                 self.log(events.Diverged(number, name, reply.loss, first))
 
-    def _leave_out(self, number: int, client: int, rejected: Rejected) -> None:
-        """Log that a client does not count in a round, or, before the first round, in the whole run."""
+    def _leave_out(self, number: int, client: int, rejected: Rejected, in_sum: bool = False) -> None:
+        """Log that a client does not count in a round, or, before the first round, in the whole run.
+
+        One that only the sum before round 1 lacks (`in_sum`) stays: without that sum no row of the head is shared.
+        """
+        if in_sum and not number:
+            reason = f"{rejected.code}: {rejected.reason}"
+            text = f"{self._name(client)}: no part in the sum of label holders before round 1 ({reason})"
+            self.log(events.Trouble(text))
+            return
         self.log(events.LeftOut(number, self._name(client), rejected.code, rejected.reason))
         self.transport.reject(number, client, rejected)
 
