@@ -14,7 +14,8 @@ anything leaves, and neither going back nor opening the run again removes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class SumRecord:
         """Return what was sent in each round of each run of this site, by the names of the runs.
 
         Raises:
-            RunError: The record of a run is damaged.
+            RefusedError: The record of a run is damaged.
         """
         paths = sorted(self._files.path.parent.glob(f"*/{SUMS}"))
         return {path.parent.name: _rounds_of(path) for path in paths}
@@ -121,7 +122,7 @@ class SumRecord:
 def _rounds_of(path: Path) -> dict[int, SentSum]:
     """Return what a run's record says was sent, by round; what a later version has added is ignored."""
     rounds = _content_of(path).get("rounds", {})
-    with damage_in(path, WAY_OUT, also=(AttributeError,)):
+    with _readable(path):
         return {
             int(number): SentSum(entry["terms"], sorted(entry["sites"]), entry["numbers"])
             for number, entry in rounds.items()
@@ -131,11 +132,19 @@ def _rounds_of(path: Path) -> dict[int, SentSum]:
 def _content_of(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    with damage_in(path, WAY_OUT):
+    with _readable(path):
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-WAY_OUT = "put it back from a backup: without it the same numbers could be sent in two sums"
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Refuse what needs a record that is damaged; the file's name is for the site's log."""
+    way_out = "put it back from a backup: without it the same numbers could be sent in two sums"
+    try:
+        with damage_in(path, way_out, also=(AttributeError,)):
+            yield
+    except RunError as error:
+        raise RefusedError("storage", str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -181,10 +190,7 @@ class SealedSums:
         Raises:
             RefusedError: A record is damaged, so this site could not send later, when the others wait for it.
         """
-        try:
-            self.record.of_all_runs()
-        except RunError as error:
-            raise RefusedError("storage", str(error)) from error
+        self.record.of_all_runs()
         sites, key = known_sites(self.site), RoundKey.generate()
         self.pending, public = ReadyRound(number, counts, key, sites), key.public
         signature = sign(own_key(self.site), statement(self.run, number, self.site.name, public))
