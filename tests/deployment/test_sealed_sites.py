@@ -218,12 +218,11 @@ def test_nothing_beside_the_sum_leaves_in_the_open(sealed, site_tables):
 
 
 def test_a_site_without_a_group_trains_on_alone(sealed, events):
-    chosen = {"groups": "given", "members": [["amber", "basil"]]}
-    coordinator, channel, _ = sealed(sealing={"at_least": 2}, aggregation=chosen)
+    coordinator, channel, _ = sealed(aggregation={"groups": "given", "members": [SITES]}, sites=FOUR)
     coordinator.run()
-    assert left_out(events, coordinator) == {} and counted(events, coordinator, "coral") == [1, 2, 3]
-    assert sums(events, coordinator) == {number: ["amber", "basil"] for number in (1, 2, 3)}
-    assert not [key for key in channel.asked if key[0] == "send" and key[2] == "coral"]
+    assert left_out(events, coordinator) == {} and counted(events, coordinator, "dill") == [1, 2, 3]
+    assert sums(events, coordinator) == dict.fromkeys((1, 2, 3), SITES)
+    assert not [key for key in channel.asked if key[0] == "send" and key[2] == "dill"]
 
 
 def test_groups_come_from_noised_summaries_alone(sealed, events):
