@@ -277,9 +277,23 @@ def test_who_is_not_ready_is_in_no_list_and_the_others_have_a_sum(sealed, events
 def test_with_fewer_than_a_sum_needs_nobody_is_asked_to_send(sealed, events):
     coordinator, channel, _ = sealed(faults={("train", 2, "basil"): "deaf"})
     coordinator.run()
-    assert left_out(events, coordinator) == {("amber", 2): FEW, ("basil", 2): "no_answer", ("coral", 2): FEW}
+    assert left_out(events, coordinator) == {("basil", 2): "no_answer"}
     assert not [key for key in channel.asked if key[:2] == ("send", 2)]
-    assert counted(events, coordinator) == [1, 3]
+    # They keep what they trained: the server counts on round 2, and a round later their sum is opened.
+    told = {(site, n): facts["counts"] for kind, n, site, facts in channel.asked if kind == "train"}
+    assert [told[site, 3] for site in SITES] == [2, 1, 2]
+    assert counted(events, coordinator) == [1, 2, 3] and sums(events, coordinator).keys() == {1, 3}
+
+
+def test_a_round_below_the_quorum_ends_before_a_part_is_sent_and_is_repeated(sealed, events):
+    faults, wait = {("train", 2, "basil"): "deaf"}, {"quorum": 4}
+    coordinator, channel, _ = sealed(sites=FOUR, faults=faults, deployment=wait)
+    with pytest.raises(RunError):
+        coordinator.run()
+    assert not [key for key in channel.asked if key[:2] == ("send", 2)]
+    again, _, _ = sealed(sites=FOUR, deployment=wait)
+    again.run()
+    assert sums(events, again) == {1: FOUR, 2: FOUR, 3: FOUR}
 
 
 def test_a_process_that_ends_between_the_two_exchanges_has_nothing_to_send(sealed, events):
@@ -648,7 +662,9 @@ def test_a_sites_own_at_least_counts_too(sealed, events):
         ("basil", 2): "no_answer",
         ("coral", 2): INCOMPLETE,
         ("dill", 2): INCOMPLETE,
+        ("amber", 3): "no_part_before",
     }
+    assert sums(events, coordinator) == {1: FOUR, 3: ["basil", "coral", "dill"]}
 
 
 def test_a_site_that_wants_more_sites_in_a_sum_refuses_a_run_that_sums_fewer_holders(sealed, events):

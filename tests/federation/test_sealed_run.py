@@ -12,17 +12,33 @@ from trifed.deployment.greeting import settings_to_send
 from trifed.experiments.dry_run import dry_run
 from trifed.experiments.runner import run_or_resume
 from trifed.federation.client import Client
+from trifed.federation.messages import Rejected
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.sealed_round import TERMS
-from trifed.federation.sealed_server import INCOMPLETE, TOO_FEW
-from trifed.federation.upload import RESIDUAL
+from trifed.federation.sealed_server import INCOMPLETE
+from trifed.federation.sealed_upload import SealedUploads
+from trifed.federation.simulation import Simulation
+from trifed.federation.upload import RECEIVED, RESIDUAL
 
 METHODS_TRIED = ["own-prior", "fedavg-lora"]
 
 
 def sealed(toy_values, method, at_least=3, **changes):
     return make_config(toy_values(method=method, sealing={"on": True, "at_least": at_least}, **changes))
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory, toy_rows):
+    """Settings for data of five clients."""
+    folder = tmp_path_factory.mktemp("five")
+    first, second = (toy_rows(folder / f"{seed}.csv", 40, seed).read_text() for seed in (0, 1))
+    for site, other in (("amber", "dill"), ("basil", "elder")):
+        first += "".join(
+            line.replace(f",{site}", f",{other}") for line in second.splitlines(True) if f",{site}" in line
+        )
+    (folder / "five.csv").write_text(first)
+    return {"data": {"source": str(folder / "five.csv")}}
 
 
 def events_of(folder, *names):
@@ -78,8 +94,8 @@ def test_the_final_models_are_near_those_of_the_open_run(toy_values, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS_TRIED)
-def test_a_sealed_run_resumes_to_the_same_bits(method, toy_values, tmp_path, monkeypatch):
-    config = sealed(toy_values, method, participation=0.7, at_least=2, training={"clients_at_once": 1})
+def test_a_sealed_run_resumes_to_the_same_bits(method, toy_values, tmp_path, monkeypatch, five):
+    config = sealed(toy_values, method, participation=0.6, training={"clients_at_once": 1}, **five)
     whole = run(config, tmp_path / "whole").path
     begin = Client.begin_round
 
@@ -99,7 +115,7 @@ def test_a_sealed_run_resumes_to_the_same_bits(method, toy_values, tmp_path, mon
         for event in log:
             event.pop("seconds", None)
     assert logs[0] == logs[1]
-    assert {len(e["clients"]) for e in events_of(whole, "sum") if e["round"]} == {2}
+    assert {len(e["clients"]) for e in events_of(whole, "sum") if e["round"]} == {3}
 
 
 def test_too_few_clients_have_no_sum_and_the_run_says_so(toy_values, tmp_path):
@@ -111,8 +127,11 @@ def test_too_few_clients_have_no_sum_and_the_run_says_so(toy_values, tmp_path):
     assert [e["round"] for e in events_of(found.path, "no sum")] == [0, 1, 2] and events_of(
         found.path, "sum"
     ) == []
-    assert {(e["round"], e["code"]) for e in events_of(found.path, "left out")} == {(1, TOO_FEW), (2, TOO_FEW)}
-    assert events_of(found.path, "trained", "delivered") == []
+    # Each client trains on, and has at the end what it trained alone: the open run of nobody with anybody.
+    assert events_of(found.path, "left out", "delivered") == [] and len(events_of(found.path, "trained")) == 6
+    alone = run(config.with_method("alone"), tmp_path / "alone")
+    mine, theirs = models(found.path), models(alone.path)
+    assert mine == theirs and len(mine) > 2
     assert found.summary["sealing"] == {"at_least": 4, "fewest": None, "rounds_without": 2}
 
 
@@ -149,11 +168,10 @@ def test_a_list_with_a_part_missing_is_not_opened_and_its_clients_go_back(
     assert len(set(downs)) == 1  # the same change once more, in few bits
 
 
-def test_clients_in_no_list_train_on_their_own(toy_values, tmp_path):
-    names = ["amber", "basil"]
-    config = sealed(
-        toy_values, "fedavg-lora", at_least=2, rounds=2, aggregation={"groups": "given", "members": [names]}
-    )
+def test_clients_in_no_list_train_on_their_own(toy_values, tmp_path, five):
+    names = ["amber", "basil", "dill"]
+    given = {"groups": "given", "members": [names]}
+    config = sealed(toy_values, "fedavg-lora", rounds=2, aggregation=given, **five)
     found = run(config, tmp_path / "run").path
     assert {tuple(e["clients"]) for e in events_of(found, "sum")} == {tuple(names)}
     alone = [e for e in events_of(found, "trained") if e["client"] == "coral"]
@@ -185,3 +203,76 @@ def test_sites_of_open_runs_are_sent_the_settings_they_had(toy_values):
     values = make_config(toy_values())
     assert "sealing" not in json.loads(settings_to_send(values))
     assert json.loads(settings_to_send(sealed(toy_values, "own-prior")))["sealing"]["on"]
+
+
+@pytest.mark.parametrize("missing", ["holders", "send"])
+def test_who_misses_the_sum_of_holders_stays_in_the_run(missing, toy_values, tmp_path, monkeypatch):
+    """Without that sum no row of the head is shared, which is all that it costs."""
+    config, ask, heard = sealed(toy_values, "own-prior", rounds=2), Simulation.ask, []
+
+    def asks(self, kind, number, *rest):
+        for client, reply in ask(self, kind, number, *rest):
+            late = (kind, number, client) == (missing, 0, 1)
+            yield client, Rejected("no_answer", "too late") if late else reply
+
+    monkeypatch.setattr(Simulation, "ask", asks)
+    found = run(config, tmp_path / "run", heard.append).path
+    assert events_of(found, "left out") == [] and [e["round"] for e in events_of(found, "sum")] == [1, 2]
+    assert any(e["event"] == "trouble" and e["text"].startswith("basil: ") for e in heard)
+    assert [e["round"] for e in events_of(found, "no sum")] == [0]
+
+
+def test_a_client_whose_training_diverges_is_not_ready_and_owes_what_it_owed(toy_values, tmp_path, monkeypatch):
+    config = sealed(toy_values, "fedavg-lora", training={"clients_at_once": 1})
+    encode, states, begin = SealedUploads.encode, {}, Client.begin_round
+
+    def encodes(self, header, values, *rest):
+        bad = (header.round, header.client) == (2, 1)
+        return encode(self, header, values * np.float32(np.nan) if bad else values, *rest)
+
+    def begins(self, number, *rest, **more):
+        states[number, self.dataset.index] = self.state
+        return begin(self, number, *rest, **more)
+
+    monkeypatch.setattr(SealedUploads, "encode", encodes)
+    monkeypatch.setattr(Client, "begin_round", begins)
+    found = run(config, tmp_path / "run").path
+    assert [(e["round"], e["client"]) for e in events_of(found, "left out")] == [(2, "basil")]
+    assert states[3, 1] is states[2, 1] and [e["round"] for e in events_of(found, "sum")] == [1, 3]
+    # The others had too few for a sum in round 2. They trained on, and their next part has both rounds' change.
+    assert all(states[3, client].steps > states[2, client].steps for client in (0, 2))
+    downs = {e["client"]: e["down"] for e in events_of(found, "trained") if e["round"] == 3}
+    assert set(downs["amber"]) == {TERMS} and set(downs["basil"]) > {TERMS}
+
+
+def test_who_has_no_sum_has_the_reference_of_the_server_all_the_same(toy_values, tmp_path, monkeypatch):
+    """Client and server agree on what a change in few bits is a change of, after rounds with and without a sum."""
+    config = sealed(toy_values, "own-prior", rounds=5, wire={"bits": 1}, training={"clients_at_once": 1})
+    ask, take, start, taken = Simulation.ask, Client.take, FederatedRun.begin, []
+
+    def asks(self, kind, number, *rest):
+        for client, reply in ask(self, kind, number, *rest):
+            late = kind == "train" and number in (2, 3) and client == 2
+            yield client, Rejected("no_answer", "too late") if late else reply
+
+    def takes(self, number, *rest):
+        values = take(self, number, *rest)
+        taken.append((number, self.dataset.index))
+        group = self.server_of_test.state["now"][0].astype(np.float32)
+        np.testing.assert_array_equal(self.state.memory[RECEIVED], group)
+        return values
+
+    monkeypatch.setattr(Simulation, "ask", asks)
+    monkeypatch.setattr(Client, "take", takes)
+
+    def begins(self):
+        number = start(self)
+        for client in self.transport.clients:
+            client.server_of_test = self.server
+        return number
+
+    monkeypatch.setattr(FederatedRun, "begin", begins)
+    found = run(config, tmp_path / "run").path
+    assert [e["round"] for e in events_of(found, "no sum")] == [2, 3]
+    rounds = {client: [number for number, each in taken if each == client] for client in range(3)}
+    assert rounds == {0: [2, 5, 6], 1: [2, 5, 6], 2: [2, 3, 4, 5, 6]}

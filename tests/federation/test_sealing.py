@@ -9,6 +9,7 @@ import pytest
 
 from trifed import make_config
 from trifed.common.errors import ConfigError, MessageError
+from trifed.config.sealing import sealing_notes
 from trifed.config.settings import WireSettings
 from trifed.experiments.compare_config import make_comparison
 from trifed.federation.compression import Compression, block_starts, make_compression
@@ -27,10 +28,12 @@ from trifed.federation.sealed_numbers import (
     to_levels,
     unpack_bits,
 )
-from trifed.federation.sealed_server import UNREADABLE, SealedServer, make_server
+from trifed.federation.sealed_round import open_sums
+from trifed.federation.sealed_server import INCOMPLETE, NO_PART, UNREADABLE, SealedServer, SumPart, make_server
 from trifed.federation.sealed_upload import OWN, PENDING, SealedUploads, held_labels
 from trifed.federation.sealing import SumRules, SumTerms, placeholder_keys, sizes_of_part
 from trifed.federation.server import Server
+from trifed.federation.transport import Reply
 from trifed.federation.upload import RECEIVED, RESIDUAL
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, compose
 from trifed.methods.base import SummarySeeds
@@ -158,15 +161,23 @@ def test_the_steps_follow_what_clients_send_and_no_further_than_eight_times():
     for size, expected in ((0.2, 0.3), (1e-5, 0.1 / 8), (9.0, 0.8)):
         change = np.full(SIZE, size, np.float32)
         total = 4 * magnitudes(change, steps, LAYOUT, 4)
-        found = next_steps(steps, total, senders, 4, 1)
+        found = next_steps(steps, total, senders, 4, 1, steps)
         if size == 1e-5:  # nothing was there to be counted: the step stays
             assert (total == 0).all() and (found == steps).all()
         else:
             np.testing.assert_allclose(found.astype(float), expected, rtol=0.01)
     # Half of the clients send nothing of a block, which its magnitudes do not make smaller.
     total = 2 * magnitudes(np.full(SIZE, 0.2, np.float32), steps, LAYOUT, 4)
-    np.testing.assert_allclose(next_steps(steps, total, senders / 2, 4, 1).astype(float), 0.3, rtol=0.01)
-    assert magnitudes(np.full(SIZE, 1e9, np.float32), steps, LAYOUT, 1000).max() * 1000 < 2**16
+    np.testing.assert_allclose(next_steps(steps, total, senders / 2, 4, 1, steps).astype(float), 0.3, rtol=0.01)
+    largest = magnitudes(np.full(SIZE, 1e9, np.float32), steps, LAYOUT, 1000)
+    assert largest.max() * 1000 < 2**16
+    # One client that always says the most cannot drive the steps beyond 64 times the first ones.
+    found = steps
+    for _ in range(5):
+        found = next_steps(
+            found, magnitudes(np.full(SIZE, 1e9, np.float32), found, LAYOUT, 4), senders, 4, 1, steps
+        )
+    np.testing.assert_allclose(found.astype(float), 64 * steps.astype(float), rtol=1e-3)
 
 
 def test_a_sum_out_of_range_is_refused_and_changes_nothing():
@@ -184,6 +195,14 @@ def test_a_sum_out_of_range_is_refused_and_changes_nothing():
     wrong = server.add(1, sum_terms, parts)
     assert wrong is not None and wrong.code == UNREADABLE
     assert all((server.state[name] == before[name]).all() for name in before)
+
+
+def test_magnitudes_that_no_clients_can_have_sent_are_refused():
+    server = opened(4)
+    sum_terms = server.terms(1, range(4))
+    parts = [SumPart(np.zeros(SIZE, np.uint32), np.full(4, units, np.uint32)) for units in (65533, 0, 0, 0)]
+    wrong = server.add(1, sum_terms, parts)  # four clients send up to 16383 units each, so up to 65532
+    assert wrong is not None and wrong.code == UNREADABLE and server.state["sums"].tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -234,10 +253,98 @@ def test_a_row_rests_while_too_few_of_its_holders_can_be_sure_to_be_there():
     changes = {i: np.full(SIZE, 0.1, np.float32) for i in range(4)}  # the fifth is absent
     sum_terms, _ = sum_round(server, clients, 1, changes, memories)
     assert BY_LABEL.summed_labels(sum_terms).tolist() == [True, False, False]
-    assert not BY_LABEL.own_labels(sum_terms)[1]  # in another round it is summed again
     found, step = server.state["wanted"][0], float(np.float16(0.1))
     np.testing.assert_allclose(found[:500], step, rtol=1e-5)
     assert (found[500:] == 0).all()
+    # Meanwhile each client keeps its own row, so that its training is not lost, until a sum has the row again.
+    assert memories[0][OWN][500:600].all() and not memories[0][OWN][:500].any()
+    sum_round(server, clients, 2, {i: np.full(SIZE, 0.1, np.float32) for i in range(5)}, memories)
+    assert (server.state["wanted"][0][500:600] > 0).all() and not memories[0][OWN][:600].any()
+
+
+def test_nothing_is_kept_as_own_once_every_row_is_summed():
+    server, clients, memories = with_holders([0, 1, 2], [0, 1, 2], [0, 1], [0, 1, 2])
+    for number, present, own in ((1, range(3), False), (2, range(2), True), (3, range(4), False)):
+        changes = {i: np.full(SIZE, 0.1, np.float32) for i in (*present, 3)}
+        sum_round(server, clients, number, {i: changes[i] for i in sorted(changes)}, memories)
+        assert (OWN in memories[3]) == own
+
+
+def test_who_was_opened_again_no_longer_counts_as_a_holder():
+    server, clients, memories = with_holders([0, 1], [0, 1], [0, 1], [0], [0])
+    server.admit(1, None, "b")
+    sum_terms = server.terms(1, range(5))
+    assert (sum_terms.opening, sum_terms.changed) == ([0, 1, 2, 3, 4], [1])
+    assert BY_LABEL.summed_labels(sum_terms).tolist() == [True, False, False]
+    assert BY_LABEL.summed_labels(server.terms(1, [0, 2, 3, 4])).tolist() == [True, False, False]  # absent once
+    clients[1] = client_of(BY_LABEL, 2)
+    sum_round(server, clients, 1, {i: np.full(SIZE, 0.1, np.float32) for i in range(5)}, memories)
+    assert (server.state["wanted"][0][500:] == 0).all() and memories[1][OWN][500:].all()
+
+
+# -- clients without a sum, and clients that send no part
+
+
+def test_a_client_without_a_sum_owes_its_change_once_a_download_replaces_it():
+    client, memory = client_of(RULES), {RESIDUAL: np.full(SIZE, 0.25, np.float32)}
+    start = np.zeros(SIZE, np.float32)
+    header = Header("upload", "run", "base", 0, 1)
+    for trained in (0.5, 1.0):  # trained on: the second change has the first
+        memory = client.encode(header, start + np.float32(trained), start, memory)[1]
+    memory = client.receive(start, memory)
+    assert PENDING not in memory and (memory[RESIDUAL] == 1.25).all()
+    memory = {**client.encode(header, start + np.float32(0.5), start, memory)[1], OWN: np.zeros(SIZE, np.float32)}
+    memory[OWN][600:] = 1
+    owed = client.receive(start, memory)[RESIDUAL]
+    assert (owed[:600] == 1.75).all() and (owed[600:] == 1.25).all()  # its own numbers have the change already
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_change_that_is_not_finite_never_comes_to_the_residual(bad):
+    values = np.zeros(SIZE, np.float32)
+    values[3] = bad
+    with pytest.raises(MessageError):
+        client_of(RULES).encode(Header("upload", "run", "base", 0, 1), values, np.zeros(SIZE, np.float32), {})
+
+
+def test_who_sent_no_part_waits_longer_each_time_unless_there_is_no_sum_without_it():
+    server, waited = opened(4), []
+    for number in range(1, 30):
+        lists = server.lists(range(4), number)
+        assert lists.sums == [[0, 1, 2]] if lists.waiting else [[0, 1, 2, 3]]
+        if lists.waiting:
+            assert lists.waiting == [3]
+            waited.append(number)
+        server.note_parts(number, [0, 1, 2], [] if lists.waiting else [3])
+    assert waited == [2, 4, 5, *range(7, 11), *range(12, 20), *range(21, 30)]
+    assert server.lists([0, 1, 3], 30).sums == [[0, 1, 3]]  # it is needed
+    again = make_server(server.context, 4, server.start)
+    again.load_state_dict(server.state_dict())
+    assert again.lists(range(4), 30).waiting == [3]
+    again.note_parts(30, [3], [])
+    assert again.lists(range(4), 31).waiting == []
+
+
+@pytest.mark.parametrize(("code", "waits"), [("no_answer", [3]), ("too_few_for_a_sum", [3]), ("unknown_site", [])])
+def test_only_who_is_at_fault_itself_waits(code, waits):
+    server = opened(4)
+    header, part = server.context.header, {"magnitudes": np.zeros(4, np.uint16)}
+
+    def ask(clients, message):
+        for client in clients:
+            packed = pack_bits(np.zeros(SIZE, np.uint32), bits_of_sum(len(clients), 1))
+            payload = encode(header("upload", number, client), {"sum": packed, **part})
+            silent = client == 3 and number == 1
+            yield client, Rejected(code, "") if silent else Reply(message(client), payload)
+
+    for number, summed in ((1, False), (2, True)):
+        found = open_sums(server, number, range(4), ask, lambda number, sum_terms: sum_terms)
+        assert bool(found.sums) == summed
+        codes = {client: rejected.code for client, rejected in found.left_out.items()}
+        if number == 1:
+            assert codes == {3: code, **dict.fromkeys(range(3), INCOMPLETE)}
+        else:
+            assert codes == dict.fromkeys(waits, NO_PART)
 
 
 # -- terms
@@ -246,7 +353,7 @@ def test_a_row_rests_while_too_few_of_its_holders_can_be_sure_to_be_there():
 def test_terms_arrive_as_they_were_sent_and_bad_ones_are_refused():
     header = Header("terms", "run", "base", 2, 1)
     good = placeholder_keys(
-        SumTerms([0, 1, 5], first_steps(LAYOUT, 0.02), np.array([3, 2, 0], np.uint16), [0, 1, 2])
+        SumTerms([0, 1, 5], first_steps(LAYOUT, 0.02), np.array([3, 2, 0], np.uint16), [0, 1, 2], [2])
     )
     good = replace(good, names=("a", "b", "ü"))
 
@@ -254,13 +361,15 @@ def test_terms_arrive_as_they_were_sent_and_bad_ones_are_refused():
         return SumTerms.decode(sum_terms.encode(header), expected, LAYOUT, 3, 3)
 
     found = read(good)
-    assert (found.clients, found.opening, found.names) == ([0, 1, 5], [0, 1, 2], ("a", "b", "ü"))
+    assert (found.clients, found.opening, found.changed) == ([0, 1, 5], [0, 1, 2], [2])
+    assert found.names == ("a", "b", "ü")
     assert (found.steps == good.steps).all() and (found.holders == good.holders).all()
     assert found.keys.shape == (3, 32) and found.signatures.shape == (3, 64)
     bad = [
         {"clients": [0, 1]}, {"clients": [0, 2, 5]}, {"clients": [1, 0, 5]}, {"clients": [0, 1, 1]},
         {"steps": good.steps[1:]}, {"steps": -good.steps}, {"steps": good.steps * np.float16(np.inf)},
         {"holders": np.array([4, 0, 0], np.uint16)}, {"holders": np.zeros(2, np.uint16)}, {"opening": [2, 1]},
+        {"changed": [3]},
         {"keys": good.keys[1:]}, {"signatures": good.signatures[:, 1:]}, {"names": ("a",)},
     ]  # fmt: skip
     for changes in bad:
@@ -310,8 +419,9 @@ def test_the_state_has_rows_of_groups_and_no_values_of_a_client():
     server = opened(6, groups="given", members=[["a", "b", "c"], ["d", "e"]], names=[*"abcdef"])
     assert server.state["group"].tolist() == [0, 0, 0, 1, 1, ALONE]
     of_clients = {name for name, array in server.state.items() if len(array) == 6}
-    assert of_clients == {"group", "has", "opening"} and all(server.state[name].ndim == 1 for name in of_clients)
-    lists = server.lists(range(6))
+    assert of_clients == {"group", "has", "opening", "changed", "missed", "waits"}
+    assert all(server.state[name].ndim == 1 for name in of_clients)
+    lists = server.lists(range(6), 1)
     assert (lists.sums, lists.few, lists.alone) == ([[0, 1, 2]], [3, 4], [5])
     assert server.arrives(5) is None and server.download(1, 5) is None
     clients, memories = [client_of(RULES)] * 6, [{} for _ in range(6)]
@@ -330,7 +440,7 @@ def test_a_client_that_joins_or_leaves_changes_no_group():
         sum_round(server, clients, number, changes, memories)
     groups = server.state["group"].tolist()
     server.admit(3, None, "new")
-    assert server.state["group"].tolist() == [*groups, 0] and server.lists(range(4)).sums == [[0, 1, 2, 3]]
+    assert server.state["group"].tolist() == [*groups, 0] and server.lists(range(4), 3).sums == [[0, 1, 2, 3]]
     assert len(server.download(3, 3)) > 4 * SIZE
     server.withdraw(0)
     assert server.state["group"].tolist() == [*groups, 0] and server.state["has"][0] == 0
@@ -381,7 +491,7 @@ def values(**changes):
         ({"privacy": {"update": {"epsilon": 8}, "summary": {"epsilon": 8}}}, "privacy.update"),
         ({"aggregation": {"groups": "given", "members": [["a", "b"]]}}, "aggregation.members"),
         ({"sealing": {"on": True, "levels": 8}}, "sealing.levels"),
-        ({"sealing": {"on": True, "at_least": 1}}, "sealing.at_least"),
+        ({"sealing": {"on": True, "at_least": 2}}, "sealing.at_least"),
     ],
 )
 def test_what_cannot_be_sealed_is_refused(changes, start):
@@ -396,6 +506,12 @@ def test_the_seal_counts_for_a_runs_identity_only_where_it_is_on():
     assert same.run_id() == plain.run_id()
     ids = {make_config(values(sealing={"on": True, **more})).run_id() for more in ({}, {"levels": 2})}
     assert len(ids | {plain.run_id()}) == 3
+
+
+@pytest.mark.parametrize(("clients", "share", "noted"), [(10, 0.2, True), (10, 0.3, False), (3, 0.9, False)])
+def test_the_start_says_that_too_few_clients_take_part_in_a_round(clients, share, noted):
+    notes = list(sealing_notes(make_config(values(participation=share)), clients))
+    assert any(note.startswith("participation: ") for note in notes) == noted
 
 
 def test_no_exact_summary_leaves_under_a_seal():

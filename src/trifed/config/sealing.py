@@ -25,9 +25,9 @@ class SealingSettings(StrictSettings):
     )
     at_least: int = Field(
         3,
-        ge=2,
-        description="Fewest clients of a sum, a client itself included. With fewer a round has no sum, and its "
-        "training does not count.",
+        ge=3,
+        description="Fewest clients of a sum, a client itself included. With fewer a round has no sum: nothing is "
+        "sent, and each client trains on by itself.",
     )
     levels: int = Field(
         1,
@@ -64,6 +64,11 @@ def sealing_problems(config: RunConfig) -> Iterator[str]:
         )
 
 
+def clients_of_round(config: RunConfig, clients: int) -> int:
+    """Return how many of a run's `clients` are drawn for a round."""
+    return max(1, round(config.participation * clients))
+
+
 def sealing_notes(config: RunConfig, clients: int | None = None) -> Iterator[str]:
     """Yield a sentence for each effect of `[sealing]` that is to be known when a run starts.
 
@@ -78,6 +83,11 @@ def sealing_notes(config: RunConfig, clients: int | None = None) -> Iterator[str
         yield (
             f"sealing.at_least: a sum needs {sealing.at_least} clients, and there are {clients}; no round will "
             "have a sum, so nothing is shared"
+        )
+    elif clients is not None and (drawn := clients_of_round(config, clients)) < sealing.at_least:
+        yield (
+            f"participation: {drawn} of {clients} clients take part in a round, and a sum needs "
+            f"{sealing.at_least} (sealing.at_least); no round will have a sum, so nothing is shared"
         )
     if aggregation.groups == "agreement" and not config.privacy.summary:
         yield (

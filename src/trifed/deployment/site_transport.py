@@ -230,20 +230,31 @@ class SiteTransport:
         """Return the terms of a sum with the names and keys of its clients."""
         return self.ready.with_keys(sum_terms, [record.name for record in self.records])
 
-    def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
+    def check_ready(self, number: int, ready: Sequence[int]) -> None:
+        """Check the quorum of a sealed round, before a part is sent: the round can be repeated then.
+
+        Raises:
+            RunError: Fewer clients than `deployment.quorum` are ready, or have sent a sum of this round already.
+        """
+        self._check_quorum(number, len(ready) + self.ready.sent_before)
+
+    def close_round(self, number: int, accepted: Sequence[int], sealed: bool = False) -> None:
         """Check the quorum of a round; after the final download, withdraw the clients that leave.
 
         Raises:
-            RunError: Fewer accepted replies than `deployment.quorum`; under a seal fewer clients that were ready,
-                or have sent a sum of this round already, which is not repeated.
+            RunError: Fewer accepted replies than `deployment.quorum`, which `check_ready` counts if `sealed`.
         """
-        quorum, self.accepted = self.config.deployment.quorum, len(accepted)
-        counted = self.accepted if ready is None else len(ready) + self.ready.sent_before
+        self.accepted = len(accepted)
         if number > self.config.rounds:
             self.membership.withdraw_leaving(number)
             return
         for client in accepted:
             self.records[client].counts = number
+        if not sealed:
+            self._check_quorum(number, self.accepted)
+
+    def _check_quorum(self, number: int, counted: int) -> None:
+        quorum = self.config.deployment.quorum
         if counted < quorum:
             raise RunError(
                 f"round {number}: {counted} of {self.asked} clients sent what counts, and deployment.quorum "

@@ -23,6 +23,7 @@ import torch
 
 from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
+from trifed.config.sealing import clients_of_round
 from trifed.federation import events
 from trifed.federation.batches import SAMPLING, seeded
 from trifed.federation.best_round import EvaluatedRounds
@@ -94,7 +95,7 @@ class FederatedRun:
     def select(self, number: int) -> list[int]:
         """Draw the clients of a round among those that have examples; the draw depends on seed and round alone."""
         able = self._able()
-        wanted = max(1, round(self.config.participation * len(able)))
+        wanted = clients_of_round(self.config, len(able))
         if wanted >= len(able):
             return able
         drawn = seeded(self.config.seed, SAMPLING, number).choice(len(able), wanted, replace=False)
@@ -144,14 +145,16 @@ class FederatedRun:
 
     def _take_sums(self, server: SealedServer, number: int, ready: Mapping[int, Reply]) -> None:
         """Let the clients that are ready send their parts of the sums of a round, and open these."""
+        self.transport.check_ready(number, list(ready))
         opened = self._open_sums(server, number, list(ready))
         for client, (up, down) in opened.items():
             self._log_update(number, client, ready[client], up, down)
-        self.transport.close_round(number, list(opened), list(ready))
+        self.transport.close_round(number, list(opened), sealed=True)
 
     def _open_sums(self, server: SealedServer, number: int, ready: Sequence[int]) -> dict[int, Exchanged]:
         """Open the sums of the clients that are ready; leave out those whose sum is not opened."""
-        opened = open_sums(server, number, ready, partial(self._ask, "send", number), self.transport.with_keys)
+        ask = partial(self.transport.ask, "send", number)
+        opened = open_sums(server, number, ready, ask, self.transport.with_keys)
         for client, rejected in opened.left_out.items():
             self._leave_out(number, client, rejected, in_sum=True)
         for clients, bits in opened.sums:

@@ -32,6 +32,8 @@ STEP_OF_MEAN = {1: 1.5, 2: 1.05, 3: 0.8}
 """Levels → best step, in mean magnitudes of the numbers; more levels: 2.4 / levels."""
 MOST_CHANGE = 8.0
 """The most by which a step grows or shrinks from one round to the next."""
+LARGEST_STEP = 64.0
+"""The largest step, in first steps: one client could drive the steps of all beyond any use."""
 
 
 # -- bits
@@ -103,6 +105,11 @@ def magnitude_unit(clients: int) -> int:
     return max(1, min(256, 65535 // (8 * clients)))
 
 
+def largest_magnitude(clients: int) -> int:
+    """Return the largest magnitude of one client, in units, so that the sum of all fits 16 bits."""
+    return 65535 // clients
+
+
 def magnitudes(change: Vector, steps: Steps, layout: Layout, clients: int) -> NDArray[np.int64]:
     """Return a client's mean of |change| over each block, in units of the step, (n_blocks,).
 
@@ -114,14 +121,18 @@ def magnitudes(change: Vector, steps: Steps, layout: Layout, clients: int) -> ND
     means = np.add.reduceat(np.abs(change, dtype=np.float64), block_starts(layout)) / lengths
     step = steps.astype(np.float64)
     relative = np.divide(means, step, out=np.zeros_like(means), where=step > 0)
-    capped: NDArray[np.int64] = np.minimum(np.rint(relative * magnitude_unit(clients)), 65535 // clients).astype(
-        np.int64
-    )
+    units = np.minimum(np.rint(relative * magnitude_unit(clients)), largest_magnitude(clients))
+    capped: NDArray[np.int64] = units.astype(np.int64)
     return capped
 
 
 def next_steps(
-    steps: Steps, total: NDArray[np.int64], senders: NDArray[np.float64], clients: int, levels: int
+    steps: Steps,
+    total: NDArray[np.int64],
+    senders: NDArray[np.float64],
+    clients: int,
+    levels: int,
+    first: Steps,
 ) -> Steps:
     """Return the steps of a group's next sum, (n_blocks,).
 
@@ -131,9 +142,10 @@ def next_steps(
         senders: How many clients have sent each block's numbers, as a mean over the block, (n_blocks,).
         clients: Clients of this sum.
         levels: L.
+        first: Those of the run's first sum.
     """
     mean = total / magnitude_unit(clients) / np.maximum(senders, 1e-9)
     factor = np.clip(STEP_OF_MEAN.get(levels, 2.4 / levels) * mean, 1 / MOST_CHANGE, MOST_CHANGE)
     wanted = steps.astype(np.float64) * np.where(total > 0, factor, 1.0)
-    largest = float(np.finfo(np.float16).max)
+    largest = np.minimum(LARGEST_STEP * first.astype(np.float64), float(np.finfo(np.float16).max))
     return np.clip(wanted, 1e-7, largest).astype(np.float16) if len(steps) else steps

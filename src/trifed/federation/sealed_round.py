@@ -6,13 +6,13 @@ nobody is asked again for the same round: two sums of other lists of the same nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trifed.federation.events import Sizes
 from trifed.federation.messages import Rejected, manifest
 from trifed.federation.sealed_numbers import bits_of_count, bits_of_sum
-from trifed.federation.sealed_server import INCOMPLETE, TOO_FEW, SealedServer, SumPart
+from trifed.federation.sealed_server import INCOMPLETE, NO_PART, SealedServer, SumPart
 from trifed.federation.sealing import SumTerms, sizes_of_part
 from trifed.federation.transport import MessageTo, Reply
 
@@ -22,8 +22,10 @@ Exchanged = tuple[Sizes, Sizes]
 """Bytes of a client's part of a sum by tensor name, and of the terms."""
 
 
-Ask = Callable[[Sequence[int], MessageTo], Iterator[tuple[int, Reply]]]
-"""Clients and the message for each → the replies that count, with the clients' indices."""
+NOT_ITS_OWN = ("unknown_site",)
+"""Codes of a client that sends no part because of another client of its list."""
+Ask = Callable[[Sequence[int], MessageTo], Iterable[tuple[int, Reply | Rejected]]]
+"""Clients and the message for each → the replies, with the clients' indices."""
 WithKeys = Callable[[int, SumTerms], SumTerms]
 
 
@@ -32,8 +34,9 @@ class OpenedSums:
     """The sums of a round.
 
     Attributes:
-        exchanged: Bytes that each client whose round counts has exchanged.
-        left_out: Clients whose round does not count, those apart that gave no reply.
+        exchanged: Bytes that each client whose round counts has exchanged: none for one without a sum, which keeps
+            what it has trained.
+        left_out: Clients whose round does not count.
         sums: Clients and bits of each opened sum.
     """
 
@@ -54,12 +57,12 @@ def open_sums(
         ask: Sends a message to each client.
         with_keys: Adds the clients' keys to the terms of a sum.
     """
-    lists, opened = server.lists(ready), OpenedSums()
-    least = server.rules.at_least
+    lists, opened = server.lists(ready, number), OpenedSums()
     if number:
-        few = Rejected(TOO_FEW, f"fewer than {least} clients of its group are ready, which a sum needs")
-        opened.left_out |= dict.fromkeys(lists.few, few)
-        opened.exchanged |= {client: ({}, {}) for client in lists.alone}
+        waits = Rejected(NO_PART, "it sent no part of its last sum, so it is in no list of this round")
+        opened.left_out |= dict.fromkeys(lists.waiting, waits)
+        opened.exchanged |= {client: ({}, {}) for client in (*lists.few, *lists.alone)}
+        server.note_few(lists.few)
     terms = [with_keys(number, server.terms(number, clients)) for clients in lists.sums]
     terms_of = {client: each for each in terms for client in each.clients}
     parts: dict[int, SumPart] = {}
@@ -70,20 +73,31 @@ def open_sums(
 
     asked = [client for client in ready if client in terms_of]
     for client, reply in ask(asked, message) if asked else ():
-        part = server.read_part(number, client, reply.payload or b"", terms_of[client])
-        if isinstance(part, Rejected):
+        n = len(terms_of[client].clients)
+        if isinstance(reply, Rejected):
+            opened.left_out[client] = reply
+        elif isinstance(
+            part := server.read_part(number, client, reply.payload or b"", terms_of[client]), Rejected
+        ):
             opened.left_out[client] = part
-            continue
-        parts[client] = part
-        found = sizes_of_part(server.context.compression.layout, len(terms_of[client].clients), server.rules)
-        up = manifest(reply.payload or b"", found if number else {})
-        sizes[client] = up, {TERMS: len(reply.sent or b"")}
+        else:
+            parts[client], sizes[client] = part, _exchanged(server, number, reply, n)
+    if number:
+        missing = [client for client in asked if client in opened.left_out]
+        at_fault = [client for client in missing if opened.left_out[client].code not in NOT_ITS_OWN]
+        server.note_parts(number, list(parts), at_fault)
     for each in terms:
         _open(server, number, each, parts, opened)
     opened.exchanged |= {
         client: sizes[client] for clients, _ in opened.sums for client in clients if client in sizes
     }
     return opened
+
+
+def _exchanged(server: SealedServer, number: int, reply: Reply, clients: int) -> Exchanged:
+    """Return the bytes of a client's part of a sum of `clients`, and of its terms."""
+    found = sizes_of_part(server.context.compression.layout, clients, server.rules) if number else {}
+    return manifest(reply.payload or b"", found), {TERMS: len(reply.sent or b"")}
 
 
 def _open(

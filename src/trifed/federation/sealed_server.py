@@ -26,6 +26,7 @@ from trifed.federation.sealed_numbers import (
     bits_of_sum,
     centred,
     first_steps,
+    largest_magnitude,
     lengths_of_blocks,
     next_steps,
     of_each,
@@ -40,10 +41,11 @@ from trifed.methods.sealed import ALONE
 from trifed.privacy.clusters import clusters
 from trifed.similarity import Summary
 
-TOO_FEW, INCOMPLETE, UNREADABLE = "too_few_for_a_sum", "sum_incomplete", "sum_unreadable"
-"""Codes of a client that is left out because its sum was not opened: fewer clients than a sum needs, a client of
-the sum whose part is missing, and a sum that cannot be one of such parts."""
-
+INCOMPLETE, UNREADABLE, NO_PART = "sum_incomplete", "sum_unreadable", "no_part_before"
+"""Codes of a client that is left out: a client of its sum has sent no part, its sum cannot be one of such parts,
+and it has itself sent no part when it was asked last."""
+MOST_WAITS = 8
+"""A client that never sends its part is in a list once in 2^8 rounds."""
 
 Wanted = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """Name of an array → its type and shape."""
@@ -65,11 +67,13 @@ class Lists:
         sums: The clients of each sum.
         few: Clients of groups with too few for a sum.
         alone: Clients without a group.
+        waiting: Clients that sent no part before, while the others of their group are enough.
     """
 
     sums: list[list[int]]
     few: list[int]
     alone: list[int]
+    waiting: list[int]
 
 
 class SealedServer(Server):
@@ -77,8 +81,9 @@ class SealedServer(Server):
 
     Its `state` has the arrays of `methods.sealed.download_of_group`, and beside these `before` and `wanted`,
     (n_groups, n_values): the reference before, and what the present one is a rounded form of; `steps`,
-    (n_groups, n_blocks); `holders`, (n_groups, n_labels); `opening`, (n_clients,), whether a client was in the sum
-    before round 1.
+    (n_groups, n_blocks); `holders`, (n_groups, n_labels). For each client, (n_clients,): `opening`, whether it was
+    in the sum before round 1; `changed`, whether it was opened again since; `missed`, how many times in a row it
+    sent no part; `waits`, the last round of whose lists it is left out for that.
     """
 
     @property
@@ -103,6 +108,9 @@ class SealedServer(Server):
             "group": group,
             "has": np.zeros(self.clients, np.int64),
             "opening": np.zeros(self.clients, bool),
+            "changed": np.zeros(self.clients, bool),
+            "missed": np.zeros(self.clients, np.int64),
+            "waits": np.zeros(self.clients, np.int64),
             "sums": np.zeros(n_groups, np.int64),
             "now": start,
             "before": start.copy(),
@@ -133,13 +141,19 @@ class SealedServer(Server):
     # -- clients that join or leave
 
     def admit(self, client: int, summary: Summary | None, name: str = "") -> None:
-        """Add a client, whose index is the next one; the group of a known client never changes."""
+        """Add a client, whose index is the next one, or note that a known one was opened again.
+
+        The group of a known client never changes. Nobody knows which labels it holds now.
+        """
         new = client >= self.clients
         super().admit(client, summary, name)
-        if not new or not self.state:
+        if not self.state:
             return
-        added = {"group": self._group_of_newcomer(client), "has": 0, "opening": False}
-        for array, value in added.items():
+        if not new:
+            self._set(client, changed=self.state["opening"][client])
+            return
+        nothing = {"has": 0, "opening": False, "changed": False, "missed": 0, "waits": 0}
+        for array, value in {"group": self._group_of_newcomer(client), **nothing}.items():
             self.state[array] = np.append(self.state[array], np.array([value], self.state[array].dtype))
 
     def withdraw(self, client: int) -> None:
@@ -185,13 +199,35 @@ class SealedServer(Server):
         """Return the values that a client has after its next download, (n_values,); None if nothing is sent."""
         return self.context.method.download(self.state, client)
 
-    def lists(self, clients: Sequence[int]) -> Lists:
-        """Return which of a round's clients are summed together."""
-        group = self.state["group"]
-        by_group = [sorted(c for c in clients if group[c] == g) for g in range(len(self.state["sums"]))]
-        sums = [members for members in by_group if len(members) >= self.rules.at_least]
-        few = [client for members in by_group if len(members) < self.rules.at_least for client in members]
-        return Lists(sums, few, [client for client in clients if group[client] == ALONE])
+    def lists(self, clients: Sequence[int], number: int = 0) -> Lists:
+        """Return which of a round's clients are summed together.
+
+        A client that sent no part before waits, unless there is no sum without it; in `number` 0 nobody waits.
+        """
+        group, least = self.state["group"], self.rules.at_least
+        found = Lists([], [], [client for client in clients if group[client] == ALONE], [])
+        for g in range(len(self.state["sums"])):
+            members = sorted(client for client in clients if group[client] == g)
+            here = [client for client in members if self.state["waits"][client] < number or not number]
+            if len(here) >= least:
+                found.sums.append(here)
+                found.waiting.extend(client for client in members if client not in here)
+            else:
+                (found.sums.append if len(members) >= least else found.few.extend)(members)
+        return found
+
+    def note_parts(self, number: int, sent: Sequence[int], missing: Sequence[int]) -> None:
+        """Note which clients have sent their parts; one that has not waits for 1, 2, 4, ... rounds."""
+        for client in sent:
+            self._set(client, missed=0, waits=0)
+        for client in missing:
+            missed = int(self.state["missed"][client])
+            self._set(client, missed=missed + 1, waits=number + 2 ** min(missed, MOST_WAITS))
+
+    def note_few(self, clients: Sequence[int]) -> None:
+        """Note that clients without a sum keep what they trained, so each has the reference that it was sent."""
+        for client in clients:
+            self._set(client, has=self.state["sums"][self.state["group"][client]])
 
     def terms(self, number: int, clients: Sequence[int]) -> SumTerms:
         """Return the terms of a sum of clients of one group; round 0 is the sum of label holders."""
@@ -199,8 +235,9 @@ class SealedServer(Server):
             return SumTerms(clients)
         group, opening = int(self.state["group"][clients[0]]), self.state["opening"].astype(bool)
         members = np.flatnonzero(opening & (self.state["group"] == group) & self.counts_holders)
-        steps = self.state["steps"][group].astype(np.float16)
-        return SumTerms(clients, steps, self.state["holders"][group].astype(np.uint16), [int(c) for c in members])
+        changed = [int(client) for client in members if self.state["changed"][client]]
+        steps, holders = self.state["steps"][group].astype(np.float16), self.state["holders"][group]
+        return SumTerms(clients, steps, holders.astype(np.uint16), [int(c) for c in members], changed)
 
     def read_part(self, number: int, client: int, payload: bytes, sum_terms: SumTerms) -> SumPart | Rejected:
         """Check a client's part of a sum, and return it."""
@@ -236,7 +273,10 @@ class SealedServer(Server):
         levels, most = centred(np.asarray(total, np.uint32), bits), n * self.rules.levels
         if (np.abs(levels) > most).any():
             return Rejected(UNREADABLE, f"a sum of {int(np.abs(levels).max())} levels, and {most} is the most")
-        self._take(group, sum_terms, levels, np.sum([part.magnitudes for part in parts], axis=0, dtype=np.int64))
+        sizes = np.mod(np.sum([part.magnitudes for part in parts], axis=0, dtype=np.int64), 1 << MAGNITUDE_BITS)
+        if (sizes > n * largest_magnitude(n)).any():
+            return Rejected(UNREADABLE, f"a sum of magnitudes of {sizes.max()}, of {n} clients")
+        self._take(group, sum_terms, levels, sizes)
         return None
 
     def _take(
@@ -250,10 +290,10 @@ class SealedServer(Server):
         wanted = (state["wanted"][group].astype(np.float64) + mean).astype(np.float32)
         before = state["now"][group].astype(np.float32)
         of_blocks = np.add.reduceat(senders, block_starts(layout)) / lengths_of_blocks(layout)
-        total = np.mod(magnitudes, 1 << MAGNITUDE_BITS)
         now, sums = self.context.downloads.arrives(wanted, before), int(state["sums"][group])
         self._set(list(sum_terms.clients), has=sums)
-        steps = next_steps(sum_terms.steps, total, of_blocks, n, rules.levels)
+        first = first_steps(layout, rules.learning_rate)
+        steps = next_steps(sum_terms.steps, magnitudes, of_blocks, n, rules.levels, first)
         self._set(group, now=now, before=before, wanted=wanted, steps=steps, sums=sums + 1)
 
     def _set(self, place: int | list[int], **values: Any) -> None:

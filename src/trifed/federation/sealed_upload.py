@@ -33,7 +33,7 @@ from trifed.federation.upload import RECEIVED, RESIDUAL, Memory
 from trifed.methods.packing import Vector
 
 PENDING, OWN = "pending", "own rows"
-"""Names in the memory: the change that no sum has yet; 1 for the numbers that are no part of any sum, else 0."""
+"""Names in the memory: the change that no sum has yet; 1 for numbers that were no part of the last sum, else 0."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,17 @@ class SealedUploads:
         return f"error-feedback | sealed sum levels={self.rules.levels} at_least={self.rules.at_least}"
 
     def receive(self, values: Vector, memory: Memory) -> Memory:
-        """Return the memory after a download, which is the reference of the next change."""
-        return {**memory, RECEIVED: values}
+        """Return the memory after a download, which is the reference of the next change.
+
+        A change that no sum has, as that of a round with too few clients, is owed from now on. The numbers that
+        the client keeps as its own have it already.
+        """
+        after = {name: vector for name, vector in memory.items() if name != PENDING} | {RECEIVED: values}
+        if PENDING not in memory:
+            return after
+        own, owed = self.own(memory), memory.get(RESIDUAL, np.zeros_like(memory[PENDING]))
+        change = memory[PENDING] if own is None else np.where(own, 0, memory[PENDING])
+        return {**after, RESIDUAL: (owed + change).astype(np.float32)}
 
     def own(self, memory: Memory) -> NDArray[np.bool_] | None:
         """Return the numbers of which the client keeps its own, (n_values,); None if there are none."""
@@ -66,8 +75,15 @@ class SealedUploads:
     def encode(
         self, header: Header, values: Vector, reference: Vector, memory: Memory, part: Part | None = None
     ) -> tuple[None, Memory]:
-        """Return no message, and the memory with the change, which waits for the terms of a sum."""
-        return None, {**memory, PENDING: values - reference}
+        """Return no message, and the memory with the change, which waits for the terms of a sum.
+
+        Raises:
+            MessageError: The change is not finite, so it would spoil a sum and what is owed after it.
+        """
+        change = values - reference
+        if not np.isfinite(change).all():
+            raise MessageError(f"{header}: the training has led to NaN or infinite numbers; nothing is sent of it")
+        return None, {**memory, PENDING: change}
 
     def send(
         self, header: Header, sum_terms: SumTerms, memory: Memory, mask: Mask | None = None
@@ -103,7 +119,7 @@ class SealedUploads:
             "magnitudes": _masked(means, MAGNITUDE_BITS, mask).astype(np.uint16),
         }
         owed = np.where(sent, change - levels.astype(np.float32) * step_of_each, residual).astype(np.float32)
-        after = {name: vector for name, vector in memory.items() if name != PENDING} | {RESIDUAL: owed}
+        after = {name: each for name, each in memory.items() if name not in (PENDING, OWN)} | {RESIDUAL: owed}
         own = _own_numbers(self.rules, sum_terms, self.compression)
         return encode(header, arrays), {**after, OWN: own} if own.any() else after
 
@@ -122,4 +138,4 @@ def _masked(integers: NDArray[np.int64], bits: int, mask: Mask | None) -> Intege
 
 def _own_numbers(rules: SumRules, sum_terms: SumTerms, compression: Compression) -> Vector:
     label = rules.label_of_each(compression.layout)
-    return np.append(rules.own_labels(sum_terms), False)[label].astype(np.float32)
+    return np.append(~rules.summed_labels(sum_terms), False)[label].astype(np.float32)

@@ -36,6 +36,7 @@ class SumTerms:
         holders: Clients that hold each label, by the sum before round 1, (n_labels,); empty if rows of the head
             are not treated apart.
         opening: Indices of the clients of the sum before round 1, (k,), rising; empty without `holders`.
+        changed: Those of `opening` whose data may have changed since, so that nobody knows what they hold, rising.
         keys: Public keys of this round, (n, 32).
         signatures: Signatures on the keys, (n, 64).
         names: Names of the clients' sites, or none.
@@ -45,6 +46,7 @@ class SumTerms:
     steps: Steps = field(default_factory=lambda: np.zeros(0, np.float16))
     holders: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     opening: Sequence[int] = ()
+    changed: Sequence[int] = ()
     keys: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, KEY), np.uint8))
     signatures: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, SIGNATURE), np.uint8))
     names: Sequence[str] = ()
@@ -57,6 +59,7 @@ class SumTerms:
             "steps": self.steps.astype(np.float16),
             "holders": self.holders.astype(np.uint16),
             "opening": np.array(self.opening, np.uint32),
+            "changed": np.array(self.changed, np.uint32),
             "keys": self.keys,
             "signatures": self.signatures,
             "names": np.frombuffer(names, np.uint8),
@@ -77,10 +80,9 @@ class SumTerms:
         Raises:
             MessageError: See `messages.decode`; or terms that no sum may have.
         """
-        blocks = len(block_starts(layout)) if expected.round else 0
         rounds = expected.round > 0
         blocks, labels = (len(block_starts(layout)), labels) if rounds else (0, 0)
-        most = 2 * blocks + 2 * labels + (8 + KEY + SIGNATURE) * MOST_CLIENTS + MOST_NAMES
+        most = 2 * blocks + 2 * labels + (12 + KEY + SIGNATURE) * MOST_CLIENTS + MOST_NAMES
         arrays = decode(payload, expected, _TERMS, most)[1]
         n = len(arrays["clients"])
         shapes: dict[str, list[tuple[int, ...]]] = {
@@ -97,16 +99,20 @@ class SumTerms:
             raise _wrong(expected, "steps", arrays["steps"], "steps of at least 0")
         clients = _rising(expected, "clients", arrays["clients"])
         opening = _rising(expected, "opening", arrays["opening"])
+        changed = _rising(expected, "changed", arrays["changed"])
         if expected.client not in clients or not at_least <= n <= MOST_CLIENTS:
             wanted = f"{at_least} to {MOST_CLIENTS} clients, this one ({expected.client}) among them"
             raise _wrong(expected, "clients", arrays["clients"], wanted)
         if (arrays["holders"].astype(np.int64) > len(opening)).any():
             raise _wrong(expected, "holders", arrays["holders"], f"at most {len(opening)} clients a label")
+        if not set(changed) <= set(opening):
+            raise _wrong(expected, "changed", arrays["changed"], "clients of 'opening'")
         return cls(
             clients,
             arrays["steps"].astype(np.float16),
             arrays["holders"].astype(np.uint16),
             opening,
+            changed,
             arrays["keys"].astype(np.uint8),
             arrays["signatures"].astype(np.uint8),
             _names(expected, arrays["names"].tobytes(), n),
@@ -129,6 +135,7 @@ _TERMS: dict[str, type[np.generic]] = {
     "steps": np.float16,
     "holders": np.uint16,
     "opening": np.uint32,
+    "changed": np.uint32,
     "keys": np.uint8,
     "signatures": np.uint8,
     "names": np.uint8,
@@ -196,14 +203,11 @@ class SumRules:
     def summed_labels(self, sum_terms: SumTerms) -> NDArray[np.bool_]:
         """Return the labels whose rows are part of a sum, (n_labels,).
 
-        They are those with `at_least` holders, even if every client of the opening that is absent was one.
+        They are those with `at_least` holders, even if every client of the opening that is absent was one, and
+        every client whose data may have changed. Each client keeps its own of the other rows.
         """
-        absent = len(set(sum_terms.opening) - set(sum_terms.clients))
+        absent = len(set(sum_terms.opening) - (set(sum_terms.clients) - set(sum_terms.changed)))
         return sum_terms.holders.astype(np.int64) - absent >= self.at_least
-
-    def own_labels(self, sum_terms: SumTerms) -> NDArray[np.bool_]:
-        """Return the labels whose rows no sum can hold, (n_labels,): each client keeps its own."""
-        return sum_terms.holders < self.at_least
 
     def summed(self, sum_terms: SumTerms, layout: Layout) -> NDArray[np.bool_]:
         """Return which numbers are part of a sum, (n_values,)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trifed.common.errors import RunError
+from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation import events
@@ -25,7 +25,7 @@ from trifed.federation.client_update import ClientDataset, ClientState, train_ro
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.kept_checkpoints import keep, kept_checkpoint
-from trifed.federation.messages import Rejected
+from trifed.federation.messages import BAD_REPLY, Rejected
 from trifed.federation.parallel import MIXED_GROUPS, in_threads
 from trifed.federation.results import facts_of
 from trifed.federation.round import FederatedRun
@@ -161,7 +161,9 @@ class Simulation:
             sent = {index: message(index) for index in group}
             if kind != "send":  # a part of a sum that does not count takes back the training too
                 self.before.update((index, self.clients[index].state) for index in group)
-            replies = self._train(number, sent) if kind == "train" else self._reply(kind, number, sent)
+            replies: Iterator[tuple[int, Reply | Rejected]] = (
+                self._train(number, sent) if kind == "train" else self._reply(kind, number, sent)
+            )
             for index, reply in replies:
                 client = self.clients[index]
                 if not self.records[index].left:
@@ -170,17 +172,23 @@ class Simulation:
                     self.log(events.Warned(client.dataset.name, client.guards.new_warnings.pop(0)))
                 yield index, reply
 
-    def _train(self, number: int, sent: Mapping[int, bytes | None]) -> Iterator[tuple[int, Reply]]:
+    def _train(self, number: int, sent: Mapping[int, bytes | None]) -> Iterator[tuple[int, Reply | Rejected]]:
         """Let clients take their messages and train together; the time is shared out in equal parts."""
         began = time.perf_counter()
         rounds = [self.clients[index].begin_round(number, message) for index, message in sent.items()]
         trained = train_rounds(self.shared_model, rounds, self.config.training, self.at_once)
         for (index, message), training, result in zip(sent.items(), rounds, trained, strict=True):
-            done = self.clients[index].end_round(training, result)
+            try:
+                done = self.clients[index].end_round(training, result)
+            except MessageError as error:  # under a seal: numbers that are not finite
+                yield index, Rejected(BAD_REPLY, str(error))
+                continue
             seconds = round((time.perf_counter() - began) / len(rounds), 4)
             yield index, Reply(message, done.upload, done.loss, done.steps, seconds)
 
-    def _reply(self, kind: Exchange, number: int, sent: Mapping[int, bytes | None]) -> Iterator[tuple[int, Reply]]:
+    def _reply(
+        self, kind: Exchange, number: int, sent: Mapping[int, bytes | None]
+    ) -> Iterator[tuple[int, Reply | Rejected]]:
         """Let clients reply to messages other than those of a round."""
         for index, message in sent.items():
             client, payload = self.clients[index], None
@@ -215,13 +223,17 @@ class Simulation:
         """Return the terms with zeros for keys and signatures, so that a message has the size that sites get."""
         return placeholder_keys(sum_terms, [record.name for record in self.records])
 
-    def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
+    def check_ready(self, number: int, ready: Sequence[int]) -> None:
+        """Check that a client is ready, as `close_round` does."""
+        self.close_round(number, ready)
+
+    def close_round(self, number: int, accepted: Sequence[int], sealed: bool = False) -> None:
         """Check that a round has a result.
 
         Raises:
             RunError: Every client was left out.
         """
-        if not (accepted if ready is None else ready):
+        if not accepted and not sealed:
             raise RunError(
                 f"round {number}: every client was left out; events.jsonl says why. The run stands at round "
                 f"{number - 1}"

@@ -106,10 +106,13 @@ class Transport(Protocol):
     def with_keys(self, number: int, sum_terms: SumTerms) -> SumTerms:
         """Return the terms of a sum with the keys that its clients sent when they were ready."""
 
-    def close_round(self, number: int, accepted: Sequence[int], ready: Sequence[int] | None = None) -> None:
+    def check_ready(self, number: int, ready: Sequence[int]) -> None:
+        """Check, under a seal, that enough clients are ready, before any of them sends its part of a sum."""
+
+    def close_round(self, number: int, accepted: Sequence[int], sealed: bool = False) -> None:
         """Check the replies of a round, or, after the last round, of the final download.
 
-        `ready`: under a seal the clients that were ready to send, which a quorum counts.
+        `sealed`: `check_ready` has checked them.
         """
 
     def update_clients(self, number: int) -> Sequence[int]:
