@@ -114,7 +114,7 @@ def measure(name: str, arm: str, seed: int, sealed: bool, data: Path, models: Pa
     }  # fmt: skip
 
 
-def interval(by_seed: Sequence[Sequence[float]], draws: int = 5000) -> tuple[float, float, float]:
+def interval(by_seed: Sequence[Sequence[float]], draws: int = 2000) -> tuple[float, float, float]:
     """Return the mean over clients and seeds, and its 95 % interval: seeds are resampled, and clients within each.
 
     Args:
