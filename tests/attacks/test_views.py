@@ -169,10 +169,20 @@ def test_members_are_inferred_in_the_views_of_a_sealed_run(sealed):
         assert all(np.isfinite(part).all() for each in found.values() for pair in each for part in pair)
 
 
-def test_a_client_of_a_sealed_run_that_is_in_no_sum_sends_nothing(toy_values):
-    given = {"groups": "given", "members": [["amber", "basil"]]}
-    config = make_config(toy_values(method="fedavg-lora", sealing={"on": True, "at_least": 2}, aggregation=given))
+def test_a_client_of_a_sealed_run_that_is_in_no_sum_sends_nothing(toy_values, toy_rows, tmp_path):
+    first, second = (toy_rows(tmp_path / f"{seed}.csv", 40, seed).read_text() for seed in (0, 1))
+    more = [line.replace(",amber", ",dill") for line in second.splitlines(True) if ",amber" in line]
+    (tmp_path / "four.csv").write_text(first + "".join(more))
+    given = {"groups": "given", "members": [["amber", "basil", "dill"]]}
+    config = make_config(
+        toy_values(
+            method="fedavg-lora",
+            sealing={"on": True},
+            aggregation=given,
+            data={"source": str(tmp_path / "four.csv")},
+        )
+    )
     target = train_target(config, 1, "coral")
     with pytest.raises(RunError, match="coral"):
         target.observe("update", np.arange(4))
-    assert score_rounds(target, PLAN, quiet).clients == {"single": 1, "sum": 2, "others": 1}
+    assert score_rounds(target, PLAN, quiet).clients == {"single": 1, "sum": 3, "others": 2}
