@@ -111,7 +111,7 @@ def one(name: str, path: Path, work: Path) -> str:
 
     toml = work / f"{name}.toml"
     toml.write_text(to_toml(make_config(json.loads(path.read_text()))))
-    found = audit(toml, work / name, AUDITS[name][2], say=lambda text: print(f"{name}: {text}", flush=True))
+    found = audit(toml, work / name, AUDITS[name][2], progress=lambda text: print(f"{name}: {text}", flush=True))
     (work / name / "audit.html").write_text(audit_page(found, lambda text: None))
     kept = found.model_dump(mode="json")
     for part in ("reconstruction", "means"):
