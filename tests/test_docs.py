@@ -15,7 +15,10 @@ import pytest
 from in_this_process import in_this_process
 from test_cli_help import call
 from trifed import make_config
-from trifed.methods import METHODS, ORIGINS
+from trifed.methods import METHODS, ORIGINS, compose
+from trifed.methods.aggregation import AggregationSettings
+from trifed.methods.personalization import PersonalizationSettings
+from trifed.methods.sealed import cannot_seal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -40,6 +43,18 @@ def test_the_parts_of_own_prior_fit_another_method():
     assert make_config({**parts, **groups}).aggregation.members == [["north", "south"], ["east"]]
     config = make_config(parts)
     assert config.method.name == "fedavg-lora" and config.personalization.interpolate == 0.75
+
+
+def test_the_page_of_sealed_sums_says_which_methods_can_be_sealed():
+    text = (DOCS / "secure-aggregation.md").read_text(encoding="utf-8")
+    paragraph = text.partition("These methods can be sealed:")[2].partition("\n\n")[0]
+    can, cannot = (set(re.findall(r"`([\w-]+)`", part)) for part in paragraph.split("The others cannot:"))
+    reasons = {
+        name: cannot_seal(compose(method, PersonalizationSettings(), AggregationSettings()))
+        for name, method in METHODS.items()
+    }
+    assert can == {name for name, reason in reasons.items() if not reason}
+    assert cannot == {name for name, reason in reasons.items() if reason}
 
 
 @pytest.fixture

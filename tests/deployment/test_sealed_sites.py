@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -751,3 +752,8 @@ def test_the_start_says_who_is_in_the_sum_and_what_is_off(sealed, events):
     texts = " ".join(e["text"] for e in events(coordinator, "trouble"))
     assert all(site in texts for site in SITES) and "at least 3" in texts and "norm_bound" in texts
     assert any("there are 2" in note for note in notes_of_sums(coordinator.config, SITES[:2]))
+    enough = coordinator.config.deployment.model_copy(update={"clients": 3, "quorum": 3})
+    fewer = enough.model_copy(update={"clients": 2, "quorum": 2})
+    configs = [coordinator.config.model_copy(update={"deployment": each}) for each in (enough, fewer)]
+    named = [re.findall(r"deployment\.\w+", " ".join(notes_of_sums(each, SITES))) for each in configs]
+    assert named == [[], ["deployment.clients", "deployment.quorum"]]

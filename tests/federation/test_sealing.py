@@ -83,7 +83,7 @@ def sum_round(server, clients, number, changes, memories, mask=lambda client: No
 )
 def test_the_bits_are_the_fewest_that_hold_every_sum(n, levels, bits):
     assert bits_of_sum(n, levels) == bits == int(np.ceil(np.log2(2 * n * levels + 1)))
-    assert bits_of_count(n) == int(np.ceil(np.log2(n + 1)))
+    assert bits_of_count(n) == int(np.ceil(np.log2(n + 1))) + 1
     every = np.arange(-n * levels, n * levels + 1)
     assert (centred(modulo(every, bits), bits) == every).all()
     packed = pack_bits(modulo(every, bits), bits)
@@ -195,6 +195,20 @@ def test_a_sum_out_of_range_is_refused_and_changes_nothing():
     wrong = server.add(1, sum_terms, parts)
     assert wrong is not None and wrong.code == UNREADABLE
     assert all((server.state[name] == before[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("n", [3, 4, 7])
+def test_more_holders_of_a_label_than_clients_are_found(n):
+    """With 3 and 7 clients too, where the fewest bits have no number above n."""
+    server = opened(n, BY_LABEL)
+    sum_terms = server.terms(0, range(n))
+    largest = np.full(3, 2 ** bits_of_count(n) - 1, np.uint32)  # what a mask that does not cancel can leave
+    parts = [
+        SumPart(largest if client == 0 else np.zeros(3, np.uint32), np.zeros(0, np.uint32)) for client in range(n)
+    ]
+    wrong = server.add(0, sum_terms, parts)
+    assert wrong is not None and wrong.code == UNREADABLE
+    assert not server.state["holders"].any() and not server.state["opening"].any()
 
 
 def test_magnitudes_that_no_clients_can_have_sent_are_refused():

@@ -268,7 +268,7 @@ def _notes(config: RunConfig) -> Iterator[str]:
     yield "The update is that of a client that has the attacked examples alone, for its configured steps."
     summary = config.composed_method().summarise is not None and not config.privacy.summary
     if config.sealing.on:
-        yield "Sealed: the server sees sums alone. Attacks on one upload are a control, for nobody sees it."
+        yield "Sealed: the server sees only sums. Attacks on one upload are a control, because nobody sees it."
     elif summary:
         yield "The summary that is sent once says how many examples of each label a client has, exactly."
     yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."

@@ -28,7 +28,7 @@ def check_expectations(
         members: Results of membership inference.
         full: Name of the control that trains the whole model; empty if there is none.
         plain: Name of the plain LoRA control; empty if there is none.
-        sealed: Whether the server sees sums alone; then these are judged, and single uploads are a control.
+        sealed: Whether the server sees only sums; then these are judged, and single uploads are a control.
     """
     score = "f1" if any("f1" in row.scores for row in rows) else "psnr"
     attacks = [row for row in rows if row.attack != "guesser"]

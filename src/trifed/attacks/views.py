@@ -81,19 +81,19 @@ def possible_views(target: TargetClient, clients: Sequence[int]) -> tuple[View, 
 
 
 class ContinuedSimulation(UnevaluatedSimulation):
-    """A copy of a run that goes on from its state after round `done`; the run itself does not change."""
+    """A copy of a run that continues from its state after round `done`; the run itself does not change."""
 
     done: int
 
     def open(self) -> Opened:
-        """Go on from the state that was loaded."""
+        """Continue from the state that was loaded."""
         return Opened(self.server, resumed=self.done)
 
 
 def next_rounds(target: TargetClient, rounds: int) -> Iterator[tuple[ContinuedSimulation, int, list[int]]]:
     """Yield a copy of the target's run before each of its next rounds, with its last round and who is selected.
 
-    The copy goes on when the next one is asked for, so look at it before.
+    The copy continues when the next one is asked for, so look at it before.
     """
     run, config = target.simulation, without_guards(target.config)
     with TemporaryDirectory(prefix="trifed-audit-") as scratch:

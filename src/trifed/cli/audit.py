@@ -38,8 +38,8 @@ def audit_command(
     averaging of the whole model, from which tokens must be recovered, plain LoRA,
     and guesses without any upload. The attacks recover tokens, images and labels,
     and test who was a member of an update or a summary; docs/threat-model.md says
-    what each attacker knows. Sums of several clients are attacked too: of a run with
-    `sealing.on` they are all that the server sees, and single uploads are a control.
+    what each attacker knows. Sums of several clients are attacked too. In a sealed
+    run (`sealing.on`) the server sees only these; single uploads are then a control.
 
     The results are a page, audit.html, and audit.json. After Ctrl-C, the same
     command continues. Text and image classification can be audited so far.

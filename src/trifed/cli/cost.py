@@ -38,9 +38,10 @@ def cost_command(
     sealed: Annotated[
         int | None,
         typer.Option(
-            min=2,
+            min=3,
             show_default=False,
-            help="Clients of a sealed sum: count \\[sealing] where a method can be sealed.",
+            help="Number of clients in a sealed sum: show the bytes of a sealed run (levels = 1) for methods "
+            "that can be sealed.",
         ),
     ] = None,
     form: Annotated[

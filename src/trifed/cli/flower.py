@@ -88,9 +88,9 @@ def join_command(
     write_site_folder(folder, name, superlink, ca, data, port)
     own = read_site_keys(folder / f"{name}.pub").keys[name]
     typer.echo(
-        f"{folder}: check node.toml, send {name}.pub to the server's administrator, then run start.sh\n"
+        f"{folder}: check node.toml, send {name}.pub to the server's operator, then run start.sh\n"
         f"For sealed sums also: trifed flower trust {shlex.quote(str(folder))} {LIST}, with the list of all\n"
-        f"sites' keys that the administrator sends to every site\n"
+        f"sites' keys that the operator sends to every site\n"
         f"SHA-256 of this site's key {name}.pub:\n  {key_fingerprint(own)}\n"
         f"SHA-256 of the server's certificate authority:\n  {fingerprint(folder / 'ca.pem')}"
     )
@@ -102,7 +102,7 @@ def sites_command(
 ) -> None:
     """Write sites.pub: the list of the sites' public keys, which sealed sums need at every site.
 
-    It has all keys in keys/ and keys/registered/. Remove the .pub of a site that has left from there.
+    The list has all keys in keys/ and keys/registered/. If a site has left, first remove its .pub there.
 
     [bold]Example[/bold]: trifed flower sites server
     """
@@ -125,7 +125,7 @@ def sites_command(
 def trust_command(
     folder: Annotated[Path, typer.Argument(metavar="SITE", help="This site's folder.", show_default=False)],
     listed: Annotated[Path, typer.Argument(metavar=LIST, help="The list of all sites.", show_default=False)],
-    yes: Annotated[bool, typer.Option("--yes", help="Store it without a question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Store the list without asking.")] = False,
 ) -> None:
     """Store the list of all sites' public keys at a site: sealed sums are sent with these sites only.
 

@@ -177,7 +177,7 @@ class RunConfig(StrictSettings):
         return deep_merge(defaults, {**values, "method": method})
 
     def composed_method(self) -> Method:
-        """Return the run's method with the client and server parts, and the seal, that its settings give it."""
+        """Return the run's method with the client and server parts that its settings give it, sealed or not."""
         labelled = self.task not in NO_SINGLE_LABEL
         method = compose(METHODS[self.method.name], self.personalization, self.aggregation, labelled)
         noised = self.privacy.summary is not None

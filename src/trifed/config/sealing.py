@@ -1,4 +1,4 @@
-"""`[sealing]`: the server sees sums of several clients' updates alone, and what cannot be combined with that."""
+"""`[sealing]`: the server sees only sums of several clients' updates; checks of settings that do not fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SealingSettings(StrictSettings):
 
     on: bool = Field(
         False,
-        description="Seal the clients' updates, so that the server learns their sums alone. A round then has two "
+        description="Seal the clients' updates, so that the server learns only their sums. A round then has two "
         "exchanges, and all clients of a sum weigh the same.",
     )
     at_least: int = Field(
@@ -50,8 +50,8 @@ def sealing_problems(config: RunConfig) -> Iterator[str]:
         got = getattr(aggregation, setting)
         if got != usual:
             yield (
-                f"aggregation.{setting}: '{got}' compares single updates, and under a seal the server sees none; "
-                f"set it to '{usual}', or leave [sealing] out"
+                f"aggregation.{setting}: '{got}' compares single updates, and in a sealed run the server sees "
+                f"none; set it to '{usual}', or leave [sealing] out"
             )
     for setting in ("update", "training"):
         if getattr(config.privacy, setting):
@@ -60,7 +60,8 @@ def sealing_problems(config: RunConfig) -> Iterator[str]:
     if aggregation.groups == "given" and few:
         yield (
             f"aggregation.members: got a list of {len(few[0])} ({', '.join(few[0])}), but a sum needs "
-            f"{config.sealing.at_least} clients (sealing.at_least); join lists, or leave its clients out of all"
+            f"{config.sealing.at_least} clients (sealing.at_least); merge this list with another one, or "
+            "remove its clients from aggregation.members"
         )
 
 
@@ -82,21 +83,21 @@ def sealing_notes(config: RunConfig, clients: int | None = None) -> Iterator[str
     if clients is not None and clients < sealing.at_least:
         yield (
             f"sealing.at_least: a sum needs {sealing.at_least} clients, and there are {clients}; no round will "
-            "have a sum, so nothing is shared"
+            "have a sum, and nothing is shared"
         )
     elif clients is not None and (drawn := clients_of_round(config, clients)) < sealing.at_least:
         yield (
             f"participation: {drawn} of {clients} clients take part in a round, and a sum needs "
-            f"{sealing.at_least} (sealing.at_least); no round will have a sum, so nothing is shared"
+            f"{sealing.at_least} (sealing.at_least); no round will have a sum, and nothing is shared"
         )
     if aggregation.groups == "agreement" and not config.privacy.summary:
         yield (
-            "aggregation.groups: 'agreement' needs data summaries, which under a seal only leave with noise; all "
-            "clients are one group (set privacy.summary for groups)"
+            "aggregation.groups: 'agreement' needs data summaries, which leave a client of a sealed run only with "
+            "noise; all clients are one group (set privacy.summary for groups)"
         )
     if aggregation.weights == "examples" or aggregation.weights is None:
-        yield "aggregation.weights: under a seal all clients of a sum weigh the same"
+        yield "aggregation.weights: in a sealed run all clients of a sum weigh the same"
     usual = type(aggregation)()
     for name in ("norm_bound", "most_examples"):
         if getattr(aggregation, name) != getattr(usual, name):
-            yield f"aggregation.{name}: has no effect under a seal, where the server sees no single update"
+            yield f"aggregation.{name}: has no effect in a sealed run, where the server sees no single update"

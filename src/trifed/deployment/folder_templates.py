@@ -120,9 +120,9 @@ tell_scores = false      # true: report accuracy and loss on held-out data to th
 #                        # every average, and methods that send label counts without noise are refused.
 # at_least = 3           # Take part only in rounds with at least so many sites, this one included.
 # others_at_most = 0.5   # Largest share, 0 to 1, of received values in the tensors that training starts from.
-# sealed_only = false    # true: take part only in runs whose uploads are sealed: the server sees sums alone.
+# sealed_only = false    # true: take part only in sealed runs, in which the server sees only sums of uploads.
 # sites = "sites.pub"    # List of the sites' public keys for sealed runs; `trifed flower trust` stores it.
-# key = "{name}.key"     # This site's private key, which signs its part in a sealed sum.
+# key = "{name}.key"     # This site's private key. It signs the site's new public key in each sealed round.
 # base = "…"             # SHA-256 of the base model's weights. Any other base model is refused.
 # may_go_back = false    # true: go back to an earlier round if the server's operator does, for example to leave a
 #                        # poisoned one. With [privacy] repeated rounds count in the ledger again.

@@ -10,10 +10,10 @@
     gradient nothing                                        the first gradient, for methods with frames
     frames   the frames                                     the new digest
     train    the round, the last round that counts, the     the upload; `back_to`: the round to which the client
-             mark, the number of clients; the download      has gone back for it. Under a seal instead of the
-                                                            upload: `ready`, a signed key of this round
-    ready    under a seal, before round 1: the same facts   `ready`, for the sum of label holders
-    send     under a seal: the terms of a sum               the masked `sum`
+             mark, the number of clients; the download      has gone back for it. In a sealed run not the
+                                                            upload but `ready`, a signed key of this round
+    ready    sealed runs, before round 1: the same facts    `ready`, for the sum of label holders
+    send     sealed runs: the terms of a sum                the masked `sum`
     finish   the last download                              scores, if the client shares them
 
 Instead of an upload a client may report that its data `changed`, that it has `left` for good, or that its state
@@ -120,11 +120,12 @@ RefusalCode = Literal[
 REASONS: dict[RefusalCode, str] = {
     "bad_request": "it could not read the request; give server and sites the same trifed",
     "not_asked_for": "the run's method or its [privacy] does not ask for such a request",
-    "not_sealed": "it takes part in sealed runs alone (sealed_only); set sealing.on = true",
+    "not_sealed": "it takes part only in sealed runs (sealed_only in its node.toml); set sealing.on = true",
     "no_site_keys": "it has no list of the sites' keys, or is not in it: run `trifed flower trust` there",
     "unknown_site": "a site of the sum is not in its list of keys, or has not signed its key of the round",
-    "sum_sent": "it has sent a sum of this round, or of the same numbers, and sends none with another list",
-    "not_ready": "it has nothing to send in this round, as its process ended after it had trained",
+    "sum_sent": "it has already sent a part for this round, or the same numbers with other sites, and does not "
+    "send them again",
+    "not_ready": "it no longer has its key of this round: its process ended, or it got another request in between",
     "wrong_phase": "the request does not fit how far the run is at this site",
     "wrong_run": "it keeps a run of this name with other settings",
     "left": "it has left for good",
@@ -160,10 +161,12 @@ REASONS: dict[RefusalCode, str] = {
     "name_taken": "a client of the same name is there already; give each its own",
     "other_key": "it has another key than before; if that is so, set deployment.bound = false",
     "too_late": "it was not there when this run began, and deployment.late is false",
-    "other_sites": "its list of the sites' keys is not that of the others; run `trifed flower trust` there",
-    "too_few_for_a_sum": "fewer sites than a sum needs: sealing.at_least, or the site's own at_least",
+    "other_sites": "it has another list of the sites' keys than most sites; store the newest list at every site "
+    "with `trifed flower trust`",
+    "too_few_for_a_sum": "there are too few sites for a sum: see sealing.at_least, at_least in the sites' "
+    "node.toml, and the fixed minimum of 3",
     "sum_incomplete": "another site of its sum did not send, so the sum cannot be read; nothing of it counts",
-    "sum_unreadable": "its sum cannot be one of such parts; a site sent what is none, or its masks do not cancel",
+    "sum_unreadable": "the sum is out of range: a site sent wrong numbers, or sites received different values",
 }
 """The server's sentence for each code; the site's own log has the details."""
 AT_SITE = {
@@ -171,8 +174,9 @@ AT_SITE = {
     "model_unusable", "base_mismatch", "settings_unusable",
     "privacy_limit", "guard", "columns_not_allowed",
     "labels_not_allowed", "storage", "unreachable", "other",
+    "unknown_site", "no_site_keys", "sum_sent", "not_ready",
 }  # fmt: skip
-"""Codes whose details are in the site's log alone."""
+"""Codes whose details are only in the site's log."""
 
 CODES: dict[type[Exception], RefusalCode] = {
     GuardError: "guard",

@@ -1,6 +1,6 @@
 """Sealed sums at the server, between sites: which sites are ready in a round, and the list of each sum.
 
-The server compares no signatures: a site that accepts only keys that it knows does not depend on that.
+The server does not check signatures; each site checks them itself.
 """
 
 from __future__ import annotations
@@ -103,6 +103,17 @@ def notes_of_sums(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
         "each takes part only with sites of its own list of keys"
     )
     yield from sealing_notes(config, len(names))
+    least, needed = config.sealing.at_least, config.deployment
+    if needed.clients < least:
+        yield (
+            f"deployment.clients: got {needed.clients}, and a sum needs {least} sites; how many sites hold each "
+            "label is summed once, with the sites that are there before round 1. Set it to the number of all sites"
+        )
+    if needed.quorum < least:
+        yield (
+            f"deployment.quorum: got {needed.quorum}, and a sum needs {least} sites; while sites are missing, "
+            f"rounds can pass without a sum. With {least} or more the run stops instead, and can be continued"
+        )
     yield (
         "off at the server, which sees no single upload: aggregation.rule, screen, norm_bound and most_examples; "
         "the guards of each site stay on"
@@ -120,6 +131,6 @@ def notes_of_going_back(logged: Iterable[Mapping[str, Any]], number: int) -> Ite
     if summed:
         rounds = f"round {summed[0]}" if min(summed) == max(summed) else f"rounds {min(summed)} to {max(summed)}"
         yield (
-            f"{rounds}: will have no sum, because each site has sent for them, and sends once for a round; what "
-            f"is shared changes again from round {max(summed) + 1} on"
+            f"{rounds}: will have no sum, because each site has sent for them, and sends once for a round; "
+            f"sharing continues with round {max(summed) + 1}"
         )

@@ -91,7 +91,7 @@ def check_sealing(config: RunConfig, site: SiteSettings) -> None:
     elif site.sealed_only:
         raise RefusedError(
             "not_sealed",
-            f"sealing.on: {site.name} takes part in sealed runs alone; its node.toml has sealed_only = true",
+            f"sealing.on: {site.name} takes part only in sealed runs; its node.toml has sealed_only = true",
         )
 
 

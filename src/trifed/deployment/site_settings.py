@@ -67,8 +67,8 @@ class SiteSettings(BaseModel):
     )
     key: Path | None = Field(
         None,
-        description="The client's private key, which signs its keys for sealed sums. Unset: NAME.key beside "
-        "node.toml.",
+        description="The client's private key, which signs its public key of each sealed round. Unset: NAME.key "
+        "beside node.toml.",
     )
     sites: Path = Field(
         Path("sites.pub"),
@@ -76,7 +76,7 @@ class SiteSettings(BaseModel):
         "refuses sealed runs.",
     )
     sealed_only: bool = Field(
-        False, description="Take part only in runs whose uploads are sealed, so that the server sees sums alone."
+        False, description="Take part only in sealed runs, in which the server sees only sums."
     )
     columns: list[str] | None = Field(
         None,

@@ -12,7 +12,7 @@
         state.safetensors         after the last round: A, B, head, AdamW's moments, the upload's memory
         state-before.safetensors  the state that the last round continued, if its upload does not reach the server
         states/                   the states before that one, to which the run can go back
-        message.safetensors       with [privacy] or a seal: the last upload, to be sent again as it was
+        message.safetensors       with [privacy] or [sealing]: the last upload, to be sent again as it was
         sums.json                 in a sealed run: what was sent in which sums (`site_sums`)
         privacy/                  with [privacy]: the ledger, and the noised summary
         model/                    the final model, as `trifed run` writes a client's
@@ -242,7 +242,7 @@ class SiteStore:
         """Make the last state a new beginning for both sides; return its round and a mark, 0 and "" without one.
 
         After a restored backup the server's reference for this client is another than the one here, so both drop
-        theirs. Which rows are the client's own under a seal stays: the server has none to put in their place.
+        theirs. Which rows are the client's own in a sealed run stays: the server has none to put in their place.
         """
         facts = self._facts(self.folder / LAST)
         if not facts:

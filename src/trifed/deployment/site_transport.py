@@ -257,7 +257,7 @@ class SiteTransport:
         quorum = self.config.deployment.quorum
         if counted < quorum:
             raise RunError(
-                f"round {number}: {counted} of {self.asked} clients sent what counts, and deployment.quorum "
+                f"round {number}: {counted} of {self.asked} clients gave a usable reply, and deployment.quorum "
                 f"is {quorum}; the run stands at round {number - 1} and can be resumed"
             )
 

@@ -68,7 +68,7 @@ class RunContext:
         """Return the encoding of a download with which round `number` begins.
 
         It holds what the round before has changed, or everything for a client that took no part in that round; its
-        size says which. Under a seal it holds everything in full precision for a client that lacks the last one.
+        size says which. In a sealed run it holds all of it in full precision for a client that lacks the last one.
         """
         if self.sums is not None:
             whole = Compression(self.downloads.layout)

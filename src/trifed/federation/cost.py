@@ -90,7 +90,7 @@ class MethodCost:
         bytes_down: Bytes that a client receives in one round, without the envelope.
         times_fewer: Bytes of plain LoRA's A, B and head divided by `bytes_up`; None if nothing is sent.
         once: The messages before round 1.
-        sealed: Clients of the sealed sum that the bytes are counted for; None without a seal.
+        sealed: Clients of the sealed sum that the bytes are counted for; None if the run is not sealed.
     """
 
     method: str

@@ -45,8 +45,11 @@ def bits_of_sum(clients: int, levels: int) -> int:
 
 
 def bits_of_count(clients: int) -> int:
-    """Return the bits in which a sum of `clients` numbers 0 or 1 is exact, ⌈log₂(n + 1)⌉."""
-    return clients.bit_length()
+    """Return the bits of a sum of `clients` numbers 0 or 1, ⌈log₂(n + 1)⌉ + 1.
+
+    Without the one bit more every sum of 3, 7 or 15 clients would be in range, and a wrong one never found.
+    """
+    return clients.bit_length() + 1
 
 
 def pack_bits(integers: Integers, bits: int) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """A client's part of sealed sums: the change that it keeps after training, and its integers for a sum.
 
 Training makes no upload. The change to the reference waits in the client's upload memory until the server sends
-the terms of a sum; then it is rounded, masked and sent, and the rounding error is owed to the next sum. See
+the terms of a sum; then it is rounded, masked and sent, and the rounding error is added to the next change. See
 `sealed_numbers`.
 """
 
@@ -38,7 +38,7 @@ PENDING, OWN = "pending", "own rows"
 
 @dataclass(frozen=True)
 class SealedUploads:
-    """The uploads of one client under a seal, in place of an `UploadPipeline`.
+    """The uploads of one client in a sealed run, in place of an `UploadPipeline`.
 
     Attributes:
         compression: Encoding of downloads, with the layout of what is summed.
@@ -58,8 +58,8 @@ class SealedUploads:
     def receive(self, values: Vector, memory: Memory) -> Memory:
         """Return the memory after a download, which is the reference of the next change.
 
-        A change that no sum has, as that of a round with too few clients, is owed from now on. The numbers that
-        the client keeps as its own have it already.
+        A change that no sum has, as that of a round with too few clients, is added to the next change. The numbers
+        that the client keeps as its own have it already.
         """
         after = {name: vector for name, vector in memory.items() if name != PENDING} | {RECEIVED: values}
         if PENDING not in memory:
@@ -78,7 +78,7 @@ class SealedUploads:
         """Return no message, and the memory with the change, which waits for the terms of a sum.
 
         Raises:
-            MessageError: The change is not finite, so it would spoil a sum and what is owed after it.
+            MessageError: The change is not finite, so it would spoil a sum and later changes.
         """
         change = values - reference
         if not np.isfinite(change).all():

@@ -171,7 +171,7 @@ def _wrong(expected: Header, name: str, array: NDArray[np.generic], wanted: str)
 
 @dataclass(frozen=True)
 class SumRules:
-    """What all sums of a run follow, on both sides.
+    """Rules for all sums of a run, at the server and at the clients.
 
     Attributes:
         at_least: Fewest clients of a sum, and of a row of the head that is summed.
@@ -227,7 +227,7 @@ class SumRules:
 
 
 def _by_label(of_labels: NDArray[np.bool_], label: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return a truth for each number, (n_values,), from those of labels, (n_labels,); true without a label."""
+    """Return a Boolean for each number, (n_values,), from those of labels, (n_labels,); True without a label."""
     return np.append(of_labels, True)[label]
 
 

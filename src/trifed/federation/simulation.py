@@ -180,7 +180,7 @@ class Simulation:
         for (index, message), training, result in zip(sent.items(), rounds, trained, strict=True):
             try:
                 done = self.clients[index].end_round(training, result)
-            except MessageError as error:  # under a seal: numbers that are not finite
+            except MessageError as error:  # in a sealed run: numbers that are not finite
                 yield index, Rejected(BAD_REPLY, str(error))
                 continue
             seconds = round((time.perf_counter() - began) / len(rounds), 4)

@@ -16,7 +16,7 @@ from trifed.methods.packing import Layout
 MessageTo = Callable[[int], bytes | None]
 """Index of a client → the message for it, made when it is asked for; None if there is nothing to send."""
 Exchange = Literal["gradient", "projections", "summary", "holders", "train", "send", "finish"]
-"""Under a seal 'train' brings no upload, and 'send' the parts of sums; 'holders' comes before the first sum."""
+"""In a sealed run 'train' brings no upload, and 'send' the parts of sums; 'holders' comes before the first sum."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Transport(Protocol):
         """Return the terms of a sum with the keys that its clients sent when they were ready."""
 
     def check_ready(self, number: int, ready: Sequence[int]) -> None:
-        """Check, under a seal, that enough clients are ready, before any of them sends its part of a sum."""
+        """Check, in a sealed run, that enough clients are ready, before any of them sends its part of a sum."""
 
     def close_round(self, number: int, accepted: Sequence[int], sealed: bool = False) -> None:
         """Check the replies of a round, or, after the last round, of the final download.

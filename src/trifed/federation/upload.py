@@ -8,8 +8,8 @@ Each step can be left out; without any, and with full precision, the message hol
 attributes never change: its state lies in the client's upload memory, under a name of its own, so that it is saved
 and restored with the client.
 
-Uploads are weighted at the server, by the number of examples in a message's header. Under a seal, where the server
-only sees sums of equal weight, `sealed_upload.SealedUploads` takes the pipeline's place.
+Uploads are weighted at the server, by the number of examples in a message's header. In a sealed run, whose server
+sees only sums of equal weight, `sealed_upload.SealedUploads` takes the pipeline's place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A method under a seal: its server sees the sum of a group's changes, and no single client's.
+"""A method in a sealed run: its server sees the sum of a group's changes, and no single client's.
 
 Every client of a group has the same weight and the same reference, so the sum of a group is all that the server
 needs. Which methods can be sealed is said here; the numbers are in `federation.sealing`, the server's side in
@@ -26,19 +26,19 @@ def cannot_seal(method: Method) -> str:
     if method.shared_projections:
         return "sends each client's gradient before round 1"
     if method.turns or method.receives:
-        return "sends and receives different tensors, or other ones in each round"
+        return "sends or receives other tensors than a sum has (it has `turns` or `receives`)"
     if base.with_aggregation is not None or not can_aggregate(base):
-        return "has a server with weights of each client's own, which needs single updates"
+        return "has a server of its own, which needs single updates"
     return ""
 
 
 def sealed(method: Method, aggregation: AggregationSettings, noised_summaries: bool) -> Method:
-    """Return the composed method with a server that has sums alone.
+    """Return the composed method with a server that sees only sums.
 
     Args:
         method: The method with its client and server parts.
         aggregation: The server's parts.
-        noised_summaries: Whether data summaries have noise; no exact one leaves a client under a seal.
+        noised_summaries: Whether data summaries have noise; no exact one leaves a client in a sealed run.
     """
     groups = noised_summaries and aggregation.groups == "agreement"
     return replace(

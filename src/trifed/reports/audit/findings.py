@@ -145,7 +145,7 @@ class Claim(_Found):
 class Findings(_Found):
     """One audit. `method`: the audited one, the others are controls; `round`: the attacked round.
 
-    `sealed`: whether the server of the audited run sees sums alone.
+    `sealed`: whether the server of the audited run sees only sums.
     """
 
     format: Literal[1] = 1

@@ -22,7 +22,8 @@ CAUTIONS = {
     "weak-attacks": "No control was read back above guessing: the attacks may be too weak here.",
     "no-guesser": "There was no guesser: nothing shows which part of a score is guessing.",
     "few-trials": "A number stands on only {}: read the intervals.",
-    "weak-members": "No member was told from single uploads either: sums show nothing about the seal.",
+    "weak-members": "Membership was not detected from single uploads either, so these results do not show that "
+    "sums protect.",
     "no-proof": "A failed attack is no proof: only noise with a counted privacy budget bounds all attacks.",
     "honest-server": "A server that changes the base model can learn more than this curious one.",
 }

@@ -105,10 +105,10 @@ def study_verdict(study: Study) -> str:
 
 
 def _seals(partition: Partition) -> str:
-    """Return a sentence for each method whose updates the server saw in sums alone; empty without any."""
+    """Return a sentence for each method whose updates the server saw only in sums; empty without any."""
     seals = {name: found.fewest_in_a_sum for name, found in partition.methods.items()}
     said = {
-        name: f"the server saw sums of at least {fewest} clients alone" if fewest else "there was no sum"
+        name: f"the server saw only sums of at least {fewest} clients" if fewest else "there was no sum"
         for name, fewest in seals.items()
         if fewest is not None
     }
