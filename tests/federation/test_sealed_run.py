@@ -54,7 +54,7 @@ def test_a_sealed_run_opens_one_sum_a_round_and_counts_its_bytes(method, toy_val
     config = sealed(toy_values, method)
     found = run(config, tmp_path / "run")
     sums = [(e["round"], len(e["clients"]), e["bits"]) for e in events_of(found.path, "sum")]
-    assert sums == [*([(0, 3, 2)] if method == "own-prior" else []), *((n, 3, 3) for n in (1, 2, 3))]
+    assert sums == [*([(0, 3, 3)] if method == "own-prior" else []), *((n, 3, 3) for n in (1, 2, 3))]
     assert events_of(found.path, "left out", "no sum", "summary") == []
     assert found.summary["bytes"]["per_upload"] == dry_run(config).bytes_up
     trained, bytes_of = events_of(found.path, "trained"), found.summary["bytes"]
