@@ -299,7 +299,15 @@ AUTHORS: Mapping[str, Arm] = {
 }
 """`ce-lora` with one setting of its authors' client."""
 
+SEALED: Mapping[str, Arm] = {
+    "sealed": changed({"sealing": {"on": True}}),
+    "sealed, rank 16": changed({"sealing": {"on": True}, "adapter": {"rank": 16}}),
+    "sealed, three levels": changed({"sealing": {"on": True, "levels": 3}}),
+}
+"""The default with sums in place of single uploads, and all clients in one group. Its uploads take more bits."""
+
 CHANGED: Mapping[str, tuple[str, Mapping[str, Arm]]] = {
+    "sealed": ("own-prior", SEALED),
     "ablations": ("own-prior", ABLATIONS),
     "ranks": ("own-prior", RANKS),
     "weights": ("ce-lora", WEIGHTS),
@@ -310,6 +318,7 @@ TIERS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Arm]]] = {
     "first": (FIRST_TIER, ARMS),
     "rivals": (ABLATED_ON, RIVALS),
     **{tier: (ABLATED_ON, arms) for tier, (_, arms) in CHANGED.items()},
+    "sealed": (("sst2", "sentiment-domains", "banking77", "agnews"), SEALED),
     "second": (("qqp", "mnli", "clinc150-domain"), {**ARMS, **SECOND}),
     "language": (("shakespeare", "instructions"), THREE),
     "images": (("cifar10-vit", "cifar10-vit-tasks", "cifar10-towers", "cifar10-towers-tasks"), THREE),
