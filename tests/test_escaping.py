@@ -66,7 +66,7 @@ def test_the_console_interprets_nothing(terminal):
 
 def test_tables_of_flower_have_no_escape_sequences():
     client = ClientStatus(HOSTILE, 3, 1, 0, 10, HOSTILE, 0.5)
-    text = shown(_render_status(RunStatus(1, 2, False, [client], [HOSTILE])))
+    text = shown(_render_status(RunStatus(1, 2, False, [client], [HOSTILE]), sealed=True))
     assert is_plain(text) and "[bold]a[/bold]" in text
     release = Release(HOSTILE, HOSTILE, 1, HOSTILE, {HOSTILE: HOSTILE}, {}, HOSTILE)
     assert is_plain(shown(_render_releases([release])))
