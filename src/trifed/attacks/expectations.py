@@ -1,4 +1,4 @@
-"""What is expected of an audited method and of the attacks, checked by intervals."""
+"""Claims of an audit, such as "members are hidden" or "the attacks work", decided by intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients of a sealed run send: which of them are in a sum, and the change in a client's part of it."""
+"""For attacks on a sealed run: the clients of each sum, and the unmasked change that one client adds to it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LIST = "sites.pub"
 """File with the list of the sites' keys."""
 SEALED = {"ready": "key of this round", "sum": "sum (masked)"}
-"""What the parts of replies in a sealed run are called in a site's record."""
+"""Name of a reply's part in a sealed run → its description in the table of `trifed flower log`."""
 
 app = typer.Typer(
     help="""Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.

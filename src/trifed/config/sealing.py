@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class SealingSettings(StrictSettings):
-    """Sealed sums: the server learns the sum of the updates of several clients, and no single one."""
+    """Sealed sums: the server sees the sum of several clients' uploads, and no single upload."""
 
     on: bool = Field(
         False,
-        description="Seal the clients' updates, so that the server learns only their sums. A round then has two "
+        description="Seal the clients' uploads, so that the server sees only sums of them. A round then has two "
         "exchanges, and all clients of a sum weigh the same.",
     )
     at_least: int = Field(
@@ -45,12 +45,15 @@ def sealing_problems(config: RunConfig) -> Iterator[str]:
     aggregation, name = config.aggregation, config.method.name
     open_method = compose(METHODS[name], config.personalization, aggregation)
     if reason := cannot_seal(open_method):
-        yield f"sealing: '{name}' {reason}; choose another method, or leave [sealing] out"
+        yield (
+            f"sealing: '{name}' {reason}; choose a method that can be sealed, such as own-prior or fedavg-lora, "
+            "or leave [sealing] out"
+        )
     for setting, usual in (("rule", "mean"), ("screen", "none")):
         got = getattr(aggregation, setting)
         if got != usual:
             yield (
-                f"aggregation.{setting}: '{got}' compares single updates, and in a sealed run the server sees "
+                f"aggregation.{setting}: '{got}' compares single uploads, and in a sealed run the server sees "
                 f"none; set it to '{usual}', or leave [sealing] out"
             )
     for setting in ("update", "training"):

@@ -32,7 +32,7 @@ class SealedSiteRun(SiteRun):
 
     @property
     def tells_scores(self) -> bool:
-        """Whether the server learns the scores of the final model: never."""
+        """False: in a sealed run the site sends no scores of its final model, whatever `tell_scores` is."""
         return False
 
     def ready(self, request: Request) -> Reply:

@@ -228,7 +228,7 @@ class SiteRun:
 
     @property
     def tells_scores(self) -> bool:
-        """Whether the server learns the scores of the final model."""
+        """True if the site sends the server its final model's scores on held-out data (`tell_scores`)."""
         return self.settings.tell_scores
 
     # -- facts for the site's record

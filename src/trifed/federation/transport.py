@@ -1,4 +1,4 @@
-"""What a run needs of the connection between its server and its clients, on any engine."""
+"""`Transport`, the connection between server and clients, and the records and replies that it gives."""
 
 from __future__ import annotations
 

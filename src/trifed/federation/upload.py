@@ -100,7 +100,7 @@ class ErrorFeedback(UploadStep):
 
 
 class Uploads(Protocol):
-    """What a client does between its trained values and what leaves it; see `UploadPipeline`."""
+    """Steps from a client's trained values to its upload: `UploadPipeline`, or `SealedUploads` in a sealed run."""
 
     @property
     def identity(self) -> str:

@@ -26,9 +26,9 @@ def cannot_seal(method: Method) -> str:
     if method.shared_projections:
         return "sends each client's gradient before round 1"
     if method.turns or method.receives:
-        return "sends or receives other tensors than a sum has (it has `turns` or `receives`)"
+        return "does not send and receive the same tensors in all rounds, as a sum needs"
     if base.with_aggregation is not None or not can_aggregate(base):
-        return "has a server of its own, which needs single updates"
+        return "has a server that needs each client's upload by itself"
     return ""
 
 
