@@ -129,6 +129,13 @@ def test_rates_are_ordered_by_what_decides():
     assert evidence.rates(design.ARMS["local"], 3.0) == [0.003, 0.009, 0.027]
 
 
+def test_one_more_rate_is_tried_beyond_the_best_at_an_end():
+    assert evidence.rate_beyond({0.001: 0.7, 0.003: 0.8, 0.009: 0.9}, "accuracy") == [0.027]
+    assert evidence.rate_beyond({0.001: 0.7, 0.003: 0.6, 0.009: 0.5}, "accuracy") == [0.000333]
+    assert evidence.rate_beyond({0.001: 0.7, 0.003: 0.8, 0.009: 0.5}, "accuracy") == []
+    assert evidence.rate_beyond({0.001: 0.7, 0.003: 0.8, 0.009: 0.9}, "loss") == [0.000333]
+
+
 def test_sets_have_their_own_model_and_seeds():
     settings = evidence.configuration("sst2-mpnet", design.ARMS["ce-lora-authors"], 0, 0.01, "rows.parquet", "M")
     assert settings["model"]["name"] == "M/all-mpnet-base-v2"

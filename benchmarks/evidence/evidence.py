@@ -1,15 +1,15 @@
 """What does each method reach at equal bits, with equal parts, at tuned rates? Runs that are missing, in order.
 
     python benchmarks/evidence/evidence.py --data DIR [--models DIR] [--work DIR] [--hours H] [--sets SET ...]
-        [--arms ARM ...] [--tier TIER] [--list] [--try EXAMPLES]
+        [--arms ARM ...] [--tier TIER] [--seeds SEED ...] [--list] [--try EXAMPLES]
 
 --data holds the public data sets, each a folder with a train.parquet, --models the models of the sets that name
-one. `design.py` says what is compared. For a set and an arm, first the learning rate is chosen: three rates for a
-quarter of the rounds, the better two for half of them, by accuracy or loss on validation data of that set under
-the first seed. The best one goes on to the last round, and is used with the further seeds. Each run that ends is a
-line in results/SET.jsonl, with what is needed to compare it in pairs: which test rows it got right, or each
-client's loss. A stopped script goes on where it was; with --hours it starts no run after that time. Make the
-tables with `tables.py`.
+one. `design.py` says what is compared. For a set and an arm, first the learning rate is chosen, by accuracy or
+loss on validation data of that set under the first seed: three rates for a quarter of the rounds (and one more,
+beyond the best, if that is the lowest or the highest of the three), the better two for half of them. The best one
+goes on to the last round, and is used with the further seeds. Each run that ends is a line in results/SET.jsonl,
+with what is needed to compare it in pairs: which test rows it got right, or each client's loss. A stopped script
+goes on where it was; with --hours it starts no run after that time. Make the tables with `tables.py`.
 
 With --try each arm of each set makes one round with so many examples a client at most, of which nothing is kept:
 does all of it work here, and how long does a round take?
@@ -38,9 +38,11 @@ from design import ALL_ARMS, RATE_FACTOR, RUN, SETS, TIERS, Arm, write_table
 
 from trifed import make_config
 from trifed.common.dict_merge import deep_merge
-from trifed.experiments.runner import resume, run
+from trifed.experiments.runner import RunResult, resume, run
+from trifed.federation.events import Event
 from trifed.federation.metrics import better
-from trifed.federation.results import perplexity, valid_value
+from trifed.federation.results import perplexity, summarise_events, valid_value
+from trifed.federation.run_folder import RunFolder
 
 HERE = Path(__file__).resolve().parent
 Json = dict[str, Any]
@@ -111,26 +113,27 @@ class Measured:
         left, seed = rates(ALL_ARMS[tuned], chosen.rate_times), chosen.seeds[0]
         for keep, rounds in ((2, chosen.rounds // 4), (1, chosen.rounds // 2)):
             scores: dict[float, float | None] = {}
-            for rate in left:
+            while waiting := [rate for rate in left if rate not in scores]:
+                rate = waiting[0]
                 wanted = {"arm": tuned, "seed": seed, "rate": rate, "rounds": rounds}
                 if self.find(name, **wanted) is None:
                     yield None
                     self.measure(name, tuned, seed, rate, rounds)
                 found = self.find(name, **wanted)
                 scores[rate] = found["valid"] if found else None
+                if keep == 2 and len(scores) == len(left) == 3:
+                    left = [*left, *rate_beyond(scores, chosen.metric)]
             left = sorted(best_rates(scores, chosen.metric)[:keep])
         yield left[0]
 
     def measure(self, name: str, arm: str, seed: int, rate: float, rounds: int) -> Json:
-        """Make one run, or go on with it, and keep its record."""
+        """Make one run up to a round, or go on with it, and keep its record."""
         table = write_table(name, self.data, seed, self.work / "tables")
-        values = configuration(name, ALL_ARMS[arm], seed, rate, table, self.folder_of_models) | {"rounds": rounds}
+        values = configuration(name, ALL_ARMS[arm], seed, rate, table, self.folder_of_models)
         known = hashlib.sha256(json.dumps([name, ALL_ARMS[arm].settings, seed, rate]).encode()).hexdigest()[:12]
         folder = self.work / f"{name}-{known}"
         began = time.monotonic()
-        config = make_config(values)
-        there = (folder / "config.toml").is_file()
-        result = resume(folder, rounds=rounds) if there else run(config, folder)
+        summary = summary_after(values, folder, rounds)
         record = {
             "set": name,
             "arm": arm,
@@ -139,7 +142,7 @@ class Measured:
             "rounds": rounds,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 1),
-            **facts(result.path, result.summary, SETS[name].metric, with_answers=rounds == SETS[name].rounds),
+            **facts(folder, summary, SETS[name].metric, with_answers=rounds == SETS[name].rounds),
             "settings": configuration(name, ALL_ARMS[arm], seed, rate, f"DIR/{SETS[name].folder}/train.parquet"),
             "environment": self.about,
         }
@@ -149,6 +152,38 @@ class Measured:
         if rounds == SETS[name].rounds:
             shutil.rmtree(folder)
         return record
+
+
+class PausedError(Exception):
+    """A run has made the rounds that were asked for."""
+
+
+def summary_after(values: Json, folder: Path, rounds: int) -> Json:
+    """Make a run up to a round, or go on with it; return its summary, before the last round that of its events.
+
+    A run of the choice of a rate is interrupted, as a user may do, and not planned for fewer rounds: then a
+    schedule is that of the whole run, and only the last round scores all models of a client.
+    """
+    config = make_config(values)
+
+    def listener(event: Event) -> None:
+        if config.rounds > rounds and event.get("round", 0) > rounds:
+            raise PausedError
+
+    try:
+        there = (folder / "config.toml").is_file()
+        result: RunResult = resume(folder, listener) if there else run(config, folder, listener)
+    except PausedError:
+        kept = RunFolder.open(folder).whole_rounds()
+        found = summarise_events(kept, config.composed_method().evaluated_model, 1, config.metric)
+        return {**found, "bytes": {key: found["bytes"][key] for key in ("up", "down", "total", "summaries")}}
+    return result.summary
+
+
+def rate_beyond(scores: dict[float, float | None], metric: str) -> list[float]:
+    """Return one more rate to try if the best is at an end of those that were tried; otherwise none."""
+    best, times = best_rates(scores, metric)[0], {min(scores): 1 / RATE_FACTOR, max(scores): RATE_FACTOR}
+    return [float(f"{best * times[best]:.3g}")] if best in times else []
 
 
 def trial(measured: Measured, name: str, arm: str, examples: int) -> Json:
@@ -243,11 +278,11 @@ def environment() -> Json:
     }
 
 
-def plan(tier: str, sets: list[str], arms: list[str]) -> Iterator[tuple[str, str, int]]:
+def plan(tier: str, sets: list[str], arms: list[str], seeds: Iterable[int] = ()) -> Iterator[tuple[str, str, int]]:
     """Yield sets, arms and seeds in order: all sets for an arm, then the next arm; all arms for a seed."""
     usual_sets, usual_arms = TIERS[tier]
     chosen = sets or usual_sets
-    for seed in sorted({seed for name in chosen for seed in SETS[name].seeds}):
+    for seed in seeds or sorted({seed for name in chosen for seed in SETS[name].seeds}):
         for arm in arms or usual_arms:
             for name in chosen:
                 if seed in SETS[name].seeds and fits(name, arm):
@@ -303,6 +338,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=[])
     parser.add_argument("--arms", nargs="+", choices=list(ALL_ARMS), default=[])
     parser.add_argument("--tier", choices=list(TIERS), default="first")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="those of the set unless given")
     parser.add_argument("--list", action="store_true", help="print which results are there, and stop")
     parser.add_argument(
         "--try",
@@ -314,7 +350,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.data.is_dir():
         parser.error(f"--data {given.data}: no such folder; it holds glue_sst2/train.parquet and others")
-    planned = list(plan(given.tier, given.sets, given.arms))
+    planned = list(plan(given.tier, given.sets, given.arms, given.seeds))
     absent = "" if given.list else absent_model((name for name, _, _ in planned), given.models)
     if absent:
         print(absent, file=sys.stderr)
