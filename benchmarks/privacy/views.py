@@ -11,9 +11,11 @@ from 64 of its held-out ones, by the cosine between an example's gradient and wh
 alone, *mean* and *highest* use the scores of three rounds, *difference* is the change from round 4 to 5.
 
 Without --sealed sums are means of what clients of an open run send; with it runs have `[sealing]`, so that the
-attacked numbers are those of opened sums. Each measurement is a line in results/views/SET.jsonl, with versions and
-hardware; those that are there are not made again. --tables prints means with 95 % intervals, for which seeds are
-resampled, and clients within each seed.
+attacked numbers are those of opened sums. What an arm costs is its test accuracy after ten rounds, of a run of its
+own. Each of the two measurements is a line in results/views/SET.jsonl, with settings, versions and hardware; those
+that are there are not made again. --tables prints means with 95 % intervals, for which seeds are resampled, and
+clients within each seed: first every view, then for each arm the way to use rounds that finds most, with the
+accuracy, and its difference to `own-prior` in pairs of clients.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,9 +67,21 @@ ARMS: dict[str, Json] = {
     "own-prior": {"method": "own-prior"},
     "own-prior, rank 16": {"method": "own-prior", "adapter": {"rank": 16}},
     "own-prior, rank 8": {"method": "own-prior", "adapter": {"rank": 8}},
+    "own-prior, three steps": {"method": "own-prior", "training": {"steps": 3}},
+    "own-prior, half the rate": {"method": "own-prior", "training": {"learning_rate": 0.01}},
+    "own-prior, dropout 0.2": {"method": "own-prior", "adapter": {"dropout": 0.2}},
+    "own-prior, pull 0.1": {"method": "own-prior", "personalization": {"proximal": 0.1}},
+    "own-prior, pull 1": {"method": "own-prior", "personalization": {"proximal": 1.0}},
+    "own-prior, rank 8, three steps": {
+        "method": "own-prior", "adapter": {"rank": 8}, "training": {"steps": 3},
+    },
     "own-prior-lora": {"method": "own-prior-lora"},
     "fedavg-lora": {"method": "fedavg-lora"},
-}
+}  # fmt: skip
+"""Settings by name. Three steps are about half a pass over 100 examples; a pull is a proximal term of that
+strength, towards the values that training starts from; dropout is that of the adapter's inputs."""
+PLAIN = "own-prior"
+"""The arm with which the accuracy of others is compared."""
 SEALED: Json = {"sealing": {"on": True}}
 MOST, FEWEST = 0.58, 0.65
 """Goals: the upper end of a sum's interval, and the mean of single uploads, which shows that the attack works."""
@@ -114,6 +129,31 @@ def measure(name: str, arm: str, seed: int, sealed: bool, data: Path, models: Pa
     }  # fmt: skip
 
 
+def accuracy(name: str, arm: str, seed: int, sealed: bool, data: Path, models: Path | None) -> Json:
+    """Make an arm's run, and return the record of its clients' test accuracy after the last round."""
+    from trifed.experiments.runner import run
+
+    began = time.monotonic()
+    table = data / SETS[name][0] / "train.parquet"
+    values = configuration(name, arm, seed, sealed, table, "vit" if models is None else models / "vit")
+    with tempfile.TemporaryDirectory() as scratch:
+        summary = run(make_config(values | {"evaluate_every": values["rounds"]}), Path(scratch) / "run").summary
+    return {
+        "set": name, "arm": arm, "seed": seed, "sealed": sealed, "rounds": values["rounds"],
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 1),
+        "accuracy": {client["name"]: round(client["now"]["accuracy"], 4) for client in summary["clients"]},
+        "settings": configuration(name, arm, seed, sealed, f"DIR/{SETS[name][0]}/train.parquet"),
+        "environment": environment(),
+    }  # fmt: skip
+
+
+MEASURED: dict[str, Callable[[str, str, int, bool, Path, Path | None], Json]] = {
+    "views": measure,
+    "accuracy": accuracy,
+}
+"""What a record holds, and how it is measured."""
+
+
 def interval(by_seed: Sequence[Sequence[float]], draws: int = 2000) -> tuple[float, float, float]:
     """Return the mean over clients and seeds, and its 95 % interval: seeds are resampled, and clients within each.
 
@@ -129,11 +169,18 @@ def interval(by_seed: Sequence[Sequence[float]], draws: int = 2000) -> tuple[flo
     return float(np.mean([np.mean(each) for each in by_seed])), float(low), float(high)
 
 
+def by_arm(records: Sequence[Json], holds: str) -> dict[tuple[str, str, bool], list[Json]]:
+    """Return the records that hold something, "views" or "accuracy", by set, arm, and whether they are sealed."""
+    found: dict[tuple[str, str, bool], list[Json]] = {}
+    for record in records:
+        if holds in record:
+            found.setdefault((record["set"], record["arm"], record["sealed"]), []).append(record)
+    return found
+
+
 def rows(records: Sequence[Json]) -> Iterator[Json]:
     """Yield for each set, arm, form and view the AUC of each way to use rounds: mean, low, high."""
-    places = dict.fromkeys((r["set"], r["arm"], r["sealed"]) for r in records)
-    for name, arm, sealed in places:
-        found = [r for r in records if (r["set"], r["arm"], r["sealed"]) == (name, arm, sealed)]
+    for (name, arm, sealed), found in by_arm(records, "views").items():
         for view in found[0]["views"]:
             auc = [r["views"][view]["auc"] for r in found]
             yield {
@@ -154,6 +201,48 @@ def tables(records: Sequence[Json]) -> Iterator[str]:
         form = "sealed" if row["sealed"] else "open"
         about = [row["set"], row["arm"], form, row["view"], str(row["seeds"])]
         yield f"| {' | '.join([*about, *shown, goal])} |"
+
+
+def prices(records: Sequence[Json]) -> Iterator[str]:
+    """Yield the lines of a Markdown table: for each arm what the views show at most, and its accuracy."""
+    seen = {(row["set"], row["arm"], row["sealed"], row["view"]): row for row in rows(records)}
+    accuracies = by_arm(records, "accuracy")
+    yield "| set | method | run | one upload | sum | sum less one's own part | accuracy | less own-prior | seeds |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for place in dict.fromkeys([*by_arm(records, "views"), *accuracies]):
+        name, arm, sealed = place
+        shown = [most(seen.get((*place, view))) for view in ("single", "sum", "others")]
+        own, plain = accuracies.get(place, []), accuracies.get((name, PLAIN, sealed), [])
+        reached = interval([list(one["accuracy"].values()) for one in own]) if own else None
+        pairs = list(differences(own, plain)) if arm != PLAIN else []
+        less = interval(pairs) if pairs else None
+        counts = f"{seen[*place, 'single']['seeds'] if (*place, 'single') in seen else 0} and {len(own)}"
+        about = [name, arm, "sealed" if sealed else "open"]
+        yield f"| {' | '.join([*about, *shown, points(reached), points(less, '+'), counts])} |"
+
+
+def differences(own: Sequence[Json], plain: Sequence[Json]) -> Iterator[list[float]]:
+    """Yield for each seed that both have each client's accuracy less that of the same client in the plain arm."""
+    by_seed = {record["seed"]: record["accuracy"] for record in plain}
+    for record in own:
+        if record["seed"] in by_seed:
+            yield [value - by_seed[record["seed"]][name] for name, value in record["accuracy"].items()]
+
+
+def most(row: Json | None) -> str:
+    """Return the largest AUC of the ways to use rounds, with its interval, as text."""
+    if row is None:
+        return "–"
+    mean, low, high = max(row[way] for way in ways(row))
+    return f"{mean:.3f} ({low:.3f}–{high:.3f})"
+
+
+def points(found: tuple[float, float, float] | None, sign: str = "") -> str:
+    """Return a mean and its interval in percent as text; with `sign` "+" as a difference."""
+    if found is None:
+        return "–"
+    mean, low, high = (format(100 * value, f"{sign}.1f") for value in found)
+    return f"{mean} ({low} to {high})"
 
 
 def ways(row: Json) -> list[str]:
@@ -180,7 +269,8 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there, and stop")
     given = parser.parse_args()
     if given.tables:
-        print(*tables([record for name in given.sets for record in results(name, given.out)]), sep="\n")
+        records = [record for name in given.sets for record in results(name, given.out)]
+        print(*tables(records), "", *prices(records), sep="\n")
         return
     if not given.list and (given.data is None or not given.data.is_dir()):
         parser.error(f"--data {given.data}: no such folder; it holds banking77/train.parquet and others")
@@ -189,20 +279,29 @@ def main() -> None:
     end = time.monotonic() + 3600 * given.hours
     for name, arm, seed in plan(given.sets, given.arms, given.seeds):
         wanted = {"arm": arm, "seed": seed, "sealed": given.sealed}
-        there = any(all(r[key] == value for key, value in wanted.items()) for r in results(name, given.out))
+        kept = [r for r in results(name, given.out) if all(r[key] == value for key, value in wanted.items())]
+        missing = [what for what in MEASURED if not any(what in record for record in kept)]
         if given.list:
-            print(f"{name:10} {arm:20} seed {seed}: {'there' if there else 'missing'}")
-        elif not there:
+            state = f"{' and '.join(missing)} missing" if missing else "there"
+            print(f"{name:10} {arm:30} seed {seed}: {state}")
+            continue
+        for what in missing:
             if time.monotonic() > end:
                 print("time is up; the same command goes on from here")
                 return
-            record = measure(name, arm, seed, given.sealed, given.data, given.models)
+            record = MEASURED[what](name, arm, seed, given.sealed, given.data, given.models)
             given.out.mkdir(parents=True, exist_ok=True)
             with (given.out / f"{name}.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            found = {view: float(np.mean(about["auc"]["round"])) for view, about in record["views"].items()}
-            shown = ", ".join(f"{view} {auc:.3f}" for view, auc in found.items())
-            print(f"{name} · {arm} · seed {seed}: {shown}; {record['seconds']:.0f} s", flush=True)
+            print(f"{name} · {arm} · seed {seed}: {in_words(record)}; {record['seconds']:.0f} s", flush=True)
+
+
+def in_words(record: Json) -> str:
+    """Return what a record holds as text."""
+    if "accuracy" in record:
+        return f"accuracy {100 * np.mean(list(record['accuracy'].values())):.1f} %"
+    found = {view: float(np.mean(about["auc"]["round"])) for view, about in record["views"].items()}
+    return ", ".join(f"{view} {auc:.3f}" for view, auc in found.items())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The measurement of views: every arm is a valid run, and its table follows from kept records."""
 
+import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -18,7 +19,8 @@ def test_every_arm_is_a_valid_run_at_default_work(name):
     for arm, sealed in product(views.ARMS, (False, True)):
         config = make_config(views.configuration(name, arm, 0, sealed, "rows.parquet"))
         assert config.sealing.on is sealed
-        assert (config.training.epochs, config.training.steps, config.training.batch_size) == (1, None, 16)
+        steps = 3 if "three steps" in arm else None
+        assert (config.training.epochs, config.training.steps, config.training.batch_size) == (1, steps, 16)
         assert config.data.clients.count == 10
 
 
@@ -40,3 +42,36 @@ def test_the_goal_of_a_sum_is_its_intervals_upper_end():
     assert single.endswith("| ≥ 0.65: yes |") and total.endswith("| ≤ 0.58: yes |")
     _, _, single, total = views.tables([record(0, [0.6, 0.6], [0.5, 0.6])])
     assert single.endswith("no |") and total.endswith("no |") and "0.550 (0.500–0.600)" in total
+
+
+def test_every_arm_is_another_run_than_the_plain_one():
+    settings = [make_config(views.configuration("sst2", arm, 0, True, "rows.parquet")) for arm in views.ARMS]
+    assert len({config.model_dump_json() for config in settings}) == len(settings)
+    pulled = make_config(views.configuration("sst2", "own-prior, pull 1", 0, True, "rows.parquet"))
+    assert pulled.composed_method().proximal(None).strength == 1.0
+
+
+def test_the_price_of_an_arm_is_paired_by_client_and_seed():
+    def reached(arm, seed, **accuracy):
+        return {"set": "sst2", "arm": arm, "seed": seed, "sealed": True, "accuracy": accuracy}
+
+    plain = [reached("own-prior", seed, a=0.8, b=0.4) for seed in range(2)]
+    other = [reached("own-prior, rank 8", seed, a=0.7, b=0.3) for seed in range(3)]
+    sums = [{**record(0, [0.7], [0.55]), "arm": "own-prior, rank 8", "sealed": True}]
+    _, _, first, second = views.prices([*sums, *plain, *other])
+    assert first.startswith(
+        "| sst2 | own-prior, rank 8 | sealed | 0.700 (0.700–0.700) | 0.550 (0.550–0.550) | – | 50"
+    )
+    assert first.endswith(") | -10.0 (-10.0 to -10.0) | 1 and 3 |")
+    assert "| – | – | – | 60.0 (" in second and second.endswith(") | – | 0 and 2 |")
+    assert len(list(views.tables([*sums, *plain, *other]))) == 4  # records of accuracy have no views
+
+
+def test_what_is_missing_is_found_for_each_measurement(tmp_path, monkeypatch, capsys):
+    kept = {**record(0, [0.7], [0.55]), "sealed": True}
+    (tmp_path / "sst2.jsonl").write_text(json.dumps(kept) + "\n")
+    command = f"views.py --list --sealed --sets sst2 --arms own-prior --seeds 0 1 --out {tmp_path}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    views.main()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("seed 0: accuracy missing") and second.endswith("seed 1: views and accuracy missing")
