@@ -183,7 +183,7 @@ class InProcess:
     def nodes(self):
         return set(self.sites)
 
-    def ask(self, requests, seconds):
+    def ask(self, requests, seconds, missing=None):
         return {node: self.sites[node].answer(request) for node, request in requests.items()}
 
 

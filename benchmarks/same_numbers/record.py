@@ -179,7 +179,7 @@ class InProcess:
     def nodes(self) -> set[int]:
         return set(self.members)
 
-    def ask(self, requests: Mapping[int, Any], seconds: float) -> dict[int, Any]:
+    def ask(self, requests: Mapping[int, Any], seconds: float, missing: Any = None) -> dict[int, Any]:
         replies = {}
         for number, request in requests.items():
             name = self.members[number].settings.name

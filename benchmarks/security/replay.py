@@ -17,7 +17,7 @@ from safetensors.numpy import load
 
 from trifed.config.run import RunConfig, make_config
 from trifed.data import demo_corpus_path
-from trifed.deployment.protocol import Reply, Request
+from trifed.deployment.protocol import Missing, Reply, Request
 from trifed.deployment.site_process import SiteProcess
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_transport import SiteTransport
@@ -42,7 +42,7 @@ class Sites:
         """Return one node for each site."""
         return set(range(self.number))
 
-    def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
+    def ask(self, requests: Mapping[int, Request], seconds: float, missing: Missing) -> dict[int, Reply]:
         """Return the replies of all."""
         return {node: self.answer(node, request) for node, request in requests.items()}
 

@@ -26,7 +26,7 @@ class InProcess:
     def nodes(self):
         return set(self.clients)
 
-    def ask(self, requests, seconds):
+    def ask(self, requests, seconds, missing=None):
         answers = {}
         for number, request in requests.items():
             if number not in self.clients:  # it has gone

@@ -14,7 +14,7 @@ NAMES = {
     "loading", "split", "trouble", "closing", "started", "resumed", "opening", "summary", "scores", "warned",
     "trained", "kept its own", "left out", "delivered", "round", "finished", "joined", "refused", "came late",
     "opened again", "withdrawn", "bounded", "sum", "no sum", "diverged", "best so far", "ended early",
-    "kept round", "generating",
+    "kept round", "generating", "waiting",
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def join_command(
     superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server.", show_default=False)],
     ca: Annotated[Path, typer.Option(help="The server's ca.pem.", show_default=False)],
     data: Annotated[Path, typer.Option(help="This site's table, or a folder.", show_default=False)],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="A free port; only this machine uses it.")] = 9094,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Local port. Default: a free one.")] = None,
 ) -> None:
     """Write a site's folder: its own key, its settings, and a script that starts its node.
 

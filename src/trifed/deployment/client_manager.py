@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trifed.common.errors import RunError
 from trifed.config.settings import DeploymentSettings
 from trifed.deployment.protocol import Channel, Fact, RefusalCode, Reply, Request, rejected_for
 from trifed.deployment.site_settings import NAME_PATTERN
+from trifed.deployment.wait_notices import WaitNotices, name_some
 from trifed.federation import events
 from trifed.federation.messages import Rejected
 from trifed.federation.transport import ClientRecord
@@ -76,8 +77,9 @@ class ClientManager:
         self._wait(len(records) - len(self.withdrawn) or self.settings.clients, self.settings.quorum)
 
     def _wait(self, wanted: int, needed: int) -> None:
-        waited = 0.0
+        waited, notices = 0.0, WaitNotices(self.log, first=0)
         while self._greet() < wanted and waited < self.settings.join_seconds:
+            notices.give(lambda: self._not_connected(wanted), set(self.names) - self.withdrawn - set(self.nodes))
             self.sleep(POLL_SECONDS)
             waited += POLL_SECONDS
         if len(self.nodes) < needed:
@@ -86,6 +88,17 @@ class ClientManager:
                 f"{len(self.nodes)} of {wanted} clients came within {self.settings.join_seconds:g} seconds"
                 f"{undecided}; start the others' nodes, or lower deployment.clients"
             )
+
+    def _not_connected(self, wanted: int) -> str:
+        """Return in words for which of the `wanted` clients the run waits."""
+        missing = sorted(set(self.names) - self.withdrawn - set(self.nodes))
+        if missing:
+            return f"{name_some(missing)} to connect"
+        connected = sorted({*self.nodes, *map(_name, self.undecided.values())})
+        if len(connected) >= wanted:
+            return f"clients with the same base model; connected with different ones: {name_some(connected)}"
+        so_far = f" (connected: {name_some(connected)})" if connected else ""
+        return f"{wanted - len(connected)} of {wanted} clients to connect{so_far}"
 
     def ask(
         self,
@@ -103,7 +116,17 @@ class ClientManager:
             for client, node in nodes.items()
             if node is not None and node in connected
         }
-        replies = self.channel.ask(requests, self.settings.round_seconds)
+        number = next((fact["round"] for fact in facts.values() if "round" in fact), None)
+        notices, names = (
+            WaitNotices(self.log),
+            {node: self.names[client] for client, node in nodes.items() if node},
+        )
+
+        def missing(waiting: Collection[int]) -> None:
+            late = sorted(names[node] for node in waiting)
+            notices.give(lambda: f"replies of {name_some(late)}", late, None if number is None else int(number))
+
+        replies = self.channel.ask(requests, self.settings.round_seconds, missing)
         for client, node in nodes.items():
             if node in replies and replies[node].lost:
                 del self.nodes[self.names[client]]  # greeted again before it is asked again
@@ -144,7 +167,12 @@ class ClientManager:
         greeted_before = {*self.nodes.values(), *self.waiting.values(), *self.undecided}
         new = self.channel.nodes() - self.refused - greeted_before
         seconds = min(self.settings.join_seconds, self.settings.round_seconds)
-        replies = self.channel.ask(dict.fromkeys(sorted(new), self.hello), seconds)
+        notices = WaitNotices(self.log)
+        replies = self.channel.ask(
+            dict.fromkeys(sorted(new), self.hello),
+            seconds,
+            lambda nodes: notices.give(lambda: f"the first reply of {len(nodes)} connected nodes"),
+        )
         for node in sorted(new - set(replies)):
             self.unanswered[node] += 1
             if self.unanswered[node] == MAX_UNANSWERED:  # or it would hold up every round

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from trifed.common.errors import MessageError, RunError, TrifedError
 from trifed.common.stopping import exit_code
 from trifed.common.text import printable
-from trifed.deployment.protocol import Fact, Reply, Request, code_of
+from trifed.deployment.protocol import Fact, Missing, Reply, Request, code_of
 from trifed.deployment.worker import ask_worker
 from trifed.federation.events import Event, Listener, line_of
 
@@ -49,7 +49,9 @@ class FlowerChannel:
         """Return the connected nodes."""
         return set(self.grid.get_node_ids())
 
-    def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
+    def ask(
+        self, requests: Mapping[int, Request], seconds: float, missing: Missing = lambda _: None
+    ) -> dict[int, Reply]:
         """Send all requests; return the replies that come within `seconds`, and Flower's own errors as replies.
 
         An expired message counts as no reply. It lives as long as the round, so the clocks of the SuperLink and of
@@ -72,6 +74,7 @@ class FlowerChannel:
                 if not (message.has_error() and message.error.code in EXPIRED):
                     replies[node] = reply_of(message)
             if waiting:
+                missing(waiting.values())
                 time.sleep(POLL)
         return replies
 

@@ -7,6 +7,7 @@ before and sends more bytes.
 
 from __future__ import annotations
 
+import sys
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from flwr.superlink.cli import flower_superlink
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
+from trifed.deployment.ports import refuse_taken_port
+
 KEEP = 120
 """Seconds for which a connection stays open without a request. Flower's heartbeats come every 20 s or so."""
 LEFT_OUT = ("user-agent", "accept-encoding", "connection")
@@ -28,13 +31,23 @@ message, between `LOOK` and `LONGEST` seconds."""
 
 
 def superlink() -> None:
-    """Run Flower's SuperLink; its web server, uvicorn, keeps the sites' connections open for `KEEP` seconds."""
+    """Run Flower's SuperLink; its web server, uvicorn, keeps the sites' connections open for `KEEP` seconds.
+
+    Raises:
+        SystemExit: Another process uses the port.
+    """
+    refuse_taken_port(sys.argv[1:], "the SuperLink")
     uvicorn.run = partial(uvicorn.run, timeout_keep_alive=KEEP)
     flower_superlink()
 
 
 def supernode() -> None:
-    """Run Flower's SuperNode with a kept connection, shorter headers, and fewer looks for messages."""
+    """Run Flower's SuperNode with a kept connection, shorter headers, and fewer looks for messages.
+
+    Raises:
+        SystemExit: Another process uses the port.
+    """
+    refuse_taken_port(sys.argv[1:], "this site's node")
     httpx.Client = KeptClient  # type: ignore[misc]
     if hasattr(start_client_internal, "time"):
         start_client_internal.time = SimpleNamespace(sleep=Waiting().sleep)

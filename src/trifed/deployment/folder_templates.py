@@ -169,7 +169,8 @@ while [ -z "$stop" ]; do
     wait "$node"
     code=$?
     wait "$node" 2>/dev/null # if a signal has ended the first wait, wait until the node has ended too
-    if [ "$code" -eq 0 ] || [ "$code" -gt 128 ] || [ "$(date +%s)" -ge "$until" ]; then exit "$code"; fi
+    case "$code" in 0 | 2) exit "$code" ;; esac # 2 is a mistake, such as a port that is in use
+    if [ "$code" -gt 128 ] || [ "$(date +%s)" -ge "$until" ]; then exit "$code"; fi
     sleep "${{RETRY_EVERY:-5}}"
 done
 """

@@ -34,6 +34,7 @@ from trifed.deployment.folder_templates import (
     SERVER,
     SITE_START,
 )
+from trifed.deployment.ports import find_port, ports_beside
 from trifed.deployment.protocol import AT_THE_CLIENTS, LEFT_AT_HOME
 from trifed.deployment.site_settings import site_settings
 
@@ -153,8 +154,19 @@ def _write_app(folder: Path, config: RunConfig, kept: Path) -> None:
     _write(folder / package / "client.py", CLIENT)
 
 
-def write_site_folder(folder: Path, name: str, superlink: str, authority: Path, data: Path, port: int) -> None:
-    """Write a new site's folder. `superlink`: HOST:PORT; `authority`: the server's ca.pem; `port`: a local one.
+def write_site_folder(
+    folder: Path, name: str, superlink: str, authority: Path, data: Path, port: int | None = None
+) -> None:
+    """Write a new site's folder.
+
+    Args:
+        folder: The new folder.
+        name: The site's name in reports.
+        superlink: The server, as HOST:PORT.
+        authority: The server's ca.pem.
+        data: The site's table, or a folder.
+        port: A port of this machine, which only the site's own processes use. None: one that is free, and that no
+            folder beside the new one uses.
 
     Raises:
         ConfigError: The name cannot be used.
@@ -170,6 +182,7 @@ def write_site_folder(folder: Path, name: str, superlink: str, authority: Path, 
     fingerprint(authority)  # before anything is written: is it a certificate?
     source = str(data.absolute())
     site_settings({"name": name, "data": {"source": source}}, "--name")
+    port = port or find_port(ports_beside(folder))
     with _new_folder(folder) as partial:
         shutil.copyfile(authority, partial / "ca.pem")
         write_node_keys(partial, name)

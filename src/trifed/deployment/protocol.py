@@ -32,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -287,14 +287,18 @@ class Reply(_Message):
         return cls(rest, parts, error, lost)
 
 
+Missing = Callable[[Collection[int]], None]
+"""Takes the nodes that have not replied yet; called about every second."""
+
+
 class Channel(Protocol):
     """A connection to clients, each a node with a number."""
 
     def nodes(self) -> set[int]:
         """Return the nodes that are connected now."""
 
-    def ask(self, requests: Mapping[int, Request], seconds: float) -> dict[int, Reply]:
-        """Send requests by node; return the replies that come within `seconds`."""
+    def ask(self, requests: Mapping[int, Request], seconds: float, missing: Missing) -> dict[int, Reply]:
+        """Send requests by node; return the replies that come within `seconds`, and report who is `missing`."""
 
 
 def digest(layout: Layout, start: Vector) -> str:

@@ -252,6 +252,19 @@ class Finished(RunEvent, name="finished"):
 
 
 @dataclass(frozen=True)
+class Waiting(RunEvent, name="waiting"):
+    """The server waits for clients to connect or to reply.
+
+    `since`: when the wait began, in UTC; `clients`: names of those that are missing, as far as they are known.
+    """
+
+    text: str
+    since: str
+    clients: list[str]
+    round: int | None = None
+
+
+@dataclass(frozen=True)
 class Joined(RunEvent, name="joined"):
     """A client connected and may take part."""
 
@@ -306,6 +319,7 @@ def line_of(event: Event) -> str:
 
 LINES = {
     "trouble": "{text}",
+    "waiting": "{text}",
     "joined": "{client} connected",
     "refused": "refused: {reason}",
     "started": "{method}: {count} clients",
