@@ -205,13 +205,13 @@ def attacks() -> Iterator[str]:
 PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "README.md": (front_page,),
     "docs/own-prior.md": (own_prior,),
-    "docs/tasks.md": (kinds_of_models, larger_models),
     "docs/threat-model.md": (threat_model,),
     "docs/security.md": (attacks,),
     "docs/paper.md": tuple(paper.TABLES.values()),
     "benchmarks/methods/README.md": (all_methods, new_seed),
     "benchmarks/three_methods/README.md": (three_methods,),
-    "benchmarks/models/README.md": (families,),
+    "benchmarks/models/README.md": (kinds_of_models, families),
+    "benchmarks/large_model/README.md": (larger_models,),
 }
 """Page -> functions that return lines of its tables."""
 

@@ -38,6 +38,8 @@ COPIED = {
         for folder in (
             "collaboration",
             "evidence",
+            "flower",
+            "large_model",
             "methods",
             "models",
             "privacy",

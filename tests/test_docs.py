@@ -8,13 +8,15 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import pytest
 
 from in_this_process import in_this_process
 from test_cli_help import call
-from trifed import make_config
+from trifed import make_comparison, make_config
+from trifed.config.settings import TaskName
 from trifed.methods import METHODS, ORIGINS, compose
 from trifed.methods.aggregation import AggregationSettings
 from trifed.methods.personalization import PersonalizationSettings
@@ -39,10 +41,28 @@ def test_the_files_that_a_page_names_exist(page):
 
 
 def test_the_parts_of_own_prior_fit_another_method():
-    parts, groups = map(tomllib.loads, blocks("own-prior.md", "toml"))
+    parts, groups, _ = map(tomllib.loads, blocks("compose.md", "toml"))
     assert make_config({**parts, **groups}).aggregation.members == [["north", "south"], ["east"]]
     config = make_config(parts)
     assert config.method.name == "fedavg-lora" and config.personalization.interpolate == 0.75
+
+
+def test_the_files_of_the_pages_are_complete():
+    (table,) = map(tomllib.loads, blocks("your-table.md", "toml"))
+    assert make_config(table).data.clients.column == "site"
+    (rivals,) = map(tomllib.loads, blocks("compare.md", "toml"))
+    part = tomllib.loads(blocks("compose.md", "toml")[-1])
+    assert make_comparison({**rivals, **part}).tuning.learning_rates == [1e-3, 3e-3, 1e-2]
+
+
+def test_the_page_of_methods_has_each_method_once():
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)) == sorted(METHODS)
+
+
+def test_the_page_of_tasks_has_each_task_once():
+    text = (DOCS / "tasks.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) == sorted(get_args(TaskName))
 
 
 def test_the_page_of_sealed_sums_says_which_methods_can_be_sealed():

@@ -140,7 +140,7 @@ def check_memory(known: Path) -> Iterator[Check]:
     found = re.search(r"MemAvailable: *(\d+) kB", known.read_text(encoding="utf-8")) if known.is_file() else None
     if found:
         free = int(found[1]) * 1024
-        mend = "End other programs, or set model.dtype and training.micro_batch (docs/tasks.md, Larger models)."
+        mend = "End other programs, or set model.dtype and training.micro_batch (docs/larger-models.md)."
         yield from judge(
             "memory", f"{size(free)} are free.", (free < LITTLE, "warning", f"{size(free)} are free.", mend)
         )
