@@ -5,6 +5,8 @@ MkDocs imports this file (`hooks` in mkdocs.yml). It adds:
 - copies of the repository's own Markdown files, listed in `COPIED`;
 - `reference/*.md`: Python modules for mkdocstrings, the settings, and the commands.
 
+The header shows the version of the package that is imported.
+
 Links in Markdown files are written for the repository. In the site, a link to a file that has a page leads to that
 page. Any other link leads to `repo_url` if mkdocs.yml sets one; otherwise only its text is kept.
 """
@@ -73,6 +75,12 @@ PARTS_OF_METHODS = {
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 """A Markdown link or picture: `!` of a picture, text, target, anchor. The text may contain brackets."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Show the version in the header. A build documents one version; keep each release in a folder of its own."""
+    config.site_name = f"{config.site_name} {importlib.import_module('trifed').__version__}"
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
