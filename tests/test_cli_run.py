@@ -78,7 +78,7 @@ def test_baseline_local_stands_beside_the_run_and_alone(run, toml, tmp_path):
     assert [cell.strip() for cell in re.split("[┃│]", header)[1:-1]] == [
         "client", "train", "test", "before", "own-prior", "alone", "local",
     ]  # fmt: skip
-    assert re.search("Sharing gained|Sharing lost|No gain from sharing shown", said.out)
+    assert re.search(r"Federating (gained|lost)|No clear gain from federating", said.out)
     folder = tmp_path / "runs" / "toy"
     alone = summary(folder / "baselines" / "local")
     assert alone["bytes"]["total"] == 0

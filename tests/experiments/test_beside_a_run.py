@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from trifed import make_config, resume, run
 from trifed.config.toml_files import read_toml
-from trifed.reports.comparison.verdict import cautions, verdict
+from trifed.reports.comparison.advice import advice_on
+from trifed.reports.comparison.verdict import cautions
+from trifed.reports.comparison.worth import worth_of_sharing
 from trifed.reports.read import read_source
-from trifed.reports.results import MethodResult, Partition, Traffic
+from trifed.reports.results import MethodResult, Partition, Source, Study, Traffic
 
 RATES = [1e-6, 1e-2]
 
@@ -156,10 +159,19 @@ def test_rivals_that_share_are_named_and_one_that_wins_is_shown_winning():
         "local": result(0.6),
         "fedavg-lora": result(0.9, 9),
     }
-    text = verdict(Partition(clients=list("abc"), methods=methods))
-    assert text.startswith("Sharing gained +10.0 points") and "own-prior 80.0 %, alone 70.0 %" in text
-    assert "also fedavg-lora 90.0 % and local 60.0 %" in text and text.endswith("Ahead of own-prior: fedavg-lora.")
+
+    def found(methods):
+        partition = Partition(clients=list("abc"), methods=methods)
+        study = Study(name="x", methods=list(methods), seeds=[0], results={"p": partition})
+        return worth_of_sharing(partition), advice_on(Source(Path(), "run", study, {}))
+
+    worth, advice = found(methods)
+    assert (worth.kind, worth.shared, worth.alone) == ("gain", "own-prior", "alone")
+    assert worth.gain == pytest.approx(0.1)
+    assert advice.code == "rival" and "fedavg-lora" in advice.text and "+10.0 points" in advice.text
     methods["fedavg-lora"] = result(0.75, 9)
-    assert "Ahead" not in verdict(Partition(clients=list("abc"), methods=methods))
+    assert found(methods)[1].code == "federate"
     better = {**methods, "local": result(0.85)}  # the better of those that share nothing counts
-    assert verdict(Partition(clients=list("abc"), methods=better)).startswith("Sharing lost: −5.0 points")
+    worth, advice = found(better)
+    assert (worth.kind, worth.alone, advice.code) == ("loss", "local", "alone")
+    assert worth.gain == pytest.approx(-0.05) and worth.worse == list("abc")

@@ -108,7 +108,7 @@ def test_of_a_loss_less_is_better_and_no_percentage():
     assert leaders(by_deciding_metric(found)) == ["fedavg-lora"]
     level = partition("log_loss", {"local": [0.5, 0.6], "fedavg-lora": [0.3, 0.5]})
     assert verdict(level).startswith("No clear winner: fedavg-lora") and "no interval" in verdict(level)
-    assert verdict(partition("log_loss", {"local": [0.5]})).startswith("local 0.5 mean test log_loss")
+    assert verdict(partition("log_loss", {"local": [0.5]})).startswith("local reached 0.5 test log_loss")
     assert verdict(Partition(deciding=Deciding.of("log_loss"))) == "No test log_loss yet."
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trifed import make_config, run
-from trifed.reports.comparison.verdict import verdict
+from trifed.reports.comparison.worth import worth_of_sharing
 from trifed.reports.read import read_source
 
 TOPICS = {
@@ -20,11 +20,11 @@ TOPICS = {
 FILLER = [f"word{i:03d}" for i in range(170)]
 CASES = {
     # Few examples a client, the same task everywhere: the others have what a client lacks.
-    "Sharing gained": {"clients": 8, "rows": 16, "topic_words": 2, "rounds": 8},
+    "gain": {"clients": 8, "rows": 16, "topic_words": 2, "rounds": 8},
     # Examples enough: every client is as good alone.
-    "No gain from sharing shown": {"clients": 6, "rows": 90, "topic_words": 5, "rounds": 6},
+    "unclear": {"clients": 6, "rows": 90, "topic_words": 5, "rounds": 6},
     # The same texts have other labels at other clients: no common model fits.
-    "Sharing lost": {"clients": 6, "rows": 60, "topic_words": 3, "rounds": 6, "other_labels": True},
+    "loss": {"clients": 6, "rows": 60, "topic_words": 3, "rounds": 6, "other_labels": True},
 }
 
 
@@ -43,9 +43,9 @@ def write_table(path, clients, rows, topic_words, other_labels):
     return path
 
 
-@pytest.mark.parametrize("says", CASES)
-def test_the_first_line_is_right(says, toy_values, tmp_path):
-    case = {"other_labels": False, **CASES[says]}
+@pytest.mark.parametrize("kind", CASES)
+def test_the_first_line_is_right(kind, toy_values, tmp_path):
+    case = {"other_labels": False, **CASES[kind]}
     rounds = case.pop("rounds")
     data = {
         "source": str(write_table(tmp_path / "table.csv", **case)),
@@ -63,4 +63,4 @@ def test_the_first_line_is_right(says, toy_values, tmp_path):
     )
     source = read_source(run(make_config(values), tmp_path / "run").path)
     (partition,) = source.study.results.values()
-    assert verdict(partition).startswith(says)
+    assert worth_of_sharing(partition).kind == kind

@@ -9,7 +9,7 @@ import pytest
 from trifed import make_config, run
 from trifed.common.errors import ConfigError
 from trifed.methods import METHODS
-from trifed.reports.comparison.verdict import verdict
+from trifed.reports.comparison.worth import worth_of_sharing
 from trifed.reports.read import read_source
 from trifed.reports.results import MethodResult, Partition, Traffic
 
@@ -53,28 +53,30 @@ def test_a_private_runs_baseline_has_no_noise(toy_values, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("alone", "says"),
+    ("alone", "kind", "gain"),
     [
-        ([0.70, 0.71, 0.69, 0.70], "Sharing gained +10.0 points (95 % +"),
-        ([0.80, 0.81, 0.79, 0.80], "No gain from sharing shown: 0.0 points"),
-        ([0.90, 0.91, 0.89, 0.90], "Sharing lost: −10.0 points"),
+        ([0.70, 0.71, 0.69, 0.70], "gain", 0.1),
+        ([0.80, 0.81, 0.79, 0.80], "unclear", 0.0),
+        ([0.90, 0.91, 0.89, 0.90], "loss", -0.1),
     ],
 )
-def test_the_headline_says_whether_sharing_was_worth_it(alone, says):
+def test_the_headline_says_whether_sharing_was_worth_it(alone, kind, gain):
     shared = [0.80, 0.82, 0.78, 0.80]
     methods = {
         "own-prior": MethodResult(mean=0.8, client_accuracy=shared, bytes=Traffic(total=100)),
         "alone": MethodResult(mean=sum(alone) / 4, client_accuracy=alone),
         "local": MethodResult(mean=0.5, client_accuracy=[0.5] * 4),
     }
-    text = verdict(Partition(clients=list("abcd"), methods=methods))
-    assert text.startswith(says) and "own-prior 80.0 %, alone" in text
+    worth = worth_of_sharing(Partition(clients=list("abcd"), methods=methods))
+    assert (worth.kind, worth.shared, worth.alone) == (kind, "own-prior", "alone")
+    assert worth.gain == pytest.approx(gain) and worth.means == (0.8, pytest.approx(sum(alone) / 4))
 
 
 def test_a_run_beside_it_has_that_headline(toy_values, tmp_path):
     done = run(make_config(toy_values(method="fedavg-lora", rounds=1, baselines=["alone"])), tmp_path / "run")
     source = read_source(done.path)
-    assert "sharing" in verdict(next(iter(source.study.results.values()))).lower()
+    worth = worth_of_sharing(next(iter(source.study.results.values())))
+    assert (worth.shared, worth.alone, worth.clients) == ("fedavg-lora", "alone", 3)
     log = (done.path / "baselines" / "alone" / "events.jsonl").read_text().splitlines()
     assert json.loads(log[0])["method"] == "alone"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ from studies import make_comparison, write_comparison
 
 import trifed
 from trifed.common.errors import RunError
+from trifed.common.text import markdown_text
 from trifed.experiments.compare import ComparisonResult
 from trifed.reports.comparison.report import cluster_order
 
@@ -110,8 +112,9 @@ def test_all_formats_hold_the_same_tables(folder, write):
             assert table["title"] in page
             assert f"### {table['title']}".replace("_", r"\_") in text
             assert table["rows"]
-    assert found["headline"] in page
-    assert found["headline"] in text
+    for sentence in (found["headline"], found["recommendation"]):
+        assert sentence in html.unescape(re.sub("<[^>]*>", "", page))
+        assert markdown_text(sentence) in text
 
 
 def test_json_has_the_raw_numbers(run_folder, write):
@@ -150,7 +153,7 @@ def test_a_broken_off_run_says_what_is_missing_and_how_to_go_on(broken_off, writ
         assert re.search(r"ce-lora: .*round 2", text)
         assert "local: not started" in text
         assert f"trifed run --resume {broken_off}" in text
-    assert json.loads(write(broken_off, "json"))["headline"].startswith("Not finished. ce-lora")
+    assert json.loads(write(broken_off, "json"))["advice"] == "finish"
 
 
 def test_a_comparison_without_any_result_yet_makes_a_page(tmp_path, write):
@@ -186,7 +189,7 @@ def test_a_notebook_shows_the_result_in_short(run_folder):
 def test_a_notebook_shows_a_comparison_too(real_comparison):
     written = json.loads((real_comparison / "comparison.json").read_text())
     fragment = ComparisonResult(real_comparison, written)._repr_html_()
-    assert "3 clients" in fragment
+    assert "3 sites" in fragment
     assert "ce-lora" in fragment
 
 

@@ -9,6 +9,7 @@ import pytest
 from studies import make_comparison
 
 from trifed.reports.comparison.verdict import better_control, cautions, leaders, study_verdict, verdict
+from trifed.reports.comparison.worth import worth_of_sharing
 from trifed.reports.format import clock, listing, points
 from trifed.reports.results import Details, Source, Study
 
@@ -59,11 +60,11 @@ def test_without_intervals_nobody_is_ahead():
     values["results"]["intents-0.5"]["differences"] = {}
     found = Study.model_validate(values)
     assert leaders(found.results["intents-0.5"]) == ["ce-lora", "local"]
-    assert "no interval" in study_verdict(found)
+    assert worth_of_sharing(found.results["intents-0.5"]).interval is None
 
 
 def test_one_method_and_none():
-    assert verdict(first(study(ce_lora=0.66))).startswith("ce-lora 66.0 %")
+    assert verdict(first(study(ce_lora=0.66))).startswith("ce-lora reached 66.0 %")
     nothing = first(study(ce_lora=0.66)).model_copy(update={"methods": {}})
     assert leaders(nothing) == []
     assert verdict(nothing).startswith("No test accuracy")

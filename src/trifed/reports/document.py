@@ -91,6 +91,10 @@ class Document:
 
     Attributes:
         verdict: The result in one sentence.
+        outcome: The same in numbers, for programs; its `kind` is stable.
+        recommendation: What to do, in at most two sentences; may be empty.
+        advice: Stable code of the recommendation.
+        first: The one plot of the first screen.
         cautions: At most three conclusions that the numbers do not support.
         missing: Runs or parts that are not there yet.
         resume_command: The command that computes it; may be empty.
@@ -108,6 +112,10 @@ class Document:
     methods: tuple[str, ...]
     resume_command: str = ""
     citations: dict[str, str] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+    recommendation: str = ""
+    advice: str = ""
+    first: Block | None = None
 
 
 def settings_section(configuration: dict[str, Any], environment: dict[str, Any]) -> list[Section]:
@@ -148,19 +156,27 @@ def render_markdown(document: Document) -> str:
 
 def _markdown(document: Document) -> Iterable[str]:
     yield from (f"# {markdown_text(document.title)}", f"**{markdown_text(document.verdict)}**")
+    if document.recommendation:
+        yield markdown_text(document.recommendation)
     if document.missing:
         yield from ("## Not finished", _bullets(document.missing))
     if document.resume_command:
         yield f"To go on: {markdown_code(document.resume_command)}"
+    if document.first:
+        yield from _markdown_table(document.first.table)
     if document.cautions:
         yield from ("## Cautions", _bullets([caution.text for caution in document.cautions]))
     for section in document.sections:
         yield from (f"## {markdown_text(section.title)}", *map(markdown_text, section.notes))
-        for table in (block.table for block in section.blocks):
-            yield from (f"### {markdown_text(table.title)}", to_markdown(table))
-            yield from [markdown_text(table.note)] if table.note else []
+        for block in section.blocks:
+            yield from _markdown_table(block.table)
     if document.citations:
         yield from ("## Methods", _bullets([f"{method}: {paper}" for method, paper in document.citations.items()]))
+
+
+def _markdown_table(table: Table) -> Iterable[str]:
+    yield from (f"### {markdown_text(table.title)}", to_markdown(table))
+    yield from [markdown_text(table.note)] if table.note else []
 
 
 def _bullets(lines: Iterable[str]) -> str:
@@ -173,22 +189,27 @@ def render_json(document: Document) -> str:
         "trifed": __version__,
         "name": document.title,
         "headline": document.verdict,
+        "outcome": document.outcome,
+        "recommendation": document.recommendation,
+        "advice": document.advice,
         "not_to_conclude": [caution.text for caution in document.cautions],
         "cautions": [caution.code for caution in document.cautions],
         "missing": document.missing,
         "go_on": document.resume_command,
+        "first": _json_table(document.first.table) if document.first else None,
         "main": document.main.records(),
         "sections": [
             {
                 "title": section.title,
                 "says": section.notes,
-                "tables": [
-                    {"title": b.table.title, "note": b.table.note, "rows": b.table.records()}
-                    for b in section.blocks
-                ],
+                "tables": [_json_table(block.table) for block in section.blocks],
             }
             for section in document.sections
         ],
         "methods": document.citations,
     }
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _json_table(table: Table) -> dict[str, Any]:
+    return {"title": table.title, "note": table.note, "rows": table.records()}

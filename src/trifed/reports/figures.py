@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -23,6 +24,8 @@ CONTROL_LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 5)), (0, (5, 1, 1, 1,
 """Line styles of the controls, in their order; repeated for further controls."""
 LABEL_LENGTH = 22
 FONT = 10.0
+FEW_DECADES = 300.0
+"""Ratio of the ends of a logarithmic axis up to which powers of 10 alone are too few numbers for it."""
 LEGEND_LINE = 0.19
 """Inches that one line of a legend adds to a figure's height."""
 WIDE_LABEL = 40
@@ -120,10 +123,19 @@ def short(name: str, length: int = LABEL_LENGTH) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
+def wrapped(name: str, width: int = 18) -> str:
+    """Break a name into two lines that fit beside an axis; what does not fit into two is cut."""
+    lines = wrap(name, width, max_lines=2, placeholder="…")
+    return "\n".join(lines)
+
+
 def bytes_axis(axes: Axes) -> None:
-    """Make the x axis logarithmic, in bytes."""
+    """Make the x axis logarithmic, in bytes, with at least two numbers on it."""
+    low, high = axes.get_xlim()
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    low, high = sorted((max(low, 1.0), max(high, 1.0)))
+    steps = (1.0,) if high / low > FEW_DECADES else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value).replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 

@@ -15,6 +15,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trifed.reports.comparison import plots, tables
+from trifed.reports.comparison.advice import advice_on
+from trifed.reports.comparison.first import first_block, outcome
 from trifed.reports.comparison.metric_tables import (
     class_table,
     client_class_table,
@@ -62,7 +64,8 @@ def render_result(source: Source) -> RenderableType:
         parts += [to_terminal(clients), to_terminal(overview)]
         parts += [Text(text, style="dim") for text in [control_meanings(partition.controls)] if text]
         parts += map(to_terminal, metric_tables(partition))
-    return Group(*parts, Text(study_verdict(source.study)))
+    advice = advice_on(source).text
+    return Group(*parts, Text(study_verdict(source.study), style="bold"), Text(advice))
 
 
 def render_comparison(data: dict[str, Any]) -> RenderableType:
@@ -104,9 +107,10 @@ def comparison_document(source: Source) -> Document:
     """Return everything that a report says about a run or a comparison."""
     study = source.study
     results = [item for partition in study.results.values() for item in partition.methods.items()]
+    advice = advice_on(source)
     return Document(
         title=study.name,
-        subtitle=_subtitle(study),
+        subtitle=_subtitle(source),
         verdict=study_verdict(study),
         cautions=cautions(source),
         missing=_missing(source),
@@ -115,22 +119,35 @@ def comparison_document(source: Source) -> Document:
         methods=tuple(study.methods),
         resume_command=source.resume_command,
         citations={method: result.citation for method, result in results if result.citation},
+        outcome=outcome(study),
+        recommendation=advice.text,
+        advice=advice.code,
+        first=first_block(source),
     )
 
 
 def figures_of(document: Document) -> dict[str, Figure]:
     """Return the figures of a report, by the titles of their tables; those of several partitions by theirs too."""
-    drawn = [(section, block, block.plot) for section in document.sections for block in section.blocks]
-    sections = {section.title for section, _, plot in drawn if plot}
+    first = [Section("", blocks=[document.first])] if document.first else []
+    parts = [*first, *document.sections]
+    drawn = [(section.title, block) for section in parts for block in section.blocks if block.plot]
+    several = len({block.table.title for _, block in drawn}) < len(drawn)
     figures = {}
-    for section, block, plot in drawn:
-        if plot:
-            own = f"{section.title}: {block.table.title}" if len(sections) > 1 else block.table.title
-            figures[own] = draw_figure(plot, document.methods, (WIDTH, block.height), own)
+    for section, block in drawn:
+        own = f"{section}: {block.table.title}" if several and section else block.table.title
+        if block.plot:
+            figures[own] = draw_figure(block.plot, document.methods, (WIDTH, block.height), own)
     return figures
 
 
-def _subtitle(study: Study) -> str:
+def _subtitle(source: Source) -> str:
+    """Return what was run: of a run its method, data and sites; of a comparison counts."""
+    study = source.study
+    if source.kind == "run":
+        first, *others = study.methods
+        places = [f"{name}, {plural(len(found.clients), 'site')}" for name, found in study.results.items()]
+        beside = f" beside {listing(others)}" if others else ""
+        return f"Run of {first}{beside}: {'; '.join(places)}, seed {study.seeds[0]}"
     clients = {len(partition.clients) for partition in study.results.values() if partition.clients}
     counts = {"method": len(study.methods), "partition": len(study.partitions)}
     counts |= {"client": clients.pop()} if len(clients) == 1 else {}

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
-from trifed.methods.local import ALONE
 from trifed.reports.comparison.deciding import by_deciding_metric, verdict_in_numbers
+from trifed.reports.comparison.worth import ALIKE, only_sentence, worth_of_sharing, worth_sentence
 from trifed.reports.document import MOST_CAUTIONS, Caution
 from trifed.reports.format import control_label, listing, percent, plural, points, span
 from trifed.reports.results import MethodResult, Partition, Source, Study
 
 FEW_SEEDS, FEW_TESTS = 3, 100
-ALIKE = 0.0005
-"""Differences that one decimal of a percentage does not show."""
 
 
 def ranked(partition: Partition) -> list[tuple[str, MethodResult, float]]:
@@ -32,63 +29,25 @@ def leaders(partition: Partition) -> list[str]:
 
 def verdict(partition: Partition) -> str:
     """Return the result of one partition as one sentence, by the metric that decides."""
+    view = by_deciding_metric(partition)
+    order = ranked(view)
+    if not order:
+        if partition.methods:
+            return f"No site has test data, so that no test {view.metric} is known."
+        return f"No test {view.metric} yet."
+    if worth := worth_of_sharing(partition):
+        return worth_sentence(worth)
+    if len(order) == 1:
+        return only_sentence(order[0][0], partition)
     if not partition.deciding.share or partition.deciding.lower_is_better:
         return verdict_in_numbers(partition)
-    partition = by_deciding_metric(partition)
-    order = ranked(partition)
-    if not order:
-        return f"No test {partition.metric} yet."
-    what = f"mean test {partition.metric} over {plural(len(partition.clients), 'client')}"
-    level = leaders(partition)
+    what = f"mean test {view.metric} over {plural(len(view.clients), 'client')}"
+    level = leaders(view)
     reached = listing([f"{name} {percent(mean)} %" for name, _, mean in order if name in level])
-    if len(order) == 1:
-        found = order[0][1]
-        lost = f"; perplexity {found.perplexity:.3g}" if found.perplexity is not None else ""
-        return f"{reached} {what} (worst {percent(found.worst)}, best {percent(found.best)}){lost}."
-    silent = [name for name, found, _ in order if not found.bytes.total]
-    sharing = [
-        name for name in partition.methods if name not in silent and partition.methods[name].mean is not None
-    ]
-    if silent and (len(sharing) == 1 or (sharing and ALONE in silent)):
-        return _worth(partition, sharing, silent, what)
-    gap = partition.difference(order[0][0], order[1][0])
+    gap = view.difference(order[0][0], order[1][0])
     sure = f"{points(gap.mean)} points, 95 % {span(gap.interval, signed=True)}" if gap else "no interval"
     start = "Ahead" if len(level) == 1 else "No clear winner"
     return f"{start}: {reached} {what} ({order[0][0]} minus {order[1][0]}: {sure})."
-
-
-def _worth(partition: Partition, sharing: Sequence[str], silent: Sequence[str], what: str) -> str:
-    """Return whether sharing was worth it: the run's method against the best of those that send nothing.
-
-    Args:
-        partition: The results.
-        sharing: Methods that share, the run's own first.
-        silent: Methods that send nothing, the highest mean first.
-        what: What the means are means of.
-    """
-    (shared, *rivals), (alone, *others) = sharing, silent
-    means = {name: mean for name, _, mean in ranked(partition)}
-    gap = partition.difference(shared, alone)
-    found = gap.mean if gap and gap.mean is not None else means[shared] - means[alone]
-    interval = gap.interval if gap else None
-    sure = f"95 % {span(interval, signed=True)}" if interval else "no interval"
-    if interval and interval[0] > 0:
-        start = f"Sharing gained {points(found)} points ({sure})"
-    elif interval and interval[1] < 0:
-        start = f"Sharing lost: {points(found)} points ({sure})"
-    else:
-        start = f"No gain from sharing shown: {points(found)} points ({sure})"
-    beside = [f"{name} {percent(means[name])} %" for name in sorted([*rivals, *others], key=lambda n: -means[n])]
-    also = f" (also {listing(beside)})" if beside else ""
-    ahead = [name for name in rivals if _is_ahead(partition, name, shared)]
-    best = f" Ahead of {shared}: {listing(ahead)}." if ahead else ""
-    return f"{start}. {shared} {percent(means[shared])} %, {alone} {percent(means[alone])} % {what}{also}.{best}"
-
-
-def _is_ahead(partition: Partition, one: str, other: str) -> bool:
-    """Return whether the interval of the difference of two methods lies above 0."""
-    gap = partition.difference(one, other)
-    return bool(gap and gap.interval and gap.interval[0] > 0)
 
 
 def study_verdict(study: Study) -> str:

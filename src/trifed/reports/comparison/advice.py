@@ -1,0 +1,124 @@
+"""The recommendation that follows from a result: at most two sentences, and a code that stays."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trifed.methods.local import ALONE
+from trifed.reports.comparison.deciding import by_deciding_metric
+from trifed.reports.comparison.worth import ALIKE, Worth, worth_of_sharing
+from trifed.reports.format import control_label, listing, percent, points, size, span
+from trifed.reports.results import Difference, Partition, Source
+
+FEW_SEEDS = 3
+SIMPLE = ("probe-alone", "class-means")
+"""Controls that a site can use without training an adapter together with others."""
+
+
+class Advice(NamedTuple):
+    """A recommendation. `code` is stable; `text` is for people."""
+
+    code: str
+    text: str
+
+
+def advice_on(source: Source) -> Advice:
+    """Return what to do after a run or a comparison; nothing after a comparison on several data sets."""
+    if len(source.study.results) > 1:
+        return Advice("none", "")
+    partition = next(iter(source.study.results.values()), Partition())
+    diverged = dict.fromkeys(text for details in source.details.values() for text in details.diverged)
+    if not source.study.finished:
+        return Advice("finish", "Let it finish before you decide; what is here may still change.")
+    if all(found.mean is None for found in partition.methods.values()):
+        held = "Keep examples back for a test, with data.test_fraction above 0 or a test table; without them"
+        return Advice("no-tests", f"{held} nobody can say which model is better.")
+    if diverged:
+        where = listing([*diverged])
+        return Advice("diverged", f"Lower training.learning_rate and run again: training diverged ({where}).")
+    worth = worth_of_sharing(partition)
+    if worth is None:
+        return _without_worth(partition)
+    rival = _rival(partition, worth)
+    found = rival or _on_worth(worth, len(partition.seeds))
+    simple = _simple(partition, worth)
+    return Advice(found.code, f"{found.text} {simple}".rstrip())
+
+
+def _without_worth(partition: Partition) -> Advice:
+    means = {name: found.mean for name, found in partition.methods.items() if found.mean is not None}
+    if len(means) > 1:
+        return lightest_of_the_best(partition)
+    if partition.methods[next(iter(means))].bytes.total:
+        text = f"To learn what federating gains, run it again beside '{ALONE}', the same method without sharing."
+        return Advice("no-baseline", text)
+    return Advice("nothing-shared", "To learn what federating would gain, run a method that shares beside this.")
+
+
+def lightest_of_the_best(partition: Partition) -> Advice:
+    """Return the method that sends least of those that are not clearly behind the best one."""
+    view = by_deciding_metric(partition)
+    means = {name: found.mean for name, found in view.methods.items() if found.mean is not None}
+    first = max(means, key=lambda name: means[name])
+    level = [name for name in means if name == first or not _above_zero(view.difference(first, name))]
+    least = min(level, key=lambda name: (view.methods[name].bytes.up_per_round, -means[name]))
+    if len(level) == 1:
+        return Advice("best", f"Use {first}: every other method is clearly behind it.")
+    sent = view.methods[least].bytes.up_per_round
+    cost = f"it sends least, {size(sent)} a round" if sent else "it sends nothing"
+    return Advice("lightest", f"Use {least}: of the {len(level)} methods that are not clearly behind, {cost}.")
+
+
+def _above_zero(gap: Difference | None) -> bool:
+    return bool(gap and gap.interval and gap.interval[0] > 0)
+
+
+def _rival(partition: Partition, worth: Worth) -> Advice | None:
+    """Return the advice to take another method that shares and is clearly better than the first one."""
+    view = by_deciding_metric(partition)
+    others = {
+        name: gap
+        for name, found in view.methods.items()
+        if found.bytes.total and name != worth.shared and _above_zero(gap := view.difference(name, worth.shared))
+    }
+    if not others:
+        return None
+    name = max(others, key=lambda one: view.methods[one].mean or 0.0)
+    gap, sent = others[name], view.methods[name].bytes.up_per_round
+    ahead = f"{points(gap.mean)} points, 95 % interval {span(gap.interval, signed=True)}" if gap else ""
+    how = f"Prefer {name}, which is clearly better than {worth.shared} here"
+    cost = f"It sends {size(sent)} a round instead of {size(worth.up_per_round)}."
+    if _above_zero(view.difference(worth.alone, name)):
+        return None
+    sure = "" if _above_zero(view.difference(name, worth.alone)) else " Its gain over training alone is not clear."
+    text = f"{how} ({ahead}). {cost}" if worth.deciding.share else f"{how}. {cost}"
+    return Advice("rival", f"{text}{sure}")
+
+
+def _on_worth(worth: Worth, seeds: int) -> Advice:
+    if worth.kind == "gain":
+        losers = f" {listing(worth.worse)} did better alone and may keep its own model." if worth.worse else ""
+        losers = losers.replace(" its own model", " their own models") if len(worth.worse) > 1 else losers
+        return Advice("federate", f"Federate with {worth.shared}.{losers}")
+    if worth.kind == "loss":
+        text = f"Do not federate like this: train alone ({worth.alone}), or try a method that shares less."
+        return Advice("alone", text)
+    more = [
+        "more sites" if worth.interval is None else "",
+        f"{FEW_SEEDS} or more seeds (trifed compare)" if seeds < FEW_SEEDS else "",
+        "more test examples",
+    ]
+    wanted = " or ".join(filter(None, more))
+    return Advice("undecided", f"Do not decide on this result, which may be chance: repeat it with {wanted}.")
+
+
+def _simple(partition: Partition, worth: Worth) -> str:
+    """Return a sentence on a control that any site can use and no method beats; empty without one."""
+    if partition.deciding.name != "accuracy":
+        return ""
+    known = {name: spread.mean for name, spread in partition.controls.items() if name in SIMPLE and spread.mean}
+    best = max(found.mean for found in partition.methods.values() if found.mean is not None)
+    name = max(known, key=lambda one: known[one] or 0.0, default="")
+    if not name or (known[name] or 0.0) <= best + ALIKE:
+        return ""
+    return f"First try what needs no training of adapters: {control_label(name)}, {percent(known[name])} %."
