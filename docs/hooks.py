@@ -151,7 +151,12 @@ def reference() -> dict[str, str]:
 def python_interface() -> Iterator[str]:
     """Everything that `import trifed` offers."""
     trifed = importlib.import_module("trifed")
-    yield from ("# trifed", "", "Names that can be imported from `trifed`. They are loaded when first used.", "")
+    yield from (
+        "# trifed",
+        "",
+        "This page is for a person who uses trifed from Python: the names that can be imported from",
+    )
+    yield from ("`trifed`. They are loaded when first used.", "")
     for name in sorted(trifed.__all__, key=str.lower):
         if not name.startswith("__"):
             yield from (f"::: trifed.{name}", "    options: {show_root_heading: true, heading_level: 2}", "")
@@ -160,7 +165,8 @@ def python_interface() -> Iterator[str]:
 def methods() -> Iterator[str]:
     """Describe each method by the docstring of its file and its own options, then the classes they share."""
     package = importlib.import_module("trifed.methods")
-    yield from ("# Methods", "")
+    yield from ("# Methods", "", "This page is for a person who looks up a method's paper, equations and options.")
+    yield from ("[Methods in one line](../methods.md) says when to use which.", "")
     for entry in pkgutil.iter_modules(package.__path__, "trifed.methods."):
         module = importlib.import_module(entry.name)
         if hasattr(module, "METHOD"):
@@ -176,7 +182,12 @@ def settings() -> Iterator[str]:
     for name, default, meaning in zip(*(column.cells for column in table.columns), strict=True):
         row = f"| `{name}` | `{default}` | {cell(meaning)} |"
         sections.setdefault(name.rpartition(".")[0], []).append(row)
-    yield from ("# Settings", "", "Keys of a run's TOML file, and of `--set KEY=VALUE`.", "")
+    yield from (
+        "# Settings",
+        "",
+        "This page is for a person who looks up a setting: keys of a run's TOML file, and of",
+    )
+    yield from ("`--set KEY=VALUE`. A default of `-` means that the setting is unset.", "")
     for section, rows in sections.items():
         yield from (f"## [{section}]" if section else "## At the top of the file", "")
         yield from ("| setting | default | meaning |", "|---|---|---|", *rows, "")
@@ -185,7 +196,12 @@ def settings() -> Iterator[str]:
 def commands() -> Iterator[str]:
     """List every command with its help text, arguments and flags."""
     app = typer.main.get_command(importlib.import_module("trifed.cli.app").app)
-    yield from ("# Commands", "")
+    yield from (
+        "# Commands",
+        "",
+        "This page is for a person who looks up a command: its arguments, flags and defaults.",
+        "",
+    )
     yield from described(app, "trifed", 2)
 
 
