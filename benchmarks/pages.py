@@ -205,7 +205,7 @@ def attacks() -> Iterator[str]:
 PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "README.md": (front_page,),
     "docs/own-prior.md": (own_prior,),
-    "docs/threat-model.md": (threat_model,),
+    "docs/what-was-recovered.md": (threat_model,),
     "docs/security.md": (attacks,),
     "docs/paper.md": tuple(paper.TABLES.values()),
     "benchmarks/methods/README.md": (all_methods, new_seed),
