@@ -82,6 +82,19 @@ def demo(study: Json) -> Figure:
     return result_figure(Source(HERE / "demo", "comparison", Study.model_validate(study), {}))
 
 
+def gain(study: Json) -> Figure:
+    """Draw what the demo's sites gained, and what they sent, as the command itself does."""
+    from trifed.reports.comparison.gain import gain_figure
+    from trifed.reports.comparison.worth import worth_of_sharing
+    from trifed.reports.results import Study
+
+    (partition,) = Study.model_validate(study).results.values()
+    worth = worth_of_sharing(partition)
+    if worth is None:
+        raise ValueError("benchmarks/demo/comparison.json: got no method that sends nothing, expected one")
+    return gain_figure(partition, worth)
+
+
 def learning_curves(results: Json) -> Figure:
     figure: Figure = script("three_methods/plot.py").learning_curves(results)
     return figure
@@ -144,6 +157,7 @@ THREE, SIX = "benchmarks/three_methods/results.json", "benchmarks/methods/result
 PICTURES = (
     Picture("docs/demo.png", ("benchmarks/demo/comparison.json",), demo, 130, LIGHT),
     Picture("docs/numbers-sent.png", ("benchmarks/cost/parameters.json",), numbers_sent, 110, LIGHT),
+    Picture("docs/gain.png", ("benchmarks/demo/comparison.json",), gain, 200, LIGHT),
     Picture("docs/worst-to-best.png", (THREE, SIX), worst_to_best, 110, LIGHT),
     Picture("benchmarks/three_methods/curves.png", (THREE,), learning_curves),
     Picture(

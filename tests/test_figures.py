@@ -85,7 +85,7 @@ def test_the_pages_hold_the_tables_of_the_committed_numbers(figures: Any) -> Non
     for page, tables in __import__("pages").PAGES.items():
         kept = (REPOSITORY / page).read_text(encoding="utf-8").splitlines()
         found = [line for table in tables for line in table()]
-        assert len(found) > 3 and [line for line in found if line not in kept] == [], page
+        assert len(found) >= 3 and [line for line in found if line not in kept] == [], page
 
 
 def test_the_counted_numbers_are_those_of_the_shapes(figures: Any) -> None:

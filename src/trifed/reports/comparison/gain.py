@@ -1,0 +1,76 @@
+"""The picture of what federating gained: each site alone and federated, beside the bytes that it sends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trifed.common.files import whole_file
+from trifed.reports.comparison.plots import MOST_NAMED
+from trifed.reports.comparison.worth import Worth
+from trifed.reports.figures import LIGHT, NotebookFigure, drawing, short
+from trifed.reports.format import size
+from trifed.reports.results import Partition
+
+HEIGHT, ROW, ROWS = 1.3, 0.28, 8.0
+"""Inches of the picture without its rows, inches of one row, and the most inches of all rows."""
+FEDERATED, ALONE = LIGHT.series[0], "#b8bfc6"
+PLAIN = "fedavg-lora"
+
+
+def write_gain(partition: Partition, worth: Worth, target: Path) -> None:
+    """Write the picture of what a run gained as a PNG file."""
+    figure = gain_figure(partition, worth)
+    with drawing(LIGHT), whole_file(target) as partial:
+        figure.savefig(partial, dpi=200, format="png")
+
+
+def gain_figure(partition: Partition, worth: Worth) -> Figure:
+    """Return two bars for each site, alone and federated, beside the bytes that a site sends in a round.
+
+    Args:
+        partition: The results; the metric that decides is accuracy.
+        worth: The two methods of the bars.
+    """
+    with drawing(LIGHT):
+        height = HEIGHT + min(ROWS, ROW * len(worth.gains))
+        figure = NotebookFigure(figsize=(7.0, height), layout="constrained")
+        sites, sent = figure.subplots(1, 2, width_ratios=(1.9, 1))
+        _sites(sites, partition, worth)
+        _sent(sent, partition, worth)
+        figure.legend(*sites.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=11)
+    return figure
+
+
+def _sites(axes: Axes, partition: Partition, worth: Worth) -> None:
+    """Draw two bars for each site, the largest gain on top."""
+    order = sorted(worth.gains, key=lambda name: -worth.gains[name])
+    kinds = {"each site alone": (-0.2, worth.alone, ALONE), "federated": (0.2, worth.shared, FEDERATED)}
+    for label, (shift, method, colour) in kinds.items():
+        known = dict(zip(partition.clients, partition.methods[method].client_accuracy, strict=True))
+        places = [place + shift for place in range(len(order))]
+        axes.barh(places, [100 * (known[name] or 0.0) for name in order], 0.38, color=colour, label=label)
+    named = order if len(order) <= MOST_NAMED else []
+    axes.set_yticks(range(len(named)), map(short, named))
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(order) - 0.45, -0.55)
+    axes.set(xlim=(0, 100), xlabel=f"test {worth.metric}, %")
+
+
+def _sent(axes: Axes, partition: Partition, worth: Worth) -> None:
+    """Draw the bytes of a round: what a site sends, beside plain federated LoRA if that was run as well."""
+    bars = [("federated", worth.up_per_round, FEDERATED)]
+    plain = partition.methods.get(PLAIN)
+    if plain is not None and worth.shared != PLAIN and plain.bytes.up_per_round:
+        bars.append(("plain\nLoRA", plain.bytes.up_per_round, LIGHT.faint))
+    axes.bar(range(len(bars)), [count for _, count, _ in bars], 0.55, color=[colour for *_, colour in bars])
+    for place, (_, count, _) in enumerate(bars):
+        axes.annotate(size(count), (place, count), (0, 3), textcoords="offset points", ha="center")
+    axes.set_xticks(range(len(bars)), [label for label, *_ in bars])
+    axes.set_xlim(-0.6, len(bars) - 0.4)
+    axes.tick_params(axis="x", length=0)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set(xlabel="sent by each site\nin a round")
