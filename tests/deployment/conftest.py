@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from trifed import make_config
@@ -79,3 +81,77 @@ def federation(site_tables, toy_values):
 def events():
     """`events(coordinator, "trained")`: what it has logged of that kind."""
     return lambda coordinator, kind: [e for e in coordinator.folder.events() if e["event"] == kind]
+
+
+@pytest.fixture
+def keys(site_tables):
+    """`keys("amber", "basil")`: a file with their public keys; their own keys are in `keys.folder`."""
+    pytest.importorskip("cryptography")
+    from trifed.deployment.certificates import write_node_keys
+    from trifed.deployment.site_keys import collect_site_keys
+
+    folder = site_tables / "site-keys"
+    folder.mkdir()
+    for name in (*SITES, "dill"):
+        write_node_keys(folder, name)
+
+    def list_of(*names):
+        path = folder / f"{'-'.join(names)}.pub"
+        collected = folder / "-".join(names) / "keys"
+        collected.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copy(folder / f"{name}.pub", collected)
+        collect_site_keys(collected.parent).write(path)
+        return path
+
+    list_of.folder = folder
+    return list_of
+
+
+@pytest.fixture
+def sealed(federation, site_tables, keys):
+    """`sealed("one", settings={"basil": {"may_go_back": True}})`: a coordinator, its channel, nodes by name.
+
+    A second call for the same place makes new processes over the same folders; `sites=FOUR` adds dill, which has
+    amber's table. In every test a site sends for one list a round, whatever happens: `sealed.sent` has the lists
+    by site, run and round.
+    """
+    from trifed.deployment.site_sums import digest_of_terms
+
+    sent, known = {}, [*SITES]
+
+    def node(site, place="one", source=None, **more):
+        settings = {
+            "name": site, "folder": site_tables / place / site, "key": keys.folder / f"{site}.key",
+            "sites": keys(*known), **more,
+        }  # fmt: skip
+        made = federation.node(source or ("amber" if site == "dill" else site), **settings)
+        answer = made.answer
+
+        def noted(request):
+            reply = answer(request)
+            if "sum" in reply.parts:
+                key = (place, site, request.facts["run"], request.facts["round"])
+                sent.setdefault(key, set()).add(digest_of_terms(request.parts["terms"]))
+            return reply
+
+        made.answer = noted
+        return made
+
+    def make(place="one", method="fedavg-lora", settings=None, faults=None, server=None, sites=SITES, **changes):
+        known[:] = sites
+        nodes = {site: node(site, place, **(settings or {}).get(site, {})) for site in sites}
+        changes = {
+            "rounds": 3,
+            **changes,
+            "deployment": {"quorum": 1, "clients": len(sites), **changes.pop("deployment", {})},
+            "sealing": {"on": True, **changes.pop("sealing", {})},
+        }
+        coordinator, channel = federation(
+            method, faults, server or f"{place}-server", dict(enumerate(nodes.values())), **changes
+        )
+        return coordinator, channel, nodes
+
+    make.node, make.sent = node, sent
+    yield make
+    assert all(len(lists) == 1 for lists in sent.values()), sent

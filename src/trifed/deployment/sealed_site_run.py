@@ -82,9 +82,10 @@ class SealedSiteRun(SiteRun):
             return Reply(parts={"sum": upload})
         self.sums.refuse_sent(number)
         ready = self.sums.take(number)
-        self.sums.check(ready, client.dataset.index, terms)
+        labels = digest_of_labels(held_by(client))
+        self.sums.check(ready, client.dataset.index, terms, labels)
         reference = client.reference if number else np.zeros(0, np.float32)
-        numbers = digest_of_change(client.state.memory) if number else digest_of_labels(held_by(client))
+        numbers = digest_of_change(client.state.memory) if number else labels
         mask = self.sums.mask(ready, terms, reference, key, numbers)
 
         def save(state: ClientState, part: bytes | None) -> None:
@@ -92,7 +93,7 @@ class SealedSiteRun(SiteRun):
                 self.store.save_round(number, ready.counts, state, client.local_init, self.settings.keep_rounds)
             self.store.save_upload(key, part or b"")
 
-        return Reply(parts={"sum": client.send(number, payload, mask, save)})
+        return Reply(parts={"sum": client.send(number, payload, mask, save, self.sums.signer(terms))})
 
     def _request_key(self, request: Request, client: Client) -> str:
         """Return no key: what is sent again as it was is the part of a sum, see `send`."""

@@ -1,150 +1,47 @@
-"""Sealed sums at a site: a key for each round, the checks before it sends, and the record of what it has sent.
+"""Sealed sums at a site: a key for each round, the checks before it sends, and its masks.
 
-::
-
-    FOLDER/RUN/sums.json     for each round in which this site has sent: a digest of the terms, the sites of the
-                             sum, and a digest of its own numbers; and a digest of how many hold which label
-
-A server could compute one site's numbers from two sums of the same numbers that differ by that site. Therefore a
-site sends once in a round, and never the same numbers with other sites, in any of its runs. They are compared to
-the last bit, before they are rounded: numbers that are only alike are not found. The record is on the disk before
-anything leaves, and neither going back nor opening the run again removes it.
+What a site has sent is in its record, see `sum_record`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from trifed.common.errors import MessageError, RunError, damage_in
+from trifed.common.errors import MessageError, RunError
 from trifed.deployment.protocol import RefusedError
 from trifed.deployment.site_keys import SiteKeys, own_key, trusted_sites
+from trifed.deployment.site_opening import check_holders, known_holders
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_store import SiteStore
+from trifed.deployment.sum_record import SentSum, SumRecord
 from trifed.federation.context import RunContext
 from trifed.federation.dp_mechanism import digest_of
 from trifed.federation.messages import encode
-from trifed.federation.run_folder import RunFolder
-from trifed.federation.sealed_numbers import Integers, Mask
+from trifed.federation.sealed_numbers import Integers, Mask, Sign
+from trifed.federation.sealed_opening import members_digest, part_bytes
 from trifed.federation.sealed_upload import PENDING
 from trifed.federation.sealing import SumTerms
 from trifed.federation.upload import RESIDUAL, Memory
 from trifed.methods.packing import Vector
-from trifed.privacy.masking import Array, RoundKey, mask_context, masked, masks, sign, statement, verify
+from trifed.privacy.masking import (
+    Array,
+    RoundKey,
+    mask_context,
+    masked,
+    masks,
+    part_statement,
+    sign,
+    statement,
+    verify,
+)
 
-SUMS = "sums.json"
 FEWEST = 3
 """Fewest sites of a sum, whatever run and site have set: of two, each would learn the other's numbers."""
-
-
-@dataclass(frozen=True)
-class SentSum:
-    """One sum that this site has sent its part of.
-
-    Attributes:
-        terms: Digest of the terms of the sum, with its list of sites and their keys.
-        sites: Names of the sites of the sum, sorted.
-        numbers: Digest of the site's own numbers, see `digest_of_change`; before the first round, of its labels.
-    """
-
-    terms: str
-    sites: list[str]
-    numbers: str
-
-
-class SumRecord:
-    """The record of one run, and of the others in the same site's folder."""
-
-    def __init__(self, store: SiteStore) -> None:
-        self._files = RunFolder(store.folder)
-
-    def sent(self, number: int) -> SentSum | None:
-        """Return what was sent in a round; None if nothing was."""
-        return _rounds_of(self._files.path / SUMS).get(number)
-
-    def of_all_runs(self) -> dict[str, dict[int, SentSum]]:
-        """Return what was sent in each round of each run of this site, by the names of the runs.
-
-        Raises:
-            RefusedError: The record of a run is damaged.
-        """
-        paths = sorted(self._files.path.parent.glob(f"*/{SUMS}"))
-        return {path.parent.name: _rounds_of(path) for path in paths}
-
-    def check_holders(self, holders: str) -> None:
-        """Check that the numbers of holders are those of the run's first sum; the first ones are written down.
-
-        Raises:
-            RefusedError: They are others, so a row of the head could be a sum of fewer sites than it seems.
-        """
-        content = self._read()
-        known = content.setdefault("holders", holders)
-        if known != holders:
-            raise RefusedError(
-                "bad_request", "the numbers of holders of the labels changed during the run; refused"
-            )
-        self._files.write_json(SUMS, content, durable=True)
-
-    def check_numbers(self, numbers: str, sites: Sequence[str]) -> None:
-        """Check that the same numbers were not sent with other sites, in any run of this site.
-
-        Raises:
-            RefusedError: They were.
-        """
-        for run, rounds in self.of_all_runs().items():
-            for number, found in rounds.items():
-                if found.numbers == numbers and found.sites != sorted(sites):
-                    raise RefusedError(
-                        "sum_sent",
-                        f"the same numbers were sent in round {number} of {run} in a sum with other sites "
-                        f"({', '.join(found.sites)}); the difference would show those of one site",
-                    )
-
-    def write(self, number: int, entry: SentSum) -> None:
-        """Write down what is about to be sent; it is on the disk when this returns."""
-        content = self._read()
-        content.setdefault("rounds", {})[str(number)] = vars(entry)
-        self._files.write_json(SUMS, content, durable=True)
-
-    def _read(self) -> dict[str, Any]:
-        return _content_of(self._files.path / SUMS)
-
-
-def _rounds_of(path: Path) -> dict[int, SentSum]:
-    """Return what a run's record says was sent, by round; what a later version has added is ignored."""
-    rounds = _content_of(path).get("rounds", {})
-    with _readable(path):
-        return {
-            int(number): SentSum(entry["terms"], sorted(entry["sites"]), entry["numbers"])
-            for number, entry in rounds.items()
-        }
-
-
-def _content_of(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    with _readable(path):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Refuse what needs a record that is damaged; the file's name is for the site's log."""
-    way_out = "put it back from a backup: without it the same numbers could be sent in two sums"
-    try:
-        with damage_in(path, way_out, also=(AttributeError,)):
-            yield
-    except RunError as error:
-        raise RefusedError("storage", str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -211,11 +108,18 @@ class SealedSums:
             )
         return pending
 
-    def check(self, ready: ReadyRound, index: int, sum_terms: SumTerms) -> None:
+    def check(self, ready: ReadyRound, index: int, sum_terms: SumTerms, labels: str) -> None:
         """Check the list of a sum, before anything is computed for it.
 
+        Args:
+            ready: The round.
+            index: This site's index.
+            sum_terms: The terms.
+            labels: Digest of the labels that this site holds.
+
         Raises:
-            RefusedError: Too few sites; or one that this site does not know, or whose signature is not its own.
+            RefusedError: Too few sites; or one that this site does not know, or whose signature is not its own; or
+                other holders of labels than the sites have signed.
             MessageError: This site is not in it as it should be, or a name or key occurs twice.
         """
         names, publics = sum_terms.names, publics_of(sum_terms)
@@ -243,8 +147,21 @@ class SealedSums:
                     f"{name} {found}; get the new list from the server, compare its fingerprint, and run "
                     f"`trifed flower trust`",
                 )
-        if ready.number:
-            self.record.check_holders(_digest(sum_terms.holders, np.array(sum_terms.opening)))
+        if ready.number and sum_terms.opening:
+            holders, sent = self.record.holders(), self.record.sent(0)
+            if holders is None:
+                holders = known_holders(ready.sites, self.run, sum_terms)
+                self.record.write_holders(holders)
+            check_holders(holders, index, sum_terms, labels, sent.numbers if sent else "")
+
+    def signer(self, sum_terms: SumTerms) -> Sign:
+        """Return the function that signs this site's masked part of the sum of label holders."""
+        members = members_digest(sum_terms.names, sum_terms.keys)
+
+        def signed(part: Integers) -> bytes:
+            return sign(own_key(self.site), part_statement(self.run, sum_terms.names, members, part_bytes(part)))
+
+        return signed
 
     def mask(
         self, ready: ReadyRound, sum_terms: SumTerms, reference: Vector, terms_digest: str, numbers: str

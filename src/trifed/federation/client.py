@@ -28,7 +28,7 @@ from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization, with_personal_head
-from trifed.federation.sealed_numbers import Mask
+from trifed.federation.sealed_numbers import Mask, Sign
 from trifed.federation.sealed_upload import SealedUploads, held_labels
 from trifed.federation.sealing import SumTerms
 from trifed.federation.shared_model import SharedModel
@@ -212,7 +212,12 @@ class Client:
         return ClientUpdate(upload, trained.loss, trained.state.steps - steps_before, training.rejected_download)
 
     def send(
-        self, number: int, sum_terms: bytes, mask: Mask | None = None, before_release: BeforeRelease | None = None
+        self,
+        number: int,
+        sum_terms: bytes,
+        mask: Mask | None = None,
+        before_release: BeforeRelease | None = None,
+        sign: Sign | None = None,
     ) -> bytes:
         """Return the client's part of the sealed sum of a round, 0 for the one before the first.
 
@@ -222,6 +227,7 @@ class Client:
             mask: adds the client's masks to integers modulo 2^bits; None for none, as in a simulated run. It is
                 called for each array of the part in turn.
             before_release: called with the state after it, before the part counts as released.
+            sign: signs the masked integers of round 0; None in a simulated run.
 
         Raises:
             RunError: the run is not sealed.
@@ -236,7 +242,7 @@ class Client:
         )
         expected = self.context.header("terms", number, index)
         found = SumTerms.decode(sum_terms, expected, layout, rules.at_least, rules.labels(layout))
-        part, memory = self.uploads.send(header, found, self.state.memory, mask)
+        part, memory = self.uploads.send(header, found, self.state.memory, mask, sign)
         self.state = replace(self.state, memory=memory)
         if before_release:
             before_release(self.state, part)

@@ -8,7 +8,7 @@ the group's reference; a client that lacks the last one gets it whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from trifed.federation.compression import Compression, block_starts
 from trifed.federation.context import RunContext
 from trifed.federation.messages import BAD_REPLY, Header, Rejected, decode
 from trifed.federation.screening import Bounded
+from trifed.federation.sealed_groups import group_of_newcomer, groups_of
 from trifed.federation.sealed_numbers import (
     MAGNITUDE_BITS,
     Integers,
@@ -32,18 +33,21 @@ from trifed.federation.sealed_numbers import (
     of_each,
     unpack_bits,
 )
+from trifed.federation.sealed_opening import MEMBERS, SIGNED, OpeningProof, members_digest
 from trifed.federation.sealing import SumRules, SumTerms
 from trifed.federation.server import Server
-from trifed.methods.aggregation import AggregationSettings, agreement
 from trifed.methods.base import Upload
 from trifed.methods.packing import Vector, select
 from trifed.methods.sealed import ALONE
-from trifed.privacy.clusters import clusters
 from trifed.similarity import Summary
 
 INCOMPLETE, UNREADABLE, NO_PART = "sum_incomplete", "sum_unreadable", "no_part_before"
 """Codes of a client that is left out: a client of its sum has sent no part, its sum cannot be one of such parts,
 and it has itself sent no part when it was asked last."""
+OF_CLIENTS = (
+    "group", "has", "opening", "changed", "missed", "waits", "proved", "opened_parts", "opened_signatures",
+)  # fmt: skip
+"""Arrays of the state with a row for each client."""
 MOST_WAITS = 8
 """A client that never sends its part is in a list once in 2^8 rounds."""
 
@@ -57,6 +61,7 @@ class SumPart:
 
     integers: Integers
     magnitudes: Integers
+    signature: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(SIGNED, np.uint8))
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ class SealedServer(Server):
     (n_groups, n_values): the reference before, and what the present one is a rounded form of; `steps`,
     (n_groups, n_blocks); `holders`, (n_groups, n_labels). For each client, (n_clients,): `opening`, whether it was
     in the sum before round 1; `changed`, whether it was opened again since; `missed`, how many times in a row it
-    sent no part; `waits`, the last round of whose lists it is left out for that.
+    sent no part; `waits`, the last round of whose lists it is left out for that; `proved`, whether it has had the
+    proof of its group's label holders. The proof is in `opened_parts`, (n_clients, n_labels), masked,
+    `opened_signatures`, (n_clients, 64), and `opened_members`, (n_groups, 32).
     """
 
     @property
@@ -99,10 +106,12 @@ class SealedServer(Server):
     def open(self, summaries: Mapping[int, Summary]) -> None:
         """Begin: with noised summaries if groups follow from them, else with none."""
         super().open(summaries)
-        group, given = self._groups(), self.context.aggregation.groups == "given"
+        given = self.context.aggregation.groups == "given"
+        group = groups_of(self.context, self.summaries, self.clients, self.names, self.rules.at_least)
         n_groups = len(self.context.aggregation.members) if given else int(group.max(initial=ALONE)) + 1
         sent = self.context.compression.layout
         start = np.tile(select(self.start, self.context.exchanged, sent), (n_groups, 1))
+        labels = self.rules.labels(sent)
         steps = np.tile(first_steps(sent, self.rules.learning_rate), (n_groups, 1))
         self.state = {
             "group": group,
@@ -116,27 +125,17 @@ class SealedServer(Server):
             "before": start.copy(),
             "wanted": start.copy(),
             "steps": steps,
-            "holders": np.zeros((n_groups, self.rules.labels(sent)), np.int64),
+            "holders": np.zeros((n_groups, labels), np.int64),
+            "proved": np.zeros(self.clients, bool),
+            "opened_parts": np.zeros((self.clients, labels), np.uint16),
+            "opened_signatures": np.zeros((self.clients, SIGNED), np.uint8),
+            "opened_members": np.zeros((n_groups, MEMBERS), np.uint8),
         }
 
     @property
     def counts_holders(self) -> bool:
         """True if the run begins with a sum of how many clients hold each label."""
         return self.rules.labels(self.context.compression.layout) > 0
-
-    def _groups(self) -> NDArray[np.int64]:
-        """Return each client's group, (n_clients,); `ALONE` for one that shares with nobody."""
-        settings = self.context.aggregation
-        if settings.groups == "given":
-            return np.array([_given(settings, name) for name in self.names], np.int64)
-        if not self.summaries or self.clients < self.rules.at_least:
-            return np.zeros(self.clients, np.int64)
-        return clusters(self._shares(), self.rules.at_least)
-
-    def _shares(self) -> NDArray[np.float64]:
-        """Return 1 for clients whose summaries agree, else 0, (n_clients, n_clients)."""
-        summaries = [self.summaries[client] for client in range(self.clients)]
-        return (agreement(summaries) * self.context.aggregation.agreement > 1.0).astype(np.float64)
 
     # -- clients that join or leave
 
@@ -150,11 +149,14 @@ class SealedServer(Server):
         if not self.state:
             return
         if not new:
-            self._set(client, changed=self.state["opening"][client])
+            self._set(client, changed=self.state["opening"][client], proved=False)
             return
-        nothing = {"has": 0, "opening": False, "changed": False, "missed": 0, "waits": 0}
-        for array, value in {"group": self._group_of_newcomer(client), **nothing}.items():
-            self.state[array] = np.append(self.state[array], np.array([value], self.state[array].dtype))
+        groups = self.state["group"].astype(np.int64)
+        group = group_of_newcomer(self.context, self.summaries, groups, client, self.names)
+        for array in OF_CLIENTS:
+            kept = self.state[array]
+            self.state[array] = np.concatenate([kept, np.zeros((1, *kept.shape[1:]), kept.dtype)])
+        self._set(client, group=group)
 
     def withdraw(self, client: int) -> None:
         """Forget a client; the sums that it was part of stay. Its index is not given to another client."""
@@ -166,18 +168,6 @@ class SealedServer(Server):
         super().forget(client)
         if self.state:
             self._set(client, has=0)
-
-    def _group_of_newcomer(self, client: int) -> int:
-        settings, group = self.context.aggregation, self.state["group"].astype(np.int64)
-        if settings.groups == "given":
-            return _given(settings, self.names[client])
-        if not self.summaries or client not in self.summaries:
-            return 0
-        nobody = Summary.empty(self.context.summary_dim)
-        self.summaries = {each: self.summaries.get(each, nobody) for each in range(self.clients)}
-        alike = agreement([self.summaries[each] for each in range(self.clients)])[client, :client]
-        means = [alike[group == each].mean() if (group == each).any() else 0.0 for each in range(group.max() + 1)]
-        return int(np.argmax(means))
 
     # -- rounds
 
@@ -222,7 +212,7 @@ class SealedServer(Server):
             self._set(client, missed=0, waits=0)
         for client in missing:
             missed = int(self.state["missed"][client])
-            self._set(client, missed=missed + 1, waits=number + 2 ** min(missed, MOST_WAITS))
+            self._set(client, proved=False, missed=missed + 1, waits=number + 2 ** min(missed, MOST_WAITS))
 
     def note_few(self, clients: Sequence[int]) -> None:
         """Note that clients without a sum keep what they trained, so each has the reference that it was sent."""
@@ -237,7 +227,18 @@ class SealedServer(Server):
         members = np.flatnonzero(opening & (self.state["group"] == group) & self.counts_holders)
         changed = [int(client) for client in members if self.state["changed"][client]]
         steps, holders = self.state["steps"][group].astype(np.float16), self.state["holders"][group]
-        return SumTerms(clients, steps, holders.astype(np.uint16), [int(c) for c in members], changed)
+        proof = None if self.state["proved"][list(clients)].all() else self._proof(group, members)
+        counts = holders.astype(np.uint16)
+        return SumTerms(clients, steps, counts, [int(c) for c in members], changed, proof=proof)
+
+    def _proof(self, group: int, members: NDArray[np.int64]) -> OpeningProof | None:
+        """Return the proof of a group's label holders; None if there was no sum of them."""
+        if not len(members):
+            return None
+        parts, signatures = (self.state[f"opened_{name}"][members] for name in ("parts", "signatures"))
+        names = [self.names[client] if client < len(self.names) else str(client) for client in members]
+        digest = self.state["opened_members"][group].astype(np.uint8)
+        return OpeningProof(names, digest, parts.astype(np.uint16), signatures.astype(np.uint8))
 
     def read_part(self, number: int, client: int, payload: bytes, sum_terms: SumTerms) -> SumPart | Rejected:
         """Check a client's part of a sum, and return it."""
@@ -248,12 +249,15 @@ class SealedServer(Server):
         wanted: Wanted = {"sum": (np.dtype(np.uint8), (-(-count * bits // 8),))}
         if number:
             wanted["magnitudes"] = (np.dtype(np.uint16), (len(block_starts(layout)),))
+        else:
+            wanted["signature"] = (np.dtype(np.uint8), (SIGNED,))
         try:
             arrays = _arrays(payload, header, wanted)
         except MessageError as error:
             return Rejected(BAD_REPLY, str(error))
         integers = unpack_bits(arrays["sum"].astype(np.uint8), count, bits)
-        return SumPart(integers, arrays.get("magnitudes", np.zeros(0)).astype(np.uint32))
+        signature = arrays.get("signature", np.zeros(SIGNED)).astype(np.uint8)
+        return SumPart(integers, arrays.get("magnitudes", np.zeros(0)).astype(np.uint32), signature)
 
     def add(self, number: int, sum_terms: SumTerms, parts: Sequence[SumPart]) -> Rejected | None:
         """Open the sum of all parts, and take it into the group's reference, or its label holders (round 0).
@@ -267,8 +271,14 @@ class SealedServer(Server):
         if number == 0:
             if (total > n).any():
                 return Rejected(UNREADABLE, f"a label has {int(np.max(total))} holders, of {n} clients")
-            self._set(group, holders=total)
-            self._set(list(sum_terms.clients), opening=True)
+            digest = np.frombuffer(members_digest(sum_terms.names, sum_terms.keys), np.uint8)
+            self._set(group, holders=total, opened_members=digest)
+            self._set(
+                list(sum_terms.clients),
+                opening=True,
+                opened_parts=np.stack([part.integers for part in parts]),
+                opened_signatures=np.stack([part.signature for part in parts]),
+            )
             return None
         levels, most = centred(np.asarray(total, np.uint32), bits), n * self.rules.levels
         if (np.abs(levels) > most).any():
@@ -291,7 +301,7 @@ class SealedServer(Server):
         before = state["now"][group].astype(np.float32)
         of_blocks = np.add.reduceat(senders, block_starts(layout)) / lengths_of_blocks(layout)
         now, sums = self.context.downloads.arrives(wanted, before), int(state["sums"][group])
-        self._set(list(sum_terms.clients), has=sums)
+        self._set(list(sum_terms.clients), has=sums, proved=True)
         first = first_steps(layout, rules.learning_rate)
         steps = next_steps(sum_terms.steps, magnitudes, of_blocks, n, rules.levels, first)
         self._set(group, now=now, before=before, wanted=wanted, steps=steps, sums=sums + 1)
@@ -312,12 +322,6 @@ def make_server(context: RunContext, clients: int, start: Vector, names: Sequenc
     """Return the server of a run; the arguments are those of `Server`."""
     kind = Server if context.sums is None else SealedServer
     return kind(context, clients, start, names=list(names))
-
-
-def _given(settings: AggregationSettings, name: str) -> int:
-    """Return the place of a client's list in `aggregation.members`; `ALONE` if it is in none."""
-    places = [place for place, members in enumerate(settings.members) if name in members]
-    return places[0] if places else ALONE
 
 
 def _arrays(payload: bytes, header: Header, wanted: Wanted) -> dict[str, NDArray[np.generic]]:

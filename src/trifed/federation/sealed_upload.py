@@ -20,6 +20,7 @@ from trifed.federation.sealed_numbers import (
     MAGNITUDE_BITS,
     Integers,
     Mask,
+    Sign,
     bits_of_count,
     bits_of_sum,
     magnitudes,
@@ -28,6 +29,7 @@ from trifed.federation.sealed_numbers import (
     pack_bits,
     to_levels,
 )
+from trifed.federation.sealed_opening import SIGNED
 from trifed.federation.sealing import SumRules, SumTerms, sent_by
 from trifed.federation.upload import RECEIVED, RESIDUAL, Memory
 from trifed.methods.packing import Vector
@@ -86,7 +88,12 @@ class SealedUploads:
         return None, {**memory, PENDING: change}
 
     def send(
-        self, header: Header, sum_terms: SumTerms, memory: Memory, mask: Mask | None = None
+        self,
+        header: Header,
+        sum_terms: SumTerms,
+        memory: Memory,
+        mask: Mask | None = None,
+        sign: Sign | None = None,
     ) -> tuple[bytes, Memory]:
         """Return the message with the client's part of a sum, and the memory after it.
 
@@ -95,6 +102,7 @@ class SealedUploads:
             sum_terms: The terms, checked.
             memory: The client's upload memory.
             mask: Adds the client's masks; None leaves the integers as they are, as in a simulated run.
+            sign: Signs the masked integers of round 0; None for zeros in place of a signature.
 
         Raises:
             MessageError: There is no change of this round to send.
@@ -102,9 +110,9 @@ class SealedUploads:
         clients, layout = len(sum_terms.clients), self.compression.layout
         if not header.round:
             bits = bits_of_count(clients)
-            return encode(
-                header, {"sum": pack_bits(_masked(self.held.astype(np.int64), bits, mask), bits)}
-            ), memory
+            held = _masked(self.held.astype(np.int64), bits, mask)
+            signature = np.frombuffer(sign(held) if sign else bytes(SIGNED), np.uint8)
+            return encode(header, {"sum": pack_bits(held, bits), "signature": signature}), memory
         if PENDING not in memory:
             raise MessageError(f"{header}: there is no trained change to send")
         bits = bits_of_sum(clients, self.rules.levels)

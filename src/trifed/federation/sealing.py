@@ -16,6 +16,7 @@ from trifed.common.errors import MessageError
 from trifed.federation.compression import BLOCK, block_starts
 from trifed.federation.messages import Header, decode, encode
 from trifed.federation.sealed_numbers import Steps, bits_of_sum
+from trifed.federation.sealed_opening import PROOF, SIGNED, OpeningProof, no_proof, read_proof
 from trifed.methods.aggregation import BIAS, HEAD
 from trifed.methods.packing import Layout
 
@@ -40,6 +41,8 @@ class SumTerms:
         keys: Public keys of this round, (n, 32).
         signatures: Signatures on the keys, (n, 64).
         names: Names of the clients' sites, or none.
+        proof: The parts of the sum before round 1, from which each site computes `holders`; None if all clients
+            of this sum have had it.
     """
 
     clients: Sequence[int]
@@ -50,6 +53,7 @@ class SumTerms:
     keys: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, KEY), np.uint8))
     signatures: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, SIGNATURE), np.uint8))
     names: Sequence[str] = ()
+    proof: OpeningProof | None = None
 
     def encode(self, header: Header) -> bytes:
         """Return the message with these terms."""
@@ -63,6 +67,7 @@ class SumTerms:
             "keys": self.keys,
             "signatures": self.signatures,
             "names": np.frombuffer(names, np.uint8),
+            **(self.proof.arrays() if self.proof else no_proof()),
         }
         return encode(header, arrays)
 
@@ -83,6 +88,7 @@ class SumTerms:
         rounds = expected.round > 0
         blocks, labels = (len(block_starts(layout)), labels) if rounds else (0, 0)
         most = 2 * blocks + 2 * labels + (12 + KEY + SIGNATURE) * MOST_CLIENTS + MOST_NAMES
+        most += (2 * labels + SIGNED) * MOST_CLIENTS + MOST_NAMES
         arrays = decode(payload, expected, _TERMS, most)[1]
         n = len(arrays["clients"])
         shapes: dict[str, list[tuple[int, ...]]] = {
@@ -93,7 +99,8 @@ class SumTerms:
         }
         for name, dtype in _TERMS.items():
             array = arrays[name]
-            if array.dtype != dtype or array.shape not in shapes.get(name, [(array.size,)]):
+            known = [array.shape] if name in PROOF else shapes.get(name, [(array.size,)])
+            if array.dtype != dtype or array.shape not in known:
                 raise _wrong(expected, name, array, f"{np.dtype(dtype)} of another shape")
         if (arrays["steps"].astype(np.float16) < 0).any():
             raise _wrong(expected, "steps", arrays["steps"], "steps of at least 0")
@@ -107,6 +114,10 @@ class SumTerms:
             raise _wrong(expected, "holders", arrays["holders"], f"at most {len(opening)} clients a label")
         if not set(changed) <= set(opening):
             raise _wrong(expected, "changed", arrays["changed"], "clients of 'opening'")
+        try:
+            proof = read_proof(arrays, len(opening), labels)
+        except MessageError as error:
+            raise MessageError(f"{expected}: {error}") from error
         return cls(
             clients,
             arrays["steps"].astype(np.float16),
@@ -116,6 +127,7 @@ class SumTerms:
             arrays["keys"].astype(np.uint8),
             arrays["signatures"].astype(np.uint8),
             _names(expected, arrays["names"].tobytes(), n),
+            proof,
         )
 
 
@@ -139,6 +151,7 @@ _TERMS: dict[str, type[np.generic]] = {
     "keys": np.uint8,
     "signatures": np.uint8,
     "names": np.uint8,
+    **PROOF,
 }
 
 

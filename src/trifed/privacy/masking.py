@@ -40,6 +40,7 @@ Array = Literal["sum", "magnitudes"]
 MASK_PURPOSE = b"trifed pairwise mask 2"
 LIST_PURPOSE = b"trifed list of a sum 1"
 KEY_PURPOSE = b"trifed key of a round 1"
+PART_PURPOSE = b"trifed part of a sum of label holders 1"
 KEY_BYTES = 32
 """Bytes of a public key of a round."""
 SIGNATURE_BYTES = 64
@@ -185,6 +186,18 @@ def summed(uploads: Sequence[Integers], bits: int) -> Integers:
 def statement(run: str, number: int, name: str, public: bytes) -> bytes:
     """Return the bytes that a site signs: this key is that of the client `name` for one round of one run."""
     return _joined([KEY_PURPOSE, run.encode(), number.to_bytes(8), name.encode(), public])
+
+
+def part_statement(run: str, names: Sequence[str], members: bytes, part: bytes) -> bytes:
+    """Return the bytes that a site signs: this is its masked part of a run's sum of label holders.
+
+    Args:
+        run: The run's name.
+        names: Names of the clients of the sum, in the order of its list.
+        members: Digest of the list, with the keys of the round, 32 bytes.
+        part: The masked part.
+    """
+    return _joined([PART_PURPOSE, run.encode(), members, *(name.encode() for name in names), part])
 
 
 def sign(private: ec.EllipticCurvePrivateKey, statement: bytes) -> bytes:
