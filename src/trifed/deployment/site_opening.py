@@ -94,6 +94,6 @@ def _check_signature(sites: SiteKeys, run: str, proof: OpeningProof, place: int,
         raise RefusedError(
             "unknown_site",
             f"{name} {found} of the sum of label holders; get the newest list from the server, compare its "
-            f"fingerprint, and run `trifed flower trust`. If {name} has left, a site that joins later takes part in "
-            f"the next run",
+            f"fingerprint, and run `trifed flower trust`. If {name} has left, a site that joins later takes part "
+            f"in the next run",
         )
