@@ -237,7 +237,7 @@ def demo_command(
 
     names = ("demo" if number == 1 else f"demo-{number}" for number in itertools.count(1))
     name = next(name for name in names if not (runs / name).exists())
-    carry_out(demo_config(rounds).model_copy(update={"name": name}), runs / name)
+    carry_out(demo_config(rounds).model_copy(update={"name": name}), runs / name, explain=True)
 
 
 @app.command("settings")

@@ -11,12 +11,18 @@ from trifed.common.console import PlainConsole
 
 if TYPE_CHECKING:
     from trifed.config.run import RunConfig
+    from trifed.reports.results import Source
 
 # Functions import what they need, so that a mistake need not wait for torch or matplotlib.
 
 
-def carry_out(config: RunConfig, path: Path, resumed: dict[str, int | None] | None = None) -> None:
-    """Run, or resume with options of `resume`, with a live display; then print the tables and draw the plot."""
+def carry_out(
+    config: RunConfig, path: Path, resumed: dict[str, int | None] | None = None, explain: bool = False
+) -> None:
+    """Run, or resume with options of `resume`, with a live display; then print the tables and draw the plot.
+
+    With `explain`, as in the demo, a picture for newcomers is drawn as well, and three sentences end the output.
+    """
     with continuable(lambda: _how_to_continue(path)):
         from trifed.experiments.runner import resume, run
         from trifed.reports.progress_bar import Watch
@@ -36,8 +42,24 @@ def carry_out(config: RunConfig, path: Path, resumed: dict[str, int | None] | No
             plot_result(source, picture)
             display.say(f"Everything is in {result.path}; the plot is {picture}.")
             display.say(f"For a page to share: trifed report {shlex.quote(str(result.path))}")
+            for sentence in _explanation(source, result.path) if explain else []:
+                display.say(sentence)
         finally:
             display.close()
+
+
+def _explanation(source: Source, path: Path) -> list[str]:
+    """Draw what each site gained and sent into the run's folder; return the sentences that go with it."""
+    from trifed.reports.comparison.gain import closing_sentences, write_gain
+    from trifed.reports.comparison.worth import worth_of_sharing
+
+    partition = next(iter(source.study.results.values()))
+    worth = worth_of_sharing(partition)
+    if worth is None:
+        return []
+    picture = path / "gain.png"
+    write_gain(partition, worth, picture)
+    return [f"Each site alone and federated: {picture}", "", *closing_sentences(worth, path)]
 
 
 def estimate(config: RunConfig) -> None:

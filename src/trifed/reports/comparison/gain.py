@@ -1,7 +1,8 @@
-"""The picture of what federating gained: each site alone and federated, beside the bytes that it sends."""
+"""What federating gained, for newcomers: a picture of sites and bytes, and the demo's last three sentences."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -9,9 +10,9 @@ from matplotlib.figure import Figure
 
 from trifed.common.files import whole_file
 from trifed.reports.comparison.plots import MOST_NAMED
-from trifed.reports.comparison.worth import Worth
+from trifed.reports.comparison.worth import Worth, sent_clause
 from trifed.reports.figures import LIGHT, NotebookFigure, drawing, short
-from trifed.reports.format import size
+from trifed.reports.format import percent, plural, points, size
 from trifed.reports.results import Partition
 
 HEIGHT, ROW, ROWS = 1.3, 0.28, 8.0
@@ -74,3 +75,27 @@ def _sent(axes: Axes, partition: Partition, worth: Worth) -> None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set(xlabel="sent by each site\nin a round")
+
+
+def closing_sentences(worth: Worth, run: Path) -> list[str]:
+    """Return what federating gained, what left each site, and what to do next; for the end of the demo.
+
+    Args:
+        worth: The method that shares beside the best one that sends nothing; its metric is a share.
+        run: The run's folder.
+    """
+    better = f"{len(worth.better)} of {plural(worth.clients, 'site')} are better off"
+    size_of_gain = f"{percent(abs(worth.gain))} points of test {worth.metric}"
+    gained = {
+        "gain": f"{size_of_gain} over training alone",
+        "loss": f"nothing; it lost {size_of_gain} against training alone",
+        "unclear": f"nothing that is clear ({points(worth.gain)} points of test {worth.metric})",
+    }[worth.kind]
+    folder = shlex.quote(str(run))
+    return [
+        f"What federating gained: {gained}; {better}.",
+        f"What left: only numbers, no example; {sent_clause(worth.up_per_round, worth.once_up)}; "
+        f"to see what an attacker could learn from that: trifed audit {folder}",
+        "What to do next, with your own table: "
+        "trifed run --data TABLE.csv --text COLUMN --label COLUMN --split column --column COLUMN",
+    ]
