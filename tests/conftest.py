@@ -77,8 +77,8 @@ SLOW_FILES = {
     "tasks/tour/test_tour_images.py", "tasks/tour/test_tour_texts.py", "tasks/tour/test_tour_writers.py",
     "test_cli_run.py", "test_cli_stop.py",
     "test_damaged_files.py", "test_docs.py", "test_escaping.py", "test_examples.py", "test_kept_runs.py",
-    "test_lock.py", "test_site.py", "tracking/test_to_mlflow.py", "tracking/test_to_tensorboard.py",
-    "tracking/test_to_wandb.py",
+    "test_lock.py", "test_packaging.py", "test_site.py", "tracking/test_to_mlflow.py",
+    "tracking/test_to_tensorboard.py", "tracking/test_to_wandb.py",
 }  # fmt: skip
 """Files whose tests train models or start processes; `make test-quick` leaves them out."""
 

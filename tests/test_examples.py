@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shutil
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from trifed import load_client, make_comparison, make_config
+from trifed.data import demo_corpus_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"
@@ -21,14 +27,58 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 
 @pytest.fixture
 def example(monkeypatch, tmp_path):
-    """`example("train_and_predict")`: the names that the script defines; it then runs inside an empty folder."""
+    """`example("hospitals")`: the names that the script defines; it then runs inside an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
     return lambda name: runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def test_train_and_predict(example, toy_table, tiny_encoder):
-    labels = example("train_and_predict")["main"](str(toy_table), str(tiny_encoder), rounds=1)
-    assert len(labels) == 2 and set(labels) <= {"billing", "delivery", "login"}
+@pytest.fixture(scope="module")
+def tiny_reader(tiny_encoder, tmp_path_factory):
+    """The folder of a random BERT as small as `tiny_encoder`, that knows the words of the examples' texts."""
+    folder = tmp_path_factory.mktemp("tiny-reader")
+    texts = demo_corpus_path().read_text(encoding="utf-8") + (EXAMPLES / "hospitals.py").read_text(
+        encoding="utf-8"
+    )
+    known = json.loads((tiny_encoder / "tokenizer.json").read_text(encoding="utf-8"))
+    words = known["model"]["vocab"]
+    for word in dict.fromkeys(re.findall(r"\w+|[^\w\s]+", texts)):
+        words.setdefault(word, len(words))
+    shutil.copytree(tiny_encoder, folder, dirs_exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(known), encoding="utf-8")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig.from_pretrained(tiny_encoder, vocab_size=len(words))
+        BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_three_hospitals(example, tiny_reader, capsys):
+    script = example("hospitals")
+    departments = script["main"](model=tiny_reader, rounds=1)
+    assert len(departments) == 2 and set(departments) <= set(script["CASES"])
+    printed = capsys.readouterr().out
+    assert all(f"{site}: accuracy" in printed for site in ("north", "harbour", "valley"))
+
+
+def test_two_sites_are_served_from_one_base(example):
+    script = example("instruction_tuning")
+    answers = script["main"](rounds=1)
+    assert answers.keys() == {"clinic", "school"}
+    for site, answer in answers.items():  # the same as that site's adapter by itself
+        tokenizer = AutoTokenizer.from_pretrained("tiny-llama")
+        model = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained("tiny-llama", dtype=torch.float32), f"adapters/{site}"
+        )
+        ids = tokenizer("Q: opens?\nA: ", return_tensors="pt")["input_ids"]
+        written = model.eval().generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
+        assert tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True) == answer
+
+
+def test_folders_of_images(example):
+    script = example("image_folders")
+    labels = script["main"](rounds=1)
+    assert len(labels) == 3 and set(labels) <= set(script["COLORS"])
 
 
 def test_methods_with_equal_parts_send_as_few_bytes(example, toy_table, tiny_encoder):
@@ -73,4 +123,4 @@ def test_the_settings_can_be_used():
 
 def test_every_example_is_in_the_list():
     listed = set(re.findall(r"\]\((\w+\.\w+)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
-    assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml")}
+    assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml", ".ipynb")}

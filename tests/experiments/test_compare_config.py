@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import tomli_w
 
@@ -112,3 +113,15 @@ def test_a_toml_file_says_the_same(compare_values, tmp_path):
     assert read_comparison(path) == make_comparison(compare_values())
     with pytest.raises(ConfigError, match="no such file"):
         read_comparison(tmp_path / "none.toml")
+
+
+def test_a_table_in_memory_is_written_to_a_file_that_other_processes_read(compare_values, monkeypatch, tmp_path):
+    values = compare_values()
+    table = pd.read_csv(values["run"]["data"]["source"])
+    monkeypatch.chdir(tmp_path)
+    values["run"]["data"]["source"] = table
+    config = make_comparison(values)
+    pd.testing.assert_frame_equal(pd.read_parquet(config.run["data"]["source"]), table)
+    assert tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    values["run"]["data"]["source"] = 3
+    assert any("data" in problem for problem in refused(values))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import ConfigError, nearest
@@ -16,6 +16,7 @@ from trifed.config.metrics import not_in_other_processes
 from trifed.config.run import RunConfig, make_config
 from trifed.config.toml_files import read_toml
 from trifed.config.validation_errors import validation_messages
+from trifed.data.in_memory import as_file, names_files
 from trifed.methods import METHODS, ORIGINS, unknown_method
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -59,6 +60,17 @@ class CompareConfig(BaseModel):
     partitions: dict[str, dict[str, Any]] = Field({}, description="Changes to [run] by partition.")
     method_settings: dict[str, dict[str, Any]] = Field({}, description="Further changes by method.")
     tuning: Tuning | None = None
+
+    @field_validator("run")
+    @classmethod
+    def _tables_are_written_to_files(cls, run: dict[str, Any]) -> dict[str, Any]:
+        """Write tables in memory to files, because the runs are other processes."""
+        data = run.get("data")
+        if not isinstance(data, dict):
+            return run
+        tables = {key: data[key] for key in ("source", "test") if data.get(key) is not None}
+        files = {key: as_file(table) for key, table in tables.items() if not names_files(table)}
+        return {**run, "data": {**data, **files}}
 
     def partition_names(self) -> list[str]:
         """Return the names of all partitions; 'all' if none is given."""
