@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import shlex
@@ -15,6 +17,7 @@ import typer.main
 
 from test_cli_help import Said, call
 from trifed.cli.app import app
+from trifed.data import demo_corpus_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -107,15 +110,27 @@ def give(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
+def test_the_table_that_ships_is_a_part_of_the_demo_corpus() -> None:
+    corpus = {
+        tuple(json.loads(line)[name] for name in ("text", "label", "site"))
+        for line in demo_corpus_path().read_text(encoding="utf-8").splitlines()
+    }
+    with (REPOSITORY / "examples" / "tickets.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = map(tuple, csv.reader(file))
+    assert header == ("text", "label", "site") and set(rows) < corpus
+    assert f"The file holds {len(rows)} invented" in README and len({site for *_, site in rows}) == 5
+
+
 @pytest.mark.slow
 def test_the_first_run_and_what_follows_it(fresh: Path, give: Callable[..., Said], tiny_encoder: Path) -> None:
     first, *more = typed("trifed run")
     assert more == []
     printed = give(first, *SMALL, "--model", tiny_encoder).out
     (kept,) = blocks("text")
-    lines, verdict = kept.splitlines()[:-2], " ".join(kept.splitlines()[-2:])
+    end = kept.rindex("│\n") + 2
+    lines, verdict = kept[:end].splitlines(), " ".join(kept[end:].split())
     known = {shape(line) for line in printed.splitlines()}
-    assert [line for line in lines if shape(line) not in known] == []
+    assert len(lines) == 8 and [line for line in lines if shape(line) not in known] == []
     # The verdict is a sentence, whose numbers decide on its words: a gain in points and its interval.
     assert re.search(r"\d points .*\(95 % .*\d to .*\d\)", verdict)
     assert re.search(r"\d points .*\(95 % .*\d to .*\d\)", " ".join(printed.split()))

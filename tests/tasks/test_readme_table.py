@@ -36,6 +36,7 @@ def write_chats(folder: Path) -> None:
         (folder / f"{site}.jsonl").write_text(text, encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(4), ids=["column", "files", "images", "chats"])
 def test_a_row_of_the_table(
     place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
