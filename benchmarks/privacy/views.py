@@ -8,7 +8,9 @@ DIR holds the public data sets, each a folder with a train.parquet; --models the
 (benchmarks/models/small_vision.py makes it). Ten clients train three rounds at default work (one epoch, batches
 of 16); then rounds 4 to 6 are attacked. For each client and view: the AUC of telling 64 of its training examples
 from 64 of its held-out ones, by the cosine between an example's gradient and what is seen. *round* is round 4
-alone, *mean* and *highest* use the scores of three rounds, *difference* is the change from round 4 to 5.
+alone, *mean* and *highest* use the scores of three rounds, *difference* is the change from round 4 to 5, and
+*departure* the sum of round 4 less that of round 5 without the attacked client, as if it had left. The view
+*colluding* is the sum of two clients, what is left if all others work together.
 
 Without --sealed sums are means of what clients of an open run send; with it runs have `[sealing]`, so that the
 attacked numbers are those of opened sums. What an arm costs is its test accuracy after ten rounds, of a run of its
@@ -83,6 +85,7 @@ strength, towards the values that training starts from; dropout is that of the a
 PLAIN = "own-prior"
 """The arm with which the accuracy of others is compared."""
 SEALED: Json = {"sealing": {"on": True}}
+WAYS = ("round", "mean", "highest", "difference")
 MOST, FEWEST = 0.58, 0.65
 """Goals: the upper end of a sum's interval, and the mean of single uploads, which shows that the attack works."""
 
@@ -118,7 +121,7 @@ def measure(name: str, arm: str, seed: int, sealed: bool, data: Path, models: Pa
     views: Json = {}
     for view, clients in scores.clients.items():
         each = {over: scores.over(over, "factors", view) for over in OVER}
-        auc = {o: [round(area(one, other), 4) for one, other in found.values()] for o, found in each.items()}
+        auc = {o: [round(area(*pair), 4) for pair in found.values()] for o, found in each.items() if found}
         views[view] = {"clients": clients, "examples": round(scores.examples[view], 1), "auc": auc}
     return {
         "set": name, "arm": arm, "seed": seed, "sealed": sealed, "after": AFTER,
@@ -181,23 +184,26 @@ def by_arm(records: Sequence[Json], holds: str) -> dict[tuple[str, str, bool], l
 def rows(records: Sequence[Json]) -> Iterator[Json]:
     """Yield for each set, arm, form and view the AUC of each way to use rounds: mean, low, high."""
     for (name, arm, sealed), found in by_arm(records, "views").items():
-        for view in found[0]["views"]:
-            auc = [r["views"][view]["auc"] for r in found]
+        for view in dict.fromkeys(view for r in found for view in r["views"]):
+            auc = [r["views"][view]["auc"] for r in found if view in r["views"]]
+            kept = [over for over in auc[0] if all(over in one for one in auc)]
             yield {
-                "set": name, "arm": arm, "sealed": sealed, "view": view, "seeds": len(found),
-                **{over: interval([one[over] for one in auc]) for over in auc[0]},
+                "set": name, "arm": arm, "sealed": sealed, "view": view, "seeds": len(auc),
+                **{over: interval([one[over] for one in auc]) for over in kept},
             }  # fmt: skip
 
 
 def tables(records: Sequence[Json]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
-    yield "| set | method | run | view | seeds | one round | mean of 3 | highest of 3 | difference | goal |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    columns = ("one round", "mean of 3", "highest of 3", "difference", "when it leaves", "goal")
+    yield f"| set | method | run | view | seeds | {' | '.join(columns)} |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for row in rows(records):
-        shown = [f"{m:.3f} ({low:.3f}–{high:.3f})" for m, low, high in map(row.get, ways(row))]
+        shown = [auc_in_words(row.get(way)) for way in (*WAYS, "departure")]
         single = row["view"] == "single"
         met = row["round"][0] >= FEWEST if single else max(row[way][2] for way in ways(row)) <= MOST
         goal = f"{'≥' if single else '≤'} {FEWEST if single else MOST}: {'yes' if met else 'no'}"
+        goal = "–" if row["view"] == "colluding" else goal
         form = "sealed" if row["sealed"] else "open"
         about = [row["set"], row["arm"], form, row["view"], str(row["seeds"])]
         yield f"| {' | '.join([*about, *shown, goal])} |"
@@ -233,8 +239,12 @@ def most(row: Json | None) -> str:
     """Return the largest AUC of the ways to use rounds, with its interval, as text."""
     if row is None:
         return "–"
-    mean, low, high = max(row[way] for way in ways(row))
-    return f"{mean:.3f} ({low:.3f}–{high:.3f})"
+    return auc_in_words(max(row[way] for way in ways(row)))
+
+
+def auc_in_words(found: tuple[float, float, float] | None) -> str:
+    """Return an AUC and its interval as text."""
+    return "–" if found is None else "{:.3f} ({:.3f}–{:.3f})".format(*found)
 
 
 def points(found: tuple[float, float, float] | None, sign: str = "") -> str:
@@ -246,8 +256,8 @@ def points(found: tuple[float, float, float] | None, sign: str = "") -> str:
 
 
 def ways(row: Json) -> list[str]:
-    """Return the ways to use rounds that a row has."""
-    return [way for way in ("round", "mean", "highest", "difference") if way in row]
+    """Return the ways to use rounds that a row has, and that anybody can use who sees sums."""
+    return [way for way in WAYS if way in row]
 
 
 def plan(sets: Iterable[str], arms: Iterable[str], seeds: Iterable[int]) -> Iterator[tuple[str, str, int]]:

@@ -11,10 +11,19 @@ from sklearn.metrics import roc_auc_score
 
 from trifed import make_config
 from trifed.attacks.inference import infer_labels, labels_from
-from trifed.attacks.membership import infer_from_updates, score_rounds
+from trifed.attacks.membership import cosines, infer_from_updates, pick_examples, score_rounds
 from trifed.attacks.plan import Plan
-from trifed.attacks.target import train_target
-from trifed.attacks.views import behind, clients_of_round, next_rounds, possible_views, summed_targets, view_of
+from trifed.attacks.target import target_client, train_target
+from trifed.attacks.views import (
+    behind,
+    clients_of_round,
+    colluding_against,
+    left_behind,
+    next_rounds,
+    possible_views,
+    summed_targets,
+    view_of,
+)
 from trifed.common.errors import RunError
 from trifed.federation.sealed_numbers import of_each
 from trifed.methods.packing import pack, unpack
@@ -37,6 +46,46 @@ def test_the_clients_behind_each_view():
     assert behind("sum", [1, 4, 6], 4) == [1, 4, 6]
     assert behind("others", [1, 4, 6], 4) == [1, 4]  # without the attacker, who is the next one
     assert behind("others", [1, 4, 6], 6) == [4, 6]
+
+
+def test_colluding_sites_leave_two_clients_at_the_least():
+    assert behind("colluding", [1, 4, 6, 7, 9], 6) == [4, 6]  # the others follow it in the list
+    assert behind("colluding", [1, 4, 6], 4) == behind("others", [1, 4, 6], 4)
+    assert colluding_against([1, 4, 6, 7], 6, 1) == [7] and colluding_against([1, 4, 6, 7], 6, 9) == [7, 1]
+    assert colluding_against([1, 4], 4) == []
+
+
+def planted(rng, clients):
+    return {client: {"a": rng.normal(size=(30, 20)).astype(np.float32)} for client in clients}
+
+
+@pytest.mark.parametrize("view", ["sum", "others", "colluding"])
+def test_sums_before_and_after_a_departure_give_one_clients_part_if_the_others_sent_the_same(view):
+    """The attack finds it exactly; and numbers that are trained anew, as in a sealed run, hide it."""
+    rng, clients = np.random.default_rng(0), [1, 4, 6, 7, 9]
+    before = planted(rng, clients)
+    again = {client: before[client] for client in clients if client != 4}
+    np.testing.assert_allclose(left_behind(view, before, again, clients, 4)["a"], before[4]["a"], atol=1e-5)
+    found = left_behind(view, before, planted(rng, clients), clients, 4)["a"]
+    others = len(behind(view, clients, 4)) - 1
+    cosine = np.vdot(found, before[4]["a"]) / np.linalg.norm(found) / np.linalg.norm(before[4]["a"])
+    assert cosine == pytest.approx(1 / np.sqrt(1 + 2 * others), abs=0.08)  # all others' parts are in it twice
+
+
+def test_the_attack_on_a_departure_tells_members_as_a_single_upload_does_if_the_others_sent_the_same(target):
+    """And in a run, where the others train again, it is another direction, of another score."""
+    plan, clients = replace(PLAN, observed=2), [0, 1, 2]
+    scores = score_rounds(target, plan, quiet)
+    assert {view for _, view in scores.departures} == {"sum", "others"}
+    single = target.update(np.arange(len(target.client.train)))
+    parts = {client: target_client(target.simulation, client, 1) for client in clients}
+    sent = {client: part.update(np.arange(len(part.client.train))) for client, part in parts.items()}
+    same = left_behind("sum", sent, sent, clients, 0)
+    examples = pick_examples(target.client.train, plan, 0)
+    one, other = cosines(target, target.assumed_tensors("factors"), [single, same], examples)
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    trained_anew = scores.departures["factors", "sum"][0][0][0]
+    assert np.abs(trained_anew - one).max() > 0.01
 
 
 def test_of_two_clients_the_sum_less_ones_own_part_is_the_other_upload():
@@ -117,7 +166,7 @@ def test_a_client_that_learns_by_heart_is_found_in_its_upload_and_much_less_in_a
         found = scores.over("round", "factors", view)
         each = [roc_auc_score([1] * len(one) + [0] * len(other), [*one, *other]) for one, other in found.values()]
         auc[view] = np.mean(each)
-    assert scores.clients == {"single": 1, "sum": 8, "others": 7}
+    assert scores.clients == {"single": 1, "sum": 8, "others": 7, "colluding": 2}
     assert auc["single"] > 0.75 and auc["sum"] < auc["single"] - 0.1
     assert abs(auc["others"] - auc["sum"]) < 0.05
 
@@ -127,7 +176,8 @@ def test_membership_has_a_row_for_each_view_and_way_to_use_several_rounds(target
     assert {(row.view, row.over, row.rounds, row.clients) for row in rows} == {
         (view, over, rounds, clients)
         for view, clients in (("single", 1), ("sum", 3), ("others", 2))
-        for over, rounds in (("round", 1), ("mean", 2), ("highest", 2), ("difference", 2))
+        for over, rounds in (("round", 1), ("mean", 2), ("highest", 2), ("difference", 2), ("departure", 2))
+        if (view, over) != ("single", "departure")
     }
     one = list(infer_from_updates(target, replace(PLAN, observed=1), quiet, ["single"]))
     assert one == [row for row in rows if (row.view, row.over) == ("single", "round")]

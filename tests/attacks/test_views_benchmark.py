@@ -51,6 +51,15 @@ def test_every_arm_is_another_run_than_the_plain_one():
     assert pulled.composed_method().proximal(None).strength == 1.0
 
 
+def test_records_of_before_a_view_was_measured_stay_in_the_table():
+    old, new = record(0, [0.7], [0.55]), record(1, [0.7], [0.55])
+    new["views"]["colluding"] = {"clients": 2, "auc": {"round": [0.6], "departure": [0.6]}}
+    new["views"]["sum"]["auc"]["departure"] = [0.9]
+    _, _, _, total, two = views.tables([old, new])
+    assert "| sum | 2 |" in total and "0.9" not in total and total.endswith("| – | ≤ 0.58: yes |")
+    assert "| colluding | 1 | 0.600 (0.600–0.600) | – | – | – | 0.600 (0.600–0.600) | – |" in two
+
+
 def test_the_price_of_an_arm_is_paired_by_client_and_seed():
     def reached(arm, seed, **accuracy):
         return {"set": "sst2", "arm": arm, "seed": seed, "sealed": True, "accuracy": accuracy}

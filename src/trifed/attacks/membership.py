@@ -17,7 +17,7 @@ from trifed.attacks.plan import Plan
 from trifed.attacks.scores import auc_and_tpr
 from trifed.attacks.sealed import clients_of_sum
 from trifed.attacks.target import Subset, TargetClient, target_client
-from trifed.attacks.views import behind, next_rounds, possible_views, view_of
+from trifed.attacks.views import behind, left_behind, next_rounds, possible_views, view_of
 from trifed.federation.batches import seeded
 from trifed.federation.client_update import ClientDataset
 from trifed.methods.packing import Tensors
@@ -27,7 +27,7 @@ from trifed.tasks import Encoded
 Floats = NDArray[np.float64]
 Scores = tuple[Floats, Floats]
 """Scores of members, (n,), and of other examples, (m,)."""
-OVER: tuple[Over, ...] = ("round", "mean", "highest", "difference")
+OVER: tuple[Over, ...] = ("round", "mean", "highest", "difference", "departure")
 PICKING = 12
 """Purpose of the generators that pick the examples whose membership is inferred."""
 
@@ -39,20 +39,22 @@ class RoundScores:
     Attributes:
         rounds: By knowledge and view, for each client the scores of each round.
         differences: The same for the change from one round to the next.
+        departures: The same for the sum of a round less that of the next one, in which the client is absent.
         clients: By view, the number of clients behind an observation.
         examples: By view, the mean number of examples behind an observation.
     """
 
     rounds: dict[tuple[Knows, View], dict[int, list[Scores]]] = field(default_factory=dict)
     differences: dict[tuple[Knows, View], dict[int, list[Scores]]] = field(default_factory=dict)
+    departures: dict[tuple[Knows, View], dict[int, list[Scores]]] = field(default_factory=dict)
     clients: dict[View, int] = field(default_factory=dict)
     examples: dict[View, float] = field(default_factory=dict)
 
     def over(self, over: Over, knowledge: Knows, view: View) -> dict[int, Scores]:
         """Return each client's scores over the observed rounds; clients that lack rounds for it are left out."""
-        several = self.differences if over == "difference" else self.rounds
+        several = {"difference": self.differences, "departure": self.departures}.get(over, self.rounds)
         found = several.get((knowledge, view), {})
-        if over in ("round", "difference"):  # the first round, and the first difference
+        if over in ("round", "difference", "departure"):  # the first round, and the first difference
             return {client: each[0] for client, each in found.items()}
         combine = np.mean if over == "mean" else np.max
         return {
@@ -76,6 +78,7 @@ def score_rounds(
     """
     scores, attacked = RoundScores(), list[int]()
     before: dict[tuple[int, View], Tensors] = {}
+    earlier: dict[int, Tensors] = {}
     for copy, done, selected in next_rounds(target, plan.observed):
         summed = {c: clients_of_sum(copy, selected, c) for c in selected}
         able = [c for c in selected if summed[c]]
@@ -95,23 +98,48 @@ def score_rounds(
             scores.examples.setdefault(view, float(np.mean([sum(each) for each in sums])))
         for client, attack in targets.items():
             now = {view: view_of(view, changes, summed[client], client) for view in shown}
-            past = {view: before[client, view] for view in shown if (client, view) in before}
-            changed = {view: {n: now[view][n] - v for n, v in old.items()} for view, old in past.items()}
-            before |= {(client, view): change for view, change in now.items()}
+            changed = _changed(before, now, client)
+            gone = _departures(shown, earlier, changes, summed[client], client)
             parts = [pick_examples(data, plan, client) for data in (attack.client.train, attack.client.test)]
             for knowledge in attack.knowledge_levels():
                 progress(f"{attack.config.method.name}: who is in round {done + 1}, {knowledge}")
                 assumed = attack.assumed_tensors(knowledge)
-                every_direction = [*now.values(), *changed.values()]
+                every_direction = [*now.values(), *changed.values(), *gone.values()]
                 found = [cosines(attack, assumed, every_direction, part) for part in parts]
                 pairs = list(zip(*found, strict=True))
                 for kept, directions, these in (
                     (scores.rounds, now, pairs[: len(now)]),
-                    (scores.differences, changed, pairs[len(now) :]),
+                    (scores.differences, changed, pairs[len(now) : len(now) + len(changed)]),
+                    (scores.departures, gone, pairs[len(now) + len(changed) :]),
                 ):
                     for view, pair in zip(directions, these, strict=True):
                         kept.setdefault((knowledge, view), {}).setdefault(client, []).append(pair)
+        earlier = changes
     return scores
+
+
+def _changed(
+    before: dict[tuple[int, View], Tensors], now: Mapping[View, Tensors], client: int
+) -> dict[View, Tensors]:
+    """Return the change of each view of a client since the round before, if it was seen; keep what is seen now."""
+    past = {view: before[client, view] for view in now if (client, view) in before}
+    before.update({(client, view): change for view, change in now.items()})
+    return {view: {name: now[view][name] - values for name, values in old.items()} for view, old in past.items()}
+
+
+def _departures(
+    shown: Sequence[View],
+    earlier: Mapping[int, Tensors],
+    changes: Mapping[int, Tensors],
+    clients: Sequence[int],
+    client: int,
+) -> dict[View, Tensors]:
+    """Return what each view of a sum shows of a client that is in the earlier round and not in this one."""
+    return {
+        view: left_behind(view, earlier, changes, clients, client)
+        for view in shown
+        if view != "single" and {*behind(view, clients, client)} <= earlier.keys() & changes.keys()
+    }
 
 
 def infer_from_updates(
@@ -124,7 +152,10 @@ def infer_from_updates(
             found = scores.over(over, knowledge, view)
             if found:
                 row = pool_scores(target, "update", knowledge, scores.examples[view], list(found.values()))
-                several = {"over": over, "rounds": {"round": 1, "difference": 2}.get(over, scores.observed)}
+                several = {
+                    "over": over,
+                    "rounds": {"round": 1, "difference": 2, "departure": 2}.get(over, scores.observed),
+                }
                 yield row.model_copy(update={"view": view, "clients": scores.clients[view], **several})
 
 

@@ -2,7 +2,8 @@
 
 `single` is one client's upload, which the server of an open run sees. `sum` is the mean over the clients of a
 sum, all that the server of a sealed run sees. `others` is the same without the attacker's own part: a site that
-receives the sum can take out what it has sent itself.
+receives the sum can take out what it has sent itself. `colluding` is what is left if several sites do so together,
+at most all but two: the seal promises no more. `left_behind` is for the sums before and after a client leaves.
 """
 
 from __future__ import annotations
@@ -39,11 +40,26 @@ from trifed.tasks.tokens import EncodedTokens
 
 FEWEST = 2
 """Fewest clients of a sum that is attacked: with one the sum is its upload."""
+SUMS: tuple[View, ...] = ("sum", "others")
+"""Sums that somebody has without others' help, from which examples are reconstructed too."""
 
 
 def attacker_of(clients: Sequence[int], target: int) -> int:
     """Return the site that attacks `target` from within a sum: the next client in the list."""
     return clients[(clients.index(target) + 1) % len(clients)]
+
+
+def colluding_against(clients: Sequence[int], target: int, count: int | None = None) -> list[int]:
+    """Return the sites that work together against `target`: those that follow it in the list.
+
+    Args:
+        clients: The clients of the sum; `target` is one of them.
+        target: The attacked client.
+        count: How many they are, at most all but two of the sum; None for so many.
+    """
+    place, most = clients.index(target), max(0, len(clients) - FEWEST)
+    turned = [*clients[place + 1 :], *clients[:place]]
+    return turned[: most if count is None else min(count, most)]
 
 
 def behind(view: View, clients: Sequence[int], target: int) -> list[int]:
@@ -56,7 +72,11 @@ def behind(view: View, clients: Sequence[int], target: int) -> list[int]:
     """
     if view == "single":
         return [target]
-    return [client for client in clients if view == "sum" or client != attacker_of(clients, target)]
+    if view == "colluding":
+        out = colluding_against(clients, target)
+    else:
+        out = [] if view == "sum" else [attacker_of(clients, target)]
+    return [client for client in clients if client not in out]
 
 
 def mean_change(changes: Sequence[Tensors]) -> Tensors:
@@ -71,13 +91,38 @@ def view_of(view: View, changes: Mapping[int, Tensors], clients: Sequence[int], 
     return mean_change([changes[client] for client in behind(view, clients, target)])
 
 
+def left_behind(
+    view: View, before: Mapping[int, Tensors], after: Mapping[int, Tensors], clients: Sequence[int], target: int
+) -> Tensors:
+    """Return the sum that an attacker has of one round, less that of the next, which lacks `target`.
+
+    If all others sent the same numbers in both, it is the part of `target`, exactly. In a sealed run a client
+    never sends the same numbers with other clients, so theirs are changes of another round, and hide it.
+
+    Args:
+        view: A view of a sum.
+        before: The changes of a round, by client.
+        after: Those of the next round.
+        clients: The clients of the first sum; the second one has all of them but `target`.
+        target: The client that has left.
+    """
+    seen = behind(view, clients, target)
+    first, second = [before[client] for client in seen], [after[client] for client in seen if client != target]
+    return {
+        name: np.sum([each[name] for each in first], axis=0) - np.sum([each[name] for each in second], axis=0)
+        for name in first[0]
+    }
+
+
 def possible_views(target: TargetClient, clients: Sequence[int]) -> tuple[View, ...]:
     """Return the views of a round in which these clients take part.
 
     Sums are of methods whose clients send all that they train: with factors of their own, sums say little.
     """
     summed = len(clients) >= FEWEST and target.client.index in clients
-    return VIEWS if summed and target.knowledge_levels() == ["factors"] else VIEWS[:1]
+    if not summed or target.knowledge_levels() != ["factors"]:
+        return VIEWS[:1]
+    return VIEWS if len(clients) > FEWEST + 1 else VIEWS[:3]  # of three, all but two are one site
 
 
 class ContinuedSimulation(UnevaluatedSimulation):
@@ -183,7 +228,7 @@ def summed_targets(target: TargetClient, clients: Sequence[int]) -> Iterator[Sum
     common = {item.name: getattr(target, item.name) for item in fields(TargetClient)}
     del common["view"]
     seen: dict[tuple[int, Sees, bytes], Tensors] = {}
-    for view in VIEWS[1:]:
+    for view in SUMS:
         summed = [parts[client] for client in behind(view, clients, target.client.index)]
         yield SummedTarget(**common, parts=summed, view=view, seen=seen)
 

@@ -18,15 +18,17 @@ Knows = Literal["base", "start", "factors"]
 """Knowledge of the attacker beside W0: nothing; the initial A and B, from a shared seed; the current A and B."""
 Sees = Literal["gradient", "update"]
 """View of the attacker: the plain gradient of one batch, which shows the most, or a client's upload of a round."""
-View = Literal["single", "sum", "others"]
+View = Literal["single", "sum", "others", "colluding"]
 """Clients behind an observation: one; all of a sum, as the server of a sealed run sees it; those of the sum
-without the attacker, which is a site that takes its own part out of the sum."""
-Over = Literal["round", "mean", "highest", "difference"]
-"""Rounds behind a score of membership: one; the mean or the highest of several; the difference of two in turn."""
+without the attacker, which is a site that takes its own part out of the sum; those without several sites that
+work together."""
+Over = Literal["round", "mean", "highest", "difference", "departure"]
+"""Rounds behind a score of membership: one; the mean or the highest of several; the difference of two in turn; the
+difference of the sums before and after the attacked client leaves."""
 Attack = Literal["embedding", "span", "matching", "guesser"]
 
 SEES: tuple[Sees, ...] = ("update", "gradient")
-VIEWS: tuple[View, ...] = ("single", "sum", "others")
+VIEWS: tuple[View, ...] = ("single", "sum", "others", "colluding")
 KNOWS: tuple[Knows, ...] = ("factors", "start", "base")
 """From the attacker with the most knowledge to the one with the least."""
 MAIN_SCORE = {"text": "f1", "image": "psnr"}

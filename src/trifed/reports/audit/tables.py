@@ -27,9 +27,15 @@ from trifed.reports.audit.findings import (
 from trifed.reports.tables import Column, Table
 
 SHORT_KNOWS = {"base": "W0", "start": "start of A, B", "factors": "A and B"}
-SHORT_VIEWS = {"single": "one upload", "sum": "sum", "others": "sum less its own"}
-WHOSE = {"single": "the server of an open run", "sum": "the server of a sealed run", "others": "a site of the sum"}
-SHORT_OVER = {"round": None, "mean": "mean of", "highest": "highest of", "difference": "difference of"}
+SHORT_VIEWS = {"single": "one upload", "sum": "sum", "others": "sum less its own",
+    "colluding": "sum of two",
+}  # fmt: skip
+WHOSE = {"single": "the server of an open run", "sum": "the server of a sealed run", "others": "a site of the sum",
+    "colluding": "all sites of the sum but two, together",
+}  # fmt: skip
+SHORT_OVER = {"round": None, "mean": "mean of", "highest": "highest of", "difference": "difference of",
+    "departure": "before and after it leaves,",
+}  # fmt: skip
 METHOD = Column("method", "method")
 SIGHT = (Column("sees", "sees"), Column("knows", "knows"))
 VIEW = (Column("view", "view"), Column("clients", "clients", "count"))
@@ -81,6 +87,8 @@ GLOSSARY = {
     "control, which nobody sees.",
     "view: sum": "The mean of several clients' uploads: all that the server of a sealed run sees.",
     "view: sum less its own": "The same without the attacker's own part: what a site of the sum can compute.",
+    "view: sum of two": "What is left of a sum if all its other sites work together and take out their parts: the "
+    "least that a sealed run keeps from them. It counts in no verdict.",
     "F1": "Tokens that come back, in any order, against those there are: 1 is all of them and no other.",
     "PSNR": "Closeness of an image in dB: 10 dB more are a tenth of the squared error.",
     "AUC": "How often a client's example ranks above another example: 0.5 is chance, 1 is always.",
