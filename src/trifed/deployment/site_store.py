@@ -13,7 +13,7 @@
         state-before.safetensors  the state that the last round continued, if its upload does not reach the server
         states/                   the states before that one, to which the run can go back
         message.safetensors       with [privacy] or [sealing]: the last upload, to be sent again as it was
-        sums.json                 in a sealed run: what was sent in which sums (`site_sums`)
+        sums.json                 in a sealed run: what was sent in which sums (`sum_record`)
         privacy/                  with [privacy]: the ledger, and the noised summary
         model/                    the final model, as `trifed run` writes a client's
 

@@ -27,15 +27,25 @@ from trifed.reports.audit.findings import (
 from trifed.reports.tables import Column, Table
 
 SHORT_KNOWS = {"base": "W0", "start": "start of A, B", "factors": "A and B"}
-SHORT_VIEWS = {"single": "one upload", "sum": "sum", "others": "sum less its own",
+SHORT_VIEWS = {
+    "single": "one upload",
+    "sum": "sum",
+    "others": "sum less its own",
     "colluding": "sum of two",
-}  # fmt: skip
-WHOSE = {"single": "the server of an open run", "sum": "the server of a sealed run", "others": "a site of the sum",
+}
+WHOSE = {
+    "single": "the server of an open run",
+    "sum": "the server of a sealed run",
+    "others": "a site of the sum",
     "colluding": "all sites of the sum but two, together",
-}  # fmt: skip
-SHORT_OVER = {"round": None, "mean": "mean of", "highest": "highest of", "difference": "difference of",
-    "departure": "before and after it leaves,",
-}  # fmt: skip
+}
+SHORT_OVER = {
+    "round": None,
+    "mean": "mean of",
+    "highest": "highest of",
+    "difference": "difference of",
+    "departure": "before and after it leaves",
+}
 METHOD = Column("method", "method")
 SIGHT = (Column("sees", "sees"), Column("knows", "knows"))
 VIEW = (Column("view", "view"), Column("clients", "clients", "count"))
