@@ -12,14 +12,7 @@ from trifed.deployment.release_log import read_releases
 from trifed.federation.sealing import SumTerms
 
 pytest.importorskip("cryptography")
-from sealed_sites import (
-    FEW,
-    FOUR,
-    INCOMPLETE,
-    SITES,
-    left_out,
-    sums,
-)
+from sealed_sites import FEW, FOUR, INCOMPLETE, SITES, left_out, sums
 
 from trifed.deployment.sealed_lists import notes_of_sums
 
