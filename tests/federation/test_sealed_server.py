@@ -238,7 +238,6 @@ def values(**changes):
         ({"method": "own-prior", "personalization": {"share": False}}, "sealing"),
         ({"aggregation": {"rule": "median", "groups": "all", "weights": "equal"}}, "aggregation.rule"),
         ({"aggregation": {"screen": "multi-krum"}}, "aggregation.screen"),
-        ({"privacy": {"update": {"epsilon": 8}, "summary": {"epsilon": 8}}}, "privacy.update"),
         ({"aggregation": {"groups": "given", "members": [["a", "b"]]}}, "aggregation.members"),
         ({"sealing": {"on": True, "levels": 8}}, "sealing.levels"),
         ({"sealing": {"on": True, "at_least": 2}}, "sealing.at_least"),

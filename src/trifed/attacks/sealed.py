@@ -10,7 +10,7 @@ from trifed.common.errors import RunError
 from trifed.federation.client import Client
 from trifed.federation.messages import Rejected
 from trifed.federation.round import FederatedRun
-from trifed.federation.sealed_numbers import bits_of_sum, centred, of_each
+from trifed.federation.sealed_numbers import centred
 from trifed.federation.sealed_server import SealedServer
 from trifed.federation.simulation import Simulation
 from trifed.methods.packing import Vector
@@ -50,5 +50,6 @@ def change_in_sum(simulation: Simulation, site: Client, number: int) -> Vector:
     part = server.read_part(number, client, payload, terms)
     if isinstance(part, Rejected):
         raise RunError(f"{site.dataset.name}: its part of a sum cannot be read: {part.reason}")
-    levels = centred(part.integers, bits_of_sum(len(clients), server.rules.levels))
-    return (levels * of_each(terms.steps, server.context.compression.layout)).astype(np.float32)
+    rules, layout = server.rules, server.context.compression.layout
+    levels = centred(part.integers, rules.bits(len(clients), layout))
+    return (levels * rules.step_of_each(terms, layout)).astype(np.float32)

@@ -145,9 +145,12 @@ def privacy_problems(config: RunConfig) -> Iterator[str]:
             yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"
         # Training that is noised starts from noised label counts, which only a summary releases.
         if config.privacy.training and method.local_init and not method.summarise:
+            needed = "aggregation.weights = 'label-rows' and privacy.summary"
+            if config.sealing.on:
+                needed = "aggregation.groups = 'agreement' and privacy.summary"
             yield (
                 f"privacy.training: '{name}' starts from a client's label counts, and has no summary with noised "
-                "ones; set aggregation.weights = 'label-rows' and privacy.summary, or choose another method"
+                f"ones; set {needed}, or choose another method"
             )
         if config.privacy.training and method.local_share:
             yield (

@@ -37,6 +37,14 @@ class SealingSettings(StrictSettings):
         "the bits of 2·n·L + 1 values, n being the number of clients of the sum.",
     )
 
+    @property
+    def noise_clients(self) -> int:
+        """Clients whose noise on updates together meets ε: all of the smallest sum but one, or 1 if not sealed.
+
+        Each site knows its own noise, and the server may be run by one of the sites.
+        """
+        return self.at_least - 1 if self.on else 1
+
 
 def sealing_problems(config: RunConfig) -> Iterator[str]:
     """Yield a message for each setting of a run that cannot be combined with `[sealing]`."""
@@ -56,9 +64,6 @@ def sealing_problems(config: RunConfig) -> Iterator[str]:
                 f"aggregation.{setting}: '{got}' compares single uploads, and in a sealed run the server sees "
                 f"none; set it to '{usual}', or leave [sealing] out"
             )
-    for setting in ("update", "training"):
-        if getattr(config.privacy, setting):
-            yield f"privacy.{setting}: cannot be combined with sealed sums yet; leave it or [sealing] out"
     few = [group for group in aggregation.members if len(group) < config.sealing.at_least]
     if aggregation.groups == "given" and few:
         yield (
@@ -98,9 +103,36 @@ def sealing_notes(config: RunConfig, clients: int | None = None) -> Iterator[str
             "aggregation.groups: 'agreement' needs data summaries, which leave a client of a sealed run only with "
             "noise; all clients are one group (set privacy.summary for groups)"
         )
+    yield from _noise_notes(config, clients)
     if aggregation.weights == "examples" or aggregation.weights is None:
         yield "aggregation.weights: in a sealed run all clients of a sum weigh the same"
     usual = type(aggregation)()
     for name in ("norm_bound", "most_examples"):
         if getattr(aggregation, name) != getattr(usual, name):
             yield f"aggregation.{name}: has no effect in a sealed run, where the server sees no single update"
+
+
+def _noise_notes(config: RunConfig, clients: int | None) -> Iterator[str]:
+    """Yield a sentence for each effect of noise in a sealed run."""
+    sealing, privacy = config.sealing, config.privacy
+    secret = sealing.noise_clients
+    if (privacy.update or privacy.training) and config.aggregation.weights == "label-rows":
+        yield (
+            "aggregation.weights: 'label-rows' needs the number of clients that hold each label, which has no "
+            "noise; with privacy.update or privacy.training all clients of a sum send all rows of the head"
+        )
+    if not privacy.update:
+        return
+    if sealing.levels != type(sealing)().levels:
+        yield "sealing.levels: has no effect with privacy.update, which needs finer steps"
+    usual = clients and clients_of_round(config, clients)
+    more = (
+        f" With {usual} clients in a sum, at_least = {usual} needs less noise."
+        if usual and usual > secret + 1
+        else ""
+    )
+    yield (
+        f"privacy.update: each client adds a share of the noise, so that {secret} of them together "
+        f"(sealing.at_least − 1) have all of it. The epsilon holds while at least {secret} clients of every sum "
+        f"keep their own noise to themselves.{more}"
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trifed.common.errors import TrifedError
+from trifed.common.errors import MessageError, TrifedError
 from trifed.deployment.protocol import Fact, Reply, Request
 from trifed.deployment.site_run import WITHHELD, SiteRun
 from trifed.deployment.site_sums import SealedSums, digest_of_change, digest_of_labels, digest_of_terms
@@ -79,6 +79,7 @@ class SealedSiteRun(SiteRun):
         terms = _read(client, number, payload)
         key, sent = digest_of_terms(payload), self.sums.record.sent(number)
         if sent and sent.terms == key and (upload := self.store.upload_for(key)):
+            client.privacy.on_release(number, upload)  # the process may have ended before it was entered
             return Reply(parts={"sum": upload})
         self.sums.refuse_sent(number)
         ready = self.sums.take(number)
@@ -115,5 +116,7 @@ def _read(client: Client, number: int, payload: bytes) -> SumTerms:
         client.context.compression.layout,
         client.context.header("terms", number, client.dataset.index),
     )
-    labels = client.context.sums.labels(layout) if client.context.sums else 0
-    return SumTerms.decode(payload, header, layout, 1, labels)
+    rules = client.context.sums
+    if rules is None:
+        raise MessageError(f"{header}: the run is not sealed, so it has no sums")
+    return SumTerms.decode(payload, header, rules.stepped(layout), 1, rules.labels(layout))

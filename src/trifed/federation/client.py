@@ -241,8 +241,9 @@ class Client:
             self.uploads.compression.layout,
         )
         expected = self.context.header("terms", number, index)
-        found = SumTerms.decode(sum_terms, expected, layout, rules.at_least, rules.labels(layout))
-        part, memory = self.uploads.send(header, found, self.state.memory, mask, sign)
+        found = SumTerms.decode(sum_terms, expected, rules.stepped(layout), rules.at_least, rules.labels(layout))
+        noise = self.privacy.sum_noise(number)
+        part, memory = self.uploads.send(header, found, self.state.memory, mask, sign, noise)
         self.state = replace(self.state, memory=memory)
         if before_release:
             before_release(self.state, part)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trifed.federation.dp_sgd import DpSgd
 from trifed.federation.upload import UploadStep
+from trifed.privacy import Noise
 from trifed.similarity import Summary
 
 Labels = NDArray[np.int64]
@@ -74,6 +75,10 @@ class ClientPrivacy:
     def upload_steps(self) -> Sequence[UploadStep]:
         """Return the steps that protect an upload."""
         return ()
+
+    def sum_noise(self, round_number: int) -> Noise | None:
+        """Return the source of the client's share of the noise in a sealed sum; None for a sum without noise."""
+        return None
 
     def on_release(self, round_number: int, payload: bytes) -> None:
         """Enter an upload in the ledger, before it leaves.

@@ -10,11 +10,13 @@ from trifed.config.settings import NO_SINGLE_LABEL
 from trifed.federation.compression import Compression, make_compression
 from trifed.federation.messages import Header, bytes_of_values, decode_values, encode_values
 from trifed.federation.parts import Part, in_part
+from trifed.federation.sealed_noise import SumNoise
 from trifed.federation.sealing import SumRules
 from trifed.methods import AggregationSettings, Method
 from trifed.methods.base import Options, directions
 from trifed.methods.packing import Layout, Tensors, Vector, pack, select, unpack
 from trifed.methods.summaries import NOISED_DIM, SUMMARY_DIM
+from trifed.privacy import noise_multiplier
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,14 @@ def run_context(
 
 def sum_rules(config: RunConfig) -> SumRules:
     """Return the rules of a sealed run's sums."""
+    sealing, update, noise = config.sealing, config.privacy.update, None
     by_label = config.aggregation.weights == "label-rows" and config.task not in NO_SINGLE_LABEL
-    return SumRules(config.sealing.at_least, config.sealing.levels, config.training.learning_rate, by_label)
+    if update or config.privacy.training:
+        by_label = False  # how many clients hold a label would be known without noise
+    if update:
+        z = noise_multiplier(update.epsilon, update.delta, config.rounds, in_sums=True)
+        noise = SumNoise(update.clip, z, sealing.noise_clients)
+    return SumRules(sealing.at_least, sealing.levels, config.training.learning_rate, by_label, noise)
 
 
 def encode_tensors(header: Header, tensors: Tensors, layout: Layout) -> bytes:

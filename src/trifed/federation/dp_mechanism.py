@@ -61,6 +61,7 @@ class DpContext:
         steps: Training steps a round; None if they are not fixed.
         draw: Source of noise.
         repeatable: Whether a repeated round has the same noise, so that it is the same release.
+        noise_clients: Clients of a sealed sum whose noise together meets the budget; 1 if the run is not sealed.
     """
 
     client: str
@@ -69,6 +70,7 @@ class DpContext:
     steps: int | None
     draw: Draw
     repeatable: bool = False
+    noise_clients: int = 1
 
 
 class DpMechanism(ClientPrivacy):
@@ -91,7 +93,11 @@ class DpMechanism(ClientPrivacy):
         self.summary_noise = (
             noise_multiplier(summary.epsilon, summary.delta, summary.releases) if summary else None
         )
-        self.update_noise = noise_multiplier(update.epsilon, update.delta, context.rounds) if update else None
+        in_sums = context.noise_clients > 1
+        self.update_noise = (
+            noise_multiplier(update.epsilon, update.delta, context.rounds, in_sums=in_sums) if update else None
+        )
+        """Noise multiplier of an update or, in a sealed run, of a sum."""
         steps = context.rounds * (context.steps or 0)
         self.steps_noise = (
             steps_multiplier(training.epsilon, training.delta, training.rate, steps) if training else None
@@ -183,6 +189,10 @@ class DpMechanism(ClientPrivacy):
             return []
         return [ClipAndNoise(update.clip, z, lambda round_number: self.context.draw(UPDATE_NOISE, round_number))]
 
+    def sum_noise(self, round_number: int) -> Noise | None:
+        """Return the source of the client's share of the noise in a sealed sum; None without noise on updates."""
+        return None if self.update_noise is None else self.context.draw(UPDATE_NOISE, round_number)
+
     def on_release(self, round_number: int, payload: bytes) -> None:
         """Enter an upload, and the noised training that it shows."""
         for entry in self._entries(round_number, digest_of(load(payload))):
@@ -190,11 +200,14 @@ class DpMechanism(ClientPrivacy):
 
     def _entries(self, round_number: int, digest: str) -> list[Entry]:
         """Return the ledger's entries for a round's upload: its training where that is noised, and the update."""
-        update = Entry(what=UPDATE, round=round_number, multiplier=self.update_noise, digest=digest)
+        z, clients = self.update_noise, self.context.noise_clients
+        update = Entry(
+            what=UPDATE, round=round_number, multiplier=z, digest=digest, clients=1 if z is None else clients
+        )
         training, z, steps = self.settings.training, self.steps_noise, self.context.steps or 0
         if training is None:
             return [update]
-        of_training = {"what": TRAINING, "multiplier": z, "rate": training.rate, "steps": steps}
+        of_training = {"what": TRAINING, "clients": 1, "multiplier": z, "rate": training.rate, "steps": steps}
         return [update.model_copy(update=of_training), update]
 
 
@@ -204,7 +217,8 @@ def make_privacy(
     """Return a client's protection; none without [privacy]. For the arguments see `DpContext`."""
     if not config.privacy.on:
         return NoPrivacy()
-    context = DpContext(client, folder, config.rounds, config.training.steps, draw, repeatable)
+    steps, clients = config.training.steps, config.sealing.noise_clients
+    context = DpContext(client, folder, config.rounds, steps, draw, repeatable, clients)
     return DpMechanism(config.privacy, context)
 
 

@@ -86,21 +86,23 @@ def promise(config: RunConfig) -> list[Spent]:
         config.training.steps,
         summarises=method.summarise is not None,
         uploads=any(map(method.sends, EXAMPLES_OF_NAMES)),
+        clients=config.sealing.noise_clients,
     )
 
 
-def of_updates(multiplier: float, values: int, clients: int) -> float:
+def of_updates(multiplier: float, values: int, clients: int, shared_by: int = 1) -> float:
     """Return the length of the noise on a mean of updates, in units of the clipping norm.
 
-    Each number of an update has noise of z · clip. In a mean of updates it is divided by √clients; the noise on a
-    vector of n numbers is √n times as long.
+    Each number of an update has noise of z · clip, or in a sealed run a share of it, z · clip / √shared_by. In a
+    mean of updates it is divided by √clients; the noise on a vector of n numbers is √n times as long.
 
     Args:
         multiplier: z.
         values: Numbers in an update.
         clients: Updates in the mean.
+        shared_by: Clients whose noise together has the multiplier z.
     """
-    return multiplier * math.sqrt(values / clients)
+    return multiplier * math.sqrt(values / (clients * shared_by))
 
 
 def of_steps(multiplier: float, values: int, examples: float) -> float:
@@ -126,12 +128,14 @@ def noise_to_signal(config: RunConfig, sent: int, trained: int, sizes: list[int]
     update, steps = config.privacy.update, config.privacy.training
     if update and sent:
         clients = max(1, round(config.participation * len(sizes)))
-        z = noise_multiplier(update.epsilon, update.delta, config.rounds)
+        shared_by = config.sealing.noise_clients
+        z = noise_multiplier(update.epsilon, update.delta, config.rounds, in_sums=shared_by > 1)
+        larger = ", a larger sealing.at_least" if config.sealing.on and clients > shared_by + 1 else ""
         yield _sentence(
             f"privacy.update: the noise on a mean of {clients} clients",
-            of_updates(z, sent, clients),
+            of_updates(z, sent, clients, shared_by),
             "change one of them may send",
-            "more clients, fewer rounds, fewer numbers (adapter.rank)",
+            f"more clients, fewer rounds, fewer numbers (adapter.rank){larger}",
         )
     if steps and config.training.steps:
         z = steps_multiplier(steps.epsilon, steps.delta, steps.rate, config.rounds * config.training.steps)

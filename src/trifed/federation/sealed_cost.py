@@ -33,7 +33,9 @@ def sealed_bytes(
     by_label = method.defaults.get("aggregation", {}).get("weights") == "label-rows"
     rules = SumRules(at_least=2, levels=levels, learning_rate=1.0, by_label=by_label)
     labels = rules.labels(layout)
-    terms = STEP * len(block_starts(layout)) + HOLDERS * labels + (INDEX + KEY + SIGNATURE) * clients
+    terms = (
+        STEP * len(block_starts(rules.stepped(layout))) + HOLDERS * labels + (INDEX + KEY + SIGNATURE) * clients
+    )
     terms += INDEX * clients if labels else 0
     return sum(sizes_of_part(layout, clients, rules).values()), sum(downloads.sizes.values()) + terms
 
@@ -43,9 +45,9 @@ def bytes_of_part(context: RunContext, clients: int) -> int:
     rules, layout = context.sums, context.compression.layout
     if rules is None:
         return 0
-    blocks, labels = len(block_starts(layout)), rules.labels(layout)
+    blocks, labels = len(block_starts(rules.stepped(layout))), rules.labels(layout)
     uploads = SealedUploads(context.compression, rules, np.zeros(labels, bool))
     size = sum(int(np.prod(shape)) for _, shape in layout)
     sum_terms = SumTerms(range(clients), np.ones(blocks, np.float16), np.zeros(labels, np.uint16))
     header = context.header("upload", 1, 0, 1)
-    return len(uploads.send(header, sum_terms, {PENDING: np.zeros(size, np.float32)})[0])
+    return len(uploads.send(header, sum_terms, {PENDING: np.zeros(size, np.float32)}, noise=np.zeros)[0])

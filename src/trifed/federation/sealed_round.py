@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from trifed.federation.events import Sizes
 from trifed.federation.messages import Rejected, manifest
-from trifed.federation.sealed_numbers import bits_of_count, bits_of_sum
+from trifed.federation.sealed_numbers import bits_of_count
 from trifed.federation.sealed_server import INCOMPLETE, NO_PART, SealedServer, SumPart
 from trifed.federation.sealing import SumTerms, sizes_of_part
 from trifed.federation.transport import MessageTo, Reply
@@ -113,7 +113,7 @@ def _open(
     else:
         wrong = server.add(number, sum_terms, [parts[client] for client in sent])
     if wrong is None:
-        bits = bits_of_sum(n, server.rules.levels) if number else bits_of_count(n)
+        bits = server.rules.bits(n, server.context.compression.layout) if number else bits_of_count(n)
         opened.sums.append((list(sum_terms.clients), bits))
     elif number:  # without the sum before round 1 no row of the head is shared; no client is left out for it
         opened.left_out |= dict.fromkeys(sent, wrong)

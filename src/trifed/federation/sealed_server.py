@@ -24,13 +24,11 @@ from trifed.federation.sealed_numbers import (
     MAGNITUDE_BITS,
     Integers,
     bits_of_count,
-    bits_of_sum,
     centred,
     first_steps,
     largest_magnitude,
     lengths_of_blocks,
     next_steps,
-    of_each,
     unpack_bits,
 )
 from trifed.federation.sealed_opening import MEMBERS, SIGNED, OpeningProof, members_digest
@@ -57,7 +55,10 @@ Wanted = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class SumPart:
-    """One client's part of a sum: integers modulo 2^bits and, except before round 1, magnitudes modulo 2^16."""
+    """One client's part of a sum: integers modulo 2^bits, and magnitudes modulo 2^16.
+
+    There are no magnitudes before round 1, and with noise.
+    """
 
     integers: Integers
     magnitudes: Integers
@@ -111,8 +112,8 @@ class SealedServer(Server):
         n_groups = len(self.context.aggregation.members) if given else int(group.max(initial=ALONE)) + 1
         sent = self.context.compression.layout
         start = np.tile(select(self.start, self.context.exchanged, sent), (n_groups, 1))
-        labels = self.rules.labels(sent)
-        steps = np.tile(first_steps(sent, self.rules.learning_rate), (n_groups, 1))
+        labels, stepped = self.rules.labels(sent), self.rules.stepped(sent)
+        steps = np.tile(first_steps(stepped, self.rules.learning_rate), (n_groups, 1))
         self.state = {
             "group": group,
             "has": np.zeros(self.clients, np.int64),
@@ -245,11 +246,11 @@ class SealedServer(Server):
         header = self.context.header("upload", number, client)
         layout, n = self.context.compression.layout, len(sum_terms.clients)
         count = int(lengths_of_blocks(layout).sum()) if number else self.rules.labels(layout)
-        bits = bits_of_sum(n, self.rules.levels) if number else bits_of_count(n)
+        bits = self.rules.bits(n, layout) if number else bits_of_count(n)
         wanted: Wanted = {"sum": (np.dtype(np.uint8), (-(-count * bits // 8),))}
-        if number:
+        if number and not self.rules.noise:
             wanted["magnitudes"] = (np.dtype(np.uint16), (len(block_starts(layout)),))
-        else:
+        elif not number:
             wanted["signature"] = (np.dtype(np.uint8), (SIGNED,))
         try:
             arrays = _arrays(payload, header, wanted)
@@ -266,7 +267,8 @@ class SealedServer(Server):
             Why it cannot be the sum of such parts; None if it was taken. A sum that is not taken changes nothing.
         """
         n, group = len(sum_terms.clients), int(self.state["group"][sum_terms.clients[0]])
-        bits = bits_of_sum(n, self.rules.levels) if number else bits_of_count(n)
+        layout = self.context.compression.layout
+        bits = self.rules.bits(n, layout) if number else bits_of_count(n)
         total = np.sum([part.integers for part in parts], axis=0, dtype=np.int64) % (1 << bits)
         if number == 0:
             if (total > n).any():
@@ -280,7 +282,7 @@ class SealedServer(Server):
                 opened_signatures=np.stack([part.signature for part in parts]),
             )
             return None
-        levels, most = centred(np.asarray(total, np.uint32), bits), n * self.rules.levels
+        levels, most = centred(np.asarray(total, np.uint32), bits), self.rules.most(n, layout)
         if (np.abs(levels) > most).any():
             return Rejected(UNREADABLE, f"a sum of {int(np.abs(levels).max())} levels, and {most} is the most")
         sizes = np.mod(np.sum([part.magnitudes for part in parts], axis=0, dtype=np.int64), 1 << MAGNITUDE_BITS)
@@ -295,14 +297,15 @@ class SealedServer(Server):
         """Move a group's reference by the mean of its clients' changes, and set the steps of its next sum."""
         layout, rules, state, n = self.context.compression.layout, self.rules, self.state, len(sum_terms.clients)
         senders = rules.senders(sum_terms, layout)
-        change = levels * of_each(sum_terms.steps, layout).astype(np.float64)
+        change = levels * rules.step_of_each(sum_terms, layout).astype(np.float64)
         mean = np.divide(change, senders, out=np.zeros_like(change), where=senders > 0)
         wanted = (state["wanted"][group].astype(np.float64) + mean).astype(np.float32)
         before = state["now"][group].astype(np.float32)
-        of_blocks = np.add.reduceat(senders, block_starts(layout)) / lengths_of_blocks(layout)
+        stepped = rules.stepped(layout)
+        of_blocks = np.add.reduceat(senders, block_starts(stepped)) / lengths_of_blocks(stepped)
         now, sums = self.context.downloads.arrives(wanted, before), int(state["sums"][group])
         self._set(list(sum_terms.clients), has=sums, proved=True)
-        first = first_steps(layout, rules.learning_rate)
+        first = first_steps(stepped, rules.learning_rate)
         steps = next_steps(sum_terms.steps, magnitudes, of_blocks, n, rules.levels, first)
         self._set(group, now=now, before=before, wanted=wanted, steps=steps, sums=sums + 1)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trifed.common.errors import MessageError
+from trifed.common.errors import MessageError, RunError
 from trifed.federation.compression import Compression
 from trifed.federation.messages import Header, encode
 from trifed.federation.parts import Part
@@ -22,10 +22,8 @@ from trifed.federation.sealed_numbers import (
     Mask,
     Sign,
     bits_of_count,
-    bits_of_sum,
     magnitudes,
     modulo,
-    of_each,
     pack_bits,
     to_levels,
 )
@@ -33,6 +31,7 @@ from trifed.federation.sealed_opening import SIGNED
 from trifed.federation.sealing import SumRules, SumTerms, sent_by
 from trifed.federation.upload import RECEIVED, RESIDUAL, Memory
 from trifed.methods.packing import Vector
+from trifed.privacy import Noise
 
 PENDING, OWN = "pending", "own rows"
 """Names in the memory: the change that no sum has yet; 1 for numbers that were no part of the last sum, else 0."""
@@ -55,7 +54,10 @@ class SealedUploads:
     @property
     def identity(self) -> str:
         """The encoder's name with its parameters."""
-        return f"error-feedback | sealed sum levels={self.rules.levels} at_least={self.rules.at_least}"
+        noise, at_least = self.rules.noise, self.rules.at_least
+        if noise is None:
+            return f"error-feedback | sealed sum levels={self.rules.levels} at_least={at_least}"
+        return f"clip={noise.clip:g} | discrete noise z={noise.multiplier:.4g} | sealed sum at_least={at_least}"
 
     def receive(self, values: Vector, memory: Memory) -> Memory:
         """Return the memory after a download, which is the reference of the next change.
@@ -94,6 +96,7 @@ class SealedUploads:
         memory: Memory,
         mask: Mask | None = None,
         sign: Sign | None = None,
+        noise: Noise | None = None,
     ) -> tuple[bytes, Memory]:
         """Return the message with the client's part of a sum, and the memory after it.
 
@@ -103,23 +106,28 @@ class SealedUploads:
             memory: The client's upload memory.
             mask: Adds the client's masks; None leaves the integers as they are, as in a simulated run.
             sign: Signs the masked integers of round 0; None for zeros in place of a signature.
+            noise: Source of the noise, for a run with noise in its sums.
 
         Raises:
-            MessageError: There is no change of this round to send.
+            MessageError: There is no change of this round to send, or nobody asks who holds a label.
         """
         clients, layout = len(sum_terms.clients), self.compression.layout
         if not header.round:
+            if not len(self.held):
+                raise MessageError(f"{header}: this run has no sum of label holders; nothing is sent")
             bits = bits_of_count(clients)
             held = _masked(self.held.astype(np.int64), bits, mask)
             signature = np.frombuffer(sign(held) if sign else bytes(SIGNED), np.uint8)
             return encode(header, {"sum": pack_bits(held, bits), "signature": signature}), memory
         if PENDING not in memory:
             raise MessageError(f"{header}: there is no trained change to send")
-        bits = bits_of_sum(clients, self.rules.levels)
+        bits = self.rules.bits(clients, layout)
+        if self.rules.noise:
+            return self._send_noised(header, bits, memory, mask, noise)
         sent = sent_by(self.held, self.rules, sum_terms, layout)
         residual = memory.get(RESIDUAL, np.zeros(len(sent), np.float32))
         change = np.where(sent, memory[PENDING] + residual, 0).astype(np.float32)
-        step_of_each = of_each(sum_terms.steps, layout)
+        step_of_each = self.rules.step_of_each(sum_terms, layout)
         levels = to_levels(change, step_of_each, self.rules.levels)
         means = magnitudes(change, sum_terms.steps, layout, clients)
         arrays: dict[str, NDArray[np.generic]] = {
@@ -130,6 +138,17 @@ class SealedUploads:
         after = {name: each for name, each in memory.items() if name not in (PENDING, OWN)} | {RESIDUAL: owed}
         own = _own_numbers(self.rules, sum_terms, self.compression)
         return encode(header, arrays), {**after, OWN: own} if own.any() else after
+
+    def _send_noised(
+        self, header: Header, bits: int, memory: Memory, mask: Mask | None, noise: Noise | None
+    ) -> tuple[bytes, Memory]:
+        """Return the message with the clipped and noised change, and the memory, where nothing is owed."""
+        if self.rules.noise is None or noise is None:
+            raise RunError("privacy.update: a sum needs noise, and this client has no source of it")
+        change = memory[PENDING] + memory.get(RESIDUAL, np.zeros_like(memory[PENDING]))
+        integers = self.rules.noise.noised(change, noise)
+        after = {name: each for name, each in memory.items() if name not in (PENDING, RESIDUAL, OWN)}
+        return encode(header, {"sum": pack_bits(_masked(integers, bits, mask), bits)}), after
 
 
 def held_labels(labels: NDArray[np.int64], n_labels: int) -> NDArray[np.bool_]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from trifed.common.errors import MessageError
 from trifed.federation.compression import BLOCK, block_starts
 from trifed.federation.messages import Header, decode, encode
-from trifed.federation.sealed_numbers import Steps, bits_of_sum
+from trifed.federation.sealed_noise import SumNoise
+from trifed.federation.sealed_numbers import Steps, bits_of_sum, of_each
 from trifed.federation.sealed_opening import PROOF, SIGNED, OpeningProof, no_proof, read_proof
 from trifed.methods.aggregation import BIAS, HEAD
-from trifed.methods.packing import Layout
+from trifed.methods.packing import Layout, Vector
 
 KEY, SIGNATURE = 32, 64
 """Bytes of a client's public key of one round, and of the signature on it."""
@@ -78,7 +79,7 @@ class SumTerms:
         Args:
             payload: The message.
             expected: The header that it must have; its client is one of the sum.
-            layout: Names and shapes of what is summed.
+            layout: Names and shapes of the numbers that have steps, see `SumRules.stepped`.
             at_least: Fewest clients of a sum.
             labels: Number of labels whose rows are treated apart.
 
@@ -191,12 +192,34 @@ class SumRules:
         levels: L.
         learning_rate: That of the run, from which the first steps follow.
         by_label: Whether a row of the head is sent by those alone who have examples of its label.
+        noise: The noise on changes; None for rounding to `levels` without noise.
     """
 
     at_least: int
     levels: int
     learning_rate: float
     by_label: bool
+    noise: SumNoise | None = None
+
+    def stepped(self, layout: Layout) -> Layout:
+        """Return the tensors of which a client sends magnitudes, from which the next steps follow.
+
+        With noise there are none: magnitudes have no noise, and the step follows from settings.
+        """
+        return () if self.noise else layout
+
+    def step_of_each(self, sum_terms: SumTerms, layout: Layout) -> Vector:
+        """Return the step of each number of a sum, (n_values,)."""
+        size = _size(layout)
+        return np.full(size, self.noise.step(size), np.float32) if self.noise else of_each(sum_terms.steps, layout)
+
+    def bits(self, clients: int, layout: Layout) -> int:
+        """Return the bits of a number in a sum of `clients` clients."""
+        return self.noise.bits(clients, _size(layout)) if self.noise else bits_of_sum(clients, self.levels)
+
+    def most(self, clients: int, layout: Layout) -> int:
+        """Return the largest absolute value of a number in a sum of `clients` clients, in steps."""
+        return self.noise.most(clients, _size(layout)) if self.noise else clients * self.levels
 
     def labels(self, layout: Layout) -> int:
         """Return the number of labels whose rows are treated apart, 0 if none are."""
@@ -249,14 +272,18 @@ def sent_by(held: NDArray[np.bool_], rules: SumRules, sum_terms: SumTerms, layou
     return rules.summed(sum_terms, layout) & _by_label(held, rules.label_of_each(layout))
 
 
+def _size(layout: Layout) -> int:
+    return sum(int(np.prod(shape)) for _, shape in layout)
+
+
 def sizes_of_part(layout: Layout, clients: int, rules: SumRules) -> dict[str, int]:
     """Return the bytes of each tensor in a client's part of a sum, by name.
 
     A byte that two tensors share is the first one's; each block has two bytes for its magnitude.
     """
-    bits, sizes, numbers = bits_of_sum(clients, rules.levels), {}, 0
+    bits, sizes, numbers = rules.bits(clients, layout), {}, 0
     for name, shape in layout:
         size = int(np.prod(shape))
         before, numbers = -(-numbers * bits // 8), numbers + size
-        sizes[name] = -(-numbers * bits // 8) - before + 2 * -(-size // BLOCK)
+        sizes[name] = -(-numbers * bits // 8) - before + (0 if rules.noise else 2 * -(-size // BLOCK))
     return sizes

@@ -25,6 +25,7 @@ from trifed.config.settings import PrivacySettings
 from trifed.privacy.accounting import (
     Sampled,
     epsilon_of,
+    epsilon_of_sums,
     epsilon_with_steps,
     noise_multiplier,
     steps_multiplier,
@@ -51,6 +52,8 @@ class Entry(BaseModel):
         digest: Hash of the released numbers.
         rate: Sampling rate of private training steps.
         steps: Number of private training steps behind an upload.
+        clients: Clients of a sealed sum whose noise together has this multiplier; 1 for a release with all of the
+            noise in it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +64,7 @@ class Entry(BaseModel):
     digest: str
     rate: float = 1.0
     steps: int = 1
+    clients: int = Field(1, ge=1)
 
 
 class Book(BaseModel):
@@ -162,7 +166,7 @@ class Ledger:
         total = (
             epsilon_with_steps([], _steps(alike), limit.delta)
             if entry.what == TRAINING
-            else epsilon_of(_noise(alike, entry.what), limit.delta)
+            else _epsilon(_noise(alike, entry.what), [], limit.delta, in_sums=entry.clients > 1)
         )
         if total <= limit.epsilon:
             return
@@ -199,7 +203,7 @@ def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
     For `RECORD`, a summary counts with its own sensitivity, and an update after private training steps with these
     steps alone. Any other update may change anywhere in the ball of radius `clip`, twice the sensitivity of
     omitting it, so its noise counts half. For `CLIENT`, only updates count. A release without noise makes ε
-    infinite.
+    infinite. Entries of sealed sums count for the sum, whose noise is that of `Entry.clients` clients.
     """
     deltas = [part.delta for part in (budget.summary, budget.update, budget.training) if part is not None]
     delta = min(deltas, default=1e-5)
@@ -207,16 +211,19 @@ def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
     trained = {(entry.round, entry.digest) for entry in entries if entry.what == TRAINING}
     others = [entry for entry in entries if (entry.round, entry.digest) not in trained]
     known = [*summaries, *(z / 2 for z in _noise(others, UPDATE))]
-    both = epsilon_with_steps(known, steps, delta)
+    in_sums = any(entry.clients > 1 for entry in entries)
+    both = _epsilon(known, steps, delta, in_sums=in_sums)
     return [
         Spent(RECORD, "the summary alone", len(summaries), epsilon_of(summaries, delta), delta),
         Spent(RECORD, EVERYTHING, len(summaries) + len(updates), both, delta),
-        Spent(CLIENT, "updates; not the summary", len(updates), epsilon_of(updates, delta), delta),
+        Spent(
+            CLIENT, "updates; not the summary", len(updates), _epsilon(updates, [], delta, in_sums=in_sums), delta
+        ),
     ]
 
 
 def promised(
-    budget: PrivacySettings, rounds: int, steps: int | None, *, summarises: bool, uploads: bool
+    budget: PrivacySettings, rounds: int, steps: int | None, *, summarises: bool, uploads: bool, clients: int = 1
 ) -> list[Spent]:
     """Return the privacy loss of a client that takes part in every round and releases all planned summaries.
 
@@ -226,6 +233,7 @@ def promised(
         steps: Training steps per round, if they are known.
         summarises: The run's method uses summaries.
         uploads: The run's method sends updates.
+        clients: See `Entry.clients`, of updates.
     """
     planned: list[Entry] = []
     summary, update, training = budget.summary, budget.update, budget.training
@@ -234,8 +242,8 @@ def promised(
         z = noise_multiplier(summary.epsilon, summary.delta, summary.releases) if summary else None
         planned += [_planned(SUMMARY, z, number) for number in range(summary.releases if summary else 1)]
     if uploads:
-        z = noise_multiplier(update.epsilon, update.delta, rounds) if update else None
-        planned += [_planned(UPDATE, z, number) for number in numbers]
+        z = noise_multiplier(update.epsilon, update.delta, rounds, in_sums=clients > 1) if update else None
+        planned += [_planned(UPDATE, z, number, clients=clients if update else 1) for number in numbers]
     if uploads and training and steps:
         z = steps_multiplier(training.epsilon, training.delta, training.rate, rounds * steps)
         planned += [_planned(TRAINING, z, number, rate=training.rate, steps=steps) for number in numbers]
@@ -247,8 +255,17 @@ def facts_of(found: Iterable[Spent]) -> list[dict[str, str | int | float | None]
     return [{**line._asdict(), "epsilon": line.epsilon if math.isfinite(line.epsilon) else None} for line in found]
 
 
-def _planned(what: What, multiplier: float | None, number: int, *, rate: float = 1.0, steps: int = 1) -> Entry:
-    return Entry(what=what, round=number, multiplier=multiplier, digest="", rate=rate, steps=steps)
+def _planned(
+    what: What, multiplier: float | None, number: int, *, rate: float = 1.0, steps: int = 1, clients: int = 1
+) -> Entry:
+    return Entry(
+        what=what, round=number, multiplier=multiplier, digest="", rate=rate, steps=steps, clients=clients
+    )
+
+
+def _epsilon(multipliers: Iterable[float], steps: Iterable[Sampled], delta: float, *, in_sums: bool) -> float:
+    """Return ε of releases; `in_sums`: some of them are sealed sums with discrete noise."""
+    return (epsilon_of_sums if in_sums else epsilon_with_steps)(multipliers, steps, delta)
 
 
 def _steps(entries: Iterable[Entry]) -> list[Sampled]:

@@ -60,6 +60,12 @@ def remarks(folder: Path, accounts: Sequence[Account]) -> Iterable[str]:
         yield "∞: something that it covers was sent without noise."
     if any(account.book.lost for account in accounts):
         yield "Entries of a ledger were lost: every round before counts as a release."
+    shared = max((entry.clients for account in accounts for entry in account.book.entries), default=1)
+    if shared > 1:
+        yield (
+            f"Updates were sent in sealed sums: their ε is that of a sum, and holds while {shared} of its clients "
+            "(this one is one of them) keep their noise to themselves."
+        )
     if accounts and (folder / "config.toml").is_file():
         yield (
             "A simulated run draws its noise from its seed, so this is its cost between sites; "
