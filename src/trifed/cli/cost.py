@@ -41,7 +41,7 @@ def cost_command(
             min=3,
             show_default=False,
             help="Number of clients in a sealed sum: show the bytes of a sealed run (levels = 1) for methods "
-            "that can be sealed.",
+            "that can be sealed; with privacy.update, `trifed run --dry-run` shows more.",
         ),
     ] = None,
     form: Annotated[
