@@ -103,7 +103,7 @@ def test_a_part_that_was_stored_before_it_was_entered_is_entered_when_it_leaves(
         patch.setattr(DpMechanism, "on_release", ends)
         coordinator.run()
     assert ledger(nodes["amber"]) == [("update", 1), ("update", 2)]
-    amber = sealed.node("amber")
+    amber = sealed.node("amber", may_go_back=True)  # a finished run answers no more otherwise
     assert "sum" in amber.answer(heard.requests["send", 3, "amber"]).parts
     assert ledger(amber) == [("update", 1), ("update", 2), ("update", 3)]
 
