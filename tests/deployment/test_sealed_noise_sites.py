@@ -15,12 +15,10 @@ from trifed.federation.run_folder import RunFolder
 from trifed.privacy import noise_multiplier, read_ledger, seeded_noise
 
 pytest.importorskip("cryptography")
-from test_sealed_sites import LABELS, SITES, Heard, counted, keys, left_out, sealed, sums
+from sealed_sites import LABELS, SITES, Heard, counted, left_out, sums
 
 from trifed.deployment import site_run
 from trifed.federation.dp_mechanism import make_privacy
-
-__all__ = ["keys", "sealed"]  # fixtures
 
 PRIVACY = {"update": {"epsilon": 8.0, "clip": 0.2}}
 
