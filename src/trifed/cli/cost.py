@@ -40,8 +40,8 @@ def cost_command(
         typer.Option(
             min=3,
             show_default=False,
-            help="Number of clients in a sealed sum: show the bytes of a sealed run (levels = 1) for methods "
-            "that can be sealed; with privacy.update, `trifed run --dry-run` shows more.",
+            help="Number of clients in a sealed sum: show the bytes of a sealed run (levels = 1, no noise on "
+            "updates) for methods that can be sealed.",
         ),
     ] = None,
     form: Annotated[
