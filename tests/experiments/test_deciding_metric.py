@@ -96,7 +96,7 @@ def test_a_share_decides_like_accuracy():
     text = verdict(found)
     assert "f1_macro" in text and "80.5 %" in text and "accuracy" not in text
     study = Study(name="x", methods=list(values), results={"a": found, "b": found})
-    assert study_verdict(study).endswith("fedavg-lora on 2.")
+    assert study_verdict(study).startswith("fedavg-lora is first")
 
 
 def test_of_a_loss_less_is_better_and_no_percentage():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from audits import image_findings, label_row, member, sure, text_findings, text_row
 
@@ -15,8 +17,17 @@ from trifed.reports.audit.findings import (
     main_score,
     methods_of,
 )
+from trifed.reports.audit.report import audit_document
 from trifed.reports.audit.tables import labels_table, means_table, membership_table, views_table, worst_table
-from trifed.reports.audit.verdict import cautions, members, recovered, verdict
+from trifed.reports.audit.verdict import (
+    advice,
+    best_reconstruction,
+    cautions,
+    members,
+    outcome,
+    recovered,
+    verdict,
+)
 
 QUIET = dict.fromkeys((1, 2, 4, 8, 16), 0.12)
 """F1 by batch that no interval separates from the guesser's 0.11."""
@@ -39,28 +50,40 @@ def against(table) -> list[str | None]:
     return [row.get("against") for row in table.rows]
 
 
-def test_the_verdict_names_first_the_claims_that_do_not_hold():
+def test_the_verdict_counts_the_claims_that_do_not_hold():
     found = [claim("Nothing comes back.", False), claim("The attack works", True)]
-    assert verdict(text_findings(claims=found)).endswith(": Nothing comes back.")
-    found += [claim(f"c{number}", False) for number in range(4)]
-    assert verdict(text_findings(claims=found)).endswith(", c0, c1 and 2 others.")
+    assert outcome(text_findings(claims=found))["broken"] == ["Nothing comes back."]
+    assert "1 of 2 claims" in verdict(text_findings(claims=found))
 
 
-def test_else_the_verdict_has_the_best_reconstruction():
-    assert verdict(text_findings()).startswith("2 claims held: ")
-    assert "F1 0.97 recovered, above guessing F1 0.11 (batch of 1)" in verdict(text_findings())
-    assert "F1 0.13 recovered, not above guessing F1 0.11" in verdict(
-        text_findings(QUIET, claims=[claim("c", True)])
-    )
-    assert "14.0 dB recovered, not above guessing 13.0 dB" in verdict(image_findings())
-    assert "18.0 dB recovered, above guessing 13.0 dB" in verdict(image_findings((18.0, 13.0)))
+@pytest.mark.parametrize(
+    ("findings", "kind", "best", "above", "code"),
+    [
+        (text_findings(), "leaks", 0.97, True, "gradient-only"),
+        (text_findings(QUIET), "quiet", 0.13, False, "nothing"),
+        (text_findings(QUIET, membership=[member("ce-lora", 0.7)]), "leaks", 0.13, False, "hide-members"),
+        (text_findings(finished=False), "leaks", 0.97, True, "finish"),
+        (image_findings(), "quiet", 14.0, False, "nothing"),
+        (image_findings((18.0, 13.0)), "leaks", 18.0, True, "protect"),
+    ],
+)
+def test_the_verdict_has_the_best_reconstruction_and_what_to_do(findings, kind, best, above, code):
+    found = outcome(findings)
+    assert (found["kind"], found["recovered"], found["above_guessing"]) == (kind, best, above)
+    assert advice(findings)[0] == code
+    assert f"{best:.2f}" in verdict(findings) or f"{best} dB" in verdict(findings)
+
+
+def test_the_batch_that_is_large_enough_is_named():
+    assert "batch of 8" in advice(text_findings())[1]  # with 4 the intervals are still apart
 
 
 def test_the_verdict_prefers_a_row_above_guessing_to_a_higher_one():
     # A batch of 1 where guessing does as well, and one of 4 that gives something away.
     rows = [text_row("ce-lora", "span", 0.5), text_row("ce-lora", "guesser", 0.5)]
     rows += [text_row("ce-lora", "span", 0.4, batch=4), text_row("ce-lora", "guesser", 0.1, batch=4)]
-    assert "F1 0.40 recovered, above guessing F1 0.10 (batch of 4)" in recovered(only(*rows))
+    assert best_reconstruction(only(*rows)).batch == 4
+    assert re.findall(r"0\.\d\d", recovered(only(*rows))) == ["0.40", "0.10"]
 
 
 @pytest.mark.parametrize(("auc", "clear"), [(0.51, False), (0.57, False), (0.59, True)])
@@ -72,10 +95,10 @@ def test_members_are_identified_where_the_interval_lies_over_055(auc, clear):
 
 
 def test_an_unfinished_or_empty_audit_says_so_first():
-    assert verdict(text_findings(finished=False)).startswith("Not finished. 2 claims held")
-    assert verdict(text_findings(finished=False, claims=[claim("c", False)])) == "Not finished. Does not hold: c."
+    assert verdict(text_findings(finished=False)).startswith("Not finished. ")
     assert recovered(only(claims=[])) == members(only(claims=[])) == ""
-    assert verdict(only(finished=False, claims=[])).startswith("Not finished. No claim was tested")
+    empty = only(finished=False, claims=[])
+    assert verdict(empty).startswith("Not finished. ") and outcome(empty)["kind"] == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -165,8 +188,8 @@ def test_a_sum_is_compared_with_guesses_of_as_many_texts():
             for attack, f1 in (("guesser", guess), ("span", found))]  # fmt: skip
     found = only(*rows)
     assert [is_above(found, row) for row in rows if row.attack == "span"] == [True, False]
-    assert "F1 0.90 recovered, above guessing F1 0.10" in recovered(found)
-    assert "F1 0.50 recovered, not above guessing F1 0.50" in recovered(only(*rows, sealed=True))
+    assert re.findall(r"0\.\d\d", recovered(found)) == ["0.90", "0.10"]
+    assert re.findall(r"0\.\d\d", recovered(only(*rows, sealed=True))) == ["0.50", "0.50"]
 
 
 def test_views_stand_side_by_side_if_sums_were_attacked():
@@ -182,3 +205,12 @@ def test_views_stand_side_by_side_if_sums_were_attacked():
     sealed = views_table(found.model_copy(update={"sealed": True}))
     assert next(row["whose"] for row in sealed.rows).startswith("nobody")
     assert "view" in [column.key for column in membership_table(found).columns]
+
+
+def test_the_first_plot_compares_methods_at_one_batch_size():
+    """A longer batch gives a guesser more, so that scores of other sizes have another floor."""
+    rows = [text_row("ce-lora", "span", 0.8), text_row("ce-lora", "guesser", 0.3)]
+    rows += [text_row("ce-lora", "guesser", 0.7, batch=32), text_row("fedavg-lora", "span", 0.7, batch=32)]
+    rows += [text_row("fedavg-lora", "span", 0.4)]
+    table = audit_document(only(*rows)).first.table
+    assert {row["line"]: row["mean"] for row in table.rows} == {"ce-lora": 0.8, "fedavg-lora": 0.4, "guesser": 0.3}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from studies import make_comparison
 
+from trifed.reports.comparison.ranking import compared, standings
 from trifed.reports.comparison.verdict import better_control, cautions, leaders, study_verdict, verdict
 from trifed.reports.comparison.worth import worth_of_sharing
 from trifed.reports.format import clock, listing, points
@@ -72,10 +73,16 @@ def test_one_method_and_none():
 
 def test_several_partitions_are_counted():
     found = study("a", "b", ce_lora=0.74, fedavg_lora=0.85)
-    assert study_verdict(found).endswith("2 partitions: fedavg-lora on 2.")
+    assert [(one.method, one.wins, one.losses, one.pairs) for one in standings(found)] == [
+        ("fedavg-lora", 2, 0, 2), ("ce-lora", 0, 2, 2),
+    ]  # fmt: skip
+    assert study_verdict(found).startswith("fedavg-lora is first") and "11.0 points" in study_verdict(found)
     level = study("a", "b", ce_lora=0.84, fedavg_lora=0.85, local=0.5)
-    assert study_verdict(level).endswith("2 partitions: no method on 2.")
+    assert study_verdict(level).startswith("No clear winner")
     mixed = found.model_copy(update={"results": {"a": found.results["a"], "b": level.results["b"]}})
+    assert list(compared(mixed)) == ["b"] and "1 of 2 data sets" in study_verdict(mixed)
+    other = study("b", ce_lora=0.84, local=0.85)  # on no data set have all methods a result
+    mixed = found.model_copy(update={"results": {"a": found.results["a"], "b": other.results["b"]}})
     assert study_verdict(mixed).endswith("2 partitions: fedavg-lora on 1 and no method on 1.")
     assert study_verdict(mixed.model_copy(update={"finished": False})).startswith("Not finished. ")
 

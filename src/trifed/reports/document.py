@@ -78,11 +78,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report under its own heading."""
+    """A part of the report under its own heading. `folded`: a page shows the heading and opens on demand."""
 
     title: str
     notes: Sequence[str] = ()
     blocks: Sequence[Block] = ()
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,6 @@ def _markdown(document: Document) -> Iterable[str]:
         yield from (f"## {markdown_text(section.title)}", *map(markdown_text, section.notes))
         for block in section.blocks:
             yield from _markdown_table(block.table)
-    if document.citations:
-        yield from ("## Methods", _bullets([f"{method}: {paper}" for method, paper in document.citations.items()]))
 
 
 def _markdown_table(table: Table) -> Iterable[str]:

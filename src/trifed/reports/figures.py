@@ -131,9 +131,9 @@ def wrapped(name: str, width: int = 18) -> str:
 
 def bytes_axis(axes: Axes) -> None:
     """Make the x axis logarithmic, in bytes, with at least two numbers on it."""
-    low, high = axes.get_xlim()
+    low, high = axes.dataLim.intervalx
     axes.set_xscale("log")
-    low, high = sorted((max(low, 1.0), max(high, 1.0)))
+    low, high = sorted((max(float(low), 1.0), max(float(high), 1.0)))
     steps = (1.0,) if high / low > FEW_DECADES else (1.0, 2.0, 5.0)
     axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value).replace(".0 ", " ")))

@@ -37,6 +37,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
 """Kind of a column -> how one of its values is written. None is written as a dash."""
 
 TEXT_KINDS = ("text", "prose", "verdict")
+NARROW = 4
+"""Most columns of a table that fits on a phone."""
 LABEL_WIDTH = 12
 """Characters that a number column's label may have in a terminal even if its numbers are shorter."""
 
@@ -73,6 +75,11 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Mapping[str, Any]]
     note: str = ""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Return True if the table fits beside a figure, and on a phone."""
+        return len(self.columns) <= NARROW and not any(column.kind == "prose" for column in self.columns)
 
     def cells(self) -> list[list[str]]:
         """Return every row as text."""

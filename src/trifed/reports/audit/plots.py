@@ -114,5 +114,5 @@ def _rows(axes: Axes, style: Style, curves: Curves) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     if curves.ends:
         axes.set_xlim(min(curves.ends[0], axes.get_xlim()[0]), curves.ends[1])
-    at = f", {curves.xlabel} {curves.sizes[0]:.4g}" if curves.sizes else ""
+    at = f", {curves.xlabel} {curves.sizes[0]:.4g}" if curves.sizes and curves.xlabel else ""
     axes.set_xlabel(f"{curves.ylabel}{at}")

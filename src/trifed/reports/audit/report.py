@@ -28,7 +28,7 @@ from trifed.reports.audit.findings import (
     real_views,
 )
 from trifed.reports.audit.plots import Curves, Line
-from trifed.reports.audit.verdict import cautions, verdict
+from trifed.reports.audit.verdict import advice, best_reconstruction, cautions, outcome, verdict
 from trifed.reports.document import Block, Document, Section, render_html, settings_section
 from trifed.reports.format import listing
 from trifed.reports.read import OnProgress
@@ -64,7 +64,7 @@ def audit_page(findings: Findings, on_progress: OnProgress) -> str:
 
 def audit_lines(findings: Findings) -> RenderableType:
     """Return an audit for a terminal: verdict, cautions, then claims and numbers."""
-    parts: list[RenderableType] = [Text(verdict(findings), style="bold")]
+    parts: list[RenderableType] = [Text(verdict(findings), style="bold"), Text(advice(findings)[1])]
     parts += [Text(f"- {caution.text}") for caution in cautions(findings)]
     for table in (
         tables.claims_table(findings),
@@ -80,6 +80,7 @@ def audit_document(findings: Findings) -> Document:
     """Return everything that a report says about an audit."""
     empty = [f"Not measured yet: {part}." for part in PARTS if not getattr(findings, part)]
     broken_off = "The audit was broken off; its numbers may change."
+    code, text = advice(findings)
     return Document(
         title=findings.name,
         subtitle=_subtitle(findings),
@@ -89,7 +90,34 @@ def audit_document(findings: Findings) -> Document:
         main=tables.reconstruction_table(findings),
         sections=_sections(findings),
         methods=methods_of(findings),
+        outcome=outcome(findings),
+        recommendation=text,
+        advice=code,
+        first=_best_of_each_method(findings),
     )
+
+
+def _best_of_each_method(findings: Findings) -> Block | None:
+    """Return the best reconstruction from each method beside guessing; None without a reconstruction.
+
+    All have the batch size and the view of the audited method's best one, so that one guess is the floor of all.
+    """
+    worst = best_reconstruction(findings)
+    if worst is None:
+        return None
+    lines, floor = [], guess_for(findings, worst)
+    for method in methods_of(findings):
+        seen = [row for row in attacks(findings, method) if in_view(findings, row)]
+        alike = [row for row in seen if (row.batch, row.view) == (worst.batch, worst.view)]
+        row = next((row for row in best_first(findings, alike) if main_score(findings, row)), None)
+        if row and (score := main_score(findings, row)):
+            lines.append(Line(method, method, row.knows, [(0.0, score)]))
+    if not lines:
+        return None
+    label = {"text": "F1 of tokens read back", "image": "PSNR of images read back, dB"}[findings.kind]
+    curves = Curves(lines, "", label, [(0.0, floor)] if floor else (), ends=SPAN[findings.kind])
+    note = f"The best attack on a batch of {worst.batch}, with its 95 % interval. Grey: what guessing gives."
+    return _figure("Most that was read back from each method", curves, note, sized=False)
 
 
 def _subtitle(findings: Findings) -> str:
@@ -183,16 +211,17 @@ def _membership(findings: Findings) -> Iterator[Block]:
             yield _figure(title, curves, "With 95 % intervals; 0.5 is chance.")
 
 
-def _figure(title: str, curves: Curves, note: str) -> Block:
+def _figure(title: str, curves: Curves, note: str, sized: bool = True) -> Block:
+    """Return a figure with its numbers. `sized`: its points have different sizes."""
     columns = (
-        Column("line", "line"),
-        Column("x", curves.xlabel, "number"),
+        Column("line", "line" if sized else "method"),
+        *([Column("x", curves.xlabel, "number")] if sized else []),
         Column("mean", curves.ylabel, "number"),
         Column("interval", "95 %", "number interval"),
     )
     points = [(line.label, x, found) for line in curves.lines for x, found in line.points]
     points += [("guesser", x, found) for x, found in curves.floor]
     rows = [{"line": label, "x": x, "mean": e.mean, "interval": (e.low, e.high)} for label, x, e in points]
-    shown = "; ".join(f"{label} {found.mean:.2f} at {x:.4g}" for label, x, found in points)
-    alt = f"{curves.ylabel} against {curves.xlabel}, with intervals. {shown}."
+    shown = "; ".join(f"{label} {found.mean:.2f}{f' at {x:.4g}' if sized else ''}" for label, x, found in points)
+    alt = f"{curves.ylabel}{f' against {curves.xlabel}' if sized else ''}, with intervals. {shown}."
     return Block(Table(title, columns, rows, note), partial(plots.draw, curves=curves), alt, curves.height)

@@ -1,11 +1,14 @@
-"""The verdict of an audit in one line, and at most three cautions; both follow from numbers and intervals."""
+"""The verdict of an audit in one line, a recommendation, and at most three cautions; all follow from numbers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from trifed.reports.audit.findings import (
     CLEAR_AUC,
     Estimate,
     Findings,
+    Reconstruction,
     attacks,
     best_first,
     guess_for,
@@ -14,7 +17,7 @@ from trifed.reports.audit.findings import (
     main_score,
 )
 from trifed.reports.document import MOST_CAUTIONS, Caution
-from trifed.reports.format import listing, plural
+from trifed.reports.format import plural
 
 FEW_TRIALS = 20
 CAUTIONS = {
@@ -30,37 +33,101 @@ CAUTIONS = {
 
 
 def verdict(findings: Findings) -> str:
-    """Return the claims that do not hold, else the most that was recovered from the audited method."""
+    """Return what could be recovered from the audited method, and how many claims hold, as one sentence."""
     start = "" if findings.finished else "Not finished. "
-    broken = [claim.claim.strip().rstrip(".") for claim in findings.claims if not claim.holds]
-    if broken:
-        return f"{start}Does not hold: {listing(broken)}."
-    held = f"{plural(len(findings.claims), 'claim')} held" if findings.claims else "No claim was tested"
+    broken = [claim for claim in findings.claims if not claim.holds]
+    held = f"{len(findings.claims) - len(broken)} of {plural(len(findings.claims), 'claim')} held"
     found = [recovered(findings), members(findings)]
-    return f"{start}{held}: {'; '.join(filter(None, found)) or 'nothing was measured yet'}."
+    known = [part for part in found if part] or ["Nothing was measured yet"]
+    return f"{start}{'; '.join([*known, held if findings.claims else 'no claim was tested'])}."
+
+
+def outcome(findings: Findings) -> dict[str, Any]:
+    """Return the first sentence in numbers, for programs.
+
+    `kind` is "leaks" if an attack on the audited method was above guessing or chance, "quiet" if none was, and
+    "unknown" if nothing was measured or there was no guesser.
+    """
+    row, auc = best_reconstruction(findings), clear_auc(findings)
+    above = None if row is None else is_above(findings, row)
+    score = None if row is None else main_score(findings, row)
+    return {
+        "kind": "leaks" if above or auc is not None else "quiet" if above is False else "unknown",
+        "method": findings.method,
+        "recovered": None if score is None else score.mean,
+        "above_guessing": above,
+        "sees": None if row is None else row.sees,
+        "members_auc": auc,
+        "broken": [claim.claim for claim in findings.claims if not claim.holds],
+    }
+
+
+def advice(findings: Findings) -> tuple[str, str]:
+    """Return the code of a recommendation, which is stable, and its text."""
+    found = outcome(findings)
+    if not findings.finished:
+        return "finish", "Let it finish before you decide."
+    if found["above_guessing"]:
+        safe = _safe_batch(findings)
+        more = f"From a batch of {safe} on no attack was above guessing. " if safe else ""
+        mine = [row for row in attacks(findings, findings.method) if in_view(findings, row)]
+        sent = [is_above(findings, row) for row in mine if row.sees == "update"]
+        if sent and not any(sent):
+            whole = "What a whole round sends gave no more than guessing: keep the local steps."
+            return "gradient-only", f"{whole} {more}Only noise (privacy.update) bounds every attack."
+        return "protect", f"{more}Add noise (privacy.update), the only bound on every attack, and audit again."
+    if found["members_auc"] is not None:
+        return "hide-members", "Add noise (privacy.update) or seal the uploads, and audit again."
+    if found["kind"] == "quiet":
+        return (
+            "nothing",
+            "These attacks call for no change. Only noise (privacy.update) bounds those that nobody tried.",
+        )
+    return "measure", "Run the audit with a guesser and a control, so that a score can be judged."
+
+
+def _safe_batch(findings: Findings) -> int | None:
+    """Return the batch from which on no attack on the audited method is above guessing; None without one."""
+    mine = [row for row in attacks(findings, findings.method) if in_view(findings, row)]
+    leaking = max((row.batch for row in mine if is_above(findings, row)), default=0)
+    return min((row.batch for row in mine if row.batch > leaking), default=None)
+
+
+def best_reconstruction(findings: Findings) -> Reconstruction | None:
+    """Return the best reconstruction from the audited method, one above guessing if there is any."""
+    mine = attacks(findings, findings.method)
+    rows = best_first(findings, [row for row in mine if in_view(findings, row)])
+    return next((row for row in rows if is_above(findings, row)), rows[0] if rows else None)
 
 
 def recovered(findings: Findings) -> str:
-    """Return the best reconstruction beside guessing, one that is above guessing if there is any."""
-    mine = attacks(findings, findings.method)
-    rows = best_first(findings, [row for row in mine if in_view(findings, row)])
-    if not rows:
+    """Return the best reconstruction from the audited method beside guessing; empty without any."""
+    row = best_reconstruction(findings)
+    if row is None:
         return ""
-    row = next((row for row in rows if is_above(findings, row)), rows[0])
-    against = {True: "above guessing", False: "not above guessing", None: "no guesser"}[is_above(findings, row)]
-    best, guess = _score(findings, main_score(findings, row)), guess_for(findings, row)
-    return f"at most {best} recovered, {against} {_score(findings, guess)}".rstrip() + f" (batch of {row.batch})"
+    best, guess = _score(findings, main_score(findings, row)), _score(findings, guess_for(findings, row))
+    kind, above = f"a client's {findings.kind}s", is_above(findings, row)
+    if above is None:
+        return f"An attack read back {best} of {kind} at most, and no guesser says how much is guessing"
+    start = f"An attack read back more of {kind} than" if above else f"No attack read back more of {kind} than"
+    view = "an upload" if row.sees == "update" else "the plain gradient"
+    return f"{start} guessing: {best} at most from {view}, guessing {guess} (batch of {row.batch})"
+
+
+def clear_auc(findings: Findings) -> float | None:
+    """Return the best AUC of an attack on membership in the audited method; None if none is clear of chance."""
+    mine = [row for row in findings.membership if row.method == findings.method]
+    seen = [row for row in mine if row.source == "summary" or in_view(findings, row)]
+    return max((row.auc.mean for row in seen if row.auc.low > CLEAR_AUC), default=None)
 
 
 def members(findings: Findings) -> str:
     """Return the best attack on membership of the audited method, if it is clearly better than chance."""
-    mine = [row for row in findings.membership if row.method == findings.method]
-    seen = [row for row in mine if row.source == "summary" or in_view(findings, row)]
-    clear = max((row.auc.mean for row in seen if row.auc.low > CLEAR_AUC), default=None)
+    clear = clear_auc(findings)
     if clear is None:
         return ""
-    sums = ", sums of clients alone" if findings.sealed else ""
-    return f"members identified with AUC {clear:.2f}{sums}"
+    sums = ", from sums of clients alone" if findings.sealed else ""
+    return f"whether an example is a client's was told with AUC {clear:.2f}{sums}"
 
 
 def _score(findings: Findings, found: Estimate | None) -> str:

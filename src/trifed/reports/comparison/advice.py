@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from trifed.methods.local import ALONE
 from trifed.reports.comparison.deciding import by_deciding_metric
+from trifed.reports.comparison.ranking import not_clearly_behind, standings
 from trifed.reports.comparison.worth import ALIKE, Worth, worth_of_sharing
 from trifed.reports.format import control_label, listing, percent, points, size, span
-from trifed.reports.results import Difference, Partition, Source
+from trifed.reports.results import Difference, Partition, Source, Study
 
 FEW_SEEDS = 3
 SIMPLE = ("probe-alone", "class-means")
@@ -23,9 +24,9 @@ class Advice(NamedTuple):
 
 
 def advice_on(source: Source) -> Advice:
-    """Return what to do after a run or a comparison; nothing after a comparison on several data sets."""
+    """Return what to do after a run or a comparison."""
     if len(source.study.results) > 1:
-        return Advice("none", "")
+        return _on_ranking(source.study)
     partition = next(iter(source.study.results.values()), Partition())
     diverged = dict.fromkeys(text for details in source.details.values() for text in details.diverged)
     if not source.study.finished:
@@ -45,6 +46,27 @@ def advice_on(source: Source) -> Advice:
     return Advice(found.code, f"{found.text} {simple}".rstrip())
 
 
+def _on_ranking(study: Study) -> Advice:
+    """Return the method that sends least of those that are not clearly behind over all data sets."""
+    order = standings(study)
+    if not study.finished:
+        return Advice("finish", "Let it finish before you decide; what is here may still change.")
+    if len(order) < 2:
+        return Advice("none", "")
+    level = not_clearly_behind(study, order)
+    found = _lightest(order[0].method, {one.method: one.up for one in level})
+    return Advice(found.code, f"{found.text} This holds for the mean over these data sets.")
+
+
+def _lightest(first: str, level: dict[str, float]) -> Advice:
+    """Return the method that sends least. `level`: those not clearly behind → bytes a round, best first."""
+    if len(level) == 1:
+        return Advice("best", f"Use {first}: every other method is clearly behind it.")
+    least = min(level, key=lambda name: level[name])
+    cost = f"it sends least, {size(level[least])} a round" if level[least] else "it sends nothing"
+    return Advice("lightest", f"Use {least}: of the {len(level)} methods that are not clearly behind, {cost}.")
+
+
 def _without_worth(partition: Partition) -> Advice:
     means = {name: found.mean for name, found in partition.methods.items() if found.mean is not None}
     if len(means) > 1:
@@ -61,12 +83,8 @@ def lightest_of_the_best(partition: Partition) -> Advice:
     means = {name: found.mean for name, found in view.methods.items() if found.mean is not None}
     first = max(means, key=lambda name: means[name])
     level = [name for name in means if name == first or not _above_zero(view.difference(first, name))]
-    least = min(level, key=lambda name: (view.methods[name].bytes.up_per_round, -means[name]))
-    if len(level) == 1:
-        return Advice("best", f"Use {first}: every other method is clearly behind it.")
-    sent = view.methods[least].bytes.up_per_round
-    cost = f"it sends least, {size(sent)} a round" if sent else "it sends nothing"
-    return Advice("lightest", f"Use {least}: of the {len(level)} methods that are not clearly behind, {cost}.")
+    order = sorted(level, key=lambda name: -means[name])
+    return _lightest(first, {name: view.methods[name].bytes.up_per_round for name in order})
 
 
 def _above_zero(gap: Difference | None) -> bool:

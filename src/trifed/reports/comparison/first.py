@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from trifed.reports.comparison import first_plots, plots, tables
 from trifed.reports.comparison.deciding import by_deciding_metric
+from trifed.reports.comparison.ranking import standings
+from trifed.reports.comparison.ranking_tables import pareto_block
 from trifed.reports.comparison.worth import Worth, alone_label, worth_of_sharing
 from trifed.reports.document import Block
 from trifed.reports.format import plural
 from trifed.reports.results import Details, Partition, Source, Study
 from trifed.reports.tables import Column, Table
+
+MOST_IN_ROWS = 3
+"""With more methods than this, one plot of all of them replaces the rows of the sites."""
 
 
 def outcome(study: Study) -> dict[str, Any]:
@@ -35,18 +41,23 @@ def outcome(study: Study) -> dict[str, Any]:
             "once_up": worth.once_up,
         }
     known = [found for one in study.results.values() for found in one.methods.values() if found.mean is not None]
-    return {"kind": "none" if not known else "one method" if len(known) == 1 else "ranking"}
+    if len(known) < 2:
+        return {"kind": "one method" if known else "none"}
+    return {"kind": "ranking", "order": [vars(one) for one in standings(study)]}
 
 
 def first_block(source: Source) -> Block | None:
     """Return the one plot of the first screen with its numbers; None without any result."""
     if len(source.study.results) != 1:
-        return None
+        return pareto_block(source.study)
     ((name, partition),) = source.study.results.items()
     if worth := worth_of_sharing(partition):
         return _sites(partition, worth)
+    if len(partition.methods) > MOST_IN_ROWS and (block := pareto_block(source.study)):
+        return block
     if any(value is not None for found in partition.methods.values() for value in found.client_accuracy):
-        table = tables.client_table(partition, source.details.get(name, Details()), controls=False)
+        known = tables.client_table(partition, source.details.get(name, Details()), controls=False)
+        table = replace(known, title=f"Each site: test {partition.metric}")
         rows = min(len(partition.clients), plots.MOST_NAMED)
         alt = f"Marks: test {partition.metric} of {plural(len(partition.clients), 'site')} by method."
         plot = partial(plots.clients, partition=partition.model_copy(update={"controls": {}}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trifed.common.files import whole_file
-from trifed.reports.figures import CONTROL_LINES, LIGHT, NotebookFigure, Style, bytes_axis, drawing, short
+from trifed.reports.figures import (
+    CONTROL_LINES,
+    FONT,
+    LIGHT,
+    NotebookFigure,
+    Style,
+    bytes_axis,
+    drawing,
+    short,
+    wrapped,
+)
 from trifed.reports.format import control_label, plural, size
 from trifed.reports.results import Matrix, Partition, Point, Source, Spread, Study, Tuning
 
 MOST_NAMED = 26
 """With more clients than this the clients' names are left out."""
 MOST_LABELS = 20
-MOST_BANDS = 4
+MOST_WIDE = 4
+MOST_LINES = 2
+"""Reference lines of a plot."""
+TELLING = ("probe-alone", "probe-all", "class-means", "majority")
+"""Controls in the order in which reference lines are chosen."""
 SHADES = 9
 REACH = 20.0
 """Points beyond the methods' accuracies up to which an axis is stretched for a control."""
@@ -53,24 +66,25 @@ def result_figure(source: Source) -> Figure:
 
 
 def curves(axes: Axes, style: Style, partition: Partition) -> None:
-    """Draw mean accuracy over rounds, a band from worst to best client, controls as lines."""
+    """Draw mean accuracy over rounds, the first method's band from worst to best client, controls as lines."""
     for place, (method, found) in enumerate(partition.methods.items()):
         points = [point for point in found.curve if point.mean is not None]
         rounds = [point.round for point in points]
         axes.plot(rounds, _percent(points, "mean"), label=method, **_line(style, method, place, partition.methods))
-        if len(partition.methods) <= MOST_BANDS:
+        if place == 0:
             ends = (_percent(points, "worst"), _percent(points, "best"))
             axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.07, lw=0)
         kept = [point for point in points if point.round in found.kept_rounds]
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.colour(method), "s": 130, "zorder": 10}
         axes.scatter([point.round for point in kept], _percent(kept, "mean"), **ring)
-    _controls(axes, style, partition)
+    references(axes, style, _controls(partition))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel=f"mean test {partition.metric}, %")
 
 
 def curves_over_bytes(axes: Axes, style: Style, partition: Partition) -> None:
-    """Draw mean accuracy against the bytes sent so far; a method that sends nothing is a flat line."""
+    """Draw mean accuracy against the bytes sent so far; the best methods that send nothing are flat lines."""
+    silent: list[tuple[str, float]] = []
     for place, (method, found) in enumerate(partition.methods.items()):
         points = [point for point in found.curve if point.mean is not None]
         sent = [point for point in points if point.bytes]
@@ -78,9 +92,8 @@ def curves_over_bytes(axes: Axes, style: Style, partition: Partition) -> None:
         if sent:
             axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), label=method, **look)
         elif points:
-            look |= {"ls": (0, (4, 1.5)), "marker": "", "label": f"{method}, sends nothing"}
-            axes.axhline(_percent(points, "mean")[-1], **look)
-    _controls(axes, style, partition)
+            silent.append((f"{method}, sends nothing", _percent(points, "mean")[-1]))
+    references(axes, style, sorted(silent, key=lambda line: -line[1]) or _controls(partition))
     bytes_axis(axes)
     axes.set(xlabel="sent so far, all clients, up and down", ylabel=f"mean test {partition.metric}, %")
 
@@ -93,7 +106,7 @@ def clients(axes: Axes, style: Style, partition: Partition) -> None:
         shift = 0.5 * (place - (len(shown) - 1) / 2) / max(1, len(shown))  # equal results do not hide each other
         rows = np.arange(len(names)) + shift
         _marks(axes, found, rows, s=20, lw=0, label=method, **style.look(method))
-    _controls(axes, style, partition, upright=True)
+    references(axes, style, _controls(partition), upright=True)
     named = len(names) <= MOST_NAMED
     _rows(axes, names if named else [], len(names), f"test {partition.metric}, %")
     axes.grid(axis="y", color=style.theme.faint, alpha=0.25, lw=0.6)
@@ -115,8 +128,7 @@ def worst_to_best(axes: Axes, style: Style, partition: Partition) -> None:
         axes.plot(ends, [row, row], color=look["color"], lw=2.2, solid_capstyle="round")
         axes.scatter(ends, [row, row], color=look["color"], marker="|", s=60)
         axes.scatter([100 * found.mean], [row], s=42, zorder=3, **look)
-    label = f"test {partition.metric}, %: worst client, mean, best client"
-    _rows(axes, [name for name, *_ in rows], len(rows), label)
+    _rows(axes, [name for name, *_ in rows], len(rows), f"test {partition.metric}, %")
 
 
 def sent(axes: Axes, style: Style, partition: Partition) -> None:
@@ -137,7 +149,7 @@ def sent(axes: Axes, style: Style, partition: Partition) -> None:
             largest = max(largest, count)
         ticks.append((row + 0.4 * max(0, len(parts) - 1), method))
         row += 0.8 * max(1, len(parts)) + 0.5
-    axes.set_yticks([tick for tick, _ in ticks], [short(name) for _, name in ticks])
+    axes.set_yticks([tick for tick, _ in ticks], [wrapped(name) for _, name in ticks])
     axes.set_ylim(row - 0.7, -0.7)
     bytes_axis(axes)
     axes.set_xlim(1, largest**1.75)  # room for the numbers beside the bars
@@ -162,7 +174,7 @@ def label_counts(axes: Axes, style: Style, counts: Matrix, names: Sequence[str],
 
 
 def overview(axes: Axes, style: Style, study: Study) -> None:
-    """Draw each partition as a row: every method's mean with its interval, the controls as grey ticks."""
+    """Draw each data set as a row: every method's mean with its interval."""
     partitions = list(study.results.values())
     for place, method in enumerate(study.methods):
         shift = 0.7 * (place - (len(study.methods) - 1) / 2) / max(1, len(study.methods))
@@ -172,15 +184,6 @@ def overview(axes: Axes, style: Style, study: Study) -> None:
         for row, one in found:
             if one.interval is not None:
                 axes.plot([100 * end for end in one.interval], [row, row], color=style.colour(method), lw=1.3)
-    low, high = axes.get_xlim()
-    controls = list(dict.fromkeys(name for partition in partitions for name in partition.controls))
-    for line, control in zip(cycle(CONTROL_LINES), controls, strict=False):
-        means = _numbers([p.controls[control].mean if control in p.controls else None for p in partitions])
-        near = (low - REACH <= means) & (means <= high + REACH)
-        label = control_label(control) + (", partly off the scale" if (~near & ~np.isnan(means)).any() else "")
-        rows = np.arange(len(partitions))[near]
-        grey: dict[str, Any] = {"colors": style.theme.faint, "linestyles": line, "lw": 1.2, "label": label}
-        axes.vlines(means[near], rows - 0.42, rows + 0.42, **grey)
     _rows(axes, list(study.results), len(partitions), "mean test accuracy, %")
 
 
@@ -205,28 +208,43 @@ def learning_rates(axes: Axes, style: Style, tuning: Tuning) -> None:
 
 def _rows(axes: Axes, names: Sequence[str], count: int, xlabel: str) -> None:
     """Name the rows of a plot, the first on top."""
-    axes.set_yticks(range(len(names)), map(short, names))
+    axes.set_yticks(range(len(names)), list(map(wrapped, names)))
     axes.set_ylim(count - 0.4, -0.6)
     axes.set_xlabel(xlabel)
 
 
 def _line(style: Style, method: str, place: int, methods: Sequence[str] | dict[str, Any]) -> dict[str, Any]:
     """Return a line's look. Of a few, later ones lie below and are wider: equal curves do not hide each other."""
-    below = place if len(methods) <= MOST_BANDS else 0
+    below = place if len(methods) <= MOST_WIDE else 0
     width = 1.5 + 0.7 * below
     return {**style.look(method), "lw": width, "ms": 2.5 + width, "zorder": 9 - 0.1 * below}
 
 
-def _controls(axes: Axes, style: Style, partition: Partition, upright: bool = False) -> None:
-    """Draw lines at the controls' means; one far from every method is only named, to save room."""
-    known = [(name, 100 * spread.mean) for name, spread in partition.controls.items() if spread.mean is not None]
-    draw, limits = (axes.axvline, axes.get_xlim()) if upright else (axes.axhline, axes.get_ylim())
-    for line, (name, mean) in zip(cycle(CONTROL_LINES), known, strict=False):
-        look: dict[str, Any] = {"color": style.theme.faint, "ls": line, "lw": 1.2}
-        if limits[0] - REACH <= mean <= limits[1] + REACH:
-            draw(mean, label=f"{control_label(name)}, {mean:.1f}", **look)
+def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upright: bool = False) -> None:
+    """Draw at most two reference lines, each with its name on it; one far from everything else is left out."""
+    low, high = axes.get_xlim() if upright else axes.get_ylim()
+    near = [line for line in lines if low - REACH <= line[1] <= high + REACH][:MOST_LINES]
+    for number, (name, value) in enumerate(sorted(near, key=lambda line: line[1])):
+        last = number == len(near) - 1
+        look: dict[str, Any] = {"color": style.theme.faint, "ls": CONTROL_LINES[number], "lw": 1.2, "zorder": 0}
+        shown = f"{name}, {value:.1f}"
+        text: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint}
+        if upright:
+            axes.axvline(value, **look)
+            side: dict[str, Any] = {"ha": "left" if last else "right", "va": "bottom"}
+            axes.annotate(f" {shown} ", (value, 1.0), xycoords=axes.get_xaxis_transform(), **side, **text)
         else:
-            axes.plot([], [], label=f"{control_label(name)}, {mean:.1f}: off the scale", **look)
+            axes.axhline(value, **look)
+            side = {"ha": "right", "va": "bottom" if last else "top"}
+            text |= {"xytext": (0, 2 if last else -3), "textcoords": "offset points"}
+            axes.annotate(shown, (1.0, value), xycoords=axes.get_yaxis_transform(), **side, **text)
+
+
+def _controls(partition: Partition) -> list[tuple[str, float]]:
+    """Return labels and means of the controls, those that say most about a method first."""
+    known = {name: 100 * spread.mean for name, spread in partition.controls.items() if spread.mean is not None}
+    order = [*(name for name in TELLING if name in known), *(name for name in known if name not in TELLING)]
+    return [(control_label(name), known[name]) for name in order]
 
 
 def _heat_map(axes: Axes, values: Matrix, limits: tuple[float, float], names: Sequence[str], style: Style) -> None:
@@ -240,7 +258,7 @@ def _heat_map(axes: Axes, values: Matrix, limits: tuple[float, float], names: Se
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     named = len(names) <= MOST_NAMED
-    axes.set_yticks(range(len(names)) if named else [], [short(name, 18) for name in names] if named else [])
+    axes.set_yticks(range(len(names)) if named else [], [wrapped(name) for name in names] if named else [])
     axes.set_ylabel("" if named else f"{len(names)} clients")
     axes.set_xticks([])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trifed.methods.explanations import explanation
 from trifed.methods.local import ALONE
 from trifed.reports.format import control_label, control_meanings, listing, percent, size
 from trifed.reports.privacy import PRIVACY_COLUMNS, privacy_row
@@ -167,6 +168,17 @@ def overview_table(study: Study) -> Table:
         for name, p in study.results.items()
     ]
     return Table("Mean test accuracy, %", columns, rows)
+
+
+def methods_table(study: Study) -> Table:
+    """Return what each method does, in a line, and its paper."""
+    found = {name: one for partition in study.results.values() for name, one in partition.methods.items()}
+    rows = [
+        {"method": name, "does": explanation(name) or None, "paper": one.citation or None}
+        for name, one in found.items()
+    ]
+    columns = (METHOD, Column("does", "what it does", "prose"), Column("paper", "paper", "prose"))
+    return Table("What each method does", columns, rows)
 
 
 def split_table(split: dict[str, Any], note: str) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from trifed.reports.comparison.deciding import by_deciding_metric, verdict_in_numbers
+from trifed.reports.comparison.ranking import ranking_sentence
 from trifed.reports.comparison.worth import ALIKE, only_sentence, worth_of_sharing, worth_sentence
 from trifed.reports.document import MOST_CAUTIONS, Caution
 from trifed.reports.format import control_label, listing, percent, plural, points, span
@@ -56,14 +57,16 @@ def study_verdict(study: Study) -> str:
     start = "" if study.finished else "Not finished. "
     if len(known) <= 1:
         partition = known[0] if known else Partition()
-        return start + verdict(partition) + _seals(partition)
+        return start + verdict(partition)
+    if sentence := ranking_sentence(study):
+        return start + sentence
     ahead = Counter(listing(level) for level in map(leaders, map(by_deciding_metric, known)) if len(level) == 1)
     counts = [f"{name} on {count}" for name, count in ahead.most_common()]
     counts += [f"no method on {len(known) - ahead.total()}"] if ahead.total() < len(known) else []
     return f"{start}Clearly ahead on {len(known)} partitions: {listing(counts)}."
 
 
-def _seals(partition: Partition) -> str:
+def seals(partition: Partition) -> str:
     """Return a sentence for each method whose updates the server saw only in sums; empty without any."""
     seals = {name: found.fewest_in_a_sum for name, found in partition.methods.items()}
     said = {
@@ -71,7 +74,7 @@ def _seals(partition: Partition) -> str:
         for name, fewest in seals.items()
         if fewest is not None
     }
-    return "".join(f" {name} was sealed: {text}." for name, text in said.items())
+    return " ".join(f"{name} was sealed: {text}." for name, text in said.items())
 
 
 def cautions(source: Source) -> list[Caution]:
