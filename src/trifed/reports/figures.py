@@ -15,7 +15,7 @@ import matplotlib
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from trifed.reports.format import size
 
@@ -135,7 +135,8 @@ def bytes_axis(axes: Axes) -> None:
     axes.set_xscale("log")
     low, high = sorted((max(float(low), 1.0), max(float(high), 1.0)))
     steps = (1.0,) if high / low > FEW_DECADES else (1.0, 2.0, 5.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
+    within = high / low < 10
+    axes.xaxis.set_major_locator(MaxNLocator(4) if within else LogLocator(subs=steps, numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value).replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 

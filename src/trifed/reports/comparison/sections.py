@@ -93,12 +93,17 @@ def _clients(partition: Partition, details: Details) -> Iterator[Block]:
     ends = _ends(partition)
     count = len(partition.methods)
     if any(value is not None for found in partition.methods.values() for value in found.client_accuracy):
-        rows = min(len(partition.clients), plots.MOST_NAMED)
-        yield Block(
-            tables.client_table(partition, details),
-            partial(plots.clients, partition=partition),
-            f"Marks: test {partition.metric} of {len(partition.clients)} clients by method. {ends}",
-            1.0 + min(0.32, 0.16 + 0.05 * count) * rows,
+        rows = len(partition.clients)
+        table = tables.client_table(partition, details)
+        yield (
+            Block(table, folded=True)
+            if rows > plots.MOST_NAMED
+            else Block(
+                table,
+                partial(plots.clients, partition=partition),
+                f"Marks: test {partition.metric} of {len(partition.clients)} clients by method. {ends}",
+                1.0 + min(0.32, 0.16 + 0.05 * count) * rows,
+            )
         )
     if ranked(partition):
         yield Block(
@@ -237,7 +242,11 @@ def _split(split: dict[str, Any]) -> Block:
     if len(labels) == 1:
         return Block(tables.split_table(split, note), folded=True)
     plot = partial(plots.label_counts, counts=counts, names=names, labels=labels)
-    height = 0.8 + 0.2 * min(len(clients), plots.MOST_NAMED) + (1.0 if len(labels) <= plots.MOST_LABELS else 0.2)
+    height = (
+        0.8
+        + (0.2 * len(clients) if len(clients) <= plots.MOST_NAMED else 2.4)
+        + (1.0 if len(labels) <= plots.MOST_LABELS else 0.2)
+    )
     alt = f"Heat map of training examples by client and label. {note}"
     return Block(tables.split_table(split, note), plot, alt, max(2.2, height))
 
