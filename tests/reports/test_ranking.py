@@ -60,7 +60,7 @@ def test_of_those_not_clearly_behind_the_lightest_is_recommended():
 def test_the_first_plot_is_accuracy_against_bytes():
     block = first_block(Source(Path(), "comparison", study(), {}))
     assert block.plot is not None and {row["method"] for row in block.table.rows} == set(MEANS)
-    assert [one["method"] for one in outcome(study())["order"]][0] == "fedavg-lora"
+    assert next(one["method"] for one in outcome(study())["order"]) == "fedavg-lora"
 
 
 def test_a_data_set_that_lacks_a_method_is_not_in_the_ranking_and_is_named():

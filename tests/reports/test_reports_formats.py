@@ -18,7 +18,7 @@ import trifed
 from trifed.common.errors import RunError
 from trifed.common.text import markdown_text
 from trifed.experiments.compare import ComparisonResult
-from trifed.reports.comparison.report import cluster_order
+from trifed.reports.comparison.sections import cluster_order
 
 SVG = "{http://www.w3.org/2000/svg}"
 
