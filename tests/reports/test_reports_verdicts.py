@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from studies import make_comparison
 
-from trifed.reports.comparison.ranking import compared, standings
+from trifed.reports.comparison.ranking import compared, rank_methods
 from trifed.reports.comparison.verdict import better_control, cautions, leaders, study_verdict, verdict
 from trifed.reports.comparison.worth import worth_of_sharing
 from trifed.reports.format import clock, listing, points
@@ -73,7 +73,7 @@ def test_one_method_and_none():
 
 def test_several_partitions_are_counted():
     found = study("a", "b", ce_lora=0.74, fedavg_lora=0.85)
-    assert [(one.method, one.wins, one.losses, one.pairs) for one in standings(found)] == [
+    assert [(one.method, one.wins, one.losses, one.pairs) for one in rank_methods(found)] == [
         ("fedavg-lora", 2, 0, 2), ("ce-lora", 0, 2, 2),
     ]  # fmt: skip
     assert study_verdict(found).startswith("fedavg-lora is first") and "11.0 points" in study_verdict(found)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from trifed.methods.local import ALONE
 from trifed.reports.comparison.deciding import by_deciding_metric
-from trifed.reports.comparison.ranking import not_clearly_behind, standings
+from trifed.reports.comparison.ranking import not_clearly_behind, rank_methods
 from trifed.reports.comparison.worth import ALIKE, Worth, worth_of_sharing
 from trifed.reports.format import control_label, listing, percent, points, size, span
 from trifed.reports.results import Difference, Partition, Source, Study
@@ -48,7 +48,7 @@ def advice_on(source: Source) -> Advice:
 
 def _on_ranking(study: Study) -> Advice:
     """Return the method that sends least of those that are not clearly behind over all data sets."""
-    order = standings(study)
+    order = rank_methods(study)
     if not study.finished:
         return Advice("finish", "Let it finish before you decide; what is here may still change.")
     if len(order) < 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trifed.reports.comparison import first_plots, plots, tables
 from trifed.reports.comparison.deciding import by_deciding_metric
-from trifed.reports.comparison.ranking import standings
+from trifed.reports.comparison.ranking import rank_methods
 from trifed.reports.comparison.ranking_tables import pareto_block
 from trifed.reports.comparison.worth import Worth, alone_label, worth_of_sharing
 from trifed.reports.document import Block
@@ -43,7 +43,7 @@ def outcome(study: Study) -> dict[str, Any]:
     known = [found for one in study.results.values() for found in one.methods.values() if found.mean is not None]
     if len(known) < 2:
         return {"kind": "one method" if known else "none"}
-    return {"kind": "ranking", "order": [vars(one) for one in standings(study)]}
+    return {"kind": "ranking", "order": [vars(one) for one in rank_methods(study)]}
 
 
 def first_block(source: Source) -> Block | None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from trifed.reports.comparison.plots import MOST_NAMED, references
-from trifed.reports.comparison.ranking import Standing
+from trifed.reports.comparison.ranking import RankedMethod
 from trifed.reports.comparison.worth import Worth, alone_label
 from trifed.reports.figures import FONT, Style, bytes_axis, wrapped
 from trifed.reports.results import Matrix
@@ -61,7 +61,7 @@ def pareto_height(methods: int) -> float:
     return max(3.2, 0.9 + 0.24 * methods)
 
 
-def pareto(axes: Axes, style: Style, order: Sequence[Standing]) -> None:
+def pareto(axes: Axes, style: Style, order: Sequence[RankedMethod]) -> None:
     """Draw the mean accuracy of each method against its bytes, with its name; a line joins the frontier.
 
     Methods that send nothing have no place on a logarithmic axis: the best of them is a line with its name.

@@ -13,7 +13,7 @@ from trifed.reports.results import Difference, Interval, Number, Partition, Stud
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankedMethod:
     """One method over all data sets on which every method has a result.
 
     Attributes:
@@ -51,7 +51,7 @@ def compared(study: Study) -> dict[str, Partition]:
     }
 
 
-def standings(study: Study) -> list[Standing]:
+def rank_methods(study: Study) -> list[RankedMethod]:
     """Return the methods, the best first; empty without a data set on which all have a result.
 
     The highest mean is first; where metrics are no shares, the lowest mean rank.
@@ -62,7 +62,7 @@ def standings(study: Study) -> list[Standing]:
     shares = all(study.results[name].deciding.share for name in views)
     methods = [name for name in study.methods if name in next(iter(views.values())).methods]
     ranks = {name: _ranks(view, methods) for name, view in views.items()}
-    found = [_standing(method, methods, views, ranks, shares) for method in methods]
+    found = [_ranked_method(method, methods, views, ranks, shares) for method in methods]
     found.sort(key=lambda one: (-(one.mean or 0.0), one.rank))
     return [_with_frontier(one, found) for one in found]
 
@@ -74,18 +74,18 @@ def _ranks(view: Partition, methods: Sequence[str]) -> dict[str, float]:
     return dict(zip(methods, above + (equal + 1) / 2, strict=True))
 
 
-def _standing(
+def _ranked_method(
     method: str,
     methods: Sequence[str],
     views: Mapping[str, Partition],
     ranks: Mapping[str, dict[str, float]],
     shares: bool,
-) -> Standing:
+) -> RankedMethod:
     results = [view.methods[method] for view in views.values()]
     gaps = [view.difference(method, other) for view in views.values() for other in methods if other != method]
     ends = [gap.interval for gap in gaps if gap and gap.interval]
     mean = float(np.mean([found.mean or 0.0 for found in results])) if shares else None
-    return Standing(
+    return RankedMethod(
         method=method,
         mean=mean,
         interval=_around(mean, [found.interval for found in results]),
@@ -107,8 +107,8 @@ def _around(mean: Number, intervals: Sequence[Interval]) -> Interval:
     return (mean - half, mean + half)
 
 
-def _with_frontier(one: Standing, all_of_them: Sequence[Standing]) -> Standing:
-    def good(item: Standing) -> float:
+def _with_frontier(one: RankedMethod, all_of_them: Sequence[RankedMethod]) -> RankedMethod:
+    def good(item: RankedMethod) -> float:
         return -item.rank if item.mean is None else item.mean
 
     beaten = any(
@@ -117,7 +117,7 @@ def _with_frontier(one: Standing, all_of_them: Sequence[Standing]) -> Standing:
         and (good(other), -other.sent) != (good(one), -one.sent)
         for other in all_of_them
     )
-    return Standing(**{**vars(one), "frontier": not beaten})
+    return RankedMethod(**{**vars(one), "frontier": not beaten})
 
 
 def mean_difference(study: Study, one: str, other: str) -> Difference | None:
@@ -130,7 +130,7 @@ def mean_difference(study: Study, one: str, other: str) -> Difference | None:
     return Difference(mean=mean, interval=_around(mean, [gap.interval for gap in known]))
 
 
-def not_clearly_behind(study: Study, order: Sequence[Standing]) -> list[Standing]:
+def not_clearly_behind(study: Study, order: Sequence[RankedMethod]) -> list[RankedMethod]:
     """Return the first method and all those whose mean difference from it has no interval above 0."""
     gaps = {one.method: mean_difference(study, order[0].method, one.method) for one in order[1:]}
     behind = {name for name, gap in gaps.items() if gap and gap.interval and gap.interval[0] > 0}
@@ -139,7 +139,7 @@ def not_clearly_behind(study: Study, order: Sequence[Standing]) -> list[Standing
 
 def ranking_sentence(study: Study) -> str:
     """Return who is first over all data sets, and by how much; empty without a ranking of two methods."""
-    order = standings(study)
+    order = rank_methods(study)
     if len(order) < 2:
         return ""
     first, second = order[:2]

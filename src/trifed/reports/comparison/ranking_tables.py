@@ -1,4 +1,4 @@
-"""The ranking of a comparison as sections: standings, wins and losses, and accuracy against bytes."""
+"""The ranking of a comparison as sections: the methods in order, wins and losses, and accuracy against bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from trifed.reports.comparison import first_plots, plots, tables
-from trifed.reports.comparison.ranking import Standing, compared, standings
+from trifed.reports.comparison.ranking import RankedMethod, compared, rank_methods
 from trifed.reports.comparison.tables import main_table
 from trifed.reports.document import Block, Section
 from trifed.reports.format import plural
@@ -22,7 +22,7 @@ RANKING_NOTE = (
 
 def ranking_sections(study: Study) -> Iterator[Section]:
     """Yield the ranking with wins and losses, and the means on each data set."""
-    order = standings(study)
+    order = rank_methods(study)
     left_out = [name for name in study.results if name not in compared(study)]
     notes = (
         [f"Not in the ranking, because a method has no result there: {', '.join(left_out)}."] if left_out else []
@@ -32,7 +32,7 @@ def ranking_sections(study: Study) -> Iterator[Section]:
     yield Section("All data sets", blocks=_overview(study))
 
 
-def ranking_table(order: list[Standing]) -> Table:
+def ranking_table(order: list[RankedMethod]) -> Table:
     """Return one row for each method, the best first."""
     columns = (
         Column("method", "method"),
@@ -49,7 +49,7 @@ def ranking_table(order: list[Standing]) -> Table:
     return Table("Ranking over all data sets", columns, rows, RANKING_NOTE).without_empty()
 
 
-def wins_table(study: Study, order: list[Standing]) -> Table:
+def wins_table(study: Study, order: list[RankedMethod]) -> Table:
     """Return, for each pair of methods, on how many data sets the row's is clearly better and clearly worse."""
     views, names = compared(study), [one.method for one in order]
     keys = {name: f"against {name}" for name in names}
@@ -70,7 +70,7 @@ def wins_table(study: Study, order: list[Standing]) -> Table:
 
 def pareto_block(study: Study) -> Block | None:
     """Return mean accuracy against bytes of one client in a round; None without a ranking by means."""
-    order = standings(study)
+    order = rank_methods(study)
     if len(order) < 2 or any(one.mean is None for one in order):
         return None
     columns = (
