@@ -15,8 +15,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
+from in_this_process import in_this_process
 from trifed import load_client, make_comparison, make_config
 from trifed.data import demo_corpus_path
+from trifed.methods import METHODS, ORIGINS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"
@@ -53,12 +55,54 @@ def tiny_reader(tiny_encoder, tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture
+def notebook(monkeypatch, tmp_path):
+    """`notebook("first_steps", ROUNDS=1)`: the names after all cells ran in an empty folder.
+
+    The cell with the tag "parameters" is the one whose names are replaced, as papermill does it. The cells run in
+    this process, without a kernel, which would import torch once more.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def execute(name, **parameters):
+        cells = json.loads((EXAMPLES / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        names = {"__name__": "__main__"}
+        for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+            exec(compile("".join(cell["source"]), f"{name}.ipynb, code cell {number}", "exec"), names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                assert names.keys() >= parameters.keys()
+                names |= parameters
+        return names
+
+    return execute
+
+
 def test_three_hospitals(example, tiny_reader, capsys):
     script = example("hospitals")
     departments = script["main"](model=tiny_reader, rounds=1)
     assert len(departments) == 2 and set(departments) <= set(script["CASES"])
     printed = capsys.readouterr().out
     assert all(f"{site}: accuracy" in printed for site in ("north", "harbour", "valley"))
+
+
+def test_an_aggregation_of_ones_own_is_compared_with_equal_parts(example, toy_table, tiny_encoder, monkeypatch):
+    monkeypatch.setenv("TRIFED_METHOD_FILES", "")  # put back at the end
+    script = example("compare_aggregation")
+    try:
+        with in_this_process():
+            result = script["main"](str(toy_table), str(tiny_encoder), rounds=1)
+        values = make_comparison(script["settings"](str(toy_table), str(tiny_encoder), 1, [0]))
+        fair, preset = (make_config(values.run_values("all", name)) for name in ("fedavg-lora", "own-prior"))
+    finally:
+        METHODS.pop("capped-lora")
+        ORIGINS.pop("capped-lora")
+    assert (fair.personalization, fair.aggregation) == (preset.personalization, preset.aggregation)
+    default = make_config({"data": {"source": str(toy_table)}, "method": "own-prior"})
+    assert (preset.personalization, preset.aggregation, preset.wire) == (
+        default.personalization, default.aggregation, default.wire
+    )  # fmt: skip
+    table = result.table()
+    assert {"fedavg-lora", "own-prior", "capped-lora"} <= set(table.index.get_level_values("method"))
 
 
 def test_two_sites_are_served_from_one_base(example):
@@ -79,6 +123,19 @@ def test_folders_of_images(example):
     script = example("image_folders")
     labels = script["main"](rounds=1)
     assert len(labels) == 3 and set(labels) <= set(script["COLORS"])
+
+
+def test_first_steps(notebook, tiny_reader):
+    names = notebook("first_steps", MODEL=tiny_reader, ROUNDS=1)
+    assert set(names["result"].clients.index) == {"hotel", "clinic", "transit"}
+    assert names["page"].is_file() and (names["adapter"] / "adapter_model.safetensors").is_file()
+
+
+def test_results_are_read_and_methods_compared(notebook, tiny_reader):
+    with in_this_process():
+        names = notebook("compare_methods", MODEL=tiny_reader, ROUNDS=1, SEEDS=[0])
+    assert {"local", "fedavg-lora", "own-prior"} <= set(names["table"].index.get_level_values("method"))
+    assert names["upload"]["round"] == 1 and set(names["one"].clients.index) == {"hotel", "clinic", "transit"}
 
 
 def test_methods_with_equal_parts_send_as_few_bytes(example, toy_table, tiny_encoder):
