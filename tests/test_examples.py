@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from in_this_process import in_this_process
 from trifed import load_client, make_comparison, make_config
 from trifed.data import demo_corpus_path
+from trifed.deployment.release_log import read_releases
 from trifed.methods import METHODS, ORIGINS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -123,6 +125,21 @@ def test_folders_of_images(example):
     script = example("image_folders")
     labels = script["main"](rounds=1)
     assert len(labels) == 3 and set(labels) <= set(script["COLORS"])
+
+
+def test_a_server_and_two_sites_on_one_machine(example, tiny_reader, tmp_path):
+    pytest.importorskip("flwr")
+    script = example("between_sites")
+    try:
+        predicted = script["main"](model=tiny_reader, rounds=1)
+    finally:
+        subprocess.run(["pkill", "-9", "-f", str(tmp_path)], check=False)
+    assert predicted.keys() == {"hotel", "clinic"} and all(len(labels) == 2 for labels in predicted.values())
+    for site in predicted:
+        assert [r.kind for r in read_releases(tmp_path / "between-sites" / site / "kept") if r.kind == "train"]
+    ports = {re.search(r"--port (\d+)", (tmp_path / "between-sites" / site / "start.sh").read_text())[1]
+             for site in predicted}  # fmt: skip
+    assert len(ports) == 2
 
 
 def test_first_steps(notebook, tiny_reader):
