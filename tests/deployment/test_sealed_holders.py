@@ -119,6 +119,61 @@ def test_a_server_that_lies_about_the_holders_of_a_label_gets_no_part(lie, seale
         assert sent == [0]
 
 
+P256 = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Order of the curve: with (r, s) also (r, P256 − s) is a signature."""
+
+
+def other_signature(context, request):
+    """The same terms with another signature that is as valid: names, keys and counts are the same."""
+    header = context.header("terms", 0, 1)
+    found = SumTerms.decode(request.parts["terms"], header, context.compression.layout, 1)
+    signatures = found.signatures.copy()
+    s = P256 - int.from_bytes(signatures[0, 32:].tobytes())
+    signatures[0, 32:] = np.frombuffer(s.to_bytes(32), np.uint8)
+    return {"terms": replace(found, signatures=signatures).encode(header)}
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_unlike_terms_at_one_site_before_round_1_never_pass_for_a_count(honest, sealed, events, rare):
+    """Masks do not cancel then. The sum is a random number, which a server that lies takes for the count."""
+    coordinator, channel, _ = sealed(method="own-prior", rounds=1)
+    ask, opened = channel.ask, coordinator.open
+
+    def asks(requests, *rest):
+        for node, request in requests.items():
+            if (request.kind, request.facts.get("round"), node) == ("send", 0, 1):
+                requests[node] = replace(request, parts=other_signature(coordinator.server.context, request))
+        return ask(requests, *rest)
+
+    def opening():
+        done, server = opened(), coordinator.server
+        add = server.add
+
+        def takes(number, terms, parts):
+            wrong = add(number, terms, parts)
+            if honest or number:
+                return wrong
+            total = np.sum([part.integers for part in parts], axis=0, dtype=np.int64) % 8
+            server._set(0, holders=total.clip(max=3), opened_members=parts[0].members)
+            arrays = {f"opened_{n}": np.stack([getattr(part, a) for part in parts]) for n, a in OF_PARTS.items()}
+            server._set([0, 1, 2], opening=True, **arrays)
+            return None
+
+        server.add = takes
+        return done
+
+    channel.ask, coordinator.open = asks, opening
+    coordinator.run()
+    if honest:
+        assert left_out(events, coordinator) == {} and not coordinator.server.state["holders"].any()
+    else:
+        assert left_out(events, coordinator) == {(site, 1): "unknown_site" for site in SITES}
+
+
+OF_PARTS = {"parts": "integers", "signatures": "signature"}
+"""Arrays of the server's state, and those of a part that they have."""
+
+
 def test_other_holders_than_before_get_no_part_either(sealed, events):
     coordinator, _, _ = sealed(method="own-prior")
     with_terms(coordinator, lambda n, found: replace(found, holders=found.holders - 1) if n == 2 else found)

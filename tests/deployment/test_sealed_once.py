@@ -205,7 +205,7 @@ def test_the_record_does_not_depend_on_how_numbers_are_rounded(levels, sealed, s
         sums_of_run.ready(SimpleNamespace(header=lambda *_: header), 1, 0, 0)
         keys_of_others = np.array([np.frombuffer(RoundKey.generate().public, np.uint8) for _ in names])
         terms = SumTerms(range(len(names)), steps=np.ones(1, np.float16), keys=keys_of_others, names=names)
-        mask = sums_of_run.mask(sums_of_run.take(1), terms, np.zeros(2, np.float32), "", digest_of_change(memory))
+        mask = sums_of_run.mask(sums_of_run.take(1), terms, [], "", digest_of_change(memory))
         try:
             mask(modulo(np.array(levels), 4), 4)
             codes.append("")

@@ -126,6 +126,10 @@ def test_terms_arrive_as_they_were_sent_and_bad_ones_are_refused():
             read(replace(good, **changes))
     with pytest.raises(MessageError, match="round"):
         read(good, replace(header, round=3))
+    header = replace(header, round=0)
+    assert read(SumTerms([0, 1, 5]), header).opening == []
+    with pytest.raises(MessageError):
+        read(SumTerms([0, 1, 5], opening=[1]), header)
 
 
 # -- the server

@@ -87,14 +87,15 @@ class SealedSiteRun(SiteRun):
         self.sums.check(ready, client.dataset.index, terms, labels)
         reference = client.reference if number else np.zeros(0, np.float32)
         numbers = digest_of_change(client.state.memory) if number else labels
-        mask = self.sums.mask(ready, terms, reference, key, numbers)
+        alike = self.sums.alike(terms, reference, key)
+        mask = self.sums.mask(ready, terms, alike, key, numbers)
 
         def save(state: ClientState, part: bytes | None) -> None:
             if number:
                 self.store.save_round(number, ready.counts, state, client.local_init, self.settings.keep_rounds)
             self.store.save_upload(key, part or b"")
 
-        return Reply(parts={"sum": client.send(number, payload, mask, save, self.sums.signer(terms))})
+        return Reply(parts={"sum": client.send(number, payload, mask, save, self.sums.signer(terms, alike))})
 
     def _request_key(self, request: Request, client: Client) -> str:
         """Return no key: what is sent again as it was is the part of a sum, see `send`."""

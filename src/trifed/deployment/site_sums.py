@@ -5,6 +5,7 @@ What a site has sent is in its record, see `sum_record`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,35 +155,48 @@ class SealedSums:
                 self.record.write_holders(holders)
             check_holders(holders, index, sum_terms, labels, sent.numbers if sent else "")
 
-    def signer(self, sum_terms: SumTerms) -> Sign:
-        """Return the function that signs this site's masked part of the sum of label holders."""
-        members = members_digest(sum_terms.names, sum_terms.keys)
+    def alike(self, sum_terms: SumTerms, reference: Vector, terms_digest: str) -> list[bytes]:
+        """Return all that the sites of a sum must have been given alike, beside names and keys.
 
-        def signed(part: Integers) -> bytes:
-            return sign(own_key(self.site), part_statement(self.run, sum_terms.names, members, part_bytes(part)))
+        Args:
+            sum_terms: The terms of the sum.
+            reference: The values that all sites of the sum started from, (n_values,).
+            terms_digest: Digest of the message with the terms.
+        """
+        indices = [np.array(each, np.int64).tobytes() for each in (sum_terms.clients, sum_terms.opening)]
+        arrays = [sum_terms.steps.tobytes(), sum_terms.holders.tobytes(), reference.tobytes()]
+        return [*indices, *arrays, terms_digest.encode()]
+
+    def signer(self, sum_terms: SumTerms, alike: Sequence[bytes]) -> Sign:
+        """Return the function that signs this site's masked part of the sum of label holders.
+
+        It signs with the part all that the masks depend on, `alike` among it.
+        """
+        members = members_digest(sum_terms.names, sum_terms.keys, alike)
+
+        def signed(part: Integers) -> tuple[bytes, bytes]:
+            statement_of_part = part_statement(self.run, sum_terms.names, members, part_bytes(part))
+            return members, sign(own_key(self.site), statement_of_part)
 
         return signed
 
     def mask(
-        self, ready: ReadyRound, sum_terms: SumTerms, reference: Vector, terms_digest: str, numbers: str
+        self, ready: ReadyRound, sum_terms: SumTerms, alike: Sequence[bytes], terms_digest: str, numbers: str
     ) -> Mask:
         """Return the function that masks this site's integers; the record is written before the first are masked.
 
-        The masks depend on all that the sites of a sum must have received alike: with other terms or another
-        reference vector at one of them they do not cancel.
+        The masks depend on all that the sites of a sum must have been given alike: if one of them was given
+        something else, they do not cancel.
 
         Args:
             ready: The round.
             sum_terms: Its terms, checked.
-            reference: The values that all sites of the sum started from, (n_values,).
+            alike: All that the sites must have been given alike, see `alike`.
             terms_digest: Digest of the message with the terms.
             numbers: Digest of the site's own numbers, before they are rounded.
         """
         members = list(zip(sum_terms.names, publics_of(sum_terms), strict=True))
         others = [public for _, public in members if public != ready.key.public]
-        indices = [np.array(each, np.int64).tobytes() for each in (sum_terms.clients, sum_terms.opening)]
-        arrays = [sum_terms.steps.tobytes(), sum_terms.holders.tobytes(), reference.tobytes()]
-        alike = [*indices, *arrays, terms_digest.encode()]
         done: list[Array] = []
 
         def mask(values: Integers, bits: int) -> Integers:

@@ -24,8 +24,8 @@ from trifed.methods.packing import Layout, Vector
 Integers = NDArray[np.uint32]
 Mask = Callable[[Integers, int], Integers]
 """Integers modulo 2^bits, (n,), and bits → masked integers modulo 2^bits, (n,)."""
-Sign = Callable[[Integers], bytes]
-"""Masked integers, (n,) → the client's signature on them, 64 bytes."""
+Sign = Callable[[Integers], tuple[bytes, bytes]]
+"""Masked integers, (n,) → the digest of what is signed beside them, 32 bytes, and the signature, 64 bytes."""
 Steps = NDArray[np.float16]
 MAGNITUDE_BITS = 16
 FIRST_STEP = 5.0

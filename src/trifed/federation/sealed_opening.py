@@ -19,7 +19,7 @@ from trifed.common.errors import MessageError
 from trifed.federation.sealed_numbers import bits_of_count
 
 MEMBERS = 32
-"""Bytes of the digest of a list of clients."""
+"""Bytes of the digest of what the sites of a sum were given."""
 SIGNED = 64
 """Bytes of a signature."""
 PROOF: dict[str, type[np.generic]] = {
@@ -37,9 +37,9 @@ class OpeningProof:
 
     Attributes:
         names: Names of the clients of that sum, (k,), in the order of their indices.
-        members: Digest of the list of that sum, (32,), see `members_digest`.
+        members: Digest of what all sites of that sum were given, (32,), see `members_digest`.
         parts: Masked integers modulo 2^bits, (k, n_labels).
-        signatures: Each client's signature on its part and the list, (k, 64).
+        signatures: Each client's signature on its part and this digest, (k, 64).
     """
 
     names: Sequence[str]
@@ -102,9 +102,19 @@ def read_proof(arrays: Mapping[str, NDArray[np.generic]], clients: int, labels: 
     )
 
 
-def members_digest(names: Sequence[str], keys: NDArray[np.uint8]) -> bytes:
-    """Return the digest of a sum's list, 32 bytes: names and public keys of the round, (n, 32), in their order."""
-    return hashlib.sha256(json.dumps([list(names), keys.tobytes().hex()]).encode()).digest()
+def members_digest(names: Sequence[str], keys: NDArray[np.uint8], alike: Sequence[bytes]) -> bytes:
+    """Return the digest of what the sites of a sum were given, 32 bytes.
+
+    If all sites have signed one digest, their masks cancel, and the sum of their parts is the number of holders.
+    With unlike terms at one site the sum would be a random number, which can look like a true one by chance.
+
+    Args:
+        names: Names of the sites, in the order of the list.
+        keys: Public keys of the round, (n, 32).
+        alike: All else that the masks depend on.
+    """
+    given = [list(names), keys.tobytes().hex(), [each.hex() for each in alike]]
+    return hashlib.sha256(json.dumps(given).encode()).digest()
 
 
 def part_bytes(part: NDArray[np.generic]) -> bytes:

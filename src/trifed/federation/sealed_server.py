@@ -31,7 +31,7 @@ from trifed.federation.sealed_numbers import (
     next_steps,
     unpack_bits,
 )
-from trifed.federation.sealed_opening import MEMBERS, SIGNED, OpeningProof, members_digest
+from trifed.federation.sealed_opening import MEMBERS, SIGNED, OpeningProof
 from trifed.federation.sealing import SumRules, SumTerms
 from trifed.federation.server import Server
 from trifed.methods.base import Upload
@@ -57,12 +57,14 @@ Wanted = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 class SumPart:
     """One client's part of a sum: integers modulo 2^bits, and magnitudes modulo 2^16.
 
-    There are no magnitudes before round 1, and with noise.
+    There are no magnitudes before round 1, and with noise. A signature, with the digest `members` of what it is
+    on beside the part, there is before round 1 alone.
     """
 
     integers: Integers
     magnitudes: Integers
     signature: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(SIGNED, np.uint8))
+    members: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(MEMBERS, np.uint8))
 
 
 @dataclass(frozen=True)
@@ -251,14 +253,15 @@ class SealedServer(Server):
         if number and not self.rules.noise:
             wanted["magnitudes"] = (np.dtype(np.uint16), (len(block_starts(layout)),))
         elif not number:
-            wanted["signature"] = (np.dtype(np.uint8), (SIGNED,))
+            wanted |= {"signature": (np.dtype(np.uint8), (SIGNED,)), "members": (np.dtype(np.uint8), (MEMBERS,))}
         try:
             arrays = _arrays(payload, header, wanted)
         except MessageError as error:
             return Rejected(BAD_REPLY, str(error))
         integers = unpack_bits(arrays["sum"].astype(np.uint8), count, bits)
         signature = arrays.get("signature", np.zeros(SIGNED)).astype(np.uint8)
-        return SumPart(integers, arrays.get("magnitudes", np.zeros(0)).astype(np.uint32), signature)
+        members = arrays.get("members", np.zeros(MEMBERS)).astype(np.uint8)
+        return SumPart(integers, arrays.get("magnitudes", np.zeros(0)).astype(np.uint32), signature, members)
 
     def add(self, number: int, sum_terms: SumTerms, parts: Sequence[SumPart]) -> Rejected | None:
         """Open the sum of all parts, and take it into the group's reference, or its label holders (round 0).
@@ -273,8 +276,9 @@ class SealedServer(Server):
         if number == 0:
             if (total > n).any():
                 return Rejected(UNREADABLE, f"a label has {int(np.max(total))} holders, of {n} clients")
-            digest = np.frombuffer(members_digest(sum_terms.names, sum_terms.keys), np.uint8)
-            self._set(group, holders=total, opened_members=digest)
+            if len({part.members.tobytes() for part in parts}) > 1:
+                return Rejected(UNREADABLE, "the sites have signed unlike terms, so their masks do not cancel")
+            self._set(group, holders=total, opened_members=parts[0].members)
             self._set(
                 list(sum_terms.clients),
                 opening=True,

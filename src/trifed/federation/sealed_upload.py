@@ -27,7 +27,7 @@ from trifed.federation.sealed_numbers import (
     pack_bits,
     to_levels,
 )
-from trifed.federation.sealed_opening import SIGNED
+from trifed.federation.sealed_opening import MEMBERS, SIGNED
 from trifed.federation.sealing import SumRules, SumTerms, sent_by
 from trifed.federation.upload import RECEIVED, RESIDUAL, Memory
 from trifed.methods.packing import Vector
@@ -112,13 +112,16 @@ class SealedUploads:
             MessageError: There is no change of this round to send, or nobody asks who holds a label.
         """
         clients, layout = len(sum_terms.clients), self.compression.layout
+        arrays: dict[str, NDArray[np.generic]]
         if not header.round:
             if not len(self.held):
                 raise MessageError(f"{header}: this run has no sum of label holders; nothing is sent")
             bits = bits_of_count(clients)
             held = _masked(self.held.astype(np.int64), bits, mask)
-            signature = np.frombuffer(sign(held) if sign else bytes(SIGNED), np.uint8)
-            return encode(header, {"sum": pack_bits(held, bits), "signature": signature}), memory
+            signed = sign(held) if sign else (bytes(MEMBERS), bytes(SIGNED))
+            members, signature = (np.frombuffer(each, np.uint8) for each in signed)
+            arrays = {"sum": pack_bits(held, bits), "members": members, "signature": signature}
+            return encode(header, arrays), memory
         if PENDING not in memory:
             raise MessageError(f"{header}: there is no trained change to send")
         bits = self.rules.bits(clients, layout)
@@ -130,7 +133,7 @@ class SealedUploads:
         step_of_each = self.rules.step_of_each(sum_terms, layout)
         levels = to_levels(change, step_of_each, self.rules.levels)
         means = magnitudes(change, sum_terms.steps, layout, clients)
-        arrays: dict[str, NDArray[np.generic]] = {
+        arrays = {
             "sum": pack_bits(_masked(levels, bits, mask), bits),
             "magnitudes": _masked(means, MAGNITUDE_BITS, mask).astype(np.uint16),
         }

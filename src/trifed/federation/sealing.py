@@ -113,6 +113,8 @@ class SumTerms:
             raise _wrong(expected, "clients", arrays["clients"], wanted)
         if (arrays["holders"].astype(np.int64) > len(opening)).any():
             raise _wrong(expected, "holders", arrays["holders"], f"at most {len(opening)} clients a label")
+        if opening and not rounds:
+            raise _wrong(expected, "opening", arrays["opening"], "no clients before round 1")
         if not set(changed) <= set(opening):
             raise _wrong(expected, "changed", arrays["changed"], "clients of 'opening'")
         try:
