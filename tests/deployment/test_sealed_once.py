@@ -201,7 +201,7 @@ def test_the_record_does_not_depend_on_how_numbers_are_rounded(levels, sealed, s
     codes = []
     header = Header("ready", "one", "b", 1, 0)
     for name, names in (("one", SITES), ("again", SITES), ("other", FOUR)):
-        sums_of_run = SealedSums(name, settings, 3, SiteStore.at(settings.folder / name, {}))
+        sums_of_run = SealedSums(name, settings, 3, SiteStore.at(settings.folder / name, {}), [])
         sums_of_run.ready(SimpleNamespace(header=lambda *_: header), 1, 0, 0)
         keys_of_others = np.array([np.frombuffer(RoundKey.generate().public, np.uint8) for _ in names])
         terms = SumTerms(range(len(names)), steps=np.ones(1, np.float16), keys=keys_of_others, names=names)
@@ -212,7 +212,7 @@ def test_the_record_does_not_depend_on_how_numbers_are_rounded(levels, sealed, s
         except RefusedError as error:
             codes.append(error.code)
     assert codes == ["", "", SENT]
-    assert SealedSums("one", settings, 2, SiteStore(settings.folder / "one")).at_least == 3
+    assert SealedSums("one", settings, 2, SiteStore(settings.folder / "one"), []).at_least == 3
     rest = {**memory, RESIDUAL: np.array([0.0, 0.1], np.float32)}
     assert digest_of_change(rest) != digest_of_change(memory)
 

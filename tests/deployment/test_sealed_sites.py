@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -234,6 +235,60 @@ def test_another_reference_or_other_terms_at_one_site_spoil_the_sum(kind, sealed
     coordinator.run()
     assert left_out(events, coordinator) == {(site, 2): "sum_unreadable" for site in SITES}
     assert counted(events, coordinator) == [1, 3]
+
+
+OTHER_SETTINGS = {
+    "training": {"learning_rate": 1e-30},
+    "adapter": {"alpha": 1e-3},
+    "model": {"max_length": 7},
+}
+
+
+@pytest.mark.parametrize("table", OTHER_SETTINGS)
+def test_other_settings_at_one_site_spoil_all_sums(table, sealed, events):
+    """Otherwise a server could give all sites but one a learning rate of almost 0, and have that one's upload."""
+    coordinator, channel, _ = sealed(rounds=2)
+    ask = channel.ask
+
+    def other(requests, *rest):
+        for node, request in requests.items():
+            if (request.kind, node) == ("hello", 1):
+                values = json.loads(request.facts["config"])
+                values[table] |= OTHER_SETTINGS[table]
+                requests[node] = replace(request, facts={**request.facts, "config": json.dumps(values)})
+        return ask(requests, *rest)
+
+    channel.ask = other
+    coordinator.run()
+    assert events(coordinator, "refused") == []
+    wanted = {(site, number): "sum_unreadable" for site in SITES for number in (1, 2)}
+    assert left_out(events, coordinator) == wanted and sums(events, coordinator) == {}
+
+
+def test_settings_of_a_sites_own_change_no_mask(sealed, events):
+    own = {"basil": {"training": {"batch_size": 4}}, "coral": {"device": "cpu", "worse_by": 5.0}}
+    coordinator, _, _ = sealed(rounds=2, settings=own)
+    coordinator.run()
+    assert left_out(events, coordinator) == {} and sums(events, coordinator) == {1: SITES, 2: SITES}
+
+
+def test_a_sealed_run_goes_on_with_settings_of_one_meaning_alone(sealed):
+    """A later version of the server may send more settings, at their defaults; other numbers need another run."""
+    coordinator, _, nodes = sealed(rounds=1)
+    coordinator.run()
+    hello, amber = coordinator.client_manager.hello, nodes["amber"]
+    was, values = amber.run, json.loads(hello.facts["config"])
+
+    def greets(**changes):
+        return amber.answer(replace(hello, facts={**hello.facts, "config": json.dumps({**values, **changes})}))
+
+    assert greets().error is None and amber.run is was
+    training = dict(values["training"])
+    assert greets(training={**training, "learning_rate": 1e-30}).error == "wrong_run" and amber.run is was
+    del training["weight_decay"]  # as if it were a new setting
+    assert greets(training=training).error is None and amber.run is not was
+    assert amber.run.greeted != was.greeted and amber.run.config == was.config
+    assert sealed.node("amber").answer(hello).error is None
 
 
 def other_steps(coordinator, request):

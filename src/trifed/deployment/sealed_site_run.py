@@ -19,6 +19,7 @@ from trifed.federation.client import Client
 from trifed.federation.client_update import ClientState
 from trifed.federation.sealed_upload import SealedUploads
 from trifed.federation.sealing import SumTerms
+from trifed.methods import METHODS, code_hash
 
 
 @dataclass
@@ -28,7 +29,9 @@ class SealedSiteRun(SiteRun):
     sums: SealedSums = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sums = SealedSums(self.name, self.settings, self.config.sealing.at_least, self.store)
+        method_code = code_hash(METHODS[self.config.method.name])
+        greeting = [each.encode() for each in (self.greeted, self.shared_model.fingerprint, method_code)]
+        self.sums = SealedSums(self.name, self.settings, self.config.sealing.at_least, self.store, greeting)
 
     @property
     def tells_scores(self) -> bool:

@@ -15,10 +15,10 @@ from typing import Any
 from trifed.common.dict_merge import deep_merge
 from trifed.common.errors import MessageError, TrifedError, one_line
 from trifed.config.run import RunConfig, make_config
+from trifed.config.run_identity import NO_NUMBERS
 from trifed.config.settings import GUARDS, NAMED_LABELS
+from trifed.deployment.greeting import digest_of_settings, settings_taken
 from trifed.deployment.protocol import (
-    AT_THE_SERVER,
-    LEFT_AT_HOME,
     MOST_TEXT,
     RefusedError,
     Reply,
@@ -144,9 +144,34 @@ class SiteProcess:
             raise RefusedError(
                 "wrong_run", f"{name}: the run began here with another {', '.join(FIXED)}; it is refused"
             )
-        if self.run is None or self.run.name != name:
+        loaded = self.run if self.run and self.run.name == name else None
+        if loaded is None or (loaded.config.sealing.on and loaded.greeted != digest_of_settings(values)):
+            self._refuse_other_numbers(name, earlier, values)
             self.run = load_run(name, values, self.settings)
-        return self.run
+            return self.run
+        return loaded
+
+    def _refuse_other_numbers(
+        self, name: str, earlier: Mapping[str, Any] | None, values: Mapping[str, Any]
+    ) -> None:
+        """Check that a sealed run goes on with settings that mean what those it began with mean.
+
+        Settings that only a newer server sends, at their defaults, change nothing.
+
+        Raises:
+            RefusedError: Another setting that can change a number: sites could train for some rounds so that their
+                later changes are small, and show those of another site in a sum.
+        """
+        now = merged_settings(values, self.settings)
+        if earlier is None or not now.sealing.on:
+            return
+        before = merged_settings(earlier, self.settings)
+        if before.model_dump(exclude=NO_NUMBERS) != now.model_dump(exclude=NO_NUMBERS):
+            raise RefusedError(
+                "wrong_run",
+                f"{name}: the sealed run began here with other settings that change numbers; it is refused. "
+                "Put them back at the server, or start a new run",
+            )
 
 
 def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRun:
@@ -161,18 +186,7 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         RefusedError: the run asks for what the site does not accept, or the base model is another than before.
         ConfigError: the merged settings have mistakes.
     """
-    asked = {key: value for key, value in values.items() if key not in AT_THE_SERVER}
-    if isinstance(asked.get("data"), dict):
-        asked["data"] = {key: value for key, value in asked["data"].items() if key not in LEFT_AT_HOME}
-    own_training = site.training.model_dump(exclude_none=True)
-    own = {
-        "data": deep_merge(site.data, WHOLE_TABLE),
-        "model": {"name": site.model} if site.model else {},
-        "training": {"device": site.device} if site.device else {},
-        "client_settings": {site.name: own_training} if own_training else {},
-        "privacy": site.privacy.model_dump(include=GUARDS),  # the site decides what may leave it
-    }
-    config = make_config(deep_merge(asked, own), f"the run's settings with those of {site.name}")
+    config = merged_settings(values, site)
     check_privacy_limits(config, site)
     check_site_policy(config, site)
     check_sealing(config, site)
@@ -198,7 +212,25 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
     narrow_frozen_weights(shared_model.model, config.training, shared_model.parameters.values())
     store, start = SiteStore.at(site.folder / name, values), shared_model.exchanged_start
     make = sealed_site_run() if config.sealing.on else SiteRun
-    return make(name, site, config, shared_model, store, digest(shared_model.exchanged, start))
+    found, greeted = digest(shared_model.exchanged, start), digest_of_settings(values)
+    return make(name, site, config, shared_model, store, found, greeted)
+
+
+def merged_settings(values: Mapping[str, Any], site: SiteSettings) -> RunConfig:
+    """Return the settings of a run as the server sent them, with the site's own in place of some.
+
+    Raises:
+        ConfigError: The merged settings have mistakes.
+    """
+    own_training = site.training.model_dump(exclude_none=True)
+    own = {
+        "data": deep_merge(site.data, WHOLE_TABLE),
+        "model": {"name": site.model} if site.model else {},
+        "training": {"device": site.device} if site.device else {},
+        "client_settings": {site.name: own_training} if own_training else {},
+        "privacy": site.privacy.model_dump(include=GUARDS),  # the site decides what may leave it
+    }
+    return make_config(deep_merge(settings_taken(values), own), f"the run's settings with those of {site.name}")
 
 
 def sealed_site_run() -> type[SiteRun]:

@@ -71,6 +71,7 @@ class SiteRun:
         shared_model: the base model with adapters.
         store: the run's folder.
         digest: digest of the layout and start of the values that go either way, before any shared projections.
+        greeted: digest of the settings that the server sent, see `greeting.digest_of_settings`.
         client: the client's side of the run; None until the data are read.
         data_hash: hash of the data with their split.
         rows_hash: hash of the data's rows alone.
@@ -83,6 +84,7 @@ class SiteRun:
     shared_model: SharedModel
     store: SiteStore
     digest: str
+    greeted: str
     client: Client | None = None
     data_hash: str = ""
     rows_hash: str = ""

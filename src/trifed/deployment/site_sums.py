@@ -60,10 +60,21 @@ class ReadyRound:
 
 
 class SealedSums:
-    """One run's sealed sums at a site. `at_least`: the run's, the fewest sites of a sum, this one included."""
+    """One run's sealed sums at a site.
 
-    def __init__(self, run: str, site: SiteSettings, at_least: int, store: SiteStore) -> None:
-        self.run, self.site = run, site
+    Args:
+        run: The run's name.
+        site: The site's own settings.
+        at_least: The run's, the fewest sites of a sum, this one included.
+        store: The run's folder.
+        greeting: What all sites of a sum must have been greeted with: digests of the settings, of the base model
+            and of the method's code.
+    """
+
+    def __init__(
+        self, run: str, site: SiteSettings, at_least: int, store: SiteStore, greeting: Sequence[bytes]
+    ) -> None:
+        self.run, self.site, self.greeting = run, site, greeting
         self.at_least = max(FEWEST, at_least, site.at_least)
         self.record = SumRecord(store)
         self.pending: ReadyRound | None = None
@@ -158,6 +169,9 @@ class SealedSums:
     def alike(self, sum_terms: SumTerms, reference: Vector, terms_digest: str) -> list[bytes]:
         """Return all that the sites of a sum must have been given alike, beside names and keys.
 
+        The settings are among it: otherwise a server could give all sites but one a learning rate of almost 0, and
+        the sum would be the upload of that one.
+
         Args:
             sum_terms: The terms of the sum.
             reference: The values that all sites of the sum started from, (n_values,).
@@ -165,7 +179,7 @@ class SealedSums:
         """
         indices = [np.array(each, np.int64).tobytes() for each in (sum_terms.clients, sum_terms.opening)]
         arrays = [sum_terms.steps.tobytes(), sum_terms.holders.tobytes(), reference.tobytes()]
-        return [*indices, *arrays, terms_digest.encode()]
+        return [*indices, *arrays, terms_digest.encode(), *self.greeting]
 
     def signer(self, sum_terms: SumTerms, alike: Sequence[bytes]) -> Sign:
         """Return the function that signs this site's masked part of the sum of label holders.
