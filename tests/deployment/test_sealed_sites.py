@@ -265,6 +265,15 @@ def test_other_settings_at_one_site_spoil_all_sums(table, sealed, events):
     assert left_out(events, coordinator) == wanted and sums(events, coordinator) == {}
 
 
+def test_a_site_refuses_weights_that_leave_one_holder_of_a_label_alone_in_the_sum(sealed, caplog):
+    coordinator, _, nodes = sealed(rounds=1)
+    hello = coordinator.client_manager.hello
+    values = json.loads(hello.facts["config"])
+    values["training"]["class_weights"] = {"login": 1.0, "billing": 1e-30, "delivery": 1e-30}
+    reply = nodes["amber"].answer(replace(hello, facts={**hello.facts, "config": json.dumps(values)}))
+    assert reply.error == "settings_unusable" and caplog.text.count("training.class_weights") == 1
+
+
 def test_settings_of_a_sites_own_change_no_mask(sealed, events):
     own = {"basil": {"training": {"batch_size": 4}}, "coral": {"device": "cpu", "worse_by": 5.0}}
     coordinator, _, _ = sealed(rounds=2, settings=own)

@@ -243,6 +243,8 @@ def values(**changes):
         ({"aggregation": {"rule": "median", "groups": "all", "weights": "equal"}}, "aggregation.rule"),
         ({"aggregation": {"screen": "multi-krum"}}, "aggregation.screen"),
         ({"aggregation": {"groups": "given", "members": [["a", "b"]]}}, "aggregation.members"),
+        ({"training": {"class_weights": {"login": 1.0, "a": 1e-30}}}, "training.class_weights"),
+        ({"training": {"class_weights": {"login": 21.0}}}, "training.class_weights"),  # the others count 1
         ({"sealing": {"on": True, "levels": 8}}, "sealing.levels"),
         ({"sealing": {"on": True, "at_least": 2}}, "sealing.at_least"),
     ],
@@ -251,6 +253,14 @@ def test_what_cannot_be_sealed_is_refused(changes, start):
     with pytest.raises(ConfigError) as refused:
         make_config(values(**changes))
     assert any(problem.startswith(start) for problem in refused.value.problems), refused.value.problems
+
+
+def test_weights_that_differ_little_can_be_sealed():
+    """In an open run no client hides behind the others, so weights may differ as they like there."""
+    weights = {"training": {"class_weights": {"login": 20.0, "Billing": 1.0}}}
+    make_config(values(**weights))
+    far = {"training": {"class_weights": {"login": 1e6, "billing": 1e-6}}}
+    make_config(values(sealing={"on": False}, **far))
 
 
 def test_the_seal_counts_for_a_runs_identity_only_where_it_is_on():

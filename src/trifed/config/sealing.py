@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from trifed.common.strict_settings import StrictSettings
+from trifed.data.columns import spelling
 from trifed.methods import METHODS, compose
 from trifed.methods.sealed import cannot_seal
 
@@ -70,6 +71,28 @@ def sealing_problems(config: RunConfig) -> Iterator[str]:
             f"aggregation.members: got a list of {len(few[0])} ({', '.join(few[0])}), but a sum needs "
             f"{config.sealing.at_least} clients (sealing.at_least); merge this list with another one, or "
             "remove its clients from aggregation.members"
+        )
+    yield from _weight_problems(config)
+
+
+LEAST_WEIGHT = 0.05
+"""Least weight of a label in a sealed run, as a share of the largest one."""
+
+
+def _weight_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a message if clients could add almost nothing to a sum because their labels weigh little."""
+    weights, labels = config.training.class_weights, config.data.labels
+    if not isinstance(weights, dict):
+        return
+    named = set(map(spelling, weights))
+    others = labels is None or any(spelling(label) not in named for label in labels)
+    counted = [*weights.values(), *([1.0] if others else [])]
+    if min(counted) < LEAST_WEIGHT * max(counted):
+        yield (
+            f"training.class_weights: got weights from {min(counted):g} to {max(counted):g} (a label without one "
+            f"counts 1), and in a sealed run the smallest must be at least {LEAST_WEIGHT:g} of the largest. "
+            "Otherwise a sum could show the update of the only client that holds a label; choose weights that "
+            "differ less, or leave [sealing] out"
         )
 
 
