@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from trifed import make_config, run
 from trifed.federation.batches import NOISE, seeded
 from trifed.federation.dp_mechanism import DpMechanism
+from trifed.federation.privacy_report import promise
 from trifed.federation.run_folder import RunFolder
 from trifed.privacy import noise_multiplier, read_ledger, seeded_noise
+from trifed.privacy.ledger import EVERYTHING
 
 pytest.importorskip("cryptography")
 from sealed_sites import LABELS, SITES, Heard, counted, left_out, sums
@@ -118,6 +120,21 @@ def test_who_is_absent_spends_nothing_and_a_lost_sum_costs_those_who_sent(sealed
     z = noise_multiplier(8.0, 1e-5, 3, in_sums=True)
     entries = read_ledger(nodes["amber"].run.store.folder / "privacy" / "ledger.json").entries
     assert {(entry.multiplier, entry.clients) for entry in entries} == {(z, 2)}
+
+
+def test_noised_training_of_a_round_without_a_sum_counts_too(sealed, events):
+    """In round 2 too few sites are ready; their part of round 3 has what they trained in both rounds."""
+    heard, privacy = Heard("train"), {"training": {"epsilon": 6.0, "rate": 0.3}}
+    faults = {**heard.faults, ("train", 2, "basil"): "deaf"}
+    coordinator, _, nodes = sealed(privacy=privacy, faults=faults, training={"steps": 2})
+    coordinator.run()
+    assert sums(events, coordinator).keys() == {1, 3} and counted(events, coordinator) == [1, 2, 3]
+    with_both = [("training", 1), ("update", 1), ("training", 2), ("training", 3), ("update", 3)]
+    assert ledger(nodes["amber"]) == with_both
+    assert ledger(nodes["basil"]) == [("training", 1), ("update", 1), ("training", 3), ("update", 3)]
+    planned = next(line.epsilon for line in promise(coordinator.config) if line.covers == EVERYTHING)
+    assert nodes["amber"].run.spent_epsilon() == pytest.approx(planned)
+    assert nodes["basil"].run.spent_epsilon() < planned
 
 
 @pytest.mark.parametrize("update", [None, {"epsilon": 8.0, "clip": 0.2}])

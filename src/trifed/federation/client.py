@@ -205,6 +205,8 @@ class Client:
         number, steps_before = training.number, training.state.steps
         self.state = trained.state
         upload = self._upload(number, trained.sent) if self.shared_model.layout else None
+        if upload is None and self.shared_model.layout:  # a sealed run: a later sum has what was trained
+            self.privacy.on_trained(number)
         if before_release:
             before_release(self.state, upload)
         if upload is not None:

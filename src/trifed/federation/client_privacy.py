@@ -80,6 +80,13 @@ class ClientPrivacy:
         """Return the source of the client's share of the noise in a sealed sum; None for a sum without noise."""
         return None
 
+    def on_trained(self, round_number: int) -> None:
+        """Enter the training of a sealed round in the ledger, before its result is kept.
+
+        Raises:
+            RunError: it would exceed the budget, and must not be kept.
+        """
+
     def on_release(self, round_number: int, payload: bytes) -> None:
         """Enter an upload in the ledger, before it leaves.
 

@@ -41,6 +41,8 @@ from trifed.privacy.ledger import SUMMARY, TRAINING, UPDATE
 from trifed.similarity import Summary
 
 SUMMARY_FILE, DATA_ID = "summary.safetensors", "mark"
+TRAINED = "trained"
+"""Digest of the noised training of a sealed round."""
 LOST = "lost"
 """Digest of a release whose entry was lost, and which is counted again to be safe."""
 
@@ -173,7 +175,7 @@ class DpMechanism(ClientPrivacy):
                     self.ledger.enter_missing(entry)
         check = self.ledger.check if self.context.repeatable else self.ledger.check_new
         for entry in self._entries(round_number, ""):
-            check(entry)
+            (self.ledger.check if self._once_a_round(entry) else check)(entry)
 
     def dp_sgd(self, round_number: int, batch_size: int) -> DpSgd | None:
         """Return the step of DP-SGD; `batch_size` is a public number that divides the sum of gradients."""
@@ -193,10 +195,20 @@ class DpMechanism(ClientPrivacy):
         """Return the source of the client's share of the noise in a sealed sum; None without noise on updates."""
         return None if self.update_noise is None else self.context.draw(UPDATE_NOISE, round_number)
 
+    def on_trained(self, round_number: int) -> None:
+        """Enter the noised training of a sealed round, which a sum of this or a later round shows."""
+        for entry in self._entries(round_number, TRAINED):
+            if entry.what == TRAINING:
+                self.ledger.enter_missing(entry)
+
     def on_release(self, round_number: int, payload: bytes) -> None:
         """Enter an upload, and the noised training that it shows."""
         for entry in self._entries(round_number, digest_of(load(payload))):
-            self.ledger.enter(entry)
+            (self.ledger.enter_missing if self._once_a_round(entry) else self.ledger.enter)(entry)
+
+    def _once_a_round(self, entry: Entry) -> bool:
+        """Return whether a round has one such entry: training in a sealed run, where a repetition replaces it."""
+        return entry.what == TRAINING and self.context.noise_clients > 1
 
     def _entries(self, round_number: int, digest: str) -> list[Entry]:
         """Return the ledger's entries for a round's upload: its training where that is noised, and the update."""

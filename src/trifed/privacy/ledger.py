@@ -208,8 +208,8 @@ def spent(entries: Sequence[Entry], budget: PrivacySettings) -> list[Spent]:
     deltas = [part.delta for part in (budget.summary, budget.update, budget.training) if part is not None]
     delta = min(deltas, default=1e-5)
     summaries, updates, steps = _noise(entries, SUMMARY), _noise(entries, UPDATE), _steps(entries)
-    trained = {(entry.round, entry.digest) for entry in entries if entry.what == TRAINING}
-    others = [entry for entry in entries if (entry.round, entry.digest) not in trained]
+    trained = {entry.round for entry in entries if entry.what == TRAINING}
+    others = [entry for entry in entries if entry.round not in trained]
     known = [*summaries, *(z / 2 for z in _noise(others, UPDATE))]
     in_sums = any(entry.clients > 1 for entry in entries)
     both = _epsilon(known, steps, delta, in_sums=in_sums)
