@@ -13,6 +13,7 @@ from trifed.common.errors import ConfigError, MessageError
 from trifed.config.sealing import sealing_notes
 from trifed.experiments.compare_config import make_comparison
 from trifed.federation.messages import Header, Rejected, encode
+from trifed.federation.sealed_noise import SumNoise
 from trifed.federation.sealed_numbers import bits_of_sum, first_steps, pack_bits
 from trifed.federation.sealed_round import open_sums
 from trifed.federation.sealed_server import (
@@ -54,6 +55,15 @@ def test_a_change_that_is_not_finite_never_comes_to_the_residual(bad):
     values[3] = bad
     with pytest.raises(MessageError):
         client_of(RULES).encode(Header("upload", "run", "base", 0, 1), values, np.zeros(SIZE, np.float32), {})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_with_noise_nobody_learns_that_training_has_diverged(bad):
+    values = np.zeros(SIZE, np.float32)
+    values[3] = bad
+    noised = client_of(replace(RULES, noise=SumNoise(clip=1.0, multiplier=2.0, clients=2)))
+    message, memory = noised.encode(Header("upload", "run", "base", 0, 1), values, np.zeros(SIZE, np.float32), {})
+    assert message is None and not memory[PENDING].any()
 
 
 def test_who_sent_no_part_waits_longer_each_time_unless_there_is_no_sum_without_it():

@@ -81,11 +81,16 @@ class SealedUploads:
     ) -> tuple[None, Memory]:
         """Return no message, and the memory with the change, which waits for the terms of a sum.
 
+        With noise in its sums, a change that is not finite becomes zeros. Who sends no part would reveal that its
+        training has diverged, which depends on its data.
+
         Raises:
             MessageError: The change is not finite, so it would spoil a sum and later changes.
         """
         change = values - reference
         if not np.isfinite(change).all():
+            if self.rules.noise:
+                return None, {**memory, PENDING: np.zeros_like(change)}
             raise MessageError(f"{header}: the training has led to NaN or infinite numbers; nothing is sent of it")
         return None, {**memory, PENDING: change}
 
