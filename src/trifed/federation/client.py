@@ -238,10 +238,8 @@ class Client:
         index, rules = self.dataset.index, self.context.sums
         if rules is None or not isinstance(self.uploads, SealedUploads):
             raise RunError("a part of a sum was asked for, and this run is not sealed; set sealing.on = true")
-        header, layout = (
-            self.context.header("upload", number, index, self.examples),
-            self.uploads.compression.layout,
-        )
+        header = self.context.header("upload", number, index, self.examples)
+        layout = self.uploads.compression.layout
         expected = self.context.header("terms", number, index)
         found = SumTerms.decode(sum_terms, expected, rules.stepped(layout), rules.at_least, rules.labels(layout))
         noise = self.privacy.sum_noise(number)
