@@ -107,8 +107,6 @@ def main(folder: str = "between-sites", model: str = "demo", rounds: int = 2) ->
         for process in processes:
             process.wait()
 
-    if not (server / "runs" / "tickets" / "summary.json").is_file():
-        sys.exit("the run did not end; the lines above say why")
     predicted = {}
     call("trifed", "flower", "status", server / "runs" / "tickets")
     for site in SITES:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import pytest
 import torch
+import typer
 
 from trifed.cli import app as cli
 from trifed.common.version import __version__
@@ -72,6 +76,26 @@ def test_every_help_has_an_example(capsys, monkeypatch, command, example):
     assert said.code == 0
     assert "Example" in said.out
     assert example in said.out
+
+
+def helps(command: click.Command, path: str = "trifed") -> Iterator[tuple[str, str]]:
+    """Every text of help, of all commands below one, with the command that has it."""
+    yield from ((path, text) for text in (command.help, command.epilog, command.short_help) if text)
+    yield from ((path, text) for one in command.params if (text := getattr(one, "help", None)))
+    for name, below in getattr(command, "commands", {}).items():
+        yield from helps(below, f"{path} {name}")
+
+
+def swallowed(text: str) -> list[str]:
+    """What Rich would take for markup and not show, headings in bold apart."""
+    return [tag for tag in re.findall(r"(?<!\\)\[([a-zA-Z#/@][^\[\]]*)\]", text) if tag not in ("bold", "/bold")]
+
+
+def test_no_help_has_words_that_are_taken_for_markup():
+    assert swallowed("belongs under [run] or \\[data], [bold]not[/bold] 'trifed[demo]'") == ["run", "demo"]
+    found = list(helps(typer.main.get_command(cli.app)))
+    assert {"trifed compare", "trifed flower init"} <= {path for path, _ in found}
+    assert [(path, tags) for path, text in found if (tags := swallowed(text))] == []
 
 
 def test_no_line_of_help_is_wider_than_a_terminal(capsys, monkeypatch):

@@ -289,6 +289,22 @@ def test_a_node_without_the_installed_app_does_not_start(site, tmp_path):
     assert not (site / "started").exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "code"),
+    [
+        ("mkdir -p runs/tickets; touch runs/tickets/summary.json", [], 0),
+        ("mkdir -p runs/tickets", [], 1),  # flwr ends with 0 although the run failed
+        ("exit 3", [], 3),
+        ("", ["--run-config", "folder='elsewhere'"], 0),
+    ],
+)
+def test_a_run_that_failed_ends_with_a_code(server, tmp_path, script, words, code):
+    commands(tmp_path / "bin", f"#!/bin/sh\n{script}\n")
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run([server / "run.sh", *words], env=env, capture_output=True, timeout=30, check=False)
+    assert done.returncode == code and (b"summary.json" in done.stderr) == (code == 1)
+
+
 FAKE = """#!/bin/sh
 PATH="$TRIFED_PATH"
 echo started >> "$TOLD"

@@ -85,13 +85,13 @@ def exchanged(found):
 
 
 LIES = {
-    "other numbers": ("bad_request", all_hold),
-    "no parts": ("bad_request", lambda found: replace(all_hold(found), proof=None)),
+    "other numbers": ("other_holders", all_hold),
+    "no parts": ("other_holders", lambda found: replace(all_hold(found), proof=None)),
     "a part of the server's": ("unknown_site", forged),
     "a part left out": ("unknown_site", without_one),
     "two places exchanged": ("unknown_site", exchanged),
     "a part twice": (
-        "bad_request",
+        "other_holders",
         lambda found: replace(found, proof=replace(found.proof, names=(found.proof.names[0],) * 3)),
     ),
 }
@@ -178,7 +178,7 @@ def test_other_holders_than_before_get_no_part_either(sealed, events):
     coordinator, _, _ = sealed(method="own-prior")
     with_terms(coordinator, lambda n, found: replace(found, holders=found.holders - 1) if n == 2 else found)
     coordinator.run()
-    assert left_out(events, coordinator) == {(site, 2): "bad_request" for site in SITES}
+    assert left_out(events, coordinator) == {(site, 2): "other_holders" for site in SITES}
 
 
 def test_each_site_counts_the_holders_itself_and_gets_the_parts_once(sealed, rare):

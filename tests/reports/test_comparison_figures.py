@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from studies import make_comparison
 
 from trifed.experiments.compare import ComparisonResult
+from trifed.reports.comparison.plots import clients
 from trifed.reports.comparison.report import comparison_document, figures_of
-from trifed.reports.results import Details, Source, Study
+from trifed.reports.figures import draw_figure
+from trifed.reports.results import Details, Source, Spread, Study
 
 
 def test_figures_of_several_partitions_are_told_apart():
@@ -42,3 +46,19 @@ def test_a_matrix_in_which_all_are_alike_is_a_sentence_and_no_square():
     )
     assert found["Similarity of data"].plot is None and "0.55" in found["Similarity of data"].table.note
     assert found["Similarity of models"].plot is not None
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.72, 0.85), (0.87, 0.88), (0.61, 0.62), (0.60, 0.90)])
+def test_the_names_of_controls_stay_above_the_plot_and_apart(one, other):
+    (partition,) = Study.model_validate(make_comparison()).results.values()
+    controls = {"probe-alone": Spread(mean=one), "probe-all": Spread(mean=other)}
+    plot = partial(clients, partition=partition.model_copy(update={"controls": controls}))
+    figure = draw_figure(plot, ("local", "ce-lora", "fedavg-lora"), (4.7, 3.5), "Each client")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    plain, high = axes.get_window_extent(), []
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert plain.x0 - 1 <= box.x0 and box.x1 <= plain.x1 + 1
+        high.append((text.get_text().strip(), text.get_text().count("\n")))
+    assert [name.partition(",")[0] for name, _ in high] == ["probe", "probe"] and [n for _, n in high] == [0, 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,60 @@ def test_without_a_baseline_the_gain_is_unknown():
     assert "80.0 %" in sentence and "unknown" in sentence and "2.5 KB" in sentence
     found, advice, sentence = read(source({"local": result(SHARED)}))
     assert (found["kind"], advice) == ("one method", "nothing-shared") and "nothing left" in sentence
+
+
+def between_sites(methods, **settings):
+    found = source(methods)
+    return replace(found, study=found.study.model_copy(update={"between_sites": True, "configuration": settings}))
+
+
+def test_between_sites_nothing_runs_beside_the_method():
+    found = between_sites({"own-prior": result(SHARED, SENT)})
+    assert read(found)[1] == "no-baseline" and "again" not in advice_on(found).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"privacy": {"few_tokens": "allow"}, "sealing": {"on": False}}, True),
+        ({"sealing": {"on": True}}, False),
+        ({"privacy": {"update": {"epsilon": 4.0}}}, False),
+    ],
+)
+def test_between_sites_only_the_scores_are_missing(settings, allowed):
+    """Sites hold rows back; they share scores only if they are allowed to and the run lets them."""
+    found = between_sites({}, **settings)
+    _, code, sentence = read(found)
+    assert code == "no-scores" and "yet" not in sentence and "test_fraction" not in advice_on(found).text
+    assert ("tell_scores" in advice_on(found).text) == allowed
+
+
+RIVAL = [0.95, 0.96, 0.94, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("shared", "rival", "alone", "code"),
+    [
+        (SHARED, None, [0.70, 0.71, 0.69, 0.70], "federate"),
+        ([0.90, 0.91, 0.92, 0.60], None, [0.50, 0.50, 0.50, 0.61], "federate"),
+        (SHARED, None, [0.60, 0.95, 0.78, 0.83], "undecided"),
+        (SHARED, None, RIVAL, "alone"),
+        (SHARED, RIVAL, [0.70] * 4, "rival"),
+        (SHARED, RIVAL, [0.90, 0.99, 0.70, 0.99], "rival"),
+        (SHARED, SHARED, None, "lightest"),
+        (SHARED, None, None, "no-baseline"),
+        ([None] * 4, None, None, "no-tests"),
+    ],
+)
+def test_a_recommendation_has_two_sentences_at_most(shared, rival, alone, code):
+    methods = {"own-prior": result(shared, SENT)}
+    methods |= {"fedavg-lora": result(rival, SENT)} if rival else {}
+    methods |= {"alone": result(alone)} if alone else {}
+    found = source(methods, controls={"probe-alone": Spread(mean=0.99)})
+    advice = advice_on(found)
+    assert advice.code == code
+    for sentence in (advice.sentence, advice.second):
+        assert len(re.findall(r"[.!?](?:\s|$)", sentence)) == bool(sentence)
 
 
 def test_without_test_data_nothing_is_claimed():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from studies import make_comparison, write_comparison
@@ -12,6 +14,8 @@ from studies import make_comparison, write_comparison
 from trifed.common.errors import RunError
 from trifed.federation.run_folder import RunFolder
 from trifed.reports.read import partition_name, read_source
+
+KEPT = Path(__file__).parents[1] / "fixtures" / "kept_runs" / "0.1.0"
 
 
 def only(source):
@@ -94,6 +98,16 @@ def test_of_a_broken_off_run_only_whole_rounds_count(broken_off):
     assert sum(e["event"] == "scores" and e["round"] == 3 for e in events) == 2  # of three clients
     last = [e["test"]["accuracy"] for e in events if e["event"] == "scores" and e["round"] == 2]
     assert found.mean == pytest.approx(sum(last) / 3)
+
+
+def test_a_run_between_sites_is_known_by_its_folder_and_continues_with_its_script(tmp_path):
+    folder = tmp_path / "server" / "runs" / "tickets"
+    shutil.copytree(KEPT / "sites-stopped" / "server", folder)
+    assert read_source(folder).resume_command == "run.sh"
+    (tmp_path / "server" / "run.sh").touch()
+    source = read_source(folder)
+    assert source.study.between_sites and source.resume_command == str(tmp_path / "server" / "run.sh")
+    assert not read_source(KEPT / "runs" / "stopped").study.between_sites
 
 
 def test_a_run_broken_off_in_its_first_round_has_no_result(broken_off, tmp_path):

@@ -74,7 +74,16 @@ done
     "run.sh": HEAD
     + """# Begin the run, or continue it after its last whole round. To go back to the end of round 3 and continue
 # from there: ./run.sh --run-config from-round=3
-exec flwr run app {name} --stream "$@"
+folder=runs/{name}
+for word in "$@"; do
+    case "$word" in *folder=*) folder="" ;; esac # the results go elsewhere, where nothing is looked for
+done
+flwr run app {name} --stream "$@" || exit
+# flwr ends with 0 also after a run that failed; a finished run has a summary.
+[ -z "$folder" ] || [ -f "$folder/summary.json" ] || {{
+    echo "$PWD/$folder: no summary.json, so the run has not ended well; the lines above say why" >&2
+    exit 1
+}}
 """,
     "simulate.sh": HEAD
     + """# Run the same app with the sites of one folder, all on this machine, by Flower's simulation.

@@ -71,6 +71,7 @@ RefusalCode = Literal[
     "not_sealed",
     "no_site_keys",
     "unknown_site",
+    "other_holders",
     "sum_sent",
     "not_ready",
     "wrong_phase",
@@ -123,6 +124,7 @@ REASONS: dict[RefusalCode, str] = {
     "not_sealed": "it takes part only in sealed runs (sealed_only in its node.toml); set sealing.on = true",
     "no_site_keys": "it has no list of the sites' keys, or is not in it: run `trifed flower trust` there",
     "unknown_site": "a site of the sum is not in its list of keys, or has not signed its key of the round",
+    "other_holders": "it was sent other label holders than the sites have signed, and sends no part",
     "sum_sent": "it has already sent a part for this round, or the same numbers with other sites, and does not "
     "send them again",
     "not_ready": "it no longer has its key of this round: its process ended, or it got another request in between",
@@ -174,7 +176,7 @@ AT_SITE = {
     "model_unusable", "base_mismatch", "settings_unusable",
     "privacy_limit", "guard", "columns_not_allowed",
     "labels_not_allowed", "storage", "unreachable", "other",
-    "unknown_site", "no_site_keys", "sum_sent", "not_ready",
+    "unknown_site", "other_holders", "no_site_keys", "sum_sent", "not_ready",
 }  # fmt: skip
 """Codes whose details are only in the site's log."""
 

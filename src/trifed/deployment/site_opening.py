@@ -44,11 +44,11 @@ def known_holders(sites: SiteKeys, run: str, sum_terms: SumTerms) -> KnownHolder
     proof = sum_terms.proof
     if proof is None:
         raise RefusedError(
-            "bad_request",
+            "other_holders",
             "the terms name holders of labels, without the sites' signed parts to check them; refused",
         )
     if len(set(proof.names)) != len(proof.names):
-        raise RefusedError("bad_request", "the sites' signed parts: a name occurs twice; refused")
+        raise RefusedError("other_holders", "the sites' signed parts: a name occurs twice; refused")
     for place, name in enumerate(proof.names):
         _check_signature(sites, run, proof, place, name)
     return KnownHolders(
@@ -72,17 +72,18 @@ def check_holders(known: KnownHolders, index: int, sum_terms: SumTerms, labels: 
     """
     if known.holders != sum_terms.holders.tolist() or list(known.sites) != list(sum_terms.opening):
         raise RefusedError(
-            "bad_request", "the numbers of holders of the labels are not those of the sites' signed parts; refused"
+            "other_holders",
+            "the numbers of holders of the labels are not those of the sites' signed parts; refused",
         )
     for client, name in zip(sum_terms.clients, sum_terms.names, strict=True):
         if known.sites.get(client, name) != name:
             raise RefusedError(
-                "bad_request", f"{name} has the place of {known.sites[client]} in the list of the sum; refused"
+                "other_holders", f"{name} has the place of {known.sites[client]} in the list of the sum; refused"
             )
     said = index not in sum_terms.opening or index in sum_terms.changed
     if labels_sent and labels != labels_sent and not said:
         raise RefusedError(
-            "bad_request", "the labels here have changed, and the terms of the sum do not say so; refused"
+            "other_holders", "the labels here have changed, and the terms of the sum do not say so; refused"
         )
 
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from trifed.common.errors import RunError, damage_in
 from trifed.config.toml_files import read_toml
+from trifed.deployment.checkpoint import FACTS
 from trifed.federation.results import summarise_events
 from trifed.federation.run_folder import Event, RunFolder
 from trifed.methods import METHODS
@@ -117,12 +118,14 @@ def _read_run(path: Path, on_progress: OnProgress) -> Source:
     seed, name = config["seed"], partition_name(config)
     states = {method: _state_of(folder) for method, folder in folders.items()}
     finished = not any(states.values())
+    between_sites = (path / FACTS).is_file()
     study = Study(
         name=config.get("name", path.name),
         methods=list(folders),
         partitions=[name],
         seeds=[seed],
         finished=finished,
+        between_sites=between_sites,
         configuration=config,
         environment=_read_json(folders[config["method"]["name"]], "environment.json") or {},
         missing=[
@@ -131,8 +134,16 @@ def _read_run(path: Path, on_progress: OnProgress) -> Source:
         tuning=_searched_rates(RunFolder(path), name),
         results={name: _partition(folders, seed, on_progress)},
     )
-    resume_command = "" if finished else f"trifed run --resume {shlex.quote(str(path))}"
+    resume_command = "" if finished else _resume_run(path, between_sites)
     return Source(path, "run", study, {name: _read_details(folders)}, resume_command)
+
+
+def _resume_run(path: Path, between_sites: bool) -> str:
+    """Return the command that continues a run; of one between sites the script in the server's folder."""
+    if not between_sites:
+        return f"trifed run --resume {shlex.quote(str(path))}"
+    script = path.parent.parent / "run.sh"
+    return shlex.quote(str(script)) if script.is_file() else "run.sh"
 
 
 def _searched_rates(folder: RunFolder, partition: str) -> dict[str, Tuning]:

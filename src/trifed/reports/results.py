@@ -236,13 +236,14 @@ class Tuning(_Record):
 
 
 class Study(_Record):
-    """Contents of `comparison.json`."""
+    """Contents of `comparison.json`. `between_sites`: data were at sites, so nothing ran beside the one method."""
 
     name: str
     methods: list[str]
     partitions: list[str] = []
     seeds: list[int] = []
     finished: bool = True
+    between_sites: bool = False
     configuration: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     missing: list[Missing] = []

@@ -17,10 +17,16 @@ SIMPLE = ("probe-alone", "class-means")
 
 
 class Advice(NamedTuple):
-    """A recommendation. `code` is stable; `text` is for people."""
+    """A recommendation of one or two sentences. `code` is stable; the sentences are for people."""
 
     code: str
-    text: str
+    sentence: str
+    second: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return all sentences; empty if there is no advice."""
+        return f"{self.sentence} {self.second}".rstrip()
 
 
 def advice_on(source: Source) -> Advice:
@@ -32,18 +38,16 @@ def advice_on(source: Source) -> Advice:
     if not source.study.finished:
         return Advice("finish", "Let it finish before you decide; what is here may still change.")
     if all(found.mean is None for found in partition.methods.values()):
-        held = "Keep examples back for a test, with data.test_fraction above 0 or a test table; without them"
-        return Advice("no-tests", f"{held} nobody can say which model is better.")
+        return _without_tests(source.study)
     if diverged:
         where = listing([*diverged])
         return Advice("diverged", f"Lower training.learning_rate and run again: training diverged ({where}).")
     worth = worth_of_sharing(partition)
     if worth is None:
-        return _without_worth(partition)
+        return _without_worth(partition, source.study.between_sites)
     rival = _rival(partition, worth)
     found = rival or _on_worth(worth, len(partition.seeds))
-    simple = _simple(partition, worth)
-    return Advice(found.code, f"{found.text} {simple}".rstrip())
+    return found if found.second else found._replace(second=_simple(partition))
 
 
 def _on_ranking(study: Study) -> Advice:
@@ -55,7 +59,7 @@ def _on_ranking(study: Study) -> Advice:
         return Advice("none", "")
     level = not_clearly_behind(study, order)
     found = _lightest(order[0].method, {one.method: one.up for one in level})
-    return Advice(found.code, f"{found.text} This holds for the mean over these data sets.")
+    return found._replace(second="This holds for the mean over these data sets.")
 
 
 def _lightest(first: str, level: dict[str, float]) -> Advice:
@@ -67,10 +71,27 @@ def _lightest(first: str, level: dict[str, float]) -> Advice:
     return Advice("lightest", f"Use {least}: of the {len(level)} methods that are not clearly behind, {cost}.")
 
 
-def _without_worth(partition: Partition) -> Advice:
+def _without_tests(study: Study) -> Advice:
+    """Return what to do for accuracies. Between sites rows may be held back, and only scores are missing."""
+    if not study.between_sites:
+        held = "Keep examples back for a test, with data.test_fraction above 0 or a test table; without them"
+        return Advice("no-tests", f"{held} nobody can say which model is better.")
+    own = "each site can evaluate its own model"
+    settings = study.configuration
+    noise = [settings.get("privacy", {}).get(name) for name in ("summary", "update", "training")]
+    if settings.get("sealing", {}).get("on") or any(noise):
+        return Advice("no-scores", f"Scores stay at the sites in a sealed run or one with noise; {own}.")
+    how = "To see accuracies here, sites set tell_scores = true in node.toml before the run"
+    return Advice("no-scores", "The sites did not report scores.", f"{how}; {own} in any case.")
+
+
+def _without_worth(partition: Partition, between_sites: bool) -> Advice:
     means = {name: found.mean for name, found in partition.methods.items() if found.mean is not None}
     if len(means) > 1:
         return lightest_of_the_best(partition)
+    if between_sites:
+        alone = "A run between sites has no training alone beside it, so it cannot show what federating gains."
+        return Advice("no-baseline", alone, "A simulated run measures that (docs/is-it-worth-it.md).")
     if partition.methods[next(iter(means))].bytes.total:
         text = f"To learn what federating gains, run it again beside '{ALONE}', the same method without sharing."
         return Advice("no-baseline", text)
@@ -104,20 +125,20 @@ def _rival(partition: Partition, worth: Worth) -> Advice | None:
     name = max(others, key=lambda one: view.methods[one].mean or 0.0)
     gap, sent = others[name], view.methods[name].bytes.up_per_round
     ahead = f"{points(gap.mean)} points, 95 % interval {span(gap.interval, signed=True)}" if gap else ""
-    how = f"Prefer {name}, which is clearly better than {worth.shared} here"
-    cost = f"It sends {size(sent)} a round instead of {size(worth.up_per_round)}."
     if _above_zero(view.difference(worth.alone, name)):
         return None
-    sure = "" if _above_zero(view.difference(name, worth.alone)) else " Its gain over training alone is not clear."
-    text = f"{how} ({ahead}). {cost}" if worth.deciding.share else f"{how}. {cost}"
-    return Advice("rival", f"{text}{sure}")
+    how = f"Prefer {name}, which is clearly better than {worth.shared} here"
+    how += f" ({ahead})" if worth.deciding.share else ""
+    cost = f"sends {size(sent)} a round instead of {size(worth.up_per_round)}"
+    unsure = "" if _above_zero(view.difference(name, worth.alone)) else "Its gain over training alone is unclear."
+    return Advice("rival", f"{how} and {cost}.", unsure)
 
 
 def _on_worth(worth: Worth, seeds: int) -> Advice:
     if worth.kind == "gain":
-        losers = f" {listing(worth.worse)} did better alone and may keep its own model." if worth.worse else ""
-        losers = losers.replace(" its own model", " their own models") if len(worth.worse) > 1 else losers
-        return Advice("federate", f"Federate with {worth.shared}.{losers}")
+        keep = "their own models" if len(worth.worse) > 1 else "its own model"
+        losers = f"; {listing(worth.worse)} did better alone and may keep {keep}" if worth.worse else ""
+        return Advice("federate", f"Federate with {worth.shared}{losers}.")
     if worth.kind == "loss":
         text = f"Do not federate like this: train alone ({worth.alone}), or try a method that shares less."
         return Advice("alone", text)
@@ -130,7 +151,7 @@ def _on_worth(worth: Worth, seeds: int) -> Advice:
     return Advice("undecided", f"Do not decide on this result, which may be chance: repeat it with {wanted}.")
 
 
-def _simple(partition: Partition, worth: Worth) -> str:
+def _simple(partition: Partition) -> str:
     """Return a sentence on a control that any site can use and no method beats; empty without one."""
     if partition.deciding.name != "accuracy":
         return ""

@@ -221,9 +221,13 @@ def _line(style: Style, method: str, place: int, methods: Sequence[str] | dict[s
 
 
 def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upright: bool = False) -> None:
-    """Draw at most two reference lines, each with its name on it; one far from everything else is left out."""
+    """Draw at most two reference lines, each with its name on it; one far from everything else is left out.
+
+    The name of an upright line extends from it towards the middle, so that it does not run beyond the plot.
+    """
     low, high = axes.get_xlim() if upright else axes.get_ylim()
     near = [line for line in lines if low - REACH <= line[1] <= high + REACH][:MOST_LINES]
+    middle = (min([low, *(value for _, value in near)]) + max([high, *(value for _, value in near)])) / 2
     for number, (name, value) in enumerate(sorted(near, key=lambda line: line[1])):
         last = number == len(near) - 1
         look: dict[str, Any] = {"color": style.theme.faint, "ls": CONTROL_LINES[number], "lw": 1.2, "zorder": 0}
@@ -231,8 +235,9 @@ def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upr
         text: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint}
         if upright:
             axes.axvline(value, **look)
-            side: dict[str, Any] = {"ha": "left" if last else "right", "va": "bottom"}
-            axes.annotate(f" {shown} ", (value, 1.0), xycoords=axes.get_xaxis_transform(), **side, **text)
+            side: dict[str, Any] = {"ha": "right" if value > middle else "left", "va": "bottom"}
+            below = "" if number == 0 else "\n"  # two names are in two lines
+            axes.annotate(f" {shown} {below}", (value, 1.0), xycoords=axes.get_xaxis_transform(), **side, **text)
         else:
             axes.axhline(value, **look)
             side = {"ha": "right", "va": "bottom" if last else "top"}

@@ -12,6 +12,8 @@ from trifed.reports.format import control_label, listing, percent, plural, point
 from trifed.reports.results import MethodResult, Partition, Source, Study
 
 FEW_SEEDS, FEW_TESTS = 3, 100
+POOLED = ("probe-all", "probe-all-prior")
+"""Controls that need the data of all clients in one place, which a federation may not have."""
 
 
 def ranked(partition: Partition) -> list[tuple[str, MethodResult, float]]:
@@ -56,6 +58,8 @@ def study_verdict(study: Study) -> str:
     known = [partition for partition in study.results.values() if ranked(partition)]
     start = "" if study.finished else "Not finished. "
     if len(known) <= 1:
+        if not known and study.between_sites and study.finished:
+            return "The sites did not report scores, so no test accuracy is known here."
         partition = known[0] if known else Partition()
         return start + verdict(partition)
     if sentence := ranking_sentence(study):
@@ -82,8 +86,8 @@ def cautions(source: Source) -> list[Caution]:
     study, partitions = source.study, source.study.results
     warned = dict.fromkeys(text for details in source.details.values() for text in details.warned)
     diverged = dict.fromkeys(text for details in source.details.values() for text in details.diverged)
-    controls = {name: better_control(partition) for name, partition in partitions.items()}
-    better = [f"{name} ({control})" for name, control in controls.items() if control]
+    better = _better_controls(partitions, pooled=False)
+    pooled = _better_controls(partitions, pooled=True)
     counts = [len(m.seeds or found.seeds) for found in partitions.values() for m in found.methods.values()]
     seeds = min(counts, default=FEW_SEEDS)
     results = [item for partition in partitions.values() for item in partition.methods.items()]
@@ -102,6 +106,12 @@ def cautions(source: Source) -> list[Caution]:
         (warned, "few-examples", f"Uploads of so few examples that they may reveal them: {listing([*warned])}."),
         (better, "control-better", f"A control does at least as well as every method: {listing(better)}."),
         (seeds < FEW_SEEDS, "few-seeds", f"{plural(seeds, 'seed')}: differences of a few points may be noise."),
+        (
+            pooled,
+            "pooled-better",
+            f"With all data in one place, which a federation may not have, a control does at least as well: "
+            f"{listing(pooled)}. It shows what is left to gain.",
+        ),
         (rising, "still-rising", f"Accuracy still rises at the end of the rounds: {listing([*rising])}."),
         (untuned, "not-tuned", f"Learning rates that were not searched on validation data: {listing(untuned)}."),
         (tests < FEW_TESTS, "few-tests", f"A client has only {plural(tests, 'test example')}."),
@@ -109,9 +119,19 @@ def cautions(source: Source) -> list[Caution]:
     return [Caution(code, text) for holds, code, text in known if holds][:MOST_CAUTIONS]
 
 
-def better_control(partition: Partition) -> str:
-    """Return the best control if no method is clearly better than it, by more than 0.05 points; else nothing."""
-    known = [(spread.mean, name) for name, spread in partition.controls.items() if spread.mean is not None]
+def _better_controls(partitions: dict[str, Partition], pooled: bool) -> list[str]:
+    """Return the partitions that have such a control, with its name and mean."""
+    found = {name: better_control(partition, pooled) for name, partition in partitions.items()}
+    return [f"{name} ({control})" for name, control in found.items() if control]
+
+
+def better_control(partition: Partition, pooled: bool = False) -> str:
+    """Return the best control if no method is clearly better than it, by more than 0.05 points; else nothing.
+
+    `pooled`: of the controls that need all data in one place, instead of those that a site may use.
+    """
+    controls = {name: spread for name, spread in partition.controls.items() if (name in POOLED) == pooled}
+    known = [(spread.mean, name) for name, spread in controls.items() if spread.mean is not None]
     mean, name = max(known, default=(0.0, ""))
     best = max((found for *_, found in ranked(partition)), default=1.0)
     return f"{control_label(name)} {percent(mean)} %" if name and mean > best - ALIKE else ""
