@@ -123,7 +123,7 @@ RIVAL = [0.95, 0.96, 0.94, 0.95]
     ("shared", "rival", "alone", "code"),
     [
         (SHARED, None, [0.70, 0.71, 0.69, 0.70], "federate"),
-        ([0.90, 0.91, 0.92, 0.60], None, [0.50, 0.50, 0.50, 0.61], "federate"),
+        ([*[0.90] * 4, 0.60], None, [*[0.50] * 4, 0.61], "federate"),
         (SHARED, None, [0.60, 0.95, 0.78, 0.83], "undecided"),
         (SHARED, None, RIVAL, "alone"),
         (SHARED, RIVAL, [0.70] * 4, "rival"),

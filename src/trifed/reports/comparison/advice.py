@@ -82,7 +82,7 @@ def _without_tests(study: Study) -> Advice:
     if settings.get("sealing", {}).get("on") or any(noise):
         return Advice("no-scores", f"Scores stay at the sites in a sealed run or one with noise; {own}.")
     how = "To see accuracies here, sites set tell_scores = true in node.toml before the run"
-    return Advice("no-scores", "The sites did not report scores.", f"{how}; {own} in any case.")
+    return Advice("no-scores", f"{how}; {own} in any case.")
 
 
 def _without_worth(partition: Partition, between_sites: bool) -> Advice:
