@@ -172,11 +172,9 @@ REASONS: dict[RefusalCode, str] = {
 }
 """The server's sentence for each code; the site's own log has the details."""
 AT_SITE = {
-    "bad_request", "wrong_phase", "wrong_run", "data_unusable",
-    "model_unusable", "base_mismatch", "settings_unusable",
-    "privacy_limit", "guard", "columns_not_allowed",
-    "labels_not_allowed", "storage", "unreachable", "other",
-    "unknown_site", "other_holders", "no_site_keys", "sum_sent", "not_ready",
+    "bad_request", "wrong_phase", "wrong_run", "data_unusable", "model_unusable", "base_mismatch",
+    "settings_unusable", "privacy_limit", "guard", "columns_not_allowed", "labels_not_allowed", "storage",
+    "unreachable", "other", "unknown_site", "other_holders", "no_site_keys", "sum_sent", "not_ready",
 }  # fmt: skip
 """Codes whose details are only in the site's log."""
 
