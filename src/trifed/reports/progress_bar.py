@@ -242,7 +242,7 @@ class Watch(_Watch):
         accuracy = f"accuracy {percent(self.mean)} (worst {percent(self.worst)})  "
         return (
             f"{self.method}  round {self.round}/{self.rounds}  loss {self._loss()}  "
-            f"{accuracy if self.scored == self.round else ''}sent {size(self.sent)}"
+            f"{accuracy if self.scored == self.round else ''}up and down {size(self.sent)}"
         )
 
     def _move(self, completed: float, client: str) -> None:

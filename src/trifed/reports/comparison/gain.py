@@ -18,7 +18,7 @@ from trifed.reports.results import Partition
 HEIGHT, ROW, ROWS = 1.3, 0.28, 8.0
 """Inches of the picture without its rows, inches of one row, and the most inches of all rows."""
 FEDERATED, ALONE = LIGHT.series[0], "#b8bfc6"
-PLAIN = "fedavg-lora"
+DEFAULT, PLAIN = "own-prior", "fedavg-lora"
 
 
 def write_gain(partition: Partition, worth: Worth, target: Path) -> None:
@@ -41,7 +41,6 @@ def gain_figure(partition: Partition, worth: Worth) -> Figure:
         sites, sent = figure.subplots(1, 2, width_ratios=(1.9, 1))
         _sites(sites, partition, worth)
         _sent(sent, partition, worth)
-        figure.legend(*sites.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=11)
     return figure
 
 
@@ -58,14 +57,15 @@ def _sites(axes: Axes, partition: Partition, worth: Worth) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(order) - 0.45, -0.55)
     axes.set(xlim=(0, 100), xlabel=f"test {worth.metric}, %")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=11)  # the bars of bytes have names
 
 
 def _sent(axes: Axes, partition: Partition, worth: Worth) -> None:
     """Draw the bytes of a round: what a site sends, beside plain federated LoRA if that was run as well."""
-    bars = [("federated", worth.up_per_round, FEDERATED)]
+    bars = [("trifed" if worth.shared == DEFAULT else worth.shared, worth.up_per_round, FEDERATED)]
     plain = partition.methods.get(PLAIN)
     if plain is not None and worth.shared != PLAIN and plain.bytes.up_per_round:
-        bars.append(("plain\nLoRA", plain.bytes.up_per_round, LIGHT.faint))
+        bars.append(("plain\nfederated\nLoRA", plain.bytes.up_per_round, LIGHT.series[3]))
     axes.bar(range(len(bars)), [count for _, count, _ in bars], 0.55, color=[colour for *_, colour in bars])
     for place, (_, count, _) in enumerate(bars):
         axes.annotate(size(count), (place, count), (0, 3), textcoords="offset points", ha="center")
@@ -74,7 +74,7 @@ def _sent(axes: Axes, partition: Partition, worth: Worth) -> None:
     axes.tick_params(axis="x", length=0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set(xlabel="sent by each site\nin a round")
+    axes.set_title("sent by each site\nin a round", fontsize=11)
 
 
 def closing_sentences(worth: Worth, run: Path) -> list[str]:
@@ -86,16 +86,15 @@ def closing_sentences(worth: Worth, run: Path) -> list[str]:
     """
     better = f"{len(worth.better)} of {plural(worth.clients, 'site')} are better off"
     size_of_gain = f"{percent(abs(worth.gain))} points of test {worth.metric}"
-    gained = {
-        "gain": f"{size_of_gain} over training alone",
-        "loss": f"nothing; it lost {size_of_gain} against training alone",
-        "unclear": f"nothing that is clear ({points(worth.gain)} points of test {worth.metric})",
+    result = {
+        "gain": f"gained {size_of_gain} over training alone",
+        "loss": f"lost {size_of_gain} against training alone",
+        "unclear": f"gained nothing that is clear ({points(worth.gain)} points of test {worth.metric})",
     }[worth.kind]
-    folder = shlex.quote(str(run))
     return [
-        f"What federating gained: {gained}; {better}.",
-        f"What left: only numbers, no example; {sent_clause(worth.up_per_round, worth.once_up)}; "
-        f"to see what an attacker could learn from that: trifed audit {folder}",
-        "What to do next, with your own table: "
-        "trifed run --data TABLE.csv --text COLUMN --label COLUMN --split column --column COLUMN",
+        f"Federating {result}; {better}.",
+        f"Only numbers left the sites, no example: {sent_clause(worth.up_per_round, worth.once_up)}; "
+        f"trifed audit {shlex.quote(str(run))} shows what an attacker could learn from them.",
+        "With your own table: "
+        "trifed run --data TABLE.csv --text TEXT_COLUMN --label LABEL_COLUMN --split column --column SITE_COLUMN",
     ]
