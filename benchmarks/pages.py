@@ -73,7 +73,9 @@ def results() -> Iterator[str]:
             mine = f"**{mine}**"
         else:
             rival = f"**{rival}**"
-        yield row(name, local, lora, ce, f"{rival} `{best}`", mine, points(gaps["local"]), points(gaps[best]), sent)
+        yield row(
+            name, local, lora, ce, f"{rival} `{best}`", mine, points(gaps["local"]), points(gaps[best]), sent
+        )
 
 
 def own_prior() -> Iterator[str]:

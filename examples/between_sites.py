@@ -1,7 +1,7 @@
 """A real deployment on one machine: a server and two sites, three processes that talk over TLS on loopback.
 
 On three machines the commands are the same; each `call` below is one line in a terminal. Needs the extra flower:
-pip install 'trifed[flower]'
+pip install '.[flower]' in the copy of the repository.
 """
 
 import json

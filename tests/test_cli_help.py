@@ -114,7 +114,7 @@ def test_the_file_in_the_help_is_a_configuration(capsys, monkeypatch):
 
 
 def test_help_of_demo_names_the_extra_to_install(capsys, monkeypatch):
-    assert "trifed[demo]" in call(capsys, monkeypatch, "demo", "--help").out
+    assert "'.[demo]'" in call(capsys, monkeypatch, "demo", "--help").out
 
 
 def test_help_of_run_names_every_flag(capsys, monkeypatch):

@@ -17,9 +17,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from in_this_process import in_this_process
+from test_cli_help import call
 from trifed import load_client, make_comparison, make_config
 from trifed.data import demo_corpus_path
 from trifed.deployment.release_log import read_releases
+from trifed.experiments.dry_run import dry_run
 from trifed.methods import METHODS, ORIGINS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -195,6 +197,21 @@ def test_the_settings_can_be_used():
     assert (fair.personalization, fair.aggregation, fair.wire) == (own.personalization, own.aggregation, own.wire)
 
 
+def test_the_settings_find_their_data_in_a_copy_of_the_folder(tiny_reader, tmp_path, monkeypatch, capsys):
+    for name in ("tickets.csv", "tickets.toml", "rivals.toml"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    said = call(capsys, monkeypatch, "run", "tickets.toml", "--dry-run", "--model", tiny_reader)
+    assert said.code == 0, said.err
+    rivals = make_comparison(tomllib.loads(Path("rivals.toml").read_text(encoding="utf-8")))
+    for partition in rivals.partitions:
+        values = rivals.run_values(partition, "own-prior")
+        values["model"] = {"name": tiny_reader}
+        assert dry_run(make_config(values), lambda event: None)
+
+
 def test_every_example_is_in_the_list():
     listed = set(re.findall(r"\]\((\w+\.\w+)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
-    assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml", ".ipynb")}
+    assert listed == {
+        path.name for path in EXAMPLES.iterdir() if path.suffix in (".csv", ".py", ".toml", ".ipynb")
+    }

@@ -9,7 +9,7 @@ cores of 16 × 16, of MiniLM's queries. Counted are whole rounds after the first
 look for messages while they wait. `--seconds`: how long the slowest site seems to train; it sleeps so long, the
 second half as long, the third not at all. `--ways`: `flower`, its own commands and the keys that it makes;
 `folders`, as `trifed flower` writes them; `http2`, the same with HTTP/2 at both ends, which needs
-`pip install h2 hypercorn`. Needs `pip install 'trifed[demo,flower]'`.
+`pip install h2 hypercorn`. Needs `pip install '.[demo,flower]'`.
 """
 
 from __future__ import annotations

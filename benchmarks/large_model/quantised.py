@@ -4,7 +4,7 @@
 
 A causal language model of Llama's shape with random weights, saved and loaded again as a user's would be, on two
 sites whose texts are repetitions; their losses fall quickly, also over random weights, and show that a base in few
-bits still passes gradients. Needs a GPU and `pip install 'trifed[quantized]'`; on a CPU memory reads 0.
+bits still passes gradients. Needs a GPU and `pip install '.[quantized]'`; on a CPU memory reads 0.
 """
 
 from __future__ import annotations

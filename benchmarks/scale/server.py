@@ -16,7 +16,7 @@ Where two smaller sizes, as a·n + b·n², foretell a step of over --limit secon
 that there is, it is not tried, and that number stands in its place. An opening is then left out alone, and rounds
 are measured after one with summaries of counts only. A process that needs more than nine tenths of the memory
 that is free fails, which is kept too. Goes on where it was broken off; --again begins anew. The printed table's
-last column is foretold in the same way. Needs Linux and `pip install 'trifed[demo]'`.
+last column is foretold in the same way. Needs Linux and `pip install '.[demo]'`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Federated fine-tuning of foundation models when the wire is thin and the sites differ.
+"""Federated fine-tuning of pre-trained models, for sites that differ and slow networks.
 
     from trifed import make_config, run
     result = run(make_config({"data": {"source": "tickets.csv"}, "model": {"name": "demo"}}))

@@ -51,5 +51,5 @@ def test_what_is_refused(track, tmp_path, args, words):
 def test_the_help_names_the_extras(track):
     text = track("--help").out
     assert "Example" in text and "trifed track runs/demo" in text and "--to tensorboard" in text
-    assert "trifed[tensorboard]" in text and "trifed[mlflow]" in text and "trifed[wandb]" in text
+    assert all(f"'.[{extra}]'" in text for extra in ("tensorboard", "mlflow", "wandb"))
     assert max(map(len, text.splitlines())) <= 80

@@ -140,7 +140,7 @@ def test_a_damaged_file(write: Write, tmp_path: Path) -> None:
 def test_without_openpyxl_the_extra_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write({"s": [HEADER, *ROWS]})
     monkeypatch.setattr(excel, "find_spec", lambda name: None)
-    assert "pip install 'trifed[excel]'" in wrong(path)
+    assert "pip install '.[excel]'" in wrong(path)
 
 
 def test_a_folder_with_a_file_a_site_and_one_that_is_open_in_excel(write: Write, tmp_path: Path) -> None:

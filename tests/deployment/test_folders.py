@@ -153,7 +153,7 @@ def test_what_cannot_work_is_refused_and_nothing_is_left(server, site, tmp_path)
 def test_without_flower(monkeypatch, tmp_path):
     monkeypatch.setattr("trifed.cli.flower.find_spec", lambda name: None)
     told = refused(RunError, "init", tmp_path / "new", "--host", "x", "--run", tmp_path / "run.toml")
-    assert "pip install 'trifed[flower]'" in told
+    assert "pip install '.[flower]'" in told
 
 
 HOSTS = [

@@ -159,7 +159,7 @@ def test_a_run_over_a_base_in_few_bits(tiny_language, tmp_path, dtype, method):
 
 def test_without_the_package_for_few_bits(tiny_language, monkeypatch):
     monkeypatch.setattr("trifed.tasks.base_model.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"'nf4'.*'trifed\[quantized\]'"):
+    with pytest.raises(ModelError, match=r"'nf4'.*'\.\[quantized\]'"):
         TASKS["causal-lm"].load(str(tiny_language()), "nf4")
 
 

@@ -26,7 +26,7 @@ def test_missing_extras_are_named_with_their_install_lines():
     with pytest.raises(ConfigError) as caught:
         require_trackers(["tensorboard", "mlflow", "wandb"])
     assert {problem.split(":")[0] for problem in caught.value.problems} == {"trackers"}
-    assert [re.search(r"'trifed\[(\w+)\]'", problem)[1] for problem in caught.value.problems] == [
+    assert [re.search(r"'\.\[(\w+)\]'", problem)[1] for problem in caught.value.problems] == [
         "tensorboard", "mlflow", "wandb",
     ]  # fmt: skip
     assert "mlflow, sqlalchemy, alembic" in caught.value.problems[1]

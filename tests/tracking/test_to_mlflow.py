@@ -18,7 +18,7 @@ from trifed.reports.tracking.scalars import Point
 from trifed.reports.tracking.trackers import Source
 
 # Ours first: it tells MLflow, before that is imported, not to report home.
-MISSING = "the mlflow extra is not installed: pip install 'trifed[mlflow]'"
+MISSING = "the mlflow extra is not installed: pip install '.[mlflow]'"
 to_mlflow = pytest.importorskip("trifed.reports.tracking.to_mlflow", reason=MISSING)
 mlflow = pytest.importorskip("mlflow", reason=MISSING)
 

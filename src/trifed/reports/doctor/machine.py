@@ -67,7 +67,9 @@ def check_packages(items: Sequence[Requirement], extra: str = "") -> Iterator[Ch
     versions = {item.name: _version(item.name) for item in items}
     missing = [item for item in items if not versions[item.name]]
     wrong = [i for i in items if i not in missing and not i.specifier.contains(versions[i.name], prereleases=True)]
-    command = f"pip install 'trifed[{extra}]'" if extra else _pip([*missing, *wrong])
+    command = (
+        f"pip install '.[{extra}]' in your copy of trifed's repository" if extra else _pip([*missing, *wrong])
+    )
     states: tuple[State, State] = ("skipped", "warning") if extra else ("problem", "problem")
     gives = f" The extra gives {EXTRAS[extra]}." if extra else ""
     yield from judge(

@@ -80,7 +80,8 @@ def require_trackers(names: Iterable[TrackerName]) -> None:
     """
     missing = {name: [package for package in NEEDS[name] if find_spec(package) is None] for name in names}
     problems = [
-        f"trackers: '{name}' needs {', '.join(packages)}, not installed here: pip install 'trifed[{name}]'"
+        f"trackers: '{name}' needs {', '.join(packages)}, not installed here: pip install '.[{name}]' in your "
+        "copy of trifed's repository"
         for name, packages in missing.items()
         if packages
     ]
