@@ -34,7 +34,7 @@ def test_missing_extras_are_named_with_their_install_lines():
 
 @pytest.mark.usefixtures("nothing_installed")
 def test_a_run_whose_tracker_is_missing_leaves_nothing(toy_values, tmp_path):
-    with pytest.raises(ConfigError, match=r"trifed\[tensorboard\]"):
+    with pytest.raises(ConfigError, match=r"\.\[tensorboard\]"):
         run(make_config(toy_values(trackers=["tensorboard"])), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
@@ -42,7 +42,7 @@ def test_a_run_whose_tracker_is_missing_leaves_nothing(toy_values, tmp_path):
 @pytest.mark.usefixtures("nothing_installed")
 def test_no_tracker_needs_nothing(finished_copy):
     require_trackers([])
-    with pytest.raises(ConfigError, match=r"trifed\[mlflow\]"):
+    with pytest.raises(ConfigError, match=r"\.\[mlflow\]"):
         track(finished_copy, "mlflow")
 
 
