@@ -39,7 +39,7 @@ class Picture:
 
     Attributes:
         path: The PNG file that a page shows.
-        sources: The JSON files that it is drawn from.
+        sources: The JSON files that it is drawn from; those with a record a line end in .jsonl.
         draw: Returns the figure, given the contents of the sources in their order.
         dpi: Pixels per inch.
         theme: Look of trifed's reports; matplotlib's defaults without one.
@@ -112,6 +112,14 @@ def speed(*_: Json) -> Figure:
     return figure
 
 
+def evidence(*sets: list[Json]) -> Figure:
+    """Draw what each method reached at equal bits, with equal parts: a panel for each set."""
+    tables = script("evidence/tables.py")
+    _, held = tables.document({records[0]["set"]: records for records in sets})
+    figure: Figure = tables.figure(held)
+    return figure
+
+
 def numbers_sent(costs: Json) -> Figure:
     """Draw the numbers that one client sends in one round, a panel for each model, on a log scale."""
     figure = Figure(figsize=(11.0, 3.4), layout="constrained")
@@ -154,10 +162,17 @@ def worst_to_best(three: Json, six: Json) -> Figure:
 
 
 THREE, SIX = "benchmarks/three_methods/results.json", "benchmarks/methods/results/comparison.json"
+EVIDENCE = ("sst2", "sentiment-domains")
 PICTURES = (
     Picture("docs/demo.png", ("benchmarks/demo/comparison.json",), demo, 130, LIGHT),
     Picture("docs/numbers-sent.png", ("benchmarks/cost/parameters.json",), numbers_sent, 110, LIGHT),
     Picture("docs/gain.png", ("benchmarks/demo/comparison.json",), gain, 200, LIGHT),
+    Picture(
+        "benchmarks/evidence/evidence.png",
+        tuple(f"benchmarks/evidence/results/{name}.jsonl" for name in EVIDENCE),
+        evidence,
+        110,
+    ),
     Picture("docs/worst-to-best.png", (THREE, SIX), worst_to_best, 110, LIGHT),
     Picture("benchmarks/three_methods/curves.png", (THREE,), learning_curves),
     Picture(
@@ -175,9 +190,15 @@ PICTURES = (
 )
 
 
+def read(source: Path) -> Any:
+    """Return the content of a JSON file, or the records of one with a record a line (.jsonl)."""
+    text = source.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if source.suffix == ".jsonl" else json.loads(text)
+
+
 def render(picture: Picture, root: Path = ROOT) -> bytes:
     """Return a picture as PNG; the same bytes for the same JSON, without date or version of a library."""
-    contents = [json.loads((root / source).read_text(encoding="utf-8")) for source in picture.sources]
+    contents = [read(root / source) for source in picture.sources]
     image = io.BytesIO()
     with matplotlib.style.context("default"), drawing(picture.theme) if picture.theme else nullcontext():
         picture.draw(*contents).savefig(image, format="png", dpi=picture.dpi, metadata={"Software": None})

@@ -1,6 +1,9 @@
 """Tables and the figure of the comparison, from results/*.jsonl alone.
 
-    python benchmarks/evidence/tables.py [--results DIR] [--figure evidence.png]
+    python benchmarks/evidence/tables.py [--results DIR] [--write]
+
+--write puts the tables into README.md of this folder; `make figures` draws the figure.
+
 
 For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
 taken at the last evaluated round that fits into what the default sent in the whole run. Intervals are 95 %
@@ -14,13 +17,14 @@ their seeds, and differences are in pairs of clients.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from design import ALL_ARMS, CHANGED, MAIN_ARMS, SETS
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from evidence import HERE, reported, results
@@ -32,6 +36,7 @@ ALONE = ("alone", "local")
 Right = list[NDArray[np.bool_ | np.float64]]
 NOT_BEHIND = 0.01
 """The default is not behind a rival if its interval excludes so much less: a point, or a hundredth of a nat."""
+BEGIN, END = "<!-- tables.py writes from here -->", "<!-- to here -->"
 PANELS = 5
 """Panels of the figure beside one another."""
 
@@ -65,12 +70,12 @@ UNITS = {
 class Held:
     """The reported runs of one set, by arm and seed."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, records: Sequence[Json]) -> None:
         self.name = name
         self.metric = SETS[name].metric
         self.unit = UNITS[self.metric]
         self.runs: dict[str, dict[int, Json]] = {}
-        for record in results(name, folder):
+        for record in records:
             if reported(record):
                 self.runs.setdefault(record["arm"], {})[record["seed"]] = record
 
@@ -168,7 +173,7 @@ def main_table(held: Held) -> list[str]:
             held.points(held.difference(arm, "alone")),
             unit(held.mean(arm, "worst")),
             f"{np.mean([kilobytes_up(record) for record in records]):.1f}",
-            "less than one evaluation" if at is None else unit(at),
+            "–" if at is None else unit(at),
             unit(rising, "+"),
             ", ".join(map(str, seeds)),
         ]
@@ -205,19 +210,13 @@ def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
-def figure(sets: Sequence[Held], path: Path) -> None:
+def figure(sets: Sequence[Held]) -> Figure:
     """Draw each arm's accuracy, or loss, with its interval, one panel a set."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     shown = [held for held in sets if DEFAULT in held.runs]
     arms = [arm for arm in MAIN_ARMS if any(arm in held.runs for held in shown)][::-1]
     wide, high = max(1, min(PANELS, len(shown))), max(1, -(-len(shown) // PANELS))
-    fig, axes = plt.subplots(
-        high, wide, figsize=(2 + 2.6 * wide, high * (1 + 0.32 * len(arms))), sharey=True, squeeze=False
-    )
+    drawn = Figure(figsize=(2 + 2.6 * wide, high * (1 + 0.32 * len(arms))), layout="constrained")
+    axes = drawn.subplots(high, wide, sharey=True, squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, held in zip(axes.flat, shown, strict=False):
@@ -234,14 +233,12 @@ def figure(sets: Sequence[Held], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlabel(held.unit.axis, fontsize=9)
     axes[0][0].set_yticks(range(len(arms)), arms, fontsize=9)
-    fig.tight_layout()
-    fig.savefig(path, dpi=150, metadata={"Software": None})
-    plt.close(fig)
+    return drawn
 
 
-def document(folder: Path) -> tuple[list[str], list[Held]]:
-    """Return the lines of all tables, and the sets that have results."""
-    held = [Held(name, folder) for name in SETS]
+def document(records: Mapping[str, Sequence[Json]]) -> tuple[list[str], list[Held]]:
+    """Return the lines of all tables, and the sets that have results, from the records by set."""
+    held = [Held(name, records.get(name, ())) for name in SETS]
     held = [each for each in held if each.runs]
     lines: list[str] = []
     for each in held:
@@ -252,15 +249,23 @@ def document(folder: Path) -> tuple[list[str], list[Held]]:
     return lines, held
 
 
+def written(page: str, lines: Sequence[str]) -> str:
+    """Return a page with these lines between its two marks."""
+    before, rest = page.split(BEGIN)
+    return "\n".join([before + BEGIN, "", "\n".join(lines).strip(), "", END + rest.split(END)[1]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--figure", type=Path, help="also draw the figure into this file")
+    parser.add_argument("--write", action="store_true", help="write the tables into README.md of this folder")
     given = parser.parse_args()
-    lines, held = document(given.results)
-    print("\n".join(lines))
-    if given.figure and held:
-        figure(held, given.figure)
+    lines, _ = document({name: results(name, given.results) for name in SETS})
+    if not given.write:
+        print("\n".join(lines))
+        return
+    page = HERE / "README.md"
+    page.write_text(written(page.read_text(encoding="utf-8"), lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
