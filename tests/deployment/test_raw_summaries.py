@@ -48,8 +48,8 @@ def test_a_site_decides_by_itself_whether_it_sends_one(own, kind, code, setting,
     replies = []
     ask = coordinator.client_manager.channel.ask
 
-    def recorded(requests, seconds):
-        found = ask(requests, seconds)
+    def recorded(requests, seconds, missing):
+        found = ask(requests, seconds, missing)
         replies.extend((requests[place].kind, reply.error) for place, reply in found.items())
         return found
 
