@@ -61,7 +61,7 @@ def test_plain_lines_and_tables_where_nobody_watches(run, toml):
         number = r"[\d.]+"
         facts = [
             "own-prior", r"round \d/2", f"loss {number}", rf"accuracy {number} \(worst {number}\)",
-            f"sent {number} KB", r"left \d+:\d\d",
+            f"up and down {number} KB", r"left \d+:\d\d",
         ]  # fmt: skip
         assert re.fullmatch("  ".join(facts), line)
     for word in ("client", "train", "test", "own-prior", "mean", "worst", "best", "up a round"):
