@@ -20,7 +20,7 @@ def write_tables(folder: Path) -> None:
     """A table of all sites, and a table for each, with the columns that the README names."""
     rows = [(f"message {n} of {site}", ("billing", "login")[n % 2], site) for site in SITES for n in range(20)]
     (folder / "sites").mkdir()
-    for name, kept in {"tickets": SITES, **{f"sites/{site}": (site,) for site in SITES}}.items():
+    for name, kept in {"requests": SITES, **{f"sites/{site}": (site,) for site in SITES}}.items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("message", "queue", "site"), *(row for row in rows if row[2] in kept)])
 
