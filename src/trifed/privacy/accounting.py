@@ -22,9 +22,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from dp_accounting import PrivacyAccountant
 
 MARGIN = 1e-6
 """Relative margin on the noise, so that rounding never brings the sum of releases over ε."""
@@ -75,17 +78,23 @@ def epsilon_of_sums(multipliers: Iterable[float], steps: Iterable[Sampled], delt
     return _renyi(gaussian, tuple(parts), delta)
 
 
-@lru_cache(1024)
-def _renyi(gaussian: float, steps: tuple[Sampled, ...], delta: float) -> float:
+def _epsilon(accountant: PrivacyAccountant, gaussian: float, steps: tuple[Sampled, ...], delta: float) -> float:
+    """Return the ε of one Gaussian release and of noised training steps, composed by `accountant`."""
     import dp_accounting as dp  # imported late to keep --help fast
-    from dp_accounting.rdp import RdpAccountant
 
-    accountant = RdpAccountant(None if steps else _orders())  # few orders for steps, each of which takes long
     if math.isfinite(gaussian):
         accountant.compose(dp.GaussianDpEvent(gaussian))
     for z, rate, count in steps:
         accountant.compose(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(z)), count))
     return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(1024)
+def _renyi(gaussian: float, steps: tuple[Sampled, ...], delta: float) -> float:
+    from dp_accounting.rdp import RdpAccountant  # imported late to keep --help fast
+
+    accountant = RdpAccountant(None if steps else _orders())  # few orders for steps, each of which takes long
+    return _epsilon(accountant, gaussian, steps, delta)
 
 
 @lru_cache(1)
@@ -150,15 +159,10 @@ def epsilon_with_steps(multipliers: Iterable[float], steps: Iterable[Sampled], d
 
 @lru_cache(1024)
 def _composed(gaussian: float, steps: tuple[Sampled, ...], delta: float) -> float:
-    import dp_accounting as dp  # imported late to keep --help fast
-    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.pld import PLDAccountant  # imported late to keep --help fast
 
     accountant = PLDAccountant(value_discretization_interval=GRID)
-    if math.isfinite(gaussian):
-        accountant.compose(dp.GaussianDpEvent(gaussian))
-    for z, rate, count in steps:
-        accountant.compose(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(z)), count))
-    return float(accountant.get_epsilon(delta))
+    return _epsilon(accountant, gaussian, steps, delta)
 
 
 @lru_cache(64)
