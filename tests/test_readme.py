@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer.core
 import typer.main
 
 from test_cli_help import Said, call
@@ -85,7 +86,9 @@ def test_what_is_installed_exists() -> None:
 @pytest.mark.parametrize("line", ["trifed demo", "trifed audit runs/tickets", *typed("trifed watch")])
 def test_a_command_that_takes_long_is_understood(line: str) -> None:
     name, *words = shlex.split(line)[1:]
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    command = group.commands[name]
     command.make_context(name, words)  # an unknown flag or a missing argument raises
 
 

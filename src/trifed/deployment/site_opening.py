@@ -1,4 +1,4 @@
-"""How many sites hold each label, which each site of a sealed run computes itself from all sites' signed parts.
+"""The number of holders of each label: a site of a sealed run computes it from the signed parts of all sites.
 
 The numbers of holders decide which rows of the head a site sends. A site takes them from no server: it checks the
 signature of each part, adds the parts up, and keeps the result, which no later terms may change.
@@ -18,7 +18,7 @@ from trifed.privacy.masking import part_statement, verify
 
 @dataclass(frozen=True)
 class KnownHolders:
-    """What a site has computed once for a run.
+    """The numbers of label holders that a site has computed once for a run.
 
     Attributes:
         sites: Names of the sites of the sum of label holders, by index.

@@ -1,4 +1,4 @@
-"""What each method does, in one line: the first line of its own file."""
+"""Explanations of the methods, one line each, taken from the first line of a method's file."""
 
 from __future__ import annotations
 

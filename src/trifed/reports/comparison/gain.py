@@ -1,4 +1,4 @@
-"""What federating gained, for newcomers: a picture of sites and bytes, and the demo's last three sentences."""
+"""The picture and the three sentences at the end of the demo: gain of each site, bytes sent, and the next step."""
 
 from __future__ import annotations
 
