@@ -15,6 +15,7 @@ from trifed import make_config
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence"))
 import client_rows
 import design
+import records
 import tables
 
 import evidence
@@ -78,25 +79,25 @@ def test_tables_follow_from_the_answers(tmp_path):
         record("fed-xs", 0, most, 0.7, [(1, 0.9, 2000), (2, 0.875, 4000)]),
     ]
     (tmp_path / "sst2.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
-    held = tables.Held("sst2", evidence.results("sst2", tmp_path))
+    held = tables.Held("sst2", records.results("sst2", tmp_path))
     assert held.best_rival() == "fedavg-lora"
     mean, (low, high) = held.difference("own-prior", "fedavg-lora")
     assert mean == pytest.approx(0.375) and low <= mean <= high
     assert held.at_bytes("fedavg-lora") == pytest.approx(0.4)
     assert held.at_bytes("fed-xs") is None
-    lines, _ = tables.document({name: evidence.results(name, tmp_path) for name in design.SETS})
+    lines, _ = tables.document({name: records.results(name, tmp_path) for name in design.SETS})
     row = next(line for line in lines if line.startswith("| `fedavg-lora`"))
     assert "50.0" in row and "-37.5" in row and "2.0" in row
     runs[1]["split"] = "other"
     (tmp_path / "sst2.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
     with pytest.raises(SystemExit, match="different splits"):
-        tables.Held("sst2", evidence.results("sst2", tmp_path)).difference("own-prior", "fedavg-lora")
+        tables.Held("sst2", records.results("sst2", tmp_path)).difference("own-prior", "fedavg-lora")
 
 
 def test_the_page_has_the_tables_of_the_committed_results():
     """Run `tables.py --write` after new results are added."""
     page = (REPOSITORY / "benchmarks" / "evidence" / "README.md").read_text(encoding="utf-8")
-    lines, _ = tables.document({name: evidence.results(name) for name in design.SETS})
+    lines, _ = tables.document({name: records.results(name) for name in design.SETS})
     assert page == tables.written(page, lines)
 
 
@@ -116,13 +117,13 @@ def test_losses_are_compared_in_pairs_of_clients_and_less_is_better(tmp_path):
         del run["answers"]
         run |= {"worst": run["losses"]["b"], "perplexity": 12.345, "metric": "loss"}
     (tmp_path / "shakespeare.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
-    held = tables.Held("shakespeare", evidence.results("shakespeare", tmp_path))
+    held = tables.Held("shakespeare", records.results("shakespeare", tmp_path))
     mean, interval = held.difference("own-prior", "fedavg-lora")
     assert mean == pytest.approx(-0.1) and interval == pytest.approx((-0.1, -0.1))
     mean, interval = held.difference("own-prior", "local")
     assert mean == pytest.approx(-0.75) and interval == pytest.approx((-1.0, -0.5))
     assert held.better(["own-prior", "local"]) == "own-prior"
-    lines, _ = tables.document({name: evidence.results(name, tmp_path) for name in design.SETS})
+    lines, _ = tables.document({name: records.results(name, tmp_path) for name in design.SETS})
     row = next(line for line in lines if line.startswith("| `fedavg-lora`"))
     assert "2.850" in row and "+0.100" in row and "12.35" in row
     assert "-0.500" in row

@@ -3,8 +3,6 @@
     python benchmarks/evidence/tables.py [--results DIR] [--write]
 
 --write puts the tables into README.md of this folder; `make figures` draws the figure.
-
-
 For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
 taken at the last evaluated round that fits into what the default sent in the whole run. Intervals are 95 %
 bootstrap intervals over clients and test rows, of all seeds; differences are in pairs of test rows. The best
@@ -26,8 +24,8 @@ import numpy as np
 from design import ALL_ARMS, CHANGED, MAIN_ARMS, SETS
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from records import HERE, reported, results
 
-from evidence import HERE, reported, results
 from trifed.experiments.comparison_summary import interval, mean_over_clients
 
 Json = dict[str, Any]

@@ -40,7 +40,7 @@ from trifed.attacks.plan import Plan
 from trifed.common.dict_merge import deep_merge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
-from evidence import environment
+from records import environment
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "views"
