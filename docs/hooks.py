@@ -154,9 +154,9 @@ def python_interface() -> Iterator[str]:
     yield from (
         "# trifed",
         "",
-        "This page is for a person who uses trifed from Python: the names that can be imported from",
+        "The names that can be imported from `trifed`. They are loaded when first used.",
+        "",
     )
-    yield from ("`trifed`. They are loaded when first used.", "")
     for name in sorted(trifed.__all__, key=str.lower):
         if not name.startswith("__"):
             yield from (f"::: trifed.{name}", "    options: {show_root_heading: true, heading_level: 2}", "")
@@ -165,7 +165,7 @@ def python_interface() -> Iterator[str]:
 def methods() -> Iterator[str]:
     """Describe each method by the docstring of its file and its own options, then the classes they share."""
     package = importlib.import_module("trifed.methods")
-    yield from ("# Methods", "", "This page is for a person who looks up a method's paper, equations and options.")
+    yield from ("# Methods", "", "Each method's paper, equations and options.")
     yield from ("[Methods in one line](../methods.md) says when to use which.", "")
     for entry in pkgutil.iter_modules(package.__path__, "trifed.methods."):
         module = importlib.import_module(entry.name)
@@ -185,9 +185,9 @@ def settings() -> Iterator[str]:
     yield from (
         "# Settings",
         "",
-        "This page is for a person who looks up a setting: keys of a run's TOML file, and of",
+        "Every key of a run's TOML file and of `--set KEY=VALUE`, with its default and meaning.",
     )
-    yield from ("`--set KEY=VALUE`. A default of `-` means that the setting is unset.", "")
+    yield from ("A default of `-` means that the setting is unset.", "")
     for section, rows in sections.items():
         yield from (f"## [{section}]" if section else "## At the top of the file", "")
         yield from ("| setting | default | meaning |", "|---|---|---|", *rows, "")
@@ -199,7 +199,7 @@ def commands() -> Iterator[str]:
     yield from (
         "# Commands",
         "",
-        "This page is for a person who looks up a command: its arguments, flags and defaults.",
+        "Every command with its arguments, flags and defaults, as `--help` prints them.",
         "",
     )
     yield from described(app, "trifed", 2)

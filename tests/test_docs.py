@@ -40,6 +40,15 @@ def test_the_files_that_a_page_names_exist(page):
     assert [name for name in sorted(named) if not any((folder / name).exists() for folder in folders)] == []
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_a_page_begins_with_a_short_paragraph_of_its_own(page):
+    title, opening = page.read_text(encoding="utf-8").split("\n\n")[:2]
+    assert re.fullmatch("# .+", title) and opening[0] not in "|#!-" and "```" not in opening
+    assert 5 <= len(opening.split()) <= 60
+    others = {other.read_text(encoding="utf-8").split("\n\n")[1] for other in DOCS.glob("*.md") if other != page}
+    assert opening.split()[:3] not in [other.split()[:3] for other in others]
+
+
 def test_the_parts_of_own_prior_fit_another_method():
     parts, groups, _ = map(tomllib.loads, blocks("compose.md", "toml"))
     assert make_config({**parts, **groups}).aggregation.members == [["north", "south"], ["east"]]
