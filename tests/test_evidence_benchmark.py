@@ -14,6 +14,7 @@ from trifed import make_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence"))
 import client_rows
+import data_sets
 import design
 import records
 import tables
@@ -24,13 +25,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 STORIES = REPOSITORY.parent / "shared" / "models" / "stories260K"
 
 
-@pytest.mark.parametrize("name", sorted(design.SETS))
+@pytest.mark.parametrize("name", sorted(data_sets.SETS))
 def test_every_arm_is_a_valid_run_and_all_send_one_bit(name):
     for arm, settings in design.ALL_ARMS.items():
         config = make_config(evidence.configuration(name, settings, 0, 0.01, "rows.parquet"))
         assert config.wire.bits == (32 if arm == "32 bits" else 1), arm
-        assert config.rounds == design.SETS[name].rounds and config.metric == design.SETS[name].metric
-        assert config.training.batch_size == (8 if name == "shakespeare" else 32)
+        assert config.rounds == data_sets.SETS[name].rounds and config.metric == data_sets.SETS[name].metric
+        assert config.training.batch_size == (8 if name == "shakespeare" or name.endswith("-few") else 32)
 
 
 def test_rivals_have_the_client_parts_of_the_default():
@@ -85,7 +86,7 @@ def test_tables_follow_from_the_answers(tmp_path):
     assert mean == pytest.approx(0.375) and low <= mean <= high
     assert held.at_bytes("fedavg-lora") == pytest.approx(0.4)
     assert held.at_bytes("fed-xs") is None
-    lines, _ = tables.document({name: records.results(name, tmp_path) for name in design.SETS})
+    lines, _ = tables.document({name: records.results(name, tmp_path) for name in data_sets.SETS})
     row = next(line for line in lines if line.startswith("| `fedavg-lora`"))
     assert "50.0" in row and "-37.5" in row and "2.0" in row
     runs[1]["split"] = "other"
@@ -97,7 +98,7 @@ def test_tables_follow_from_the_answers(tmp_path):
 def test_the_page_has_the_tables_of_the_committed_results():
     """Run `tables.py --write` after new results are added."""
     page = (REPOSITORY / "benchmarks" / "evidence" / "README.md").read_text(encoding="utf-8")
-    lines, _ = tables.document({name: records.results(name) for name in design.SETS})
+    lines, _ = tables.document({name: records.results(name) for name in data_sets.SETS})
     assert page == tables.written(page, lines)
 
 
@@ -123,7 +124,7 @@ def test_losses_are_compared_in_pairs_of_clients_and_less_is_better(tmp_path):
     mean, interval = held.difference("own-prior", "local")
     assert mean == pytest.approx(-0.75) and interval == pytest.approx((-1.0, -0.5))
     assert held.better(["own-prior", "local"]) == "own-prior"
-    lines, _ = tables.document({name: records.results(name, tmp_path) for name in design.SETS})
+    lines, _ = tables.document({name: records.results(name, tmp_path) for name in data_sets.SETS})
     row = next(line for line in lines if line.startswith("| `fedavg-lora`"))
     assert "2.850" in row and "+0.100" in row and "12.35" in row
     assert "-0.500" in row

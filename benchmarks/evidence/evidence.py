@@ -4,12 +4,13 @@
         [--arms ARM ...] [--tier TIER] [--seeds SEED ...] [--list] [--try EXAMPLES]
 
 --data holds the public data sets, each a folder with a train.parquet, --models the models of the sets that name
-one. `design.py` says what is compared. For a set and an arm, first the learning rate is chosen, by accuracy or
-loss on validation data of that set under the first seed: three rates for a quarter of the rounds (and one more,
-beyond the best, if that is the lowest or the highest of the three), the better two for half of them. The best one
-goes on to the last round, and is used with the further seeds. Each run that ends is a line in results/SET.jsonl,
-with what is needed to compare it in pairs: which test rows it got right, or each client's loss. A stopped script
-goes on where it was; with --hours it starts no run after that time. Make the tables with `tables.py`.
+one. `data_sets.py` and `design.py` say what is compared. For a set and an arm, first the learning rate is chosen,
+by accuracy or loss on validation data of that set under the first seed: three rates for a quarter of the rounds
+(and one more, beyond the best, if that is the lowest or the highest of the three), the better two for half of
+them. The best one goes on to the last round, and is used with the further seeds. Each run that ends is a line in
+results/SET.jsonl, with what is needed to compare it in pairs: which test rows it got right, or each client's loss.
+A stopped script goes on where it was; with --hours it starts no run after that time. Make the tables with
+`tables.py`.
 
 With --try each arm of each set makes one round with so many examples a client at most, of which nothing is kept:
 does all of it work here, and how long does a round take?
@@ -30,7 +31,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from design import ALL_ARMS, RATE_FACTOR, RUN, SETS, TIERS, Arm, write_table
+from data_sets import SETS, write_table
+from design import ALL_ARMS, RATE_FACTOR, RUN, TIERS, Arm
 from records import HERE, Json, environment, facts, reported, results
 
 from trifed import make_config

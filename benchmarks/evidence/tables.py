@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from design import ALL_ARMS, CHANGED, MAIN_ARMS, SETS
+from data_sets import SETS
+from design import ALL_ARMS, CHANGED, MAIN_ARMS
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from records import HERE, reported, results
