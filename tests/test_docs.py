@@ -17,6 +17,7 @@ from in_this_process import in_this_process
 from test_cli_help import call
 from trifed import make_comparison, make_config
 from trifed.config.settings import TaskName
+from trifed.deployment.site_settings import SiteSettings
 from trifed.methods import METHODS, ORIGINS, compose
 from trifed.methods.aggregation import AggregationSettings
 from trifed.methods.personalization import PersonalizationSettings
@@ -72,6 +73,11 @@ def test_the_page_of_methods_has_each_method_once():
 def test_the_page_of_tasks_has_each_task_once():
     text = (DOCS / "tasks.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) == sorted(get_args(TaskName))
+
+
+def test_the_page_of_a_sites_settings_has_each_once():
+    text = (DOCS / "site-settings.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `\[?(\w+)", text, re.MULTILINE)) == sorted(SiteSettings.model_fields)
 
 
 def test_the_page_of_sealed_sums_says_which_methods_can_be_sealed():
