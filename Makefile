@@ -5,10 +5,10 @@ STAMP := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs/hooks.py
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-quick tour check bench figures format docs clean
+.PHONY: help demo test test-quick tour check release-check bench figures format docs clean
 
 help:  ## List these commands.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## Train on the demo data (ten clients, a few minutes) and show what sharing gains.
 	$(BIN)/trifed demo
@@ -31,6 +31,9 @@ tour: $(STAMP)  ## Take inputs as users bring them through all commands, with ev
 	$(BIN)/pytest -q -n 3 --dist loadfile tests/tasks/tour
 
 check: test  ## Do the same as make test.
+
+release-check:  ## Build the release in dist/, install it with every extra as users do, and use it. Takes ten minutes.
+	$(PYTHON) tests/release_check.py
 
 bench: $(STAMP)  ## Compare speed and memory with plain PEFT and Flower, and draw it (BENCH="--repetitions 5" and more).
 	$(BIN)/python benchmarks/speed/against.py --data $(DATA) $(BENCH)

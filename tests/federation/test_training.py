@@ -378,6 +378,13 @@ def test_precision_is_what_was_asked_for():
     assert choose_precision(chosen(precision="auto"), CPU) in (torch.float32, torch.bfloat16)
 
 
+def test_auto_is_float32_with_a_build_of_torch_without_onednn(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert choose_precision(chosen(precision="auto"), CPU) is torch.float32
+
+
 def test_bfloat16_gives_nearly_the_same_losses_and_float32_tensors(shared_model, data):
     without_dropout(shared_model.model)
     full, exact = trained_from_start(shared_model, data, chosen())

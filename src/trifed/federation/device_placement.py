@@ -77,9 +77,10 @@ def narrow_frozen_weights(model: nn.Module, settings: TrainingSettings, own: Ite
 
 
 def _cpu_has_bf16() -> bool:
-    # On processors without bfloat16 oneDNN emulates it, which is slower than float32.
+    # On processors without bfloat16 oneDNN emulates it, which is slower than float32. A torch that was built
+    # without oneDNN lacks the operator, so it is asked last.
     hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and hardware)
+    return bool(hardware and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
