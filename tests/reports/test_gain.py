@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from test_cli_help import call
 from trifed.config.run import make_config
 from trifed.experiments import demo
-from trifed.reports.comparison.gain import closing_sentences, gain_figure
+from trifed.federation.compression import Compression, Quantise
+from trifed.federation.messages import Header
+from trifed.reports.comparison.gain import at_one_bit, closing_sentences, gain_figure
 from trifed.reports.comparison.worth import Worth, worth_of_sharing
 from trifed.reports.results import MethodResult, Partition, Traffic
 
@@ -43,7 +46,17 @@ def test_the_picture_has_two_bars_a_site_and_the_bytes(partition: Partition, wor
     # The largest gain on top: berlin and paris gain 30 points, oslo loses 5.
     assert alone == [100 * value for value in (0.5, 0.6, 0.75)] and federated == pytest.approx([80, 90, 70])
     assert [label.get_text() for label in sites.get_yticklabels()] == ["berlin", "paris", "oslo"]
-    assert [bar.get_height() for bar in sent.patches] == [2500, 313_600]
+    assert [bar.get_height() for bar in sent.patches] == [2500, at_one_bit(313_600), 313_600]
+
+
+@pytest.mark.parametrize("shape", [(64, 100), (3, 1000), (7,)])
+def test_the_bytes_with_one_bit_are_those_of_a_message_with_one_bit(shape: tuple[int, ...]) -> None:
+    header, zeros = Header("upload", "0" * 12, "0" * 16, 3, 2, 57), np.zeros(int(np.prod(shape)), np.float32)
+    full, short = (
+        len(compression.encode(header, zeros, zeros))
+        for compression in (Compression((("A", shape),)), Quantise((("A", shape),), 1))
+    )
+    assert at_one_bit(full) == pytest.approx(short, abs=16)  # the header's counts have fewer digits
 
 
 @pytest.mark.parametrize(("kind", "told"), [("gain", "18.3 points"), ("loss", "lost 18.3"), ("unclear", "+18.3")])

@@ -20,8 +20,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from trifed.reports.format import size
 
 MARKERS = "osD^vPX*hp<"
-CONTROL_LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 5)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
-"""Line styles of the controls, in their order; repeated for further controls."""
 LABEL_LENGTH = 22
 FONT = 10.0
 FEW_DECADES = 300.0
@@ -53,7 +51,7 @@ class Theme:
 
 LIGHT = Theme(
     "#1c2126",
-    "#72787f",
+    "#5f666d",
     "#0b6e4f",
     ("#0b6e4f", "#d1495b", "#30638e", "#a86a10", "#6a4c93", "#00838f", "#8d5524", "#c2185b", "#546e7a", "#558b2f"),
 )

@@ -18,6 +18,11 @@ MOST_TICKS = 8
 DODGE = 0.05
 """Distance between lines along the axis, as a power of 2: intervals should not hide each other."""
 
+NAME_ROOM = 0.08
+"""Share of the axis that a name below a line needs."""
+GUESSING, CHANCE = "guessing", "chance"
+"""Names of the reference lines, written on them."""
+
 Points = Sequence[tuple[float, Estimate]]
 """Size and score."""
 
@@ -80,16 +85,28 @@ def _curves(axes: Axes, style: Style, curves: Curves) -> None:
             xs = np.array([curves.sizes[0], curves.sizes[-1]])
             means, lows, highs = (np.repeat(value, 2) for value in (means, lows, highs))
         axes.fill_between(xs, lows, highs, color=faint, alpha=0.25, lw=0, zorder=1)
-        axes.plot(xs, means, color=faint, lw=1.2, label="guesser", zorder=2)
+        axes.plot(xs, means, color=faint, lw=1.2, zorder=2)
     if curves.level is not None:
-        axes.axhline(curves.level, color=faint, ls="--", lw=1.1, label=f"chance, {curves.level:g}")
+        axes.axhline(curves.level, color=faint, ls="--", lw=1.1)
     ticks = curves.sizes[:: -(-len(curves.sizes) // MOST_TICKS)]
     axes.set_xticks(ticks, [f"{size:.4g}" for size in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     if curves.ends:
         lowest = min(point.low for line in curves.lines for _, point in line.points)
         axes.set_ylim(min(curves.ends[0], lowest), curves.ends[1])
+    if curves.floor:
+        _name_below(axes, style, GUESSING, (float(xs[-1]), float(lows[-1])))
+    if curves.level is not None:
+        _name_below(axes, style, f"{CHANCE}, {curves.level:g}", (curves.sizes[-1], curves.level))
     axes.set(xlabel=curves.xlabel, ylabel=curves.ylabel)
+
+
+def _name_below(axes: Axes, style: Style, name: str, end: tuple[float, float]) -> None:
+    """Write the name of a line below its right end, where few other lines are; make room for it."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, end[1] - NAME_ROOM * (high - low)), high)
+    look: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint, "ha": "right", "va": "top"}
+    axes.annotate(name, end, (0, -3), textcoords="offset points", **look)
 
 
 def _arrays(points: Points) -> tuple[np.ndarray, ...]:
@@ -106,9 +123,11 @@ def _rows(axes: Axes, style: Style, curves: Curves) -> None:
             axes.plot([found.low, found.high], [row, row], color=colour, lw=2.0, solid_capstyle="round")
             axes.scatter([found.mean], [row], s=40, zorder=3, **style.look(line.method))
     for _, guess in curves.floor[:1]:
-        axes.axvspan(guess.low, guess.high, color=faint, alpha=0.25, lw=0, label="guesser", zorder=1)
+        axes.axvspan(guess.low, guess.high, color=faint, alpha=0.25, lw=0, zorder=1)
+        _name_above(axes, style, GUESSING, guess.mean)
     if curves.level is not None:
-        axes.axvline(curves.level, color=faint, ls="--", lw=1.1, label=f"chance, {curves.level:g}")
+        axes.axvline(curves.level, color=faint, ls="--", lw=1.1)
+        _name_above(axes, style, f"{CHANCE}, {curves.level:g}", curves.level)
     labels = [short(line.label, 30) for line in curves.lines]
     axes.set_yticks(range(len(labels)), labels, fontsize=FONT - 0.5)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -116,3 +135,9 @@ def _rows(axes: Axes, style: Style, curves: Curves) -> None:
         axes.set_xlim(min(curves.ends[0], axes.get_xlim()[0]), curves.ends[1])
     at = f", {curves.xlabel} {curves.sizes[0]:.4g}" if curves.sizes and curves.xlabel else ""
     axes.set_xlabel(f"{curves.ylabel}{at}")
+
+
+def _name_above(axes: Axes, style: Style, name: str, x: float) -> None:
+    """Write the name of an upright line above its upper end."""
+    look: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint, "ha": "center", "va": "bottom"}
+    axes.annotate(name, (x, 1.0), (0, 2), xycoords=axes.get_xaxis_transform(), textcoords="offset points", **look)

@@ -69,12 +69,11 @@ def advice(findings: Findings) -> tuple[str, str]:
         return "finish", "Let it finish before you decide."
     if found["above_guessing"]:
         safe = _safe_batch(findings)
+        if _only_gradients(findings):
+            more = f" and batches of {safe} or more examples" if safe else ""
+            keep = f"Keep several local steps a round{more}: then no attack read back more than guessing."
+            return "gradient-only", f"{keep} Only noise (privacy.update) bounds every attack."
         more = f"From a batch of {safe} on no attack was above guessing. " if safe else ""
-        mine = [row for row in attacks(findings, findings.method) if in_view(findings, row)]
-        sent = [is_above(findings, row) for row in mine if row.sees == "update"]
-        if sent and not any(sent):
-            whole = "What a whole round sends gave no more than guessing: keep the local steps."
-            return "gradient-only", f"{whole} {more}Only noise (privacy.update) bounds every attack."
         return "protect", f"{more}Add noise (privacy.update), the only bound on every attack, and audit again."
     if found["members_auc"] is not None:
         return "hide-members", "Add noise (privacy.update) or seal the uploads, and audit again."
@@ -84,6 +83,13 @@ def advice(findings: Findings) -> tuple[str, str]:
             "These attacks call for no change. Only noise (privacy.update) bounds those that nobody tried.",
         )
     return "measure", "Run the audit with a guesser and a control, so that a score can be judged."
+
+
+def _only_gradients(findings: Findings) -> bool:
+    """Return True if attacks on what a whole round sends were tried, and none of them was above guessing."""
+    mine = [row for row in attacks(findings, findings.method) if in_view(findings, row)]
+    sent = [is_above(findings, row) for row in mine if row.sees == "update"]
+    return bool(sent) and not any(sent)
 
 
 def _safe_batch(findings: Findings) -> int | None:
@@ -110,8 +116,9 @@ def recovered(findings: Findings) -> str:
     if above is None:
         return f"An attack read back {best} of {kind} at most, and no guesser says how much is guessing"
     start = f"An attack read back more of {kind} than" if above else f"No attack read back more of {kind} than"
-    view = "an upload" if row.sees == "update" else "the plain gradient"
-    return f"{start} guessing: {best} at most from {view}, guessing {guess} (batch of {row.batch})"
+    view = "what a round sends" if row.sees == "update" else "the plain gradient of a batch"
+    only = ", but not from what a round sends" if above and _only_gradients(findings) else ""
+    return f"{start} guessing{only}: {best} at most from {view} (size {row.batch}), guessing {guess}"
 
 
 def clear_auc(findings: Findings) -> float | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trifed.common.files import whole_file
+from trifed.federation.compression import Quantise
+from trifed.federation.messages import Header, encode_values
 from trifed.reports.comparison.plots import MOST_NAMED
 from trifed.reports.comparison.worth import Worth, sent_clause
 from trifed.reports.figures import LIGHT, NotebookFigure, drawing, short
@@ -17,7 +20,7 @@ from trifed.reports.results import Partition
 
 HEIGHT, ROW, ROWS = 1.3, 0.28, 8.0
 """Inches of the picture without its rows, inches of one row, and the most inches of all rows."""
-FEDERATED, ALONE = LIGHT.series[0], "#b8bfc6"
+FEDERATED, ALONE = LIGHT.series[0], "#8b939b"
 DEFAULT, PLAIN = "own-prior", "fedavg-lora"
 
 
@@ -38,7 +41,7 @@ def gain_figure(partition: Partition, worth: Worth) -> Figure:
     with drawing(LIGHT):
         height = HEIGHT + min(ROWS, ROW * len(worth.gains))
         figure = NotebookFigure(figsize=(7.0, height), layout="constrained")
-        sites, sent = figure.subplots(1, 2, width_ratios=(1.9, 1))
+        sites, sent = figure.subplots(1, 2, width_ratios=(1.7, 1))
         _sites(sites, partition, worth)
         _sent(sent, partition, worth)
     return figure
@@ -61,11 +64,19 @@ def _sites(axes: Axes, partition: Partition, worth: Worth) -> None:
 
 
 def _sent(axes: Axes, partition: Partition, worth: Worth) -> None:
-    """Draw the bytes of a round: what a site sends, beside plain federated LoRA if that was run as well."""
-    bars = [("trifed" if worth.shared == DEFAULT else worth.shared, worth.up_per_round, FEDERATED)]
+    """Draw the bytes of a round: what a site sends, beside plain federated LoRA if that was run as well.
+
+    Plain LoRA was run with 32 bits a number and the default method with one, so that a third bar is needed for
+    equal bits.
+    """
     plain = partition.methods.get(PLAIN)
-    if plain is not None and worth.shared != PLAIN and plain.bytes.up_per_round:
-        bars.append(("plain\nfederated\nLoRA", plain.bytes.up_per_round, LIGHT.series[3]))
+    bars = [("trifed" if worth.shared == DEFAULT else worth.shared, worth.up_per_round, FEDERATED)]
+    if worth.shared == DEFAULT and plain is not None and plain.bytes.up_per_round:
+        bars = [
+            ("trifed,\n1 bit", worth.up_per_round, FEDERATED),
+            ("plain\nLoRA,\n1 bit", at_one_bit(plain.bytes.up_per_round), LIGHT.series[3]),
+            ("plain\nLoRA,\n32 bits", plain.bytes.up_per_round, LIGHT.series[3]),
+        ]
     axes.bar(range(len(bars)), [count for _, count, _ in bars], 0.55, color=[colour for *_, colour in bars])
     for place, (_, count, _) in enumerate(bars):
         axes.annotate(size(count), (place, count), (0, 3), textcoords="offset points", ha="center")
@@ -75,6 +86,17 @@ def _sent(axes: Axes, partition: Partition, worth: Worth) -> None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_title("sent by each site\nin a round", fontsize=11)
+
+
+def at_one_bit(sent: float) -> float:
+    """Return the bytes of an upload with one bit a number, given its bytes with 32 bits a number.
+
+    The numbers count as one tensor: each further tensor adds less than a block's step size, two bytes.
+    """
+    header = Header("upload", "0" * 12, "0" * 16, 10, 10, 100)
+    empty = np.zeros(0, np.float32)
+    numbers = np.zeros(max(0, round(sent) - len(encode_values(header, empty))) // 4, np.float32)
+    return len(Quantise((("numbers", numbers.shape),), 1).encode(header, numbers, numbers))
 
 
 def closing_sentences(worth: Worth, run: Path) -> list[str]:

@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trifed.common.files import whole_file
 from trifed.reports.figures import (
-    CONTROL_LINES,
     FONT,
     LIGHT,
     NotebookFigure,
@@ -31,8 +30,8 @@ MOST_NAMED = 26
 """With more clients than this the clients' names are left out."""
 MOST_LABELS = 20
 MOST_WIDE = 4
-MOST_LINES = 2
-"""Reference lines of a plot."""
+REFERENCE_LINES = ("--", "-.")
+"""Line styles of the reference lines of a plot, which has at most as many."""
 TELLING = ("probe-alone", "probe-all", "class-means", "majority")
 """Controls in the order in which reference lines are chosen."""
 SHADES = 9
@@ -226,11 +225,11 @@ def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upr
     The name of an upright line extends from it towards the middle, so that it does not run beyond the plot.
     """
     low, high = axes.get_xlim() if upright else axes.get_ylim()
-    near = [line for line in lines if low - REACH <= line[1] <= high + REACH][:MOST_LINES]
+    near = [line for line in lines if low - REACH <= line[1] <= high + REACH][: len(REFERENCE_LINES)]
     middle = (min([low, *(value for _, value in near)]) + max([high, *(value for _, value in near)])) / 2
     for number, (name, value) in enumerate(sorted(near, key=lambda line: line[1])):
         last = number == len(near) - 1
-        look: dict[str, Any] = {"color": style.theme.faint, "ls": CONTROL_LINES[number], "lw": 1.2, "zorder": 0}
+        look: dict[str, Any] = {"color": style.theme.faint, "ls": REFERENCE_LINES[number], "lw": 1.2, "zorder": 0}
         shown = f"{name}, {value:.1f}"
         text: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint}
         if upright:
