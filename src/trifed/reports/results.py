@@ -29,6 +29,8 @@ Matrix = NDArray[np.float64]
 PER_CLIENT = ("up_per_round", "down_per_round", "once_up", "once_down")
 Manifest = dict[str, dict[str, float]]
 """Tensor -> one of `PER_CLIENT`, the fields of `Traffic` -> bytes per client."""
+RATIOS = ("R²",)
+"""Metrics in the place of accuracy that are no percentages."""
 PLATEAU = 0.01
 """A curve has reached a plateau if it rises by less than this over its last quarter."""
 
@@ -186,6 +188,25 @@ class Partition(_Record):
     methods: dict[str, MethodResult] = {}
     controls: dict[str, Spread] = {}
     differences: dict[str, Difference] = {}
+
+    @property
+    def is_percentage(self) -> bool:
+        """Return True if accuracies are shown as percentages; R² is not."""
+        return self.metric not in RATIOS
+
+    @property
+    def scale(self) -> float:
+        """Return the factor from an accuracy to the number that is shown."""
+        return 100.0 if self.is_percentage else 1.0
+
+    @property
+    def shown_metric(self) -> str:
+        """Return the name of the metric with its unit, as on an axis."""
+        return f"test {self.metric}{', %' if self.is_percentage else ''}"
+
+    def shown(self, value: float) -> str:
+        """Format an accuracy: `83.2 %`; `0.83` for R²."""
+        return f"{100 * value:.1f} %" if self.is_percentage else f"{value:.2f}"
 
     def difference(self, one: str, other: str) -> Difference | None:
         """Return `one` minus `other`, as computed, else from the clients' accuracies.

@@ -29,12 +29,22 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "points": points,
     "bytes": lambda value: size(value) if value else "nothing",
     "ratio": lambda value: f"{value:.2f}",
+    "signed ratio": lambda value: f"{value:+.2f}".replace("-", "−"),
     "interval": span,
     "points interval": lambda value: span(value, signed=True),
     "ratio interval": lambda value: f"{value[0]:.2f} to {value[1]:.2f}",
+    "signed ratio interval": lambda value: f"{value[0]:+.2f} to {value[1]:+.2f}".replace("-", "−"),
     "number interval": lambda value: f"{value[0]:.4g} to {value[1]:.4g}",
 }
 """Kind of a column -> how one of its values is written. None is written as a dash."""
+
+AS_RATIO = {
+    "percent": "ratio",
+    "points": "signed ratio",
+    "interval": "ratio interval",
+    "points interval": "signed ratio interval",
+}
+"""Kind of a column of percentages -> kind for the same values of a metric that is no percentage."""
 
 TEXT_KINDS = ("text", "prose", "verdict")
 NARROW = 4
@@ -103,6 +113,16 @@ class Table:
         values = {c: [row.get(c.key) for row in self.rows] for c in self.columns}
         kept = [c for c, found in values.items() if any(v or (v is not None and c.kind != "bytes") for v in found)]
         return replace(self, columns=kept)
+
+
+def as_ratios(table: Table) -> Table:
+    """Return a table whose percentages are shown as plain numbers."""
+    columns = [
+        replace(column, kind=AS_RATIO.get(column.kind, column.kind), label=column.label.removesuffix(", %"))
+        for column in table.columns
+    ]
+    named = [replace(column, label="difference") if column.label == "points" else column for column in columns]
+    return replace(table, columns=named, title=table.title.removesuffix(", %"))
 
 
 def to_terminal(table: Table) -> RichTable:

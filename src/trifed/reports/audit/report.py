@@ -116,7 +116,8 @@ def _best_of_each_method(findings: Findings) -> Block | None:
         return None
     label = {"text": "F1 of tokens read back", "image": "PSNR of images read back, dB"}[findings.kind]
     curves = Curves(lines, "", label, [(0.0, floor)] if floor else (), ends=SPAN[findings.kind])
-    note = f"The best attack on a batch of {worst.batch}, with its 95 % interval. Grey: what guessing gives."
+    score = "F1 is 1 if every word comes back and 0 if none does." if findings.kind == "text" else ""
+    note = f"The best attack on a batch of {worst.batch}, with its 95 % interval. {score}".rstrip()
     return _figure("Most that was read back from each method", curves, note, sized=False)
 
 

@@ -16,6 +16,11 @@ from trifed.reports.format import plural
 from trifed.reports.results import Details, Partition, Source, Study
 from trifed.reports.tables import Column, Table
 
+MEANING = (
+    "Alone: each site trains on its own examples only. Federated: the sites also exchange numbers of the model, "
+    "and no examples."
+)
+"""What the two results of a site are, for readers who are new to it."""
 MOST_IN_ROWS = 3
 """With more methods than this, one plot of all of them replaces the rows of the sites."""
 
@@ -57,7 +62,7 @@ def first_block(source: Source) -> Block | None:
         return block
     if any(value is not None for found in partition.methods.values() for value in found.client_accuracy):
         known = tables.client_table(partition, source.details.get(name, Details()), controls=False)
-        table = replace(known, title=f"Each site: test {partition.metric}")
+        table = replace(known, title=f"Each site: {partition.shown_metric}")
         rows = min(len(partition.clients), plots.MOST_NAMED)
         alt = f"Marks: test {partition.metric} of {plural(len(partition.clients), 'site')} by method."
         plot = partial(plots.clients, partition=partition.model_copy(update={"controls": {}}))
@@ -95,7 +100,7 @@ def _sites(partition: Partition, worth: Worth) -> Block | None:
         f"{len(worth.better)} of {plural(len(values), 'site')} are better off, {len(worth.worse)} worse."
     )
     if not worth.better and not worth.worse:
-        note = f"Every site has the same test {worth.metric} alone and federated."
+        note = f"Every site has the same test {worth.metric} alone and federated. {MEANING}"
         return Block(Table(title, columns, rows, note))
     plot = partial(first_plots.sites, worth=worth, values=values)
-    return Block(Table(title, columns, rows), plot, alt, first_plots.sites_height(len(values)))
+    return Block(Table(title, columns, rows, MEANING), plot, alt, first_plots.sites_height(len(values)))

@@ -69,16 +69,17 @@ def curves(axes: Axes, style: Style, partition: Partition) -> None:
     for place, (method, found) in enumerate(partition.methods.items()):
         points = [point for point in found.curve if point.mean is not None]
         rounds = [point.round for point in points]
-        axes.plot(rounds, _percent(points, "mean"), label=method, **_line(style, method, place, partition.methods))
+        means = _scaled(partition, points, "mean")
+        axes.plot(rounds, means, label=method, **_line(style, method, place, partition.methods))
         if place == 0:
-            ends = (_percent(points, "worst"), _percent(points, "best"))
+            ends = (_scaled(partition, points, "worst"), _scaled(partition, points, "best"))
             axes.fill_between(rounds, *ends, color=style.colour(method), alpha=0.07, lw=0)
         kept = [point for point in points if point.round in found.kept_rounds]
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.colour(method), "s": 130, "zorder": 10}
-        axes.scatter([point.round for point in kept], _percent(kept, "mean"), **ring)
+        axes.scatter([point.round for point in kept], _scaled(partition, kept, "mean"), **ring)
     references(axes, style, _controls(partition))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="round", ylabel=f"mean test {partition.metric}, %")
+    axes.set(xlabel="round", ylabel=f"mean {partition.shown_metric}")
 
 
 def curves_over_bytes(axes: Axes, style: Style, partition: Partition) -> None:
@@ -89,12 +90,14 @@ def curves_over_bytes(axes: Axes, style: Style, partition: Partition) -> None:
         sent = [point for point in points if point.bytes]
         look = _line(style, method, place, partition.methods)
         if sent:
-            axes.plot([point.bytes or 0.0 for point in sent], _percent(sent, "mean"), label=method, **look)
+            axes.plot(
+                [point.bytes or 0.0 for point in sent], _scaled(partition, sent, "mean"), label=method, **look
+            )
         elif points:
-            silent.append((f"{method}, sends nothing", _percent(points, "mean")[-1]))
+            silent.append((f"{method}, sends nothing", _scaled(partition, points, "mean")[-1]))
     references(axes, style, sorted(silent, key=lambda line: -line[1]) or _controls(partition))
     bytes_axis(axes)
-    axes.set(xlabel="sent so far, all clients, up and down", ylabel=f"mean test {partition.metric}, %")
+    axes.set(xlabel="sent so far, all clients, up and down", ylabel=f"mean {partition.shown_metric}")
 
 
 def clients(axes: Axes, style: Style, partition: Partition) -> None:
@@ -104,10 +107,10 @@ def clients(axes: Axes, style: Style, partition: Partition) -> None:
     for place, (method, found) in enumerate(shown):
         shift = 0.5 * (place - (len(shown) - 1) / 2) / max(1, len(shown))  # equal results do not hide each other
         rows = np.arange(len(names)) + shift
-        _marks(axes, found, rows, s=20, lw=0, label=method, **style.look(method))
+        _marks(axes, found, rows, partition.scale, s=20, lw=0, label=method, **style.look(method))
     references(axes, style, _controls(partition), upright=True)
     named = len(names) <= MOST_NAMED
-    _rows(axes, names if named else [], len(names), f"test {partition.metric}, %")
+    _rows(axes, names if named else [], len(names), partition.shown_metric)
     axes.grid(axis="y", color=style.theme.faint, alpha=0.25, lw=0.6)
     axes.set_axisbelow(True)
     axes.set_ylabel("" if named else f"{len(names)} clients")
@@ -123,11 +126,11 @@ def worst_to_best(axes: Axes, style: Style, partition: Partition) -> None:
     for row, (_, look, found) in enumerate(rows):
         if found.worst is None or found.best is None or found.mean is None:
             continue
-        ends = [100 * found.worst, 100 * found.best]
+        ends = [partition.scale * found.worst, partition.scale * found.best]
         axes.plot(ends, [row, row], color=look["color"], lw=2.2, solid_capstyle="round")
         axes.scatter(ends, [row, row], color=look["color"], marker="|", s=60)
-        axes.scatter([100 * found.mean], [row], s=42, zorder=3, **look)
-    _rows(axes, [name for name, *_ in rows], len(rows), f"test {partition.metric}, %")
+        axes.scatter([partition.scale * found.mean], [row], s=42, zorder=3, **look)
+    _rows(axes, [name for name, *_ in rows], len(rows), partition.shown_metric)
 
 
 def sent(axes: Axes, style: Style, partition: Partition) -> None:
@@ -179,7 +182,7 @@ def overview(axes: Axes, style: Style, study: Study) -> None:
         shift = 0.7 * (place - (len(study.methods) - 1) / 2) / max(1, len(study.methods))
         found = [(row + shift, p.methods[method]) for row, p in enumerate(partitions) if method in p.methods]
         rows = np.array([row for row, _ in found])
-        _marks(axes, [one.mean for _, one in found], rows, s=26, label=method, **style.look(method))
+        _marks(axes, [one.mean for _, one in found], rows, 100.0, s=26, label=method, **style.look(method))
         for row, one in found:
             if one.interval is not None:
                 axes.plot([100 * end for end in one.interval], [row, row], color=style.colour(method), lw=1.3)
@@ -230,7 +233,7 @@ def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upr
     for number, (name, value) in enumerate(sorted(near, key=lambda line: line[1])):
         last = number == len(near) - 1
         look: dict[str, Any] = {"color": style.theme.faint, "ls": REFERENCE_LINES[number], "lw": 1.2, "zorder": 0}
-        shown = f"{name}, {value:.1f}"
+        shown = f"{name}, {value:.3g}"
         text: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint}
         if upright:
             axes.axvline(value, **look)
@@ -246,7 +249,11 @@ def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upr
 
 def _controls(partition: Partition) -> list[tuple[str, float]]:
     """Return labels and means of the controls, those that say most about a method first."""
-    known = {name: 100 * spread.mean for name, spread in partition.controls.items() if spread.mean is not None}
+    known = {
+        name: partition.scale * spread.mean
+        for name, spread in partition.controls.items()
+        if spread.mean is not None
+    }
     order = [*(name for name in TELLING if name in known), *(name for name in known if name not in TELLING)]
     return [(control_label(name), known[name]) for name in order]
 
@@ -267,16 +274,11 @@ def _heat_map(axes: Axes, values: Matrix, limits: tuple[float, float], names: Se
     axes.set_xticks([])
 
 
-def _percent(points: Sequence[Point], name: str) -> list[float]:
-    return [100 * (getattr(point, name) or 0.0) for point in points]
+def _scaled(partition: Partition, points: Sequence[Point], name: str) -> list[float]:
+    return [partition.scale * (getattr(point, name) or 0.0) for point in points]
 
 
-def _numbers(shares: Sequence[float | None]) -> Matrix:
-    """Return shares as percentages, (len(shares),); NaN for None."""
-    return 100 * np.array(shares, np.float64)
-
-
-def _marks(axes: Axes, shares: Sequence[float | None], rows: np.ndarray, **look: Any) -> None:
-    """Draw a mark in the row of each share that is known."""
-    values = _numbers(shares)
+def _marks(axes: Axes, found: Sequence[float | None], rows: np.ndarray, scale: float, **look: Any) -> None:
+    """Draw a mark in the row of each value that is known."""
+    values = scale * np.array(found, np.float64)
     axes.scatter(values[~np.isnan(values)], rows[~np.isnan(values)], zorder=3, **look)

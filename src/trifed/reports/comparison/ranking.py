@@ -156,8 +156,9 @@ def ranking_sentence(study: Study) -> str:
         ahead = f"{points(gap.mean).lstrip('+')} points ahead of {second.method}"
         lead = f"{first.method} is first of {over}: {percent(first.mean)} % in the mean, {ahead} ({_sure(gap)})"
     else:
-        also = f"{second.method} {percent(second.mean)} % ({_sure(gap)})"
-        lead = f"No clear winner of {over}: {first.method} {percent(first.mean)} %, {also}"
+        by = f"difference {points(gap.mean)}, {_sure(gap)}" if gap else _sure(gap)
+        also = f"{second.method} {percent(second.mean)} % ({by})"
+        lead = f"No clear winner of {over}: {first.method} reached {percent(first.mean)} % in the mean, {also}"
     counts = (
         f"{first.method} is clearly better in {first.wins} of {first.pairs} comparisons, worse in {first.losses}"
     )

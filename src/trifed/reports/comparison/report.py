@@ -126,7 +126,7 @@ def _subtitle(source: Source) -> str:
         beside = f" beside {listing(others)}" if others else ""
         return f"Run of {first}{beside}: {'; '.join(places)}, seed {study.seeds[0]}"
     clients = {len(partition.clients) for partition in study.results.values() if partition.clients}
-    counts = {"method": len(study.methods), "partition": len(study.partitions)}
+    counts = {"method": len(study.methods), "data set": len(study.partitions)}
     counts |= {"client": clients.pop()} if len(clients) == 1 else {}
     return ", ".join(plural(count, noun) for noun, count in {**counts, "seed": len(study.seeds)}.items())
 

@@ -19,7 +19,7 @@ from trifed.reports.comparison.ranking_tables import ranking_sections
 from trifed.reports.comparison.tables import main_table
 from trifed.reports.comparison.verdict import ranked, seals, verdict
 from trifed.reports.document import Block, Section, settings_section
-from trifed.reports.format import listing, percent, plural
+from trifed.reports.format import listing, plural
 from trifed.reports.results import Details, Matrix, Partition, Source, Study
 
 MOST_UNFOLDED = 12
@@ -178,7 +178,7 @@ def _on_privacy(partition: Partition, details: Details) -> list[str]:
 
 
 def _ends(partition: Partition) -> str:
-    means = "; ".join(f"{name} {percent(mean)} %" for name, _, mean in ranked(partition))
+    means = "; ".join(f"{name} {partition.shown(mean)}" for name, _, mean in ranked(partition))
     return f"Mean test {partition.metric} at the end: {means}."
 
 

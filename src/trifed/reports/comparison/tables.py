@@ -10,7 +10,7 @@ from trifed.methods.local import ALONE
 from trifed.reports.format import control_label, control_meanings, listing, percent, size
 from trifed.reports.privacy import PRIVACY_COLUMNS, privacy_row
 from trifed.reports.results import Details, Manifest, Matrix, Partition, Spread, Study
-from trifed.reports.tables import Column, Table
+from trifed.reports.tables import Column, Table, as_ratios
 
 PARTITION, METHOD = Column("partition", "partition"), Column("method", "method")
 ENDS = (
@@ -62,7 +62,13 @@ def main_table(results: Mapping[str, Partition], controls: bool = True) -> Table
         dict.fromkeys(name for partition in results.values() for name in partition.controls) if controls else ()
     )
     note = " ".join(filter(None, [note, _baseline_note(results), control_meanings(shown)]))
-    return Table("Methods and controls side by side", MAIN, rows, note)
+    return _in_its_unit(Table("Methods and controls side by side", MAIN, rows, note), *results.values())
+
+
+def _in_its_unit(table: Table, *partitions: Partition) -> Table:
+    """Return a table as it is, or without percentages if the metric in the place of accuracy is none."""
+    ratios = bool(partitions) and not any(partition.is_percentage for partition in partitions)
+    return as_ratios(table) if ratios else table
 
 
 def _baseline_note(results: Mapping[str, Partition]) -> str:
@@ -101,7 +107,7 @@ def difference_table(partition: Partition) -> Table:
         {"difference": name, **dict(found), "seeds": len(found.seeds) or None}
         for name, found in partition.differences.items()
     ]
-    return Table("Differences, paired over clients", columns, rows)
+    return _in_its_unit(Table("Differences, paired over clients", columns, rows), partition)
 
 
 def privacy_table(partition: Partition) -> Table:
@@ -126,7 +132,8 @@ def curve_table(partition: Partition) -> Table:
         Column("bytes", "sent so far", "bytes"),
     )
     rows = [{"method": m, **dict(point)} for m, found in partition.methods.items() for point in found.curve]
-    return Table("Accuracy over rounds", columns, rows)
+    name = "Accuracy" if partition.metric == "accuracy" else partition.metric
+    return _in_its_unit(Table(f"{name} over rounds", columns, rows), partition)
 
 
 def client_table(partition: Partition, details: Details, controls: bool = True) -> Table:
@@ -152,7 +159,8 @@ def client_table(partition: Partition, details: Details, controls: bool = True) 
         *(Column(name, name, "percent") for name in partition.methods),
         *(Column(name, f"({control_label(name)})", "percent") for name in partition.controls if controls),
     )
-    return Table(f"Test {partition.metric} of each client, %", columns, rows).without_empty()
+    title = f"Test {partition.metric} of each client, %"
+    return _in_its_unit(Table(title, columns, rows).without_empty(), partition)
 
 
 def overview_table(study: Study) -> Table:

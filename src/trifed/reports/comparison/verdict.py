@@ -104,25 +104,42 @@ def cautions(source: Source) -> list[Caution]:
             "Lower training.learning_rate.",
         ),
         (warned, "few-examples", f"Uploads of so few examples that they may reveal them: {listing([*warned])}."),
-        (better, "control-better", f"A control does at least as well as every method: {listing(better)}."),
+        (
+            better,
+            "control-better",
+            f"A simple model that trains no adapter does at least as well as every method: {listing(better)}.",
+        ),
         (seeds < FEW_SEEDS, "few-seeds", f"{plural(seeds, 'seed')}: differences of a few points may be noise."),
         (
             pooled,
             "pooled-better",
-            f"With all data in one place, which a federation may not have, a control does at least as well: "
+            f"With all data in one place, which a federation may not have, a simple model does at least as well: "
             f"{listing(pooled)}. It shows what is left to gain.",
         ),
-        (rising, "still-rising", f"Accuracy still rises at the end of the rounds: {listing([*rising])}."),
-        (untuned, "not-tuned", f"Learning rates that were not searched on validation data: {listing(untuned)}."),
-        (tests < FEW_TESTS, "few-tests", f"A client has only {plural(tests, 'test example')}."),
+        (
+            rising,
+            "still-rising",
+            f"More rounds may help: {listing([*rising])} still improved in the last quarter of the rounds.",
+        ),
+        (
+            untuned,
+            "not-tuned",
+            f"Learning rates of {listing(untuned)} were not searched on validation data; others may do better.",
+        ),
+        (
+            tests < FEW_TESTS,
+            "few-tests",
+            f"A site has only {plural(tests, 'test example')}: its own numbers are uncertain.",
+        ),
     ]
     return [Caution(code, text) for holds, code, text in known if holds][:MOST_CAUTIONS]
 
 
 def _better_controls(partitions: dict[str, Partition], pooled: bool) -> list[str]:
-    """Return the partitions that have such a control, with its name and mean."""
+    """Return such a control with its mean, and with the data set where there are several."""
     found = {name: better_control(partition, pooled) for name, partition in partitions.items()}
-    return [f"{name} ({control})" for name, control in found.items() if control]
+    known = {name: control for name, control in found.items() if control}
+    return [f"{name} ({control})" if len(partitions) > 1 else control for name, control in known.items()]
 
 
 def better_control(partition: Partition, pooled: bool = False) -> str:
