@@ -7,10 +7,11 @@ import io
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from audits import TEXTS, image_findings, member, picture, sure, text_findings, text_row
+from audits import CURVE, TEXTS, image_findings, member, picture, sure, text_findings, text_row
 from rich.console import Console
 from studies import make_comparison, write_comparison
 
@@ -19,7 +20,10 @@ from trifed.cli import app as cli
 from trifed.common.errors import RunError
 from trifed.reports.audit.cards import closeness, picture_pair, text_pair
 from trifed.reports.audit.findings import Attempt, Claim, Findings, Means
+from trifed.reports.audit.plots import Curves, Line, draw
 from trifed.reports.audit.report import audit_lines, audit_page
+from trifed.reports.audit.verdict import advice
+from trifed.reports.figures import draw_figure
 from trifed.reports.read import silent
 
 NASTY = '<script>alert("1")</script> & co'
@@ -249,3 +253,22 @@ def test_the_page_fits_a_phone_and_asks_for_nothing(browser, tmp_path, width, ki
     assert browser.value(OVERFLOWING) == []
     assert [address for address in browser.asked if not address.startswith("data:image/png")] == [file.as_uri()]
     assert browser.said == []
+
+
+@pytest.mark.parametrize("sizes", [(1.0, 4.0, 16.0), (4.0,)], ids=["curves", "rows"])
+def test_guessing_and_chance_are_named_on_their_lines(sizes):
+    line = Line("ce-lora", "ce-lora", "base", [(size, sure(0.9)) for size in sizes])
+    curves = Curves([line], "examples", "F1", [(size, sure(0.1)) for size in sizes], level=0.5, ends=(0.0, 1.03))
+    figure = draw_figure(partial(draw, curves=curves), ("ce-lora",), (4.7, 3.3), "Score")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["guessing", "chance, 0.5"]
+    inside = axes.get_window_extent()
+    for box in (text.get_window_extent() for text in axes.texts):
+        assert box.x0 > inside.x1 or box.y0 > inside.y1
+    assert set(axes.get_legend_handles_labels()[1]) <= {"ce-lora"}
+
+
+def test_a_recommendation_has_two_sentences_at_most():
+    for findings in (text_findings(), text_findings(dict.fromkeys(CURVE, 0.9)), image_findings()):
+        assert len(re.findall(r"[.!?](?= |$)", advice(findings)[1])) <= 2

@@ -75,7 +75,7 @@ def test_the_verdict_has_the_best_reconstruction_and_what_to_do(findings, kind, 
 
 
 def test_the_batch_that_is_large_enough_is_named():
-    assert "batch of 8" in advice(text_findings())[1]  # with 4 the intervals are still apart
+    assert "8 or more" in advice(text_findings())[1]  # with 4 the intervals are still apart
 
 
 def test_the_verdict_prefers_a_row_above_guessing_to_a_higher_one():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from studies import make_comparison
 
 from trifed.experiments.compare import ComparisonResult
-from trifed.reports.comparison.plots import clients
+from trifed.reports.comparison.plots import clients, curves, curves_over_bytes, worst_to_best
 from trifed.reports.comparison.report import comparison_document, figures_of
-from trifed.reports.figures import draw_figure
-from trifed.reports.results import Details, Source, Spread, Study
+from trifed.reports.comparison.tables import main_table
+from trifed.reports.figures import bytes_axis, draw_figure
+from trifed.reports.results import Details, Source, Spread, Study, Traffic
 
 
 def test_figures_of_several_partitions_are_told_apart():
@@ -62,3 +64,47 @@ def test_the_names_of_controls_stay_above_the_plot_and_apart(one, other):
         assert plain.x0 - 1 <= box.x0 and box.x1 <= plain.x1 + 1
         high.append((text.get_text().strip(), text.get_text().count("\n")))
     assert [name.partition(",")[0] for name, _ in high] == ["probe", "probe"] and [n for _, n in high] == [0, 1]
+
+
+@pytest.mark.parametrize("plot", [curves, curves_over_bytes])
+def test_the_names_of_level_lines_are_beside_the_plot_and_apart(plot):
+    """Beside the plot no data can lie below a name, however close the two lines are."""
+    values = make_comparison(means={"local": 0.70, "alone": 0.71, "ce-lora": 0.72})
+    (partition,) = Study.model_validate(values).results.values()
+    quiet = partition.methods["local"].model_copy(update={"bytes": Traffic()})
+    methods = {**partition.methods, "local": quiet, "alone": quiet}
+    controls = {"probe-alone": Spread(mean=0.71), "probe-all": Spread(mean=0.72)}
+    shown = partition.model_copy(update={"controls": controls, "methods": methods})
+    figure = draw_figure(partial(plot, partition=shown), ("local", "alone", "ce-lora"), (4.7, 3.5), "Lines")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 2 and boxes[0].y1 <= boxes[1].y0 + 1
+    assert all(box.x0 > axes.get_window_extent().x1 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize("most", [4_000, 30_000, 150_000, 700_000, 5_000_000])
+def test_the_numbers_of_an_axis_of_bytes_do_not_touch(most):
+    def plot(axes, style):
+        axes.set_xlim(2_500, most)
+        bytes_axis(axes)
+
+    figure = draw_figure(plot, (), (4.7, 3.5), "Bytes")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    boxes = [label.get_window_extent() for place, label in ticks if low <= place <= high and label.get_text()]
+    assert len(boxes) >= 2 and all(left.x1 + 3 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_r2_is_shown_as_a_number_and_other_scores_as_percentages():
+    (partition,) = Study.model_validate(make_comparison(means={"local": 0.46, "ce-lora": 0.57})).results.values()
+    for metric, mean, label in (("R²", "0.46", "test R²"), ("accuracy", "46.0", "test accuracy, %")):
+        shown = partition.model_copy(update={"metric": metric})
+        table = main_table({"": shown}, controls=False)
+        place = [column.key for column in table.columns].index("mean")
+        assert table.cells()[0][place] == mean and ("%" in table.columns[place].label) == (metric == "accuracy")
+        figure = draw_figure(partial(worst_to_best, partition=shown), ("local", "ce-lora"), (4.7, 3.5), "Ends")
+        assert figure.axes[0].get_xlabel() == label
+        assert (figure.axes[0].dataLim.x1 > 1) == (metric == "accuracy")

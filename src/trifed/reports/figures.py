@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from textwrap import wrap
+from textwrap import fill, wrap
 from typing import Any
 
 import matplotlib
@@ -22,10 +22,12 @@ from trifed.reports.format import size
 MARKERS = "osD^vPX*hp<"
 LABEL_LENGTH = 22
 FONT = 10.0
-FEW_DECADES = 300.0
+FEW_DECADES = 200.0
 """Ratio of the ends of a logarithmic axis up to which powers of 10 alone are too few numbers for it."""
 LEGEND_LINE = 0.19
 """Inches that one line of a legend adds to a figure's height."""
+NAME_WIDTH = 14
+"""Characters of a line of the name of a reference line."""
 WIDE_LABEL = 40
 """A legend with a longer label, in characters, has one column instead of two."""
 
@@ -127,14 +129,21 @@ def wrapped(name: str, width: int = 18) -> str:
     return "\n".join(lines)
 
 
+def name_beside(axes: Axes, style: Style, name: str, y: float, va: str = "center") -> None:
+    """Write the name of a level line on its right end, outside the plot, where no data can lie below it."""
+    look: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint, "ha": "left", "va": va}
+    where: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+    axes.annotate(fill(name, NAME_WIDTH), (1.0, y), (4, 0), **where, **look)
+
+
 def bytes_axis(axes: Axes) -> None:
-    """Make the x axis logarithmic, in bytes, with at least two numbers on it."""
-    low, high = axes.dataLim.intervalx
+    """Make the x axis logarithmic, in bytes, with at least two numbers on it, which do not touch each other."""
+    low, high = axes.dataLim.intervalx if axes.get_autoscalex_on() else axes.get_xlim()
     axes.set_xscale("log")
     low, high = sorted((max(float(low), 1.0), max(float(high), 1.0)))
-    steps = (1.0,) if high / low > FEW_DECADES else (1.0, 2.0, 5.0)
+    steps = (1.0,) if high / low > FEW_DECADES else (1.0, 3.0)
     within = high / low < 10
-    axes.xaxis.set_major_locator(MaxNLocator(4) if within else LogLocator(subs=steps, numticks=6))
+    axes.xaxis.set_major_locator(MaxNLocator(3) if within else LogLocator(subs=steps, numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value).replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 

@@ -49,6 +49,8 @@ AS_RATIO = {
 TEXT_KINDS = ("text", "prose", "verdict")
 NARROW = 4
 """Most columns of a table that fits on a phone."""
+WIDE = 13
+"""Most columns of a table that fits on a page of a large screen."""
 LABEL_WIDTH = 12
 """Characters that a number column's label may have in a terminal even if its numbers are shorter."""
 
@@ -90,6 +92,16 @@ class Table:
     def is_narrow(self) -> bool:
         """Return True if the table fits beside a figure, and on a phone."""
         return len(self.columns) <= NARROW and not any(column.kind == "prose" for column in self.columns)
+
+    @property
+    def scrolls(self) -> bool:
+        """Return True if the table is likely wider than a phone; a column of prose takes the room that is left."""
+        return len(self.columns) > NARROW or (len(self.columns) > 2 and not self.is_narrow)
+
+    @property
+    def is_wide(self) -> bool:
+        """Return True if the table may be wider than the page on a large screen."""
+        return len(self.columns) > WIDE
 
     def cells(self) -> list[list[str]]:
         """Return every row as text."""

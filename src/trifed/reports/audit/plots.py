@@ -11,15 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from trifed.reports.audit.findings import Estimate
-from trifed.reports.figures import FONT, Style, short
+from trifed.reports.figures import FONT, Style, name_beside, short
 
 STROKES = {"factors": "-", "start": "--", "base": ":"}
 MOST_TICKS = 8
 DODGE = 0.05
 """Distance between lines along the axis, as a power of 2: intervals should not hide each other."""
 
-NAME_ROOM = 0.08
-"""Share of the axis that a name below a line needs."""
 GUESSING, CHANCE = "guessing", "chance"
 """Names of the reference lines, written on them."""
 
@@ -95,18 +93,10 @@ def _curves(axes: Axes, style: Style, curves: Curves) -> None:
         lowest = min(point.low for line in curves.lines for _, point in line.points)
         axes.set_ylim(min(curves.ends[0], lowest), curves.ends[1])
     if curves.floor:
-        _name_below(axes, style, GUESSING, (float(xs[-1]), float(lows[-1])))
+        name_beside(axes, style, GUESSING, float(means[-1]))
     if curves.level is not None:
-        _name_below(axes, style, f"{CHANCE}, {curves.level:g}", (curves.sizes[-1], curves.level))
+        name_beside(axes, style, f"{CHANCE}, {curves.level:g}", curves.level)
     axes.set(xlabel=curves.xlabel, ylabel=curves.ylabel)
-
-
-def _name_below(axes: Axes, style: Style, name: str, end: tuple[float, float]) -> None:
-    """Write the name of a line below its right end, where few other lines are; make room for it."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, end[1] - NAME_ROOM * (high - low)), high)
-    look: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint, "ha": "right", "va": "top"}
-    axes.annotate(name, end, (0, -3), textcoords="offset points", **look)
 
 
 def _arrays(points: Points) -> tuple[np.ndarray, ...]:

@@ -35,6 +35,8 @@ from trifed.reports.read import OnProgress
 from trifed.reports.tables import Column, Table, to_terminal
 
 WORST = ("method", "attack", "view", "sees", "knows", "batch", "f1", "psnr", "interval", "against")
+AT_WORST = (*WORST[:6], "steps", "tokens", "trials", *WORST[6:], "exact", "ssim")
+"""Columns of a page's table of the worst attacks, which has room for more than a terminal."""
 MEMBERSHIP = (
     "method",
     "source",
@@ -154,7 +156,8 @@ def _reconstruction(findings: Findings) -> list[Block]:
     everything = tables.reconstruction_table(findings)
     if len(everything.rows) <= MOST_UNFOLDED:
         return [Block(everything), *figures]
-    return [Block(tables.worst_table(findings)), *figures, Block(everything, folded=True)]
+    worst = tables.worst_table(findings).only(*AT_WORST)
+    return [Block(worst), *figures, Block(everything, folded=True)]
 
 
 def _sweep(findings: Findings, sees: str, name: str) -> Iterator[Block]:

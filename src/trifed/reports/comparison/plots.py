@@ -20,6 +20,7 @@ from trifed.reports.figures import (
     Style,
     bytes_axis,
     drawing,
+    name_beside,
     short,
     wrapped,
 )
@@ -225,13 +226,13 @@ def _line(style: Style, method: str, place: int, methods: Sequence[str] | dict[s
 def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upright: bool = False) -> None:
     """Draw at most two reference lines, each with its name on it; one far from everything else is left out.
 
-    The name of an upright line extends from it towards the middle, so that it does not run beyond the plot.
+    The name of an upright line extends from it towards the middle, so that it does not run beyond the plot; that
+    of a level line is beside the plot.
     """
     low, high = axes.get_xlim() if upright else axes.get_ylim()
     near = [line for line in lines if low - REACH <= line[1] <= high + REACH][: len(REFERENCE_LINES)]
     middle = (min([low, *(value for _, value in near)]) + max([high, *(value for _, value in near)])) / 2
     for number, (name, value) in enumerate(sorted(near, key=lambda line: line[1])):
-        last = number == len(near) - 1
         look: dict[str, Any] = {"color": style.theme.faint, "ls": REFERENCE_LINES[number], "lw": 1.2, "zorder": 0}
         shown = f"{name}, {value:.3g}"
         text: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint}
@@ -242,9 +243,7 @@ def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upr
             axes.annotate(f" {shown} {below}", (value, 1.0), xycoords=axes.get_xaxis_transform(), **side, **text)
         else:
             axes.axhline(value, **look)
-            side = {"ha": "right", "va": "bottom" if last else "top"}
-            text |= {"xytext": (0, 2 if last else -3), "textcoords": "offset points"}
-            axes.annotate(shown, (1.0, value), xycoords=axes.get_yaxis_transform(), **side, **text)
+            name_beside(axes, style, shown, value, "center" if len(near) == 1 else "bottom" if number else "top")
 
 
 def _controls(partition: Partition) -> list[tuple[str, float]]:

@@ -226,11 +226,9 @@ def cluster_order(matrices: dict[str, Matrix]) -> list[int]:
 def _split(split: dict[str, Any]) -> Block:
     labels, clients = split["label_names"], split["clients"]
     counts = np.array([[client["train_labels"].get(label, 0) for label in labels] for client in clients], float)
-    sizes = [client["train"] for client in clients]
-    note = (
-        f"{plural(len(clients), 'client')} with {min(sizes)} to {max(sizes)} training examples each; "
-        f"{plural(len(labels), 'label')}."
-    )
+    sizes = sorted({client["train"] for client in clients})
+    count = " to ".join(f"{size}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+    note = f"{plural(len(clients), 'client')} with {count} training examples each; {plural(len(labels), 'label')}."
     if (counts == counts[:1]).all():
         same = (
             "All clients have equally many examples of each label."
