@@ -118,8 +118,8 @@ def _best_of_each_method(findings: Findings) -> Block | None:
         return None
     label = {"text": "F1 of tokens read back", "image": "PSNR of images read back, dB"}[findings.kind]
     curves = Curves(lines, "", label, [(0.0, floor)] if floor else (), ends=SPAN[findings.kind])
-    score = "F1 is 1 if every word comes back and 0 if none does." if findings.kind == "text" else ""
-    note = f"The best attack on a batch of {worst.batch}, with its 95 % interval. {score}".rstrip()
+    scale = "F1 is 1 if every word comes back and 0 if none does." if findings.kind == "text" else ""
+    note = f"The best attack on a batch of {worst.batch}, with its 95 % interval. {scale}".rstrip()
     return _figure("Most that was read back from each method", curves, note, sized=False)
 
 
