@@ -22,6 +22,7 @@ from trifed.methods import METHODS, ORIGINS, compose
 from trifed.methods.aggregation import AggregationSettings
 from trifed.methods.personalization import PersonalizationSettings
 from trifed.methods.sealed import cannot_seal
+from trifed.tasks import base_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -93,7 +94,7 @@ def test_the_page_of_sealed_sums_says_which_methods_can_be_sealed():
 
 
 @pytest.fixture
-def reader(demo_model, tmp_path, monkeypatch):
+def reader(tmp_path, monkeypatch):
     """A reader's folder, in which the test works; what a page registers is forgotten."""
     monkeypatch.chdir(tmp_path)
     with patch.dict(METHODS), patch.dict(ORIGINS):
@@ -101,7 +102,7 @@ def reader(demo_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_method_is_added_by_following_the_page(reader, toy_table, capsys, monkeypatch):
+def test_a_method_is_added_by_following_the_page(demo_model, reader, toy_table, capsys, monkeypatch):
     (reader / "capped_lora.py").write_text(blocks("add-a-method.md", "python")[0], encoding="utf-8")
     with toy_table.open(newline="", encoding="utf-8") as old, (reader / "tickets.csv").open("w") as new:
         header, *rows = csv.reader(old)
@@ -119,8 +120,10 @@ def test_a_method_is_added_by_following_the_page(reader, toy_table, capsys, monk
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_tutorial_runs_as_it_stands(reader, capsys):
-    """But for the processes of its comparison, which are here one."""
+def test_the_tutorial_runs_as_it_stands(reader, tiny_reader, capsys, monkeypatch):
+    """With a smaller model under the name demo, and in one process, where its comparison starts several."""
+    resolve = base_model._resolve
+    monkeypatch.setattr(base_model, "_resolve", lambda name: resolve(tiny_reader if name == "demo" else name))
     with in_this_process():
         exec("\n".join(blocks("tutorial.md", "python")), {})
     told = capsys.readouterr().out

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from in_this_process import in_this_process
 from test_cli_help import call
 from trifed import load_client, make_comparison, make_config
-from trifed.data import demo_corpus_path
 from trifed.deployment.release_log import read_releases
 from trifed.experiments.dry_run import dry_run
 from trifed.methods import METHODS, ORIGINS
@@ -37,26 +36,6 @@ def example(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
     return lambda name: runpy.run_path(str(EXAMPLES / f"{name}.py"))
-
-
-@pytest.fixture(scope="module")
-def tiny_reader(tiny_encoder, tmp_path_factory):
-    """The folder of a random BERT as small as `tiny_encoder`, that knows the words of the examples' texts."""
-    folder = tmp_path_factory.mktemp("tiny-reader")
-    texts = demo_corpus_path().read_text(encoding="utf-8") + (EXAMPLES / "hospitals.py").read_text(
-        encoding="utf-8"
-    )
-    known = json.loads((tiny_encoder / "tokenizer.json").read_text(encoding="utf-8"))
-    words = known["model"]["vocab"]
-    for word in dict.fromkeys(re.findall(r"\w+|[^\w\s]+", texts)):
-        words.setdefault(word, len(words))
-    shutil.copytree(tiny_encoder, folder, dirs_exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(known), encoding="utf-8")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig.from_pretrained(tiny_encoder, vocab_size=len(words))
-        BertModel(config).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
