@@ -134,8 +134,8 @@ def test_idle_it_ends_and_comes_again_in_a_deep_folder_too(hello, values, tmp_pa
     assert ask_worker(path, hello).error is None
     until_gone(path)
     assert not list(tmp_path.rglob(SOCKET))
-    assert open_and_train(path, hello)[1].error is None
-    end_workers(path)
+    assert ask_worker(path, hello).error is None
+    until_gone(path)
 
 
 def test_mistakes_in_the_settings_are_said_at_the_site_alone(tmp_path, caplog):
