@@ -230,7 +230,7 @@ PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "docs/results.md": (results,),
     "docs/own-prior.md": (own_prior,),
     "docs/what-was-recovered.md": (threat_model,),
-    "docs/security.md": (attacks,),
+    "docs/security-measured.md": (attacks,),
     "docs/paper.md": tuple(paper.TABLES.values()),
     "benchmarks/methods/README.md": (all_methods, new_seed),
     "benchmarks/three_methods/README.md": (three_methods,),

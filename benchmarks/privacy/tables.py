@@ -1,4 +1,4 @@
-"""The tables of docs/threat-model.md, from results/*.json, and of docs/privacy.md, from curve.json.
+"""The tables of docs/what-was-recovered.md, from results/*.json, and of docs/noise-details.md, from curve.json.
 
 python benchmarks/privacy/tables.py
 """
@@ -78,7 +78,7 @@ def labels(found: Findings) -> Iterator[str]:
 
 
 def overview(whole: dict[str, Findings]) -> Iterator[str]:
-    """One row a method and knowledge: what stands in docs/threat-model.md."""
+    """One row a method and knowledge: what stands in docs/what-was-recovered.md."""
     texts = {name: found for name, found in whole.items() if found.kind == "text"}
     for name, found in texts.items():
         yield f"\n{name}:\n"

@@ -149,7 +149,7 @@ def test_what_differs_between_clients_keeps_the_sum_closed():
 
 
 def test_the_page_about_it_runs_as_it_stands():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "secure-aggregation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sealed-details.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     found: dict = {}
     exec(example, found)  # our own page
