@@ -108,3 +108,18 @@ def test_r2_is_shown_as_a_number_and_other_scores_as_percentages():
         figure = draw_figure(partial(worst_to_best, partition=shown), ("local", "ce-lora"), (4.7, 3.5), "Ends")
         assert figure.axes[0].get_xlabel() == label
         assert (figure.axes[0].dataLim.x1 > 1) == (metric == "accuracy")
+
+
+@pytest.mark.parametrize("plot", [clients, worst_to_best, curves])
+def test_an_axis_of_percentages_ends_at_100(plot):
+    values = make_comparison(means={"local": 1.0, "ce-lora": 1.0})
+    (partition,) = Study.model_validate(values).results.values()
+    methods = {
+        name: found.model_copy(update={"client_accuracy": [1.0] * 5, "worst": 0.99, "best": 1.0})
+        for name, found in partition.methods.items()
+    }
+    shown = partition.model_copy(update={"methods": methods, "controls": {}})
+    figure = draw_figure(partial(plot, partition=shown), ("local", "ce-lora"), (4.7, 3.5), "All right")
+    (axes,) = figure.axes
+    high = (axes.get_ylim() if plot is curves else axes.get_xlim())[1]
+    assert 100 < high < 104

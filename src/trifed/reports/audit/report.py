@@ -55,6 +55,11 @@ MOST_UNFOLDED = 12
 YLABEL = {"text": "F1 of tokens", "image": "PSNR, dB"}
 AXES = {"batch": "examples in a batch", "steps": "local steps"}
 TITLES = {"batch": "Score by batch size", "steps": "Score by local steps"}
+SCALE = {
+    "text": "F1 is 1 if every word comes back and 0 if none does.",
+    "image": "The more dB, the nearer to the original: 10 dB more are a tenth of the squared error.",
+}
+"""How to read the main score, for readers who are new to it."""
 SPAN = {"text": (0.0, 1.03), "image": None}
 """Ends of the score's axis, if it has any."""
 
@@ -118,8 +123,8 @@ def _best_of_each_method(findings: Findings) -> Block | None:
         return None
     label = {"text": "F1 of tokens read back", "image": "PSNR of images read back, dB"}[findings.kind]
     curves = Curves(lines, "", label, [(0.0, floor)] if floor else (), ends=SPAN[findings.kind])
-    scale = "F1 is 1 if every word comes back and 0 if none does." if findings.kind == "text" else ""
-    note = f"The best attack on a batch of {worst.batch}, with its 95 % interval. {scale}".rstrip()
+    scale = SCALE[findings.kind]
+    note = f"The best attack on a batch of {worst.batch}, with its 95 % interval. {scale}"
     return _figure("Most that was read back from each method", curves, note, sized=False)
 
 
@@ -153,7 +158,7 @@ def _sections(findings: Findings) -> list[Section]:
 def _reconstruction(findings: Findings) -> list[Block]:
     """Return the table, and for each view of the attacker the score against batch size and against steps."""
     figures = [block for name in AXES for sees in SEES for block in _sweep(findings, sees, name)]
-    everything = tables.reconstruction_table(findings)
+    everything = tables.reconstruction_table(findings).without_empty()
     if len(everything.rows) <= MOST_UNFOLDED:
         return [Block(everything), *figures]
     worst = tables.worst_table(findings).only(*AT_WORST)

@@ -78,6 +78,7 @@ def curves(axes: Axes, style: Style, partition: Partition) -> None:
         kept = [point for point in points if point.round in found.kept_rounds]
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.colour(method), "s": 130, "zorder": 10}
         axes.scatter([point.round for point in kept], _scaled(partition, kept, "mean"), **ring)
+    _end_at_all(axes, partition)
     references(axes, style, _controls(partition))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel=f"mean {partition.shown_metric}")
@@ -96,6 +97,7 @@ def curves_over_bytes(axes: Axes, style: Style, partition: Partition) -> None:
             )
         elif points:
             silent.append((f"{method}, sends nothing", _scaled(partition, points, "mean")[-1]))
+    _end_at_all(axes, partition)
     references(axes, style, sorted(silent, key=lambda line: -line[1]) or _controls(partition))
     bytes_axis(axes)
     axes.set(xlabel="sent so far, all clients, up and down", ylabel=f"mean {partition.shown_metric}")
@@ -109,6 +111,7 @@ def clients(axes: Axes, style: Style, partition: Partition) -> None:
         shift = 0.5 * (place - (len(shown) - 1) / 2) / max(1, len(shown))  # equal results do not hide each other
         rows = np.arange(len(names)) + shift
         _marks(axes, found, rows, partition.scale, s=20, lw=0, label=method, **style.look(method))
+    _end_at_all(axes, partition, upright=True)
     references(axes, style, _controls(partition), upright=True)
     named = len(names) <= MOST_NAMED
     _rows(axes, names if named else [], len(names), partition.shown_metric)
@@ -131,7 +134,15 @@ def worst_to_best(axes: Axes, style: Style, partition: Partition) -> None:
         axes.plot(ends, [row, row], color=look["color"], lw=2.2, solid_capstyle="round")
         axes.scatter(ends, [row, row], color=look["color"], marker="|", s=60)
         axes.scatter([partition.scale * found.mean], [row], s=42, zorder=3, **look)
+    _end_at_all(axes, partition, upright=True)
     _rows(axes, [name for name, *_ in rows], len(rows), partition.shown_metric)
+
+
+def _end_at_all(axes: Axes, partition: Partition, upright: bool = False) -> None:
+    """Let the axis of a percentage end just above 100: no number beyond it has a meaning."""
+    low, high = axes.get_xlim() if upright else axes.get_ylim()
+    if partition.is_percentage and high > 100:
+        (axes.set_xlim if upright else axes.set_ylim)(low, 100 + 0.03 * (100 - low))
 
 
 def sent(axes: Axes, style: Style, partition: Partition) -> None:
@@ -169,7 +180,7 @@ def similarity(axes: Axes, style: Style, matrix: Matrix, names: Sequence[str]) -
 
 def label_counts(axes: Axes, style: Style, counts: Matrix, names: Sequence[str], labels: Sequence[str]) -> None:
     """Draw training examples by client and label."""
-    _heat_map(axes, counts, (0.0, max(1.0, float(counts.max(initial=0)))), names, style)
+    _heat_map(axes, counts, (0.0, max(1.0, float(counts.max(initial=0)))), names, style, whole=True)
     if len(labels) <= MOST_LABELS:
         axes.set_xticks(range(len(labels)), [short(label, 16) for label in labels], rotation=60, ha="right")
     else:
@@ -257,13 +268,21 @@ def _controls(partition: Partition) -> list[tuple[str, float]]:
     return [(control_label(name), known[name]) for name in order]
 
 
-def _heat_map(axes: Axes, values: Matrix, limits: tuple[float, float], names: Sequence[str], style: Style) -> None:
-    """Draw steps of one colour's opacity, which suit a light and a dark page alike."""
+def _heat_map(
+    axes: Axes,
+    values: Matrix,
+    limits: tuple[float, float],
+    names: Sequence[str],
+    style: Style,
+    whole: bool = False,
+) -> None:
+    """Draw steps of one colour's opacity, which suit a light and a dark page alike. `whole`: values are counts."""
     ends = [to_rgba(style.theme.heat, alpha) for alpha in (0.04, 1.0)]
     shades = LinearSegmentedColormap.from_list("heat", ends, N=SHADES)
     edges = [np.arange(count + 1) - 0.5 for count in reversed(values.shape)]
     mesh = axes.pcolormesh(*edges, values, cmap=shades, vmin=limits[0], vmax=limits[1], linewidth=0)
-    axes.figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.03).outline.set_visible(False)
+    ticks = MaxNLocator(5, integer=whole)
+    axes.figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.03, ticks=ticks).outline.set_visible(False)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -132,7 +132,7 @@ def curve_table(partition: Partition) -> Table:
         Column("bytes", "sent so far", "bytes"),
     )
     rows = [{"method": m, **dict(point)} for m, found in partition.methods.items() for point in found.curve]
-    name = "Accuracy" if partition.metric == "accuracy" else partition.metric
+    name = "Accuracy" if partition.is_percentage else partition.metric
     return _in_its_unit(Table(f"{name} over rounds", columns, rows), partition)
 
 

@@ -162,6 +162,8 @@ def _off(worth: Worth) -> str:
     if worth.kind == "loss":
         return f"{worse} of {plural(count, 'site')} {'is' if worse == 1 else 'are'} worse off"
     also = f", {worse} worse" if worth.kind == "unclear" else ""
+    if not better:
+        return f"no site is better off{also}"
     return f"{better} of {plural(count, 'site')} {'is' if better == 1 else 'are'} better off{also}"
 
 
