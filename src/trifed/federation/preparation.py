@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,12 @@ def unscaled_numbers(settings: ModelSettings, data: FederatedData) -> Iterator[s
         )
 
 
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that belong to a result, read once in a process."""
+    return {name: version(name) for name in PACKAGES}
+
+
 def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) -> dict[str, Any]:
     """Return the versions, hardware and identities that belong to a result."""
     import torch
@@ -132,7 +139,7 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
         {"method_origin": str(ORIGINS[name]), "method_code": code_hash(METHODS[name])} if name in ORIGINS else {}
     )
     return {
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": dict(_versions()),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": _processor(),
