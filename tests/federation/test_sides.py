@@ -9,6 +9,7 @@ import torch
 from trifed import make_config
 from trifed.common.errors import MessageError
 from trifed.data import make_clients
+from trifed.federation.base_server import layout_of
 from trifed.federation.client import Client
 from trifed.federation.client_privacy import NoPrivacy
 from trifed.federation.client_settings import AcceptanceLimits, ClientSettings
@@ -17,7 +18,7 @@ from trifed.federation.context import run_context
 from trifed.federation.messages import BAD_REPLY, Rejected
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.server import References, Server, layout_of
+from trifed.federation.server import References, Server
 from trifed.federation.shared_model import build_shared_model
 from trifed.federation.shared_projections import adapted_layout, receive_shared_projections
 from trifed.federation.simulation import Simulation

@@ -28,7 +28,7 @@ from trifed.federation.kept_checkpoints import forget
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 
 if TYPE_CHECKING:
-    from trifed.federation.server import Server
+    from trifed.federation.base_server import BaseServer
     from trifed.federation.transport import ClientRecord
 
 # Functions import what needs torch, so that the status of a run need not wait for it.
@@ -61,7 +61,7 @@ class ServerCheckpoint:
 
         return [ClientRecord(**facts) for facts in self.folder.client_records() or []]
 
-    def write(self, name: str, server: Server, identity: tuple[str, str], lora_bytes: int) -> None:
+    def write(self, name: str, server: BaseServer, identity: tuple[str, str], lora_bytes: int) -> None:
         """Write federation.json.
 
         Args:
@@ -77,12 +77,12 @@ class ServerCheckpoint:
             self.facts["features"] = server.context.summary_dim
         self.folder.write_json(FACTS, self.facts, durable=True)
 
-    def save(self, number: int, server: Server, records: list[ClientRecord]) -> None:
+    def save(self, number: int, server: BaseServer, records: list[ClientRecord]) -> None:
         """Write the end of a round."""
         kept = [asdict(record) for record in records]
         self.folder.save_checkpoint(number, [], server.state_dict(), server.context.run, kept, self.count)
 
-    def load(self, config: RunConfig) -> tuple[int, Server, list[ClientRecord]]:
+    def load(self, config: RunConfig) -> tuple[int, BaseServer, list[ClientRecord]]:
         """Read the last whole round, and cut the log of an unfinished run back to it.
 
         Raises:

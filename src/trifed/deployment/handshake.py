@@ -11,10 +11,10 @@ from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.deployment.client_manager import ClientManager
 from trifed.deployment.protocol import MOST_TEXT, Reply, digest, read_layout, rejected_for
+from trifed.federation.base_server import BaseServer
 from trifed.federation.context import run_context
 from trifed.federation.messages import Rejected, decode_values
 from trifed.federation.sealed_server import make_server
-from trifed.federation.server import Server
 from trifed.federation.transport import ClientRecord
 from trifed.methods.packing import Layout, Vector
 from trifed.similarity.summary import MOST_DIM
@@ -34,7 +34,7 @@ class OpenedClients:
         lora_bytes: Size of one message of `fedavg-lora` on this model.
     """
 
-    server: Server
+    server: BaseServer
     records: list[ClientRecord]
     replies: Mapping[int, Reply]
     rejected: Mapping[int, Rejected]

@@ -12,9 +12,9 @@ from trifed.deployment.client_manager import ClientManager
 from trifed.deployment.handshake import client_record
 from trifed.deployment.protocol import Reply
 from trifed.federation import events
+from trifed.federation.base_server import BaseServer
 from trifed.federation.messages import Rejected, summary_manifest
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.server import Server
 from trifed.federation.transport import ClientRecord
 
 
@@ -27,7 +27,7 @@ class Membership:
         leaving: Clients that have asked to leave for good.
     """
 
-    server: Server
+    server: BaseServer
     records: list[ClientRecord]
     client_manager: ClientManager
     checkpoint: ServerCheckpoint
@@ -120,7 +120,7 @@ class Membership:
         return record
 
 
-def withdraw(server: Server, record: ClientRecord, client: int) -> None:
+def withdraw(server: BaseServer, record: ClientRecord, client: int) -> None:
     """Delete a client's values, and ask it for nothing more."""
     server.withdraw(client)
     record.left = True

@@ -33,6 +33,7 @@ from trifed.deployment.protocol import (
 )
 from trifed.deployment.sealed_lists import ReadySites, notes_of_going_back, notes_of_sums
 from trifed.federation import events
+from trifed.federation.base_server import BaseServer, layout_of
 from trifed.federation.kept_checkpoints import go_back, kept_rounds
 from trifed.federation.manifest import finish
 from trifed.federation.messages import Rejected
@@ -41,7 +42,6 @@ from trifed.federation.results import summarise_events
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import EventLog, RunFolder
 from trifed.federation.sealing import SumTerms
-from trifed.federation.server import Server, layout_of
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
@@ -57,7 +57,7 @@ REQUESTS = {"projections": "frames", "holders": "ready"}
 class SiteTransport:
     """The server's side of one run, kept in `folder`; `server` and `records` are there once the run has begun."""
 
-    server: Server
+    server: BaseServer
     records: list[ClientRecord]
     opened: OpenedClients
 

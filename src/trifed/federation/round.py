@@ -25,6 +25,7 @@ from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.config.sealing import clients_of_round
 from trifed.federation import events
+from trifed.federation.base_server import BaseServer, layout_of
 from trifed.federation.batches import SAMPLING, seeded
 from trifed.federation.best_round import EvaluatedRounds
 from trifed.federation.divergence import Divergence
@@ -33,7 +34,7 @@ from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manife
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.sealed_round import Exchanged, open_sums
 from trifed.federation.sealed_server import SealedServer
-from trifed.federation.server import Server, layout_of
+from trifed.federation.server import Server
 from trifed.federation.transport import Exchange, MessageTo, Reply, Transport
 from trifed.methods.base import Gradient, Stage, Upload
 from trifed.similarity import Summary
@@ -65,7 +66,7 @@ class FederatedRun:
     def begin(self) -> int:
         """Begin or resume; return the number of the last whole round, 0 for a new run."""
         opened = self.transport.open()
-        self.server: Server = opened.server
+        self.server: BaseServer = opened.server
         method, names = self.server.context.method, [record.name for record in self.transport.records]
         about = (method.name, method.evaluated_model, names)
         self.evaluated = EvaluatedRounds(self.config, method.evaluated_model)
@@ -112,10 +113,11 @@ class FederatedRun:
     def round(self, number: int) -> None:
         """Let the selected clients download, train and upload, aggregate their uploads, and evaluate."""
         replies = self._ask("train", number, self.select(number), partial(self.server.download, number))
-        if isinstance(self.server, SealedServer):
-            self._take_sums(self.server, number, dict(replies))
-        else:
-            self._take_uploads(number, replies)
+        match self.server:
+            case SealedServer() as server:
+                self._take_sums(server, number, dict(replies))
+            case Server() as server:
+                self._take_uploads(server, number, replies)
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluation_interval == 0:
             both: list[Stage] = ["trained", "received"] if self.server.context.compression.layout else []
@@ -125,14 +127,14 @@ class FederatedRun:
             if not last and self.evaluated.end():  # it is the last round after all
                 self._evaluate(number, [stage for stage in both if stage != method.evaluated_model])
 
-    def _take_uploads(self, number: int, replies: Iterable[tuple[int, Reply]]) -> None:
+    def _take_uploads(self, server: Server, number: int, replies: Iterable[tuple[int, Reply]]) -> None:
         """Accept the uploads of a round, and aggregate them."""
         uploads: dict[int, list[Upload]] = {}
         for client, reply in replies:
             upload = None
             if reply.payload is not None:
                 examples = self.transport.records[client].examples
-                upload = self.server.accept(number, client, reply.payload, examples)
+                upload = server.accept(number, client, reply.payload, examples)
             if isinstance(upload, Rejected):
                 self._leave_out(number, client, upload)
             else:
@@ -140,7 +142,7 @@ class FederatedRun:
                 self._log_update(number, client, reply)
         self.transport.close_round(number, list(uploads))
         accepted = [upload for found in uploads.values() for upload in found]
-        for bounded in self.server.aggregate(accepted):
+        for bounded in server.aggregate(accepted):
             self.log(events.Bounded(number, self._name(bounded.client), bounded.bound, bounded.ratio))
 
     def _take_sums(self, server: SealedServer, number: int, ready: Mapping[int, Reply]) -> None:

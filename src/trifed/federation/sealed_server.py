@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import MessageError
+from trifed.federation.base_server import BaseServer
 from trifed.federation.compression import Compression, block_starts
 from trifed.federation.context import RunContext
 from trifed.federation.messages import BAD_REPLY, Header, Rejected, decode
-from trifed.federation.screening import Bounded
 from trifed.federation.sealed_groups import group_of_newcomer, groups_of
 from trifed.federation.sealed_numbers import (
     MAGNITUDE_BITS,
@@ -34,7 +34,6 @@ from trifed.federation.sealed_numbers import (
 from trifed.federation.sealed_opening import MEMBERS, SIGNED, OpeningProof
 from trifed.federation.sealing import SumRules, SumTerms
 from trifed.federation.server import Server
-from trifed.methods.base import Upload
 from trifed.methods.packing import Vector, select
 from trifed.methods.sealed import ALONE
 from trifed.similarity import Summary
@@ -84,7 +83,7 @@ class Lists:
     waiting: list[int]
 
 
-class SealedServer(Server):
+class SealedServer(BaseServer):
     """The server of one sealed run.
 
     Its `state` has the arrays of `methods.sealed.download_of_group`, and beside these `before` and `wanted`,
@@ -161,14 +160,11 @@ class SealedServer(Server):
             self.state[array] = np.concatenate([kept, np.zeros((1, *kept.shape[1:]), kept.dtype)])
         self._set(client, group=group)
 
-    def withdraw(self, client: int) -> None:
-        """Forget a client; the sums that it was part of stay. Its index is not given to another client."""
-        super().withdraw(client)
-        self.forget(client)
+    def recall(self, client: int, memory: Mapping[str, Vector]) -> None:
+        """Do nothing, because the references are in the state."""
 
     def forget(self, client: int) -> None:
-        """Go back to the common start for a client."""
-        super().forget(client)
+        """Go back to the common start for a client; the sums that it was part of stay."""
         if self.state:
             self._set(client, has=0)
 
@@ -320,13 +316,9 @@ class SealedServer(Server):
             changed[name][place] = value
         self.state = {**self.state, **changed}
 
-    def aggregate(self, uploads: Sequence[Upload]) -> list[Bounded]:
-        """Return nothing: sums were taken as they were opened."""
-        return []
 
-
-def make_server(context: RunContext, clients: int, start: Vector, names: Sequence[str] = ()) -> Server:
-    """Return the server of a run; the arguments are those of `Server`."""
+def make_server(context: RunContext, clients: int, start: Vector, names: Sequence[str] = ()) -> BaseServer:
+    """Return the server of a run; the arguments are those of `BaseServer`."""
     kind = Server if context.sums is None else SealedServer
     return kind(context, clients, start, names=list(names))
 

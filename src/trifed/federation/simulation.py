@@ -18,6 +18,7 @@ from trifed.config.run import RunConfig
 from trifed.data import FederatedData, content_hash
 from trifed.federation import events
 from trifed.federation.at_once import clients_at_once
+from trifed.federation.base_server import layout_of
 from trifed.federation.best_round import EvaluatedRounds
 from trifed.federation.client import Client, ScoredModel
 from trifed.federation.client_settings import ClientSettings
@@ -32,12 +33,10 @@ from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import DAMAGED, PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
 from trifed.federation.sealed_server import make_server
 from trifed.federation.sealing import SumTerms, placeholder_keys
-from trifed.federation.server import layout_of
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.shared_projections import adapted_layout, receive_shared_projections
 from trifed.federation.state_tensors import read_checkpoint
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
-from trifed.federation.upload import RECEIVED, SENT
 from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout
 
@@ -140,10 +139,7 @@ class Simulation:
         self.server.load_state_dict(server)
         for client, state in zip(self.clients, states, strict=True):
             index, client.state = client.dataset.index, state
-            if RECEIVED in state.memory:
-                self.server.references.confirmed[index] = state.memory[RECEIVED]
-            if SENT in state.memory:
-                self.server.references.uploaded[index] = state.memory[SENT]
+            self.server.recall(index, state.memory)
             missing = any(name not in state.tensors for name, _ in self.shared_model.received)
             arrived = self.server.arrives(index) if missing else None
             if arrived is not None:

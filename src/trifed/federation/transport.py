@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from trifed.federation import events
+from trifed.federation.base_server import BaseServer
 from trifed.federation.messages import Rejected
 from trifed.federation.sealing import SumTerms
-from trifed.federation.server import Server
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
 
@@ -74,7 +74,7 @@ class Opened:
         rejected: Clients that could not be opened, by index, with the reasons.
     """
 
-    server: Server
+    server: BaseServer
     resumed: int | None = None
     examples: list[int] | None = None
     sent: int | None = None
