@@ -44,6 +44,7 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector from going through half a million imported objects again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(700, 10, 100)  # the default of the last is 10
 
 
 @pytest.fixture(autouse=True, scope="session")
