@@ -113,13 +113,13 @@ def run_command(
             autocompletion=completion.baselines,
         ),
     ] = None,
-    no_baselines: Annotated[bool, Flag("--no-baselines", help="Run nothing beside, not even 'alone'.")] = False,
+    no_baselines: Annotated[bool, Flag("--no-baselines", help="Train the chosen method only, without 'alone'.")] = False,
     setting: Annotated[
         list[str] | None,
         Flag(
             "--set",
             metavar="KEY=VALUE",
-            help="Any setting by its dotted name; repeatable.",
+            help="Set any setting, as training.epochs=2; repeatable.",
             autocompletion=completion.settings,
         ),
     ] = None,
@@ -142,7 +142,7 @@ def run_command(
 
       trifed run my.toml
     \b
-      trifed run --data tickets.csv --label queue --split column --column site
+      trifed run --data requests.csv --label queue --split column --column site
     \b
       trifed run my.toml --baseline local --name beside --set training.epochs=2
     \b
@@ -166,7 +166,7 @@ def run_command(
       \\[model]
       name = "sentence-transformers/all-MiniLM-L6-v2"   # or a folder, or "demo"
       \\[data]
-      source = "tickets.csv"   # CSV, JSON Lines, Parquet, Excel, folder, hub name
+      source = "requests.csv"  # CSV, JSON Lines, Parquet, Excel, folder, hub name
       text = "text"
       label = "queue"
       \\[data.clients]

@@ -102,7 +102,7 @@ def read_file(path: Path, wanted: Mapping[str, str], form: TextFormat = TextForm
     if read is None:
         raise DataError(
             f"{path}: unknown ending {path.suffix or '(none)'!r}; expected one of {', '.join(READERS)}. "
-            "Convert the file or rename it."
+            "Save the table as one of these, for example as .csv or .xlsx."
         )
     return read(path, wanted, form)
 
