@@ -162,7 +162,7 @@ def worst_to_best(three: Json, six: Json) -> Figure:
 
 
 THREE, SIX = "benchmarks/three_methods/results.json", "benchmarks/methods/results/comparison.json"
-EVIDENCE = ("sst2", "sentiment-domains")
+EVIDENCE = ("sst2", "banking77", "sentiment-domains", "banking77-few")
 PICTURES = (
     Picture("docs/demo.png", ("benchmarks/demo/comparison.json",), demo, 130, LIGHT),
     Picture("docs/numbers-sent.png", ("benchmarks/cost/parameters.json",), numbers_sent, 110, LIGHT),

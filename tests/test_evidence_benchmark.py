@@ -135,6 +135,10 @@ def test_rates_are_ordered_by_what_decides():
     scores = {0.1: 0.5, 0.2: 0.7, 0.3: 0.5, 0.4: None}
     assert evidence.best_rates(scores, "accuracy") == [0.2, 0.1, 0.3, 0.4]
     assert evidence.best_rates(scores, "loss") == [0.1, 0.3, 0.2, 0.4]
+    assert evidence.best_rates({0.1: 0.8, 0.2: 0.8 + 1e-16 * 2}, "accuracy") == [
+        0.1,
+        0.2,
+    ]  # one count of right rows
     assert evidence.rates(design.ARMS["local"], 3.0) == [0.003, 0.009, 0.027]
 
 

@@ -1,11 +1,11 @@
 """Arms, learning rates and tiers of the comparison; data sets are in `data_sets.py`, the runs in `evidence.py`.
 
-Equal for all arms: data, splits, seeds, rounds, batches, one bit a number in both directions, and the number
-of learning rates that are tried on validation data of the same set. Methods that share have the same client parts
-(label prior, calibration, interpolation). Exceptions are `ce-lora-authors`, which also has its own optimiser
-settings, layers and pooling, `fedrod-lora`, `fedalt` and `feddpa`, which make the shared model personal in their
-own way, and `fedavg-full`, whose model is the one that a client has after its training. A client of `feddpa`
-takes the steps of a round twice, once for each of its LoRAs.
+Equal for all arms: data, splits, seeds, rounds, batches, one bit a number in both directions, and the way in which
+a learning rate is chosen on validation data of the same set. Methods that share have the same client parts (label
+prior, calibration, interpolation). Exceptions are `local`, which is plain training and has none of them,
+`ce-lora-authors`, which also has its own optimiser settings, layers and pooling, `fedrod-lora`, `fedalt` and
+`feddpa`, which make the shared model personal in their own way, and `fedavg-full`, whose model is the one that a
+client has after its training. A client of `feddpa` takes the steps of a round twice, once for each of its LoRAs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from data_sets import ROUNDS
 
 Json = dict[str, Any]
 CLIENT_PARTS: Json = {"personalization": {"label_prior": True, "calibrate": True, "interpolate": 0.75}}
-RATE_FACTOR = 3.0
-"""Tried are the arm's usual learning rate, a third of it and three times it, and one more beyond the best of the
-three if that is the lowest or the highest."""
+RATE_FACTOR, MOST_RATES = 3.0, 5
+"""Tried are the arm's usual learning rate, a third of it and three times it, and up to two more: beyond the best
+one while that is the lowest or the highest."""
 
 RUN: Json = {
     "rounds": ROUNDS,
@@ -100,6 +100,10 @@ ABLATIONS: Mapping[str, Arm] = {
 
 RANKS: Mapping[str, Arm] = {
     **{f"own-prior, rank {rank}": changed({"adapter": {"rank": rank}}) for rank in (4, 8, 16)},
+    **{
+        f"fedavg-lora, rank {rank}": changed({"adapter": {"rank": rank, "alpha": 2 * rank}}, "fedavg-lora")
+        for rank in (1, 2)
+    },
     **{
         f"own-prior-lora, rank {rank}": changed({"adapter": {"rank": rank, "alpha": 2 * rank}}, "own-prior-lora")
         for rank in (8, 16, 32)

@@ -6,8 +6,8 @@
 --data holds the public data sets, each a folder with a train.parquet, --models the models of the sets that name
 one. `data_sets.py` and `design.py` say what is compared. For a set and an arm, first the learning rate is chosen,
 by accuracy or loss on validation data of that set under the first seed: three rates for a quarter of the rounds
-(and one more, beyond the best, if that is the lowest or the highest of the three), the better two for half of
-them. The best one goes on to the last round, and is used with the further seeds. Each run that ends is a line in
+(and up to two more, beyond the best, while that is the lowest or the highest), the better two for half of them.
+The best one goes on to the last round, and is used with the further seeds. Each run that ends is a line in
 results/SET.jsonl, with what is needed to compare it in pairs: which test rows it got right, or each client's loss.
 A stopped script goes on where it was; with --hours it starts no run after that time. Make the tables with
 `tables.py`.
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from data_sets import SETS, write_table
-from design import ALL_ARMS, RATE_FACTOR, RUN, TIERS, Arm
+from design import ALL_ARMS, MOST_RATES, RATE_FACTOR, RUN, TIERS, Arm
 from records import HERE, Json, environment, facts, reported, results
 
 from trifed import make_config
@@ -104,7 +104,7 @@ class Measured:
                     self.measure(name, tuned, seed, rate, rounds)
                 found = self.find(name, **wanted)
                 scores[rate] = found["valid"] if found else None
-                if keep == 2 and len(scores) == len(left) == 3:
+                if keep == 2 and len(scores) == len(left) < MOST_RATES:
                     left = [*left, *rate_beyond(scores, chosen.metric)]
             left = sorted(best_rates(scores, chosen.metric)[:keep])
         yield left[0]
@@ -190,6 +190,8 @@ def trial(measured: Measured, name: str, arm: str, examples: int) -> Json:
 def best_rates(scores: dict[float, float | None], metric: str) -> list[float]:
     """Return the learning rates by their scores on validation data, the best first, of equal ones the lowest."""
     order: list[float] = []
+    # Means over clients of equal shares may differ in the last bit, which depends on the order of a sum.
+    scores = {rate: None if score is None else round(score, 9) for rate, score in scores.items()}
     for rate in sorted(scores):
         place = next(
             (n for n, other in enumerate(order) if better(metric, scores[rate], scores[other])), len(order)

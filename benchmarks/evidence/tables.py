@@ -98,11 +98,15 @@ class Held:
         seeds = self.seeds(arm, other)
         if not seeds or arm == other:
             return None
+        if arm > other:  # one computation for both directions: the interval is drawn by chance
+            mean, (low, high) = self.difference(other, arm) or (0.0, (0.0, 0.0))
+            return -mean, (-high, -low)
         for seed in seeds:
-            if self.runs[arm][seed]["split"] != self.runs[other][seed]["split"]:
+            mine, theirs = self.runs[arm][seed], self.runs[other][seed]
+            if mine["split"] != theirs["split"] or list(reported(mine) or ()) != list(reported(theirs) or ()):
                 raise SystemExit(f"{self.name}, seed {seed}: {arm} and {other} have different splits")
-        mine, theirs = self.right(arm, seeds), self.right(other, seeds)
-        return mean_over_clients(mine) - mean_over_clients(theirs), interval(mine, theirs)
+        right, against = self.right(arm, seeds), self.right(other, seeds)
+        return mean_over_clients(right) - mean_over_clients(against), interval(right, against)
 
     def best_rival(self) -> str | None:
         """Return the rival with the best accuracy on validation data."""
