@@ -113,7 +113,9 @@ def run_command(
             autocompletion=completion.baselines,
         ),
     ] = None,
-    no_baselines: Annotated[bool, Flag("--no-baselines", help="Train the chosen method only, without 'alone'.")] = False,
+    no_baselines: Annotated[
+        bool, Flag("--no-baselines", help="Train the chosen method only, without 'alone'.")
+    ] = False,
     setting: Annotated[
         list[str] | None,
         Flag(

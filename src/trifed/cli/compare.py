@@ -41,7 +41,7 @@ def compare_command(
       \\[run]                       # settings of trifed run
       rounds = 20
       \\[run.data]
-      source = "tickets.csv"
+      source = "requests.csv"
       label = "queue"
       \\[partitions.by-site.data.clients]
       split = "column"

@@ -118,6 +118,8 @@ class FederatedRun:
                 self._take_sums(server, number, dict(replies))
             case Server() as server:
                 self._take_uploads(server, number, replies)
+            case other:
+                raise TypeError(f"server: got a {type(other).__name__}, expected a Server or a SealedServer")
         last, method = number == self.config.rounds, self.server.context.method
         if last or number % self.config.evaluation_interval == 0:
             both: list[Stage] = ["trained", "received"] if self.server.context.compression.layout else []

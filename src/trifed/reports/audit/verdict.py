@@ -71,7 +71,9 @@ def advice(findings: Findings) -> tuple[str, str]:
         safe = _safe_batch(findings)
         if _only_gradients(findings):
             more = f" and batches of {safe} or more examples" if safe else ""
-            keep = f"Keep several local steps a round{more}: then no attack read back more than guessing."
+            keep = (
+                f"Keep several local steps a round{more}: with these no attack here read back more than guessing."
+            )
             return "gradient-only", f"{keep} Only noise (privacy.update) bounds every attack."
         more = f"From a batch of {safe} on no attack was above guessing. " if safe else ""
         return "protect", f"{more}Add noise (privacy.update), the only bound on every attack, and audit again."
