@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from trifed.federation import events
 from trifed.federation.class_weights import class_weights
 from trifed.methods import METHODS, ORIGINS, Method, code_hash
 from trifed.methods.packing import Layout
+from trifed.methods.personalization import sends_nothing
 
 if TYPE_CHECKING:
     from trifed.federation.client_update import ClientDataset
@@ -66,6 +67,8 @@ def prepare(
             f"{', '.join(data.label_names)}; leave it out"
         )
     listener(events.DataSplit(data).to_dict())
+    for text in nobody_to_share_with(config, names):
+        listener(events.Trouble(text).to_dict())
     listener(events.Loading(f"model {config.model.name}").to_dict())
     from trifed.federation.client_update import ClientDataset
     from trifed.federation.device_placement import choose_device
@@ -107,6 +110,15 @@ def prepare(
         for text in unscaled_numbers(config.model, data):
             listener(events.Trouble(text).to_dict())
     return data, shared_model, clients
+
+
+def nobody_to_share_with(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence if a method that shares has one client only."""
+    if len(names) == 1 and not sends_nothing(config.composed_method()):
+        yield (
+            f"data.clients: got one client ('{names[0]}'), so there is nobody to share with; expected two or "
+            "more: give a column that names the site (--split column --column NAME), or use --method local"
+        )
 
 
 def unscaled_numbers(settings: ModelSettings, data: FederatedData) -> Iterator[str]:
