@@ -11,10 +11,13 @@ import shutil
 import pytest
 import tomli_w
 import torch
+import typer
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, T5Config, T5Model
 
 from test_cli_help import call, finished_run, tree
+from trifed.cli.app import app
+from trifed.data.readers import FLAGS
 from trifed.federation.run_folder import RunFolder
 
 
@@ -78,7 +81,13 @@ def test_a_table_without_rows(refused, write, tmp_path, rows):
 def test_a_column_that_is_not_there(refused, write, rows, setting):
     message = refused("--data", write(rows), f"--{setting}", "sit" if setting == "column" else f"{setting}s")
     full = {"text": "data.text", "label": "data.label", "column": "data.clients.column"}[setting]
-    assert says(message, "t.csv", "no column", "Did you mean", "'text', 'label', 'site'", full)
+    assert says(message, "t.csv", "no column", "Did you mean", "'text', 'label', 'site'", full, f"(--{setting} ")
+
+
+def test_the_flags_that_messages_name_are_flags_of_run():
+    run = typer.main.get_command(app).commands["run"]
+    known = {flag for option in run.params for flag in option.opts}
+    assert set(FLAGS.values()) <= known
 
 
 @pytest.mark.parametrize(("place", "words"), [(0, ["text", "empty"]), (1, ["label", "missing"]), (2, ["client"])])

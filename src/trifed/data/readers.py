@@ -28,6 +28,16 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 """Separators of cells that are recognised in a header, the first that fits."""
 GUESSES = ("cp1252", "latin-1")
 """Encodings that a message proposes for a file that is not UTF-8, the first that can be read."""
+FLAGS = {
+    "data.text": "--text",
+    "data.text_pair": "--text-pair",
+    "data.image": "--image",
+    "data.prompt": "--prompt",
+    "data.answer": "--answer",
+    "data.label": "--label",
+    "data.clients.column": "--column",
+}
+"""Flag of `trifed run` by the setting of a column that it sets."""
 BINARY = {
     b"PK\x03\x04": "an Excel or ZIP file",
     b"\xd0\xcf\x11\xe0": "an old Excel file",
@@ -114,9 +124,10 @@ def check_columns(where: str, have: Sequence[str], wanted: Mapping[str, str]) ->
         names = {name.lower(): name for name in reversed(have)}
         near = difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.6)
         guess = f" Did you mean {names[near[0]]!r}?" if near else ""
+        flag = f" ({FLAGS[setting]} of `trifed run`)" if setting in FLAGS else ""
         raise DataError(
             f"{where}: no column {column!r}; the columns are {', '.join(map(repr, have)) or '(none)'}.{guess} "
-            f"Set {setting} to the right one."
+            f"Set {setting}{flag} to the right one."
         )
 
 
