@@ -48,7 +48,7 @@ def test_another_format_elsewhere(report, folder, tmp_path):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["nowhere"], "nowhere: got nothing that exists"),
+        (["nowhere"], "nowhere: no such folder"),
         (["FOLDER", "--format", "pdf"], "format: got 'pdf', expected one of html, md, json, csv"),
         (["FOLDER", "--out", "no/such/r.html"], "does not exist"),
     ],

@@ -233,8 +233,17 @@ def test_what_is_wrong_in_a_comparison_is_named(tmp_path, change, place):
 def test_a_folder_of_runs_names_what_is_inside(run_folder, tmp_path):
     with pytest.raises(RunError, match="inside are beside"):
         read_source(run_folder.parent)
-    with pytest.raises(RunError, match="nothing that exists"):
-        read_source(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_not_there_names_those_that_are(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"nowhere: no such folder.*`trifed run --name") as error:
+        read_source(Path("nowhere"))
+    assert "config.toml" not in str(error.value)
+    shutil.copytree(run_folder, tmp_path / "runs" / "tickets")
+    for missing in ("nowhere", "runs/tikets"):
+        with pytest.raises(RunError, match=rf"{missing}: no such folder.* runs/tickets\."):
+            read_source(Path(missing))
 
 
 @pytest.mark.parametrize(

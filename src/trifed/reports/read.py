@@ -40,7 +40,7 @@ from trifed.reports.results import (
 )
 
 OnProgress = Callable[[str], None]
-COMPARISON, SETTINGS = "comparison.json", "comparison.toml"
+AUDIT, COMPARISON, SETTINGS = "audit.json", "comparison.json", "comparison.toml"
 EXCHANGES = ("trained", "delivered")
 """Events of a round; every other event with bytes happens once, before round 1."""
 
@@ -65,13 +65,28 @@ def read_source(path: Path, on_progress: OnProgress = silent) -> Source:
             f"{path}: this comparison has no {COMPARISON} yet, which is written when it ends or is stopped; "
             f"to go on with it: {_resume_command(path)}"
         )
+    if not path.exists():
+        raise RunError(
+            f"{path}: no such folder; expected the folder of a run, of a comparison or of an audit. "
+            f"{_way_out(path)}"
+        )
     inside = sorted(p.name for p in path.iterdir() if (p / "config.toml").is_file()) if path.is_dir() else []
     hint = f"; inside are {', '.join(inside[:5])}" if inside else ""
-    kind = "a file" if path.is_file() else "a folder with neither" if path.is_dir() else "nothing that exists"
+    kind = "a file" if path.is_file() else "a folder with neither"
     raise RunError(
         f"{path}: got {kind}, expected the folder of a run, as runs/NAME (it has a config.toml), of a "
-        f"comparison (it has a {COMPARISON}) or of an audit (it has an audit.json){hint}"
+        f"comparison (it has a {COMPARISON}) or of an audit (it has an {AUDIT}){hint}"
     )
+
+
+def _way_out(missing: Path) -> str:
+    """Return which folders near a missing one can be reported, or else how to make one."""
+    for place in (missing.parent, missing.parent / "runs"):
+        # Unlike `iterdir`, `glob` passes over folders that may not be read.
+        found = sorted({f.parent for name in ("config.toml", COMPARISON, AUDIT) for f in place.glob(f"*/{name}")})
+        if found:
+            return f"Give one that is there, as {', '.join(map(str, found[:5]))}."
+    return "Make one first: `trifed run --name NAME --data TABLE` writes runs/NAME."
 
 
 def _read_comparison(path: Path, on_progress: OnProgress) -> Source:

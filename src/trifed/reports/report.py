@@ -11,11 +11,10 @@ from trifed.reports.audit.findings import read_findings
 from trifed.reports.audit.report import audit_document
 from trifed.reports.comparison.report import comparison_document
 from trifed.reports.document import TEMPLATES, Document, render_html, render_json, render_markdown
-from trifed.reports.read import COMPARISON, OnProgress, read_source, silent
+from trifed.reports.read import AUDIT, COMPARISON, OnProgress, read_source, silent
 from trifed.reports.results import Source
 from trifed.reports.tables import to_csv
 
-AUDIT = "audit.json"
 FORMATS: dict[str, Callable[[Document, OnProgress], str]] = {
     "html": render_html,
     "md": lambda document, _: render_markdown(document),
