@@ -100,6 +100,16 @@ def test_mistral_7b_has_narrow_values(costs):
     )
 
 
+@pytest.mark.slow
+def test_every_method_is_counted_on_a_language_model_of_billions_of_weights(costs):
+    """With grouped queries and without a head; v_proj (4096, 1024) has other factors than q_proj (4096, 4096)."""
+    cost = costs("mistral-7b", rank=8)
+    assert [item.method for item in cost.methods] == list(METHODS)
+    assert all(item.head_values == 0 and "head" not in item.sends for item in cost.methods)
+    assert {item.method for item in cost.methods if not item.sent_values} == {"local"}
+    assert (of(cost, "fed-xs").sent_values, of(cost, "fedavg-full").sent_values) == (64 * 8**2, cost.base_values)
+
+
 def test_both_towers_of_clip(costs):
     cost = costs("clip-vit-b32", rank=8, labels=0)
     assert cost.layers == 2 * (12 + 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -178,6 +179,18 @@ def test_who_has_the_last_reference_gets_few_bits_and_others_get_it_whole():
     assert {n: a.dtype for n, a in again.state.items()} == {n: a.dtype for n, a in server.state.items()}
 
 
+def arrays_in(value):
+    """All arrays in a value, in what it contains, and in the attributes of that."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (array for item in value.values() for array in arrays_in(item))
+    elif isinstance(value, list | tuple | set):
+        yield from (array for item in value for array in arrays_in(item))
+    elif hasattr(value, "__dict__"):
+        yield from arrays_in(vars(value))
+
+
 def test_the_state_has_rows_of_groups_and_no_values_of_a_client():
     server = opened(6, groups="given", members=[["a", "b", "c"], ["d", "e"]], names=[*"abcdef"])
     assert server.state["group"].tolist() == [0, 0, 0, 1, 1, ALONE]
@@ -193,7 +206,9 @@ def test_the_state_has_rows_of_groups_and_no_values_of_a_client():
     assert server.download(2, 0) is not None and server.download(2, 3) is None
     state = server.state_dict()
     assert {array.shape for name, array in state.items() if array.size >= SIZE} == {(2, SIZE), (SIZE,)}
-    assert not hasattr(server, "references")
+    # The server keeps the common start, and for each of two groups the arrays `now`, `before` and `wanted`.
+    kept = [array.shape for array in arrays_in({**vars(server), "context": None}) if array.size >= SIZE]
+    assert sorted(kept) == [(2, SIZE)] * 3 + [(SIZE,)]
 
 
 def test_a_client_that_joins_or_leaves_changes_no_group():
