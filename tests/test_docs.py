@@ -104,9 +104,10 @@ def reader(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_method_is_added_by_following_the_page(demo_model, reader, toy_table, capsys, monkeypatch):
     (reader / "capped_lora.py").write_text(blocks("add-a-method.md", "python")[0], encoding="utf-8")
-    with toy_table.open(newline="", encoding="utf-8") as old, (reader / "tickets.csv").open("w") as new:
+    with toy_table.open(newline="", encoding="utf-8") as old, (reader / "requests.csv").open("w") as new:
         header, *rows = csv.reader(old)
-        csv.writer(new).writerows([["queue" if name == "label" else name for name in header], *rows])
+        renamed = {"text": "message", "label": "queue"}
+        csv.writer(new).writerows([[renamed.get(name, name) for name in header], *rows])
     commands = [shlex.split(line) for block in blocks("add-a-method.md", "") for line in block.splitlines()]
     assert ["cost" in commands[0], commands[1][1]] == [True, "run"]
     costs, done = [call(capsys, monkeypatch, *command[1:]) for command in commands]
