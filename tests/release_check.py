@@ -53,7 +53,7 @@ REFUSED = {
 """For each extra, a command that names it where it is not installed."""
 
 
-def call(*words: str | Path, code: int = 0, **options: object) -> str:
+def call(*words: str | Path, code: int = 0, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Return the output of a command, standard error included.
 
     Raises:
@@ -66,7 +66,8 @@ def call(*words: str | Path, code: int = 0, **options: object) -> str:
         timeout=1800,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        **options,  # type: ignore[call-overload]
+        cwd=cwd,
+        env=env,
     )
     if done.returncode != code:
         raise SystemExit(f"{words}: exit code {done.returncode}, expected {code}\n{done.stdout}")
@@ -133,10 +134,8 @@ class Check:
     def do(self, environment: Environment, line: str, code: int = 0) -> str:
         """Run a line of `USES` or `REFUSED` and return its output."""
         name, _, rest = line.partition(" ")
-        options = {"cwd": self.work, "env": self.env, "code": code}
-        if name == "python":
-            return call(environment.python, "-W", "error", "-c", rest, **options)
-        return call(environment.python, self.base.home / "bin" / name, *rest.split(), **options)
+        words = ["-W", "error", "-c", rest] if name == "python" else [self.base.home / "bin" / name, *rest.split()]
+        return call(environment.python, *words, code=code, cwd=self.work, env=self.env)
 
     def plain(self) -> None:
         """Install torch and the wheel, as the README does, without an extra."""

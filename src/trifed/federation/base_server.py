@@ -1,4 +1,4 @@
-"""What every server of a run does: its state, checkpoints, messages before round 1, and clients that come and go.
+"""Base class of the servers: method state, checkpoints, messages before round 1, clients that join and leave.
 
 `server.Server` reads each client's upload; `sealed_server.SealedServer` sees only sums of them.
 """

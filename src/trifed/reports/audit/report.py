@@ -59,7 +59,7 @@ SCALE = {
     "text": "F1 is 1 if every word comes back and 0 if none does.",
     "image": "The more dB, the nearer to the original: 10 dB more are a tenth of the squared error.",
 }
-"""How to read the main score, for readers who are new to it."""
+"""Sentence that explains the main score of an audit, by kind of data."""
 SPAN = {"text": (0.0, 1.03), "image": None}
 """Ends of the score's axis, if it has any."""
 

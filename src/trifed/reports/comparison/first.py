@@ -20,7 +20,7 @@ MEANING = (
     "Alone: each site trains on its own examples only. Federated: the sites also exchange numbers of the model, "
     "and no examples."
 )
-"""What the two results of a site are, for readers who are new to it."""
+"""Sentence below the first plot that explains the words "alone" and "federated"."""
 MOST_IN_ROWS = 3
 """With more methods than this, one plot of all of them replaces the rows of the sites."""
 
