@@ -25,7 +25,7 @@ from trifed.attacks.views import (
     view_of,
 )
 from trifed.common.errors import RunError
-from trifed.federation.sealed_numbers import of_each
+from trifed.federation.sealed.numbers import of_each
 from trifed.methods.packing import pack, unpack
 
 PLAN = Plan(batches=(1, 4), trials=2, clients=8, members=16, observed=2)

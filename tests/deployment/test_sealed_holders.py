@@ -10,8 +10,8 @@ import pytest
 
 from trifed.deployment.protocol import RefusedError
 from trifed.deployment.release_log import read_releases
-from trifed.federation.sealed_numbers import bits_of_count
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.numbers import bits_of_count
+from trifed.federation.sealed.rules import SumTerms
 
 pytest.importorskip("cryptography")
 from sealed_sites import FEW, FOUR, SENT, SITES, Heard, left_out, same, sums, with_terms

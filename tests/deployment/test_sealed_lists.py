@@ -9,7 +9,7 @@ import pytest
 
 from trifed.deployment.protocol import Request
 from trifed.deployment.release_log import read_releases
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.rules import SumTerms
 
 pytest.importorskip("cryptography")
 from sealed_sites import FEW, FOUR, INCOMPLETE, SITES, left_out, sums

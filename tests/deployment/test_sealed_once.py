@@ -13,9 +13,9 @@ from trifed.common.errors import RunError
 from trifed.deployment.protocol import RefusedError, Request
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.messages import Header
-from trifed.federation.sealed_numbers import modulo
-from trifed.federation.sealed_upload import PENDING
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.numbers import modulo
+from trifed.federation.sealed.rules import SumTerms
+from trifed.federation.sealed.upload import PENDING
 from trifed.federation.upload import RESIDUAL
 
 pytest.importorskip("cryptography")

@@ -18,7 +18,7 @@ from trifed.common.errors import RunError
 from trifed.config.run import to_toml
 from trifed.deployment.release_log import read_releases
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.rules import SumTerms
 from trifed.privacy import read_ledger
 
 pytest.importorskip("cryptography")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.client_update import ClientState
-from trifed.federation.sealed_upload import OWN
+from trifed.federation.sealed.upload import OWN
 from trifed.federation.state_tensors import state_tensors
 from trifed.federation.upload import RESIDUAL
 

@@ -10,9 +10,9 @@ from trifed.config.settings import WireSettings
 from trifed.federation.compression import Compression, make_compression
 from trifed.federation.context import RunContext
 from trifed.federation.messages import Rejected
-from trifed.federation.sealed_server import make_server
-from trifed.federation.sealed_upload import PENDING, SealedUploads, held_labels
-from trifed.federation.sealing import SumRules
+from trifed.federation.sealed.rules import SumRules
+from trifed.federation.sealed.server import make_server
+from trifed.federation.sealed.upload import PENDING, SealedUploads, held_labels
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, compose
 from trifed.methods.sealed import sealed
 

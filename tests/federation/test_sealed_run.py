@@ -15,9 +15,9 @@ from trifed.federation.client import Client
 from trifed.federation.messages import Rejected
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.sealed_round import TERMS
-from trifed.federation.sealed_server import INCOMPLETE
-from trifed.federation.sealed_upload import SealedUploads
+from trifed.federation.sealed.round import TERMS
+from trifed.federation.sealed.server import INCOMPLETE
+from trifed.federation.sealed.upload import SealedUploads
 from trifed.federation.simulation import Simulation
 from trifed.federation.upload import RECEIVED, RESIDUAL
 

@@ -14,18 +14,18 @@ from trifed.common.errors import ConfigError, MessageError
 from trifed.config.sealing import sealing_notes
 from trifed.experiments.compare_config import make_comparison
 from trifed.federation.messages import Header, Rejected, encode
-from trifed.federation.sealed_noise import SumNoise
-from trifed.federation.sealed_numbers import bits_of_sum, first_steps, pack_bits
-from trifed.federation.sealed_round import open_sums
-from trifed.federation.sealed_server import (
+from trifed.federation.sealed.noise import SumNoise
+from trifed.federation.sealed.numbers import bits_of_sum, first_steps, pack_bits
+from trifed.federation.sealed.round import open_sums
+from trifed.federation.sealed.rules import SumTerms, placeholder_keys
+from trifed.federation.sealed.server import (
     INCOMPLETE,
     NO_PART,
     OF_CLIENTS,
     SealedServer,
     make_server,
 )
-from trifed.federation.sealed_upload import OWN, PENDING
-from trifed.federation.sealing import SumTerms, placeholder_keys
+from trifed.federation.sealed.upload import OWN, PENDING
 from trifed.federation.server import Server
 from trifed.federation.transport import Reply
 from trifed.federation.upload import RECEIVED, RESIDUAL

@@ -8,7 +8,7 @@ from sealed_parts import BY_LABEL, LAYOUT, RULES, SIZE, client_of, opened, sum_r
 
 from trifed.federation.compression import block_starts
 from trifed.federation.messages import BAD_REPLY, Rejected, encode
-from trifed.federation.sealed_numbers import (
+from trifed.federation.sealed.numbers import (
     bits_of_count,
     bits_of_sum,
     centred,
@@ -21,9 +21,9 @@ from trifed.federation.sealed_numbers import (
     to_levels,
     unpack_bits,
 )
-from trifed.federation.sealed_server import UNREADABLE, SumPart
-from trifed.federation.sealed_upload import OWN
-from trifed.federation.sealing import sizes_of_part
+from trifed.federation.sealed.rules import sizes_of_part
+from trifed.federation.sealed.server import UNREADABLE, SumPart
+from trifed.federation.sealed.upload import OWN
 from trifed.federation.upload import RESIDUAL
 
 

@@ -16,10 +16,10 @@ from trifed.federation.compression import Compression, make_compression
 from trifed.federation.context import RunContext
 from trifed.federation.messages import Header, Rejected
 from trifed.federation.privacy_report import of_updates
-from trifed.federation.sealed_noise import LEAST_DEVIATION, SumNoise
-from trifed.federation.sealed_server import UNREADABLE, SumPart, make_server
-from trifed.federation.sealed_upload import PENDING, SealedUploads
-from trifed.federation.sealing import SumRules, SumTerms
+from trifed.federation.sealed.noise import LEAST_DEVIATION, SumNoise
+from trifed.federation.sealed.rules import SumRules, SumTerms
+from trifed.federation.sealed.server import UNREADABLE, SumPart, make_server
+from trifed.federation.sealed.upload import PENDING, SealedUploads
 from trifed.federation.upload import RESIDUAL
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, compose
 from trifed.methods.sealed import sealed

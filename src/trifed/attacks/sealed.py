@@ -10,8 +10,8 @@ from trifed.common.errors import RunError
 from trifed.federation.client import Client
 from trifed.federation.messages import Rejected
 from trifed.federation.round import FederatedRun
-from trifed.federation.sealed_numbers import centred
-from trifed.federation.sealed_server import SealedServer
+from trifed.federation.sealed.numbers import centred
+from trifed.federation.sealed.server import SealedServer
 from trifed.federation.simulation import Simulation
 from trifed.methods.packing import Vector
 

@@ -89,7 +89,7 @@ class ServerCheckpoint:
             RunError: The checkpoint is missing or damaged.
         """
         from trifed.federation.context import run_context
-        from trifed.federation.sealed_server import make_server
+        from trifed.federation.sealed.server import make_server
 
         checkpoint = self.folder.load_checkpoint(self.facts["run"], cut=not self.finished)
         if checkpoint is None:

@@ -14,7 +14,7 @@ from trifed.deployment.protocol import MOST_TEXT, Reply, digest, read_layout, re
 from trifed.federation.base_server import BaseServer
 from trifed.federation.context import run_context
 from trifed.federation.messages import Rejected, decode_values
-from trifed.federation.sealed_server import make_server
+from trifed.federation.sealed.server import make_server
 from trifed.federation.transport import ClientRecord
 from trifed.methods.packing import Layout, Vector
 from trifed.similarity.summary import MOST_DIM

@@ -19,7 +19,7 @@ from trifed.config.sealing import sealing_notes
 from trifed.deployment.protocol import Reply
 from trifed.federation.context import RunContext
 from trifed.federation.messages import decode
-from trifed.federation.sealing import KEY, SIGNATURE, SumTerms
+from trifed.federation.sealed.rules import KEY, SIGNATURE, SumTerms
 
 MOST_FINGERPRINT = 200
 """Characters of the fingerprint of a list of sites."""

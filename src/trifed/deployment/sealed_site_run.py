@@ -17,8 +17,8 @@ from trifed.deployment.site_run import WITHHELD, SiteRun
 from trifed.deployment.site_sums import SealedSums, digest_of_change, digest_of_labels, digest_of_terms
 from trifed.federation.client import Client
 from trifed.federation.client_update import ClientState
-from trifed.federation.sealed_upload import SealedUploads
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.rules import SumTerms
+from trifed.federation.sealed.upload import SealedUploads
 from trifed.methods import METHODS, code_hash
 
 

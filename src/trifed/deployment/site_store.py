@@ -39,7 +39,7 @@ from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.federation.client_update import ClientState
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
-from trifed.federation.sealed_upload import OWN
+from trifed.federation.sealed.upload import OWN
 from trifed.federation.state_tensors import apart, open_tensors, state_of, state_tensors
 from trifed.methods.packing import Tensors
 

@@ -23,10 +23,10 @@ from trifed.deployment.sum_record import SentSum, SumRecord
 from trifed.federation.context import RunContext
 from trifed.federation.dp_mechanism import digest_of
 from trifed.federation.messages import encode
-from trifed.federation.sealed_numbers import Integers, Mask, Sign
-from trifed.federation.sealed_opening import members_digest, part_bytes
-from trifed.federation.sealed_upload import PENDING
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.numbers import Integers, Mask, Sign
+from trifed.federation.sealed.opening import members_digest, part_bytes
+from trifed.federation.sealed.rules import SumTerms
+from trifed.federation.sealed.upload import PENDING
 from trifed.federation.upload import RESIDUAL, Memory
 from trifed.methods.packing import Vector
 from trifed.privacy.masking import (

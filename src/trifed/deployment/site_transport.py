@@ -41,7 +41,7 @@ from trifed.federation.privacy_report import promise
 from trifed.federation.results import summarise_events
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import EventLog, RunFolder
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.rules import SumTerms
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout

@@ -64,7 +64,7 @@ def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
     """Load and check all that a run needs, take a step, and estimate the rest; raises as `run` does."""
     from trifed.federation.batches import steps_per_round
     from trifed.federation.context import run_context
-    from trifed.federation.sealed_cost import bytes_of_part
+    from trifed.federation.sealed.cost import bytes_of_part
 
     prepared = prepare_run(config, listener)
     shared_model = prepared.shared_model

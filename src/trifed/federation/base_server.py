@@ -1,6 +1,6 @@
 """Base class of the servers: method state, checkpoints, messages before round 1, clients that join and leave.
 
-`server.Server` reads each client's upload; `sealed_server.SealedServer` sees only sums of them.
+`server.Server` reads each client's upload; `sealed.server.SealedServer` sees only sums of them.
 """
 
 from __future__ import annotations

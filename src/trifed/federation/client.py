@@ -28,9 +28,9 @@ from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization, with_personal_head
-from trifed.federation.sealed_numbers import Mask, Sign
-from trifed.federation.sealed_upload import SealedUploads, held_labels
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.numbers import Mask, Sign
+from trifed.federation.sealed.rules import SumTerms
+from trifed.federation.sealed.upload import SealedUploads, held_labels
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.shared_projections import adapted_layout
 from trifed.federation.upload import RECEIVED, SENT, Uploads, upload_pipeline

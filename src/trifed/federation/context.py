@@ -10,8 +10,8 @@ from trifed.config.settings import NO_SINGLE_LABEL
 from trifed.federation.compression import Compression, make_compression
 from trifed.federation.messages import Header, bytes_of_values, decode_values, encode_values
 from trifed.federation.parts import Part, in_part
-from trifed.federation.sealed_noise import SumNoise
-from trifed.federation.sealing import SumRules
+from trifed.federation.sealed.noise import SumNoise
+from trifed.federation.sealed.rules import SumRules
 from trifed.methods import AggregationSettings, Method
 from trifed.methods.base import Options, directions
 from trifed.methods.packing import Layout, Tensors, Vector, pack, select, unpack

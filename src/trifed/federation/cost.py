@@ -24,7 +24,7 @@ from trifed.common.errors import ModelError, nearest
 from trifed.config.settings import Bits, Pooling, WireSettings
 from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header, encode_values, layout_sizes
-from trifed.federation.sealed_cost import sealed_bytes
+from trifed.federation.sealed.cost import sealed_bytes
 from trifed.federation.shared_model import adapted_weights, layouts_of, named_parameters, trains_beside
 from trifed.methods import METHODS, Method
 from trifed.methods.base import (

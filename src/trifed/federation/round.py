@@ -32,8 +32,8 @@ from trifed.federation.divergence import Divergence
 from trifed.federation.events import Sizes
 from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
-from trifed.federation.sealed_round import Exchanged, open_sums
-from trifed.federation.sealed_server import SealedServer
+from trifed.federation.sealed.round import Exchanged, open_sums
+from trifed.federation.sealed.server import SealedServer
 from trifed.federation.server import Server
 from trifed.federation.transport import Exchange, MessageTo, Reply, Transport
 from trifed.methods.base import Gradient, Stage, Upload

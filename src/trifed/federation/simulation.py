@@ -31,8 +31,8 @@ from trifed.federation.parallel import MIXED_GROUPS, in_threads
 from trifed.federation.results import facts_of
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import DAMAGED, PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
-from trifed.federation.sealed_server import make_server
-from trifed.federation.sealing import SumTerms, placeholder_keys
+from trifed.federation.sealed.rules import SumTerms, placeholder_keys
+from trifed.federation.sealed.server import make_server
 from trifed.federation.shared_model import SharedModel
 from trifed.federation.shared_projections import adapted_layout, receive_shared_projections
 from trifed.federation.state_tensors import read_checkpoint

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from trifed.federation import events
 from trifed.federation.base_server import BaseServer
 from trifed.federation.messages import Rejected
-from trifed.federation.sealing import SumTerms
+from trifed.federation.sealed.rules import SumTerms
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
 

@@ -9,7 +9,7 @@ attributes never change: its state lies in the client's upload memory, under a n
 and restored with the client.
 
 Uploads are weighted at the server, by the number of examples in a message's header. In a sealed run, whose server
-sees only sums of equal weight, `sealed_upload.SealedUploads` takes the pipeline's place.
+sees only sums of equal weight, `sealed.upload.SealedUploads` takes the pipeline's place.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A method in a sealed run: its server sees the sum of a group's changes, and no single client's.
 
 Every client of a group has the same weight and the same reference, so the sum of a group is all that the server
-needs. Which methods can be sealed is said here; the numbers are in `federation.sealing`, the server's side in
-`federation.sealed_server`.
+needs. Which methods can be sealed is said here; the numbers are in `federation.sealed.numbers`, the server's side
+is in `federation.sealed.server`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import numpy as np
 
 from trifed.federation.compression import Compression, block_starts
 from trifed.federation.context import RunContext
-from trifed.federation.sealed_upload import PENDING, SealedUploads
-from trifed.federation.sealing import KEY, SIGNATURE, SumRules, SumTerms, sizes_of_part
+from trifed.federation.sealed.rules import KEY, SIGNATURE, SumRules, SumTerms, sizes_of_part
+from trifed.federation.sealed.upload import PENDING, SealedUploads
 from trifed.methods.base import Method
 from trifed.methods.packing import Layout
 from trifed.methods.sealed import cannot_seal

@@ -1,6 +1,6 @@
 """The terms of a sealed sum, which the server sends to each of its clients, and the rules that all sums follow.
 
-The numbers are in `sealed_numbers`.
+The numbers are in `federation.sealed.numbers`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from trifed.common.errors import MessageError
 from trifed.federation.compression import BLOCK, block_starts
 from trifed.federation.messages import Header, decode, encode
-from trifed.federation.sealed_noise import SumNoise
-from trifed.federation.sealed_numbers import Steps, bits_of_sum, of_each
-from trifed.federation.sealed_opening import PROOF, SIGNED, OpeningProof, no_proof, read_proof
+from trifed.federation.sealed.noise import SumNoise
+from trifed.federation.sealed.numbers import Steps, bits_of_sum, of_each
+from trifed.federation.sealed.opening import PROOF, SIGNED, OpeningProof, no_proof, read_proof
 from trifed.methods.aggregation import BIAS, HEAD
 from trifed.methods.packing import Layout, Vector
 

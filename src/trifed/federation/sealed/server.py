@@ -19,8 +19,8 @@ from trifed.federation.base_server import BaseServer
 from trifed.federation.compression import Compression, block_starts
 from trifed.federation.context import RunContext
 from trifed.federation.messages import BAD_REPLY, Header, Rejected, decode
-from trifed.federation.sealed_groups import group_of_newcomer, groups_of
-from trifed.federation.sealed_numbers import (
+from trifed.federation.sealed.groups import group_of_newcomer, groups_of
+from trifed.federation.sealed.numbers import (
     MAGNITUDE_BITS,
     Integers,
     bits_of_count,
@@ -31,8 +31,8 @@ from trifed.federation.sealed_numbers import (
     next_steps,
     unpack_bits,
 )
-from trifed.federation.sealed_opening import MEMBERS, SIGNED, OpeningProof
-from trifed.federation.sealing import SumRules, SumTerms
+from trifed.federation.sealed.opening import MEMBERS, SIGNED, OpeningProof
+from trifed.federation.sealed.rules import SumRules, SumTerms
 from trifed.federation.server import Server
 from trifed.methods.packing import Vector, select
 from trifed.methods.sealed import ALONE

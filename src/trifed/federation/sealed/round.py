@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from trifed.federation.events import Sizes
 from trifed.federation.messages import Rejected, manifest
-from trifed.federation.sealed_numbers import bits_of_count
-from trifed.federation.sealed_server import INCOMPLETE, NO_PART, SealedServer, SumPart
-from trifed.federation.sealing import SumTerms, sizes_of_part
+from trifed.federation.sealed.numbers import bits_of_count
+from trifed.federation.sealed.rules import SumTerms, sizes_of_part
+from trifed.federation.sealed.server import INCOMPLETE, NO_PART, SealedServer, SumPart
 from trifed.federation.transport import MessageTo, Reply
 
 TERMS = "(terms of the sum)"

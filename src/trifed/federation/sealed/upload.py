@@ -2,7 +2,7 @@
 
 Training makes no upload. The change to the reference waits in the client's upload memory until the server sends
 the terms of a sum; then it is rounded, masked and sent, and the rounding error is added to the next change. See
-`sealed_numbers`.
+`federation.sealed.numbers`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trifed.common.errors import MessageError, RunError
 from trifed.federation.compression import Compression
 from trifed.federation.messages import Header, encode
 from trifed.federation.parts import Part
-from trifed.federation.sealed_numbers import (
+from trifed.federation.sealed.numbers import (
     MAGNITUDE_BITS,
     Integers,
     Mask,
@@ -27,8 +27,8 @@ from trifed.federation.sealed_numbers import (
     pack_bits,
     to_levels,
 )
-from trifed.federation.sealed_opening import MEMBERS, SIGNED
-from trifed.federation.sealing import SumRules, SumTerms, sent_by
+from trifed.federation.sealed.opening import MEMBERS, SIGNED
+from trifed.federation.sealed.rules import SumRules, SumTerms, sent_by
 from trifed.federation.upload import RECEIVED, RESIDUAL, Memory
 from trifed.methods.packing import Vector
 from trifed.privacy import Noise

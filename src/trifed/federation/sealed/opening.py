@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifed.common.errors import MessageError
-from trifed.federation.sealed_numbers import bits_of_count
+from trifed.federation.sealed.numbers import bits_of_count
 
 MEMBERS = 32
 """Bytes of the digest of what the sites of a sum were given."""
