@@ -112,12 +112,16 @@ def speed(*_: Json) -> Figure:
     return figure
 
 
-def evidence(*sets: list[Json]) -> Figure:
-    """Draw what each method reached at equal bits, with equal parts: a panel for each set."""
-    tables = script("evidence/tables.py")
-    _, held = tables.document({records[0]["set"]: records for records in sets})
-    figure: Figure = tables.figure(held)
-    return figure
+def evidence(picture: str) -> Callable[..., Figure]:
+    """Return what draws a picture of the comparison at equal bits, with equal parts: a panel for each set."""
+
+    def draw(*sets: list[Json]) -> Figure:
+        pictures = script("evidence/pictures.py")
+        _, held = script("evidence/tables.py").document({records[0]["set"]: records for records in sets})
+        figure: Figure = getattr(pictures, picture)(held)
+        return figure
+
+    return draw
 
 
 def numbers_sent(costs: Json) -> Figure:
@@ -167,11 +171,12 @@ PICTURES = (
     Picture("docs/demo.png", ("benchmarks/demo/comparison.json",), demo, 130, LIGHT),
     Picture("docs/numbers-sent.png", ("benchmarks/cost/parameters.json",), numbers_sent, 110, LIGHT),
     Picture("docs/gain.png", ("benchmarks/demo/comparison.json",), gain, 200, LIGHT),
-    Picture(
-        "benchmarks/evidence/evidence.png",
-        tuple(f"benchmarks/evidence/results/{name}.jsonl" for name in EVIDENCE),
-        evidence,
-        110,
+    *(
+        Picture(path, tuple(f"benchmarks/evidence/results/{name}.jsonl" for name in EVIDENCE), evidence(name), 110)
+        for path, name in (
+            ("benchmarks/evidence/evidence.png", "intervals"),
+            ("docs/accuracy-over-bytes.png", "over_bytes"),
+        )
     ),
     Picture("docs/worst-to-best.png", (THREE, SIX), worst_to_best, 110, LIGHT),
     Picture("benchmarks/three_methods/curves.png", (THREE,), learning_curves),

@@ -56,22 +56,26 @@ EQUAL_BITS = ("banking77-few", "banking77", "sst2", "sentiment-domains")
 """Sets of the comparison at equal bits on the page of results."""
 
 
+RIVAL, LOW_RANK = "fedavg-lora", "fedavg-lora, rank 2"
+
+
 def equal(name: str) -> tuple[list[str], list[str], str]:
-    """Means of the better arm that sends nothing, the rival and `own-prior`; differences from the two; KB up."""
+    """Means of the better arm that sends nothing, of both ranks of the rival and of `own-prior`; what `own-prior`
+    has more than each of these three; KB up of the three that send."""
     tables = script("evidence/tables.py")
-    held, rival, ours = tables.Held(name, tables.results(name)), "fedavg-lora", tables.DEFAULT
-    alone = held.better([arm for arm in tables.ALONE if arm in held.runs])
-    means = [held.unit(held.mean(arm, "mean")) for arm in (alone, rival, ours)]
-    gaps = [held.points(held.difference(ours, other)) for other in (alone, rival)]
-    sent = [f"{tables.kilobytes_up(next(iter(held.runs[arm].values()))):.1f}" for arm in (rival, ours)]
+    held, ours = tables.Held(name, tables.results(name)), tables.DEFAULT
+    alone, sending = held.better([arm for arm in tables.ALONE if arm in held.runs]), (RIVAL, LOW_RANK, ours)
+    means = [held.unit(held.mean(arm, "mean")) for arm in (alone, *sending)]
+    gaps = [held.points(held.difference(ours, other)) for other in (alone, RIVAL, LOW_RANK)]
+    sent = [f"{tables.kilobytes_up(next(iter(held.runs[arm].values()))):.1f}" for arm in sending]
     return [f"{means[0]} `{alone}`", *means[1:]], gaps, " / ".join(sent)
 
 
 def front_page() -> Iterator[str]:
     """Three outcomes at equal bits and parts."""
     for outcome, (name, shown) in FRONT_PAGE.items():
-        means, gaps, sent = equal(name)
-        yield row(outcome, shown, means[0].split()[0], *means[1:], *gaps, sent)
+        (alone, *means), gaps, sent = equal(name)
+        yield row(outcome, shown, alone.split()[0], *means, *gaps[:2], sent)
 
 
 def equal_bits() -> Iterator[str]:
@@ -79,6 +83,26 @@ def equal_bits() -> Iterator[str]:
     for name in EQUAL_BITS:
         means, gaps, sent = equal(name)
         yield row(name, *means, *gaps, sent)
+
+
+def changed(tier: str, name: str = "sst2") -> Iterator[str]:
+    """`ce-lora` and what each change of a tier makes of it: mean, and what is gained or lost."""
+    tables = script("evidence/tables.py")
+    held = tables.Held(name, tables.results(name))
+    base, arms = tables.CHANGED[tier]
+    for arm in (base, *(arm for arm in arms if arm in held.runs)):
+        label = f"`{arm}`" if arm == base else arm
+        yield row(label, held.unit(held.mean(arm, "mean")), held.points(held.difference(arm, base)))
+
+
+def authors() -> Iterator[str]:
+    """`ce-lora` with one setting of its authors' client at a time."""
+    yield from changed("authors")
+
+
+def weights() -> Iterator[str]:
+    """`ce-lora` with other weights."""
+    yield from changed("weights")
 
 
 def results() -> Iterator[str]:
@@ -245,7 +269,7 @@ def attacks() -> Iterator[str]:
 
 PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "README.md": (front_page,),
-    "docs/results.md": (results, equal_bits),
+    "docs/results.md": (equal_bits, results),
     "docs/own-prior.md": (own_prior,),
     "docs/what-was-recovered.md": (threat_model,),
     "docs/security-measured.md": (attacks,),

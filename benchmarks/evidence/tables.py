@@ -1,8 +1,8 @@
-"""Tables and the figure of the comparison, from results/*.jsonl alone.
+"""Tables of the comparison, from results/*.jsonl alone.
 
     python benchmarks/evidence/tables.py [--results DIR] [--write]
 
---write puts the tables into README.md of this folder; `make figures` draws the figure.
+--write puts the tables into README.md of this folder.
 For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
 taken at the last evaluated round that fits into what the default sent in the whole run. Intervals are 95 %
 bootstrap intervals over clients and test rows, of all seeds; differences are in pairs of test rows. The best
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from data_sets import SETS
 from design import ALL_ARMS, CHANGED, MAIN_ARMS
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from records import HERE, reported, results
 
@@ -36,8 +35,6 @@ Right = list[NDArray[np.bool_ | np.float64]]
 NOT_BEHIND = 0.01
 """The default is not behind a rival if its interval excludes so much less: a point, or a hundredth of a nat."""
 BEGIN, END = "<!-- tables.py writes from here -->", "<!-- to here -->"
-PANELS = 5
-"""Panels of the figure beside one another."""
 
 
 @dataclass(frozen=True)
@@ -204,39 +201,19 @@ def verdict(held: Held) -> list[str]:
 
 def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
     """Return rows: arms that differ from another one in one part, and their difference from it."""
-    lines = [f"| changed | {held.unit.mean} | less `{base}` | KB up a round |", "|---|---|---|---|"]
+    header = ["changed", held.unit.mean, f"less `{base}`", "KB up a round", "at equal bytes", "seeds"]
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for arm in (arm for arm in arms if arm in held.runs):
         sent = np.mean([kilobytes_up(record) for record in held.runs[arm].values()])
         low, high = interval(held.right(arm, sorted(held.runs[arm])))
         mean = f"{held.unit(held.mean(arm, 'mean'))} ({held.unit(low)} to {held.unit(high)})"
-        lines.append(f"| {arm} | {mean} | {held.points(held.difference(arm, base))} | {sent:.1f} |")
+        at = held.at_bytes(arm)
+        cells = [
+            arm, mean, held.points(held.difference(arm, base)), f"{sent:.1f}",
+            "–" if at is None else held.unit(at), ", ".join(map(str, sorted(held.runs[arm]))),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
-
-
-def figure(sets: Sequence[Held]) -> Figure:
-    """Draw each arm's accuracy, or loss, with its interval, one panel a set."""
-    shown = [held for held in sets if DEFAULT in held.runs]
-    arms = [arm for arm in MAIN_ARMS if any(arm in held.runs for held in shown)][::-1]
-    wide, high = max(1, min(PANELS, len(shown))), max(1, -(-len(shown) // PANELS))
-    drawn = Figure(figsize=(2 + 2.6 * wide, high * (1 + 0.32 * len(arms))), layout="constrained")
-    axes = drawn.subplots(high, wide, sharey=True, squeeze=False)
-    for axis in axes.flat[len(shown) :]:
-        axis.set_visible(False)
-    for axis, held in zip(axes.flat, shown, strict=False):
-        times = held.unit.times
-        for place, arm in enumerate(arms):
-            if arm not in held.runs:
-                continue
-            ends = [times * end for end in interval(held.right(arm, sorted(held.runs[arm])))]
-            colour = "#1f6f8b" if arm.startswith(DEFAULT) else "#b0592b" if ALL_ARMS[arm].rival else "#777777"
-            axis.plot(ends, [place, place], color=colour, linewidth=1.5)
-            axis.plot([times * held.mean(arm, "mean")], [place], "o", color=colour, markersize=5)
-        axis.set_title(held.name, fontsize=10)
-        axis.grid(axis="x", alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlabel(held.unit.axis, fontsize=9)
-    axes[0][0].set_yticks(range(len(arms)), arms, fontsize=9)
-    return drawn
 
 
 def document(records: Mapping[str, Sequence[Json]]) -> tuple[list[str], list[Held]]:
