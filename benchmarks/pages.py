@@ -60,14 +60,15 @@ RIVAL, LOW_RANK = "fedavg-lora", "fedavg-lora, rank 2"
 
 
 def equal(name: str) -> tuple[list[str], list[str], str]:
-    """Means of the better arm that sends nothing, of both ranks of the rival and of `own-prior`; what `own-prior`
-    has more than each of these three; KB up of the three that send."""
+    """Means of the better arm that sends nothing, of both ranks of the rival and of `own-prior`, over the seeds of
+    all four; what `own-prior` has more than each of these three; KB up of the three that send."""
     tables = script("evidence/tables.py")
     held, ours = tables.Held(name, tables.results(name)), tables.DEFAULT
     alone, sending = held.better([arm for arm in tables.ALONE if arm in held.runs]), (RIVAL, LOW_RANK, ours)
-    means = [held.unit(held.mean(arm, "mean")) for arm in (alone, *sending)]
-    gaps = [held.points(held.difference(ours, other)) for other in (alone, RIVAL, LOW_RANK)]
-    sent = [f"{tables.kilobytes_up(next(iter(held.runs[arm].values()))):.1f}" for arm in sending]
+    seeds = held.seeds(alone, *sending)
+    means = [held.unit(held.mean(arm, "mean", seeds)) for arm in (alone, *sending)]
+    gaps = [held.points(held.difference(ours, other, seeds)) for other in (alone, RIVAL, LOW_RANK)]
+    sent = [f"{tables.kilobytes_up(held.runs[arm][seeds[0]]):.1f}" for arm in sending]
     return [f"{means[0]} `{alone}`", *means[1:]], gaps, " / ".join(sent)
 
 
@@ -92,7 +93,8 @@ def changed(tier: str, name: str = "sst2") -> Iterator[str]:
     base, arms = tables.CHANGED[tier]
     for arm in (base, *(arm for arm in arms if arm in held.runs)):
         label = f"`{arm}`" if arm == base else arm
-        yield row(label, held.unit(held.mean(arm, "mean")), held.points(held.difference(arm, base)))
+        mean = held.unit(held.mean(arm, "mean", held.seeds(base, arm)))
+        yield row(label, mean, held.points(held.difference(arm, base)))
 
 
 def authors() -> Iterator[str]:

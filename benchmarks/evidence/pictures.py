@@ -42,7 +42,7 @@ def panels(shown: Sequence[Held], height: float) -> tuple[Figure, list[tuple[Hel
 
 
 def intervals(sets: Sequence[Held]) -> Figure:
-    """Draw each arm's accuracy, or loss, with its interval, one panel a set."""
+    """Draw each arm's accuracy, or loss, with its interval, over the seeds that all have, one panel a set."""
     shown = [held for held in sets if DEFAULT in held.runs]
     arms = [arm for arm in SHOWN if any(arm in held.runs for held in shown)][::-1]
     drawn, pairs = panels(shown, 1 + 0.32 * len(arms))
@@ -51,11 +51,12 @@ def intervals(sets: Sequence[Held]) -> Figure:
         for place, arm in enumerate(arms):
             if arm not in held.runs:
                 continue
-            ends = [times * end for end in interval(held.right(arm, sorted(held.runs[arm])))]
+            seeds = held.seeds(arm, *(other for other in held.runs if other in SHOWN))
+            ends = [times * end for end in interval(held.right(arm, seeds))]
             rival = ALL_ARMS[arm].rival or ALL_ARMS[ALL_ARMS[arm].tuned_as or arm].rival
             colour = BLUE if arm.startswith(DEFAULT) else BROWN if rival else GREY
             axis.plot(ends, [place, place], color=colour, linewidth=1.5)
-            axis.plot([times * held.mean(arm, "mean")], [place], "o", color=colour, markersize=5)
+            axis.plot([times * held.mean(arm, "mean", seeds)], [place], "o", color=colour, markersize=5)
         axis.set_yticks(range(len(arms)), [] if number % PANELS else arms, fontsize=9)
         axis.set_ylim(-0.5, len(arms) - 0.5)
         axis.set_xlabel(held.unit.axis, fontsize=9)
@@ -63,10 +64,14 @@ def intervals(sets: Sequence[Held]) -> Figure:
 
 
 def over_bytes(sets: Sequence[Held]) -> Figure:
-    """Draw the mean over an arm's seeds after each evaluated round, over a client's KB up and down until then."""
+    """Draw the mean after each evaluated round, over a client's KB up and down until then.
+
+    It is of the seeds that all three arms have.
+    """
     shown = [held for held in sets if DEFAULT in held.runs]
     drawn, pairs = panels(shown, 2.9)
     for held, axis in pairs:
+        seeds = held.seeds(*(arm for arm in LINES if arm in held.runs))
         for arm, (colour, line, marker) in LINES.items():
             if arm not in held.runs:
                 continue
@@ -76,7 +81,7 @@ def over_bytes(sets: Sequence[Held]) -> Figure:
                     for p in record["curve"]
                     if p["round"]
                 ]
-                for record in held.runs[arm].values()
+                for record in (held.runs[arm][seed] for seed in seeds)
             ]
             sent, means = np.mean(curves, axis=0).T
             axis.plot(sent, held.unit.times * means, line, marker=marker, color=colour, markersize=4, label=arm)

@@ -5,8 +5,9 @@
 --write puts the tables into README.md of this folder.
 For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
 taken at the last evaluated round that fits into what the default sent in the whole run. Intervals are 95 %
-bootstrap intervals over clients and test rows, of all seeds; differences are in pairs of test rows. The best
-rival is the one with the best accuracy on validation data.
+bootstrap intervals over clients and test rows; differences are in pairs of test rows. Means are over the seeds
+that all main arms of a set have, so that they can be compared; a difference is over all seeds that both arms
+have. The best rival is the one with the best accuracy on validation data.
 
 Of language models it is the loss in nats a token, which is better the lower it is. Intervals are over clients and
 their seeds, and differences are in pairs of clients.
@@ -75,13 +76,18 @@ class Held:
             if reported(record):
                 self.runs.setdefault(record["arm"], {})[record["seed"]] = record
 
-    def mean(self, arm: str, key: str) -> float:
-        """Return the mean of a value over an arm's seeds."""
-        return float(np.mean([record[key] for record in self.runs[arm].values()]))
+    def mean(self, arm: str, key: str, seeds: Sequence[int] | None = None) -> float:
+        """Return the mean of a value over seeds, by default over all of the arm."""
+        return float(np.mean([self.runs[arm][seed][key] for seed in seeds or self.runs[arm]]))
 
     def seeds(self, *arms: str) -> list[int]:
         """Return the seeds that all these arms have."""
         return sorted(set.intersection(*(set(self.runs.get(arm, {})) for arm in arms)))
+
+    @property
+    def common(self) -> list[int]:
+        """The seeds that all main arms of this set have: means over them can be compared."""
+        return self.seeds(*(arm for arm in self.runs if arm in MAIN_ARMS))
 
     def right(self, arm: str, seeds: Sequence[int]) -> Right:
         """Return which test rows are right, for each seed and client; or each client's losses, (n_seeds,)."""
@@ -90,13 +96,18 @@ class Held:
             return [np.array([kept[client] for kept in losses]) for client in losses[0]]
         return [decoded(text) for seed in seeds for text in self.runs[arm][seed]["answers"].values()]
 
-    def difference(self, arm: str, other: str) -> tuple[float, tuple[float, float]] | None:
-        """Return an arm's mean less another's, and its interval, in pairs; None without common seeds."""
-        seeds = self.seeds(arm, other)
+    def difference(
+        self, arm: str, other: str, seeds: Sequence[int] | None = None
+    ) -> tuple[float, tuple[float, float]] | None:
+        """Return an arm's mean less another's, and its interval, in pairs; None without common seeds.
+
+        It is over these seeds, which both must have, or over all that both have.
+        """
+        seeds = self.seeds(arm, other) if seeds is None else seeds
         if not seeds or arm == other:
             return None
         if arm > other:  # one computation for both directions: the interval is drawn by chance
-            mean, (low, high) = self.difference(other, arm) or (0.0, (0.0, 0.0))
+            mean, (low, high) = self.difference(other, arm, seeds) or (0.0, (0.0, 0.0))
             return -mean, (-high, -low)
         for seed in seeds:
             mine, theirs = self.runs[arm][seed], self.runs[other][seed]
@@ -109,11 +120,12 @@ class Held:
         """Return the rival with the best accuracy on validation data."""
         rivals = [arm for arm in self.runs if ALL_ARMS[arm].rival]
         sign = -1 if self.unit.lower_is_better else 1
-        return max(rivals, key=lambda arm: sign * self.mean(arm, "valid"), default=None)
+        return max(rivals, key=lambda arm: sign * self.mean(arm, "valid", self.seeds(*rivals)), default=None)
 
     def better(self, arms: Sequence[str]) -> str:
-        """Return the arm with the best mean on test data."""
-        return (min if self.unit.lower_is_better else max)(arms, key=lambda arm: self.mean(arm, "mean"))
+        """Return the arm with the best mean on test data, over the seeds that all of them have."""
+        seeds, best = self.seeds(*arms), min if self.unit.lower_is_better else max
+        return best(arms, key=lambda arm: self.mean(arm, "mean", seeds))
 
     def points(self, found: tuple[float, tuple[float, float]] | None) -> str:
         """Return a difference and its interval, in points or nats."""
@@ -122,9 +134,8 @@ class Held:
         mean, (low, high) = found
         return f"{self.unit(mean, '+')} ({self.unit(low, '+')} to {self.unit(high, '+')})"
 
-    def at_bytes(self, arm: str) -> float | None:
+    def at_bytes(self, arm: str, seeds: Sequence[int]) -> float | None:
         """Return an arm's mean in the last evaluated round within the bytes of the default's whole run."""
-        seeds = self.seeds(arm, DEFAULT)
         found = []
         for seed in seeds:
             budget = self.runs[DEFAULT][seed]["bytes"]["total"]
@@ -158,24 +169,24 @@ def main_table(held: Held) -> list[str]:
     ]  # fmt: skip
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for arm in (arm for arm in MAIN_ARMS if arm in held.runs):
-        seeds = sorted(held.runs[arm])
+        seeds = held.common
         records = [held.runs[arm][seed] for seed in seeds]
         low, high = interval(held.right(arm, seeds))
-        at = held.at_bytes(arm)
+        at = held.at_bytes(arm, [seed for seed in seeds if seed in held.runs.get(DEFAULT, {})])
         curves = [[p["mean"] for p in record["curve"] if p["round"]] for record in records]
         rising = float(np.mean([curve[-1] - curve[-2] for curve in curves if len(curve) > 1]))
         cells = [
             f"`{arm}`",
             f"{records[0]['rate']:g}",
-            f"{unit(held.mean(arm, 'mean'))} ({unit(low)} to {unit(high)})",
-            *[f"{held.mean(arm, key):.2f}" for key in more],
+            f"{unit(held.mean(arm, 'mean', seeds))} ({unit(low)} to {unit(high)})",
+            *[f"{held.mean(arm, key, seeds):.2f}" for key in more],
             held.points(held.difference(arm, DEFAULT)),
             held.points(held.difference(arm, "alone")),
-            unit(held.mean(arm, "worst")),
+            unit(held.mean(arm, "worst", seeds)),
             f"{np.mean([kilobytes_up(record) for record in records]):.1f}",
             "–" if at is None else unit(at),
             unit(rising, "+"),
-            ", ".join(map(str, seeds)),
+            ", ".join(map(str, sorted(held.runs[arm]))),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -204,10 +215,11 @@ def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
     header = ["changed", held.unit.mean, f"less `{base}`", "KB up a round", "at equal bytes", "seeds"]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for arm in (arm for arm in arms if arm in held.runs):
+        seeds = [seed for seed in held.common if seed in held.runs[arm]] or sorted(held.runs[arm])
         sent = np.mean([kilobytes_up(record) for record in held.runs[arm].values()])
-        low, high = interval(held.right(arm, sorted(held.runs[arm])))
-        mean = f"{held.unit(held.mean(arm, 'mean'))} ({held.unit(low)} to {held.unit(high)})"
-        at = held.at_bytes(arm)
+        low, high = interval(held.right(arm, seeds))
+        mean = f"{held.unit(held.mean(arm, 'mean', seeds))} ({held.unit(low)} to {held.unit(high)})"
+        at = held.at_bytes(arm, seeds)
         cells = [
             arm, mean, held.points(held.difference(arm, base)), f"{sent:.1f}",
             "–" if at is None else held.unit(at), ", ".join(map(str, sorted(held.runs[arm]))),
