@@ -81,17 +81,17 @@ def run_command(
     name: Annotated[str | None, Flag(help="Name of the run and of its folder under --runs.")] = None,
     data: Annotated[str | None, Flag(help="The table: a file, a folder or a hub name.")] = None,
     task: Annotated[str | None, Flag(autocompletion=completion.tasks)] = None,
-    text: Annotated[str | None, Flag(help="Column of the text.")] = None,
-    text_pair: Annotated[str | None, Flag(help="Column of a second text.")] = None,
-    image: Annotated[str | None, Flag(help="Column of the image.")] = None,
-    prompt: Annotated[str | None, Flag(help="Column of the prompt.")] = None,
-    answer: Annotated[str | None, Flag(help="Column of the answer.")] = None,
-    label: Annotated[str | None, Flag(help="Column of the label.")] = None,
+    text: Annotated[str | None, Flag(help="Name of the column with the text. Default: text.")] = None,
+    text_pair: Annotated[str | None, Flag(help="Name of the column with a second text.")] = None,
+    image: Annotated[str | None, Flag(help="Name of the column with the image.")] = None,
+    prompt: Annotated[str | None, Flag(help="Name of the column with the prompt.")] = None,
+    answer: Annotated[str | None, Flag(help="Name of the column with the answer.")] = None,
+    label: Annotated[str | None, Flag(help="Name of the column with the label. Default: label.")] = None,
     test: Annotated[str | None, Flag(help="A separate test set for all clients.")] = None,
     split: Annotated[str | None, Flag(help="iid, dirichlet, pathological, column, sizes or files.")] = None,
     clients: Annotated[int | None, Flag(help="Number of clients.")] = None,
     alpha: Annotated[float | None, Flag(help="For dirichlet: the smaller, the more the clients differ.")] = None,
-    column: Annotated[str | None, Flag(help="Column that names the client.")] = None,
+    column: Annotated[str | None, Flag(help="Name of the column with each row's site.")] = None,
     model: Annotated[str | None, Flag(help="Base model: a folder, a hub name, or 'demo'.")] = None,
     method: Annotated[str | None, Flag(autocompletion=completion.methods)] = None,
     method_file: Annotated[
@@ -138,13 +138,15 @@ def run_command(
 
     Each client's adapter is written to runs/NAME/clients/. Ctrl-C stops cleanly; --resume continues.
 
+    The columns of the table may have any names: give them with --text, --label and --column.
+
     After the run the same method is trained with nothing shared, as 'alone': the difference is what sharing gains.
 
     [bold]Examples[/bold]
 
       trifed run my.toml
     \b
-      trifed run --data requests.csv --label queue --split column --column site
+      trifed run --data requests.csv --text message --label queue --split column --column site
     \b
       trifed run my.toml --baseline local --name beside --set training.epochs=2
     \b
@@ -169,7 +171,7 @@ def run_command(
       name = "sentence-transformers/all-MiniLM-L6-v2"   # or a folder, or "demo"
       \\[data]
       source = "requests.csv"  # CSV, JSON Lines, Parquet, Excel, folder, hub name
-      text = "text"
+      text = "message"         # names of the columns in your table
       label = "queue"
       \\[data.clients]
       split = "column"         # iid, dirichlet, pathological, sizes, files

@@ -42,6 +42,7 @@ def compare_command(
       rounds = 20
       \\[run.data]
       source = "requests.csv"
+      text = "message"          # names of the columns in your table
       label = "queue"
       \\[partitions.by-site.data.clients]
       split = "column"
