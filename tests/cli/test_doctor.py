@@ -85,6 +85,16 @@ def test_a_path_that_is_no_subject_is_refused(kept, capsys, monkeypatch, path):
     assert said.code == 2 and "config.toml" in said.err
 
 
+@pytest.mark.parametrize(
+    ("path", "named"), [("runs/finishd", ["runs/finishd", "'finished'"]), ("no/such/folder", ["no/such/folder"])]
+)
+def test_a_path_that_does_not_exist_is_one_message_with_the_way_out(kept, capsys, monkeypatch, path, named):
+    said = call(capsys, monkeypatch, "doctor", path)
+    assert (said.code, said.out) == (2, "") and "Traceback" not in said.err
+    for word in (*named, "no such file or folder", "config.toml", "app/run.toml", "node.toml", "this machine"):
+        assert word in " ".join(said.err.split())
+
+
 def test_how_to_mend_is_printed_on_one_line(kept, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     said = call(capsys, monkeypatch, "doctor", "runs/stopped")

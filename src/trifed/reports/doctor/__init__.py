@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from trifed.common.errors import ConfigError, RunError, TrifedError
+from trifed.common.errors import ConfigError, RunError, TrifedError, nearest
 from trifed.reports.format import listing, plural
 
 State = Literal["ok", "warning", "problem", "skipped"]
@@ -164,8 +164,14 @@ def _subject(path: Path | None) -> Iterator[Check]:
         from trifed.reports.doctor import sites  # needs the extra flower
 
         return sites.check_server_folder(path) if is_server else sites.check_site_folder(path)
-    kind = "a folder without any of these" if path.is_dir() else "nothing that exists"
+    expected = (
+        "expected a run's TOML file, a run's folder (with a config.toml), a server's folder (with an "
+        "app/run.toml) or a site's folder (with a node.toml)"
+    )
+    if path.is_dir():
+        raise RunError(f"{path}: got a folder without any of these files; {expected}")
+    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
     raise RunError(
-        f"{path}: got {kind}; expected a run's TOML file, a run's folder (with a config.toml), a server's folder "
-        f"(with an app/run.toml) or a site's folder (with a node.toml)"
+        f"{path}: there is no such file or folder{nearest(path.name, beside)}; {expected}. Correct the path, or "
+        f"leave it out to check this machine"
     )
