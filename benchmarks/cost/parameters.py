@@ -15,13 +15,14 @@ from typing import Any
 from trifed.federation.cost import estimate_cost
 
 TARGET = Path(__file__).parent / "parameters.json"
-MODELS = ("roberta-base", "llama-7b")
+MODELS = {"roberta-base": 40, "llama-7b": 20}
+"""By model, a client's examples for which its summary has one component for each label."""
 METHODS = ("fedavg-full", "fedavg-lora", "ffa-lora", "fedsa-lora", "fed-xs", "own-prior", "ce-lora")
 
 
 def counted(model: str) -> dict[str, Any]:
     """Return one model's counts, by method."""
-    whole, single = (estimate_cost(model, bits=bits) for bits in (32, 1))
+    whole, single = (estimate_cost(model, bits=bits, examples=MODELS[model]) for bits in (32, 1))
     one_bit = {item.method: item.bytes_up for item in single.methods}
     known = {item.method: item for item in whole.methods}
     factors = known["fedavg-lora"].sent_values - known["fedavg-lora"].head_values

@@ -29,7 +29,7 @@ def test_the_table_fits_a_terminal(cost):
         assert sum(line.split()[:1] == [name] for line in lines) == 1
     assert "…" not in said.out
     row = next(line for line in lines if line.startswith("ce-lora "))
-    assert row.split() == ["ce-lora", "A", "B", "C", "C", "4,096", "0", "16.4", "KB", "552", "B", "1,024×"]
+    assert row.split() == ["ce-lora", "A", "B", "C", "C", "4,096", "0", "16.6", "KB", "≤", "2.2", "KB", "1,024×"]
     for fact in ("6,738,415,616 weights", "64 adapted layers", "q_proj, v_proj", "rank 8"):
         assert fact in said.out
     assert "528 a component" in " ".join(said.out.split())
@@ -44,11 +44,19 @@ def test_json_holds_all_of_it(cost):
     assert by_name["fedavg-lora"]["head_values"] == 3 * 768 + 3
 
 
+@pytest.mark.parametrize(("examples", "components"), [(10, 0), (40, 2), (1000, 6)])
+def test_the_examples_of_a_client_limit_its_summary(cost, monkeypatch, examples, components):
+    monkeypatch.setattr("trifed.federation.cost.METHODS", {"ce-lora": METHODS["ce-lora"]})
+    found = json.loads(cost("vit-base", "--examples", examples, "--format", "json").out)
+    (once,) = found["methods"][0]["once"]
+    assert (once["up"], once["at_most"]) == (8 + 2 * 16 + components * 528, True)
+
+
 def test_csv_has_a_line_a_method(cost):
     rows = list(csv.DictReader(io.StringIO(cost("vit-base", "--format", "csv").out)))
     assert [row["method"] for row in rows] == list(METHODS)
     row = next(row for row in rows if row["method"] == "ce-lora")
-    assert (row["sends"], row["bytes_up"], row["once_up"], row["adapter"]) == ("C", "6144", "1096", "tri-matrix")
+    assert (row["sends"], row["bytes_up"], row["once_up"], row["adapter"]) == ("C", "6144", "2680", "tri-matrix")
     assert next(row for row in rows if row["method"] == "local")["times_fewer"] == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,8 +14,12 @@ from many_clients import ALIKE
 from trifed import similarity as sim
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import ModelError
-from trifed.federation.cost import Cost, MethodCost, estimate_cost, summary_sizes
+from trifed.config.settings import WireSettings
+from trifed.federation.compression import make_compression
+from trifed.federation.cost import Cost, MethodCost, estimate_cost
 from trifed.federation.messages import ENVELOPE
+from trifed.federation.plain_lora import plain_lora_bytes, plain_lora_settings
+from trifed.federation.summary_cost import most_components, summary_sizes
 from trifed.methods import METHODS
 from trifed.tasks.shapes import SHAPES, build_on_meta, shape_config
 
@@ -205,6 +210,36 @@ def test_an_opening_is_that_of_a_runs_event_log(finished, costs, tiny_encoder):
             assert sent == [counted] * 3
 
 
+def test_plain_lora_is_compared_at_the_same_bits(monkeypatch):
+    """roberta-base, one bit: A and B have whole blocks of 256 values, the head of 3 x 768 has 9, its bias one."""
+    few = {name: METHODS[name] for name in ("own-prior", "fedavg-lora")}
+    monkeypatch.setattr("trifed.federation.cost.METHODS", few)
+    cost = estimate_cost("roberta-base", labels=3)
+    values = 24 * 8 * (768 + 768) + 3 * 768
+    plain = -(-(values + 3) // 8) + 2 * (values // 256 + 1)
+    assert of(cost, "own-prior").times_fewer == plain / of(cost, "own-prior").bytes_up
+    told = estimate_cost("roberta-base", AdapterSettings(rank=8), labels=3, bits=1)
+    assert of(told, "fedavg-lora").bytes_up == plain and of(told, "fedavg-lora").times_fewer == 1
+    sealed = estimate_cost("roberta-base", AdapterSettings(rank=8), labels=3, bits=1, sealed=10)
+    assert of(sealed, "fedavg-lora").times_fewer == 1
+
+
+def test_plain_lora_has_its_own_rank_unless_the_run_names_one():
+    own, alike = METHODS["own-prior"], METHODS["ce-lora"]
+    assert plain_lora_settings(own, AdapterSettings(**own.defaults["adapter"])) == AdapterSettings()
+    assert plain_lora_settings(own, AdapterSettings(rank=4)).rank == 4
+    assert plain_lora_settings(alike, AdapterSettings(rank=16, target_modules=["query"])) == AdapterSettings(
+        rank=16, target_modules=["query"]
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 32])
+def test_plain_lora_takes_the_bytes_of_its_message(bits):
+    layout = tuple((f"{n}.{part}", (8, 384)) for n in range(4) for part in "AB")
+    encoding = make_compression((*layout, ("head", (12, 384)), ("bias", (12,))), WireSettings(bits=bits))
+    assert plain_lora_bytes(8 * 8 * 384 + 12 * 384 + 12, bits) == sum(encoding.sizes.values())
+
+
 def test_a_method_has_its_own_rank_and_bits_unless_told_otherwise(costs):
     """roberta-base: 24 cores of 32 x 32 and a head of 3 x 768, a bit each; 2 bytes for each 256 numbers."""
     own = of(costs("roberta-base", labels=3), "own-prior")
@@ -237,7 +272,8 @@ def test_the_whole_model_is_all_of_it_but_the_pooler(costs):
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - ALIKE))
 def test_the_rival_is_the_runs_own(method, make_bench, costs, tiny_encoder):
-    assert 4 * costs(str(tiny_encoder), labels=3, rank=4).lora_values == make_bench(method).lora_bytes
+    rank = plain_lora_settings(METHODS[method], AdapterSettings(rank=4)).rank
+    assert 4 * costs(str(tiny_encoder), labels=3, rank=rank).lora_values == make_bench(method).lora_bytes
 
 
 def test_the_envelope_is_about_that_of_a_run(finished, costs, tiny_encoder):
@@ -262,8 +298,29 @@ def test_the_summary_of_a_run_has_the_counted_size(method, finished, costs, tiny
         up = event["up"]
         components, labels = up["counts"] // 8, up["class_counts"] // 8
         assert sum(size for name, size in up.items() if name != ENVELOPE) == sizes.total(labels, components)
-    (once,) = of(costs(str(tiny_encoder), labels=3, rank=4), method).once
-    assert (once.up, once.down) == (sizes.total(3, 3), 0)
+        assert up[ENVELOPE] == pytest.approx(sizes.envelope, abs=32)
+
+
+@pytest.mark.parametrize("method", SUMMARISED)
+def test_a_summary_is_at_most_as_large_as_the_cost_says(method, finished, tiny_encoder, monkeypatch):
+    """The limit for a client's labels and examples is at most two components more than a run sends."""
+    run = finished(method)
+    monkeypatch.setattr("trifed.federation.cost.METHODS", {method: METHODS[method]})
+    split = json.loads((run.path / "split.json").read_text(encoding="utf-8"))
+    for client in split["clients"]:
+        (event,) = [e for e in run.events if e["event"] == "summary" and e["client"] == client["name"]]
+        sent = sum(event["up"].values())
+        labels = len([count for count in client["train_labels"].values() if count])
+        adapter = AdapterSettings(rank=4)
+        cost = estimate_cost(str(tiny_encoder), adapter, labels=labels, examples=client["train"])
+        (once,) = of(cost, method).once
+        assert once.at_most and once.down == 0
+        assert sent - 32 <= once.up + once.envelope <= sent + 2 * 528 + 32
+
+
+def test_few_examples_and_few_labels_limit_the_components_of_a_summary():
+    assert [most_components(12, examples, 20) for examples in (19, 40, 170, 10_000)] == [0, 2, 8, 36]
+    assert most_components(2, 1000, 20) == 6
 
 
 def test_the_summarys_sizes_are_those_of_its_arrays():

@@ -130,13 +130,27 @@ def test_all_bytes_in_closed_form(method, numbers, finished):
     assert told["down"] == told["total"] - told["up"]
     assert told["summaries"] == summaries and (summaries > 0) == (method == "ce-lora")
     assert told["per_upload"] == 4 * numbers + envelope
+    assert told["bits"] == 32 and told["fedavg_lora_would_send"] == told["fedavg_lora_would_send_at_32_bits"]
     assert told["fedavg_lora_would_send"] == pytest.approx(2 * 3 * 3 * (4 * LORA + envelope), rel=0.01)
-    assert told["times_fewer"] == told["fedavg_lora_would_send"] / told["total"]
+    assert told["times_fewer"] == told["times_fewer_at_32_bits"] == told["fedavg_lora_would_send"] / told["total"]
     for event in trained(done.events):
         assert event["up"][ENVELOPE] == envelope
         assert sum(size for name, size in event["up"].items() if name != ENVELOPE) == 4 * numbers
     per_client = done.summary["clients"]
     assert sum(client["bytes_up"] + client["bytes_down"] for client in per_client) == told["total"]
+
+
+def test_plain_lora_is_counted_at_the_runs_own_bits_and_at_32(finished):
+    """As many bytes as a run of `fedavg-lora` sends with these bits, but for headers and two bytes a tensor."""
+    own = finished("own-prior", wire={"bits": 1}).summary["bytes"]
+    plain, full = (finished("fedavg-lora", wire={"bits": bits}).summary["bytes"] for bits in (1, 32))
+    messages = 2 * 3 * 3
+    assert (own["bits"], plain["bits"], full["bits"]) == (1, 1, 32)
+    assert own["fedavg_lora_would_send"] / messages == pytest.approx(plain["per_upload"], abs=2 * 10)
+    assert own["fedavg_lora_would_send_at_32_bits"] / messages == pytest.approx(full["per_upload"], abs=64)
+    assert own["times_fewer"] == own["fedavg_lora_would_send"] / own["total"]
+    assert own["times_fewer_at_32_bits"] == own["fedavg_lora_would_send_at_32_bits"] / own["total"]
+    assert plain["times_fewer"] == pytest.approx(messages * plain["per_upload"] / plain["total"], rel=0.1)
 
 
 def test_nothing_is_received_before_the_first_round_and_by_everybody_after_the_last(finished):

@@ -53,6 +53,22 @@ def test_bytes_of_a_round_and_of_a_single_time_add_up(run_folder):
         assert found.curve[-1].bytes == sent.total - last
 
 
+def test_plain_loras_bytes_are_at_the_runs_bits_and_at_32(run_folder):
+    for method, inner in (("ce-lora", run_folder), ("local", run_folder / "baselines" / "local")):
+        sent, found = json.loads((inner / "summary.json").read_text())["bytes"], only(read_source(run_folder))
+        one = found.methods[method]
+        assert one.bits == sent["bits"] == 32 and one.fedavg_lora_would_send == sent["fedavg_lora_would_send"] > 0
+
+
+def test_plain_loras_bytes_of_an_earlier_version_were_at_32_bits():
+    """Version 0.1.0 did not write the bits down; the run had one."""
+    path = KEPT / "runs" / "finished"
+    sent = json.loads((path / "summary.json").read_text())["bytes"]
+    found = only(read_source(path)).methods["own-prior"]
+    assert (found.bits, found.fedavg_lora_would_send) == (None, None)
+    assert found.fedavg_lora_would_send_at_32_bits == sent["fedavg_lora_would_send"]
+
+
 def test_bytes_by_tensor_add_up_too(run_folder):
     source = read_source(run_folder)
     (details,) = source.details.values()

@@ -29,6 +29,9 @@ def cost_command(
         int | None,
         typer.Option(min=0, show_default=False, help="Number of labels. Default: 2, or 0 for a causal LM."),
     ] = None,
+    examples: Annotated[
+        int, typer.Option(min=1, help="Training examples of a client, which limit its summary before round 1.")
+    ] = 100,
     bits: Annotated[
         Literal["1", "2", "4", "8", "32"] | None,
         typer.Option(
@@ -62,7 +65,7 @@ def cost_command(
     \b
       trifed cost llama-7b --rank 16 --target-modules all-linear
     \b
-      trifed cost demo --labels 12 --bits 1 --format md
+      trifed cost demo --labels 12 --examples 200 --bits 1 --format md
     """
     # Imported late: --help should not wait for torch and transformers.
     messages = PlainConsole(stderr=True)
@@ -77,7 +80,7 @@ def cost_command(
         targets = target_modules if target_modules in ("auto", "all-linear") else endings
         ranks = {} if rank is None else {"rank": rank}
         adapter = AdapterSettings.model_validate({"target_modules": targets, **ranks})
-        cost = estimate_cost(model, adapter, labels, cast("Bits | None", bits and int(bits)), sealed)
+        cost = estimate_cost(model, adapter, labels, cast("Bits | None", bits and int(bits)), sealed, examples)
     if form in TEXTS:
         typer.echo(TEXTS[form](cost))
     else:

@@ -304,7 +304,9 @@ class SiteTransport:
             "method": config.method.name,
             "seed": config.seed,
             "rounds": config.rounds,
-            **summarise_events(self.folder.events(), evaluated_model, self.checkpoint.facts["lora_bytes"]),
+            **summarise_events(
+                self.folder.events(), evaluated_model, self.checkpoint.facts["lora_bytes"], bits=config.wire.bits
+            ),
             "controls": {},
             **({"privacy": {"promised": facts_of(promise(config))}} if config.privacy.on else {}),
         }

@@ -26,16 +26,14 @@ from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header, encode_values, layout_sizes
 from trifed.federation.sealed.cost import sealed_bytes
 from trifed.federation.shared_model import adapted_weights, layouts_of, named_parameters, trains_beside
-from trifed.methods import METHODS, Method
-from trifed.methods.base import (
-    Options,
-    Summarise,
-    SummarySeeds,
-    is_core,
-    is_factor,
-    is_head,
-    is_mixer,
+from trifed.federation.summary_cost import (
+    MIN_COMPONENT_EXAMPLES,
+    RAW_COMPONENT_EXAMPLES,
+    most_components,
+    summary_sizes,
 )
+from trifed.methods import METHODS, Method
+from trifed.methods.base import is_core, is_factor, is_head, is_mixer
 from trifed.methods.packing import Layout
 from trifed.similarity.summary import MOST_COMPONENTS, MOST_DIM
 from trifed.tasks.base import BiasHead
@@ -45,10 +43,13 @@ from trifed.tasks.text_classification import TextClassifier
 
 Parameters = Mapping[str, nn.Parameter]
 
-MIN_COMPONENT_EXAMPLES = 20
-"""The fewest examples behind a component of a summary; smaller groups send only their counts."""
+DEFAULT_EXAMPLES = 100
+"""Training examples of a client, for the size of its summary."""
 
 DEFAULT_LABELS = 2
+
+PLAIN = "fedavg-lora"
+"""The method whose bytes are the measure of the others."""
 
 POOLING: Pooling = "mean"
 """The default pooling of a run, with which a pooler is neither trained nor sent."""
@@ -63,12 +64,16 @@ class OneTimeMessage:
         up: Bytes sent by a client, without the envelope.
         down: Bytes sent to a client, without the envelope.
         basis: How the bytes are counted.
+        envelope: Approximate bytes of the envelope of the message up.
+        at_most: True if the bytes are a limit, which few clients reach.
     """
 
     what: str
     up: int
     down: int
     basis: str
+    envelope: int = 0
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class MethodCost:
         head_values: Number of the head's values among them.
         bytes_up: Bytes that a client sends in one round, without the envelope.
         bytes_down: Bytes that a client receives in one round, without the envelope.
-        times_fewer: Bytes of plain LoRA's A, B and head divided by `bytes_up`; None if nothing is sent.
+        times_fewer: Bytes of plain LoRA's A, B and head, with the same bits a value and sealed if the method is,
+            divided by `bytes_up`; None if nothing is sent.
         once: The messages before round 1.
         sealed: Clients of the sealed sum that the bytes are counted for; None if the run is not sealed.
     """
@@ -142,7 +148,7 @@ class Cost:
 
 def estimate_cost(
     model: str, adapter: AdapterSettings | None = None, labels: int | None = None, bits: Bits | None = None,
-    sealed: int | None = None,
+    sealed: int | None = None, examples: int = DEFAULT_EXAMPLES,
 ) -> Cost:  # fmt: skip
     """Estimate what each method trains and sends on a model.
 
@@ -152,6 +158,7 @@ def estimate_cost(
         labels: Outputs of the head; by default two, or none for a generative model with its own output layer.
         bits: Bits per value that is sent; by default each method's own.
         sealed: Clients of a sum, to count sealed sums where a method can be sealed.
+        examples: Training examples of a client, which limit the size of its summary.
 
     Raises:
         ModelError: There is no such model, or the adapter does not fit it.
@@ -161,7 +168,7 @@ def estimate_cost(
     if labels is None:
         labels = 0 if is_generative(config) else DEFAULT_LABELS
     lora = _parameters(config, labels, "lora", adapter)
-    lora_values = sum(param.numel() for name, param in lora.items() if is_factor(name) or is_head(name))
+    plain = tuple((n, tuple(param.shape)) for n, param in lora.items() if is_factor(n) or is_head(n))
     known: dict[tuple[AdapterKind, str, bool], Parameters] = {("lora", adapter.model_dump_json(), False): lora}
     features = feature_size(config) if labels and not is_two_tower(config) else 0
     width: int = features or getattr(config, "hidden_size", 0) or getattr(config, "projection_dim", 1)
@@ -175,7 +182,8 @@ def estimate_cost(
         if kind not in known:
             known[kind] = _parameters(config, labels, method.adapter, own, method.personal_head)
         parameters = known[kind]
-        costs.append(_method_cost(method, parameters, lora_values, (labels, width), own.rank, wire, sealed))
+        shape = (labels, width, examples)
+        costs.append(_method_cost(method, parameters, plain, shape, own.rank, wire, sealed))
     base = _base_on_meta(config, labels)
     return Cost(
         model=model,
@@ -186,7 +194,7 @@ def estimate_cost(
         layers=sum(_part(name) == "A" for name in lora),
         labels=labels,
         features=features,
-        lora_values=lora_values,
+        lora_values=_values(plain),
         envelope=len(encode_values(Header("upload", "0" * 12, "0" * 16, 10, 10, 100), np.zeros(0, np.float32))),
         methods=tuple(costs),
     )
@@ -225,10 +233,20 @@ def _read_shape(name: str) -> PreTrainedConfig:
 
 
 def _method_cost(
-    method: Method, parameters: Parameters, lora_values: int, head: tuple[int, int], rank: int, wire: WireSettings,
-    clients: int | None = None,
+    method: Method, parameters: Parameters, plain: Layout, shape: tuple[int, int, int], rank: int,
+    wire: WireSettings, clients: int | None = None,
 ) -> MethodCost:  # fmt: skip
-    """Return the cost of a method. `head`: outputs of the head, and number of the base's features."""
+    """Return the cost of a method.
+
+    Args:
+        method: The method.
+        parameters: All parameters of the model with the method's adapter.
+        plain: Names and shapes of what plain LoRA sends.
+        shape: Outputs of the head, number of the base's features, and training examples of a client.
+        rank: Rank of the method's adapter.
+        wire: Its bits a value.
+        clients: Clients of a sealed sum; None without a seal.
+    """
     trained = {name: param for name, param in parameters.items() if method.trains(name) or trains_beside(name)}
     holds = method.receives or method.trains
     own = {name: param for name, param in parameters.items() if name in trained or holds(name)}
@@ -240,6 +258,9 @@ def _method_cost(
     )
     sums = None if clients is None else sealed_bytes(method, layout, make_compression(received, wire), clients)
     up, down = sums or (up, down)
+    encoding = make_compression(plain, wire)
+    fedavg = sealed_bytes(METHODS[PLAIN], plain, encoding, clients) if sums and clients else None
+    plain_up = fedavg[0] if fedavg else sum(encoding.sizes.values())
     return MethodCost(
         method=method.name,
         adapter=method.adapter,
@@ -252,14 +273,14 @@ def _method_cost(
         head_values=sum(_values(tuple(item for item in turn if is_head(item[0]))) for turn in turns) // len(turns),
         bytes_up=up,
         bytes_down=down,
-        times_fewer=4 * lora_values / up if up else None,
-        once=() if sums else tuple(_one_time_messages(method, parameters, *head)),
+        times_fewer=plain_up / up if up else None,
+        once=() if sums else tuple(_one_time_messages(method, parameters, *shape)),
         sealed=clients if sums else None,
     )
 
 
 def _one_time_messages(
-    method: Method, parameters: Parameters, labels: int, features: int
+    method: Method, parameters: Parameters, labels: int, features: int, examples: int
 ) -> Iterator[OneTimeMessage]:
     """Yield the messages that a client exchanges before round 1."""
     if method.shared_projections is not None:
@@ -276,47 +297,18 @@ def _one_time_messages(
         yield OneTimeMessage("summary of the data", 0, 0, limit)
     elif method.summarise is not None:
         sizes = summary_sizes(method.summarise, method.options(), features)
-        parts = f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component"
-        shown = "one component for each label" if labels else "one component"
-        least = 2 if raw else MIN_COMPONENT_EXAMPLES
-        each = f"one is for {least} examples of a label or more, at most {MOST_COMPONENTS} a label"
+        least = RAW_COMPONENT_EXAMPLES if raw else MIN_COMPONENT_EXAMPLES
+        count = most_components(max(labels, 1), examples, least)
         yield OneTimeMessage(
             "summary of the data",
-            sizes.total(max(labels, 1), max(labels, 1)),
+            sizes.total(max(labels, 1), count),
             0,
-            f"{parts}, counted with {shown}; {each}",
+            f"{sizes.fixed} bytes, {sizes.label} a label and {sizes.component} a component, at most for a client "
+            f"with {examples} examples; one is for {least} examples of a label or more, at most {MOST_COMPONENTS} "
+            f"a label",
+            sizes.envelope,
+            at_most=True,
         )
-
-
-@dataclass(frozen=True)
-class SummarySizes:
-    """Bytes of a one-time summary: a fixed part, and one per label and per component of a client."""
-
-    fixed: int
-    label: int
-    component: int
-
-    def total(self, labels: int, components: int) -> int:
-        """Return the bytes of a summary without the envelope."""
-        return self.fixed + self.label * labels + self.component * components
-
-
-def summary_sizes(summarise: Summarise, options: Options, features: int = 8) -> SummarySizes:
-    """Measure the sizes on summaries of random features, which have the same sizes as real ones.
-
-    Args:
-        summarise: The method's function.
-        options: The method's options.
-        features: Number of the base's features.
-    """
-
-    def measure(*labels: int) -> tuple[int, int]:
-        noise = np.random.default_rng(0).standard_normal((len(labels), features)).astype(np.float32)
-        summary = summarise(options, noise, np.array(labels), SummarySeeds(0, 0))
-        return summary.nbytes, len(summary.counts)
-
-    (one, _), (two, _), (whole, count) = measure(0), measure(0, 1), measure(*[0] * MIN_COMPONENT_EXAMPLES)
-    return SummarySizes(fixed=2 * one - two, label=two - one, component=(whole - one) // max(1, count))
 
 
 def _part(name: str) -> str:

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trifed.config.metrics import Labels
+from trifed.config.settings import Bits
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
 from trifed.federation.metrics import compute_metrics, entity_f1, further_metrics, spread_of
+from trifed.federation.plain_lora import plain_lora_bytes
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:
     from trifed.federation.evaluation import Scores
 
 Json = dict[str, Any]
+
+FULL_PRECISION: Bits = 32
+"""Bits a value without compression."""
 
 OVERFLOW = 700.0
 """Loss in nats from which its exponential is no number."""
@@ -38,15 +43,17 @@ def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
 
 
 def summarise_events(
-    events: Sequence[Event], evaluated_model: str, lora_bytes: int, metric: str = "accuracy"
+    events: Sequence[Event], evaluated_model: str, lora_bytes: int, metric: str = "accuracy", bits: Bits = 32
 ) -> Json:
     """Compute the result: clients, accuracy over rounds, and bytes.
 
     Args:
         events: The run's log.
         evaluated_model: "trained", "received" or "interpolated", the model whose accuracy counts.
-        lora_bytes: Size of one message of `fedavg-lora` on this model, without its envelope.
+        lora_bytes: Size of one message of `fedavg-lora` on this model at 32 bits a value, without its envelope; 0
+            if it is not known.
         metric: The metric that decides.
+        bits: Bits a value in the run's messages.
     """
     evaluated_model = logged_stage(evaluated_model)
     curve = _curve(events, evaluated_model, metric)
@@ -64,7 +71,7 @@ def summarise_events(
         "accuracy_received": _latest(events, "received"),
         "metrics": _latest_metrics(events, evaluated_model, metric),
         "curve": curve,
-        "bytes": _bytes(events, lora_bytes),
+        "bytes": _bytes(events, lora_bytes, bits),
         "diverged": list(dict.fromkeys(e["client"] for e in events if e["event"] == "diverged")),
         "seconds": float(sum(e.get("seconds", 0.0) for e in events if e["event"] == "trained")),
         "finished": any(e["event"] == "finished" for e in events),
@@ -216,13 +223,15 @@ def _sent(events: Sequence[Event], direction: str) -> int:
     return sum(sum(e.get(direction, {}).values()) for e in events)
 
 
-def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
+def _bytes(events: Sequence[Event], lora_bytes: int, bits: Bits) -> Json:
     up, down = _sent(events, "up"), _sent(events, "down")
     trained, opening = ([e for e in events if e["event"] == name] for name in ("trained", "opening"))
     exchanges = [message for e in trained for message in (e["up"], e["down"]) if message]
+    envelope = max((message.get(ENVELOPE, 0) for message in exchanges), default=0)
     # One message up and one down for each training: plain federated LoRA's traffic for the same participation.
-    lora_total = (
-        2 * len(trained) * (lora_bytes + max((message.get(ENVELOPE, 0) for message in exchanges), default=0))
+    messages = 2 * len(trained) if lora_bytes else 0
+    equal, full = (
+        messages * (plain_lora_bytes(lora_bytes // 4, width) + envelope) for width in (bits, FULL_PRECISION)
     )
     return {
         "up": up,
@@ -232,6 +241,9 @@ def _bytes(events: Sequence[Event], lora_bytes: int) -> Json:
         "opening_up": _sent(opening, "up"),
         "opening_down": _sent(opening, "down"),
         "per_upload": sum(exchanges[0].values()) if exchanges else 0,
-        "fedavg_lora_would_send": lora_total,
-        "times_fewer": lora_total / (up + down) if up + down else None,
+        "bits": bits,
+        "fedavg_lora_would_send": equal,
+        "times_fewer": equal / (up + down) if up + down else None,
+        "fedavg_lora_would_send_at_32_bits": full,
+        "times_fewer_at_32_bits": full / (up + down) if up + down else None,
     }

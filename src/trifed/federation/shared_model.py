@@ -23,6 +23,7 @@ from trifed.config.settings import QUANTISED, ModelSettings, Pooling, TrainingSe
 from trifed.data import Examples
 from trifed.federation.device_placement import place_model
 from trifed.federation.evaluation import embed, mean_gradient
+from trifed.federation.plain_lora import plain_lora_settings
 from trifed.federation.stack import can_stack
 from trifed.methods.base import Method, directions, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
@@ -233,7 +234,7 @@ def build_shared_model(
             "would be rounded away; set model.dtype to float32, or set adapter.train_norms = false"
         )
     device = place_model(base.model, training_settings)
-    lora_values = factor_values(base.model, adapter_settings)
+    lora_values = factor_values(base.model, plain_lora_settings(method, adapter_settings))
     tokens = token_ids(base.model, base.processor, adapter_settings.train_tokens)
     encoder = attach(base.model, method.adapter, adapter_settings, seed, tokens)
     with torch.random.fork_rng(devices=[]):

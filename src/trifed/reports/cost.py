@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from trifed.common.errors import ConfigError, RunError
-from trifed.federation.cost import Cost, MethodCost
+from trifed.federation.cost import Cost, MethodCost, OneTimeMessage
 from trifed.methods import METHODS
 from trifed.reports.format import size
 from trifed.reports.tables import Column, Table, to_markdown, write_csv
@@ -44,15 +44,16 @@ def cost_table(cost: Cost) -> Table:
 
 
 def _row(item: MethodCost, cost: Cost) -> dict[str, Any]:
-    once = sum(o.up + o.down for o in item.once)
-    sizes = list(dict.fromkeys([size(item.bytes_up), size(item.bytes_down)]))
+    once = sum(o.up + o.down + o.envelope for o in item.once)
+    limit = "≤ " * any(o.at_most for o in item.once)
+    sizes = list(dict.fromkeys(size(sent and sent + cost.envelope) for sent in (item.bytes_up, item.bytes_down)))
     return {
         **asdict(item),
         "adapter": ", ".join([item.adapter, *_own(item, cost)]),
         "trains": " ".join(item.trains),
         "sends": " ".join(item.sends) or "nothing",
         "each_way": " / ".join(sizes),
-        "once": size(once) if once else None,
+        "once": limit + size(once) if once else None,
         "fewer": _times(item.times_fewer),
     }
 
@@ -118,6 +119,14 @@ def _times(value: float | None) -> str | None:
     return f"{value:,.0f}×" if value >= 10 else f"{value:.1f}×" if value >= 1 else f"{value:.2g}×"
 
 
+def _once(message: OneTimeMessage) -> str:
+    """Return the size of a message before round 1: `at most 3.4 KB up`."""
+    limit = "at most " * message.at_most
+    return (
+        f"{limit}{size(message.up + message.envelope)} up{f', {size(message.down)} down' if message.down else ''}"
+    )
+
+
 def _notes(cost: Cost) -> list[str]:
     """Return the assumptions behind the numbers."""
     targets, sizes = ", ".join(cost.targets), f"{cost.features:,} × {cost.labels} and {cost.labels}"
@@ -126,10 +135,10 @@ def _notes(cost: Cost) -> list[str]:
         f"{cost.base_values:,} weights; {cost.layers} adapted layers ({targets}), rank {cost.rank} and 32 bits a "
         f"number where no others are named; head: {layer if cost.labels else 'none'}.",
         "values: numbers that a client sends in a round, and as many receives where one size is named for each "
-        "way; head: its share of them; each way: bytes up and bytes down, without the envelope of about "
+        "way; head: its share of them; each way: bytes up and bytes down, with an envelope of about "
         f"{cost.envelope} a message.",
-        f"fewer: bytes up, against A, B and head of plain LoRA of rank {cost.rank} ({cost.lora_values:,} values, "
-        "32 bits each).",
+        f"fewer: bytes of A, B and head of plain LoRA of rank {cost.rank} ({cost.lora_values:,} values) at the "
+        "method's own bits a number, over the method's bytes up; without envelopes.",
         *(
             f"{item.method}: a round sends a part of this, in turn; the numbers are the mean of its rounds."
             for item in cost.methods
@@ -145,8 +154,7 @@ def _notes(cost: Cost) -> list[str]:
             else []
         ),
         *(
-            f"once, {item.method}: {size(once.up)} up{f', {size(once.down)} down' if once.down else ''}; "
-            f"{once.what}: {once.basis}."
+            f"once, {item.method}: {_once(once)}; {once.what}: {once.basis}."
             for item in cost.methods
             for once in item.once
         ),

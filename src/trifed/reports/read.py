@@ -41,6 +41,8 @@ from trifed.reports.results import (
 
 OnProgress = Callable[[str], None]
 AUDIT, COMPARISON, SETTINGS = "audit.json", "comparison.json", "comparison.toml"
+PLAIN_LORA = ("bits", "fedavg_lora_would_send", "fedavg_lora_would_send_at_32_bits")
+"""Fields of a summary's bytes that compare a run with plain LoRA."""
 EXCHANGES = ("trained", "delivered")
 """Events of a round; every other event with bytes happens once, before round 1."""
 
@@ -225,8 +227,9 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
     started = next((e for e in events if e["event"] == "started"), None)
     if started is None:
         return None
-    metric = read_toml(folder.path / "config.toml").get("metric", "accuracy")
-    return summarise_events(events, started["scored"], 0, metric)
+    config = read_toml(folder.path / "config.toml")
+    bits = config.get("wire", {}).get("bits", 32)
+    return summarise_events(events, started["scored"], 0, config.get("metric", "accuracy"), bits)
 
 
 def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> MethodResult:
@@ -244,7 +247,7 @@ def _method_result(method: str, summary: dict[str, Any], folder: RunFolder) -> M
         mean_trained=(summary["accuracy_trained"] or {}).get("mean"),
         mean_received=(summary["accuracy_received"] or {}).get("mean"),
         bytes=_traffic(events, len(summary["clients"])),
-        fedavg_lora_would_send=summary["bytes"]["fedavg_lora_would_send"] or None,
+        **{name: value or None for name, value in summary["bytes"].items() if name in PLAIN_LORA},
         seconds=summary.get("seconds_total", summary["seconds"]),
         curve=points,
         metrics={

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trifed.federation.metrics import metric_named
 
@@ -117,7 +117,9 @@ class MethodResult(Spread):
         seeds: Seeds whose runs are finished; empty if they are those of the partition.
         sd: Standard deviation of the mean over seeds.
         perplexity: Mean over clients; language models only.
-        fedavg_lora_would_send: All bytes of plain federated LoRA for the same rounds, if they were counted.
+        bits: Bits of a value in its messages; None if they were not written down.
+        fedavg_lora_would_send: All bytes of plain federated LoRA for the same rounds and bits, if counted.
+        fedavg_lora_would_send_at_32_bits: The same at 32 bits a value.
         metrics: Further metrics by name; `client_accuracy` of each is the metric's own value of each client.
         kept_round: Round whose models are the result, if it was chosen; a mean over seeds.
         kept_rounds: That round for each seed.
@@ -138,7 +140,9 @@ class MethodResult(Spread):
     bytes: Traffic = Traffic()
     rounds_to_target: Number = None
     bytes_to_target: Number = None
+    bits: int | None = None
     fedavg_lora_would_send: Number = None
+    fedavg_lora_would_send_at_32_bits: Number = None
     seconds: Number = None
     curve: list[Point] = []
     plateau: Plateau | None = None
@@ -148,6 +152,15 @@ class MethodResult(Spread):
     classes: list[dict[str, Any]] = []
     fewest_in_a_sum: int | None = None
     privacy: list[dict[str, Any]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, values: Any) -> Any:
+        """Name the bytes of plain LoRA as they were counted before `bits` was written down: at 32 bits."""
+        if isinstance(values, dict) and "bits" not in values and "fedavg_lora_would_send" in values:
+            values = dict(values)
+            values["fedavg_lora_would_send_at_32_bits"] = values.pop("fedavg_lora_would_send")
+        return values
 
 
 class Difference(_Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,8 @@ SIDE_BY_SIDE = (
 )  # fmt: skip
 MORE = (
     "method", "weighted_mean", "sd", "mean_trained", "mean_received", "learning_rate", "rounds", "kept_round",
-    "seeds", "seconds", "fedavg_lora_would_send", "rise_in_last_quarter",
+    "seeds", "seconds", "bits", "fedavg_lora_would_send", "fedavg_lora_would_send_at_32_bits",
+    "rise_in_last_quarter",
 )  # fmt: skip
 SENT = ("method", "up_per_round", "down_per_round", "once_up", "once_down", "total_bytes")
 CURVES = ("method", "round", "mean", "worst", "best", "valid_mean", "training_loss")
@@ -38,6 +40,7 @@ MATRICES = {
     "similarity_model": "Similarity of models",
     "weights": "Weights of the average",
 }
+BAND_NOTE = "The shaded area reaches from the worst to the best client of {}."
 ALIKE = 0.01
 """Largest difference between the entries of a matrix, as a share of the largest, that is not drawn."""
 MATRIX_NOTE = "Rows and columns are in cluster order: neighbours are similar. The scale omits the diagonal."
@@ -122,7 +125,10 @@ def _methods(name: str, partition: Partition) -> Iterator[Block]:
     if not ranked(partition):
         return
     alt = f"Lines: mean test {partition.metric} over rounds. {_ends(partition)}"
-    yield Block(tables.curve_table(partition).only(*CURVES), partial(plots.curves, partition=partition), alt)
+    curves = replace(
+        tables.curve_table(partition).only(*CURVES), note=BAND_NOTE.format(next(iter(partition.methods)))
+    )
+    yield Block(curves, partial(plots.curves, partition=partition), alt)
     if partition.differences:
         yield Block(tables.difference_table(partition), folded=len(partition.differences) > MOST_UNFOLDED)
 
@@ -153,9 +159,9 @@ def _bytes(partition: Partition, details: Details) -> Iterator[Block]:
 
 def _more(name: str, partition: Partition) -> Iterator[Block]:
     """Yield further numbers of each method, further metrics, and scores of each class."""
-    yield Block(
-        main_table({name: partition}, controls=False).only(*MORE, title="More on each method").without_empty()
-    )
+    results = {name: partition}
+    more = main_table(results, controls=False).only(*MORE, title="More on each method").without_empty()
+    yield Block(replace(more, note=tables.plain_note(results)))
     yield from map(Block, metric_tables(partition))
     for further in (metric_curve_table(partition), class_table(partition), client_class_table(partition)):
         if further.rows:

@@ -44,7 +44,9 @@ MAIN = (
     Column("kept_round", "models of round", "number"),
     Column("seeds", "seeds", "count"),
     Column("seconds", "seconds", "number"),
-    Column("fedavg_lora_would_send", "plain LoRA would send", "bytes"),
+    Column("bits", "bits a number", "count"),
+    Column("fedavg_lora_would_send", "plain LoRA, same bits", "bytes"),
+    Column("fedavg_lora_would_send_at_32_bits", "plain LoRA, 32 bits", "bytes"),
     Column("rise_in_last_quarter", "rise in last quarter", "points"),
 )
 
@@ -61,7 +63,8 @@ def main_table(results: Mapping[str, Partition], controls: bool = True) -> Table
     shown = (
         dict.fromkeys(name for partition in results.values() for name in partition.controls) if controls else ()
     )
-    note = " ".join(filter(None, [note, _baseline_note(results), control_meanings(shown)]))
+    notes = [note, plain_note(results), _baseline_note(results), control_meanings(shown)]
+    note = " ".join(filter(None, notes))
     return _in_its_unit(Table("Methods and controls side by side", MAIN, rows, note), *results.values())
 
 
@@ -69,6 +72,16 @@ def _in_its_unit(table: Table, *partitions: Partition) -> Table:
     """Return a table as it is, or without percentages if the metric in the place of accuracy is none."""
     ratios = bool(partitions) and not any(partition.is_percentage for partition in partitions)
     return as_ratios(table) if ratios else table
+
+
+def plain_note(results: Mapping[str, Partition]) -> str:
+    """Return what the bytes of plain LoRA are, if there are any."""
+    there = any(one.fedavg_lora_would_send for found in results.values() for one in found.methods.values())
+    return (
+        "Plain LoRA: what fedavg-lora would send in the same rounds, at the method's own bits a number and at 32."
+        if there
+        else ""
+    )
 
 
 def _baseline_note(results: Mapping[str, Partition]) -> str:
