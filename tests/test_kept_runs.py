@@ -121,10 +121,12 @@ def assert_reached(summary: dict[str, Any], expected: dict[str, Any]) -> None:
     Scores are near those of that version alone: its last round had other dropout and another order of batches.
     """
     found = dict(leaves(summary))
+    if "/bytes/bits" in found:  # a later version has summarised the run
+        found |= {path: found.get(name) for path, name in RENAMED.items()}
     for path, wanted in leaves(expected):
         moved = path.endswith(DRAWN)
         near = pytest.approx(wanted, **({"abs": 0.25} if moved else NEAR)) if isinstance(wanted, float) else wanted
-        assert found.get(RENAMED.get(path, path), "absent") == near, path
+        assert found.get(path, "absent") == near, path
 
 
 def kept_toml(path: str) -> dict[str, Any]:
