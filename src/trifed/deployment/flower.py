@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -35,6 +37,9 @@ POLL = 0.5
 """Seconds between two looks for replies."""
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Flower's errors for a message, or a reply, that has expired."""
+NODE_COMMAND = "flwr.supernode.cli.flower_supernode"
+"""Module that comes with Flower's process for one message and is not used there. It imports a database and more,
+which takes as long as half of the rest."""
 
 Answer = Callable[[Path, Request], Reply]
 
@@ -137,6 +142,9 @@ def run_installed_app(answer: Answer = ask_worker) -> None:
     Raises:
         SystemExit: The message is answered, or this version of Flower has no place for an app of one's own.
     """
+    if NODE_COMMAND not in sys.modules:
+        sys.modules[NODE_COMMAND] = ModuleType(NODE_COMMAND)
+        sys.modules[NODE_COMMAND].flower_supernode = None  # type: ignore[attr-defined]
     from flwr.supernode.cli import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp as process
 
