@@ -8,6 +8,7 @@ upload by `upload.ErrorFeedback`; the functions here have no memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -129,7 +130,7 @@ def make_compression(layout: Layout, wire: WireSettings) -> Compression:
 
 def block_starts(layout: Layout) -> NDArray[np.int64]:
     """Return where each block begins in the packed vector, (n_blocks,)."""
-    ends = np.cumsum([int(np.prod(shape)) for _, shape in layout], dtype=np.int64)
+    ends = np.cumsum([math.prod(shape) for _, shape in layout], dtype=np.int64)
     tensors = zip((0, *ends), ends, strict=False)
     return np.concatenate([np.zeros(0, np.int64), *(np.arange(start, end, BLOCK) for start, end in tensors)])
 
@@ -164,14 +165,14 @@ def packed_sizes(layout: Layout, bits: Bits) -> dict[str, int]:
     """Return the bytes of each tensor's codes and step sizes; a byte that two tensors share is the first one's."""
     sizes, numbers = {}, 0
     for name, shape in layout:
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         before, numbers = -(-numbers * bits // 8), numbers + size
         sizes[name] = -(-numbers * bits // 8) - before + 2 * -(-size // BLOCK)
     return sizes
 
 
 def _size(layout: Layout) -> int:
-    return sum(int(np.prod(shape)) for _, shape in layout)
+    return sum(math.prod(shape) for _, shape in layout)
 
 
 def _best_steps(

@@ -7,8 +7,10 @@ of the time of torch's, which draws one random number after the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -143,17 +145,23 @@ def _on_cpu(seed: int, device: torch.device) -> Draw:
     bits = np.random.SFC64(seed)
 
     def draw(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
-        count, threshold = int(np.prod(shape)), round(p * LEVELS)
+        count, threshold = math.prod(shape), round(p * LEVELS)
         numbers: NDArray[np.uint16] = bits.random_raw(-(-count // 4)).view(np.uint16)[:count]
         kept, factor = numbers >= threshold, LEVELS / max(1, LEVELS - threshold)
         if dtype not in _BITS:
             return torch.from_numpy(kept).reshape(list(shape)).to(dtype) * factor
         # 0 or the bits of the factor: numpy multiplies integers many times faster than torch converts booleans.
-        integer = _BITS[dtype]
-        pattern = integer(torch.tensor(factor, dtype=dtype).view(getattr(torch, integer.__name__)).item())
-        return torch.from_numpy(kept.astype(integer) * pattern).view(dtype).reshape(list(shape))
+        whole = kept.astype(_BITS[dtype]) * _bits_of(factor, dtype)
+        return torch.from_numpy(whole).view(dtype).reshape(list(shape))
 
     return draw
+
+
+@cache
+def _bits_of(factor: float, dtype: torch.dtype) -> Any:
+    """Return the bits of a number of `dtype` as a numpy integer of the same size."""
+    integer = _BITS[dtype]
+    return integer(torch.tensor(factor, dtype=dtype).view(getattr(torch, integer.__name__)).item())
 
 
 def _on_device(seed: int, device: torch.device) -> Draw:

@@ -203,4 +203,4 @@ def manifest(payload: bytes, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def layout_sizes(layout: Layout) -> dict[str, int]:
     """Return the bytes of each tensor in a message of float32 values."""
-    return {name: 4 * int(np.prod(shape)) for name, shape in layout}
+    return {name: 4 * math.prod(shape) for name, shape in layout}

@@ -6,6 +6,7 @@ message holds a part, and its receiver's other values stay those of a reference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,7 @@ class Part:
     def of(cls, layout: Layout, wanted: Callable[[str], bool]) -> Part:
         """Return the part of a layout with the tensors whose names are `wanted`."""
         chosen = [wanted(name) for name, _ in layout]
-        sizes = [int(np.prod(shape)) for _, shape in layout]
+        sizes = [math.prod(shape) for _, shape in layout]
         tensors = tuple(item for item, takes in zip(layout, chosen, strict=True) if takes)
         return cls(tensors, np.repeat(np.array(chosen, np.bool_), sizes))
 

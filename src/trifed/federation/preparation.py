@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -172,7 +173,7 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
 def values_a_round(method: Method, layout: Layout) -> int:
     """Return the numbers that a method sends in a round, of the `layout` of all; with turns their mean."""
     turns = method.layouts(layout)
-    return sum(int(np.prod(shape)) for turn in turns for _, shape in turn) // len(turns)
+    return sum(math.prod(shape) for turn in turns for _, shape in turn) // len(turns)
 
 
 def _processor() -> str:

@@ -6,6 +6,7 @@ with client i, else 0. k_j: the weight of client j's value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -196,8 +197,8 @@ class GroupedMean:
         """Return each value's column of weights, (n_values,): 0 for the client's, 1 + y for label y's."""
         by_label = self.settings.weights == "label-rows"
         return np.concatenate([
-            np.repeat(np.arange(1, 1 + shape[0]), int(np.prod(shape[1:]))) if by_label and name in (HEAD, BIAS)
-            else np.repeat(0, int(np.prod(shape)))
+            np.repeat(np.arange(1, 1 + shape[0]), math.prod(shape[1:])) if by_label and name in (HEAD, BIAS)
+            else np.repeat(0, math.prod(shape))
             for name, shape in layout
         ])  # fmt: skip
 

@@ -14,6 +14,7 @@ download the rest is 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +36,7 @@ from trifed.methods.summaries import carry_over
 
 def _start(options: Options, context: ServerContext) -> State:
     """Return `own`, (n_clients, n_values), packed by `context.received`, and whether it is `known`."""
-    values = sum(int(np.prod(shape)) for _, shape in context.received)
+    values = sum(math.prod(shape) for _, shape in context.received)
     return {"own": np.zeros((context.clients, values), np.float32), "known": np.zeros(context.clients, bool)}
 
 

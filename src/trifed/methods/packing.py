@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,7 +31,7 @@ def unpack(values: Vector, layout: Layout) -> Tensors:
     tensors: Tensors = {}
     offset = 0
     for name, shape in layout:
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         tensors[name] = values[offset : offset + size].reshape(shape)
         offset += size
     return tensors

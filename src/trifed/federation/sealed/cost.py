@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from trifed.federation.compression import Compression, block_starts
@@ -47,7 +49,7 @@ def bytes_of_part(context: RunContext, clients: int) -> int:
         return 0
     blocks, labels = len(block_starts(rules.stepped(layout))), rules.labels(layout)
     uploads = SealedUploads(context.compression, rules, np.zeros(labels, bool))
-    size = sum(int(np.prod(shape)) for _, shape in layout)
+    size = sum(math.prod(shape) for _, shape in layout)
     sum_terms = SumTerms(range(clients), np.ones(blocks, np.float16), np.zeros(labels, np.uint16))
     header = context.header("upload", 1, 0, 1)
     return len(uploads.send(header, sum_terms, {PENDING: np.zeros(size, np.float32)}, noise=np.zeros)[0])

@@ -13,6 +13,7 @@ is NumPy, without masks and keys.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -83,7 +84,7 @@ def centred(integers: Integers, bits: int) -> NDArray[np.int64]:
 
 def lengths_of_blocks(layout: Layout) -> NDArray[np.int64]:
     """Return how many numbers each block has, (n_blocks,)."""
-    size = sum(int(np.prod(shape)) for _, shape in layout)
+    size = sum(math.prod(shape) for _, shape in layout)
     lengths: NDArray[np.int64] = np.diff([*block_starts(layout), size])
     return lengths
 

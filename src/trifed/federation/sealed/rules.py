@@ -6,6 +6,7 @@ The numbers are in `federation.sealed.numbers`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -231,9 +232,9 @@ class SumRules:
     def label_of_each(self, layout: Layout) -> NDArray[np.int64]:
         """Return the label of each number's row of the head, (n_values,); −1 elsewhere."""
         of_tensors = [
-            np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
+            np.repeat(np.arange(shape[0]), math.prod(shape[1:]))
             if self.by_label and name in (HEAD, BIAS)
-            else np.full(int(np.prod(shape)), -1)
+            else np.full(math.prod(shape), -1)
             for name, shape in layout
         ]
         return np.concatenate([np.zeros(0, np.int64), *of_tensors])
@@ -275,7 +276,7 @@ def sent_by(held: NDArray[np.bool_], rules: SumRules, sum_terms: SumTerms, layou
 
 
 def _size(layout: Layout) -> int:
-    return sum(int(np.prod(shape)) for _, shape in layout)
+    return sum(math.prod(shape) for _, shape in layout)
 
 
 def sizes_of_part(layout: Layout, clients: int, rules: SumRules) -> dict[str, int]:
@@ -285,7 +286,7 @@ def sizes_of_part(layout: Layout, clients: int, rules: SumRules) -> dict[str, in
     """
     bits, sizes, numbers = rules.bits(clients, layout), {}, 0
     for name, shape in layout:
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         before, numbers = -(-numbers * bits // 8), numbers + size
         sizes[name] = -(-numbers * bits // 8) - before + (0 if rules.noise else 2 * -(-size // BLOCK))
     return sizes

@@ -7,6 +7,7 @@ the group's reference; a client that lacks the last one gets it whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -325,7 +326,7 @@ def make_server(context: RunContext, clients: int, start: Vector, names: Sequenc
 
 def _arrays(payload: bytes, header: Header, wanted: Wanted) -> dict[str, NDArray[np.generic]]:
     """Return the arrays of a part of a sum; MessageError if they are not the wanted ones."""
-    most = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in wanted.values())
+    most = sum(dtype.itemsize * math.prod(shape) for dtype, shape in wanted.values())
     arrays = decode(payload, header, wanted, most)[1]
     got = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     if got != dict(wanted):
