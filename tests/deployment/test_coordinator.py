@@ -130,22 +130,30 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def states_without_basil():
+    """By method, the server's state after a run in whose round 1 basil was absent; filled by the first test."""
+    return {}
+
+
 @pytest.mark.parametrize("method", ["own-prior", "ce-lora"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_who_answers_wrongly_is_left_out_and_the_rest_goes_on(method, fault, federation, events):
+def test_who_answers_wrongly_is_left_out_and_the_rest_goes_on(
+    method, fault, federation, events, states_without_basil
+):
     """The state is, bit for bit, that of a run from which it was absent in that round."""
     bad, _ = federation(method, {("train", 1, "basil"): FAULTS[fault]}, folder="bad")
     bad.run()
-    absent, _ = federation(
-        method, {("train", 1, "basil"): "deaf"}, folder="absent",
-        nodes={place: federation.node(site, folder=bad.folder.path / site) for place, site in enumerate(SITES)},
-    )  # fmt: skip
-    absent.run()
+    if method not in states_without_basil:
+        nodes = {place: federation.node(site, folder=bad.folder.path / site) for place, site in enumerate(SITES)}
+        absent, _ = federation(method, {("train", 1, "basil"): "deaf"}, folder="absent", nodes=nodes)
+        absent.run()
+        states_without_basil[method] = state_of(absent)
     [left] = events(bad, "left out")
     assert (left["client"], left["round"]) == ("basil", 1) and left["reason"]
     codes = {"an error": "storage", "no answer": "no_answer", "an answer that comes too late": "no_answer"}
     assert left["code"] == codes.get(fault, "bad_reply")
-    assert_same(state_of(bad), state_of(absent))
+    assert_same(state_of(bad), states_without_basil[method])
     assert {e["round"] for e in events(bad, "trained") if e["client"] == "basil"} == {2}
 
 
