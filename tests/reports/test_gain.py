@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from test_cli_help import call
-from trifed.config.run import make_config
+from trifed.config.run import make_config, to_toml
 from trifed.experiments import demo
 from trifed.federation.compression import Compression, Quantise
 from trifed.federation.messages import Header
@@ -67,6 +67,19 @@ def test_three_sentences_say_what_was_gained_what_left_and_what_is_next(
     assert told in gained and "2 of 3 sites" in gained
     assert "2.5 KB" in left and "trifed audit 'runs/my demo'" in left
     assert "trifed run --data" in following
+
+
+@pytest.mark.parametrize(("changes", "explained"), [({}, True), ({"name": "demo-2"}, True), ({"seed": 1}, False)])
+def test_a_demo_that_is_resumed_ends_as_the_demo_does(
+    changes: dict[str, Any], explained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr("trifed.cli.app.carry_out", lambda *args, explain: heard.append((args[1:], explain)))
+    config = demo.demo_config(2).model_copy(update=changes)
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    found = call(capsys, monkeypatch, "run", "--resume", tmp_path, "--rounds", 3)
+    assert found.code == 0, found.err
+    assert heard == [((tmp_path, {"from_round": None, "rounds": 3}), explained)]
 
 
 @pytest.mark.slow

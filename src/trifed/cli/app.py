@@ -203,11 +203,13 @@ def run_command(
                 "--resume uses the run's own configuration; leave out the file and the other flags, except "
                 "--rounds and --from-round"
             )
+        from trifed.experiments.demo import is_demo
         from trifed.federation.run_folder import RunFolder
 
         kept = RunFolder.open(resume).path / "config.toml"
         again = make_config(overlay(read_toml(kept), settings), str(kept))
-        carry_out(again, resume, {"from_round": from_round, "rounds": settings.get("rounds")})
+        options = {"from_round": from_round, "rounds": settings.get("rounds")}
+        carry_out(again, resume, options, explain=is_demo(again))
         return
     if from_round is not None:
         raise RunError("--from-round goes back in a run that exists; give its folder with --resume")

@@ -34,3 +34,8 @@ def demo_config(rounds: int) -> RunConfig:
         },
         "demo",
     )
+
+
+def is_demo(config: RunConfig) -> bool:
+    """Return whether a run has the settings of `trifed demo`, whatever its name and rounds."""
+    return demo_config(config.rounds).model_copy(update={"name": config.name}) == config
