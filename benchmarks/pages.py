@@ -86,15 +86,21 @@ def equal_bits() -> Iterator[str]:
         yield row(name, *means, *gaps, sent)
 
 
-def changed(tier: str, name: str = "sst2") -> Iterator[str]:
-    """`ce-lora` and what each change of a tier makes of it: mean, and what is gained or lost."""
+CHANGES_ON = "banking77-few"
+"""The set on which one part of a method was changed at a time."""
+
+
+def changed(tier: str, name: str = CHANGES_ON) -> Iterator[str]:
+    """A method, and what each change of a tier makes of it: mean, and what is gained or lost."""
     tables = script("evidence/tables.py")
     held = tables.Held(name, tables.results(name))
     base, arms = tables.CHANGED[tier]
-    for arm in (base, *(arm for arm in arms if arm in held.runs)):
+    shown = [base, *(arm for arm in arms if arm in held.runs)]
+    seeds = held.seeds(*shown)
+    for arm in shown:
         label = f"`{arm}`" if arm == base else arm
-        mean = held.unit(held.mean(arm, "mean", held.seeds(base, arm)))
-        yield row(label, mean, held.points(held.difference(arm, base)))
+        gap = held.points(held.difference(arm, base, seeds))
+        yield row(label, held.unit(held.mean(arm, "mean", seeds)), gap or "–")
 
 
 def authors() -> Iterator[str]:
@@ -105,6 +111,11 @@ def authors() -> Iterator[str]:
 def weights() -> Iterator[str]:
     """`ce-lora` with other weights."""
     yield from changed("weights")
+
+
+def ablations() -> Iterator[str]:
+    """`own-prior` with one part changed."""
+    yield from changed("ablations")
 
 
 def results() -> Iterator[str]:
@@ -272,10 +283,11 @@ def attacks() -> Iterator[str]:
 PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "README.md": (front_page,),
     "docs/results.md": (equal_bits, results),
-    "docs/own-prior.md": (own_prior,),
+    "docs/own-prior.md": (own_prior, ablations),
+    "docs/equations.md": (authors,),
     "docs/what-was-recovered.md": (threat_model,),
     "docs/security-measured.md": (attacks,),
-    "docs/paper.md": tuple(paper.TABLES.values()),
+    "docs/paper.md": (*paper.TABLES.values(), weights),
     "benchmarks/methods/README.md": (all_methods, new_seed),
     "benchmarks/three_methods/README.md": (three_methods,),
     "benchmarks/models/README.md": (kinds_of_models, families),
