@@ -91,5 +91,5 @@ def over_bytes(sets: Sequence[Held]) -> Figure:
         axis.set_xlabel("KB up and down of a client", fontsize=9)
     if pairs:
         pairs[0][1].set_ylabel(pairs[0][0].unit.axis, fontsize=9)
-        pairs[0][1].legend(fontsize=8, frameon=False)
+        drawn.legend(*pairs[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return drawn
