@@ -14,7 +14,7 @@ from trifed.experiments.compare import ComparisonResult
 from trifed.reports.comparison.plots import clients, curves, curves_over_bytes, worst_to_best
 from trifed.reports.comparison.report import comparison_document, figures_of
 from trifed.reports.comparison.tables import main_table
-from trifed.reports.figures import bytes_axis, draw_figure
+from trifed.reports.figures import bytes_axis, draw_figure, wrapped
 from trifed.reports.results import Details, Source, Spread, Study, Traffic
 
 
@@ -123,3 +123,18 @@ def test_an_axis_of_percentages_ends_at_100(plot):
     (axes,) = figure.axes
     high = (axes.get_ylim() if plot is curves else axes.get_xlim())[1]
     assert 100 < high < 104
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("energy", ["energy"]),
+        ("banking_app", ["banking_app"]),
+        ("accounting_software", ["accounting_", "software"]),
+        ("Cork-university-hospital", ["Cork-university-", "hospital"]),
+        ("probe, all data, own prior", ["probe, all data,", "own prior"]),
+        ("north_west_regional_hospital_trust", ["north_west_", "regional_…"]),
+    ],
+)
+def test_a_long_name_beside_an_axis_breaks_between_its_words(name: str, lines: list[str]) -> None:
+    assert wrapped(name).split("\n") == lines

@@ -124,9 +124,11 @@ def short(name: str, length: int = LABEL_LENGTH) -> str:
 
 
 def wrapped(name: str, width: int = 18) -> str:
-    """Break a name into two lines that fit beside an axis; what does not fit into two is cut."""
-    lines = wrap(name, width, max_lines=2, placeholder="…")
-    return "\n".join(lines)
+    """Break a name into two lines that fit beside an axis, at a space, "-" or "_"; what does not fit is cut."""
+    if len(name) <= width:
+        return " ".join(name.split())
+    lines = wrap(name.replace("_", "_ "), width, max_lines=2, placeholder="…")
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def name_beside(axes: Axes, style: Style, name: str, y: float, va: str = "center") -> None:
