@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Processes that tests start are as small as these tests, see `one_thread`; BLAS and OpenMP of this one too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing here is compiled. PEFT imports bitsandbytes, and that torch's compiler, a fifth of a process's start.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
