@@ -106,7 +106,7 @@ RANKS: Mapping[str, Arm] = {
     },
     **{
         f"own-prior-lora, rank {rank}": changed({"adapter": {"rank": rank, "alpha": 2 * rank}}, "own-prior-lora")
-        for rank in (8, 16, 32)
+        for rank in (2, 8, 16, 32)
     },
 }
 RIVALS: Mapping[str, Arm] = {

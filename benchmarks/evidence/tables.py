@@ -4,10 +4,10 @@
 
 --write puts the tables into README.md of this folder.
 For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
-taken at the last evaluated round that fits into what the default sent in the whole run. Intervals are 95 %
+taken at what the default sent in the whole run, between the evaluated rounds around it. Intervals are 95 %
 bootstrap intervals over clients and test rows; differences are in pairs of test rows. Means are over the seeds
-that all main arms of a set have, so that they can be compared; a difference is over all seeds that both arms
-have. The best rival is the one with the best accuracy on validation data.
+that all main arms of a set have, so that they can be compared; the sentences below a table are over all seeds
+that both arms have. The best rival is the one with the best accuracy on validation data.
 
 Of language models it is the loss in nats a token, which is better the lower it is. Intervals are over clients and
 their seeds, and differences are in pairs of clients.
@@ -32,6 +32,8 @@ from trifed.experiments.comparison_summary import interval, mean_over_clients
 Json = dict[str, Any]
 DEFAULT = "own-prior"
 ALONE = ("alone", "local")
+OTHERS = (DEFAULT, "alone")
+"""The arms that a set's first table compares all with."""
 Right = list[NDArray[np.bool_ | np.float64]]
 NOT_BEHIND = 0.01
 """The default is not behind a rival if its interval excludes so much less: a point, or a hundredth of a nat."""
@@ -78,11 +80,11 @@ class Held:
 
     def mean(self, arm: str, key: str, seeds: Sequence[int] | None = None) -> float:
         """Return the mean of a value over seeds, by default over all of the arm."""
-        return float(np.mean([self.runs[arm][seed][key] for seed in seeds or self.runs[arm]]))
+        return float(np.mean([self.runs[arm][seed][key] for seed in (self.runs[arm] if seeds is None else seeds)]))
 
     def seeds(self, *arms: str) -> list[int]:
         """Return the seeds that all these arms have."""
-        return sorted(set.intersection(*(set(self.runs.get(arm, {})) for arm in arms)))
+        return sorted(set.intersection(*(set(self.runs.get(arm, {})) for arm in arms))) if arms else []
 
     @property
     def common(self) -> list[int]:
@@ -101,9 +103,9 @@ class Held:
     ) -> tuple[float, tuple[float, float]] | None:
         """Return an arm's mean less another's, and its interval, in pairs; None without common seeds.
 
-        It is over these seeds, which both must have, or over all that both have.
+        It is over all seeds that both have, or over those of these.
         """
-        seeds = self.seeds(arm, other) if seeds is None else seeds
+        seeds = [seed for seed in self.seeds(arm, other) if seeds is None or seed in seeds]
         if not seeds or arm == other:
             return None
         if arm > other:  # one computation for both directions: the interval is drawn by chance
@@ -116,9 +118,18 @@ class Held:
         right, against = self.right(arm, seeds), self.right(other, seeds)
         return mean_over_clients(right) - mean_over_clients(against), interval(right, against)
 
+    @property
+    def rivals(self) -> list[str]:
+        """The rivals of the default that have runs, at their usual rank and at others."""
+        return [arm for arm in self.runs if ALL_ARMS[arm].rival or ALL_ARMS[ALL_ARMS[arm].tuned_as or arm].rival]
+
+    def over(self, *arms: str) -> str:
+        """Return the seeds of a difference, to be added to it."""
+        return f" (seeds {' and '.join(map(str, self.seeds(*arms)))})" if len(self.seeds(*arms)) > 1 else ""
+
     def best_rival(self) -> str | None:
         """Return the rival with the best accuracy on validation data."""
-        rivals = [arm for arm in self.runs if ALL_ARMS[arm].rival]
+        rivals = self.rivals
         sign = -1 if self.unit.lower_is_better else 1
         return max(rivals, key=lambda arm: sign * self.mean(arm, "valid", self.seeds(*rivals)), default=None)
 
@@ -135,14 +146,18 @@ class Held:
         return f"{self.unit(mean, '+')} ({self.unit(low, '+')} to {self.unit(high, '+')})"
 
     def at_bytes(self, arm: str, seeds: Sequence[int]) -> float | None:
-        """Return an arm's mean in the last evaluated round within the bytes of the default's whole run."""
+        """Return an arm's mean at the bytes of the default's whole run, between the evaluated rounds around them.
+
+        It is the last round's if the arm sent less, and None without the default's run, or if the arm's first
+        evaluated round was beyond these bytes.
+        """
         found = []
-        for seed in seeds:
+        for seed in (seed for seed in seeds if seed in self.runs.get(DEFAULT, {})):
             budget = self.runs[DEFAULT][seed]["bytes"]["total"]
-            within = [p for p in self.runs[arm][seed]["curve"] if p["round"] and p["bytes"] <= budget]
-            if not within:
+            points = [(p["bytes"], p["mean"]) for p in self.runs[arm][seed]["curve"] if p["round"]]
+            if points[0][0] > budget:
                 return None
-            found.append(within[-1]["mean"])
+            found.append(np.interp(budget, *zip(*points, strict=True)))
         return float(np.mean(found)) if found else None
 
 
@@ -164,15 +179,15 @@ def main_table(held: Held) -> list[str]:
     unit = held.unit
     more = [] if held.metric == "accuracy" else ["perplexity"]
     header = [
-        "arm", "rate", unit.mean, *more, "less `own-prior`", "less `alone`", "worst client", "KB up a round",
-        "at equal bytes", "rising", "seeds",
+        "arm", "rate", unit.mean, *more, *(f"minus `{other}`" for other in OTHERS), "worst client",
+        "KB up a round", "at equal bytes", "rising", "seeds",
     ]  # fmt: skip
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for arm in (arm for arm in MAIN_ARMS if arm in held.runs):
         seeds = held.common
         records = [held.runs[arm][seed] for seed in seeds]
         low, high = interval(held.right(arm, seeds))
-        at = held.at_bytes(arm, [seed for seed in seeds if seed in held.runs.get(DEFAULT, {})])
+        at = held.at_bytes(arm, seeds)
         curves = [[p["mean"] for p in record["curve"] if p["round"]] for record in records]
         rising = float(np.mean([curve[-1] - curve[-2] for curve in curves if len(curve) > 1]))
         cells = [
@@ -180,8 +195,7 @@ def main_table(held: Held) -> list[str]:
             f"{records[0]['rate']:g}",
             f"{unit(held.mean(arm, 'mean', seeds))} ({unit(low)} to {unit(high)})",
             *[f"{held.mean(arm, key, seeds):.2f}" for key in more],
-            held.points(held.difference(arm, DEFAULT)),
-            held.points(held.difference(arm, "alone")),
+            *(held.points(held.difference(arm, other, seeds)) for other in OTHERS),
             unit(held.mean(arm, "worst", seeds)),
             f"{np.mean([kilobytes_up(record) for record in records]):.1f}",
             "–" if at is None else unit(at),
@@ -201,18 +215,19 @@ def verdict(held: Held) -> list[str]:
     if rival and (found := held.difference(DEFAULT, rival)):
         low, high = held.unit.gain(found[1])
         says = "ahead" if low > 0 else "behind" if high < 0 else "not behind" if low > -NOT_BEHIND else "open"
-        lines.append(f"`own-prior` less the best rival, `{rival}`: {held.points(found)}: {says}.")
+        lines.append(f"`own-prior` minus the best of {len(held.rivals)} rivals on validation data, `{rival}`: "
+                     f"{held.points(found)}: {says}{held.over(DEFAULT, rival)}.")  # fmt: skip
     known = [arm for arm in ALONE if arm in held.runs]
     if known:
         better = held.better(known)
-        lines.append(f"`own-prior` less the better of those that send nothing, `{better}`: "
-                     f"{held.points(held.difference(DEFAULT, better))}.")  # fmt: skip
+        lines.append(f"`own-prior` minus the better of those that send nothing, `{better}`: "
+                     f"{held.points(held.difference(DEFAULT, better))}{held.over(DEFAULT, better)}.")  # fmt: skip
     return lines
 
 
 def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
     """Return rows: arms that differ from another one in one part, and their difference from it."""
-    header = ["changed", held.unit.mean, f"less `{base}`", "KB up a round", "at equal bytes", "seeds"]
+    header = ["changed", held.unit.mean, f"minus `{base}`", "KB up a round", "at equal bytes", "seeds"]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for arm in (arm for arm in arms if arm in held.runs):
         seeds = [seed for seed in held.common if seed in held.runs[arm]] or sorted(held.runs[arm])
@@ -221,7 +236,7 @@ def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
         mean = f"{held.unit(held.mean(arm, 'mean', seeds))} ({held.unit(low)} to {held.unit(high)})"
         at = held.at_bytes(arm, seeds)
         cells = [
-            arm, mean, held.points(held.difference(arm, base)), f"{sent:.1f}",
+            arm, mean, held.points(held.difference(arm, base, seeds)), f"{sent:.1f}",
             "–" if at is None else held.unit(at), ", ".join(map(str, sorted(held.runs[arm]))),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
