@@ -128,7 +128,7 @@ def test_losses_are_compared_in_pairs_of_clients_and_less_is_better(tmp_path):
     row = next(line for line in lines if line.startswith("| `fedavg-lora`"))
     assert "2.850" in row and "+0.100" in row and "12.35" in row
     assert "-0.500" in row
-    assert any("ahead" in line for line in lines if "best rival" in line)
+    assert any("ahead" in line for line in lines if "minus the best of" in line)
 
 
 def test_rates_are_ordered_by_what_decides():
