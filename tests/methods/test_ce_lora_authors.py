@@ -150,7 +150,7 @@ def test_a_run_trains_and_sends_what_the_cost_says(finished, tiny_encoder):
 
 
 def test_the_cost_says_where_no_such_summary_is_possible():
-    (once,) = _one_time_messages(THEIRS, {}, labels=2, features=4096)
+    (once,) = _one_time_messages(THEIRS, {}, labels=2, features=4096, examples=40)
     assert (once.up, once.basis.split(":")[0]) == (0, "none") and "4096" in once.basis
-    (ours,) = _one_time_messages(OURS, {}, labels=2, features=4096)
+    (ours,) = _one_time_messages(OURS, {}, labels=2, features=4096, examples=40)
     assert ours.up == 8 + 2 * (16 + 528)

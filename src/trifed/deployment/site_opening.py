@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trifed.deployment.protocol import RefusedError
 from trifed.deployment.site_keys import SiteKeys
-from trifed.federation.sealed.opening import OpeningProof, part_bytes
+from trifed.federation.sealed.proof import OpeningProof, part_bytes
 from trifed.federation.sealed.rules import SumTerms
 from trifed.privacy.masking import part_statement, verify
 

@@ -24,7 +24,7 @@ from trifed.federation.context import RunContext
 from trifed.federation.dp_mechanism import digest_of
 from trifed.federation.messages import encode
 from trifed.federation.sealed.numbers import Integers, Mask, Sign
-from trifed.federation.sealed.opening import members_digest, part_bytes
+from trifed.federation.sealed.proof import members_digest, part_bytes
 from trifed.federation.sealed.rules import SumTerms
 from trifed.federation.sealed.upload import PENDING
 from trifed.federation.upload import RESIDUAL, Memory

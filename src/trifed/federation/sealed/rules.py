@@ -18,7 +18,7 @@ from trifed.federation.compression import BLOCK, block_starts
 from trifed.federation.messages import Header, decode, encode
 from trifed.federation.sealed.noise import SumNoise
 from trifed.federation.sealed.numbers import Steps, bits_of_sum, of_each
-from trifed.federation.sealed.opening import PROOF, SIGNED, OpeningProof, no_proof, read_proof
+from trifed.federation.sealed.proof import PROOF, SIGNED, OpeningProof, no_proof, read_proof
 from trifed.methods.aggregation import BIAS, HEAD
 from trifed.methods.packing import Layout, Vector
 

@@ -32,7 +32,7 @@ from trifed.federation.sealed.numbers import (
     next_steps,
     unpack_bits,
 )
-from trifed.federation.sealed.opening import MEMBERS, SIGNED, OpeningProof
+from trifed.federation.sealed.proof import MEMBERS, SIGNED, OpeningProof
 from trifed.federation.sealed.rules import SumRules, SumTerms
 from trifed.federation.server import Server
 from trifed.methods.packing import Vector, select

@@ -27,7 +27,7 @@ from trifed.federation.sealed.numbers import (
     pack_bits,
     to_levels,
 )
-from trifed.federation.sealed.opening import MEMBERS, SIGNED
+from trifed.federation.sealed.proof import MEMBERS, SIGNED
 from trifed.federation.sealed.rules import SumRules, SumTerms, sent_by
 from trifed.federation.upload import RECEIVED, RESIDUAL, Memory
 from trifed.methods.packing import Vector
