@@ -47,6 +47,10 @@ def plot_result(source: Source, target: Path) -> None:
         figure.savefig(partial, dpi=130, format="png")
 
 
+ABOVE_NAMES = 34
+"""Points between a plot and its title that two names of upright lines need."""
+
+
 def result_figure(source: Source) -> Figure:
     """Return a run and its baselines as one figure: accuracy over rounds, accuracy of each client, bytes."""
     partition = next(iter(source.study.results.values()))
@@ -60,7 +64,7 @@ def result_figure(source: Source) -> Figure:
         panels = figure.subplots(1, len(plots), width_ratios=(1.25, 1, 0.95))
         for axes, (title, plot) in zip(panels, plots.items(), strict=True):
             plot(axes, Style(LIGHT, tuple(source.study.methods)), partition)
-            axes.set_title(title)
+            axes.set_title(title, pad=ABOVE_NAMES if plot is clients else None)
         panels[0].legend(fontsize=8)
     return figure
 
