@@ -120,6 +120,11 @@ def authors() -> Iterator[str]:
     yield from changed("authors")
 
 
+def weights() -> Iterator[str]:
+    """`ce-lora` with other weights in a client's average."""
+    yield from changed("weights")
+
+
 def ablations() -> Iterator[str]:
     """`own-prior` with one part changed."""
     yield from changed("ablations")
@@ -294,7 +299,7 @@ PAGES: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "docs/equations.md": (authors,),
     "docs/what-was-recovered.md": (threat_model,),
     "docs/security-measured.md": (attacks,),
-    "docs/paper.md": (*paper.TABLES.values(), equal_paper),
+    "docs/paper.md": (*paper.TABLES.values(), equal_paper, weights),
     "benchmarks/methods/README.md": (all_methods, new_seed),
     "benchmarks/three_methods/README.md": (three_methods,),
     "benchmarks/models/README.md": (kinds_of_models, families),

@@ -52,7 +52,8 @@ class Unit:
 
     def __call__(self, value: float, sign: str = "") -> str:
         """Return a value as text; with sign "+" a difference."""
-        return f"{self.times * value:{sign}.{self.decimals}f}"
+        rounded = round(self.times * value, self.decimals) + 0.0  # a difference of nothing is +0.0, not -0.0
+        return f"{rounded:{sign}.{self.decimals}f}"
 
     def gain(self, interval: tuple[float, float]) -> tuple[float, float]:
         """Return the interval of a difference as one of a gain."""
