@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from data_sets import SETS
-from design import ALL_ARMS, CHANGED, MAIN_ARMS
+from design import ALL_ARMS, CHANGED, MAIN_ARMS, RANKS
 from numpy.typing import NDArray
 from records import HERE, reported, results
 
@@ -122,7 +122,8 @@ class Held:
     @property
     def rivals(self) -> list[str]:
         """The rivals of the default that have runs, at their usual rank and at others."""
-        return [arm for arm in self.runs if ALL_ARMS[arm].rival or ALL_ARMS[ALL_ARMS[arm].tuned_as or arm].rival]
+        usual = {arm: RANKS[arm].tuned_as if arm in RANKS else arm for arm in self.runs}
+        return [arm for arm in self.runs if ALL_ARMS[usual[arm]].rival]
 
     def over(self, *arms: str) -> str:
         """Return the seeds of a difference, to be added to it."""
