@@ -19,6 +19,7 @@ from test_cli_help import call
 from trifed import make_config, resume, run
 from trifed.common.errors import LockedError, RunError
 from trifed.common.lock import held
+from trifed.common.stopping import Terminated, stop_on_sigterm, stopped_later
 from trifed.experiments.compare import compare
 from trifed.experiments.compare_config import CompareConfig
 from trifed.federation import client_model, kept_checkpoints, run_folder
@@ -243,6 +244,19 @@ def test_sigterm_acts_as_ctrl_c(number, code, toy_values, tmp_path, capsys, monk
     said = call(capsys, monkeypatch, "run", config, "--runs", tmp_path)
     assert said.code == code and "--resume" in said.err and "Traceback" not in said.err
     assert not (tmp_path / "toy" / "lock").exists() and RunFolder(tmp_path / "toy").rounds_done() == 1
+
+
+def test_a_stop_waits_until_a_block_has_ended():
+    """An exception inside the import of a library of C++ would abort the process."""
+    stop_on_sigterm()
+    ended = False
+    try:
+        with pytest.raises(Terminated), stopped_later():
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended = True
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert ended
 
 
 SITE = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 MISTAKE = 2
@@ -24,6 +26,19 @@ def stop_on_sigterm() -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
+
+
+@contextmanager
+def stopped_later() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C wait until the end of the block.
+
+    A library of C++ that gets an exception while it is imported aborts the process, without any clean-up.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_code(stop: BaseException) -> int:

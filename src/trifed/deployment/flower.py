@@ -142,9 +142,9 @@ def run_installed_app(answer: Answer = ask_worker) -> None:
     Raises:
         SystemExit: The message is answered, or this version of Flower has no place for an app of one's own.
     """
-    if NODE_COMMAND not in sys.modules:
-        sys.modules[NODE_COMMAND] = ModuleType(NODE_COMMAND)
-        sys.modules[NODE_COMMAND].flower_supernode = None  # type: ignore[attr-defined]
+    unused = ModuleType(NODE_COMMAND)
+    vars(unused)["flower_supernode"] = None
+    sys.modules.setdefault(NODE_COMMAND, unused)
     from flwr.supernode.cli import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp as process
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from trifed.common.errors import TrifedError, one_line
 from trifed.common.lock import held
-from trifed.common.stopping import MISTAKE, exit_code, stop_on_sigterm
+from trifed.common.stopping import MISTAKE, exit_code, stop_on_sigterm, stopped_later
 from trifed.deployment.protocol import MOST_TEXT, Fact, Reply, Request, code_of, read_json
 from trifed.deployment.site_settings import SiteSettings, read_site_settings
 
@@ -196,7 +196,8 @@ def work(path: Path) -> None:
 
 def _answer_all(path: Path, settings: SiteSettings, listening: socket.socket) -> None:
     """Answer one request after the other until none comes in time."""
-    from trifed.deployment.site_process import SiteProcess  # after the socket exists: it imports torch
+    with stopped_later():
+        from trifed.deployment.site_process import SiteProcess  # after the socket exists: it imports torch
 
     site = SiteProcess(settings)
     while True:
