@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -246,17 +248,22 @@ def test_sigterm_acts_as_ctrl_c(number, code, toy_values, tmp_path, capsys, monk
     assert not (tmp_path / "toy" / "lock").exists() and RunFolder(tmp_path / "toy").rounds_done() == 1
 
 
-def test_a_stop_waits_until_a_block_has_ended():
-    """An exception inside the import of a library of C++ would abort the process."""
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_stop_waits_until_a_block_has_ended(number, stop, restores_sigterm):
+    """An exception inside the import of a library of C++ would abort the process; any thread may get a signal."""
     stop_on_sigterm()
-    ended = False
+    handler, ended, done = signal.getsignal(number), False, threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
     try:
-        with pytest.raises(Terminated), stopped_later():
-            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(stop), stopped_later():
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
             ended = True
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert ended
+        done.set()
+        other.join()
+    assert ended and signal.getsignal(number) is handler
 
 
 SITE = """

@@ -34,11 +34,19 @@ def stopped_later() -> Iterator[None]:
 
     A library of C++ that gets an exception while it is imported aborts the process, without any clean-up.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    seen: list[int] = []
+    # A mask of this thread would not do: the system hands the signal to any thread that does not block it.
+    before = {
+        number: signal.signal(number, lambda got, _: seen.append(got))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if seen:
+            signal.raise_signal(seen[0])
 
 
 def exit_code(stop: BaseException) -> int:
