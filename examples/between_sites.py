@@ -1,7 +1,8 @@
-"""A real deployment on one machine: a server and two sites, three processes that talk over TLS on loopback.
+"""A real deployment on one machine: a server and three sites that talk over TLS on loopback.
 
-On three machines the commands are the same; each `call` below is one line in a terminal. Needs the extra flower:
-pip install '.[flower]' in the copy of the repository.
+The run is sealed: the server receives only the sum of the sites' uploads. On four machines the commands are the
+same, but for --yes: there people compare the list of keys by telephone first. Each `call` below is one line in a
+terminal. Needs the extra flower: pip install '.[flower]' in the copy of the repository.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from trifed import load_client
 from trifed.data import demo_corpus_path
 
-SITES = ["hotel", "clinic"]
+SITES = ["hotel", "clinic", "transit"]
 RUN = """
 name = "tickets"
 rounds = {rounds}
@@ -29,8 +30,7 @@ steps = 10
 [data]
 labels = {labels}
 [deployment]
-clients = 2
-quorum = 2
+clients = 3
 """
 # The virtual environment's commands first; one thread for each of the processes that share this machine.
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -78,7 +78,7 @@ def write_tables(folder: Path) -> list[str]:
 
 
 def main(folder: str = "between-sites", model: str = "demo", rounds: int = 2) -> dict[str, list[str]]:
-    """Set up a server and two sites in a new folder, run, and predict with each site's own model."""
+    """Set up a server and three sites in a new folder, run, and predict with each site's own model."""
     here, port = Path(folder), free_port()
     here.mkdir(parents=True)
     labels = write_tables(here)
@@ -98,8 +98,11 @@ def main(folder: str = "between-sites", model: str = "demo", rounds: int = 2) ->
     try:
         wait_for(port, processes[0])
         call(server / "register.sh")  # the keys of the sites that may connect
+        call("trifed", "flower", "sites", server)  # the list of these keys, for every site
+        for site in SITES:
+            call("trifed", "flower", "trust", here / site, server / "sites.pub", "--yes")
         processes += [start(here / site) for site in SITES]
-        call(server / "run.sh")  # waits for both sites, runs, and ends
+        call(server / "run.sh")  # waits for all sites, runs, and ends
     finally:
         for process in processes:
             with suppress(ProcessLookupError):  # it has ended already

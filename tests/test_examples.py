@@ -108,19 +108,23 @@ def test_folders_of_images(example):
     assert len(labels) == 3 and set(labels) <= set(script["COLORS"])
 
 
-def test_a_server_and_two_sites_on_one_machine(example, tiny_reader, tmp_path):
+def test_a_server_and_three_sites_on_one_machine(example, tiny_reader, tmp_path):
     pytest.importorskip("flwr")
     script = example("between_sites")
     try:
         predicted = script["main"](model=tiny_reader, rounds=1)
     finally:
         subprocess.run(["pkill", "-9", "-f", str(tmp_path)], check=False)
-    assert predicted.keys() == {"hotel", "clinic"} and all(len(labels) == 2 for labels in predicted.values())
+    assert predicted.keys() == {"hotel", "clinic", "transit"} and all(
+        len(labels) == 2 for labels in predicted.values()
+    )
     for site in predicted:
         assert [r.kind for r in read_releases(tmp_path / "between-sites" / site / "kept") if r.kind == "train"]
     ports = {re.search(r"--port (\d+)", (tmp_path / "between-sites" / site / "start.sh").read_text())[1]
              for site in predicted}  # fmt: skip
-    assert len(ports) == 2
+    assert len(ports) == 3
+    ended = json.loads((tmp_path / "between-sites/server/runs/tickets/summary.json").read_text(encoding="utf-8"))
+    assert ended["sealing"] == {"at_least": 3, "fewest": 3, "rounds_without": 0}
 
 
 def test_first_steps(notebook, tiny_reader):

@@ -21,6 +21,7 @@ from trifed import make_config
 from trifed.config.run import to_toml
 from trifed.data import demo_corpus_path
 from trifed.deployment.folders import write_server_folder, write_site_folder
+from trifed.deployment.site_keys import collect_site_keys
 
 Json = dict[str, Any]
 ROWS = 100
@@ -91,6 +92,10 @@ def deployment(
             write_site_folder(folder / site, site, where, server / "ca.pem", data, free_port())
             (server / "keys" / f"{site}.pub").write_bytes((folder / site / f"{site}.pub").read_bytes())
         subprocess.run([server / "register.sh"], env=env, check=True, stdout=subprocess.DEVNULL)
+        if values.get("sealing", {}).get("on"):
+            listed = collect_site_keys(server)
+            for site in sites:
+                listed.write(folder / site / "sites.pub")
         for site in sites:
             start(folder / site / "start.sh")
         start(server / "run.sh")
@@ -99,7 +104,7 @@ def deployment(
         for process in started:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        subprocess.run(["pkill", "-9", "-f", f"engines.worker {folder}"], check=False)
+        subprocess.run(["pkill", "-9", "-f", f"trifed.deployment.worker {folder}"], check=False)
 
 
 def _listens(port: int) -> bool:

@@ -58,9 +58,10 @@ def init_command(
     _need_flower()
     from trifed.deployment.folders import write_server_folder
 
-    fingerprint = write_server_folder(folder, run, host, port)
+    fingerprint, sealing = write_server_folder(folder, run, host, port)
     typer.echo(
         f"{folder}: start.sh, register.sh and run.sh; README.md says what each does\n"
+        f"The run is {sealing}.\n"
         f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {fingerprint}"
     )
 

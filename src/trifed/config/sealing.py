@@ -22,7 +22,8 @@ class SealingSettings(StrictSettings):
     on: bool = Field(
         False,
         description="Seal the clients' uploads, so that the server sees only sums of them. A round then has two "
-        "exchanges, and all clients of a sum weigh the same.",
+        "exchanges, and all clients of a sum weigh the same. Between sites, trifed flower init turns it on if "
+        "the run's file does not set it and the run can be sealed.",
     )
     at_least: int = Field(
         3,

@@ -36,6 +36,7 @@ from trifed.deployment.folder_templates import (
 )
 from trifed.deployment.ports import find_port, ports_beside
 from trifed.deployment.protocol import AT_THE_CLIENTS, LEFT_AT_HOME
+from trifed.deployment.sealed_by_default import sealed_by_default
 from trifed.deployment.site_settings import site_settings
 
 HERE = ("localhost", "127.0.0.1")
@@ -111,14 +112,18 @@ def _check_host(host: str, flag: str) -> None:
             ) from None
 
 
-def write_server_folder(folder: Path, run: Path, host: str, port: int) -> str:
-    """Write a new server's folder; return the fingerprint of its authority.
+def write_server_folder(folder: Path, run: Path, host: str, port: int) -> tuple[str, str]:
+    """Write a new server's folder.
+
+    Returns:
+        The fingerprint of its authority, and a sentence that says whether the run is sealed.
 
     Raises:
         ConfigError: See `read_run`; or a name that Flower uses itself.
         RunError: The host or the folder cannot be used, or nothing can be written.
     """
-    config, final = read_run(run), folder.absolute()
+    config, sealing = sealed_by_default(read_run(run))
+    final = folder.absolute()
     _check_host(host, "--host")
     if config.name in FLOWERS_NAMES:
         raise ConfigError([f"name: got '{config.name}', which Flower uses itself; give another"], str(run))
@@ -135,7 +140,7 @@ def write_server_folder(folder: Path, run: Path, host: str, port: int) -> str:
             _write(partial / script, text, quiet=QUIET, check=PLAIN_PATH, name=shlex.quote(config.name), port=port)
         _write(partial / "README.md", README, name=config.name, host=host, port=port)
         (partial / "keys").mkdir()
-    return fingerprint(folder / "ca.pem")
+    return fingerprint(folder / "ca.pem"), sealing
 
 
 def _write_app(folder: Path, config: RunConfig, kept: Path) -> None:
