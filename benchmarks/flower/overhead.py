@@ -110,7 +110,10 @@ def run(model: str, sites: list[str], rounds: int) -> Json:
             while not any(event["event"] == "finished" for event in events):
                 time.sleep(0.5)
                 told = subprocess.run(
-                    ["pgrep", "-f", f"trifed.deployment.worker {folder}"], capture_output=True, text=True, check=False
+                    ["pgrep", "-f", f"trifed.deployment.worker {folder}"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
                 )
                 pids |= set(told.stdout.split())
                 events = RunFolder(path).events() if (path / "events.jsonl").is_file() else []

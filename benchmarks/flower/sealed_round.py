@@ -2,9 +2,9 @@
 
     python benchmarks/flower/sealed_round.py [--rounds 10] [--out sealed_round.json]
 
-A real SuperLink and three SuperNodes on this machine, with MiniLM, the default method and two training steps a round;
-once in an open run and once in a sealed one. A sealed run reports no seconds of training, so whole rounds are
-compared. The first round, in which the model is loaded, is left out. Take no timing beside another job.
+A real SuperLink and three SuperNodes on this machine, with MiniLM, the default method and two training steps a
+round; once in an open run and once in a sealed one. A sealed run reports no seconds of training, so whole rounds
+are compared. The first round, in which the model is loaded, is left out. Take no timing beside another job.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def settings(sealed: bool, rounds: int) -> Json:
 
 def measure(sealed: bool, rounds: int) -> Json:
     """Make a run; return the seconds and the bytes of its rounds after the first."""
-    with tempfile.TemporaryDirectory() as name:
-        with deployment(Path(name), settings(sealed, rounds), SITES) as path:
-            events: list[Json] = []
-            while not any(event["event"] == "finished" for event in events):
-                time.sleep(0.5)
-                events = RunFolder(path).events() if (path / "events.jsonl").is_file() else []
+    made = settings(sealed, rounds)
+    with tempfile.TemporaryDirectory() as name, deployment(Path(name), made, SITES) as path:
+        events: list[Json] = []
+        while not any(event["event"] == "finished" for event in events):
+            time.sleep(0.5)
+            events = RunFolder(path).events() if (path / "events.jsonl").is_file() else []
     seconds = [event["seconds"] for event in events if event["event"] == "round"][1:]
     trained = [event for event in events if event["event"] == "trained" and event["round"] > 1]
     up, down = ([sum(event[way].values()) for event in trained if event.get(way)] for way in ("up", "down"))

@@ -4,9 +4,10 @@
 
 --data holds the public data sets, --models the folder `vit` (benchmarks/models/small_vision.py makes it).
 `own-prior`, the default method, with five others beside it, on MiniLM with BANKING77 and SST-2 and on a small ViT
-with CIFAR-10; then `own-prior` alone on BANKING77 with another rank, other steps, later, and with noise. What is
-found of each method is kept under --work, so that the same command goes on; each audit's findings go to
-results/NAME.json without the originals and what was made of them, and with a page under --work.
+with CIFAR-10; then `own-prior` alone on BANKING77 with another rank, other steps, later, and with noise; and
+on all three with sealed sums of three clients, the fewest of a sum. What is found of each method is kept under
+--work, so that the same command goes on; each audit's findings go to results/NAME.json without the originals and
+what was made of them, and with a page under --work.
 """
 
 from __future__ import annotations
@@ -51,12 +52,18 @@ WHOLE = replace(
 )  # fmt: skip
 IMAGES = replace(WHOLE, matched=4, match_up_to=1, iterations=60)
 SWEEP = replace(WHOLE, batches=(1, 2, 4, 8), matched=0, controls=())
+SUMS = replace(WHOLE, batches=(1, 2, 4, 8, 16), match_up_to=1, iterations=60, clients=3, controls=())
+SEALED: Json = {"sealing": {"on": True}, "data": {"clients": {"count": 3}}}
+IMAGE: Json = deep_merge(BASE, {"task": "image-classification"})
 UPDATE: Json = {"delta": 1e-5, "clip": 0.1}
 NOISE: Json = {"privacy": {"summary": {"epsilon": 4.0, "delta": 1e-5}}}
 AUDITS: dict[str, tuple[str, Json, Plan]] = {
     "banking77": ("banking77", TEXT, WHOLE),
     "sst2": ("sst2", TEXT, WHOLE),
-    "cifar10": ("cifar10", deep_merge(BASE, {"task": "image-classification"}), IMAGES),
+    "cifar10": ("cifar10", IMAGE, IMAGES),
+    "sealed-banking77": ("banking77", deep_merge(TEXT, SEALED), SUMS),
+    "sealed-sst2": ("sst2", deep_merge(TEXT, SEALED), SUMS),
+    "sealed-cifar10": ("cifar10", deep_merge(IMAGE, SEALED), SUMS),
     "rank-8": ("banking77", deep_merge(TEXT, {"adapter": {"rank": 8, "alpha": 8}}), SWEEP),
     "rank-16": ("banking77", deep_merge(TEXT, {"adapter": {"rank": 16, "alpha": 16}}), SWEEP),
     "rank-64": ("banking77", deep_merge(TEXT, {"adapter": {"rank": 64, "alpha": 64}}), SWEEP),

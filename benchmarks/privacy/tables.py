@@ -127,6 +127,30 @@ def sweep(found: dict[str, Findings]) -> Iterator[str]:
     yield "| guesser | " + " | ".join([*cells, "0.50", "0.50"]) + " |"
 
 
+def sums(found: dict[str, Findings]) -> Iterator[str]:
+    """From one upload, a sum of three clients, and that less one's own part: the best attack beside a guess."""
+    sizes = sorted({row.batch for one in found.values() for row in one.reconstruction})
+    yield "| set | of a round | of | " + " | ".join(f"batch {size}" for size in sizes) + " |"
+    yield "|---|---|---|" + "---|" * len(sizes)
+    for name, one in found.items():
+        score, digits = ("f1", 2) if one.kind == "text" else ("psnr", 1)
+        for view in dict.fromkeys(row.view for row in one.reconstruction):
+            here = [row for row in one.reconstruction if row.view == view]
+            guessed = {(r.batch, r.trials): r.scores[score] for r in here if r.attack == "guesser"}
+            for sees in ("update", "gradient"):
+                cells = []
+                for size in sizes:
+                    rows = [r for r in here if (r.sees, r.batch) == (sees, size) and r.attack in ATTACKS]
+                    if not rows:
+                        cells.append("–")
+                        continue
+                    most = max(rows, key=lambda r: r.scores[score].mean - guessed[r.batch, r.trials].high)
+                    guess = guessed[most.batch, most.trials]
+                    mark = "**" if most.scores[score].low > guess.high else ""
+                    cells.append(f"{mark}{shown(most.scores[score], digits)}{mark}; guess {shown(guess, digits)}")
+                yield f"| {name} | {view} | {sees} | " + " | ".join(cells) + " |"
+
+
 def curve(settings: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Mean accuracy, and that less `own-prior` without noise: paired over clients and the seeds that both have."""
     yield "| | " + " | ".join(f"`{name}`" for name in settings) + " |"
@@ -164,6 +188,9 @@ def main() -> None:
             print(f"\n### {name}, {title}\n")
             print("\n".join(lines))
     others = {path.stem: read_findings(path) for path in sorted(RESULTS.glob("*.json")) if path.stem not in WHOLE}
+    sealed = {name: others.pop(name) for name in list(others) if name.startswith("sealed")}
+    print("\n## From sums of three clients; bold: above the guess\n")
+    print("\n".join(sums(sealed)))
     if others:
         print("\n## own-prior on BANKING77 otherwise\n")
         print("\n".join(sweep(others)))
