@@ -23,6 +23,7 @@ from trifed.experiments.compare_config import make_comparison
 from trifed.federation.run_folder import RunFolder
 from trifed.methods import METHODS
 from trifed.reports.report import report
+from trifed.reports.results import Study
 
 METHOD_FILE = """
 from dataclasses import replace
@@ -64,6 +65,13 @@ def test_its_numbers_are_those_of_the_runs(compared):
         assert told["interval"][0] <= told["mean"] <= told["interval"][1]
         assert told["worst"] == pytest.approx(np.mean([s["accuracy"]["worst"] for s in summaries]))
         assert told["bytes"]["total"] == pytest.approx(np.mean([s["bytes"]["total"] for s in summaries]))
+        plain = [s["bytes"]["fedavg_lora_would_send"] for s in summaries]
+        assert told["bytes"]["fedavg_lora_would_send"] == pytest.approx(np.mean(plain)) and min(plain) > 0
+        assert told["bytes"]["bits"] == 32
+        times = {told["bytes"][f"times_fewer{end}"] for end in ("", "_at_32_bits")}
+        assert times == ({None} if method == "local" else {summaries[0]["bytes"]["times_fewer"]})
+        shown = Study.model_validate(result.data).results["all"].methods[method]
+        assert (shown.bits, shown.fedavg_lora_would_send) == (32, pytest.approx(np.mean(plain)))
         assert [p["round"] for p in told["curve"]] == [0, 1, 2, 3, 4]
         assert told["curve"][-1]["mean"] == pytest.approx(told["mean"])
         clients = [[c["now"]["accuracy"] for c in s["clients"]] for s in summaries]

@@ -13,6 +13,7 @@ from trifed.experiments.dry_run import dry_run
 from trifed.experiments.runner import run_or_resume
 from trifed.federation.client import Client
 from trifed.federation.messages import Rejected
+from trifed.federation.plain_lora import plain_lora_traffic
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.sealed.round import TERMS
@@ -73,9 +74,31 @@ def test_a_sealed_run_opens_one_sum_a_round_and_counts_its_bytes(method, toy_val
     for way in ("up", "down"):
         assert bytes_of[way] == sum(sum(e.get(way, {}).values()) for e in (*trained, *opening, *delivered))
     assert found.summary["sealing"] == {"at_least": 3, "fewest": 3, "rounds_without": 0}
+    # Plain LoRA is sealed as well: beside itself it sends as much, but for headers and two bytes a tensor.
+    assert bytes_of["times_fewer"] == bytes_of["fedavg_lora_would_send"] / bytes_of["total"]
+    if method == "fedavg-lora":
+        assert bytes_of["times_fewer"] == pytest.approx(1, rel=0.02)
     # In round 1 everybody has the common start; then a change of few bits, or float32 where the wire has it.
     down = [sum(event["down"].values()) - event["down"][TERMS] for event in trained]
     assert down[:3] == [0, 0, 0] and len(set(down[3:])) == 1
+
+
+def test_plain_loras_bytes_are_those_of_the_sums_that_a_run_had():
+    """4,000 numbers at 1 bit: 500 bytes and 16 blocks of two; in sums of 3 or 2 they take 3 bits: 1,500 bytes."""
+    events = [
+        {"event": "sum", "round": 0, "clients": ["a", "b", "c"], "bits": 3}
+    ]  # of label holders: no plain LoRA
+    for number, clients in ((1, ["a", "b", "c"]), (2, ["a", "b"])):
+        events.append({"event": "sum", "round": number, "clients": clients, "bits": 3})
+        events += [{"event": "trained", "round": number, "client": client} for client in ("a", "b", "c")]
+    assert plain_lora_traffic(events[2:3], 4000, 1, 100) == 2 * (532 + 100)  # an open run: up and down
+    down, up = 6 * (532 + 100), 5 * (1500 + 32 + 100)
+    terms = plain_lora_traffic(events, 4000, 1, 100) - down - up
+    least = sum(n * (32 + n * (32 + 64 + 4)) for n in (3, 2))  # steps; keys, signatures and indices of the sum
+    assert least < terms < least + 5 * 1000  # and their headers
+    noised = plain_lora_traffic(events, 4000, 1, 100, noised_sums=True)
+    assert 0 <= down + up + terms - noised - 5 * 2 * 32 < 5 * 16  # neither magnitudes nor steps, but for alignment
+    assert plain_lora_traffic(events, 0, 1, 100) == 0
 
 
 def test_the_final_models_are_near_those_of_the_open_run(toy_values, tmp_path):

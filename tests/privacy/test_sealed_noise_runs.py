@@ -72,6 +72,11 @@ def test_a_run_enters_each_sum_once_and_resumes_to_the_same_bits(method, toy_val
     ]
 
 
+def test_plain_loras_bytes_are_those_of_noised_sums(toy_values, tmp_path):
+    sent = run(make_config(values(toy_values, "fedavg-lora", rounds=2)), tmp_path / "run").summary["bytes"]
+    assert sent["times_fewer"] == pytest.approx(1, rel=0.02)
+
+
 def test_a_round_without_a_sum_costs_nothing(toy_values, tmp_path):
     found = run(make_config(values(toy_values, at_least=4, rounds=2)), tmp_path / "run")
     assert [e["round"] for e in events_of(found.path, "no sum")] == [1, 2]

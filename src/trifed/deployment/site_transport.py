@@ -305,7 +305,11 @@ class SiteTransport:
             "seed": config.seed,
             "rounds": config.rounds,
             **summarise_events(
-                self.folder.events(), evaluated_model, self.checkpoint.facts["lora_bytes"], bits=config.wire.bits
+                self.folder.events(),
+                evaluated_model,
+                self.checkpoint.facts["lora_bytes"],
+                bits=config.wire.bits,
+                noised_sums=config.privacy.update is not None,
             ),
             "controls": {},
             **({"privacy": {"promised": facts_of(promise(config))}} if config.privacy.on else {}),

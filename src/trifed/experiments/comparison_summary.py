@@ -25,6 +25,8 @@ Right = Sequence[NDArray[np.bool_ | np.float64]]
 """For each client of each seed, which test rows are right, (n_rows,) bool, or which share of each is, float."""
 RESAMPLES = 4000
 """Bootstrap samples of an interval."""
+PLAIN_LORA = ("fedavg_lora_would_send", "times_fewer")
+"""Fields of a run's bytes that compare it with plain federated LoRA."""
 
 
 def summarise_comparison(config: CompareConfig, jobs: Sequence[Job], root: Path, under_way: bool = False) -> Json:
@@ -240,7 +242,10 @@ def _mean_curve(curves: Sequence[Sequence[Json]]) -> list[Json]:
 
 
 def _bytes(folders: Sequence[RunFolder], summaries: Sequence[Json]) -> Json:
-    """Return a client's bytes in one round and once before round 1, and those of a whole run; means over seeds."""
+    """Return a client's bytes in one round and once before round 1, and those of a whole run; means over seeds.
+
+    Those of plain federated LoRA beside the whole run have the names that they have in summary.json.
+    """
     clients, sizes = len(summaries[0]["clients"]), [s["bytes"] for s in summaries]
     trained = [e for folder in folders for e in folder.events() if e["event"] == "trained"]
     up, down = (_mean(sum(e[way].values()) for e in trained if e[way]) or 0.0 for way in ("up", "down"))
@@ -250,6 +255,23 @@ def _bytes(folders: Sequence[RunFolder], summaries: Sequence[Json]) -> Json:
         "once_up": float(np.mean([size["summaries"] + size["opening_up"] for size in sizes])) / clients,
         "once_down": float(np.mean([size["opening_down"] for size in sizes])) / clients,
         "total": _mean(size["total"] for size in sizes),
+        **_plain_lora(sizes),
+    }
+
+
+def _plain_lora(sizes: Sequence[Json]) -> Json:
+    """Return the bits of a method's messages and the bytes of plain LoRA beside its runs; means over seeds.
+
+    Args:
+        sizes: The bytes in summary.json of each seed's run. Version 0.1.0 wrote no `bits`, and counted plain LoRA
+            at 32 bits only.
+    """
+    names, wide = (tuple(f"{name}{end}" for name in PLAIN_LORA) for end in ("", "_at_32_bits"))
+    if all("bits" in size for size in sizes):
+        return {"bits": sizes[0]["bits"], **{key: _mean(size[key] for size in sizes) for key in (*names, *wide)}}
+    return {
+        key: _mean(size[key if "bits" in size else name] for size in sizes)
+        for name, key in zip(names, wide, strict=True)
     }
 
 

@@ -245,7 +245,8 @@ def _write_models(simulation: Simulation, listener: Listener) -> dict[str, Any]:
     folder.write_json("predictions.json", {"labels": labels, **answers, "controls": predicted})
     evaluated_model = simulation.context.method.evaluated_model
     lora_bytes, bits = shared_model.lora_bytes, config.wire.bits
-    results = summarise_events(folder.events(), evaluated_model, lora_bytes, config.metric, bits)
+    noised = config.privacy.update is not None
+    results = summarise_events(folder.events(), evaluated_model, lora_bytes, config.metric, bits, noised)
     if config.computed_metrics and task.labelled:
         for client, of in zip(clients, results["clients"], strict=True):
             of["classes"] = class_scores(client.test.labels, predictions[client.name], data.label_names)

@@ -13,7 +13,7 @@ from trifed.config.settings import Bits
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
 from trifed.federation.metrics import compute_metrics, entity_f1, further_metrics, spread_of
-from trifed.federation.plain_lora import plain_lora_bytes
+from trifed.federation.plain_lora import plain_lora_bytes, plain_lora_traffic
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:
@@ -43,7 +43,12 @@ def spread(accuracies: Sequence[float | None], examples: Sequence[int]) -> Json:
 
 
 def summarise_events(
-    events: Sequence[Event], evaluated_model: str, lora_bytes: int, metric: str = "accuracy", bits: Bits = 32
+    events: Sequence[Event],
+    evaluated_model: str,
+    lora_bytes: int,
+    metric: str = "accuracy",
+    bits: Bits = 32,
+    noised_sums: bool = False,
 ) -> Json:
     """Compute the result: clients, accuracy over rounds, and bytes.
 
@@ -54,6 +59,7 @@ def summarise_events(
             if it is not known.
         metric: The metric that decides.
         bits: Bits a value in the run's messages.
+        noised_sums: Whether the sums of a sealed run have noise.
     """
     evaluated_model = logged_stage(evaluated_model)
     curve = _curve(events, evaluated_model, metric)
@@ -71,7 +77,7 @@ def summarise_events(
         "accuracy_received": _latest(events, "received"),
         "metrics": _latest_metrics(events, evaluated_model, metric),
         "curve": curve,
-        "bytes": _bytes(events, lora_bytes, bits),
+        "bytes": _bytes(events, lora_bytes, bits, noised_sums),
         "diverged": list(dict.fromkeys(e["client"] for e in events if e["event"] == "diverged")),
         "seconds": float(sum(e.get("seconds", 0.0) for e in events if e["event"] == "trained")),
         "finished": any(e["event"] == "finished" for e in events),
@@ -223,16 +229,14 @@ def _sent(events: Sequence[Event], direction: str) -> int:
     return sum(sum(e.get(direction, {}).values()) for e in events)
 
 
-def _bytes(events: Sequence[Event], lora_bytes: int, bits: Bits) -> Json:
+def _bytes(events: Sequence[Event], lora_bytes: int, bits: Bits, noised_sums: bool) -> Json:
     up, down = _sent(events, "up"), _sent(events, "down")
     trained, opening = ([e for e in events if e["event"] == name] for name in ("trained", "opening"))
     exchanges = [message for e in trained for message in (e["up"], e["down"]) if message]
     envelope = max((message.get(ENVELOPE, 0) for message in exchanges), default=0)
-    # One message up and one down for each training: plain federated LoRA's traffic for the same participation.
-    messages = 2 * len(trained) if lora_bytes else 0
-    equal, full = (
-        messages * (plain_lora_bytes(lora_bytes // 4, width) + envelope) for width in (bits, FULL_PRECISION)
-    )
+    equal = plain_lora_traffic(events, lora_bytes // 4, bits, envelope, noised_sums)
+    # The usual plain LoRA: 32 bits a value and no seal, whatever the run's messages are.
+    full = 2 * len(trained) * (plain_lora_bytes(lora_bytes // 4, FULL_PRECISION) + envelope) if lora_bytes else 0
     return {
         "up": up,
         "down": down,

@@ -23,6 +23,7 @@ from trifed.methods import METHODS
 from trifed.reports.format import plural
 from trifed.reports.results import (
     PER_CLIENT,
+    PLAIN_LORA,
     Deciding,
     Details,
     Manifest,
@@ -41,8 +42,6 @@ from trifed.reports.results import (
 
 OnProgress = Callable[[str], None]
 AUDIT, COMPARISON, SETTINGS = "audit.json", "comparison.json", "comparison.toml"
-PLAIN_LORA = ("bits", "fedavg_lora_would_send", "fedavg_lora_would_send_at_32_bits")
-"""Fields of a summary's bytes that compare a run with plain LoRA."""
 EXCHANGES = ("trained", "delivered")
 """Events of a round; every other event with bytes happens once, before round 1."""
 

@@ -31,6 +31,8 @@ Manifest = dict[str, dict[str, float]]
 """Tensor -> one of `PER_CLIENT`, the fields of `Traffic` -> bytes per client."""
 RATIOS = ("R²",)
 """Metrics in the place of accuracy that are no percentages."""
+PLAIN_LORA = ("bits", "fedavg_lora_would_send", "fedavg_lora_would_send_at_32_bits")
+"""Fields of a summary's bytes that compare a run with plain LoRA."""
 PLATEAU = 0.01
 """A curve has reached a plateau if it rises by less than this over its last quarter."""
 
@@ -156,9 +158,12 @@ class MethodResult(Spread):
     @model_validator(mode="before")
     @classmethod
     def _of_an_earlier_version(cls, values: Any) -> Any:
-        """Name the bytes of plain LoRA as they were counted before `bits` was written down: at 32 bits."""
-        if isinstance(values, dict) and "bits" not in values and "fedavg_lora_would_send" in values:
-            values = dict(values)
+        """Take the bytes of plain LoRA from those of the method; before `bits` was written down, at 32 bits."""
+        if not isinstance(values, dict):
+            return values
+        sent = values["bytes"] if isinstance(values.get("bytes"), dict) else {}
+        values = {**{name: sent[name] for name in PLAIN_LORA if name in sent}, **values}
+        if "bits" not in values and "fedavg_lora_would_send" in values:
             values["fedavg_lora_would_send_at_32_bits"] = values.pop("fedavg_lora_would_send")
         return values
 

@@ -78,7 +78,8 @@ def plain_note(results: Mapping[str, Partition]) -> str:
     """Return what the bytes of plain LoRA are, if there are any."""
     there = any(one.fedavg_lora_would_send for found in results.values() for one in found.methods.values())
     return (
-        "Plain LoRA: what fedavg-lora would send in the same rounds, at the method's own bits a number and at 32."
+        "Plain LoRA: what fedavg-lora would send in the same rounds, at the method's own bits a number (sealed if "
+        "the run is sealed) and at 32 (not sealed)."
         if there
         else ""
     )
