@@ -59,7 +59,7 @@ def _explanation(source: Source, path: Path) -> list[str]:
         return []
     picture = path / "gain.png"
     write_gain(partition, worth, picture)
-    return [f"Each site alone and federated: {picture}", "", *closing_sentences(worth, path)]
+    return [f"Each site, separate and federated training: {picture}", "", *closing_sentences(worth, path)]
 
 
 def estimate(config: RunConfig) -> None:

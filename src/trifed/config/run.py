@@ -128,7 +128,7 @@ class RunConfig(StrictSettings):
     baselines: list[str] | None = Field(
         None,
         description="Runs beside this one, on the same data: names of methods, or 'alone' for this run's method "
-        "with nothing shared. Unset: alone, which shows what sharing is worth.",
+        "with nothing shared. Unset: 'alone', which shows what sharing is worth.",
     )
     baseline_rates: list[PositiveFloat] | None = Field(
         None,

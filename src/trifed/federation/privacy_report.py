@@ -150,5 +150,5 @@ def noise_to_signal(config: RunConfig, sent: int, trained: int, sizes: list[int]
 
 def _sentence(noise: str, times: float, longest: str, remedies: str) -> str:
     ratio = f"{times:.0f}" if times >= 10 else f"{times:.1f}"
-    advice = f"; {remedies} or a larger epsilon make it quieter; who trains alone and sends nothing needs none"
+    advice = f"; {remedies} or a larger epsilon make it quieter; separate training sends nothing and needs none"
     return f"{noise} is about {ratio} times as long as the longest {longest}{advice if times > QUIET else ''}"

@@ -11,7 +11,10 @@ from trifed.methods.registry import METHODS
 def explanation(name: str) -> str:
     """Return what a method does in one line; empty for one that is not of this package or is not known here."""
     if name == ALONE:
-        return "Training alone: the first method with nothing shared, and the same adapter, rate and client parts."
+        return (
+            "Separate training: the first method with nothing shared, and the same adapter, learning rate and "
+            "personalization."
+        )
     if name not in METHODS:
         return ""
     modules = [module for key, module in sys.modules.items() if key.startswith("trifed.methods.")]

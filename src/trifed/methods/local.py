@@ -1,4 +1,4 @@
-"""Training alone: every client fine-tunes a plain LoRA adapter and a head on its own data, and sends nothing.
+"""Separate training: every client fine-tunes a plain LoRA adapter and a head on its own data, and sends nothing.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv 2106.09685).
 

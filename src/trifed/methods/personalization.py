@@ -33,7 +33,7 @@ class PersonalizationSettings(StrictSettings):
     share: bool = Field(
         True,
         description="Send the method's parameters and use what the server returns. If off, every client trains "
-        "alone, with the same adapter and parts.",
+        "separately, with the same adapter and the other parts.",
     )
     label_prior: bool = Field(
         False,
@@ -131,7 +131,7 @@ def part_problems(
     if not personalization.share and plain.shared_projections:
         yield (
             f"personalization.share: '{method.name}' makes its projections from what clients send before round 1, "
-            f"so that nobody can train it alone; leave this out, or choose another method"
+            f"so that no client can train it separately; leave this out, or choose another method"
         )
     if personalization.proximal is not None and plain.proximal is not None:
         yield (

@@ -90,8 +90,8 @@ def _without_worth(partition: Partition, between_sites: bool) -> Advice:
     if len(means) > 1:
         return lightest_of_the_best(partition)
     if between_sites:
-        alone = "A run between sites has no training alone beside it, so it cannot show what federating gains."
-        return Advice("no-baseline", alone, "A simulated run measures that (docs/is-it-worth-it.md).")
+        why = "A run between sites has no separate training beside it, so it cannot show what federating gains."
+        return Advice("no-baseline", why, "A simulated run measures that (docs/is-it-worth-it.md).")
     if partition.methods[next(iter(means))].bytes.total:
         text = f"To learn what federating gains, run it again beside '{ALONE}', the same method without sharing."
         return Advice("no-baseline", text)
@@ -130,17 +130,23 @@ def _rival(partition: Partition, worth: Worth) -> Advice | None:
     how = f"Prefer {name}, which is clearly better than {worth.shared} here"
     how += f" ({ahead})" if worth.deciding.share else ""
     cost = f"sends {size(sent)} a round instead of {size(worth.up_per_round)}"
-    unsure = "" if _above_zero(view.difference(name, worth.alone)) else "Its gain over training alone is unclear."
+    unsure = (
+        "" if _above_zero(view.difference(name, worth.alone)) else "Its gain over separate training is unclear."
+    )
     return Advice("rival", f"{how} and {cost}.", unsure)
 
 
 def _on_worth(worth: Worth, seeds: int) -> Advice:
     if worth.kind == "gain":
         keep = "their own models" if len(worth.worse) > 1 else "its own model"
-        losers = f"; {listing(worth.worse)} did better alone and may keep {keep}" if worth.worse else ""
+        losers = (
+            f"; {listing(worth.worse)} did better with separate training and may keep {keep}"
+            if worth.worse
+            else ""
+        )
         return Advice("federate", f"Federate with {worth.shared}{losers}.")
     if worth.kind == "loss":
-        text = f"Do not federate like this: train alone ({worth.alone}), or try a method that shares less."
+        text = f"Do not federate like this: train separately ({worth.alone}), or try a method that shares less."
         return Advice("alone", text)
     more = [
         "more sites" if worth.interval is None else "",

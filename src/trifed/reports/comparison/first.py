@@ -17,10 +17,10 @@ from trifed.reports.results import Details, Partition, Source, Study
 from trifed.reports.tables import Column, Table
 
 MEANING = (
-    "Alone: each site trains on its own examples only. Federated: the sites also exchange numbers of the model, "
-    "and no examples."
+    "Separate: each site trains on its own examples only. Federated: the sites also exchange numbers of the "
+    "model, and no examples."
 )
-"""Sentence below the first plot that explains the words "alone" and "federated"."""
+"""Sentence below the first plot that explains the words "separate" and "federated"."""
 MOST_IN_ROWS = 3
 """With more methods than this, one plot of all of them replaces the rows of the sites."""
 
@@ -71,7 +71,7 @@ def first_block(source: Source) -> Block | None:
 
 
 def _sites(partition: Partition, worth: Worth) -> Block | None:
-    """Return each site with training alone and federated; None if no site has both numbers."""
+    """Return each site with separate and with federated training; None if no site has both numbers."""
     view = by_deciding_metric(partition)
     sign = -1 if partition.deciding.lower_is_better else 1
     both = zip(*(view.methods[name].client_accuracy for name in (worth.shared, worth.alone)), strict=False)
@@ -94,13 +94,13 @@ def _sites(partition: Partition, worth: Worth) -> Block | None:
         {"site": site, "federated": values[site][0], "alone": values[site][1], "gain": worth.gains[site]}
         for site in order
     ]
-    title = f"Each site: test {worth.metric}, alone and federated"
+    title = f"Each site: test {worth.metric}, separate and federated"
     alt = (
-        f"Rows: test {worth.metric} of each site, from training alone to federated. "
+        f"Rows: test {worth.metric} of each site, from separate to federated training. "
         f"{len(worth.better)} of {plural(len(values), 'site')} are better off, {len(worth.worse)} worse."
     )
     if not worth.better and not worth.worse:
-        note = f"Every site has the same test {worth.metric} alone and federated. {MEANING}"
+        note = f"Every site has the same test {worth.metric} with separate and with federated training. {MEANING}"
         return Block(Table(title, columns, rows, note))
     plot = partial(first_plots.sites, worth=worth, values=values)
     return Block(Table(title, columns, rows, MEANING), plot, alt, first_plots.sites_height(len(values)))

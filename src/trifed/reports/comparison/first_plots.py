@@ -1,4 +1,4 @@
-"""The plots of a report's first screen: each site alone and federated; accuracy against bytes."""
+"""The plots of a report's first screen: each site, separate and federated training; accuracy against bytes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def sites_height(clients: int) -> float:
 
 
 def sites(axes: Axes, style: Style, worth: Worth, values: dict[str, tuple[float, float]]) -> None:
-    """Draw each site as a row from training alone to federated, the largest gain on top.
+    """Draw each site as a row from separate to federated training, the largest gain on top.
 
     Args:
         axes: Where to draw.
         style: Colours and markers.
         worth: The two methods and the gains.
-        values: Site → number of the method that shares and of training alone, as the metric counts.
+        values: Site → number of the method that shares and of separate training, as the metric counts.
     """
     scale = 100 if worth.deciding.share else 1
     order = sorted(values, key=lambda name: -worth.gains[name])

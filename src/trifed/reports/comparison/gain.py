@@ -32,7 +32,7 @@ def write_gain(partition: Partition, worth: Worth, target: Path) -> None:
 
 
 def gain_figure(partition: Partition, worth: Worth) -> Figure:
-    """Return two bars for each site, alone and federated, beside the bytes that a site sends in a round.
+    """Return two bars for each site, separate and federated, beside the bytes that a site sends in a round.
 
     Args:
         partition: The results; the metric that decides is accuracy.
@@ -50,7 +50,7 @@ def gain_figure(partition: Partition, worth: Worth) -> Figure:
 def _sites(axes: Axes, partition: Partition, worth: Worth) -> None:
     """Draw two bars for each site, the largest gain on top."""
     order = sorted(worth.gains, key=lambda name: -worth.gains[name])
-    kinds = {"each site alone": (-0.2, worth.alone, ALONE), "federated": (0.2, worth.shared, FEDERATED)}
+    kinds = {"separate training": (-0.2, worth.alone, ALONE), "federated": (0.2, worth.shared, FEDERATED)}
     for label, (shift, method, colour) in kinds.items():
         known = dict(zip(partition.clients, partition.methods[method].client_accuracy, strict=True))
         places = [place + shift for place in range(len(order))]
@@ -109,8 +109,8 @@ def closing_sentences(worth: Worth, run: Path) -> list[str]:
     better = f"{len(worth.better)} of {plural(worth.clients, 'site')} are better off"
     size_of_gain = f"{percent(abs(worth.gain))} points of test {worth.metric}"
     result = {
-        "gain": f"gained {size_of_gain} over training alone",
-        "loss": f"lost {size_of_gain} against training alone",
+        "gain": f"gained {size_of_gain} over separate training",
+        "loss": f"lost {size_of_gain} against separate training",
         "unclear": f"gained nothing that is clear ({points(worth.gain)} points of test {worth.metric})",
     }[worth.kind]
     return [

@@ -89,7 +89,10 @@ def _baseline_note(results: Mapping[str, Partition]) -> str:
     """Return what the row "alone" is, if there is one."""
     there = any(ALONE in partition.methods for partition in results.values())
     return (
-        "Alone is the first method with nothing shared: the same adapter, rate and client parts." if there else ""
+        "The row alone is separate training with the first method: nothing shared, the same adapter, learning "
+        "rate and personalization."
+        if there
+        else ""
     )
 
 

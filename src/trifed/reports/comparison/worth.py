@@ -66,12 +66,12 @@ class Worth:
 
 
 def alone_label(worth: Worth) -> str:
-    """Return the label of training alone, with the name of the method unless that is its name."""
-    return "training alone" if worth.alone == ALONE else f"training alone ({worth.alone})"
+    """Return the label of separate training, with the name of the method."""
+    return f"separate training ({worth.alone})"
 
 
 def worth_of_sharing(partition: Partition) -> Worth | None:
-    """Return what sharing was worth; None unless one method's sharing can be told from training alone.
+    """Return what sharing was worth; None unless one method's sharing can be told from separate training.
 
     That is so if only one method shares, or if its own counterpart without an exchange, `alone`, ran beside it.
     The first method that shares counts; of those that send nothing, the best.
@@ -126,18 +126,18 @@ def _difference(worth: Worth) -> str:
     sure = _sure(worth, span(worth.interval, signed=True))
     what = f"points of test {worth.metric}"
     if worth.kind == "unclear":
-        return f"No clear gain from federating: {points(worth.gain)} {what} against training alone ({sure})"
+        return f"No clear gain from federating: {points(worth.gain)} {what} against separate training ({sure})"
     verb, beside = ("gained", "over") if worth.kind == "gain" else ("lost", "against")
-    return f"Federating {verb} {percent(abs(worth.gain))} {what} {beside} training alone ({sure})"
+    return f"Federating {verb} {percent(abs(worth.gain))} {what} {beside} separate training ({sure})"
 
 
 def _difference_in_numbers(worth: Worth) -> str:
-    """Return the difference in a metric that is no share, with both means, because its size means little alone."""
+    """Return the difference in a metric that is no share, with both means, which give its size a meaning."""
     ends = worth.interval or (0.0, 0.0)
     sure = _sure(worth, f"{ends[0]:+.3g} to {ends[1]:+.3g}".replace("-", "−"))
     lower = ", less is better" if worth.deciding.lower_is_better else ""
     one, other = worth.means
-    what = f"test {worth.metric} {one:.4g} instead of {other:.4g} with training alone{lower}"
+    what = f"test {worth.metric} {one:.4g} instead of {other:.4g} with separate training{lower}"
     amount = f"{worth.gain:+.3g}".replace("-", "−")
     if worth.kind == "unclear":
         return f"No clear gain from federating: {what} (improvement {amount}, {sure})"
@@ -197,7 +197,7 @@ def only_sentence(name: str, partition: Partition) -> str:
     parts = [
         f"{name} reached {mean} test {what}, the mean over {sites} (worst {worst}, best {best}{lower})",
         "" if found.perplexity is None else f"perplexity {found.perplexity:.3g}",
-        "its gain over training alone is unknown" if found.bytes.total else "",
+        "its gain over separate training is unknown" if found.bytes.total else "",
         sent_clause(found.bytes.up_per_round, found.bytes.once_up),
     ]
     return f"{'; '.join(filter(None, parts))}."
