@@ -156,7 +156,8 @@ def privacy_command(
     """
     from trifed.federation.privacy_report import accounts_in
     from trifed.privacy import ledger
-    from trifed.reports import privacy, tables
+    from trifed.reports import privacy
+    from trifed.reports.terminal import to_terminal
 
     accounts = accounts_in(folder)
     if as_json:
@@ -164,6 +165,6 @@ def privacy_command(
         return
     console = PlainConsole()
     table = privacy.privacy_table(accounts) if accounts else privacy.promise_table(folder)
-    console.print(tables.to_terminal(table))
+    console.print(to_terminal(table))
     for remark in privacy.remarks(folder, accounts):
         console.print(remark)

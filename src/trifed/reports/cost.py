@@ -17,11 +17,11 @@ from trifed.common.errors import ConfigError, RunError
 from trifed.federation.cost import Cost, MethodCost, OneTimeMessage
 from trifed.methods import METHODS
 from trifed.reports.format import size
-from trifed.reports.tables import Column, Table, to_markdown, write_csv
+from trifed.reports.tables import NAME, Column, Table, to_markdown, write_csv
 
 PICTURES = (".png", ".svg", ".pdf")
 COLUMNS = (
-    Column("method", "method"),
+    Column("method", "method", NAME),
     Column("adapter", "adapter"),
     Column("trains", "trains"),
     Column("sends", "sends"),

@@ -17,11 +17,12 @@ from trifed.export.evaluate_targets import MultiLabelEvaluation, NumberEvaluatio
 from trifed.export.inference_inputs import InferenceInput
 from trifed.export.predict import Answer, LabelsPrediction, NumberPrediction, Prediction, Tagging
 from trifed.federation.results import spread
-from trifed.reports.tables import Column, Table, to_terminal, write_csv
+from trifed.reports.tables import NAME, Column, Table, write_csv
+from trifed.reports.terminal import to_terminal
 
 LABELS, CONFUSIONS = 40, 10
 """Most rows shown of the labels, lowest F1 first where there are more, and of the confused pairs."""
-CLIENT = Column("client", "client")
+CLIENT = Column("client", "client", NAME)
 AnyEvaluation = (
     Evaluation | AnswerEvaluation | MatchEvaluation | TagEvaluation | MultiLabelEvaluation | NumberEvaluation
 )
@@ -149,7 +150,7 @@ def render_evaluations(evaluations: Sequence[AnyEvaluation]) -> RenderableType:
     """Render each client as a row; for a single classifier also its labels and most frequent confusions."""
     first, rows = evaluations[0], [asdict(one) for one in evaluations]
     what = f"images with {first.captions} captions" if isinstance(first, MatchEvaluation) else "examples"
-    details: list[RichTable] = []
+    details: list[RenderableType] = []
     if isinstance(first, Evaluation) and len(evaluations) > 1:
         rows += [{"client": name, "accuracy": value} for name, value in _over_clients(evaluations).items()]
     elif isinstance(first, Evaluation | MultiLabelEvaluation) and len(evaluations) == 1:
@@ -159,7 +160,7 @@ def render_evaluations(evaluations: Sequence[AnyEvaluation]) -> RenderableType:
     return Group(to_terminal(Table(f"On {first.examples} {what}", COLUMNS[type(first)], rows)), *details)
 
 
-def _details(one: Evaluation | MultiLabelEvaluation) -> Iterable[RichTable]:
+def _details(one: Evaluation | MultiLabelEvaluation) -> Iterable[RenderableType]:
     many = len(one.labels) > LABELS
     shown = sorted(one.labels, key=lambda score: score.f1)[:LABELS] if many else one.labels
     title = f"The {LABELS} labels of lowest F1, of {len(one.labels)}" if many else "Each label"

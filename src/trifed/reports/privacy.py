@@ -11,7 +11,7 @@ from trifed.common.errors import RunError
 from trifed.config.run import make_config
 from trifed.config.toml_files import read_toml
 from trifed.federation.privacy_report import Account, promise
-from trifed.reports.tables import Column, Table
+from trifed.reports.tables import NAME, Column, Table
 
 PRIVACY_COLUMNS = (
     Column("relation", "data sets that differ by"),
@@ -31,8 +31,8 @@ def privacy_row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def privacy_table(accounts: Sequence[Account]) -> Table:
     """Return ledgers as a table, one row for each client and relation."""
-    runs = [Column("run", "run")] if len({account.run for account in accounts}) > 1 else []
-    columns = [*runs, Column("client", "client"), *PRIVACY_COLUMNS]
+    runs = [Column("run", "run", NAME)] if len({account.run for account in accounts}) > 1 else []
+    columns = [*runs, Column("client", "client", NAME), *PRIVACY_COLUMNS]
     rows = [
         {**privacy_row(line._asdict()), "run": account.run, "client": account.book.client}
         for account in accounts

@@ -1,4 +1,4 @@
-"""The one table type of all reports, and its forms: terminal, Markdown, CSV, records; HTML is a template."""
+"""The one table type of all reports, and its forms: Markdown, CSV, records; HTML is a template."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
-
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from trifed.common.text import csv_row, markdown_text
 from trifed.reports.format import percent, points, size, span
@@ -20,6 +16,7 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, Callable[[Any], str]] = {
     "text": str,
+    "name": str,
     "prose": str,
     "right": str,
     "verdict": lambda value: "✓ holds" if value else "✗ does not hold",
@@ -46,13 +43,13 @@ AS_RATIO = {
 }
 """Kind of a column of percentages -> kind for the same values of a metric that is no percentage."""
 
-TEXT_KINDS = ("text", "prose", "verdict")
+NAME = "name"
+"""Kind of a column with names of methods, clients or data sets, which are never broken."""
+TEXT_KINDS = ("text", NAME, "prose", "verdict")
 NARROW = 4
 """Most columns of a table that fits on a phone."""
 WIDE = 13
 """Most columns of a table that fits on a page of a large screen."""
-LABEL_WIDTH = 12
-"""Characters that a number column's label may have in a terminal even if its numbers are shorter."""
 
 
 @dataclass(frozen=True)
@@ -135,24 +132,6 @@ def as_ratios(table: Table) -> Table:
     ]
     named = [replace(column, label="difference") if column.label == "points" else column for column in columns]
     return replace(table, columns=named, title=table.title.removesuffix(", %"))
-
-
-def to_terminal(table: Table) -> RichTable:
-    """Render for the terminal. Text may fold, numbers never; brackets in names are no markup."""
-    cells = table.cells()
-    shown = RichTable(title=Text(table.title), title_justify="left")
-    for place, column in enumerate(table.columns):
-        # Rich would shorten a wide column of numbers first; its label takes several lines instead.
-        width = max([LABEL_WIDTH, *(len(row[place]) for row in cells)])
-        label = (
-            fill(column.label, width, break_long_words=False, break_on_hyphens=False)
-            if column.is_number
-            else column.label
-        )
-        shown.add_column(Text(label), justify=column.side, overflow="fold", no_wrap=column.is_number)
-    for row in cells:
-        shown.add_row(*map(Text, row))
-    return shown
 
 
 def to_markdown(table: Table) -> str:

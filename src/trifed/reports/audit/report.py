@@ -32,7 +32,8 @@ from trifed.reports.audit.verdict import advice, best_reconstruction, cautions, 
 from trifed.reports.document import Block, Document, Section, render_html, settings_section
 from trifed.reports.format import listing
 from trifed.reports.read import OnProgress
-from trifed.reports.tables import Column, Table, to_terminal
+from trifed.reports.tables import Column, Table
+from trifed.reports.terminal import to_terminal
 
 WORST = ("method", "attack", "view", "sees", "knows", "batch", "f1", "psnr", "interval", "against")
 AT_WORST = (*WORST[:6], "steps", "tokens", "trials", *WORST[6:], "exact", "ssim")

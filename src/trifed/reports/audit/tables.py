@@ -24,7 +24,7 @@ from trifed.reports.audit.findings import (
     main_score,
     methods_of,
 )
-from trifed.reports.tables import Column, Table
+from trifed.reports.tables import NAME, Column, Table
 
 SHORT_KNOWS = {"base": "W0", "start": "start of A, B", "factors": "A and B"}
 SHORT_VIEWS = {
@@ -46,7 +46,7 @@ SHORT_OVER = {
     "difference": "difference of",
     "departure": "before and after it leaves",
 }
-METHOD = Column("method", "method")
+METHOD = Column("method", "method", NAME)
 SIGHT = (Column("sees", "sees"), Column("knows", "knows"))
 VIEW = (Column("view", "view"), Column("clients", "clients", "count"))
 SIZES = (

@@ -10,9 +10,9 @@ import numpy as np
 
 from trifed.reports.comparison.deciding import by_deciding_metric
 from trifed.reports.results import Partition
-from trifed.reports.tables import Column, Table
+from trifed.reports.tables import NAME, Column, Table
 
-METHOD = Column("method", "method")
+METHOD = Column("method", "method", NAME)
 CLASS_COLUMNS = (
     Column("class", "class"),
     Column("precision", "precision, %", "percent"),
@@ -55,7 +55,7 @@ def metric_table(partition: Partition) -> Table:
 def metric_difference_table(partition: Partition) -> Table:
     """Return paired differences in the deciding metric; without rows if that is accuracy."""
     columns = (
-        Column("difference", "difference"),
+        Column("difference", "difference", NAME),
         Column("mean", "mean", "number"),
         Column("interval", "95 %", "number interval"),
     )
@@ -112,7 +112,7 @@ def client_class_table(partition: Partition) -> Table:
     """Return precision, recall and F1 of each client and class by the first method; no rows if they are many."""
     method, found = next(iter(partition.methods.items()), ("", None))
     rows = found.classes if found and len(found.classes) <= MOST_CLASS_ROWS else []
-    return Table(f"Clients and classes, {method}", (Column("client", "client"), *CLASS_COLUMNS), rows)
+    return Table(f"Clients and classes, {method}", (Column("client", "client", NAME), *CLASS_COLUMNS), rows)
 
 
 def _mean(values: list[float | None]) -> float | None:

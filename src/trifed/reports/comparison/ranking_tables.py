@@ -11,7 +11,7 @@ from trifed.reports.comparison.tables import main_table
 from trifed.reports.document import Block, Section
 from trifed.reports.format import plural
 from trifed.reports.results import Study
-from trifed.reports.tables import Column, Table
+from trifed.reports.tables import NAME, Column, Table
 
 RANKING_NOTE = (
     "The mean is over the data sets; its interval is over clients and seeds, for these data sets. Better and "
@@ -35,7 +35,7 @@ def ranking_sections(study: Study) -> Iterator[Section]:
 def ranking_table(order: list[RankedMethod]) -> Table:
     """Return one row for each method, the best first."""
     columns = (
-        Column("method", "method"),
+        Column("method", "method", NAME),
         Column("mean", "mean, %", "percent"),
         Column("interval", "95 %", "interval"),
         Column("rank", "mean rank", "ratio"),
@@ -63,7 +63,7 @@ def wins_table(study: Study, order: list[RankedMethod]) -> Table:
             if one == other:
                 row[keys[other]] = None
         rows.append(row)
-    columns = [Column("method", "method"), *(Column(keys[name], name, "right") for name in names)]
+    columns = [Column("method", "method", NAME), *(Column(keys[name], name, "right") for name in names)]
     note = "Data sets on which the row's method is clearly better : clearly worse than the column's."
     return Table("Wins and losses", columns, rows, note)
 
@@ -74,7 +74,7 @@ def pareto_block(study: Study) -> Block | None:
     if len(order) < 2 or any(one.mean is None for one in order):
         return None
     columns = (
-        Column("method", "method"),
+        Column("method", "method", NAME),
         Column("mean", "mean, %", "percent"),
         Column("sent", "up and down a round", "bytes"),
         Column("frontier", "frontier"),

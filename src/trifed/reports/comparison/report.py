@@ -24,7 +24,7 @@ from trifed.reports.document import WIDTH, Document, Section
 from trifed.reports.figures import draw_figure
 from trifed.reports.format import control_meanings, listing, plural
 from trifed.reports.results import Details, Source, Study
-from trifed.reports.tables import to_terminal
+from trifed.reports.terminal import to_terminal
 
 MOST_MISSING = 8
 RUN_OVERVIEW = ("method", "mean", "worst", "best", "up_per_round", "total_bytes", "fedavg_lora_would_send")

@@ -10,9 +10,9 @@ from trifed.methods.local import ALONE
 from trifed.reports.format import control_label, control_meanings, listing, percent, size
 from trifed.reports.privacy import PRIVACY_COLUMNS, privacy_row
 from trifed.reports.results import Details, Manifest, Matrix, Partition, Spread, Study
-from trifed.reports.tables import Column, Table, as_ratios
+from trifed.reports.tables import NAME, Column, Table, as_ratios
 
-PARTITION, METHOD = Column("partition", "partition"), Column("method", "method")
+PARTITION, METHOD = Column("partition", "partition", NAME), Column("method", "method", NAME)
 ENDS = (
     Column("mean", "mean, %", "percent"),
     Column("worst", "worst", "percent"),
@@ -115,7 +115,7 @@ def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dic
 def difference_table(partition: Partition) -> Table:
     """Return paired differences between methods, in points; with the number of seeds where methods lack some."""
     columns = (
-        Column("difference", "difference"),
+        Column("difference", "difference", NAME),
         Column("mean", "points", "points"),
         Column("interval", "95 %", "points interval"),
         *([Column("seeds", "seeds of both", "count")] if partition.unequal_seeds else []),
@@ -169,7 +169,7 @@ def client_table(partition: Partition, details: Details, controls: bool = True) 
         for place, client in enumerate(partition.clients)
     ]
     columns = (
-        Column("client", "client"),
+        Column("client", "client", NAME),
         Column("train", "train", "count"),
         Column("test", "test", "count"),
         Column("before", "before", "percent"),
@@ -211,7 +211,7 @@ def split_table(split: dict[str, Any], note: str) -> Table:
     parts = ("client", "train", "valid", "test")
     keys = {label: f"label {label}" if label in parts else label for label in split["label_names"]}
     columns = (
-        Column("client", "client"),
+        Column("client", "client", NAME),
         *(Column(part, part, "count") for part in parts[1:]),
         *(Column(key, label, "count") for label, key in keys.items()),
     )
@@ -230,7 +230,7 @@ def matrix_table(title: str, matrix: Matrix, names: Sequence[str], note: str) ->
         {"client": name, **dict(zip(keys, map(float, row), strict=True))}
         for name, row in zip(names, matrix, strict=True)
     ]
-    return Table(title, (Column("client", "client"), *columns), rows, note)
+    return Table(title, (Column("client", "client", NAME), *columns), rows, note)
 
 
 def manifest_table(title: str, manifest: Manifest) -> Table:
