@@ -24,6 +24,7 @@ from typing import Any
 import typer
 from click import Argument, Command, Group
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -118,6 +119,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return text
 
     return LINK.sub(rewritten, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Return a page on whose narrow form the keyboard reaches the buttons for the menu and for the search.
+
+    The theme draws both as labels without a place in the order of the keyboard; its script opens them on Enter.
+    """
+    for target, name in (("__drawer", "Menu"), ("__search", "Search")):
+        label = f'<label class="md-header__button md-icon" for="{target}"'
+        if output.count(label) != 1:
+            raise PluginError(f"{page.file.src_uri}: got {output.count(label)} times {label}, expected it once")
+        output = output.replace(label, f'{label} tabindex="0" role="button" aria-label="{name}"')
+    return output
 
 
 def in_repository(source: str, target: str) -> str:
