@@ -59,13 +59,16 @@ def plain_lora_traffic(
     """
     if not values:
         return 0
-    trained = sum(event["event"] == "trained" for event in events)
+    trained = len([event for event in events if event["event"] == "trained"])
     message = plain_lora_bytes(values, bits) + envelope
     if not any(event["event"] in ("sum", "no sum") for event in events):
         return 2 * trained * message
-    sums = [event for event in events if event["event"] == "sum" and event["round"]]
-    parts = sum(len(e["clients"]) * _sealed_bytes(values, e["clients"], e["bits"], noised_sums) for e in sums)
-    return trained * message + parts + envelope * sum(len(e["clients"]) for e in sums)
+    total = trained * message
+    for event in events:
+        if event["event"] == "sum" and event["round"]:
+            clients: list[str] = event["clients"]
+            total += len(clients) * (envelope + _sealed_bytes(values, clients, event["bits"], noised_sums))
+    return total
 
 
 def _sealed_bytes(values: int, clients: Sequence[str], bits: int, noised: bool) -> int:

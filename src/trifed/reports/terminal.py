@@ -104,6 +104,8 @@ def _divided(table: Table, width: int) -> list[list[_FittedColumn]]:
         if _least(whole) <= width:
             return [whole]
     names = next((n for n, each in enumerate(columns) if each.column.kind != NAME), len(columns))
+    if any(_least([*columns[: max(1, names)], column]) > width for column in columns[max(1, names) :]):
+        columns = narrow
     first, others = columns[: max(1, names)], columns[max(1, names) :]
     parts = _packed(first, others, width)
     for narrower in range(width - 1, 0, -1):  # as many tables, but none of them with a column or two only
@@ -131,7 +133,7 @@ def _rendered(title: str, columns: Sequence[_FittedColumn], width: int) -> RichT
     wanted = sum(column.natural - column.least for column in columns)
     for column in columns:
         more = column.natural - column.least
-        own = column.least + (more if wanted <= room else max(0, room) * more // wanted)
+        own = column.least + (more if wanted <= room else max(0, room) * more // max(1, wanted))
         number = column.column.is_number
         shown.add_column(
             Text(column.label),
