@@ -242,3 +242,45 @@ def test_a_fault_of_a_kept_run_is_found(keeping, name):
 def test_the_workers_lock(keeping):
     (keeping / "kept" / "lock").touch()
     assert states(diagnose(keeping))["lock"] == "ok"
+
+
+# -- the list of the sites of a sealed run
+
+
+@pytest.fixture
+def sealed_server(tmp_path, free):
+    (tmp_path / "run.toml").write_text(f"{RUN}[deployment]\nclients = 3\n")
+    flower("init", tmp_path / "server", "--run", tmp_path / "run.toml", "--host", "localhost", "--port", free)
+    return tmp_path / "server"
+
+
+def keys_of(server, *names):
+    for name in names:
+        certificates.write_node_keys(server.parent, name)
+        shutil.copy(server.parent / f"{name}.pub", server / "keys")
+
+
+def of_the_list(server):
+    return [(check.state, check.found) for check in diagnose(server) if check.name == "sites"]
+
+
+def test_a_server_says_whether_its_run_is_sealed_and_whether_its_list_is_right(sealed_server):
+    [(state, found)] = of_the_list(sealed_server)
+    assert state == "warning" and "sites.pub" in found
+    keys_of(sealed_server, "berlin", "oslo")
+    flower("sites", sealed_server)
+    [(state, found)] = of_the_list(sealed_server)
+    assert state == "warning" and "needs 3 sites, and the list has 2: berlin, oslo." in found
+    keys_of(sealed_server, "paris")
+    [(state, found)] = of_the_list(sealed_server)
+    assert state == "warning" and "berlin, oslo, paris" in found
+    flower("sites", sealed_server)
+    [(state, found)] = of_the_list(sealed_server)
+    assert state == "ok" and "3 sites: berlin, oslo, paris." in found
+    (sealed_server / "sites.pub").write_text("no")
+    assert of_the_list(sealed_server)[0][0] == "problem"
+
+
+def test_of_an_open_run_a_server_says_that_it_is_not_sealed(server):
+    [(state, found)] = of_the_list(server)
+    assert state == "skipped" and "not sealed" in found

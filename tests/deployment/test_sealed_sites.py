@@ -43,6 +43,7 @@ def test_it_reaches_what_the_simulator_reaches(method, changes, sealed, toy_valu
     assert events(coordinator, "left out") == []
     theirs = [e for e in RunFolder.open(done.path).events() if e["event"] == "sum"]
     assert events(coordinator, "sum") == theirs and {e["round"] for e in theirs} >= {1, 2, 3}
+    assert coordinator.folder.read_json("summary.json")["sealing"] == done.summary["sealing"]
     for site, node in nodes.items():
         own = load_file(node.run.store.model / "adapter_model.safetensors")
         simulated = load_file(done.path / "clients" / site / "adapter_model.safetensors")

@@ -91,6 +91,8 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     simulated = run(
         make_config(deep_merge(honest_values, {"training": {"clients_at_once": 1}})), tmp_path / "other"
     )
+    summary = RunFolder.open(folder).read_json("summary.json")
+    assert summary["sealing"] == simulated.summary["sealing"] == {"at_least": 3, "fewest": 3, "rounds_without": 0}
     name = RunFolder.open(folder).read_json("federation.json")["run"]
     for site in SITES:
         own = load_file(federation.folder / site / "kept" / name / "model" / "adapter_model.safetensors")

@@ -10,6 +10,8 @@ from many_clients import ALIKE
 from trifed.common.errors import ModelError
 from trifed.config.run import make_config
 from trifed.data import text_examples
+from trifed.federation import training
+from trifed.federation.batches import learning_rate
 from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, score, train_rounds
 from trifed.methods import METHODS
 
@@ -122,6 +124,18 @@ def test_training_moves_what_trains_and_leaves_the_base_bit_for_bit(method, make
         for name, param in shared_model.parameters.items()
         if torch.equal(state.tensors[name], shared_model.start[name]) == param.requires_grad
     ] == []
+
+
+def test_a_client_that_missed_rounds_trains_at_the_rate_of_the_others(make_bench, toy_values, monkeypatch):
+    """Otherwise one that joins for the last round moves further than all others of a sum."""
+    shared_model, asked = make_bench("fedavg-lora"), []
+    data = shared_model.encode(EXAMPLES)
+    client, chosen = ClientDataset(0, "one", data, data, data), settings(toy_values, steps=2, schedule="linear")
+    monkeypatch.setattr(training, "learning_rate", lambda *args: asked.append(learning_rate(*args)) or asked[-1])
+    for steps in (0, 4):
+        state = ClientState(dict(shared_model.start), {}, steps)
+        train_rounds(shared_model, [RoundTraining(client, state, None, 0, 3, 4)], chosen)
+    assert asked == pytest.approx([chosen.learning_rate * left / 8 for left in (4, 3, 4, 3)])
 
 
 def test_tensors_taken_are_copies(make_bench):

@@ -38,7 +38,7 @@ from trifed.federation.kept_checkpoints import go_back, kept_rounds
 from trifed.federation.manifest import finish
 from trifed.federation.messages import Rejected
 from trifed.federation.privacy_report import promise
-from trifed.federation.results import summarise_events
+from trifed.federation.results import sealing_facts, summarise_events
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import EventLog, RunFolder
 from trifed.federation.sealed.rules import SumTerms
@@ -297,6 +297,7 @@ class SiteTransport:
     def _summary(self) -> dict[str, Any]:
         """Return the result in the form of a simulated run, without the clients' own data."""
         config, evaluated_model = self.config, self.config.composed_method().evaluated_model
+        logged, lora_bytes = self.folder.events(), self.checkpoint.facts["lora_bytes"]
         return {
             "name": config.name,
             "task": config.task,
@@ -305,13 +306,10 @@ class SiteTransport:
             "seed": config.seed,
             "rounds": config.rounds,
             **summarise_events(
-                self.folder.events(),
-                evaluated_model,
-                self.checkpoint.facts["lora_bytes"],
-                bits=config.wire.bits,
-                noised_sums=config.privacy.update is not None,
+                logged, evaluated_model, lora_bytes, bits=config.wire.bits, noised_sums=bool(config.privacy.update)
             ),
             "controls": {},
+            **({"sealing": sealing_facts(logged, config.sealing.at_least)} if config.sealing.on else {}),
             **({"privacy": {"promised": facts_of(promise(config))}} if config.privacy.on else {}),
         }
 

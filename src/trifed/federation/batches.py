@@ -90,7 +90,7 @@ def steps_per_round(examples: int, settings: TrainingSettings) -> int:
 def learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
     """Return the learning rate at step `step` (from 0) of the `total` steps that the schedule covers.
 
-    Those are a client's steps in the whole run, or, with "linear-each-round", in one round.
+    Those are the steps of all rounds of the run, or, with "linear-each-round", of one round.
     """
     warm = math.ceil(settings.warmup * total)
     if step < warm:

@@ -121,7 +121,7 @@ class RoundTraining:
             parameters,
             self.dataset.train,
             RoundRandom.of(self.seed, self.number, self.dataset.index),
-            self.state.steps,
+            (self.number - 1) * steps,
             self.rounds * steps,
             self.state.moments,
             ProximalTerm(self.proximal, sent) if self.proximal else None,

@@ -82,8 +82,9 @@ class LocalTraining:
             trained in place, but for those that ask for no gradient.
         data: The client's training examples.
         random: The round's random numbers.
-        steps_before: The client's steps in earlier rounds, for the learning rate schedule.
-        steps_in_all: The client's steps in the whole run, for the learning rate schedule.
+        steps_before: Steps of the rounds before this one, for the learning rate schedule: also of those that the
+            client missed, so that its rate is that of the others.
+        steps_in_all: Steps of all rounds of the run, for the learning rate schedule.
         moments: AdamW's state from an earlier round; empty for a new state.
         proximal_term: Proximal term to add to the gradients, if any.
         dp_step: Chooses each step's examples and computes its private gradient. The number of steps is then

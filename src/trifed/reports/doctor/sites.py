@@ -13,11 +13,12 @@ from pathlib import Path
 from cryptography import x509
 
 from trifed.common.lock import LOCK
+from trifed.config.run import RunConfig
 from trifed.config.toml_files import read_toml
 from trifed.data.readers import TextFormat, read_file
 from trifed.data.sources import is_on_hub
 from trifed.deployment.certificates import belongs, read_certificate, refuse_other_authority
-from trifed.deployment.site_keys import trusted_sites
+from trifed.deployment.site_keys import LIST, SiteKeys, collect_site_keys, read_site_keys, trusted_sites
 from trifed.deployment.site_settings import LEFT, SiteSettings, read_site_settings
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.client_model import read_client
@@ -40,9 +41,12 @@ NEW_SITE = "Restore the key; without it, write a new site's folder and have its 
 
 
 def check_server_folder(path: Path) -> Iterator[Check]:
-    """Check a server's folder: settings, certificates, keys, paths, port, and every kept run."""
-    yield from attempt("settings", partial(read_run_settings, path / "app/run.toml"), SETTINGS, NEW_SERVER)
+    """Check a server's folder: settings, certificates, keys, list of sites, paths, port, and every kept run."""
+    settings = partial(read_run_settings, path / "app/run.toml")
+    config = yield from attempt("settings", settings, SETTINGS, NEW_SERVER)
     yield from check_credentials(path)
+    if config is not None:
+        yield from check_list(path, config)
     yield from check_paths(path)
     yield from check_port(path)
     whole = yield from check_files(path, RESTORE)
@@ -116,6 +120,33 @@ def check_key(path: Path, public: Path, mend: str) -> Iterator[Check]:
         )
 
 
+def check_list(path: Path, config: RunConfig) -> Iterator[Check]:
+    """Check that a sealed run's server has written the list of its sites' keys, with the keys that it has now."""
+    if not config.sealing.on:
+        yield Check("sites", "skipped", "The run is not sealed: the server receives each site's upload.")
+        return
+    mend = f"trifed flower sites {shlex.quote(str(path))}, and send {LIST} to every site."
+    if not (path / LIST).is_file():
+        yield Check(
+            "sites", "warning", f"The run is sealed, and {LIST}, which every site needs, is missing.", mend
+        )
+        return
+    listed = yield from attempt("sites", partial(read_site_keys, path / LIST), "", mend)
+    now = yield from attempt(
+        "sites", partial(collect_site_keys, path), "", "Put the sites' .pub files into keys/."
+    )
+    if listed is not None and now is not None:
+        least, names = config.sealing.at_least, ", ".join(now.keys)
+        few = f"A sum needs {least} sites, and the list has {len(now.keys)}: {names}."
+        changed = f"{LIST} does not have the keys that are in keys/ now: {names}."
+        yield from judge(
+            "sites",
+            f"The run is sealed. {_described(now)}",
+            (listed != now, "warning", changed, mend),
+            (len(now.keys) < least, "warning", few, f"Register more sites; then {mend}"),
+        )
+
+
 def check_trusted_sites(settings: SiteSettings) -> Iterator[Check]:
     """Check the list of the sites with which this one sends sealed sums; without it, sealed runs are refused."""
     mend = "Ask the server's operator for sites.pub, and run `trifed flower trust` with it."
@@ -128,7 +159,10 @@ def check_trusted_sites(settings: SiteSettings) -> Iterator[Check]:
 
 
 def _trusted(settings: SiteSettings) -> str:
-    listed = trusted_sites(settings)
+    return _described(trusted_sites(settings))
+
+
+def _described(listed: SiteKeys) -> str:
     names = [*list(listed.keys)[:MOST_NAMED], *["…"] * (len(listed.keys) > MOST_NAMED)]
     return f"{plural(len(listed.keys), 'site')}: {', '.join(names)}. SHA-256 of the list: {listed.fingerprint}"
 
