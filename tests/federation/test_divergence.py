@@ -35,6 +35,7 @@ def test_no_number_is_divergence_only_of_a_client_that_tells_its_steps():
     assert math.isnan(watched.begins("a", math.nan, 3))
 
 
+@pytest.mark.draws
 def test_a_learning_rate_that_is_far_too_high_is_said_everywhere(toy_values, tmp_path, capsys, monkeypatch):
     values = toy_values(rounds=2, method="local", training={"learning_rate": 1e6})
     (tmp_path / "toy.toml").write_text(to_toml(make_config(values)))

@@ -1,4 +1,4 @@
-"""Local training and evaluation against what can be computed by hand."""
+"""Local training against what can be computed by hand; and examples and settings that other files share."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from trifed.config.settings import TrainingSettings
 from trifed.data import text_examples
-from trifed.federation.batches import RoundRandom, epoch_batches, learning_rate, round_batches, steps_per_round
+from trifed.federation.batches import RoundRandom, learning_rate
 from trifed.federation.device_placement import choose_precision
-from trifed.federation.evaluation import embed, evaluate, length_order
+from trifed.federation.evaluation import evaluate
 from trifed.federation.training import LocalTraining, train_locally
-from trifed.tasks.text_classification import encode
 
 CPU = torch.device("cpu")
 WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]
@@ -52,90 +49,6 @@ def trained_from_start(shared_model, data, setting, **kwargs):
 def equal(first, second) -> bool:
     assert set(first) == set(second)
     return all(torch.equal(first[name], second[name]) for name in first)
-
-
-# -- batches and schedule
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 99))
-def test_an_epoch_is_a_permutation_of_the_rows(lengths, batch_size, seed):
-    batches = epoch_batches(np.array(lengths), batch_size, np.random.default_rng(seed))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    assert max(map(len, batches)) <= batch_size
-    assert len(batches) == steps_per_round(len(lengths), chosen(batch_size=batch_size))
-
-
-def test_batches_come_in_another_order_for_another_seed_only():
-    lengths = np.arange(1, 65)
-    first, again, other = (
-        list(round_batches(lengths, chosen(), RoundRandom.of(seed, 1, 0))) for seed in (0, 0, 1)
-    )
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-    assert sorted(np.concatenate(first).tolist()) == list(range(64))
-    tops = [lengths[batch].max() for batch in first]
-    assert tops != sorted(tops)  # short batches do not always come first
-
-
-def test_clients_take_batches_of_similar_length_at_the_same_step():
-    """Of 40 clients with lengths from one distribution, a step is seldom much wider than a client's own batch."""
-    rng, wide, own = np.random.default_rng(3), 0, 0
-    lengths = [rng.integers(5, 60, rng.integers(150, 250)) for _ in range(40)]
-    rounds = [
-        list(round_batches(lengths[c], chosen(steps=9, batch_size=16), RoundRandom.of(0, 1, c))) for c in range(40)
-    ]
-    for step in zip(*rounds, strict=True):
-        widths = [lengths[client][rows].max() for client, rows in enumerate(step)]
-        wide, own = wide + 40 * max(widths), own + sum(widths)
-    assert wide < 1.3 * own
-
-
-def test_neighbours_in_length_pad_less_than_a_random_order():
-    lengths = np.random.default_rng(0).integers(4, 120, 500)
-    batches = epoch_batches(lengths, 8, np.random.default_rng(1))
-    order = np.random.default_rng(1).permutation(500)
-    random_order = [order[i : i + 8] for i in range(0, 500, 8)]
-
-    def padded(rows):
-        return sum(len(batch) * lengths[batch].max() for batch in rows)
-
-    assert padded(batches) < 0.75 * padded(random_order)
-
-
-@pytest.mark.parametrize(
-    ("examples", "values", "steps"),
-    [
-        (0, {}, 0),
-        (1, {}, 1),
-        (8, {}, 2),
-        (9, {"epochs": 2}, 6),
-        (9, {"steps": 5}, 5),
-        (0, {"steps": 5}, 0),
-    ],
-)
-def test_steps_a_round(examples, values, steps):
-    assert steps_per_round(examples, chosen(**values)) == steps
-
-
-@pytest.mark.parametrize(
-    ("values", "total", "expected"),
-    [
-        ({}, 4, [1, 1, 1, 1]),
-        ({"schedule": "linear"}, 4, [1, 3 / 4, 2 / 4, 1 / 4]),  # (total - step) / total: 0 is next
-        ({"warmup": 0.5}, 4, [1 / 2, 1, 1, 1]),
-        # ceil(0.25 * 8) = 2 rising steps, then (8 - step) / 6.
-        ({"schedule": "linear", "warmup": 0.25}, 8, [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
-        ({"warmup": 0.1}, 5, [1, 1, 1, 1, 1]),
-    ],
-)
-def test_the_learning_rate_in_closed_form(values, total, expected):
-    setting = chosen(learning_rate=0.02, **values)
-    rates = [learning_rate(step, total, setting) for step in range(total)]
-    np.testing.assert_allclose(rates, 0.02 * np.array(expected), rtol=1e-12)
-
-
-# -- training
 
 
 @pytest.fixture
@@ -270,103 +183,6 @@ def test_without_examples_nothing_is_trained(shared_model):
     outcome, tensors = trained_from_start(shared_model, shared_model.encode(EMPTY), chosen(steps=5))
     assert outcome.steps == 0 and math.isnan(outcome.loss) and outcome.moments == {}
     assert equal(tensors, shared_model.start)
-
-
-# -- evaluation
-
-
-def by_hand(shared_model, data):
-    """Logits of each row on its own, unpadded: mean over tokens, then the head, in NumPy."""
-    head = shared_model.model.head
-    weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
-    logits = []
-    for ids in data.ids:
-        with torch.no_grad():
-            hidden = shared_model.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
-        logits.append(weight @ hidden.mean(0) + bias)
-    return np.array(logits)
-
-
-def test_evaluation_equals_a_computation_by_hand_at_any_batch_size(shared_model, data):
-    train(shared_model, data, chosen(epochs=3))
-    shared_model.model.eval()
-    logits = by_hand(shared_model, data)
-    shifted = logits - logits.max(1, keepdims=True)
-    logp = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    loss = -logp[np.arange(12), data.labels].mean()
-    shared_model.model.train()  # evaluation switches dropout off by itself
-    for size in (1, 5, 12, 100):
-        scores = evaluate(shared_model.model, data, chosen(eval_batch_size=size))
-        assert scores.loss == pytest.approx(loss, rel=1e-5)
-        assert np.array_equal(scores.predictions, logits.argmax(1))
-        assert scores.accuracy == (logits.argmax(1) == data.labels).mean()
-        assert scores.examples == 12
-    assert len(set(scores.predictions.tolist())) > 1  # predictions in the wrong order would show
-
-
-def test_without_examples_scores_are_nan(shared_model):
-    scores = evaluate(shared_model.model, shared_model.encode(EMPTY), chosen())
-    assert math.isnan(scores.loss) and math.isnan(scores.accuracy)
-    assert scores.examples == 0 and scores.predictions.shape == (0,)
-    assert embed(shared_model.model, shared_model.encode(EMPTY), chosen()).shape == (0, 32)
-
-
-def test_the_pooled_mean_leaves_padding_out(shared_model, data):
-    shared_model.model.eval()
-    together = embed(shared_model.model, data, chosen(eval_batch_size=12))
-    for row, ids in enumerate(data.ids):
-        with torch.no_grad():
-            hidden = shared_model.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        np.testing.assert_allclose(together[row], hidden.mean(0).numpy(), rtol=1e-4, atol=1e-5)
-
-
-def test_first_token_and_pooler_read_what_they_say(make_bench):
-    for pooling in ("cls", "pooler"):
-        shared_model = make_bench("local", model={"pooling": pooling})
-        data = shared_model.encode(EXAMPLES)
-        shared_model.model.eval()
-        batch = data.batch(np.arange(12), CPU)
-        with torch.no_grad():
-            output = shared_model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            expected = output.last_hidden_state[:, 0] if pooling == "cls" else output.pooler_output
-            torch.testing.assert_close(shared_model.model.features(batch), expected)
-
-
-@pytest.mark.parametrize("n", [0, 1, 7])
-def test_order_of_length_has_every_row_once(shared_model, n):
-    rows = length_order(shared_model.encode(text_examples(TEXTS[:n], None, np.zeros(n, np.int64))), 3)
-    assert sorted(row for batch in rows for row in batch) == list(range(n))
-
-
-# -- tokens
-
-
-def test_examples_that_are_cut_are_counted(shared_model):
-    # [CLS], i + 1 words, [SEP]: i + 3 tokens. Over 8 are those with i ≥ 6, which are 6 of 12.
-    short = encode(shared_model.base, EXAMPLES, shared_model.settings.model_copy(update={"max_length": 8}))
-    assert short.cut == 6
-    assert short.lengths.tolist() == [min(i + 3, 8) for i in range(12)]
-    assert shared_model.encode(EXAMPLES).cut == 0
-    longest = text_examples(["word001 " * 200], None, np.zeros(1, np.int64))  # over the model's own 64 too
-    assert encode(shared_model.base, longest, shared_model.settings.model_copy(update={"max_length": 32})).cut == 1
-
-
-def test_a_batch_masks_its_padding(shared_model, data):
-    batch = data.batch(np.array([0, 6, 2]), CPU)
-    assert batch["input_ids"].shape == (3, 10)  # 9 tokens at most, rounded up to a multiple of 2
-    assert batch["attention_mask"].sum(1).tolist() == [3, 9, 5]
-    assert (batch["input_ids"][batch["attention_mask"] == 0] == shared_model.base.processor.pad_token_id).all()
-    assert batch["labels"].tolist() == [0, 0, 2]
-
-
-def test_second_texts_are_told_apart(shared_model):
-    pairs = text_examples(["invoice refund", "parcel"], ["courier", "word001 word002"], np.zeros(2, np.int64))
-    data = shared_model.encode(pairs)
-    assert data.more["token_type_ids"] == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
-    batch = data.batch(np.arange(2), CPU)
-    assert batch["token_type_ids"].sum(1).tolist() == [2, 3]
-    swapped = shared_model.encode(text_examples(pairs.pairs, pairs.texts, pairs.labels))
-    assert not np.allclose(embed(shared_model.model, data, chosen()), embed(shared_model.model, swapped, chosen()))
 
 
 # -- precision
