@@ -37,7 +37,7 @@ from trifed.tasks.text_classification import load_encoder
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background; processes of tests inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["order_of_files", "plain_python", "tiny"]
+pytest_plugins = ["order_of_files", "pictures", "plain_python", "tiny"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -34,6 +34,7 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.draws
 def test_from_a_file(run, toml, tmp_path):
     said = run(toml)
     assert said.code == 0
@@ -71,6 +72,7 @@ def test_plain_lines_and_tables_where_nobody_watches(run, toml):
     assert "probe, all" in said.out
 
 
+@pytest.mark.draws
 def test_baseline_local_stands_beside_the_run_and_alone(run, toml, tmp_path):
     said = run(toml, "--baseline", "local")
     assert said.code == 0
@@ -132,6 +134,7 @@ def test_the_resolved_configuration_runs_again_to_the_same_numbers(run, toml, tm
         assert again[part] == summary(first)[part]
 
 
+@pytest.mark.draws
 def test_paths_and_names_with_spaces_brackets_and_accents(run, tiny_encoder, toy_table, tmp_path):
     odd = tmp_path / "dossier été [x]"
     odd.mkdir()
@@ -147,6 +150,7 @@ def test_paths_and_names_with_spaces_brackets_and_accents(run, tiny_encoder, toy
     assert len([path for path in (odd / "runs" / "x" / "clients").iterdir() if path.is_dir()]) == 3
 
 
+@pytest.mark.draws
 def test_a_client_with_one_label_or_without_data_can_be_kept_on_purpose(run, toml, toy_table, tmp_path):
     rows = toy_table.read_text(encoding="utf-8").splitlines()
     one_label = [row for row in rows if "basil" not in row or ",delivery," in row]

@@ -168,6 +168,7 @@ def test_a_card_needs_the_runs_files(copied, ends_well, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.toml", "split.json"])
+@pytest.mark.draws
 def test_a_run_is_resumed(copied, ends_well, name):
     def commands() -> Iterator[int]:
         yield ends_well("run", "--resume", copied)

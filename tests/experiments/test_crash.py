@@ -154,6 +154,7 @@ def test_a_file_that_cannot_be_written(code, nth, toy_values, tmp_path, capsys, 
     assert call(capsys, monkeypatch, "run", *again).code == 0
 
 
+@pytest.mark.draws
 def test_a_disk_that_is_really_full(toy_values, tmp_path, capsys, monkeypatch):
     small = tmp_path / "small"
     small.mkdir()

@@ -83,6 +83,7 @@ def test_a_demo_that_is_resumed_ends_as_the_demo_does(
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_the_demo_ends_with_the_picture_and_three_sentences(
     toy_values: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

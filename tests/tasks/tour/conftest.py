@@ -14,7 +14,6 @@ import pytest
 from tour_cases import Case
 
 from test_cli_help import Said, call, tree
-from trifed.reports.comparison import plots
 
 SMALL = (
     "--rounds", "1", "--rank", "2", "--learning-rate", "0.01", "--name", "seen", "--set", "baselines=[]",
@@ -45,14 +44,6 @@ def remarks() -> Iterator[list[str]]:
     yield handler.texts
     for logger in loggers:
         logger.removeHandler(handler)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quicker() -> Iterator[None]:
-    """Leave out the plot of each run, a third of a small run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "plot_result", lambda source, picture: None)
-        yield
 
 
 class RefusedError(Exception):
