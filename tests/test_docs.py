@@ -102,9 +102,11 @@ def reader(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_method_is_added_by_following_the_page(demo_model, reader, toy_table, capsys, monkeypatch):
+def test_a_method_is_added_by_following_the_page(demo_model, reader, toy_rows, capsys, monkeypatch):
+    """With the demo model itself, whose steps take long: twelve rows a site are enough to train on."""
     (reader / "capped_lora.py").write_text(blocks("add-a-method.md", "python")[0], encoding="utf-8")
-    with toy_table.open(newline="", encoding="utf-8") as old, (reader / "requests.csv").open("w") as new:
+    table = toy_rows(reader / "rows.csv", rows_a_site=12)
+    with table.open(newline="", encoding="utf-8") as old, (reader / "requests.csv").open("w") as new:
         header, *rows = csv.reader(old)
         renamed = {"text": "message", "label": "queue"}
         csv.writer(new).writerows([[renamed.get(name, name) for name in header], *rows])

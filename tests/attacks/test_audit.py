@@ -84,7 +84,8 @@ def test_an_audit_has_results_of_every_kind_and_continues_after_an_interruption(
     assert again.reconstruction == found.reconstruction and again.membership == found.membership
 
 
-def test_an_attacked_run_is_not_changed(finished, run_cli, tmp_path):
+def test_an_attacked_run_is_not_changed(finished, run_cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("trifed.attacks.plan.SMALL", replace(PLAN, announced=False))
     done = finished("own-prior")
     before = {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()}
     arguments = ["--into", tmp_path, "--batch", "1", "--trials", "1", "--rounds", "1"]

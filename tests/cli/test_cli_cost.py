@@ -5,18 +5,35 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 
 import pytest
 
 from test_cli_help import call, tree
+from trifed.federation import cost as counting
 from trifed.methods import METHODS
 
 
+@pytest.fixture(scope="module")
+def counted_once() -> Callable[..., counting.Cost]:
+    """`estimate_cost`, which counts the same methods on the same model once: all of them take seconds."""
+    count, known = counting.estimate_cost, {}
+
+    def counted(*args: object, **kwargs: object) -> counting.Cost:
+        key = repr((args, kwargs, list(counting.METHODS)))
+        if key not in known:
+            known[key] = count(*args, **kwargs)
+        return known[key]
+
+    return counted
+
+
 @pytest.fixture
-def cost(capsys, monkeypatch, tmp_path):
+def cost(capsys, monkeypatch, tmp_path, counted_once):
     """`cost(ARGS)`: `trifed cost ARGS` in an empty folder, 80 columns wide."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(counting, "estimate_cost", counted_once)
     return lambda *args: call(capsys, monkeypatch, "cost", *args)
 
 
@@ -46,7 +63,7 @@ def test_json_holds_all_of_it(cost):
 
 @pytest.mark.parametrize(("examples", "components"), [(10, 0), (40, 2), (1000, 6)])
 def test_the_examples_of_a_client_limit_its_summary(cost, monkeypatch, examples, components):
-    monkeypatch.setattr("trifed.federation.cost.METHODS", {"ce-lora": METHODS["ce-lora"]})
+    monkeypatch.setattr(counting, "METHODS", {"ce-lora": METHODS["ce-lora"]})
     found = json.loads(cost("vit-base", "--examples", examples, "--format", "json").out)
     (once,) = found["methods"][0]["once"]
     assert (once["up"], once["at_most"]) == (8 + 2 * 16 + components * 528, True)
@@ -66,7 +83,8 @@ def test_markdown_is_one_table(cost):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_targets_with_commas(cost):
+def test_targets_with_commas(cost, monkeypatch):
+    monkeypatch.setattr(counting, "METHODS", {"ce-lora": METHODS["ce-lora"]})
     found = json.loads(cost("roberta-base", "--target-modules", "query, key,value", "--format", "json").out)
     assert (found["layers"], found["targets"]) == (36, ["query", "key", "value"])
 
