@@ -19,7 +19,7 @@ test test-quick: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP)  ## Check style and types, then run all tests. They build the documentation too.
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy & types=$$!; $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not tour"; tests=$$?; \
+	$(BIN)/mypy & types=$$!; $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not tour"; tests=$$?; \
 	    wait $$types && exit $$tests
 
 test-quick: $(STAMP)  ## Check style, then run the tests that are not marked slow. Takes under three minutes.

@@ -9,6 +9,7 @@ import pytest
 FIRST = (
     "deployment/test_superlink.py", "test_examples.py", "deployment/test_worker.py", "test_docs.py",
     "test_damaged_files.py", "experiments/test_compare.py", "test_cli_stop.py",
+    "test_packaging.py", "test_site.py",
 )  # fmt: skip
 """Files that take longest. The first of them mostly wait for other processes, and the rest compute beside them."""
 SLOW_FILES = {
@@ -25,7 +26,7 @@ SLOW_FILES = {
     "experiments/test_runner.py", "export/test_evaluate.py",
     "export/test_export.py", "export/test_hub.py", "export/test_locate.py", "federation/test_client_settings.py",
     "export/test_native_export.py", "federation/test_calibrate.py", "federation/test_initial_adapter.py",
-    "federation/test_cost.py", "federation/test_sealed_run.py",
+    "federation/test_cost.py", "federation/test_cost_of_a_run.py", "federation/test_sealed_run.py",
     "federation/test_proximal.py", "federation/test_simulation.py", "privacy/test_canaries.py",
     "privacy/test_noise_to_signal.py", "privacy/test_noised_training.py", "reports/test_audit_page.py",
     "reports/test_reports_browser.py", "reports/test_reports_formats.py", "tasks/test_ask_a_language_model.py",
