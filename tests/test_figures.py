@@ -18,6 +18,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")),
          *sorted((REPOSITORY / "benchmarks").rglob("README.md"))]  # fmt: skip
 SHOWN = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
+ALTERNATIVE = re.compile(r"!\[([^\]]*)\]\([^)]+\)")
+LINKS = re.compile(r"(?<!!)\[([^\]]+)\]\([^)]+\)")
+FEWEST_WORDS = 12
+"""Words of an alternative text that says what a picture shows, and not only what it is about."""
 
 
 @pytest.fixture
@@ -45,6 +49,18 @@ def test_every_picture_of_a_page_can_be_drawn_again(figures: Any) -> None:
     assert shown == {picture.path for picture in figures.PICTURES}
     needed = [path for picture in figures.PICTURES for path in (picture.path, *picture.sources)]
     assert [path for path in needed if not (REPOSITORY / path).is_file()] == []
+
+
+def test_an_alternative_text_says_what_a_picture_shows() -> None:
+    told = [(page, alt) for page in PAGES for alt in ALTERNATIVE.findall(page.read_text(encoding="utf-8"))]
+    assert len(told) >= 8
+    assert [(page.name, alt) for page, alt in told if len(alt.split()) < FEWEST_WORDS] == []
+
+
+def test_a_link_says_where_it_leads() -> None:
+    vague = {"here", "this", "link", "more", "see", "see there", "how", "below", "above", "page", "measured"}
+    found = [(page.name, text) for page in PAGES for text in LINKS.findall(page.read_text(encoding="utf-8"))]
+    assert len(found) > 300 and [link for link in found if link[1].lower() in vague] == []
 
 
 def test_a_second_call_changes_nothing(figures: Any, cheap: Any, tmp_path: Path) -> None:
