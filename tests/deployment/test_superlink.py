@@ -91,8 +91,6 @@ def test_a_run_between_sites_survives_its_server_and_agrees_with_the_simulator(
     simulated = run(
         make_config(deep_merge(honest_values, {"training": {"clients_at_once": 1}})), tmp_path / "other"
     )
-    summary = RunFolder.open(folder).read_json("summary.json")
-    assert summary["sealing"] == simulated.summary["sealing"] == {"at_least": 3, "fewest": 3, "rounds_without": 0}
     name = RunFolder.open(folder).read_json("federation.json")["run"]
     for site in SITES:
         own = load_file(federation.folder / site / "kept" / name / "model" / "adapter_model.safetensors")
@@ -122,6 +120,8 @@ def test_a_sealed_run_between_sites_agrees_with_the_simulator(federation, toy_va
     assert not [e for e in events if e["event"] in ("left out", "refused")]
     assert {e["round"]: e["clients"] for e in events if e["event"] == "sum"} == dict.fromkeys(range(3), SITES)
     simulated = run(make_config(deep_merge(values, {"training": {"clients_at_once": 1}})), tmp_path / "other")
+    summary = RunFolder.open(folder).read_json("summary.json")
+    assert summary["sealing"] == simulated.summary["sealing"] == {"at_least": 3, "fewest": 3, "rounds_without": 0}
     name = RunFolder.open(folder).read_json("federation.json")["run"]
     for site in SITES:
         own = load_file(federation.folder / site / "kept" / name / "model" / "adapter_model.safetensors")
