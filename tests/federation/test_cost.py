@@ -190,7 +190,7 @@ def test_a_method_has_its_own_rank_and_bits_unless_told_otherwise(costs):
 
 def test_a_sealed_sum_takes_the_bits_of_its_clients(monkeypatch):
     """Ten clients: 5 bits a number; down 1 bit, and the terms: steps, and 4 + 32 + 64 bytes for each client."""
-    few = {name: METHODS[name] for name in ("own-prior", "ce-lora")}
+    few = {name: METHODS[name] for name in ("own-prior", "ce-lora", "fedavg-lora")}
     monkeypatch.setattr("trifed.federation.cost.METHODS", few)
     cost = estimate_cost("roberta-base", AdapterSettings(), labels=3, sealed=10)
     own, blocks = of(cost, "own-prior"), 24 * 4 + 9
