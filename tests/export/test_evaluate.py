@@ -37,7 +37,7 @@ def write_examples(path, examples, names):
 )  # fmt: skip
 def test_a_clients_own_test_rows_give_what_the_run_reported(method, precision, finished, tmp_path):
     # After three rounds, every client would answer with its most frequent label.
-    done = finished(method, rounds=10, training={"precision": precision})
+    done = finished(method, rounds=10, evaluate_every=10, training={"precision": precision})
     data = make_clients(done.config.data, done.config.seed)
     reported = {client["name"]: client["now"] for client in done.summary["clients"]}
     accuracies = set()

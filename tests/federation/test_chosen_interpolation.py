@@ -74,7 +74,7 @@ def test_each_client_uses_one_of_the_shares_of_what_it_received(valid, method, t
     kept, done_by = {}, {}
     for share in ("auto", 0.0, 1.0):
         much = {"epochs": 4, "learning_rate": 0.05}  # so that trained and received models are far apart
-        values = toy_values(method=method, data={"valid_fraction": valid}, training=much)
+        values = toy_values(method=method, evaluate_every=3, data={"valid_fraction": valid}, training=much)
         config = make_config({**values, "personalization": {"interpolate": share}})
         done = done_by[share] = run(config, tmp_path / str(share))
         kept[share] = tensors_of(done)
