@@ -74,10 +74,11 @@ def test_a_table_is_divided_only_if_folding_is_not_enough():
     numbers = [Column(f"n{place}", f"number {place} of all", "count") for place in range(6)]
     row = {"name": "own-prior-lora", **{column.key: 10_000 for column in numbers}}
     table = to_terminal(Table("Numbers", [names, *numbers], [row]))
-    for width, times in ((200, 1), (80, 1), (50, 3), (30, 6)):
+    for width, times in ((200, 1), (80, 1), (60, 1), (50, 3), (30, 6)):
         text = shown(table, width)
         assert text.count("own-prior-lora") == times, text
         assert text.count("10,000") == 6 and text.count("Numbers") == 1
+        assert ("│" in text) == (width != 60)  # without lines before it is divided
         assert max(map(len, text.splitlines())) <= width
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
+from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
@@ -18,8 +19,8 @@ LABEL_WIDTH = 12
 """Characters that a number column's label may have even if its numbers are shorter."""
 WORD = 20
 """Characters from which a word of a text that is no name may be broken."""
-FRAME = 3
-"""Characters that a column takes beside its text; the table has one more."""
+FRAME, COMPACT = 3, 1
+"""Characters that a column takes beside its text, with lines and spaces around it and without lines."""
 
 
 def to_terminal(table: Table) -> TerminalTable:
@@ -31,8 +32,8 @@ def to_terminal(table: Table) -> TerminalTable:
 class TerminalTable:
     """A table that adapts to the width of the terminal.
 
-    If it is too wide, texts fold at spaces, then labels of numbers do. If that is not enough, it becomes several
-    tables, which begin with the same names.
+    If it is too wide, texts fold at spaces, then labels of numbers do, then it has no lines between columns. If
+    that is not enough, it becomes several tables, which begin with the same names.
     """
 
     table: Table
@@ -45,9 +46,14 @@ class TerminalTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
         """Yield the table, or the tables that it is divided into."""
-        title = self.table.title
-        for columns in _divided(self.table, options.max_width):
-            yield _rendered(title, columns, options.max_width)
+        title, width = self.table.title, options.max_width
+        loose, narrow = (_fitted(self.table, label_width, width) for label_width in (LABEL_WIDTH, 1))
+        for columns, frame in ((loose, FRAME), (narrow, FRAME), (loose, COMPACT), (narrow, COMPACT)):
+            if _least(columns, frame) <= width:
+                yield _rendered(title, columns, width, frame)
+                return
+        for columns in _divided(loose, narrow, width):
+            yield _rendered(title, columns, width, FRAME)
             title = ""
 
 
@@ -93,20 +99,22 @@ def _fitted(table: Table, label_width: int, most: int) -> list[_FittedColumn]:
     return found
 
 
-def _least(columns: Sequence[_FittedColumn]) -> int:
-    return 1 + sum(FRAME + column.least for column in columns)
+def _least(columns: Sequence[_FittedColumn], frame: int = FRAME) -> int:
+    return 1 + sum(frame + column.least for column in columns)
 
 
-def _divided(table: Table, width: int) -> list[list[_FittedColumn]]:
-    """Return the columns of each of the tables into which a table is divided; of one table if it fits."""
-    columns, narrow = (_fitted(table, label_width, width) for label_width in (LABEL_WIDTH, 1))
-    for whole in (columns, narrow):
-        if _least(whole) <= width:
-            return [whole]
-    names = next((n for n, each in enumerate(columns) if each.column.kind != NAME), len(columns))
-    if any(_least([*columns[: max(1, names)], column]) > width for column in columns[max(1, names) :]):
-        columns = narrow
-    first, others = columns[: max(1, names)], columns[max(1, names) :]
+def _divided(loose: list[_FittedColumn], narrow: list[_FittedColumn], width: int) -> list[list[_FittedColumn]]:
+    """Return the columns of each of the tables into which a table is divided.
+
+    Args:
+        loose: Its columns.
+        narrow: Its columns with labels as narrow as possible, in case a column of `loose` is too wide.
+        width: Characters of the terminal.
+    """
+    names = max(1, next((n for n, each in enumerate(loose) if each.column.kind != NAME), len(loose)))
+    fits = all(_least([*loose[:names], column]) <= width for column in loose[names:])
+    columns = loose if fits else narrow
+    first, others = columns[:names], columns[names:]
     parts = _packed(first, others, width)
     for narrower in range(width - 1, 0, -1):  # as many tables, but none of them with a column or two only
         alike = _packed(first, others, narrower)
@@ -126,10 +134,12 @@ def _packed(first: list[_FittedColumn], others: list[_FittedColumn], width: int)
     return parts
 
 
-def _rendered(title: str, columns: Sequence[_FittedColumn], width: int) -> RichTable:
+def _rendered(title: str, columns: Sequence[_FittedColumn], width: int, frame: int) -> RichTable:
     """Return the table of these columns, whose texts share the width that is left."""
     shown = RichTable(title=Text(title) if title else None, title_justify="left")
-    room = width - _least(columns)
+    if frame == COMPACT:
+        shown.box, shown.show_edge, shown.padding = SIMPLE_HEAD, False, (0, 0)
+    room = width - _least(columns, frame)
     wanted = sum(column.natural - column.least for column in columns)
     for column in columns:
         more = column.natural - column.least
