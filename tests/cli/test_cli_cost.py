@@ -70,7 +70,7 @@ def test_the_examples_of_a_client_limit_its_summary(cost, monkeypatch, examples,
 
 
 def test_csv_has_a_line_a_method(cost):
-    rows = list(csv.DictReader(io.StringIO(cost("vit-base", "--format", "csv").out)))
+    rows = list(csv.DictReader(io.StringIO(cost("roberta-base", "--format", "csv").out)))
     assert [row["method"] for row in rows] == list(METHODS)
     row = next(row for row in rows if row["method"] == "ce-lora")
     assert (row["sends"], row["bytes_up"], row["once_up"], row["adapter"]) == ("C", "6144", "2680", "tri-matrix")

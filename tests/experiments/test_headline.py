@@ -58,7 +58,7 @@ def test_the_first_line_is_right(kind, toy_values, tmp_path):
         evaluate_every=rounds,
         baselines=None,
         data=data,
-        training={"epochs": 3},
+        training={"epochs": 3, "batch_size": 16},
         privacy={"few_tokens": "allow"},
     )
     source = read_source(run(make_config(values), tmp_path / "run").path)
