@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 PROBLEM = 1
@@ -51,7 +51,7 @@ def doctor_command(
         facts = {"problems": counts["problem"], "warnings": counts["warning"], "checks": [*map(asdict, checks)]}
         typer.echo(json.dumps(facts, indent=2))
     else:
-        table, console = Table("state", "check", "found"), Console()
+        table, console = Table("state", "check", Column("found", overflow="fold")), Console()
         for check in checks:
             table.add_row(Text(check.state, STYLES[check.state]), Text(check.name), Text(check.found))
         console.print(table)

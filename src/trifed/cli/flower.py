@@ -60,7 +60,7 @@ def init_command(
 
     fingerprint, sealing = write_server_folder(folder, run, host, port)
     typer.echo(
-        f"{folder}: start.sh, register.sh and run.sh; README.md says what each does\nThe run is {sealing}.\n"
+        f"{folder}: start.sh, register.sh and run.sh; README.md says what each does\nThe run is {sealing}\n"
         f"Give ca.pem to every site. Its SHA-256, to compare by telephone:\n  {fingerprint}"
     )
 

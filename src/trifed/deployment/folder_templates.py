@@ -105,13 +105,14 @@ README = """# {name}: the server
 
     ./start.sh             start the SuperLink at {host}:{port}; leave it running
     ./register.sh          admit the sites whose public keys are in keys/
-    trifed flower sites .  for sealed sums: write sites.pub, the list of these keys, for every site
+    trifed flower sites .  for a sealed run: write sites.pub, the list of these keys, for every site
     ./run.sh               begin the run, or continue it; with --run-config from-round=3: go back to round 3 first
     ./simulate.sh SITES    run it with folders of sites on this machine, by Flower's simulation
 
-Give `ca.pem` to every site, and `sites.pub` for sealed sums. `ca.key` signs servers of this federation and is
-needed again only for a new certificate: keep it on another machine. Nothing else of this folder leaves this
-machine. The results of the run are in runs/{name}.
+Give `ca.pem` to every site. If `sealing.on` is true in app/run.toml, also give `sites.pub` to every site before
+run.sh: each stores it by `trifed flower trust`, after the sites have compared its SHA-256 by telephone. `ca.key`
+signs servers of this federation and is needed again only for a new certificate: keep it on another machine.
+Nothing else of this folder leaves this machine. The results of the run are in runs/{name}.
 """
 NODE = """# Settings of this site alone. The server gets only the name, and the scores if tell_scores is true.
 name = "{name}"

@@ -116,7 +116,7 @@ def write_server_folder(folder: Path, run: Path, host: str, port: int) -> tuple[
     """Write a new server's folder.
 
     Returns:
-        The fingerprint of its authority, and a sentence that says whether the run is sealed.
+        The fingerprint of its authority, and sentences that say whether the run is sealed, and why.
 
     Raises:
         ConfigError: See `read_run`; or a name that Flower uses itself.

@@ -103,6 +103,15 @@ def notes_of_sums(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
         "each takes part only with sites of its own list of keys"
     )
     yield from sealing_notes(config, len(names))
+    yield from notes_of_settings(config)
+    yield (
+        "off at the server, which sees no single upload: aggregation.rule, screen, norm_bound and most_examples; "
+        "the guards of each site stay on"
+    )
+
+
+def notes_of_settings(config: RunConfig) -> Iterator[str]:
+    """Yield what `[deployment]` means for a sealed run: too few sites before round 1, or in a round."""
     least, needed = config.sealing.at_least, config.deployment
     if needed.clients < least:
         yield (
@@ -114,10 +123,6 @@ def notes_of_sums(config: RunConfig, names: Sequence[str]) -> Iterator[str]:
             f"deployment.quorum: got {needed.quorum}, and a sum needs {least} sites; while sites are missing, "
             f"rounds can pass without a sum. With {least} or more the run stops instead, and can be continued"
         )
-    yield (
-        "off at the server, which sees no single upload: aggregation.rule, screen, norm_bound and most_examples; "
-        "the guards of each site stay on"
-    )
 
 
 def notes_of_going_back(logged: Iterable[Mapping[str, Any]], number: int) -> Iterator[str]:

@@ -18,7 +18,7 @@ from trifed.config.toml_files import read_toml
 from trifed.data.readers import TextFormat, read_file
 from trifed.data.sources import is_on_hub
 from trifed.deployment.certificates import belongs, read_certificate, refuse_other_authority
-from trifed.deployment.site_keys import LIST, SiteKeys, collect_site_keys, read_site_keys, trusted_sites
+from trifed.deployment.site_keys import LIST, SiteKeys, changes, collect_site_keys, read_site_keys, trusted_sites
 from trifed.deployment.site_settings import LEFT, SiteSettings, read_site_settings
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.client_model import read_client
@@ -125,7 +125,10 @@ def check_list(path: Path, config: RunConfig) -> Iterator[Check]:
     if not config.sealing.on:
         yield Check("sites", "skipped", "The run is not sealed: the server receives each site's upload.")
         return
-    mend = f"trifed flower sites {shlex.quote(str(path))}, and send {LIST} to every site."
+    mend = (
+        f"When the sites' .pub files are in keys/: trifed flower sites {shlex.quote(str(path))}, and send {LIST} "
+        "to every site."
+    )
     if not (path / LIST).is_file():
         yield Check(
             "sites", "warning", f"The run is sealed, and {LIST}, which every site needs, is missing.", mend
@@ -136,14 +139,19 @@ def check_list(path: Path, config: RunConfig) -> Iterator[Check]:
         "sites", partial(collect_site_keys, path), "", "Put the sites' .pub files into keys/."
     )
     if listed is not None and now is not None:
-        least, names = config.sealing.at_least, ", ".join(now.keys)
-        few = f"A sum needs {least} sites, and the list has {len(now.keys)}: {names}."
-        changed = f"{LIST} does not have the keys that are in keys/ now: {names}."
+        needed = max(config.sealing.at_least, config.deployment.clients)
+        few = f"The run waits for {needed} sites, and the list has {len(now.keys)}: {', '.join(now.keys)}."
+        found = ", ".join(f"{name} ({change})" for name, change in changes(listed, now).items())
         yield from judge(
             "sites",
             f"The run is sealed. {_described(now)}",
-            (listed != now, "warning", changed, mend),
-            (len(now.keys) < least, "warning", few, f"Register more sites; then {mend}"),
+            (
+                listed != now,
+                "warning",
+                f"{LIST} is older than the keys in keys/ and keys/registered/: {found}.",
+                mend,
+            ),
+            (len(now.keys) < needed, "warning", few, f"Ask more sites for their .pub files. {mend}"),
         )
 
 
@@ -151,7 +159,7 @@ def check_trusted_sites(settings: SiteSettings) -> Iterator[Check]:
     """Check the list of the sites with which this one sends sealed sums; without it, sealed runs are refused."""
     mend = "Ask the server's operator for sites.pub, and run `trifed flower trust` with it."
     if not settings.sites.is_file():
-        found = f"No {settings.sites.name}: this site refuses sealed runs"
+        found = f"No {settings.sites.name}: this site refuses sealed runs, the usual ones with three or more sites"
         state: State = "problem" if settings.sealed_only else "skipped"
         yield Check("sites", state, f"{found}{', and all others (sealed_only)' * settings.sealed_only}.", mend)
         return
