@@ -68,7 +68,6 @@ def test_only_what_the_file_leaves_open_is_set(init):
         ({"aggregation": {"norm_bound": 2.0}}, "aggregation.norm_bound has no effect"),
         ({"aggregation": {"most_examples": 3.0}}, "aggregation.most_examples has no effect"),
         ({"aggregation": {"weights": "examples"}}, "aggregation.weights has no effect"),
-        ({"aggregation": {"groups": "given", "members": []}}, "of one list of aggregation.members"),
         ({"aggregation": {"groups": "given", "members": GROUPS}, **SIX, "participation": 0.5}, "of one list"),
         ({"aggregation": {"rule": "median"}}, "aggregation.rule: 'median' compares single uploads"),
         ({"training": {"class_weights": {"a": 100.0, "b": 1.0}}}, "training.class_weights"),

@@ -13,7 +13,7 @@ from test_round import LAYOUT, Scripted
 
 from trifed import export_client, make_config, resume, run
 from trifed.common.errors import ConfigError, RunError
-from trifed.deployment.site_transport import refuse_choices
+from trifed.deployment.run_checks import check_for_sites
 from trifed.federation import events
 from trifed.federation.best_round import EvaluatedRounds, refuse_without_validation
 from trifed.federation.context import run_context
@@ -243,7 +243,7 @@ def test_without_validation_data_with_noise_and_between_sites_nothing_can_be_cho
     with pytest.raises(ConfigError, match=rf"{name}.*\[privacy\]"):
         make_config(toy_values(privacy=noise, **setting))
     with pytest.raises(RunError, match=f"{name}.*sites share none"):
-        refuse_choices(make_config(toy_values(**setting)))
+        check_for_sites(make_config(toy_values(**setting)))
     config, empty, one = make_config(toy_values(**setting)), SimpleNamespace(valid=[]), SimpleNamespace(valid=[0])
     with pytest.raises(RunError, match=f"{name}.*no client has any"):
         refuse_without_validation(config, [empty])

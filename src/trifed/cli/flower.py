@@ -148,7 +148,7 @@ def trust_command(
         typer.echo(f"{settings.sites}: this list is stored already")
     elif yes or _confirmed("Do the other sites have the same SHA-256, and do you know each site? Store the list?"):
         now.write(settings.sites)
-        typer.echo(f"{settings.sites}: stored; sealed sums are sent with these {len(now.keys)} sites only")
+        typer.echo(f"{settings.sites}: stored; sums have these {len(now.keys)} sites only. Next: start.sh")
         if not settings.sealed_only:
             typer.echo(
                 f"To refuse runs that are not sealed, begin {folder / 'node.toml'} with:\n  sealed_only = true"

@@ -57,7 +57,7 @@ def _against(config: RunConfig) -> Iterator[str]:
     lost += ["weights"] if own.weights == "examples" != usual.weights else []
     for name in lost:
         yield f"aggregation.{name} has no effect in a sealed run"
-    if own.groups == "given" and (config.participation < 1 or not own.members):
+    if own.groups == "given" and config.participation < 1:
         yield (
             f"A sealed sum needs {least} sites of one list of aggregation.members in a round, and a round may not "
             "have them"

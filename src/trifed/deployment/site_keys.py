@@ -96,7 +96,8 @@ def collect_site_keys(folder: Path) -> SiteKeys:
         lines = [line for line in _lines(path) if line.strip()]
         if len(lines) != 1:
             raise RunError(
-                f"{path}: got {len(lines)} lines, expected one public key; ask the site for its .pub again"
+                f"{path}: got {len(lines)} lines, expected one public key; if it is a list of sites, remove it "
+                "here, otherwise ask the site for its .pub again"
             )
         if lines[0] not in found.values():  # a site may send its key again
             found[str(path)] = lines[0]

@@ -15,8 +15,7 @@ from typing import Any
 
 from trifed.common.errors import MessageError, RunError
 from trifed.common.lock import held
-from trifed.config.client_training import absent_members, check_members
-from trifed.config.metrics import ALWAYS
+from trifed.config.client_training import absent_members
 from trifed.config.run import RunConfig
 from trifed.deployment import protocol
 from trifed.deployment.checkpoint import ServerCheckpoint
@@ -31,6 +30,7 @@ from trifed.deployment.protocol import (
     rejected_for,
     write_layout,
 )
+from trifed.deployment.run_checks import check_for_sites
 from trifed.deployment.sealed_lists import ReadySites, notes_of_going_back, notes_of_sums
 from trifed.federation import events
 from trifed.federation.base_server import BaseServer, layout_of
@@ -65,8 +65,7 @@ class SiteTransport:
         self, config: RunConfig, channel: Channel, folder: RunFolder, listener: events.Listener,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        refuse_choices(config)
-        check_members(config)
+        check_for_sites(config)
         self.config = config
         self.folder = folder
         self.log = EventLog(folder, listener)
@@ -326,22 +325,3 @@ def _scores(reply: protocol.Reply) -> Mapping[str, Mapping[str, float]] | None:
             raise MessageError(f"{split}_accuracy: got {accuracy} of {examples} examples, expected 0 to 1")
         scores[split] = {"loss": loss, "accuracy": accuracy, "examples": examples}
     return scores
-
-
-def refuse_choices(config: RunConfig) -> None:
-    """Check that a run asks for no choice by validation data, of which sites share no scores after a round.
-
-    Raises:
-        RunError: It does, or sites do not compute its deciding metric.
-    """
-    for chosen, setting in ((config.keep != "last", 'keep = "best"'), (config.patience is not None, "patience")):
-        if chosen:
-            raise RunError(
-                f"{setting}: needs the clients' scores on validation data after a round, and sites share none "
-                f"before the end; leave {setting.split()[0]} out of a run between sites"
-            )
-    if config.metric not in ALWAYS:
-        raise RunError(
-            f"metric: got '{config.metric}', but sites compute accuracy and loss alone; leave it out of a run "
-            "between sites"
-        )
