@@ -40,7 +40,7 @@ def test_every_method_can_be_trained_alone(method, toy_values, tmp_path):
 @pytest.mark.parametrize("method", PROJECTED)
 def test_projections_that_clients_make_together_exclude_it(method, toy_values):
     for changes in ({"baselines": ["alone"]}, {"personalization": {"share": False}}):
-        with pytest.raises(ConfigError, match="nobody can train it alone"):
+        with pytest.raises(ConfigError, match="no client can train it separately"):
             make_config(toy_values(method=method, **changes))
 
 
