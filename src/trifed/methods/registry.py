@@ -152,13 +152,17 @@ def _source(value: Any) -> Iterator[str]:
         defined = type(defined) if callable(defined) else None
     if defined is None:
         return
+    code = getattr(defined, "__code__", None)
     try:
+        if (
+            code and code.co_filename == "<string>"
+        ):  # of exec; Python 3.13 has the text of `python -c` by that name
+            raise OSError
         path = inspect.getsourcefile(defined)
         yield (
             Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else inspect.getsource(defined)
         )
     except (OSError, TypeError):
-        code = getattr(defined, "__code__", None)
         yield f"{code.co_code.hex()} {code.co_consts}" if code else repr(defined)
 
 
