@@ -1,14 +1,25 @@
-"""Estimates of what methods send, which the files of tests of costs share."""
+"""What several files of tests share: a model to train with twelve texts, and estimates of what methods send."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import pytest
+from local_training import EXAMPLES
 
 from trifed.adapters.settings import AdapterSettings
 from trifed.federation.cost import Cost, estimate_cost
 from trifed.methods import METHODS
+
+
+@pytest.fixture
+def shared_model(make_bench):
+    return make_bench("local")
+
+
+@pytest.fixture
+def data(shared_model):
+    return shared_model.encode(EXAMPLES)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import chosen
+from local_training import chosen
 
 from trifed.federation.batches import RoundRandom, epoch_batches, learning_rate, round_batches, steps_per_round
 

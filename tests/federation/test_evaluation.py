@@ -7,21 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, EMPTY, EXAMPLES, TEXTS, chosen, train
+from local_training import CPU, EMPTY, EXAMPLES, TEXTS, chosen, train
 
 from trifed.data import text_examples
 from trifed.federation.evaluation import embed, evaluate, length_order
 from trifed.tasks.text_classification import encode
-
-
-@pytest.fixture
-def shared_model(make_bench):
-    return make_bench("local")
-
-
-@pytest.fixture
-def data(shared_model):
-    return shared_model.encode(EXAMPLES)
 
 
 def by_hand(shared_model, data):

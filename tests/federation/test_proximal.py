@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_training import EXAMPLES, chosen
+from local_training import EXAMPLES, chosen
 from torch import nn
 
 from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, train_rounds

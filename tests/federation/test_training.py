@@ -1,4 +1,4 @@
-"""Local training against what can be computed by hand; and examples and settings that other files share."""
+"""Local training against what can be computed by hand."""
 
 from __future__ import annotations
 
@@ -7,37 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from local_training import CPU, EMPTY, EXAMPLES, chosen, train
 from torch import nn
 
-from trifed.config.settings import TrainingSettings
-from trifed.data import text_examples
-from trifed.federation.batches import RoundRandom, learning_rate
+from trifed.federation.batches import learning_rate
 from trifed.federation.device_placement import choose_precision
 from trifed.federation.evaluation import evaluate
-from trifed.federation.training import LocalTraining, train_locally
-
-CPU = torch.device("cpu")
-WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]
-# Row i has i + 1 words: all lengths differ, so that a batch of all rows has one order only.
-TEXTS = [" ".join([WORDS[i % 6], *(f"word{(7 * i + k) % 170:03d}" for k in range(i))]) for i in range(12)]
-EXAMPLES = text_examples(TEXTS, None, np.arange(12) % 3)
-EMPTY = text_examples([], None, np.zeros(0, np.int64))
-
-
-def chosen(**values) -> TrainingSettings:
-    base = {"batch_size": 4, "eval_batch_size": 4, "learning_rate": 1e-2, "precision": "fp32", "device": "cpu"}
-    return TrainingSettings(**{**base, **values})
 
 
 def without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-
-
-def train(shared_model, data, setting, *, rng=0, before=0, in_all=100, moments=None):
-    job = LocalTraining(shared_model.parameters, data, RoundRandom.of(rng, 1, 0), before, in_all, moments or {})
-    return train_locally(shared_model.model, [job], setting)[0]
 
 
 def trained_from_start(shared_model, data, setting, **kwargs):
@@ -49,16 +30,6 @@ def trained_from_start(shared_model, data, setting, **kwargs):
 def equal(first, second) -> bool:
     assert set(first) == set(second)
     return all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.fixture
-def shared_model(make_bench):
-    return make_bench("local")
-
-
-@pytest.fixture
-def data(shared_model):
-    return shared_model.encode(EXAMPLES)
 
 
 def test_training_depends_on_its_generator_alone(make_bench):
