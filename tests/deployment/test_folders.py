@@ -341,14 +341,3 @@ def test_a_node_that_is_ended_is_not_started_again(site, tmp_path):
         process.terminate()
         process.wait(30)
         assert len(told.read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("more", "named"),
-    [('keep = "best"\n', "keep"), ("patience = 2\n", "patience"), ('aggregation.groups = "given"\n', "members")],
-)
-def test_what_sites_cannot_do_is_refused_before_keys_are_made(tmp_path, more, named):
-    (tmp_path / "run.toml").write_text(more + RUN)
-    told = call("flower", "init", tmp_path / "new", "--host", "localhost", "--run", tmp_path / "run.toml")
-    assert told.exit_code != 0 and isinstance(told.exception, ConfigError | RunError)
-    assert named in str(told.exception) and not (tmp_path / "new").exists()
