@@ -82,6 +82,14 @@ ARMS: dict[str, Json] = {
 }  # fmt: skip
 """Settings by name. Three steps are about half a pass over 100 examples; a pull is a proximal term of that
 strength, towards the values that training starts from; dropout is that of the adapter's inputs."""
+PAGE_NAMES = {
+    "banking77": "BANKING77", "sst2": "SST-2", "cifar10": "CIFAR-10",
+    "own-prior": "default", "own-prior, rank 16": "rank 16", "own-prior, rank 8": "rank 8",
+    "own-prior, three steps": "three steps a round", "own-prior, half the rate": "half the rate",
+    "own-prior, dropout 0.2": "dropout 0.2", "own-prior, pull 0.1": "proximal term 0.1",
+    "own-prior, pull 1": "proximal term 1", "own-prior, rank 8, three steps": "rank 8, three steps a round",
+}  # fmt: skip
+"""Names of sets and arms in the tables of pages; those that are missing here keep their own name."""
 PLAIN = "own-prior"
 """The arm with which the accuracy of others is compared."""
 SEALED: Json = {"sealing": {"on": True}}
@@ -164,10 +172,14 @@ def interval(by_seed: Sequence[Sequence[float]], draws: int = 2000) -> tuple[flo
         by_seed: For each seed, one value a client.
         draws: Number of resamples.
     """
-    rng, means = np.random.default_rng(0), []
-    for _ in range(draws):
-        seeds = rng.integers(len(by_seed), size=len(by_seed))
-        means.append(np.mean([np.mean(rng.choice(by_seed[seed], len(by_seed[seed]))) for seed in seeds]))
+    counts = np.array([len(each) for each in by_seed])
+    seeds, most, common = len(counts), int(counts.max()), int(np.lcm.reduce(counts))
+    values = np.array([np.resize(each, common) for each in by_seed])  # each seed's clients equally often
+    upper = [seeds] * seeds + [common] * (seeds * most)
+    drawn = np.random.default_rng(0).integers(upper, size=(draws, len(upper)))
+    chosen, clients = drawn[:, :seeds], drawn[:, seeds:].reshape(draws, seeds, most)
+    kept = np.arange(most) < counts[chosen][..., None]  # as many draws as the chosen seed has clients
+    means = values[chosen[..., None], clients].mean(axis=2, where=kept).mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(np.mean([np.mean(each) for each in by_seed])), float(low), float(high)
 
