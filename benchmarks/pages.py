@@ -146,10 +146,7 @@ def results() -> Iterator[str]:
 
 
 def own_prior() -> Iterator[str]:
-    """The same in short, then planted groups, then priors."""
-    for name, methods, best, ours, _ in six_data_sets():
-        means = (percent(found["mean"]) for found in (methods["local"], methods[best], ours))
-        yield row(name, *means, f"{ours['bytes']['up_per_round'] / 1000:.1f} KB")
+    """Planted groups, then priors."""
     headroom = script("collaboration/headroom.py")
     groups = {
         "intents": "three mixes of 77 intents",
