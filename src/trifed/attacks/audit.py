@@ -271,4 +271,4 @@ def _notes(config: RunConfig) -> Iterator[str]:
         yield "Sealed: the server sees only sums. Attacks on one upload are a control, because nobody sees it."
     elif summary:
         yield "The summary that is sent once says how many examples of each label a client has, exactly."
-    yield "Attackers who match are told the labels and, of texts, the lengths; special tokens count nowhere."
+    yield "Gradient matching is given the labels and the lengths of texts; special tokens are not counted."

@@ -274,7 +274,7 @@ def load_target(folder: Path, name: str | None) -> TargetClient:
     identity = identity_of(config, data, shared_model)
     checkpoint = opened.load_checkpoint(identity, cut=False) if opened.has_checkpoint() else None
     if checkpoint is None:
-        raise RunError(f"{folder}: no round of this run is whole; `trifed run --resume {folder}` goes on with it")
+        raise RunError(f"{folder}: no round of this run is complete; `trifed run --resume {folder}` continues it")
     done, states, server = checkpoint
     simulation.restore(states, server)
     return target_client(simulation, find_client(simulation, name), done)

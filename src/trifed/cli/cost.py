@@ -54,7 +54,7 @@ def cost_command(
         Path | None, typer.Option(show_default=False, help="Also draw a plot: .png, .svg or .pdf.")
     ] = None,
 ) -> None:
-    """Bytes that each method would send for a model, per client and round. No weights are loaded.
+    """Count the bytes that each method would send for a model, per client and round. No weights are loaded.
 
     MODEL is a shape (roberta-base, roberta-large, llama-7b, mistral-7b, clip-vit-b32, vit-base), 'demo', a folder
     with a config.json, or a hub name.

@@ -24,7 +24,7 @@ def doctor_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every result as JSON.")] = False,
 ) -> None:
-    """Check whether a machine, a run or a folder is fit to be used, and say how to mend what is not.
+    """Check a machine, a run or a folder, and say how to fix each problem.
 
     Without PATH: this machine. Otherwise PATH is a run's TOML file, a run's folder,
     a server's folder (trifed flower init) or a site's folder (trifed flower join).

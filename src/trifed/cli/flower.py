@@ -49,6 +49,9 @@ def init_command(
 ) -> None:
     """Write the server's folder: the run as a Flower app, TLS certificates, and scripts.
 
+    With three or more sites the run is sealed, so that the server sees only sums of the sites' uploads, unless the
+    run's file has sealing.on = false or the run cannot be sealed. The command prints which it is, and why.
+
     [bold]Examples[/bold]
 
       trifed flower init server --run run.toml --host federation.example.org
@@ -303,7 +306,7 @@ def withdraw_command(
         str | None, typer.Option(help="At the server: the site that leaves.", show_default=False)
     ] = None,
 ) -> None:
-    """Withdraw a site for good: the server deletes the site's data and does not use them any more.
+    """Withdraw a site for good: the server deletes the site's data and no longer uses them.
 
     At the site, give the site's folder: its node sends the withdrawal with its next reply.
 

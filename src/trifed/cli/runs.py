@@ -138,7 +138,7 @@ def privacy_command(
     folder: Run,
     as_json: Annotated[bool, typer.Option("--json", help="Print every entry as JSON.")] = False,
 ) -> None:
-    """The privacy budget that a run has spent, from its ledgers.
+    """Show the privacy budget that a run has spent, from its ledgers.
 
     RUN is the folder of a simulated run (all clients' ledgers), a site's folder
     (its own ledgers, of one run or of all), or a run's folder at the server of a
@@ -152,7 +152,7 @@ def privacy_command(
 
       trifed privacy runs/tickets
     \b
-      trifed privacy trifed-node --json
+      trifed privacy site --json
     """
     from trifed.federation.privacy_report import accounts_in
     from trifed.privacy import ledger

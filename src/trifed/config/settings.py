@@ -164,7 +164,7 @@ class TrainingSettings(StrictSettings):
     schedule: Literal["constant", "linear", "linear-each-round"] = Field(
         "constant",
         description="Learning rate: constant, falling linearly to 0 over the whole run, or falling linearly to 0 "
-        "in each round and beginning anew in the next. A client that misses rounds has the rate of the others.",
+        "in each round, from its full value. A client that misses rounds has the rate of the others.",
     )
     warmup: float = Field(
         0.0,

@@ -83,7 +83,7 @@ def read_certificate(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError as error:
         raise RunError(
-            f"{path}: no certificate; expected the ca.pem or server.pem that `flower init` wrote"
+            f"{path}: no certificate; expected the ca.pem or server.pem that `trifed flower init` wrote"
         ) from error
 
 

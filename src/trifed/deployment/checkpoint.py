@@ -93,7 +93,7 @@ class ServerCheckpoint:
 
         checkpoint = self.folder.load_checkpoint(self.facts["run"], cut=not self.finished)
         if checkpoint is None:
-            raise RunError(f"{self.folder.path}: the checkpoint is gone; start a new run")
+            raise RunError(f"{self.folder.path}: the checkpoint is missing; put it back, or start a new run")
         done, _, arrays = checkpoint
         records = self.records
         facts = self.facts

@@ -99,7 +99,7 @@ def read(content: RecordDict) -> tuple[str, dict[str, Any], dict[str, bytes]]:
     """Read kind, facts and parts; MessageError if it is no message of this package."""
     record = content.config_records.get(RECORD)
     if record is None or "kind" not in record:
-        raise MessageError("a message that is none of trifed's")
+        raise MessageError("the message was not written by trifed; it is refused")
     parts = {n.removeprefix(PART): v for n, v in record.items() if n.startswith(PART) and isinstance(v, bytes)}
     facts = {
         name: value

@@ -72,8 +72,8 @@ for key in keys/*.pub; do
 done
 """,
     "run.sh": HEAD
-    + """# Begin the run, or continue it after its last whole round. To go back to the end of round 3 and continue
-# from there: ./run.sh --run-config from-round=3
+    + """# Begin the run, or continue it after its last complete round. To go back to the end of round 3 and
+# continue from there: ./run.sh --run-config from-round=3
 folder=runs/{name}
 for word in "$@"; do
     case "$word" in *folder=*) folder="" ;; esac # the results go elsewhere, where nothing is looked for
@@ -148,7 +148,7 @@ tell_scores = false      # true: report accuracy and loss on held-out data to th
 # batch_size = 8         # batch_size, epochs or steps, weight_decay, clip_norm.
 
 # [privacy]              # Checks before an upload leaves this site. The run cannot change them.
-# few_tokens = "warn"    # Uploads that stand on few tokens: "refuse" (the default), "warn" or "allow".
+# few_tokens = "warn"    # Uploads that depend on few tokens: "refuse" (the default), "warn" or "allow".
 """
 SITE_START = (
     HEAD

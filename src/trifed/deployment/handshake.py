@@ -81,7 +81,7 @@ def open_clients(config: RunConfig, run: str, client_manager: ClientManager) -> 
             opened[client] = facts
     if start is None:
         name, reason = names[0], rejected[0].reason
-        raise RunError(f"{name} could not be opened: {reason}; mend it, and start the run again")
+        raise RunError(f"{name} cannot take part: {reason}; fix this, and start the run again")
     records = [
         ClientRecord(name, client_manager.registered_nodes[name], *(opened[c][:2] if c in opened else (0,)))
         for c, name in enumerate(names)

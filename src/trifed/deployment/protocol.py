@@ -119,7 +119,7 @@ RefusalCode = Literal[
 """Reasons for a request that is not answered or a reply that is not accepted."""
 
 REASONS: dict[RefusalCode, str] = {
-    "bad_request": "it could not read the request; give server and sites the same trifed",
+    "bad_request": "it could not read the request; install the same version of trifed at server and sites",
     "not_asked_for": "the run's method or its [privacy] does not ask for such a request",
     "not_sealed": "it takes part only in sealed runs (sealed_only in its node.toml); set sealing.on = true",
     "no_site_keys": "it has no list of the sites' keys, or is not in it: run `trifed flower trust` there",
@@ -128,10 +128,10 @@ REASONS: dict[RefusalCode, str] = {
     "sum_sent": "it has already sent a part for this round, or the same numbers with other sites, and does not "
     "send them again",
     "not_ready": "it no longer has its key of this round: its process ended, or it got another request in between",
-    "wrong_phase": "the request does not fit how far the run is at this site",
-    "wrong_run": "it keeps a run of this name with other settings",
+    "wrong_phase": "the request does not fit the phase of the run at this site",
+    "wrong_run": "it has stored a run of this name with other settings",
     "left": "it has left for good",
-    "data_changed": "its data changed; it is opened again before the next round",
+    "data_changed": "its data changed; it sends its facts again before the next round",
     "data_unusable": "its data cannot be used",
     "model_unusable": "it cannot use the base model",
     "base_mismatch": "its base model is not the one that it accepts",
@@ -141,10 +141,10 @@ REASONS: dict[RefusalCode, str] = {
     "method_not_allowed": "its `methods` do not list the run's method",
     "method_mismatch": "its code of the run's method is not the server's; install the same version",
     "gradients_off": "it sends no exact gradients, and the run's method asks for one",
-    "counts_off": "it does not say how many examples it has, and the run's method asks for that",
+    "counts_off": "it does not report its number of examples, and the run's method asks for that",
     "raw_summaries_off": "it sends no summaries of raw features, and the run's method asks for one",
-    "limits_unusable": "its others_at_most or worse_by has no meaning with the run's method; it takes no part",
-    "guard": "what it would send could show single examples",
+    "limits_unusable": "its others_at_most or worse_by cannot be used with the run's method",
+    "guard": "its message could reveal single examples",
     "too_few_clients": "the round has fewer clients than its at_least asks for",
     "no_going_back": "it has done this round, and goes back only with may_go_back = true in its node.toml",
     "columns_not_allowed": "the run reads columns that it does not allow",
@@ -153,16 +153,18 @@ REASONS: dict[RefusalCode, str] = {
     "unreachable": "its process with the model ended or cannot be reached",
     "no_settings": "its node was started without --node-config 'node=\"/…/node.toml\"'",
     "other": "it could not answer",
-    "lost": "it does not have the state that counts at the server; it continues from its own, or starts anew",
+    "lost": "it does not have the state that the server expects; it continues from its own, or from the start",
     "no_answer": "it did not answer in time",
     "not_connected": "its node is not connected",
-    "bad_reply": "its answer is not what was asked for",
-    "starts_elsewhere": "it starts elsewhere from the same frames; give all the same trifed",
-    "other_base": "it has another base model, or starts elsewhere, than the others",
+    "bad_reply": "its answer does not have the requested form",
+    "starts_elsewhere": "it computes other initial values from the same shared projections; install the same "
+    "version of trifed everywhere",
+    "other_base": "its base model or its initial values are not those of the others",
     "bad_name": "its name is not made of letters, digits, '.', '_' and '-'",
-    "name_taken": "a client of the same name is there already; give each its own",
-    "other_key": "it has another key than before; if that is so, set deployment.bound = false",
-    "too_late": "it was not there when this run began, and deployment.late is false",
+    "name_taken": "another client has the same name; give each its own",
+    "other_key": "its key is not the one that first used this name; if the site has a new key, set "
+    "deployment.bound = false",
+    "too_late": "it connected after this run began, and deployment.late is false",
     "other_sites": "it has another list of the sites' keys than most sites; store the newest list at every site "
     "with `trifed flower trust`",
     "too_few_for_a_sum": "there are too few sites for a sum: see sealing.at_least, at_least in the sites' "
@@ -320,11 +322,11 @@ def read_layout(text: str) -> Layout:
     try:
         found = tuple((_name(name), tuple(_size(size) for size in shape)) for name, shape in read_json(text))
     except (ValueError, TypeError) as error:
-        raise MessageError(f"what travels: got no list of names and shapes ({error}); it is refused") from error
+        raise MessageError(f"layout: got no list of names and shapes ({error}); it is refused") from error
     sizes = {name: math.prod(shape) for name, shape in found if len(shape) <= MOST_AXES}
     if not len(sizes) == len(found) <= MOST_TENSORS or sum(sizes.values()) > MOST_VALUES:
         raise MessageError(
-            f"what travels: got {len(found)} tensors, expected at most {MOST_TENSORS} of different names, with up "
+            f"layout: got {len(found)} tensors, expected at most {MOST_TENSORS} of different names, with up "
             f"to {MOST_AXES} axes each and {MOST_VALUES} values together; it is refused"
         )
     return found

@@ -1,4 +1,4 @@
-"""`trifed flower init` seals a run, unless its file has `sealing.on`, or something stands against it."""
+"""`trifed flower init` seals a run unless its file has `sealing.on`, or a reason prevents it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def check_base(site: SiteSettings, model: str, fingerprint: str) -> None:
         raise RefusedError(
             "base_mismatch",
             f"{found} it was {first[:16]} when {site.name} first loaded it; put that back, or, if the change is "
-            f"meant, remove its line from the site's {BASES}",
+            f"intended, remove its line from the site's {BASES}",
         )
 
 
@@ -63,7 +63,7 @@ def check_privacy_limits(config: RunConfig, settings: SiteSettings) -> None:
     lines = promise(config) if config.privacy.on else []
     epsilon = next((line.epsilon for line in lines if line.covers == EVERYTHING), math.inf)
     if epsilon > limit:
-        what = f"has {epsilon:.2f}" if math.isfinite(epsilon) else "protects not everything that leaves"
+        what = f"has {epsilon:.2f}" if math.isfinite(epsilon) else "does not protect everything that leaves"
         raise RefusedError(
             "privacy_limit",
             f"{name} takes part in runs of ε up to {limit:g}, {RECORD} (most_epsilon), and this run {what}",
@@ -127,8 +127,8 @@ def check_site_policy(config: RunConfig, site: SiteSettings) -> None:
         raise RefusedError(
             "limits_unusable",
             f"method.name: '{config.method.name}' needs clients that take what they receive as it is, because its "
-            f"server counts on that, and {name} has others_at_most or worse_by in its node.toml; leave these out, "
-            f"or take no part",
+            f"server relies on that, and {name} has others_at_most or worse_by in its node.toml; remove these "
+            f"lines, or do not take part",
         )
 
 
@@ -148,7 +148,7 @@ def check_columns(config: RunConfig, site: SiteSettings) -> None:
         raise RefusedError(
             "columns_not_allowed",
             f"data: the run reads the columns {names}, and {site.name} allows {json.dumps(allowed)}; if that is "
-            f"meant, set columns = {names} in node.toml",
+            f"intended, set columns = {names} in node.toml",
         )
 
 
@@ -168,7 +168,7 @@ def check_labels(config: RunConfig, site: SiteSettings) -> None:
         raise RefusedError(
             "labels_not_allowed",
             f"data.labels: the run names {json.dumps(found)}, and {site.name} allows {json.dumps(allowed)}; if "
-            f"that is meant, set labels = {json.dumps(found)} in node.toml",
+            f"that is intended, set labels = {json.dumps(found)} in node.toml",
         )
 
 

@@ -131,7 +131,9 @@ class SiteRun:
             request.part("frames"), client.context.header("frames", 0, client.dataset.index), layout
         )[1]
         if self.store.last_round() is not None and self.store.has_other_shared_projections(projections):
-            raise RefusedError("wrong_phase", "other frames than a round was trained in; they are refused")
+            raise RefusedError(
+                "wrong_phase", "the shared projections are not those of the earlier rounds; they are refused"
+            )
         self.shared_model.set_shared_projections(projections)
         self.store.save_shared_projections(projections)
         client.start()

@@ -217,8 +217,8 @@ class SiteTransport:
             remain, quorum = sum(not record.left for record in self.records), self.config.deployment.quorum
             if remain < quorum:
                 raise RunError(
-                    f"{self.records[client].name} could not be opened: {rejected.reason}; {remain} clients "
-                    f"remain, and deployment.quorum is {quorum}; mend it, and start the run again"
+                    f"{self.records[client].name} cannot take part: {rejected.reason}; {remain} clients "
+                    f"remain, and deployment.quorum is {quorum}; fix this, and start the run again"
                 )
             return
         reply = self.replies.get(client)
@@ -257,7 +257,7 @@ class SiteTransport:
         if counted < quorum:
             raise RunError(
                 f"round {number}: {counted} of {self.asked} clients gave a usable reply, and deployment.quorum "
-                f"is {quorum}; the run stands at round {number - 1} and can be resumed"
+                f"is {quorum}; the last complete round is {number - 1}, and the run can be resumed"
             )
 
     def update_clients(self, number: int) -> Sequence[int]:

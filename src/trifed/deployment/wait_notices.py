@@ -1,4 +1,4 @@
-"""When and how the server reports whom it waits for, so that a run that stands still says why."""
+"""When and how the server reports whom it waits for, so that a run without progress shows the reason."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def _tuning_problems(config: CompareConfig, tuning: Tuning) -> Iterator[str]:
     yield from _unknown("tuning.partitions", [*tuning.partitions, *tuning.partitions.values()], config.partitions)
     for name, source in tuning.partitions.items():
         if tuning.partitions.get(source, source) != source:
-            yield f"tuning.partitions.{name}: '{source}' takes its rates elsewhere; name where they are chosen"
+            yield f"tuning.partitions.{name}: '{source}' uses the rates of another one; name that one instead"
 
 
 def _run_problems(config: CompareConfig) -> Iterator[str]:

@@ -134,7 +134,7 @@ def _check_ended(item: _Running) -> None:
     if code:
         last = output.splitlines()[-1] if output else f"it ended with code {code}"
         message = output if code == MISTAKE else last
-        raise RunError(f"{item.job}: {message}\nThe finished runs are kept; the same command goes on from there")
+        raise RunError(f"{item.job}: {message}\nThe finished runs are kept; the same command continues from there")
 
 
 def _round(folder: Path) -> int:

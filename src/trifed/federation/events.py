@@ -331,7 +331,7 @@ LINES = {
     "trained": "round {round}  {client}: loss {loss:.3f}, {kilobytes:.1f} KB up",
     "bounded": "round {round}  {client}: its upload was {ratio:.1f} times over the {bound} bound",
     "sum": "round {round}  the sum of {count} clients is opened",
-    "no sum": "round {round}  no sum was opened; what is shared stays as it was",
+    "no sum": "round {round}  no sum was opened; the shared values stay as they were",
     "diverged": "round {round}  {client}: training diverges, loss {loss:.3g}; lower training.learning_rate",
     "kept its own": "round {round}  {client} keeps its own values: the received ones were worse for its data",
     "warned": "{client}: {text}",
@@ -340,7 +340,7 @@ LINES = {
     "scores": "round {round}  {client}: {percent:.1f} % on its test data ({stage})",
     "best so far": "round {round}  best so far: {metric} {value:.4g} on validation data",
     "ended early": "ended early after round {round}: {evaluations} evaluations without a better {metric} on "
-    "validation data; with a larger patience it goes on",
+    "validation data; with a larger patience it continues",
     "kept round": "the result is the models of round {round} of {last}, the best by {metric} on validation data",
     "finished": "finished",
 }

@@ -168,8 +168,8 @@ def too_few(found: dict[str, Few]) -> str:
     count = "is one" if len(found) == 1 else f"are {len(found)}"
     names = "; ".join(f"{name}, {few}" for name, few in found.items())
     return (
-        f"privacy.few_tokens: an upload that stands for fewer than {needed} different tokens (twice the rank of "
-        f"what is sent) can give them away, and there {count}: {names}. Use more data, more steps a round or a "
+        f"privacy.few_tokens: an upload that depends on fewer than {needed} different tokens (twice the rank of "
+        f"what is sent) can reveal them, and there {count}: {names}. Use more data, more steps a round or a "
         f"lower adapter.rank, leave such clients out, {WAY_OUT.format('few_tokens')}"
     )
 
@@ -181,6 +181,6 @@ def small_components(summary: Summary) -> str:
         return ""
     return (
         f"privacy.small_components: {len(small)} of {len(summary.counts)} means and variances in the summary "
-        f"stand on fewer than {FLOOR} examples, one of them on {int(np.min(small))}, and can show them; set "
+        f"cover fewer than {FLOOR} examples, one of them {int(np.min(small))}, and can reveal them; set "
         f"method.summary = 'projected' if the method has this option, {WAY_OUT.format('small_components')}"
     )

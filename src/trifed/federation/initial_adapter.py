@@ -189,9 +189,9 @@ def _head(
     theirs = list(map(str, facts.get("labels", [])))
     scales = [(facts.get(name), getattr(shared_model.settings, name)) for name in ("target_mean", "target_scale")]
     if facts.get("task") != shared_model.task.name or any(one != own for one, own in scales):
-        return {}, [f"{SETTING}: {folder} was trained for another task or scale, so that the head starts anew"]
+        return {}, [f"{SETTING}: {folder} was trained for another task or scale, so the head is initialised anew"]
     if sorted(theirs) != sorted(map(str, labels)):
-        return {}, [f"{SETTING}: {folder} was trained on other labels, so that the head starts anew"]
+        return {}, [f"{SETTING}: {folder} was trained on other labels, so the head is initialised anew"]
     rows = [theirs.index(str(label)) for label in labels]
     head = {f"head.{name}": tensor[rows] for name, tensor in _read_tensors(folder / HEAD).items()}
     return {name: tensor for name, tensor in head.items() if name in wanted}, []

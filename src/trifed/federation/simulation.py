@@ -231,7 +231,7 @@ class Simulation:
         """
         if not accepted and not sealed:
             raise RunError(
-                f"round {number}: every client was left out; events.jsonl says why. The run stands at round "
+                f"round {number}: every client was left out; events.jsonl says why. The last complete round is "
                 f"{number - 1}"
             )
 

@@ -24,7 +24,7 @@ CAUTIONS = {
     "no-control": "No control was attacked: nothing shows that the attacks can succeed.",
     "weak-attacks": "No control was read back above guessing: the attacks may be too weak here.",
     "no-guesser": "There was no guesser: nothing shows which part of a score is guessing.",
-    "few-trials": "A number stands on only {}: read the intervals.",
+    "few-trials": "A number comes from only {}: read the intervals.",
     "weak-members": "Membership was not detected from single uploads either, so these results do not show that "
     "sums protect.",
     "no-proof": "A failed attack is no proof: only noise with a counted privacy budget bounds all attacks.",
@@ -136,7 +136,7 @@ def members(findings: Findings) -> str:
     if clear is None:
         return ""
     sums = ", from sums of clients alone" if findings.sealed else ""
-    return f"whether an example is a client's was told with AUC {clear:.2f}{sums}"
+    return f"membership of an example was detected with AUC {clear:.2f}{sums}"
 
 
 def _score(findings: Findings, found: Estimate | None) -> str:

@@ -35,7 +35,7 @@ SOON = 30
 """Days before the end of a certificate from which it is a warning."""
 NEW_SERVER = "Put back the files of one `trifed flower init`, or write a new server's folder."
 ASK = "Ask the server's operator for the ca.pem that the server uses now."
-ANEW = "Restore a copy; without one, remove the named file, but never a ledger: the site then starts anew."
+ANEW = "Restore a copy; without one, remove the named file, but never a ledger: the site then starts again."
 START = "Write a new folder with `trifed flower join`, and copy its start.sh into this one."
 NEW_SITE = "Restore the key; without it, write a new site's folder and have its new .pub registered."
 

@@ -196,7 +196,7 @@ def track(folder: str | Path, name: TrackerName, into: str | Path | None = None)
     logs = [(source, source.folder.whole_rounds()) for source in sources]
     if not any(events for _, events in logs):
         raise RunError(
-            f"{folder}: no round of this run is whole yet; `trifed run --resume {folder}` goes on with it"
+            f"{folder}: no round of this run is complete yet; `trifed run --resume {folder}` continues it"
         )
     return [_write(source, events, name, Path(into) if into else None) for source, events in logs if events]
 
