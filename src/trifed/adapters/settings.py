@@ -53,8 +53,8 @@ class AdapterSettings(StrictSettings):
     )
     train_tokens: list[str] = Field(
         [],
-        description="The embeddings of these tokens train too, such as of tokens that were added to the "
-        "tokenizer. They stay at the client.",
+        description="The embeddings of these tokens train too, for example those of tokens that were added "
+        "to the tokenizer. They stay at the client.",
     )
     train_norms: bool = Field(
         False,

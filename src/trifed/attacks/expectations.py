@@ -65,9 +65,9 @@ def check_expectations(
         site = ", as a site of the sum" if worst.view == "others" else ""
         rounds = f", from {worst.rounds} rounds" if worst.rounds > 1 else ""
         yield Claim(
-            claim=f"Who is in {seen} of a whole round cannot be told: AUC at most {HIDDEN}",
+            claim=f"Membership in {seen} of a round cannot be detected: AUC at most {HIDDEN}",
             holds=worst.auc.mean <= HIDDEN,
-            why=f"{_shown(worst.auc)} at most, for who knows {worst.knows}{site}{rounds}",
+            why=f"{_shown(worst.auc)} at most, for an attacker who knows {worst.knows}{site}{rounds}",
         )
     strongest = [
         row

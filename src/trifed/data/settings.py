@@ -104,8 +104,8 @@ class DataSettings(StrictSettings):
     )
     separator: str | None = Field(
         None,
-        description="Separator of the cells of CSV files. Unset: comma, semicolon, tab or bar, by which the "
-        "header has the columns that are named.",
+        description="Separator of the cells of CSV files. Unset: comma, semicolon, tab or bar, whichever "
+        "splits the header into the named columns.",
     )
     encoding: str | None = Field(
         None, description="Encoding of CSV and JSON files, such as cp1252. Unset: UTF-8, or UTF-16 with its mark."
@@ -134,7 +134,7 @@ class DataSettings(StrictSettings):
     label_separator: str | None = Field(
         None,
         min_length=1,
-        description="For multi-label-classification: what separates the labels in a text, such as ';'. Unset: the "
+        description="For multi-label-classification: separator of the labels in a text, such as ';'. Unset: the "
         "column holds lists.",
     )
     labels: list[str] | None = Field(

@@ -58,7 +58,7 @@ class AggregationSettings(StrictSettings):
         2.0,
         ge=0,
         description="With groups = 'agreement': two clients share if their labels' means, or the contrasts "
-        "between these, differ by less than this many times what noise explains. With 0 no client shares.",
+        "between these, differ by less than this multiple of what noise explains. With 0 no client shares.",
     )
 
     rule: Literal["mean", "median", "trimmed-mean"] = Field(

@@ -50,7 +50,7 @@ class PersonalizationSettings(StrictSettings):
     interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         None,
         description="Use a model between the one just trained (0) and the one received (1); with 'auto' each "
-        "client chooses the place by the loss of its validation examples. Unset: the method's.",
+        "client chooses the share by the loss on its validation examples. Unset: the method's.",
     )
     proximal: float | None = Field(
         None,
