@@ -47,10 +47,7 @@ def init_command(
     host: Annotated[str, typer.Option(help="Name or address at which sites reach the server.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port; one is enough.")] = 8443,
 ) -> None:
-    """Write the server's folder: the run as a Flower app, TLS certificates, and scripts.
-
-    With three or more sites the run is sealed, so that the server sees only sums of the sites' uploads, unless the
-    run's file has sealing.on = false or the run cannot be sealed. The command prints which it is, and why.
+    """Write the server's folder: the run (sealed with three or more sites) as a Flower app, certificates, scripts.
 
     [bold]Examples[/bold]
 

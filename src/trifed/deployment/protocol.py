@@ -157,13 +157,11 @@ REASONS: dict[RefusalCode, str] = {
     "no_answer": "it did not answer in time",
     "not_connected": "its node is not connected",
     "bad_reply": "its answer does not have the requested form",
-    "starts_elsewhere": "it computes other initial values from the same shared projections; install the same "
-    "version of trifed everywhere",
+    "starts_elsewhere": "its initial values are not the server's; install the same version of trifed everywhere",
     "other_base": "its base model or its initial values are not those of the others",
     "bad_name": "its name is not made of letters, digits, '.', '_' and '-'",
     "name_taken": "another client has the same name; give each its own",
-    "other_key": "its key is not the one that first used this name; if the site has a new key, set "
-    "deployment.bound = false",
+    "other_key": "its name belongs to another key; if the site has a new key, set deployment.bound = false",
     "too_late": "it connected after this run began, and deployment.late is false",
     "other_sites": "it has another list of the sites' keys than most sites; store the newest list at every site "
     "with `trifed flower trust`",
