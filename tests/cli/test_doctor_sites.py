@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 
 from trifed.cli.app import app
 from trifed.deployment import certificates
+from trifed.deployment.protocol import Reply, Request
+from trifed.deployment.release_log import record_release
+from trifed.deployment.site_store import SiteStore
 from trifed.reports.doctor import diagnose
 
 pytest.importorskip("flwr", reason="the flower extra is not installed")
@@ -133,10 +136,13 @@ def test_no_result_holds_a_secret(server, site):
 
 # -- a site's folder
 
+NEW = {"server": "warning", "sites": "warning"}
+"""What a new site's folder lacks: its server, and the list of the sites' keys."""
 
-def test_a_new_sites_folder_lacks_only_its_server(site, free):
+
+def test_a_new_sites_folder_lacks_its_server_and_the_list_of_keys(site, free):
     before = content(site)
-    assert wrong(site) == {"server": "warning"}
+    assert wrong(site) == NEW
     assert content(site) == before
     with socket.socket() as listening:
         listening.bind(("localhost", free))
@@ -181,8 +187,29 @@ def trusting(site, name, own=False):
     (site / "sites.pub").write_text(lines)
 
 
-def test_the_sites_of_sealed_sums_are_named(site):
+def greeted(site, run, error=None, sealed=False):
+    """Write down that a run greeted the site, as its process does."""
+    folder = site / "kept"
+    record_release(folder, Request("hello", {"run": run}), Reply(error=error), {}, None)
+    if error is None:
+        SiteStore.at(folder / run, {"sealing": {"on": sealed}})
+
+
+def test_a_site_without_a_list_says_what_to_do_unless_its_run_is_open(site):
+    """Without a list a sealed run is refused, and nobody may look at a check that was skipped."""
+    said = mend(site, "sites")
+    assert f"trifed flower trust {site} sites.pub" in said and "not sealed" in said
+    greeted(site, "open-1")
     assert states(diagnose(site))["sites"] == "skipped"
+    greeted(site, "sealed-1", "no_site_keys")
+    assert states(diagnose(site))["sites"] == "problem" and "trifed flower trust" in mend(site, "sites")
+    greeted(site, "sealed-2", sealed=True)  # the list was there, and is not any more
+    assert states(diagnose(site))["sites"] == "warning"
+    greeted(site, "another-1", "method_not_allowed")
+    assert states(diagnose(site))["sites"] == "warning"
+
+
+def test_the_sites_of_sealed_sums_are_named(site):
     trusting(site, "paris", own=True)
     (found,) = (check for check in diagnose(site) if check.name == "sites")
     assert found.state == "ok" and "2 sites: berlin, paris." in found.found
@@ -192,13 +219,13 @@ def test_the_sites_of_sealed_sums_are_named(site):
 def test_a_fault_of_a_sites_folder_is_found(site, name):
     fault, expected = SITE_FAULTS[name]
     fault(site)
-    assert wrong(site) == {"server": "warning", **expected}
+    assert wrong(site) == ({"server": "warning"} if "settings" in expected else NEW) | expected
 
 
 def test_data_in_a_folder_are_read_when_a_run_begins(site):
     (site.parent / "tables").mkdir()
     edited(site / "node.toml", "berlin.csv", "tables")
-    assert wrong(site) == {"server": "warning"}
+    assert wrong(site) == NEW
 
 
 @pytest.fixture
@@ -212,7 +239,7 @@ def keeping(site):
 
 
 def test_every_run_of_a_site_is_checked(keeping):
-    assert wrong(keeping) == {"server": "warning"}
+    assert wrong(keeping) == NEW
     checks = states(diagnose(keeping))
     for name in ("state", "model", "ledger"):
         assert any(check.endswith(f": {name}") for check in checks), name
@@ -235,13 +262,30 @@ def test_a_fault_of_a_kept_run_is_found(keeping, name):
     fault(path)
     run = path.relative_to(keeping / "kept").parts[0]
     name = check if check == "files" else f"{run}: {check}"
-    assert wrong(keeping) == {"server": "warning", name: "problem"}
+    assert wrong(keeping) == {**NEW, name: "problem"}
     assert mend(keeping, name)
 
 
 def test_the_workers_lock(keeping):
     (keeping / "kept" / "lock").touch()
     assert states(diagnose(keeping))["lock"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ("quorum = 1", "quorum = 3", "deployment.quorum"),
+        ("[sealing]\non = false", "[sealing]\non = true", "sealing.at_least"),
+    ],
+)
+def test_a_run_that_no_round_can_have_enough_sites_for_is_found_until_it_has_begun(server, before, after, named):
+    """`deployment.clients` is 2."""
+    edited(server / "app/run.toml", before, after)
+    [check] = [each for each in diagnose(server) if each.name == "sites of a round"]
+    assert check.state == "problem" and check.found.startswith(f"{named}: got 3, expected at most 2")
+    (server / "runs/tickets").mkdir(parents=True)
+    (server / "runs/tickets/federation.json").write_text("{}")
+    assert "sites of a round" not in states(diagnose(server))
 
 
 # -- the list of the sites of a sealed run

@@ -51,6 +51,14 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_of_an_open_run_the_list_is_said_to_be_of_no_use(folder, sealed):
+    path = folder / "server/app/run.toml"
+    path.write_text(path.read_text().replace("[sealing]\non = false", f"[sealing]\non = {str(sealed).lower()}"))
+    told = call("sites", folder / "server")
+    assert told.exit_code == 0 and ("only a sealed run needs the list" in told.output) != sealed
+
+
 def test_join_says_the_fingerprint_of_its_key(folder):
     told = call(
         "join", folder / "oslo", "--name", "oslo", "--superlink", "localhost:8443",

@@ -176,7 +176,7 @@ def test_without_agreement_on_a_base_no_run_begins(federation):
         channel.faults[("hello", 0, site)] = lambda reply, request: replace(
             reply, facts={**reply.facts, "base": reply.facts["name"]}
         )
-    with pytest.raises(RunError, match=r"0 of 3 clients .*, 3 with different base models"):
+    with pytest.raises(RunError, match=r"3 of 3 clients .*, with 3 different base models"):
         coordinator.run()
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from trifed.common.errors import RunError
 from trifed.deployment.protocol import Request
 from trifed.deployment.release_log import read_releases
 from trifed.federation.sealed.rules import SumTerms
@@ -103,10 +104,10 @@ def test_a_newcomer_takes_part_once_all_have_the_new_list(sealed, events, keys):
 
 def test_without_a_list_or_with_sealed_only_a_site_takes_no_part(sealed, events, keys):
     coordinator, _, _ = sealed(
-        settings={"basil": {"sites": keys.folder / "none.pub"}},
-        deployment={"clients": 2, "quorum": 2},
+        settings={"basil": {"sites": keys.folder / "none.pub"}}, deployment={"clients": 3, "quorum": 3}
     )
-    coordinator.run()
+    with pytest.raises(RunError, match=r"2 of 3 clients .* 1 node was refused"):
+        coordinator.run()
     assert [e["code"] for e in events(coordinator, "refused")] == ["no_site_keys"]
     open_run, _, _ = sealed(
         "open",

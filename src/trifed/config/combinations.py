@@ -18,6 +18,7 @@ from trifed.config.settings import (
 )
 from trifed.data.columns import spelling
 from trifed.methods import METHODS
+from trifed.methods.aggregation import can_aggregate
 
 if TYPE_CHECKING:
     from trifed.config.run import RunConfig
@@ -142,21 +143,47 @@ def privacy_problems(config: RunConfig) -> Iterator[str]:
                 f"method, or leave [privacy] out"
             )
         if exact_counts and method.summarise:
-            yield f"privacy.summary: missing, but '{name}' sends exact label counts; give an epsilon"
+            yield (
+                f"privacy.summary: missing, but '{name}' sends exact label counts; set it, such as "
+                "summary = { epsilon = 4.0 }"
+            )
         # Training that is noised starts from noised label counts, which only a summary releases.
         if config.privacy.training and method.local_init and not method.summarise:
-            needed = "aggregation.weights = 'label-rows' and privacy.summary"
-            if config.sealing.on:
-                needed = "aggregation.groups = 'agreement' and privacy.summary"
-            yield (
-                f"privacy.training: '{name}' starts from a client's label counts, and has no summary with noised "
-                f"ones; set {needed}, or choose another method"
-            )
+            yield _prior_problem(config, name)
         if config.privacy.training and method.local_share:
             yield (
                 f"privacy.training: '{name}' keeps the mean features of a client's examples without noise; choose "
                 "another method"
             )
+
+
+def _prior_problem(config: RunConfig, name: str) -> str:
+    """Return why a method's training with noise cannot start from label counts without noise, and the ways out.
+
+    Args:
+        config: The run's settings.
+        name: The run's method, or one of its baselines.
+    """
+    base = METHODS[name].preset_of or METHODS[name]
+    if base.local_init is not None:
+        start, without = "", "choose another method"
+    else:
+        start, without = " (personalization.label_prior)", "set personalization.label_prior = false"
+    if name != config.method.name:
+        without, config = f"leave '{name}' out of baselines", config.with_method(name)
+    found = (
+        f"privacy.training: '{name}' starts training from the client's exact label counts{start}, without noise"
+    )
+    parts, needed = config.aggregation, []
+    if config.sealing.on and parts.groups != "agreement":
+        needed.append("aggregation.groups = 'agreement'")
+    if not config.sealing.on and not parts.needs_summaries:
+        needed.append("aggregation.weights = 'label-rows'")
+    if not config.privacy.summary:
+        needed.append("privacy.summary, such as summary = { epsilon = 4.0 }")
+    if not config.personalization.share or not can_aggregate(base) or not needed:
+        return f"{found}; {without}, or leave privacy.training out"
+    return f"{found}; {without}, or let them come from a summary with noise: set {' and '.join(needed)}"
 
 
 def summary_problems(config: RunConfig) -> Iterator[str]:

@@ -83,11 +83,21 @@ class ClientManager:
             self.sleep(POLL_SECONDS)
             waited += POLL_SECONDS
         if len(self.nodes) < needed:
-            undecided = f", {len(self.undecided)} with different base models" if self.undecided else ""
-            raise RunError(
-                f"{len(self.nodes)} of {wanted} clients came within {self.settings.join_seconds:g} seconds"
-                f"{undecided}; start the others' nodes, or lower deployment.clients"
-            )
+            raise RunError(self._too_few(wanted))
+
+    def _too_few(self, wanted: int) -> str:
+        """Return why a run cannot begin or continue: fewer clients connected in time than it needs."""
+        bases, refused = len({*map(_identity, self.undecided.values())}), len(self.refused)
+        facts, remedy = "", "start the others' nodes"
+        if refused:
+            facts = f", and {'1 node was' if refused == 1 else f'{refused} nodes were'} refused"
+            remedy = "mend the reason that the server printed above, start the others' nodes"
+        if bases > 1:
+            facts, remedy = f", with {bases} different base models{facts}", "give all sites the same base model"
+        return (
+            f"{len(self.nodes) + len(self.undecided)} of {wanted} clients came within "
+            f"{self.settings.join_seconds:g} seconds{facts}; {remedy}, or lower deployment.clients"
+        )
 
     def _not_connected(self, wanted: int) -> str:
         """Return in words for which of the `wanted` clients the run waits."""

@@ -216,16 +216,15 @@ def server_app(run: Path, listener: Listener = say) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         # Here, because the ClientApp imports this file anew for every message.
         from trifed.config.run import to_toml
+        from trifed.deployment.checkpoint import FACTS
         from trifed.deployment.folders import read_run
         from trifed.deployment.site_transport import SiteTransport
         from trifed.federation.run_folder import RunFolder
 
         config = read_run(run)
         path = Path(str(context.run_config.get("folder", f"runs/{config.name}"))).expanduser()
-        if (path / "config.toml").is_file():
-            folder = RunFolder.open(path)
-        else:
-            folder = RunFolder.create(path)
+        folder = RunFolder.open(path) if (path / "config.toml").is_file() else RunFolder.create(path)
+        if not (path / FACTS).is_file():  # the settings may have been corrected after a start that failed
             folder.write_text("config.toml", to_toml(config))
         try:
             SiteTransport(config, FlowerChannel(grid), folder, listener).run(from_round_of(context))

@@ -36,7 +36,7 @@ from trifed.deployment.folder_templates import (
 )
 from trifed.deployment.ports import find_port, ports_beside
 from trifed.deployment.protocol import AT_THE_CLIENTS, LEFT_AT_HOME
-from trifed.deployment.run_checks import check_for_sites
+from trifed.deployment.run_checks import check_for_sites, check_new_run
 from trifed.deployment.sealed_by_default import sealed_by_default
 from trifed.deployment.site_settings import site_settings
 
@@ -120,11 +120,12 @@ def write_server_folder(folder: Path, run: Path, host: str, port: int) -> tuple[
         The fingerprint of its authority, and sentences that say whether the run is sealed, and why.
 
     Raises:
-        ConfigError: See `read_run`; or a name that Flower uses itself.
+        ConfigError: See `read_run` and `check_new_run`; or a name that Flower uses itself.
         RunError: See `check_for_sites`; or the host or the folder cannot be used, or nothing can be written.
     """
     config, sealing = sealed_by_default(read_run(run))
     check_for_sites(config)
+    check_new_run(config, str(run))
     final = folder.absolute()
     _check_host(host, "--host")
     if config.name in FLOWERS_NAMES:

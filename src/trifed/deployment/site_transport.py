@@ -30,7 +30,7 @@ from trifed.deployment.protocol import (
     rejected_for,
     write_layout,
 )
-from trifed.deployment.run_checks import check_for_sites
+from trifed.deployment.run_checks import check_for_sites, check_new_run
 from trifed.deployment.sealed_lists import ReadySites, notes_of_going_back, notes_of_sums
 from trifed.federation import events
 from trifed.federation.base_server import BaseServer, layout_of
@@ -116,6 +116,7 @@ class SiteTransport:
         if self.checkpoint.facts:
             done = self._resume()
         else:
+            check_new_run(self.config)
             (self.folder.path / "events.jsonl").unlink(missing_ok=True)  # of a run that never began
             manager.gather()
             self.opened = opened = open_clients(self.config, self.name, manager)

@@ -18,12 +18,15 @@ from trifed.config.toml_files import read_toml
 from trifed.data.readers import TextFormat, read_file
 from trifed.data.sources import is_on_hub
 from trifed.deployment.certificates import belongs, read_certificate, refuse_other_authority
+from trifed.deployment.checkpoint import FACTS
+from trifed.deployment.release_log import Release, read_releases
+from trifed.deployment.run_checks import check_new_run
 from trifed.deployment.site_keys import LIST, SiteKeys, changes, collect_site_keys, read_site_keys, trusted_sites
 from trifed.deployment.site_settings import LEFT, SiteSettings, read_site_settings
 from trifed.deployment.site_store import SiteStore
 from trifed.federation.client_model import read_client
 from trifed.federation.run_folder import PRIVACY, refuse_unwritable
-from trifed.reports.doctor import Check, State, attempt, check_files, check_lock, judge, under
+from trifed.reports.doctor import Check, attempt, check_files, check_lock, judge, under
 from trifed.reports.doctor.runs import RESTORE, SETTINGS, check_ledgers, check_run, read_run_settings
 from trifed.reports.format import listing, plural
 
@@ -46,6 +49,7 @@ def check_server_folder(path: Path) -> Iterator[Check]:
     config = yield from attempt("settings", settings, SETTINGS, NEW_SERVER)
     yield from check_credentials(path)
     if config is not None:
+        yield from check_start(path, config)
         yield from check_list(path, config)
     yield from check_paths(path)
     yield from check_port(path)
@@ -71,7 +75,7 @@ def check_site_folder(path: Path) -> Iterator[Check]:
     yield from attempt("server", server, "It accepts connections.", mend, "warning")
     yield from check_port(path)
     if settings is not None:
-        yield from check_trusted_sites(settings)
+        yield from check_trusted_sites(settings, path)
         mend = "Correct the file, or data.source in node.toml."
         yield from attempt("data", partial(check_site_data, settings), "{}", mend)
         yield from check_kept(settings.folder)
@@ -120,6 +124,14 @@ def check_key(path: Path, public: Path, mend: str) -> Iterator[Check]:
         )
 
 
+def check_start(path: Path, config: RunConfig) -> Iterator[Check]:
+    """Check that a run that has not begun can have enough sites in a round."""
+    if not (path / "runs" / config.name / FACTS).is_file():  # otherwise more sites may have joined since
+        mend = f"Correct it in {path / 'app/run.toml'}."
+        enough = "A round can have as many sites as it needs."
+        yield from attempt("sites of a round", partial(check_new_run, config), enough, mend)
+
+
 def check_list(path: Path, config: RunConfig) -> Iterator[Check]:
     """Check that a sealed run's server has written the list of its sites' keys, with the keys that it has now."""
     if not config.sealing.on:
@@ -155,15 +167,37 @@ def check_list(path: Path, config: RunConfig) -> Iterator[Check]:
         )
 
 
-def check_trusted_sites(settings: SiteSettings) -> Iterator[Check]:
+def check_trusted_sites(settings: SiteSettings, folder: Path) -> Iterator[Check]:
     """Check the list of the sites with which this one sends sealed sums; without it, sealed runs are refused."""
-    mend = "Ask the server's operator for sites.pub, and run `trifed flower trust` with it."
-    if not settings.sites.is_file():
-        found = f"No {settings.sites.name}: this site refuses sealed runs, the usual ones with three or more sites"
-        state: State = "problem" if settings.sealed_only else "skipped"
-        yield Check("sites", state, f"{found}{', and all others (sealed_only)' * settings.sealed_only}.", mend)
+    mend = f"Ask the server's operator for {LIST}; then: trifed flower trust {shlex.quote(str(folder))} {LIST}"
+    if settings.sites.is_file():
+        yield from attempt("sites", partial(_trusted, settings), "{}", mend)
         return
-    yield from attempt("sites", partial(_trusted, settings), "{}", mend)
+    greeted = yield from attempt("log", partial(_greetings, settings.folder), "", ANEW)
+    if greeted is None:
+        return
+    last, none = (greeted[-1] if greeted else None), f"No {settings.sites.name}"
+    if settings.sealed_only:
+        found = f"{none}: this site refuses every run, because sealed_only is true in its node.toml."
+        yield Check("sites", "problem", found, mend)
+    elif last and last.error == "no_site_keys":
+        yield Check("sites", "problem", f"{none}: this site refused a sealed run at {last.time}.", mend)
+    elif last and not last.error and not _is_sealed(settings.folder / last.run):
+        yield Check("sites", "skipped", f"{none}: the last run here is not sealed, and needs no list.")
+    else:
+        found = f"{none}: this site refuses sealed runs, which runs with three or more sites are by default."
+        yield Check("sites", "warning", found, f"{mend}\nA run that is not sealed needs no list.")
+
+
+def _greetings(folder: Path) -> list[Release]:
+    """Return a site's replies to the greetings of runs, in order."""
+    return [release for release in read_releases(folder) if release.kind == "hello"]
+
+
+def _is_sealed(folder: Path) -> bool:
+    """Return whether a kept run is sealed; True if its settings are not there."""
+    values = SiteStore.settings_of(folder)
+    return values is None or bool(values.get("sealing", {}).get("on"))
 
 
 def _trusted(settings: SiteSettings) -> str:
