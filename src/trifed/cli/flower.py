@@ -107,18 +107,14 @@ def sites_command(
     [bold]Example[/bold]: trifed flower sites server
     """
     _need_flower()
-    from trifed.config.toml_files import read_toml
-    from trifed.deployment.site_keys import collect_site_keys
+    from trifed.deployment.site_keys import collect_site_keys, run_is_sealed
 
-    run = folder / "app/run.toml"
-    if not run.is_file():
-        raise RunError(f"{folder}: no server's folder (it has no app/run.toml); give that of `trifed flower init`")
-    sealing, path = read_toml(run).get("sealing"), folder / LIST
+    path, sealed = folder / LIST, run_is_sealed(folder)
     now, before = collect_site_keys(folder), _earlier(path)
     now.write(path)
     PlainConsole().print(_render_sites(now, before))
-    if not (isinstance(sealing, dict) and sealing.get("on")):
-        typer.echo(f"{run}: this run is not sealed (sealing.on = false); only a sealed run needs the list.")
+    if not sealed:
+        typer.echo("This run is not sealed (sealing.on in app/run.toml); only a sealed run needs the list.")
     typer.echo(
         f"{path}: send it to every site, which stores it by `trifed flower trust`\n"
         f"The sites compare this SHA-256 of the list with each other by telephone:\n  {now.fingerprint}"

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from trifed.common.errors import RunError
 from trifed.common.files import whole_file
+from trifed.config.toml_files import read_toml
 from trifed.deployment.certificates import CURVE, read_private
 from trifed.deployment.site_settings import NAME_PATTERN, SiteSettings
 
@@ -82,6 +83,20 @@ def read_site_keys(path: Path) -> SiteKeys:
             or a key occurs twice.
     """
     return _unique({f"{path}, line {place}": line for place, line in enumerate(_lines(path), 1)}, str(path))
+
+
+def run_is_sealed(folder: Path) -> bool:
+    """Return whether the run of a server's folder is sealed.
+
+    Raises:
+        RunError: It is no server's folder.
+        ConfigError: The run's file cannot be read.
+    """
+    run = folder / "app/run.toml"
+    if not run.is_file():
+        raise RunError(f"{folder}: no server's folder (it has no app/run.toml); give that of `trifed flower init`")
+    sealing = read_toml(run).get("sealing")
+    return isinstance(sealing, dict) and sealing.get("on") is True
 
 
 def collect_site_keys(folder: Path) -> SiteKeys:
