@@ -39,7 +39,7 @@ def baseline_problems(config: RunConfig) -> Iterator[str]:
             turn_problems(METHODS[name], config.with_method(name).aggregation)
         ):
             yield (
-                f"baselines: the rounds of '{name}' take turns, which does not go together with "
+                f"baselines: '{name}' trains other tensors in alternate rounds, which cannot be combined with "
                 f"aggregation.groups = 'agreement'; leave the baseline out, or set that to 'all' or 'given'"
             )
         elif config.adapter.start is not None and not _same_adapter(config, config.with_method(name)):

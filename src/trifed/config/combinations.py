@@ -94,7 +94,7 @@ def _metric_rules(config: RunConfig) -> Iterator[tuple[object, str]]:
         )
         yield (
             of_labels and task in TAGGING,
-            f"{setting}: got {', '.join(of_labels)}, but task = '{task}' has no label for each example; take "
+            f"{setting}: got {', '.join(of_labels)}, but task = '{task}' has no label for each example; use "
             f"{', '.join(sorted(tags))}, accuracy or loss",
         )
         yield (
@@ -113,7 +113,7 @@ def _metric_rules(config: RunConfig) -> Iterator[tuple[object, str]]:
     )
     yield (
         config.metric in AT_THE_END,
-        f"metric: got '{config.metric}', which is computed at the end alone; take perplexity, accuracy or loss",
+        f"metric: got '{config.metric}', which is computed only at the end; use perplexity, accuracy or loss",
     )
     setting = 'keep = "best"' if config.keep == "best" else "patience"
     yield (
@@ -195,8 +195,8 @@ def summary_problems(config: RunConfig) -> Iterator[str]:
     }
     for name in (name for name, chosen in options.items() if config.privacy.summary and chosen.raw_summary()):
         yield (
-            f"privacy.summary: noises projected features, and '{name}' summarises raw ones; set method.summary to "
-            "'projected', or leave [privacy] out"
+            f"privacy.summary: adds noise to projected features, but '{name}' sends raw ones; set method.summary "
+            "to 'projected', or leave [privacy] out"
         )
 
 

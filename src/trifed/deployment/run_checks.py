@@ -29,7 +29,7 @@ def check_for_sites(config: RunConfig) -> None:
             )
     if config.metric not in ALWAYS:
         raise RunError(
-            f"metric: got '{config.metric}', but sites compute accuracy and loss alone; leave it out of a run "
+            f"metric: got '{config.metric}', but sites compute only accuracy and loss; leave it out of a run "
             "between sites"
         )
 
