@@ -29,7 +29,7 @@ def doctor_command(
     Without PATH: this machine. Otherwise PATH is a run's TOML file, a run's folder,
     a server's folder (trifed flower init) or a site's folder (trifed flower join).
 
-    Nothing is changed on the disk. The exit code is 1 if there is a problem, else 0.
+    Nothing is changed on the disk. The exit code is 1 if there is a problem, 2 for a wrong path, else 0.
 
     [bold]Examples[/bold]
 

@@ -22,7 +22,7 @@ from trifed.reports.format import plural
 FEW_TRIALS = 20
 CAUTIONS = {
     "no-control": "No control was attacked: nothing shows that the attacks can succeed.",
-    "weak-attacks": "No control was read back above guessing: the attacks may be too weak here.",
+    "weak-attacks": "Nothing was recovered from a control beyond guessing: the attacks may be too weak here.",
     "no-guesser": "There was no guesser: nothing shows which part of a score is guessing.",
     "few-trials": "A number comes from only {}: read the intervals.",
     "weak-members": "Membership was not detected from single uploads either, so these results do not show that "
