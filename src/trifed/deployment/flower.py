@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -25,7 +25,9 @@ from trifed.common.stopping import exit_code
 from trifed.common.text import printable
 from trifed.deployment.protocol import Fact, Missing, Reply, Request, code_of
 from trifed.deployment.worker import ask_worker
-from trifed.federation.events import Event, Listener, line_of
+
+if TYPE_CHECKING:
+    from trifed.federation.events import Event, Listener
 
 LOGGER = logging.getLogger(__name__)
 RECORD, PART = "trifed", "part/"
@@ -37,9 +39,9 @@ POLL = 0.5
 """Seconds between two looks for replies."""
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Flower's errors for a message, or a reply, that has expired."""
-NODE_COMMAND = "flwr.supernode.cli.flower_supernode"
-"""Module that comes with Flower's process for one message and is not used there. It imports a database and more,
-which takes as long as half of the rest."""
+UNUSED = {"flwr.supernode.cli.flower_supernode": "flower_supernode", "flwr.cli.install": "install_from_fab"}
+"""Modules that Flower's process for one message imports and does not use here, and the name it takes from each.
+They import a database, Flower's command line and more, which takes as long as half of the rest."""
 
 Answer = Callable[[Path, Request], Reply]
 
@@ -142,9 +144,10 @@ def run_installed_app(answer: Answer = ask_worker) -> None:
     Raises:
         SystemExit: The message is answered, or this version of Flower has no place for an app of one's own.
     """
-    unused = ModuleType(NODE_COMMAND)
-    vars(unused)["flower_supernode"] = None
-    sys.modules.setdefault(NODE_COMMAND, unused)
+    for module, name in UNUSED.items():
+        unused = ModuleType(module)
+        vars(unused)[name] = None
+        sys.modules.setdefault(module, unused)
     from flwr.supernode.cli import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp as process
 
@@ -187,6 +190,9 @@ def settings_of(context: Context) -> Path | None:
 
 def say(event: Event) -> None:
     """Print an event as a line."""
+    # Here, as in server_app: a site's process for one message has no events.
+    from trifed.federation.events import line_of
+
     line = line_of(event)
     if line:
         print(line, flush=True)

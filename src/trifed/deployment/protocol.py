@@ -34,7 +34,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trifed.common.errors import (
     BudgetError,
@@ -46,7 +46,9 @@ from trifed.common.errors import (
     RunError,
 )
 from trifed.federation.messages import LARGEST, MOST_NUMBER, Rejected
-from trifed.methods.packing import Layout, Vector
+
+if TYPE_CHECKING:
+    from trifed.methods.packing import Layout, Vector
 
 MOST_TENSORS, MOST_AXES, MOST_VALUES, MOST_NAME = 20_000, 8, 2**36, 500
 """Limits of a layout: tensors, axes and characters of the name of one, values of all together."""

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from trifed.common.errors import MessageError, one_line
-from trifed.methods.packing import Layout, Vector
 from trifed.similarity import Summary
 from trifed.similarity.summary import FIELDS, MOST_CLASSES, most_bytes
+
+if TYPE_CHECKING:  # Flower's process for one message needs no methods, and their import takes long
+    from trifed.methods.packing import Layout, Vector
 
 ENVELOPE = "(envelope)"
 BAD_REPLY = "bad_reply"
