@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+
+# Until all tests are collected nothing is garbage: looking for it would take an eighth of the imports' time.
+gc.disable()
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import copy
-import gc
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +50,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 100)  # the default of the last is 10
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

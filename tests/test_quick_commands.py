@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 import trifed
 from trifed.cli import runs
+from trifed.common.imports import quick_imports
 from trifed.config.roles import ROLES
 from trifed.config.settings import TrackerName
 from trifed.tasks import TASKS
@@ -213,3 +215,14 @@ def test_every_tracker_has_a_command_to_view_its_logs():
 
 def test_public_names_are_listed_before_they_are_imported():
     assert set(trifed.__all__) <= set(dir(trifed))
+
+
+def test_garbage_is_not_looked_for_during_imports():
+    assert gc.isenabled()
+    with pytest.raises(ImportError), quick_imports():
+        assert not gc.isenabled()
+        with quick_imports():
+            pass
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from trifed.common.console import PlainConsole
+from trifed.common.imports import quick_imports
 
 if TYPE_CHECKING:
     from trifed.config.settings import Bits
@@ -70,8 +71,9 @@ def cost_command(
     # Imported late: --help should not wait for torch and transformers.
     messages = PlainConsole(stderr=True)
     with messages.status(Text(f"Reading the shape of {model}")):
+        with quick_imports():
+            from trifed.federation.cost import estimate_cost
         from trifed.adapters.settings import AdapterSettings
-        from trifed.federation.cost import estimate_cost
         from trifed.reports.cost import TEXTS, check_picture, plot_cost, render_cost
 
         if plot is not None:

@@ -16,6 +16,7 @@ from trifed.cli.model_kinds import evaluation, kind, prediction
 from trifed.common.console import PlainConsole
 from trifed.common.errors import ConfigError, DataError, RunError
 from trifed.common.files import whole_file
+from trifed.common.imports import quick_imports
 
 if TYPE_CHECKING:
     from trifed.export.inference_inputs import InferenceInput
@@ -90,7 +91,8 @@ def predict_command(
     if columns.matches and not text:
         raise DataError("--text: missing; this model chooses among texts, so give each one with --text")
     inputs, total = _inputs(file, None if columns.matches else text, image, columns)
-    from trifed.export import predict  # needs torch, which a mistake in the inputs need not wait for
+    with quick_imports():  # torch, which a mistake in the inputs need not wait for
+        from trifed.export import predict
     from trifed.reports import evaluations, progress_bar
 
     with progress_bar.waiting("reading the model"):
@@ -226,7 +228,8 @@ def evaluate_command(
     columns = models[0].columns.override(text_column, pair_column, image_column)
     columns = replace(columns, label=label_column or columns.label)
     data = read_labelled(file, columns)
-    from trifed.export.predict import load_located  # needs torch, which a mistake in the file need not wait for
+    with quick_imports():  # torch, which a mistake in the file need not wait for
+        from trifed.export.predict import load_located
     from trifed.reports import evaluations, progress_bar
 
     evaluate = evaluation(columns, tokens)
@@ -297,7 +300,8 @@ def export_command(
         raise RunError(f"{run}: give either --client NAME or --all; the clients are {join_names(opened.names)}")
     if client is not None:
         opened.client(client)  # an unknown name need not wait for torch
-    from trifed.export.export import export_client, export_clients
+    with quick_imports():
+        from trifed.export.export import export_client, export_clients
     from trifed.reports.progress_bar import counting, waiting
 
     if client is not None:

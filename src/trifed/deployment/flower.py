@@ -21,6 +21,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from trifed.common.errors import MessageError, RunError, TrifedError
+from trifed.common.imports import quick_imports
 from trifed.common.stopping import exit_code
 from trifed.common.text import printable
 from trifed.deployment.protocol import Fact, Missing, Reply, Request, code_of
@@ -224,8 +225,10 @@ def server_app(run: Path, listener: Listener = say) -> ServerApp:
         from trifed.config.run import to_toml
         from trifed.deployment.checkpoint import FACTS
         from trifed.deployment.folders import read_run
-        from trifed.deployment.site_transport import SiteTransport
         from trifed.federation.run_folder import RunFolder
+
+        with quick_imports():
+            from trifed.deployment.site_transport import SiteTransport
 
         config = read_run(run)
         path = Path(str(context.run_config.get("folder", f"runs/{config.name}"))).expanduser()

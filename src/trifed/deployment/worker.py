@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trifed.common.errors import TrifedError, one_line
+from trifed.common.imports import quick_imports
 from trifed.common.lock import held
 from trifed.common.stopping import MISTAKE, exit_code, stop_on_sigterm, stopped_later
 from trifed.deployment.protocol import MOST_TEXT, Fact, Reply, Request, code_of, read_json
@@ -196,7 +197,7 @@ def work(path: Path) -> None:
 
 def _answer_all(path: Path, settings: SiteSettings, listening: socket.socket) -> None:
     """Answer one request after the other until none comes in time."""
-    with stopped_later():
+    with stopped_later(), quick_imports():
         from trifed.deployment.site_process import SiteProcess  # after the socket exists: it imports torch
 
     site = SiteProcess(settings)
