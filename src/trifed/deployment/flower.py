@@ -15,17 +15,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid, ServerApp
-
 from trifed.common.errors import MessageError, RunError, TrifedError
 from trifed.common.imports import quick_imports
 from trifed.common.stopping import exit_code
 from trifed.common.text import printable
 from trifed.deployment.protocol import Fact, Missing, Reply, Request, code_of
 from trifed.deployment.worker import ask_worker
+
+with quick_imports():
+    from flwr.app import ConfigRecord, Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.common.constant import ErrorCode
+    from flwr.serverapp import Grid, ServerApp
 
 if TYPE_CHECKING:
     from trifed.federation.events import Event, Listener
@@ -149,8 +150,9 @@ def run_installed_app(answer: Answer = ask_worker) -> None:
         unused = ModuleType(module)
         vars(unused)[name] = None
         sys.modules.setdefault(module, unused)
-    from flwr.supernode.cli import flwr_clientapp
-    from flwr.supernode.runtime import run_clientapp as process
+    with quick_imports():
+        from flwr.supernode.cli import flwr_clientapp
+        from flwr.supernode.runtime import run_clientapp as process
 
     replaced: dict[str, Callable[..., object]] = {
         "install_from_fab": lambda *_, **__: None,

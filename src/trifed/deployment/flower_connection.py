@@ -13,13 +13,15 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
-import uvicorn
-from flwr.superlink.cli import flower_superlink
-from flwr.supernode import start_client_internal
-from flwr.supernode.cli import flower_supernode
-
+from trifed.common.imports import quick_imports
 from trifed.deployment.ports import refuse_taken_port
+
+with quick_imports():
+    import httpx
+    import uvicorn
+    from flwr.superlink.cli import flower_superlink
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli import flower_supernode
 
 KEEP = 120
 """Seconds for which a connection stays open without a request. Flower's heartbeats come every 20 s or so."""
