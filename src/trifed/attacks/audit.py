@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trifed.attacks.expectations import check_expectations
 from trifed.attacks.plan import Plan
 from trifed.common.errors import ConfigError, RunError
+from trifed.common.imports import quick_imports
 from trifed.common.lock import held
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig, make_config
@@ -153,9 +154,10 @@ def _attack(
     config: RunConfig, folder: Path | None, plan: Plan, client: str | None, progress: Progress, *, own: bool
 ) -> MethodFindings:
     """Run all attacks on one method; `own` is True for the user's method and False for a control."""
-    from trifed.attacks import inference, membership, reconstruction
-    from trifed.attacks.target import load_target, train_target
-    from trifed.attacks.views import clients_of_round, possible_views, summed_targets
+    with quick_imports():
+        from trifed.attacks import inference, membership, reconstruction
+        from trifed.attacks.target import load_target, train_target
+        from trifed.attacks.views import clients_of_round, possible_views, summed_targets
 
     began, name = time.perf_counter(), config.method.name
     progress(f"{name}: warming up")

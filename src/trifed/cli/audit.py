@@ -13,7 +13,6 @@ from rich.text import Text
 from trifed.cli.continuing import continuable
 from trifed.common.console import PlainConsole
 from trifed.common.files import whole_file
-from trifed.common.imports import quick_imports
 
 
 def audit_command(
@@ -58,9 +57,8 @@ def audit_command(
     console = PlainConsole(stderr=True)
     with console.status("Reading") as status:
         # Imported late: --help should not wait for torch.
-        with quick_imports():
-            from trifed.attacks.audit import audit, read_source
-            from trifed.attacks.plan import make_plan
+        from trifed.attacks.audit import audit, read_source
+        from trifed.attacks.plan import make_plan
 
         config, folder = read_source(source)
         target = into or (folder / "audit" if folder else Path("audits") / config.name)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from trifed.cli.continuing import continuable
 from trifed.common.console import PlainConsole
-from trifed.common.imports import quick_imports
 
 if TYPE_CHECKING:
     from trifed.config.run import RunConfig
@@ -25,9 +24,8 @@ def carry_out(
     With `explain`, as in the demo, a picture for newcomers is drawn as well, and three sentences end the output.
     """
     with continuable(lambda: _how_to_continue(path)):
-        with quick_imports():
-            from trifed.experiments.runner import resume, run
-            from trifed.reports.progress_bar import Watch
+        from trifed.experiments.runner import resume, run
+        from trifed.reports.progress_bar import Watch
 
         console = PlainConsole()
         display = Watch(config, console)
@@ -66,9 +64,8 @@ def _explanation(source: Source, path: Path) -> list[str]:
 
 def estimate(config: RunConfig) -> None:
     """Print what a run would take, without running it."""
-    with quick_imports():
-        from trifed.experiments.dry_run import dry_run
-        from trifed.reports.progress_bar import Watch
+    from trifed.experiments.dry_run import dry_run
+    from trifed.reports.progress_bar import Watch
 
     display = Watch(config, PlainConsole())
     try:

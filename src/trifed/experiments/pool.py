@@ -20,7 +20,6 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from trifed.common.errors import RunError, TrifedError
-from trifed.common.imports import quick_imports
 from trifed.common.stopping import MISTAKE
 from trifed.common.text import printable
 from trifed.config.run import make_config
@@ -151,8 +150,7 @@ def _round(folder: Path) -> int:
 
 def main() -> None:
     """Start or continue the run of this process."""
-    with quick_imports():  # late: the parent process does not need them
-        from trifed.experiments.runner import run_or_resume
+    from trifed.experiments.runner import run_or_resume  # imported late: the parent process does not need it
 
     folder, config = Path(sys.argv[1]), make_config(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_stdin, daemon=True).start()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trifed.common.errors import ConfigError, DataError
+from trifed.common.imports import quick_imports
 from trifed.config.client_training import check_members, check_names
 from trifed.config.roles import ROLES
 from trifed.config.run import RunConfig
@@ -71,10 +72,11 @@ def prepare(
     for text in nobody_to_share_with(config, names):
         listener(events.Trouble(text).to_dict())
     listener(events.Loading(f"model {config.model.name}").to_dict())
-    from trifed.federation.client_update import ClientDataset
-    from trifed.federation.device_placement import choose_device
-    from trifed.federation.shared_model import build_shared_model
-    from trifed.tasks import TASKS
+    with quick_imports():
+        from trifed.federation.client_update import ClientDataset
+        from trifed.federation.device_placement import choose_device
+        from trifed.federation.shared_model import build_shared_model
+        from trifed.tasks import TASKS
 
     choose_device(config.training)  # a missing device should be reported before the model is loaded
     task = TASKS[config.task]
