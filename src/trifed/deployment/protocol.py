@@ -65,7 +65,6 @@ LEFT_AT_HOME = {"source", "test", "clients", "hub_split", "hub_subset", "sheet"}
 AT_THE_CLIENTS = "(each client's own)"
 """`data.source` of a run between sites at the server, which has no data."""
 
-
 RefusalCode = Literal[
     # sent by a site
     "bad_request",
