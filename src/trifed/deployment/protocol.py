@@ -18,10 +18,8 @@
 
 Instead of an upload a client may report that its data `changed`, that it has `left` for good, or that its state
 is lost, with the round of the backup that it `has`, and a mark of this new `beginning` that later requests repeat.
-Instead of any reply it may send a code, never text.
-
-An error's text can hold labels, names and paths, so a site writes it to its own log and sends a code of a closed
-list. The server has its own sentence for every code.
+Instead of any reply it may send a code of a closed list, never text: an error's text can hold labels, names and
+paths, so a site writes it to its own log. The server has its own sentence for every code.
 
 Every request but the greeting names the run and the client's index (`place`). The method's messages, in `parts`,
 are those of `federation.messages` and are checked there.
