@@ -131,7 +131,7 @@ def test_components_under_the_floor_are_named(counts, against):
     said = small_components(summary_on(counts))
     assert bool(said) == bool(against)
     if against:
-        assert f"{against} of {len(counts)}" in said and f"on {min(counts)}" in said
+        assert f"{against} of {len(counts)}" in said and f" {min(counts)}, " in said
         assert 'privacy.small_components = "warn"' in said
 
 

@@ -25,7 +25,7 @@ from trifed.similarity import Summary
 
 FLOOR = 20
 """Least number of examples from which a mean and a variance are computed."""
-WAY_OUT = 'or allow it: privacy.{} = "warn", or "allow" to hear nothing of it'
+WAY_OUT = 'or allow it: privacy.{} = "warn", or "allow" for no warning'
 
 
 @dataclass(frozen=True)
