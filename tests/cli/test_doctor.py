@@ -245,6 +245,28 @@ def test_a_file_for_a_run_between_sites_needs_no_data(kept):
     assert wrong("sites.toml") == {"settings": "problem"}
 
 
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ("[deployment]\nclients = 3\n", {}),
+        ("[deployment]\nclients = 3\nquorum = 4\n", {"sites": "problem"}),
+        ("[sealing]\non = true\n", {"sites": "problem"}),  # of two sites
+        ('[aggregation]\ngroups = "given"\n', {"sites": "problem"}),
+    ],
+)
+def test_what_flower_init_would_refuse_is_found_before(kept, more, found):
+    pytest.importorskip("cryptography")
+    Path("sites.toml").write_text(f'name = "s"\n[model]\nname = "base"\n[data]\nlabels = ["a", "b"]\n{more}')
+    assert wrong("sites.toml") == found
+
+
+@pytest.mark.parametrize(("hardware", "found"), [(True, {}), (False, {"precision": "warning"})])
+def test_emulated_bfloat16_is_found(kept, monkeypatch, hardware, found):
+    monkeypatch.setattr("trifed.federation.device_placement._cpu_has_bf16", lambda: hardware)
+    edited(Path("run.toml"), 'precision = "fp32"', 'precision = "bf16"')
+    assert wrong("run.toml") == found
+
+
 # -- a run's folder
 
 

@@ -12,6 +12,7 @@ from trifed import make_config
 from trifed.common.errors import ConfigError, DataError, MessageError, ModelError, RunError
 from trifed.deployment.greeting import greeting, settings_to_send
 from trifed.deployment.protocol import REASONS, RefusalCode, Reply, Request, read_code, rejected_for
+from trifed.federation import device_placement
 from trifed.federation.client import Client
 from trifed.methods import METHODS, code_hash
 from trifed.privacy.ledger import FILE
@@ -224,3 +225,11 @@ def test_a_fault_of_the_package_is_a_code_too_and_the_site_goes_on(federation, m
     ]
     assert [e["round"] for e in events(coordinator, "trained") if e["client"] == "amber"] == [2]
     assert SECRET in caplog.text
+
+
+def test_a_site_whose_processor_emulates_bfloat16_says_so_in_its_log(federation, caplog, monkeypatch):
+    monkeypatch.setattr(device_placement, "_cpu_has_bf16", lambda: False)
+    coordinator, _ = federation("fedavg-lora", training={"precision": "bf16"}, deployment={"clients": 3})
+    with caplog.at_level(logging.WARNING):
+        coordinator.client_manager.gather()
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["training.precision"] * 3

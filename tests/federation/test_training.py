@@ -10,8 +10,11 @@ import torch
 from local_training import CPU, EMPTY, EXAMPLES, chosen, train
 from torch import nn
 
+from trifed import make_config
+from trifed.experiments.runner import prepare_run
+from trifed.federation import device_placement
 from trifed.federation.batches import learning_rate
-from trifed.federation.device_placement import choose_precision
+from trifed.federation.device_placement import choose_precision, slow_precision
 from trifed.federation.evaluation import evaluate
 
 
@@ -163,6 +166,32 @@ def test_precision_is_what_was_asked_for():
     assert choose_precision(chosen(precision="fp32"), CPU) is torch.float32
     assert choose_precision(chosen(precision="bf16"), CPU) is torch.bfloat16
     assert choose_precision(chosen(precision="auto"), CPU) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_emulated_bfloat16_is_warned_of_and_auto_does_without(monkeypatch, precision, hardware):
+    monkeypatch.setattr(device_placement, "_cpu_has_bf16", lambda: hardware)
+    said = list(slow_precision(chosen(precision=precision)))
+    assert [text.partition(":")[0] for text in said] == ["training.precision"] * (
+        precision == "bf16" and not hardware
+    )
+    narrow = choose_precision(chosen(precision=precision), CPU) is torch.bfloat16
+    assert narrow == (precision == "bf16" or (precision == "auto" and hardware))
+
+
+def test_a_gpu_that_emulates_bfloat16_counts_as_one_without(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_precision(chosen(precision="auto"), torch.device("cuda")) is torch.float32
+    monkeypatch.setattr(device_placement, "choose_device", lambda settings: torch.device("cuda"))
+    assert ["GPU" in text for text in slow_precision(chosen(precision="bf16"))] == [True]
+
+
+def test_the_start_of_a_run_warns_of_emulated_bfloat16(toy_values, monkeypatch):
+    monkeypatch.setattr(device_placement, "_cpu_has_bf16", lambda: False)
+    told = []
+    prepare_run(make_config(toy_values(method="fedavg-lora", training={"precision": "bf16"})), told.append)
+    assert [event["event"] for event in told if "training.precision" in event.get("text", "")] == ["trouble"]
 
 
 def test_auto_is_float32_with_a_build_of_torch_without_onednn(monkeypatch):

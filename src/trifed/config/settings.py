@@ -179,7 +179,7 @@ class TrainingSettings(StrictSettings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Precision of training: float32, or bfloat16 autocast. 'auto' uses bfloat16 where the "
-        "hardware supports it.",
+        "hardware supports it; on other hardware 'bf16' can take many times as long as 'fp32'.",
     )
     device: str = Field(
         "auto",

@@ -40,7 +40,7 @@ from trifed.deployment.site_policy import (
 from trifed.deployment.site_run import SiteRun
 from trifed.deployment.site_settings import LEFT, SiteSettings
 from trifed.deployment.site_store import SiteStore
-from trifed.federation.device_placement import narrow_frozen_weights
+from trifed.federation.device_placement import narrow_frozen_weights, slow_precision
 from trifed.federation.shared_model import build_shared_model
 from trifed.methods import METHODS, code_hash
 from trifed.tasks import TASKS
@@ -210,6 +210,8 @@ def load_run(name: str, values: Mapping[str, Any], site: SiteSettings) -> SiteRu
         task,
     )
     narrow_frozen_weights(shared_model.model, config.training, shared_model.parameters.values())
+    for warning in slow_precision(config.training):
+        LOGGER.warning("%s", warning)
     store, start = SiteStore.at(site.folder / name, values), shared_model.exchanged_start
     make = sealed_site_run() if config.sealing.on else SiteRun
     found, greeted = digest(shared_model.exchanged, start), digest_of_settings(values)

@@ -194,7 +194,7 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     require_trackers(config.trackers)
     data, shared_model, clients = prepare(config, listener)
     refuse_without_validation(config, clients)
-    from trifed.federation.device_placement import narrow_frozen_weights
+    from trifed.federation.device_placement import narrow_frozen_weights, slow_precision
     from trifed.federation.guards import refuse_few_tokens  # needs torch
 
     narrow_frozen_weights(shared_model.model, config.training, shared_model.parameters.values())
@@ -203,7 +203,8 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     trained, examples = shared_model.trained_values, [len(c.train) for c in clients]
     sent = values_a_round(config.composed_method(), shared_model.layout)
     noise = noise_to_signal(config, sent, trained, examples)
-    for text in (*config.parts_left_out(), *sealing_notes(config, len(clients)), *noise):
+    slow = slow_precision(config.training)
+    for text in (*config.parts_left_out(), *sealing_notes(config, len(clients)), *noise, *slow):
         listener(events.Trouble(text).to_dict())
     return Prepared(began, data, shared_model, clients)
 

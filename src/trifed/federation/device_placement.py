@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
@@ -34,11 +34,19 @@ def choose_device(settings: TrainingSettings) -> torch.device:
 
 def choose_precision(settings: TrainingSettings, device: torch.device) -> torch.dtype:
     """Return bfloat16 or float32 for autocast; 'auto' is bfloat16 if the hardware can multiply it."""
-    if settings.precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
-    else:
-        fast = settings.precision == "bf16"
-    return torch.bfloat16 if fast else torch.float32
+    narrow = _has_bf16(device) if settings.precision == "auto" else settings.precision == "bf16"
+    return torch.bfloat16 if narrow else torch.float32
+
+
+def slow_precision(settings: TrainingSettings) -> Iterator[str]:
+    """Yield a warning if bfloat16 is asked for, and the device can only emulate it."""
+    device = choose_device(settings)
+    if settings.precision == "bf16" and not _has_bf16(device):
+        found = "processor" if device.type == "cpu" else "GPU"
+        yield (
+            f"training.precision: got 'bf16', but this machine's {found} has no bfloat16 arithmetic and emulates "
+            "it, which can take many times as long as 'fp32'; set it to 'auto' or 'fp32'"
+        )
 
 
 def device_and_precision(model: nn.Module, settings: TrainingSettings) -> tuple[torch.device, torch.dtype]:
@@ -74,6 +82,13 @@ def narrow_frozen_weights(model: nn.Module, settings: TrainingSettings, own: Ite
             if not param.requires_grad:
                 param.data = param.data.to(torch.bfloat16)
     return len(changed)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Return whether the hardware multiplies bfloat16 itself, without emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return _cpu_has_bf16()
 
 
 def _cpu_has_bf16() -> bool:

@@ -39,12 +39,18 @@ def check_run_file(path: Path) -> Iterator[Check]:
     config = yield from attempt("settings", partial(read_run_settings, path), SETTINGS, mend)
     if config is None:
         return
+    if config.data.source == AT_THE_CLIENTS:
+        yield from attempt("sites", partial(_check_for_sites, config), "Sites can make this run.", mend)
     yield from check_data(config)
     yield from check_base_model(config.model.name, config.task)
-    from trifed.federation.device_placement import choose_device
+    from trifed.federation.device_placement import choose_device, slow_precision
 
     mend = "Set training.device to 'auto', or run on another machine."
-    yield from attempt("device", partial(choose_device, config.training), "The run uses {}.", mend)
+    device = yield from attempt("device", partial(choose_device, config.training), "The run uses {}.", mend)
+    for warning in slow_precision(config.training) if device else ():
+        yield Check(
+            "precision", "warning", warning.partition("; ")[0], "Set training.precision to 'auto' or 'fp32'."
+        )
     if config.trackers:
         trackers = partial(require_trackers, config.trackers)
         yield from attempt(
@@ -69,6 +75,15 @@ def read_run_settings(path: Path) -> RunConfig:
 
         return read_run(path)
     return make_config(values, str(path))
+
+
+def _check_for_sites(config: RunConfig) -> None:
+    """Check what `trifed flower init` checks; ConfigError or RunError if it would refuse the run."""
+    from trifed.deployment.run_checks import check_for_sites, check_new_run
+    from trifed.deployment.sealed_by_default import sealed_by_default  # needs torch
+
+    check_for_sites(config)
+    check_new_run(sealed_by_default(config)[0])
 
 
 def check_data(config: RunConfig) -> Iterator[Check]:
