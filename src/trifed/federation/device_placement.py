@@ -87,7 +87,7 @@ def narrow_frozen_weights(model: nn.Module, settings: TrainingSettings, own: Ite
 def _has_bf16(device: torch.device) -> bool:
     """Return whether the hardware multiplies bfloat16 itself, without emulation."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return _cpu_has_bf16()
 
 
