@@ -1,4 +1,4 @@
-"""The columns that a model of each task reads, known before the task and torch are loaded."""
+"""What is known of each task before the task and torch are loaded: its columns, and what its accuracy is."""
 
 from __future__ import annotations
 
@@ -17,3 +17,18 @@ ROLES: dict[TaskName, Roles] = {
     "image-text-to-text": (*IMAGES, *QUESTIONS),
     "token-classification": TAGGED,
 }
+"""The columns that a model of each task reads."""
+
+ACCURACY: dict[TaskName, str] = {
+    "text-classification": "accuracy",
+    "multi-label-classification": "F1 per example",
+    "text-regression": "R²",
+    "image-classification": "accuracy",
+    "image-text": "accuracy",
+    "image-text-pairs": "matching accuracy",
+    "causal-lm": "next-token accuracy",
+    "sequence-to-sequence": "next-token accuracy",
+    "image-text-to-text": "next-token accuracy",
+    "token-classification": "word accuracy",
+}
+"""What the word "accuracy" in results means for each task."""

@@ -16,6 +16,7 @@ from typing import Any
 from trifed.common.errors import MessageError, RunError
 from trifed.common.lock import held
 from trifed.config.client_training import absent_members
+from trifed.config.roles import ACCURACY
 from trifed.config.run import RunConfig
 from trifed.deployment import protocol
 from trifed.deployment.checkpoint import ServerCheckpoint
@@ -46,7 +47,6 @@ from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opene
 from trifed.methods.base import Stage
 from trifed.methods.packing import Layout
 from trifed.privacy import facts_of
-from trifed.tasks import TASKS
 
 PARTS = {"projections": "frames", "train": "download", "finish": "download", "send": "terms"}
 """Exchange → name of the server's message in a request."""
@@ -301,7 +301,7 @@ class SiteTransport:
         return {
             "name": config.name,
             "task": config.task,
-            "metric": TASKS[config.task].metric,
+            "metric": ACCURACY[config.task],
             "method": config.method.name,
             "seed": config.seed,
             "rounds": config.rounds,

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-import torch
-
 from trifed.common.errors import MessageError, RunError
 from trifed.config.run import RunConfig
 from trifed.config.sealing import clients_of_round
@@ -192,8 +190,7 @@ class FederatedRun:
         if not gradients:
             raise RunError("no client sent a gradient of its data; the method needs one before round 1")
         projections = self.server.make_shared_projections(list(gradients.values()))
-        tensors = {name: torch.from_numpy(values) for name, values in projections.items()}
-        self.folder.write_tensors(SHARED_PROJECTIONS, tensors, {}, durable=True)
+        self.folder.write_arrays(SHARED_PROJECTIONS, projections, {}, durable=True)
         self._send_shared_projections(0, self._clients())
 
     def _send_shared_projections(self, number: int, clients: Sequence[int]) -> None:

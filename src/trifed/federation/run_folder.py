@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from trifed.common.errors import RunError, damage_in
 from trifed.common.files import flush, whole_file
@@ -41,7 +41,7 @@ from trifed.common.lock import LOCK
 from trifed.federation.events import Event as Event
 from trifed.federation.events import Listener, RunEvent
 from trifed.federation.kept_checkpoints import CHECKPOINT, keep
-from trifed.federation.state_tensors import apart, open_tensors, read_checkpoint, state_tensors
+from trifed.federation.state_tensors import apart, open_tensors, read_checkpoint, with_states
 from trifed.methods.base import State
 
 if TYPE_CHECKING:
@@ -142,11 +142,19 @@ class RunFolder:
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False
     ) -> None:
         """Write one safetensors file atomically; `durable` as for `whole_file`."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save_file as save_tensors
 
         self.refuse_vanished()
         with whole_file(self.path / name, durable=durable) as path:
-            save_file(apart(tensors), path, dict(metadata))
+            save_tensors(apart(tensors), path, dict(metadata))
+
+    def write_arrays(
+        self, name: str, arrays: State, metadata: Mapping[str, str], *, durable: bool = False
+    ) -> None:
+        """Write arrays as `write_tensors` writes tensors, without torch."""
+        self.refuse_vanished()
+        with whole_file(self.path / name, durable=durable) as path:
+            save_file({key: np.ascontiguousarray(a) for key, a in arrays.items()}, path, dict(metadata))
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """Read the arrays of one safetensors file."""
@@ -225,11 +233,7 @@ class RunFolder:
             settings: The run's settings, ready for JSON, to name those that changed when the run continues.
             needed: Rounds whose checkpoints are kept as well.
         """
-        import torch
-
-        tensors = {f"server/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in server.items()}
-        for index, state in enumerate(clients):
-            tensors |= state_tensors(state, f"client/{index}/")
+        arrays = {f"server/{name}": np.ascontiguousarray(values) for name, values in server.items()}
         if self._events.is_file():
             flush(self._events)
         facts = {
@@ -240,7 +244,11 @@ class RunFolder:
             "members": records,
             "settings": settings,
         }
-        self.write_tensors(CHECKPOINT, tensors, {"trifed": json.dumps(facts)}, durable=True)
+        metadata = {"trifed": json.dumps(facts)}
+        if clients:
+            self.write_tensors(CHECKPOINT, with_states(arrays, clients), metadata, durable=True)
+        else:  # a server between sites, which does without torch
+            self.write_arrays(CHECKPOINT, arrays, metadata, durable=True)
         keep(self.path, round_number, count, needed)
 
     def has_checkpoint(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,6 +65,16 @@ def state_tensors(state: ClientState, under: str = "") -> dict[str, Tensor]:
     }
 
 
+def with_states(arrays: State, states: Sequence[ClientState]) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors: the server's arrays, and the clients' states by their places."""
+    import torch
+
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    for index, state in enumerate(states):
+        tensors |= state_tensors(state, f"client/{index}/")
+    return tensors
+
+
 def state_of(tensors: Mapping[str, Tensor], steps: int, under: str = "") -> ClientState:
     """Make a client's state from named tensors and its step count; the inverse of `state_tensors`."""
     from trifed.federation.client_update import ClientState
@@ -87,8 +97,11 @@ def read_checkpoint(path: Path, way_out: str) -> tuple[dict[str, Any], list[Clie
     Raises:
         RunError: The file is damaged.
     """
-    with open_tensors(path, way_out) as file:
+    with open_tensors(path, way_out, "np") as file:
         facts = json.loads(file.metadata()["trifed"])
+        if not facts["steps"]:  # a server between sites, which does without torch
+            return facts, [], {n.removeprefix("server/"): file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    with open_tensors(path, way_out) as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     states = [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])]
     server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
