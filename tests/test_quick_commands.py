@@ -18,7 +18,7 @@ import pytest
 import trifed
 from trifed.cli import runs
 from trifed.common.imports import quick_imports
-from trifed.config.roles import ROLES
+from trifed.config.roles import ACCURACY, ROLES
 from trifed.config.settings import TrackerName
 from trifed.tasks import TASKS
 
@@ -205,8 +205,14 @@ def test_commands_that_read_a_run_load_no_torch(tmp_path):
     assert found[-1][2] & HEAVY <= {"matplotlib", "scipy"}
 
 
-def test_columns_of_tasks_are_those_of_the_tasks():
+def test_what_is_known_of_tasks_is_what_the_tasks_say():
     assert {name: task.roles for name, task in TASKS.items()} == ROLES
+    assert {name: task.metric for name, task in TASKS.items()} == ACCURACY
+
+
+def test_a_server_between_sites_needs_no_torch():
+    """It averages arrays; its process starts in a quarter of the time."""
+    assert reached("trifed.deployment.site_transport") & HEAVY <= {"scipy"}
 
 
 def test_every_tracker_has_a_command_to_view_its_logs():

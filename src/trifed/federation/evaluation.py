@@ -40,6 +40,12 @@ class Scores:
     entities: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
 
 
+def evaluating(model: TaskModel) -> None:
+    """Switch dropout off, unless it is off already; the parts of a model are always switched together."""
+    if model.training:
+        model.eval()
+
+
 def mean_gradient(
     model: TaskModel, weights: Mapping[str, nn.Parameter], data: Encoded, settings: TrainingSettings
 ) -> dict[str, NDArray[np.float32]]:
@@ -47,7 +53,7 @@ def mean_gradient(
     device, precision = device_and_precision(model, settings)
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     trainable = {name: weight.requires_grad for name, weight in weights.items()}
-    model.eval()
+    evaluating(model)
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
@@ -70,7 +76,7 @@ def evaluate(model: TaskModel, data: Encoded, settings: TrainingSettings) -> Sco
         return Scores(math.nan, math.nan, 0, right, predictions)
     device, precision = device_and_precision(model, settings)
     total, count, probabilities, entities = 0.0, 0, np.zeros((0, 0), np.float32), np.zeros((0, 3), np.int64)
-    model.eval()
+    evaluating(model)
     batches = (
         compared_together(data, model.compared) if model.compared else length_order(data, settings.eval_batch_size)
     )
@@ -126,7 +132,7 @@ def evaluate_features(
     """
     device, precision = device_and_precision(model, settings)
     labels = torch.from_numpy(data.labels).to(device)
-    model.eval()
+    evaluating(model)
     with autocast(device, precision):
         scores = model.score_features(torch.from_numpy(features).to(device), labels)
     if scores is None:
@@ -143,7 +149,7 @@ def embed(model: TaskModel, data: Encoded, settings: TrainingSettings) -> NDArra
     """Return the model's pooled features, (n, hidden), float32."""
     device, precision = device_and_precision(model, settings)
     features = np.zeros((len(data), model.hidden), np.float32)
-    model.eval()
+    evaluating(model)
     for rows in length_order(data, settings.eval_batch_size):
         with autocast(device, precision):
             features[rows] = model.features(data.batch(rows, device)).cpu().numpy()

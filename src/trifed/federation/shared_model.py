@@ -238,7 +238,7 @@ def build_shared_model(
     tokens = token_ids(base.model, base.processor, adapter_settings.train_tokens)
     encoder = attach(base.model, method.adapter, adapter_settings, seed, tokens)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
+        (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed + 1)
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
         model = task.build(encoder, base, names, model_settings)
         if method.personal_head or method.local_share:
