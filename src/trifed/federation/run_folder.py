@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from trifed.common.errors import RunError, damage_in
@@ -149,7 +150,7 @@ class RunFolder:
             save_tensors(apart(tensors), path, dict(metadata))
 
     def write_arrays(
-        self, name: str, arrays: State, metadata: Mapping[str, str], *, durable: bool = False
+        self, name: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], *, durable: bool = False
     ) -> None:
         """Write arrays as `write_tensors` writes tensors, without torch."""
         self.refuse_vanished()
