@@ -14,12 +14,14 @@ import pytest
 FORKS = """
 import sys
 sys.modules["trifed"] = None  # importing it would fail
-import json, os, traceback
+import gc, json, os, traceback
+gc.disable()
 import numpy, torch, PIL.Image
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertModel
 torch.set_num_threads(1)
+gc.freeze(), gc.enable()
 for line in sys.stdin:
     asked = json.loads(line)
     if (child := os.fork()) == 0:
