@@ -104,6 +104,18 @@ def test_no_line_of_help_is_wider_than_a_terminal(capsys, monkeypatch):
         assert max(map(len, call(capsys, monkeypatch, *command, "--help").out.splitlines())) <= 80
 
 
+def test_a_paragraph_of_help_breaks_where_its_lines_end():
+    """Rich keeps the line breaks of a docstring: a line that is too wide would break twice."""
+    paragraphs = [
+        (path, text.replace("\\[", "[").splitlines())
+        for path, whole in helps(typer.main.get_command(cli.app))
+        for text in whole.split("\n\n")
+        if "\b" not in text
+    ]
+    assert len(paragraphs) > 100
+    assert [(path, line) for path, lines in paragraphs for line in lines[:-1] if len(line) > 78] == []
+
+
 def test_the_file_in_the_help_is_a_configuration(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = call(capsys, monkeypatch, "run", "--help").out

@@ -36,10 +36,11 @@ def audit_command(
     A run is attacked in its last state; a file of settings, after a few rounds of
     warm-up. The same attacks on controls show what the numbers mean: federated
     averaging of the whole model, from which a working attack recovers tokens,
-    plain LoRA, and guesses without any upload. The attacks recover tokens, images and labels,
-    and test who was a member of an update or a summary; docs/threat-model.md says
-    what each attacker knows. Sums of several clients are attacked too. In a sealed
-    run (`sealing.on`) the server sees only sums; single uploads are then a control.
+    plain LoRA, and guesses without any upload. The attacks recover tokens, images
+    and labels, and test who was a member of an update or a summary;
+    docs/threat-model.md says what each attacker knows. Sums of several clients
+    are attacked too. In a sealed run (`sealing.on`) the server sees only sums;
+    single uploads are then a control.
 
     The results are a page, audit.html, and audit.json. After Ctrl-C, the same
     command continues. Text and image classification can be audited so far.

@@ -56,8 +56,9 @@ def compare_command(
       \\[method_settings.fedavg-lora.personalization]   # a rival with a part of another method
       label_prior = true
 
-    \\[method_settings.NAME] may hold a method's own options, adapter, personalization, aggregation, wire, and
-    training.learning_rate. Everything else is equal for all methods and belongs under \\[run].
+    \\[method_settings.NAME] may hold a method's own options, adapter,
+    personalization, aggregation, wire, and training.learning_rate. Everything
+    else is equal for all methods and belongs under \\[run].
     """
     # Imported late: --help should not wait for torch.
     from trifed.experiments.compare import compare, load_comparison

@@ -57,8 +57,8 @@ def cost_command(
 ) -> None:
     """Count the bytes that each method would send for a model, per client and round. No weights are loaded.
 
-    MODEL is a shape (roberta-base, roberta-large, llama-7b, mistral-7b, clip-vit-b32, vit-base), 'demo', a folder
-    with a config.json, or a hub name.
+    MODEL is a shape (roberta-base, roberta-large, llama-7b, mistral-7b,
+    clip-vit-b32, vit-base), 'demo', a folder with a config.json, or a hub name.
 
     [bold]Examples[/bold]
 

@@ -26,8 +26,9 @@ def doctor_command(
 ) -> None:
     """Check a machine, a run or a folder, and say how to fix each problem.
 
-    Without PATH: this machine. Otherwise PATH is a run's TOML file, a run's folder,
-    a server's folder (trifed flower init) or a site's folder (trifed flower join).
+    Without PATH: this machine. Otherwise PATH is a run's TOML file, a run's
+    folder, a server's folder (trifed flower init) or a site's folder (trifed
+    flower join).
 
     Nothing is changed on the disk. The exit code is 1 if there is a problem, 2 for a wrong path, else 0.
 

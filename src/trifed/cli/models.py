@@ -202,12 +202,13 @@ def evaluate_command(
     folders. FILE needs the columns of the run's data, labels included.
 
     A classifier gets accuracy, loss, macro-F1, scores of each label, and the most
-    frequent confusions; with several labels F1 in several ways. A model of numbers
-    gets R², errors and correlations. A language model gets perplexity, next-token accuracy,
-    and exact match and ROUGE-L of its answers. A model of images and captions
-    gets the share of captions that it finds for images, and of images for
-    captions. A model that tags words gets word accuracy, loss, and precision,
-    recall and F1 of whole entities. With --client all there is one row for each client.
+    frequent confusions; with several labels F1 in several ways. A model of
+    numbers gets R², errors and correlations. A language model gets perplexity,
+    next-token accuracy, and exact match and ROUGE-L of its answers. A model of
+    images and captions gets the share of captions that it finds for images, and
+    of images for captions. A model that tags words gets word accuracy, loss, and
+    precision, recall and F1 of whole entities. With --client all there is one row
+    for each client.
 
     csv has one row for each client; json has everything. A label that the model
     was not trained on is an error. A client inside its run is evaluated in the

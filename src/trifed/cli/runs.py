@@ -76,13 +76,14 @@ def track_command(
 
     Trackers are TensorBoard, MLflow, and Weights & Biases (wandb).
 
-    Logs accuracy, training loss and bytes for each complete round and client, and the configuration as parameters.
-    Logging a run twice does not duplicate points. To log a run from the start, set trackers = ["tensorboard"] in
-    its file.
+    Logs accuracy, training loss and bytes for each complete round and client, and
+    the configuration as parameters. Logging a run twice does not duplicate
+    points. To log a run from the start, set trackers = ["tensorboard"] in its
+    file.
 
-    Each tracker is an extra: in your copy of trifed's repository, pip install '.\\[tensorboard]',
-    '.\\[mlflow]' or '.\\[wandb]'. With WANDB_MODE=offline, wandb writes files that `wandb sync`
-    uploads.
+    Each tracker is an extra: in your copy of trifed's repository,
+    pip install '.\\[tensorboard]', '.\\[mlflow]' or '.\\[wandb]'. With
+    WANDB_MODE=offline, wandb writes files that `wandb sync` uploads.
 
     [bold]Examples[/bold]
 
@@ -108,8 +109,8 @@ def watch_command(
 ) -> None:
     """Follow a run: print rounds, clients, bytes and scores as they happen.
 
-    RUN is the folder of a run by `trifed run`, or at the server of a run between sites. The command ends with the
-    run.
+    RUN is the folder of a run by `trifed run`, or at the server of a run between
+    sites. The command ends with the run.
 
     [bold]Examples[/bold]
 
