@@ -36,6 +36,8 @@ REFERENCE_LINES = ("--", "-.")
 TELLING = ("probe-alone", "probe-all", "class-means", "majority")
 """Controls in the order in which reference lines are chosen."""
 SHADES = 9
+NAME_SHARE = 0.38
+"""Part of a plot's width that the name of an upright line takes."""
 REACH = 20.0
 """Points beyond the methods' accuracies up to which an axis is stretched for a control."""
 
@@ -241,19 +243,22 @@ def _line(style: Style, method: str, place: int, methods: Sequence[str] | dict[s
 def references(axes: Axes, style: Style, lines: Sequence[tuple[str, float]], upright: bool = False) -> None:
     """Draw at most two reference lines, each with its name on it; one far from everything else is left out.
 
-    The name of an upright line extends from it towards the middle, so that it does not run beyond the plot; that
-    of a level line is beside the plot.
+    The names of two upright lines extend away from each other. If the plot is too narrow there, and with one line,
+    a name extends towards the middle. The name of a level line is beside the plot.
     """
     low, high = axes.get_xlim() if upright else axes.get_ylim()
     near = [line for line in lines if low - REACH <= line[1] <= high + REACH][: len(REFERENCE_LINES)]
-    middle = (min([low, *(value for _, value in near)]) + max([high, *(value for _, value in near)])) / 2
+    low, high = min([low, *(value for _, value in near)]), max([high, *(value for _, value in near)])
     for number, (name, value) in enumerate(sorted(near, key=lambda line: line[1])):
         look: dict[str, Any] = {"color": style.theme.faint, "ls": REFERENCE_LINES[number], "lw": 1.2, "zorder": 0}
         shown = f"{name}, {value:.3g}"
         text: dict[str, Any] = {"fontsize": FONT - 1.5, "color": style.theme.faint}
         if upright:
             axes.axvline(value, **look)
-            side: dict[str, Any] = {"ha": "right" if value > middle else "left", "va": "bottom"}
+            before, after = (part / ((high - low) or 1) for part in (value - low, high - value))
+            apart = len(near) > 1 and (after if number else before) >= NAME_SHARE
+            leftwards = number == 0 if apart else before > after
+            side: dict[str, Any] = {"ha": "right" if leftwards else "left", "va": "bottom"}
             below = "" if number == 0 else "\n"  # two names are in two lines
             axes.annotate(f" {shown} {below}", (value, 1.0), xycoords=axes.get_xaxis_transform(), **side, **text)
         else:
