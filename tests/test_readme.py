@@ -64,6 +64,7 @@ def test_it_is_short() -> None:
 def test_every_command_is_one_that_these_tests_know() -> None:
     followed = (
         "trifed run", "trifed report", "trifed predict", "trifed export", "trifed flower", "pip install",
+        "python3 -m venv",
     )  # fmt: skip
     assert [line for line in typed() if not line.startswith(followed)] == []
     parsed = {"trifed demo", "trifed audit runs/tickets", "make docs", "pip install '.[flower]'"}

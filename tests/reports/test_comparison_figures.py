@@ -11,7 +11,7 @@ import pytest
 from studies import make_comparison
 
 from trifed.experiments.compare import ComparisonResult
-from trifed.reports.comparison.plots import clients, curves, curves_over_bytes, worst_to_best
+from trifed.reports.comparison.plots import clients, curves, curves_over_bytes, similarity, worst_to_best
 from trifed.reports.comparison.report import comparison_document, figures_of
 from trifed.reports.comparison.tables import main_table
 from trifed.reports.figures import bytes_axis, draw_figure, wrapped
@@ -64,6 +64,24 @@ def test_the_names_of_controls_stay_above_the_plot_and_apart(one, other):
         assert plain.x0 - 1 <= box.x0 and box.x1 <= plain.x1 + 1
         high.append((text.get_text().strip(), text.get_text().count("\n")))
     assert [name.partition(",")[0] for name, _ in high] == ["probe", "probe"] and [n for _, n in high] == [0, 1]
+
+
+def test_the_names_of_two_upright_lines_point_away_from_each_other():
+    (partition,) = Study.model_validate(make_comparison()).results.values()
+    controls = {"probe-alone": Spread(mean=0.77), "probe-all": Spread(mean=0.82)}
+    plot = partial(clients, partition=partition.model_copy(update={"controls": controls}))
+    (axes,) = draw_figure(plot, ("local", "ce-lora", "fedavg-lora"), (4.7, 3.5), "Each client").axes
+    assert [(text.xy[0], text.get_ha()) for text in axes.texts] == [(77.0, "right"), (82.0, "left")]
+
+
+@pytest.mark.parametrize("height", [3.0, 3.2, 3.4])
+def test_no_name_beside_a_heat_map_is_cut(height):
+    names = ["hotel", "furniture_shop", "transit"]
+    plot = partial(similarity, matrix=np.array([[1, 0.4, 1], [0.4, 1, 1], [1, 1, 1]]), names=names)
+    figure = draw_figure(plot, ("ce-lora",), (4.7, height), "Similarity of data")
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_yticklabels()
+    assert [one.get_text() for one in labels] == names and min(one.get_window_extent().x0 for one in labels) >= 0
 
 
 @pytest.mark.parametrize("plot", [curves, curves_over_bytes])

@@ -29,6 +29,18 @@ def test_wide_terminals_show_accuracy_and_bytes_side_by_side():
     assert not any("85.0" in line and "313.6 KB" in line for line in shown(80).splitlines())
 
 
+def test_bytes_stand_beside_those_of_plain_lora_with_as_many_bits():
+    values = make_comparison()
+    found = values["results"]["intents-0.5"]["methods"]["ce-lora"]
+    assert not any("same bits" in line for line in shown(160).splitlines())
+    found["bytes"] |= {"bits": 1, "fedavg_lora_would_send": 1_712_000}
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(render_comparison(values))
+    lines = console.file.getvalue().splitlines()
+    assert any("sent in all" in line and "same bits" in line for line in lines)
+    assert any("ce-lora" in line and "533.0 KB" in line and "1.7 MB" in line for line in lines)
+
+
 def test_unequal_seeds_and_runs_under_way_are_named():
     values = make_comparison()
     found = values["results"]["intents-0.5"]

@@ -30,11 +30,8 @@ MOST_MISSING = 8
 RUN_OVERVIEW = ("method", "mean", "worst", "best", "up_per_round", "total_bytes", "fedavg_lora_would_send")
 ACCURACY = ("method", "learning_rate", "mean", "sd", "interval", "worst", "best")
 TRAFFIC = ("method", "up_per_round", "down_per_round", "once_up", "once_down", "bytes_to_target", "seconds")
-IN_ALL = ("total_bytes", "fedavg_lora_would_send")
-PLAIN = (
-    "'sent in all' and 'plain LoRA': bytes of all clients and rounds, up and down. Plain LoRA is what fedavg-lora "
-    "would send with as many bits a number."
-)
+IN_ALL = ("method", "total_bytes", "fedavg_lora_would_send")
+PLAIN = "Plain LoRA: what fedavg-lora would send in the same rounds with as many bits a number."
 
 
 def render_result(source: Source) -> RenderableType:
@@ -44,7 +41,8 @@ def render_result(source: Source) -> RenderableType:
         clients = tables.client_table(partition, source.details.get(name, Details()), controls=False)
         overview = main_table({name: partition}).only(*RUN_OVERVIEW).without_empty()
         parts += [to_terminal(clients), to_terminal(overview)]
-        notes = [PLAIN if tables.plain_note({name: partition}) else "", control_meanings(partition.controls)]
+        compared = any(column.key == "fedavg_lora_would_send" for column in overview.columns)
+        notes = [PLAIN if compared else "", control_meanings(partition.controls)]
         parts += [Text(text, style="dim") for text in notes if text]
         parts += map(to_terminal, metric_tables(partition))
     advice = advice_on(source).text
@@ -59,13 +57,14 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
         seeds = f"clients {len(partition.clients)}, seeds {len(partition.seeds)}"
         columns = (*ACCURACY, "seeds") if partition.unequal_seeds else ACCURACY
         accuracy = main_table({name: partition}).only(*columns, title=f"{name}: test {partition.metric}, {seeds}")
-        sent = main_table({name: partition}, controls=False).only(
-            *TRAFFIC, *IN_ALL, title="What a client sends and receives, and all clients in all"
-        )
+        each = main_table({name: partition}, controls=False)
+        sent = each.only(*TRAFFIC, title="What a client sends and receives").without_empty()
+        in_all = each.only(*IN_ALL, title="All clients and rounds, up and down").without_empty()
+        compared = [column.key for column in in_all.columns] == list(IN_ALL)
         parts += [
             # Side by side where the terminal is wide enough: no number may fall off its edge.
-            Columns([to_terminal(accuracy.without_empty()), to_terminal(sent.without_empty())]),
-            *([Text(PLAIN, style="dim")] if tables.plain_note({name: partition}) else []),
+            Columns([to_terminal(accuracy.without_empty()), to_terminal(sent)]),
+            *([to_terminal(in_all), Text(PLAIN, style="dim")] if compared else []),
             to_terminal(tables.difference_table(partition)),
             *map(to_terminal, metric_tables(partition)),
             Text(verdict(partition)),

@@ -26,7 +26,7 @@ from trifed.reports.results import Details, Matrix, Partition, Source, Study
 MOST_UNFOLDED = 12
 SIDE_BY_SIDE = (
     "method", "mean", "interval", "worst", "best", "up_per_round", "down_per_round", "once_up", "once_down",
-    "total_bytes", "rounds_to_target", "bytes_to_target", "perplexity",
+    "total_bytes", "fedavg_lora_would_send", "rounds_to_target", "bytes_to_target", "perplexity",
 )  # fmt: skip
 MORE = (
     "method", "weighted_mean", "sd", "mean_trained", "mean_received", "learning_rate", "rounds", "kept_round",

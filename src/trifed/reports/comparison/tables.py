@@ -24,6 +24,7 @@ TRAFFIC = (
     Column("once_up", "up once", "bytes"),
     Column("once_down", "down once", "bytes"),
 )
+PLAIN_LORA = ("fedavg_lora_would_send", "fedavg_lora_would_send_at_32_bits")
 MAIN = (
     PARTITION,
     METHOD,
@@ -107,6 +108,7 @@ def _main_rows(place: str, partition: Partition, controls: bool) -> Iterator[dic
             "rounds": max((point.round for point in found.curve), default=None),
             "seeds": len(found.seeds or partition.seeds),
             "rise_in_last_quarter": found.plateau.rise_in_last_quarter if found.plateau else None,
+            **({} if found.bytes.total else dict.fromkeys(PLAIN_LORA)),  # nothing to compare with them
         }
     for control, spread in partition.controls.items() if controls else ():
         yield {"partition": place, "method": f"({control_label(control)})", **dict(spread)}
