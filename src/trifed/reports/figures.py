@@ -185,9 +185,9 @@ def _drawn(plot: Plot, style: Style, inches: tuple[float, float]) -> Figure:
         columns = 1 if max(map(len, labels)) > WIDE_LABEL else 2
         figure.set_size_inches(inches[0], inches[1] + LEGEND_LINE * -(-len(labels) // columns))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT - 0.5)
-    engine = figure.get_layout_engine()
-    for _ in range(2 if engine and axes.get_aspect() != "auto" else 0):
-        engine.execute(figure)  # a square settles in further passes; before that, the names beside it are cut
+    if (engine := figure.get_layout_engine()) and axes.get_aspect() != "auto":
+        for _ in range(2):  # a square settles in further passes; before that, the names beside it are cut
+            engine.execute(figure)
     return figure
 
 

@@ -61,10 +61,11 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
         sent = each.only(*TRAFFIC, title="What a client sends and receives").without_empty()
         in_all = each.only(*IN_ALL, title="All clients and rounds, up and down").without_empty()
         compared = [column.key for column in in_all.columns] == list(IN_ALL)
+        # Side by side where the terminal is wide enough: no number may fall off its edge.
+        parts.append(Columns([to_terminal(accuracy.without_empty()), to_terminal(sent)]))
+        if compared:
+            parts += [to_terminal(in_all), Text(PLAIN, style="dim")]
         parts += [
-            # Side by side where the terminal is wide enough: no number may fall off its edge.
-            Columns([to_terminal(accuracy.without_empty()), to_terminal(sent)]),
-            *([to_terminal(in_all), Text(PLAIN, style="dim")] if compared else []),
             to_terminal(tables.difference_table(partition)),
             *map(to_terminal, metric_tables(partition)),
             Text(verdict(partition)),
