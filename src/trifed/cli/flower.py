@@ -33,9 +33,8 @@ SEALED = {"ready": "key of this round", "sum": "sum (masked)"}
 app = typer.Typer(
     help="""Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
 
-Use `init` at the server and `join` at each site; docs/deployment.md explains
-both step by step. Needs the extra: pip install '.\\[flower]' in your copy of
-trifed's repository.
+Use `init` at the server and `join` at each site; docs/deployment.md has all
+steps. Needs pip install '.\\[flower]' in your copy of trifed's repository.
 """,
     no_args_is_help=True,
 )
