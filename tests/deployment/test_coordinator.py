@@ -204,7 +204,7 @@ def test_below_the_quorum_it_stops_and_can_be_resumed(federation, events):
         faults={("train", 2, "amber"): "deaf", ("train", 2, "coral"): "deaf"},
         nodes={place: federation.node(site, folder=whole.folder.path / site) for place, site in enumerate(SITES)},
     )
-    with pytest.raises(RunError, match=r"1 of 3.*round 1"):
+    with pytest.raises(RunError, match=r"1 of 3.*round is 1"):
         stopped.run()
     # New processes everywhere; basil has trained round 2 already and goes back.
     again, channel = federation(
