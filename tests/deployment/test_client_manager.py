@@ -169,6 +169,17 @@ def test_a_wrong_base_that_connects_first_is_refused(first, federation, site_tab
     assert {e["client"] for e in events(coordinator, "trained")} == set(SITES)
 
 
+def test_a_wait_says_that_a_refused_node_is_not_asked_again(federation, events):
+    """Otherwise the operator mends the reason, and waits for nothing."""
+    coordinator, channel = federation(deployment={"clients": 3, "quorum": 3})
+    channel.faults["hello", 0, "basil"] = lambda reply, request: Reply(error="no_site_keys")
+    with pytest.raises(RunError, match=r"2 of 3 clients .* 1 node was refused"):
+        coordinator.run()
+    [refused] = events(coordinator, "refused")
+    assert f"node {refused['node']}: " in refused["reason"]
+    assert "refused node" in events(coordinator, "waiting")[0]["text"]
+
+
 def test_without_agreement_on_a_base_no_run_begins(federation):
     nodes = {place: federation.node(site) for place, site in enumerate(SITES)}
     coordinator, channel = federation(nodes=nodes)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +16,16 @@ from flwr.common.config import get_fused_config_from_dir, parse_config_args
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from trifed.common.errors import DataError, RunError
-from trifed.deployment.flower import FlowerChannel, client_app, reply_of, server_app, settings_of, write
+from trifed.common.errors import ConfigError, DataError, RunError
+from trifed.deployment.flower import (
+    FlowerChannel,
+    client_app,
+    reply_of,
+    server_app,
+    settings_of,
+    without_traceback,
+    write,
+)
 from trifed.deployment.folders import write_server_folder
 from trifed.deployment.protocol import REASONS, Reply, Request
 from trifed.deployment.site_transport import SiteTransport
@@ -119,3 +130,27 @@ def test_an_error_that_the_server_does_not_know_is_not_repeated(error, code, mon
         monkeypatch.setattr(TaskIdentity, name, 1)
     told = Message(write("reply", {"error": error, "lost": 0}, {}), 7, "query.open")
     assert reply_of(told).error == code
+
+
+def test_a_mistake_ends_a_run_without_a_traceback_and_the_corrected_settings_are_kept(tmp_path, capsys):
+    run, folder = tmp_path / "run.toml", tmp_path / "runs" / "tickets"
+    text = '[data]\nlabels = ["a", "b"]\n[deployment]\njoin_seconds = 0.1\nquorum = '
+    context = Context(1, 2, {}, RecordDict(), {"folder": str(folder)})
+    grid = SimpleNamespace(get_node_ids=list)
+    flowers = logging.getLogger("flwr")
+    try:
+        for quorum, kind in ((3, ConfigError), (2, RunError)):  # of two sites; then none comes
+            run.write_text(f"{text}{quorum}\n")
+            with pytest.raises(kind) as ended:
+                server_app(run)(grid, context)
+            assert capsys.readouterr().out.count(str(ended.value)) == 1
+            assert tomllib.loads((folder / "config.toml").read_text())["deployment"]["quorum"] == quorum
+            assert without_traceback_of(flowers, ended.value) and not without_traceback_of(flowers, ValueError())
+    finally:
+        flowers.removeFilter(without_traceback)
+
+
+def without_traceback_of(logger, error):
+    record = logging.LogRecord("flwr", logging.ERROR, "", 0, "", None, (type(error), error, error.__traceback__))
+    assert logger.filter(record)
+    return record.exc_info is None

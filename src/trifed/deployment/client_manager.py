@@ -108,7 +108,10 @@ class ClientManager:
         if len(connected) >= wanted:
             return f"clients with the same base model; connected with different ones: {name_some(connected)}"
         so_far = f" (connected: {name_some(connected)})" if connected else ""
-        return f"{wanted - len(connected)} of {wanted} clients to connect{so_far}"
+        again = (
+            "; a refused node is not asked again before the run is stopped and continued" if self.refused else ""
+        )
+        return f"{wanted - len(connected)} of {wanted} clients to connect{so_far}{again}"
 
     def ask(
         self,
@@ -189,11 +192,11 @@ class ClientManager:
                 self._refuse(
                     node,
                     "no_answer",
-                    f"a node did not answer {MAX_UNANSWERED} greetings, {seconds:g} seconds each",
+                    f"node {node}: it did not answer {MAX_UNANSWERED} greetings, {seconds:g} seconds each",
                 )
         for node, reply in sorted(replies.items()):
             if reply.error:
-                self._refuse(node, reply.error, rejected_for(reply.error).reason)
+                self._refuse(node, reply.error, f"node {node}: {rejected_for(reply.error).reason}")
         greeted: Mapping[int, Reply] = {node: reply for node, reply in sorted(replies.items()) if not reply.error}
         if self.identity == UNDECIDED:
             greeted = self._decide({**self.undecided, **greeted})

@@ -213,6 +213,13 @@ def from_round_of(context: Context) -> int | None:
     return int(value) if value else None
 
 
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Remove the traceback of an error that the user can correct, whose message was printed. Return True."""
+    if record.exc_info and isinstance(record.exc_info[1], TrifedError):
+        record.exc_info = None
+    return True
+
+
 def server_app(run: Path, listener: Listener = say) -> ServerApp:
     """Make a ServerApp that leads the run of a TOML file.
 
@@ -240,10 +247,11 @@ def server_app(run: Path, listener: Listener = say) -> ServerApp:
         try:
             SiteTransport(config, FlowerChannel(grid), folder, listener).run(from_round_of(context))
         except (TrifedError, OSError) as error:
-            # Flower writes a traceback and marks the run as failed; the message is all that there is to read.
+            # Flower marks the run as failed; the message is all that there is to read.
             where = f"{error}. Correct that first. {CONTINUE}"
             found = error if isinstance(error, TrifedError) else RunError(where)
             print(printable(f"\ntrifed: {found}\n"), flush=True)
+            logging.getLogger("flwr").addFilter(without_traceback)
             raise found from error
         except (KeyboardInterrupt, SystemExit) as stop:  # Flower turns SIGTERM into the latter
             print(f"\ntrifed: Stopped. {CONTINUE}\n", flush=True)
