@@ -47,3 +47,10 @@ def test_log_and_listener_receive_the_same(tmp_path):
     [line] = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)] == heard
     assert heard[0] == {"event": "left out", "round": 2, "client": "a", "code": "no_answer", "reason": "too late"}
+
+
+@pytest.mark.parametrize("kind", [events.CameLate, events.OpenedAgain])
+def test_a_number_of_examples_that_a_site_does_not_tell_is_not_shown(kind):
+    """The server counts it as one example."""
+    told, untold = (events.line_of(kind(3, "dill", examples).to_dict()) for examples in (30, 1))
+    assert "30 examples" in told and "example" not in untold and "dill" in untold

@@ -306,6 +306,8 @@ def line_of(event: Event) -> str:
     loss = math.nan if loss is None else loss
     if event["event"] == "trained" and math.isnan(loss):  # the server does not learn it
         template = "round {round}  {client}: {kilobytes:.1f} KB up"
+    if template and event.get("examples") == 1:  # as of a site that does not tell how many it has
+        template = template.replace(" with {examples} examples", "").replace(", {examples} examples", "")
     if template is None or (event["event"] == "scores" and accuracy is None):
         return ""
     numbers = {
