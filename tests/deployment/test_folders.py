@@ -280,6 +280,14 @@ def test_a_node_finds_no_command_but_flowers_and_the_installed_app(site, tmp_pat
     assert found == {"flower-superexec": "flower-superexec", "flwr-clientapp": "trifed-clientapp"}
 
 
+def test_a_node_that_is_not_admitted_says_what_to_look_at(site, tmp_path):
+    """Flower alone says 'Failed to activate SuperNode'."""
+    commands(tmp_path / "bin", "#!/bin/sh\nexit 1\n")
+    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "RETRY_SECONDS": "0"}
+    done = subprocess.run([site / "start.sh"], env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1 and "register.sh" in done.stderr and f'trifed doctor "{site}"' in done.stderr
+
+
 def test_a_node_without_the_installed_app_does_not_start(site, tmp_path):
     commands(tmp_path / "bin", "#!/bin/sh\ntouch started\n")
     (tmp_path / "bin" / "trifed-clientapp").unlink()

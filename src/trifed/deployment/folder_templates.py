@@ -180,7 +180,12 @@ while [ -z "$stop" ]; do
     code=$?
     wait "$node" 2>/dev/null # if a signal has ended the first wait, wait until the node has ended too
     case "$code" in 0 | 2) exit "$code" ;; esac # 2 is a mistake, such as a port that is in use
-    if [ "$code" -gt 128 ] || [ "$(date +%s)" -ge "$until" ]; then exit "$code"; fi
+    [ "$code" -gt 128 ] && exit "$code"
+    if [ "$(date +%s)" -ge "$until" ]; then
+        echo "this node cannot connect to "{superlink}": the server does not run or cannot be reached, or its" \\
+            "operator did not register "{name}".pub (register.sh); trifed doctor \\"$PWD\\" checks this folder" >&2
+        exit "$code"
+    fi
     sleep "${{RETRY_EVERY:-5}}"
 done
 """
