@@ -22,7 +22,7 @@ from trifed.reports.comparison.tables import main_table
 from trifed.reports.comparison.verdict import cautions, study_verdict, verdict
 from trifed.reports.document import WIDTH, Document, Section
 from trifed.reports.figures import draw_figure
-from trifed.reports.format import control_meanings, listing, plural
+from trifed.reports.format import control_meanings, listing, percent, plural
 from trifed.reports.results import Details, Source, Study
 from trifed.reports.terminal import to_terminal
 
@@ -58,7 +58,8 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
         columns = (*ACCURACY, "seeds") if partition.unequal_seeds else ACCURACY
         accuracy = main_table({name: partition}).only(*columns, title=f"{name}: test {partition.metric}, {seeds}")
         each = main_table({name: partition}, controls=False)
-        sent = each.only(*TRAFFIC, title="What a client sends and receives").without_empty()
+        target = f"; target: {percent(partition.target)} %" if partition.target is not None else ""
+        sent = each.only(*TRAFFIC, title=f"What a client sends and receives{target}").without_empty()
         in_all = each.only(*IN_ALL, title="All clients and rounds, up and down").without_empty()
         compared = [column.key for column in in_all.columns] == list(IN_ALL)
         # Side by side where the terminal is wide enough: no number may fall off its edge.
