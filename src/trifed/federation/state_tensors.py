@@ -99,7 +99,7 @@ def read_checkpoint(path: Path, way_out: str) -> tuple[dict[str, Any], list[Clie
     """
     with open_tensors(path, way_out, "np") as file:
         facts = json.loads(file.metadata()["trifed"])
-        if not facts["steps"]:  # a server between sites, which does without torch
+        if facts["steps"] == []:  # a server between sites, which does without torch
             return facts, [], {n.removeprefix("server/"): file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
     with open_tensors(path, way_out) as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
