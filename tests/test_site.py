@@ -83,7 +83,7 @@ def test_headings_are_in_order_and_pictures_have_a_text(site):
 
 def test_links_out_of_the_docs_folder_lead_to_pages(site):
     threat_model = (site / "threat-model.html").read_text(encoding="utf-8")
-    assert 'href="what-leaves.html#what-one-client-sends-in-one-round"' in threat_model
+    assert 'href="what-leaves.html#all-that-the-server-receives"' in threat_model
     security = (site / "security.html").read_text(encoding="utf-8")
     assert '<a href="security-policy.html">security policy</a>' in security
     own_prior = (site / "own-prior.html").read_text(encoding="utf-8")

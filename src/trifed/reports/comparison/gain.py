@@ -24,6 +24,12 @@ FEDERATED, ALONE = LIGHT.series[0], "#8b939b"
 DEFAULT, PLAIN = "own-prior", "fedavg-lora"
 
 
+def beside_plain_lora(partition: Partition) -> bool:
+    """Return whether a method other than plain LoRA has the bytes of plain LoRA for comparison."""
+    methods = partition.methods.items()
+    return any(name != PLAIN and method.fedavg_lora_would_send for name, method in methods)
+
+
 def write_gain(partition: Partition, worth: Worth, target: Path) -> None:
     """Write the picture of what a run gained as a PNG file."""
     figure = gain_figure(partition, worth)

@@ -14,6 +14,7 @@ from rich.text import Text
 from trifed.reports.comparison import tables
 from trifed.reports.comparison.advice import advice_on
 from trifed.reports.comparison.first import first_block, outcome
+from trifed.reports.comparison.gain import beside_plain_lora
 from trifed.reports.comparison.metric_tables import (
     metric_tables,
 )
@@ -39,9 +40,10 @@ def render_result(source: Source) -> RenderableType:
     parts: list[RenderableType] = []
     for name, partition in source.study.results.items():
         clients = tables.client_table(partition, source.details.get(name, Details()), controls=False)
-        overview = main_table({name: partition}).only(*RUN_OVERVIEW).without_empty()
+        compared = beside_plain_lora(partition)
+        columns = RUN_OVERVIEW if compared else RUN_OVERVIEW[:-1]
+        overview = main_table({name: partition}).only(*columns).without_empty()
         parts += [to_terminal(clients), to_terminal(overview)]
-        compared = any(column.key == "fedavg_lora_would_send" for column in overview.columns)
         notes = [PLAIN if compared else "", control_meanings(partition.controls)]
         parts += [Text(text, style="dim") for text in notes if text]
         parts += map(to_terminal, metric_tables(partition))
@@ -61,10 +63,9 @@ def render_comparison(data: dict[str, Any]) -> RenderableType:
         target = f"; target: {percent(partition.target)} %" if partition.target is not None else ""
         sent = each.only(*TRAFFIC, title=f"What a client sends and receives{target}").without_empty()
         in_all = each.only(*IN_ALL, title="All clients and rounds, up and down").without_empty()
-        compared = [column.key for column in in_all.columns] == list(IN_ALL)
         # Side by side where the terminal is wide enough: no number may fall off its edge.
         parts.append(Columns([to_terminal(accuracy.without_empty()), to_terminal(sent)]))
-        if compared:
+        if beside_plain_lora(partition):
             parts += [to_terminal(in_all), Text(PLAIN, style="dim")]
         parts += [
             to_terminal(tables.difference_table(partition)),
