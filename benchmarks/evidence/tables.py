@@ -6,8 +6,9 @@
 For each set: accuracy at one bit a number for all, and accuracy at equal bytes, where an arm that sends more is
 taken at what the default sent in the whole run, between the evaluated rounds around it. Intervals are 95 %
 bootstrap intervals over clients and test rows; differences are in pairs of test rows. Means are over the seeds
-that all main arms of a set have, so that they can be compared; the sentences below a table are over all seeds
-that both arms have. The best rival is the one with the best accuracy on validation data.
+that all main arms of a set have, so that they can be compared; the sentences below a table, and the rows of arms
+with one part changed, are over all seeds that both arms have. The best rival is the one with the best accuracy on
+validation data.
 
 Of language models it is the loss in nats a token, which is better the lower it is. Intervals are over clients and
 their seeds, and differences are in pairs of clients.
@@ -232,7 +233,7 @@ def changed_table(held: Held, arms: Sequence[str], base: str) -> list[str]:
     header = ["changed", held.unit.mean, f"minus `{base}`", "KB up a round", "at equal bytes", "seeds"]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for arm in (arm for arm in arms if arm in held.runs):
-        seeds = [seed for seed in held.common if seed in held.runs[arm]] or sorted(held.runs[arm])
+        seeds = held.seeds(arm, base) or sorted(held.runs[arm])
         sent = np.mean([kilobytes_up(record) for record in held.runs[arm].values()])
         low, high = interval(held.right(arm, seeds))
         mean = f"{held.unit(held.mean(arm, 'mean', seeds))} ({held.unit(low)} to {held.unit(high)})"
