@@ -28,6 +28,7 @@ from trifed.adapters.settings import AdapterKind, AdapterSettings
 from trifed.adapters.tokens import is_token_embedding
 from trifed.adapters.tri_matrix import TriLoraConfig
 from trifed.common.errors import AdapterError, ModelError
+from trifed.common.seeding import seeded
 
 _FALLBACK_TARGETS = (
     ["q_proj", "v_proj"],
@@ -80,9 +81,7 @@ def attach(
         trainable_token_indices=list(tokens) or None,
         modules_to_save=_trained_norms(base, settings) or None,
     )
-    with torch.random.fork_rng(devices=[]), without_peft_warnings():
-        # Seeding the generators of all devices takes milliseconds.
-        (torch.default_generator if base.device.type == "cpu" else torch).manual_seed(seed)
+    with seeded(base.device, seed), without_peft_warnings():
         wrapped = get_peft_model(base, config)
     if kind == "lora-residual":
         add_residuals(wrapped)

@@ -19,6 +19,7 @@ from trifed.adapters.norms import is_norm
 from trifed.adapters.settings import AdapterSettings
 from trifed.adapters.tokens import is_embedding_matrix, is_token_embedding, token_ids
 from trifed.common.errors import MessageError, ModelError
+from trifed.common.seeding import seeded
 from trifed.config.settings import QUANTISED, ModelSettings, Pooling, TrainingSettings
 from trifed.data import Examples
 from trifed.federation.device_placement import place_model
@@ -237,8 +238,7 @@ def build_shared_model(
     lora_values = factor_values(base.model, plain_lora_settings(method, adapter_settings))
     tokens = token_ids(base.model, base.processor, adapter_settings.train_tokens)
     encoder = attach(base.model, method.adapter, adapter_settings, seed, tokens)
-    with torch.random.fork_rng(devices=[]):
-        (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed + 1)
+    with seeded(device, seed + 1):
         names = [str(label) for label in range(labels)] if isinstance(labels, int) else list(labels)
         model = task.build(encoder, base, names, model_settings)
         if method.personal_head or method.local_share:

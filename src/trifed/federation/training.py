@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trifed.adapters.dual import set_local_share
+from trifed.common.seeding import seeded
 from trifed.config.settings import TrainingSettings
 from trifed.federation.batches import RoundRandom, Rows, in_chunks, learning_rate, round_batches, steps_per_round
 from trifed.federation.class_weights import Weights
@@ -227,10 +228,8 @@ def train_locally(
         set_local_share(model, jobs[0].local_share)
     with ExitStack() as contexts:
         if stop is None:
-            # Other random numbers of a model come from torch's generator, which is forked so that a round neither
-            # uses nor changes it. Seeding all generators takes a millisecond; only those in use are seeded.
-            contexts.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-            (torch.default_generator if device.type == "cpu" else torch).manual_seed(seeds[0])
+            # Other random numbers of a model come from torch's own generators.
+            contexts.enter_context(seeded(device, seeds[0]))
         if not settings.gradient_checkpointing:  # it computes a mask twice, which only torch's generator repeats
             contexts.enter_context(dropout)
         if len(jobs) == 1:
