@@ -1,4 +1,4 @@
-"""What is known of each task before the task and torch are loaded: its columns, and what its accuracy is."""
+"""Facts of each task that commands need before they load torch: the columns of its data, and its metric."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ ACCURACY: dict[TaskName, str] = {
     "image-text-to-text": "next-token accuracy",
     "token-classification": "word accuracy",
 }
-"""What the word "accuracy" in results means for each task."""
+"""For each task, the metric that results give under the name "accuracy"."""

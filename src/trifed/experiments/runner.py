@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trifed.common.errors import RunError, damage_in
 from trifed.common.lock import held
 from trifed.config.metrics import AT_THE_END
+from trifed.config.roles import ACCURACY
 from trifed.config.run import RunConfig, make_config, to_toml
 from trifed.config.sealing import sealing_notes
 from trifed.config.toml_files import read_toml
@@ -262,7 +263,7 @@ def _write_models(simulation: Simulation, listener: Listener) -> dict[str, Any]:
     return {
         "name": config.name,
         "task": config.task,
-        "metric": task.metric,
+        "metric": ACCURACY[config.task],
         "method": config.method.name,
         "seed": config.seed,
         "rounds": config.rounds,

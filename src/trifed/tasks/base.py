@@ -238,7 +238,6 @@ class Task:
 
     Attributes:
         name: The task's name in settings.
-        metric: Meaning of "accuracy" for this task.
         roles: The columns that a model reads.
         load: Loads a base model from the user's name and a dtype.
         encode: Converts examples to a base model's input format.
@@ -253,7 +252,6 @@ class Task:
     """
 
     name: TaskName
-    metric: str
     roles: Roles
     load: Callable[..., LoadedBase]
     encode: Callable[[LoadedBase, Examples, ModelSettings], Encoded]

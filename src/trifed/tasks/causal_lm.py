@@ -269,7 +269,6 @@ def build_language_model(
 
 TASK = Task(
     name="causal-lm",
-    metric="next-token accuracy",
     roles=LANGUAGE,
     load=partial(
         load_base,

@@ -189,7 +189,6 @@ def _probe() -> tuple[bytes, ...]:
 
 TASK = Task(
     name="image-classification",
-    metric="accuracy",
     roles=IMAGES,
     load=partial(
         load_base,

@@ -170,7 +170,6 @@ def _build(
 
 TASK = Task(
     name="image-text",
-    metric="accuracy",
     roles=IMAGES,
     load=partial(load_two_towers, task="image-text"),
     encode=encode_images,

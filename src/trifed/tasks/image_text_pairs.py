@@ -115,7 +115,6 @@ def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings
 
 TASK = Task(
     name="image-text-pairs",
-    metric="matching accuracy",
     roles=(*IMAGES, TEXT),
     load=partial(load_two_towers, task="image-text-pairs"),
     encode=encode,

@@ -186,7 +186,6 @@ def generate_answers(
 
 TASK = Task(
     name="image-text-to-text",
-    metric="next-token accuracy",
     roles=(*IMAGES, *QUESTIONS),
     load=partial(
         load_base,

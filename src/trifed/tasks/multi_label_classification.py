@@ -67,7 +67,6 @@ def _build(
 
 TASK = Task(
     name="multi-label-classification",
-    metric="F1 per example",
     roles=(*TEXTS, LABEL_LIST),
     load=partial(load_encoder, task="multi-label-classification"),
     encode=encode,

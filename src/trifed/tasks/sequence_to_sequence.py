@@ -215,7 +215,6 @@ def _build(
 
 TASK = Task(
     name="sequence-to-sequence",
-    metric="next-token accuracy",
     roles=QUESTIONS,
     load=load_encoder_decoder,
     encode=encode,

@@ -156,7 +156,6 @@ def check_pooling(base: LoadedBase, settings: ModelSettings) -> None:
 
 TASK = Task(
     name="text-classification",
-    metric="accuracy",
     roles=TEXTS,
     load=load_encoder,
     encode=encode,

@@ -99,7 +99,6 @@ def build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings:
 
 TASK = Task(
     name="text-regression",
-    metric="R²",
     roles=(*TEXTS, NUMBER),
     load=partial(load_encoder, task="text-regression"),
     encode=encode,

@@ -173,7 +173,6 @@ def _build(encoder: nn.Module, base: LoadedBase, labels: Sequence[str], settings
 
 TASK = Task(
     name="token-classification",
-    metric="word accuracy",
     roles=TAGGED,
     load=partial(
         load_encoder,
