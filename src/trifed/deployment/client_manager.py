@@ -91,7 +91,7 @@ class ClientManager:
         facts, remedy = "", "start the others' nodes"
         if refused:
             facts = f", and {'1 node was' if refused == 1 else f'{refused} nodes were'} refused"
-            remedy = "mend the reason that the server printed above, start the others' nodes"
+            remedy = "correct the reason, which was printed above, and start the others' nodes"
         if bases > 1:
             facts, remedy = f", with {bases} different base models{facts}", "give all sites the same base model"
         return (

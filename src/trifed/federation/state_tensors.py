@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from trifed.common.errors import RunError
@@ -99,10 +100,10 @@ def read_checkpoint(path: Path, way_out: str) -> tuple[dict[str, Any], list[Clie
     """
     with open_tensors(path, way_out, "np") as file:
         facts = json.loads(file.metadata()["trifed"])
-        if facts["steps"] == []:  # a server between sites, which does without torch
-            return facts, [], {n.removeprefix("server/"): file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    with open_tensors(path, way_out) as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    states = [state_of(tensors, steps, f"client/{i}/") for i, steps in enumerate(facts["steps"])]
-    server = {n.removeprefix("server/"): t.numpy() for n, t in tensors.items() if n.startswith("server/")}
+        steps = list(facts["steps"])
+    # The checkpoint of a server between sites has no client's state, and is read without torch.
+    with open_tensors(path, way_out, "pt" if steps else "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it cannot be iterated over)
+    states = [state_of(tensors, count, f"client/{i}/") for i, count in enumerate(steps)]
+    server = {n.removeprefix("server/"): np.asarray(t) for n, t in tensors.items() if n.startswith("server/")}
     return facts, states, server

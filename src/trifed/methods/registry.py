@@ -154,10 +154,9 @@ def _source(value: Any) -> Iterator[str]:
         return
     code = getattr(defined, "__code__", None)
     try:
-        if (
-            code and code.co_filename == "<string>"
-        ):  # of exec; Python 3.13 has the text of `python -c` by that name
-            raise OSError
+        # Python 3.13 gives the text of `python -c` as the source of every function that `exec` made.
+        if code and code.co_filename == "<string>":
+            raise OSError("no source")
         path = inspect.getsourcefile(defined)
         yield (
             Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else inspect.getsource(defined)
