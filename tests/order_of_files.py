@@ -14,7 +14,8 @@ FIRST = (
 """Files that take longest. The first of them mostly wait for other processes, and the rest compute beside them."""
 SLOW_FILES = {
     "experiments/test_deciding_metric.py", "federation/test_best_round.py",
-    "attacks/test_audit.py", "cli/test_doctor.py", "cli/test_doctor_sites.py", "cli/test_model_commands.py",
+    "attacks/test_audit.py", "cli/test_doctor.py", "cli/test_doctor_runs.py",
+    "cli/test_doctor_sites.py", "cli/test_model_commands.py",
     "deployment/test_client_manager.py", "deployment/test_coordinator.py", "deployment/test_end_of_run.py",
     "deployment/test_gate.py", "deployment/test_going_back.py", "deployment/test_membership.py",
     "deployment/test_phases.py",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from test_doctor import KEPT, content, cut_off, edited, mend, states, wrong
+from test_doctor import content, cut_off, edited, mend, states, wrong
 from typer.testing import CliRunner
 
 from trifed.cli.app import app
@@ -117,8 +117,8 @@ def test_a_port_in_use_is_found(server, free):
         assert wrong(server) == {"port": "warning"}
 
 
-def test_every_run_of_a_server_is_checked(server):
-    shutil.copytree(KEPT / "sites-finished" / "server", server / "runs" / "kept")
+def test_every_run_of_a_server_is_checked(server, kept_runs):
+    shutil.copytree(kept_runs / "sites-finished" / "server", server / "runs" / "kept")
     assert wrong(server) == {}
     (server / "runs/kept/events.jsonl").unlink()
     assert wrong(server) == {"runs/kept: checkpoint": "problem"}
@@ -229,11 +229,11 @@ def test_data_in_a_folder_are_read_when_a_run_begins(site):
 
 
 @pytest.fixture
-def keeping(site):
+def keeping(site, kept_runs):
     """A site's folder with kept runs: one that is finished, one with a ledger."""
     (site / "kept").mkdir(0o700)
     for name in ("sites-finished", "sites-private"):
-        shutil.copytree(KEPT / name / "sites" / "clinic", site / "kept", dirs_exist_ok=True)
+        shutil.copytree(kept_runs / name / "sites" / "clinic", site / "kept", dirs_exist_ok=True)
     (site / "kept").chmod(0o700)
     return site
 
