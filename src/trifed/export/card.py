@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trifed.common.text import markdown_code, markdown_text
 from trifed.common.version import __version__
+from trifed.config.roles import ACCURACY
 from trifed.config.settings import TaskName
 from trifed.export.locate import FinishedRun, join_names
 from trifed.methods import METHODS
@@ -80,6 +81,7 @@ def model_card(run: FinishedRun, form: Form, facts: dict[str, Any], source: str,
         version=__version__,
         code=f"{'native_' if stock else ''}{task.code}.py.jinja",
         task=task,
+        metric=ACCURACY[task.name],
         facts=facts,
         base=None if form == "merged" else source,
         tri_matrix=form == "tri-matrix",
