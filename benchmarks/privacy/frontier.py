@@ -123,7 +123,7 @@ def measure(values: Json) -> Json:
 
 def tables(records: Sequence[Json]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
-    yield "| arm | rank, rounds | accuracy | less alone | KB up a client and round | seeds |"
+    yield "| arm | rank, rounds | accuracy | less alone, own rate | KB up a client and round | seeds |"
     yield "|---|---|---|---|---|---|"
     alike: dict[tuple[str, int, int], list[Json]] = {}
     for record in records:
