@@ -15,7 +15,7 @@ from markdown import markdown
 from rich.table import Table
 
 from trifed.cli.app import main
-from trifed.cli.flower import _render_releases, _render_status
+from trifed.cli.flower_tables import render_releases, render_status
 from trifed.common.console import PlainConsole
 from trifed.common.errors import one_line
 from trifed.common.text import csv_row, markdown_code, markdown_text, printable
@@ -66,10 +66,10 @@ def test_the_console_interprets_nothing(terminal):
 
 def test_tables_of_flower_have_no_escape_sequences():
     client = ClientStatus(HOSTILE, 3, 1, 0, 10, HOSTILE, 0.5)
-    text = shown(_render_status(RunStatus(1, 2, False, [client], [HOSTILE]), sealed=True))
+    text = shown(render_status(RunStatus(1, 2, False, [client], [HOSTILE]), sealed=True))
     assert is_plain(text) and "[bold]a[/bold]" in text
     release = Release(HOSTILE, HOSTILE, 1, HOSTILE, {HOSTILE: HOSTILE}, {}, HOSTILE)
-    assert is_plain(shown(_render_releases([release])))
+    assert is_plain(shown(render_releases([release])))
 
 
 @pytest.mark.parametrize("name", ["refused", "joined", "warned", "left out", "started", "withdrawn"])

@@ -61,7 +61,7 @@ def settings(toy_values, tmp_path):
 def test_an_audit_has_results_of_every_kind_and_continues_after_an_interruption(settings, tmp_path):
     lines: list[str] = []
     found = audit(settings, tmp_path / "audit", PLAN, progress=lines.append)
-    assert [text for text in lines if text.startswith("about ") and " minutes in all" in text]
+    assert [text for text in lines if text.startswith("1 of 2, about ") and " minutes in all" in text]
     assert found.finished and found.method == "ce-lora" and found.controls == ["fedavg-lora"]
     rows = {(row.method, row.attack, row.sees, row.knows, row.batch) for row in found.reconstruction}
     levels = {knows for method, _, _, knows, _ in rows if method == "ce-lora"}
@@ -80,7 +80,7 @@ def test_an_audit_has_results_of_every_kind_and_continues_after_an_interruption(
     (tmp_path / "audit" / "parts" / "fedavg-lora.json").write_text("{ broken off")
     lines.clear()
     again = audit(settings, tmp_path / "audit", PLAN, progress=lines.append)
-    assert "ce-lora: from before" in lines and "fedavg-lora: warming up" in lines
+    assert "1 of 2, ce-lora: from before" in lines and "2 of 2, fedavg-lora: warming up" in lines
     assert again.reconstruction == found.reconstruction and again.membership == found.membership
 
 

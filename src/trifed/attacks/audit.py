@@ -112,21 +112,27 @@ def audit(
     unsealed = config.model_copy(update={"sealing": SealingSettings()})  # controls show what the attacks can do
     parts: list[MethodFindings] = []
     with held(into):
-        for name in names:
+        for number, name in enumerate(names, 1):
+            tell = _numbered(progress, number, len(names))
             chosen = config if name == own else unsealed.with_method(name)
             identity = [chosen.run_id(), state, client, asdict(plan) | {"controls": None}]
             key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
             part = _read(into / "parts" / f"{name}.json")
             if part is not None and part.key == key:
-                progress(f"{name}: from before")
+                tell(f"{name}: from before")
             else:
-                part = _attack(chosen, folder if name == own else None, plan, client, progress, own=name == own)
+                part = _attack(chosen, folder if name == own else None, plan, client, tell, own=name == own)
                 part.key = key
                 _write(into, f"parts/{name}.json", part)
             parts.append(part)
             findings = _findings(config, plan, parts, finished=len(parts) == len(names))
             _write(into, "audit.json", findings)
     return findings
+
+
+def _numbered(progress: Progress, number: int, count: int) -> Progress:
+    """Return `progress` with the place of a method among several attacked ones before each text."""
+    return progress if count == 1 else lambda text: progress(f"{number} of {count}, {text}")
 
 
 def _refuse_large_batches(data: FederatedData, client: str | None, plan: Plan) -> None:

@@ -96,13 +96,16 @@ def score_rounds(
             sums = [[read[c] for c in behind(view, summed[client], client)] for client in targets]
             scores.clients.setdefault(view, len(sums[0]))
             scores.examples.setdefault(view, float(np.mean([sum(each) for each in sums])))
-        for client, attack in targets.items():
+        for number, (client, attack) in enumerate(targets.items(), 1):
             now = {view: view_of(view, changes, summed[client], client) for view in shown}
             changed = _changed(before, now, client)
             gone = _departures(shown, earlier, changes, summed[client], client)
             parts = [pick_examples(data, plan, client) for data in (attack.client.train, attack.client.test)]
             for knowledge in attack.knowledge_levels():
-                progress(f"{attack.config.method.name}: who is in round {done + 1}, {knowledge}")
+                progress(
+                    f"{attack.config.method.name}: members in round {done + 1}, "
+                    f"client {number} of {len(targets)}, knows {knowledge}"
+                )
                 assumed = attack.assumed_tensors(knowledge)
                 every_direction = [*now.values(), *changed.values(), *gone.values()]
                 found = [cosines(attack, assumed, every_direction, part) for part in parts]

@@ -67,7 +67,7 @@ def audit_command(
 
         def progress(text: str) -> None:
             status.update(Text(text))
-            if not console.is_terminal or text.startswith("about"):
+            if not console.is_terminal or "minutes in all" in text:
                 console.print(text, highlight=False)
 
         def how() -> str:

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
+from trifed.cli.flower_tables import render_releases, render_sites, render_status
 from trifed.common.console import PlainConsole
 from trifed.common.errors import RunError, damage_in
 
 if TYPE_CHECKING:
     from trifed.config.run import RunConfig
-    from trifed.deployment.checkpoint import RunStatus
-    from trifed.deployment.release_log import Release
     from trifed.deployment.site_keys import SiteKeys
     from trifed.federation.run_folder import RunFolder
 
 LIST = "sites.pub"
 """File with the list of the sites' keys."""
-SEALED = {"ready": "key of this round", "sum": "sum (masked)"}
-"""Name of a reply's part in a sealed run → its description in the table of `trifed flower log`."""
-
 app = typer.Typer(
     help="""Run between sites with Flower: a SuperLink at the server and a SuperNode at every site.
 
@@ -112,7 +104,7 @@ def sites_command(
     path, sealed = folder / LIST, run_is_sealed(folder)
     now, before = collect_site_keys(folder), _earlier(path)
     now.write(path)
-    PlainConsole().print(_render_sites(now, before))
+    PlainConsole().print(render_sites(now, before))
     if not sealed:
         typer.echo("This run is not sealed (sealing.on in app/run.toml); only a sealed run needs the list.")
     typer.echo(
@@ -142,7 +134,7 @@ def trust_command(
     settings, now = read_site_settings(folder / "node.toml"), read_site_keys(listed)
     refuse_other_self(now, settings, str(listed))
     before = _earlier(settings.sites)
-    PlainConsole().print(_render_sites(now, before, settings.name))
+    PlainConsole().print(render_sites(now, before, settings.name))
     typer.echo(f"SHA-256 of the list, to compare with the other sites by telephone:\n  {now.fingerprint}")
     if now == before:
         typer.echo(f"{settings.sites}: this list is stored already")
@@ -181,22 +173,6 @@ def _confirmed(question: str) -> bool:
         ) from None
 
 
-def _render_sites(now: SiteKeys, before: SiteKeys | None, own: str = "") -> RenderableType:
-    """Return a table of a list's sites, and of what changed against an earlier one. `own`: this site's name."""
-    from trifed.deployment.site_keys import changes, key_fingerprint
-
-    changed = changes(before, now) if before else {}
-    table = Table()
-    table.add_column("site", overflow="fold")
-    table.add_column("SHA-256 of its key", overflow="fold")
-    table.add_column("changed", no_wrap=True)
-    for name, key in now.keys.items():
-        note = "this site" if name == own else changed.get(name, "")
-        table.add_row(Text(name), key_fingerprint(key), note)
-    removed = [name for name, change in changed.items() if change == "removed"]
-    return Group(table, *(Text(f"removed: {name}") for name in removed))
-
-
 @app.command("status")
 def status_command(
     folder: Annotated[
@@ -211,34 +187,8 @@ def status_command(
 
     run, config = _open_run(folder)
     with damage_in(folder, "put the whole folder back"):
-        status = _render_status(run_status(run, config.rounds), config.sealing.on)
+        status = render_status(run_status(run, config.rounds), config.sealing.on)
     PlainConsole().print(status)
-
-
-def _render_status(run: RunStatus, sealed: bool) -> RenderableType:
-    """Return a table with one row for each site, and below it the reasons for refusals.
-
-    In a sealed run the server learns neither a site's number of examples nor its time.
-    """
-    state = "finished" if run.finished else f"round {run.round} of {run.rounds} is done"
-    state += f"; sealed, {run.sums} sums opened" if sealed else ""
-    table = Table(title=state, title_justify="left")
-    table.add_column("site", overflow="fold")
-    for column in ("examples", "last round", "took, s", "left out", "sent, KB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("why not since")
-    for site in run.clients:
-        took = "" if site.seconds is None or sealed else f"{site.seconds:.1f}"
-        table.add_row(
-            Text(site.name),
-            "not told" if sealed else f"{site.examples:,}",
-            str(site.last),
-            took,
-            str(site.left_out),
-            f"{site.sent / 1000:.1f}",
-            Text(site.reason),
-        )
-    return Group(table, *(Text(f"refused: {reason}") for reason in run.refused))
 
 
 @app.command("log")
@@ -270,30 +220,7 @@ def log_command(
         for release in chosen:
             typer.echo(json.dumps(asdict(release)))
     else:
-        PlainConsole().print(_render_releases(chosen))
-
-
-def _render_releases(releases: Sequence[Release]) -> RenderableType:
-    """Return a table with one row for each reply, and below it the sums."""
-    table = Table()
-    for column in ("time", "run"):
-        table.add_column(column, overflow="fold")
-    table.add_column("round", justify="right")
-    table.add_column("request")
-    table.add_column("what left", overflow="fold")
-    for column in ("bytes", "ε so far"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for release in releases:
-        parts = [SEALED.get(name, f"{name} ({len(part.tensors)} tensors)") for name, part in release.parts.items()]
-        facts = [f"{name}={value}" for name, value in release.facts.items()]
-        left = (
-            f"refused: {release.error}" if release.error else ", ".join([*parts, *facts]) or "nothing but 'done'"
-        )
-        epsilon = "" if release.epsilon is None else f"{release.epsilon:.2f}"
-        numbers = (f"{release.bytes:,}", epsilon)
-        table.add_row(release.time, Text(release.run), str(release.round), release.kind, Text(left), *numbers)
-    total = sum(release.bytes for release in releases)
-    return Group(table, Text(f"{len(releases)} replies, {total:,} bytes in messages"))
+        PlainConsole().print(render_releases(chosen))
 
 
 @app.command("withdraw")

@@ -27,7 +27,10 @@ Points = Sequence[tuple[float, Estimate]]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a figure. `method` sets its colour and marker, `knows` its stroke."""
+    """A line of a figure. `method` sets its colour and marker, `knows` its stroke.
+
+    Of two lines alike in both, such as two views, the second is thin and has hollow markers.
+    """
 
     label: str
     method: str
@@ -73,8 +76,8 @@ def _curves(axes: Axes, style: Style, curves: Curves) -> None:
     for place, line in enumerate(curves.lines):
         xs, means, lows, highs = _arrays(line.points)
         xs *= 2 ** (DODGE * (place - (len(curves.lines) - 1) / 2))
-        stroke: dict[str, Any] = {"ls": STROKES[line.knows], "ms": 4.5, "lw": 1.5, "zorder": 3}
-        axes.plot(xs, means, label=line.label, **stroke, **style.look(line.method))
+        again = any((line.method, line.knows) == (one.method, one.knows) for one in curves.lines[:place])
+        axes.plot(xs, means, label=line.label, **_stroke(line, again=again), **style.look(line.method))
         axes.vlines(xs, lows, highs, lw=1.1, color=style.colour(line.method), zorder=3)
     axes.set_xscale("log", base=2)
     if curves.floor:
@@ -97,6 +100,12 @@ def _curves(axes: Axes, style: Style, curves: Curves) -> None:
     if curves.level is not None:
         name_beside(axes, style, f"{CHANCE}, {curves.level:g}", curves.level)
     axes.set(xlabel=curves.xlabel, ylabel=curves.ylabel)
+
+
+def _stroke(line: Line, *, again: bool) -> dict[str, Any]:
+    """Return how a line is drawn; `again` is True if an earlier one has its method and knowledge."""
+    hollow = {"fillstyle": "none", "lw": 0.8} if again else {"lw": 1.5}
+    return {"ls": STROKES[line.knows], "ms": 4.5, "zorder": 3, **hollow}
 
 
 def _arrays(points: Points) -> tuple[np.ndarray, ...]:

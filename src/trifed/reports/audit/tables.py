@@ -159,12 +159,12 @@ def _reconstruction_row(findings: Findings, row: Reconstruction) -> dict[str, An
 def membership_table(findings: Findings) -> Table:
     """Return areas under curves, and true positives at 1 % false ones."""
     columns = (
-        METHOD, Column("source", "from"), *view_columns(findings), *SIGHT,
-        Column("over", "over rounds"), Column("rounds", "rounds", "count"),
-        Column("examples", "examples in it", "number"),
-        Column("members", "members", "count"), Column("others", "others", "count"), Column("auc", "AUC", "ratio"),
-        SURE, Column("tpr", "found at 1 % false, %", "percent"), Column("tpr_interval", "95 %", "interval"),
+        METHOD, Column("source", "from"), *view_columns(findings),
+        Column("over", "over rounds"), Column("rounds", "rounds", "count"), Column("auc", "AUC", "ratio"), SURE,
         Column("against", "against chance"),
+        Column("tpr", "found, %", "percent"), Column("tpr_interval", "95 %", "interval"), *SIGHT,
+        Column("examples", "examples in it", "number"),
+        Column("members", "members", "count"), Column("others", "others", "count"),
     )  # fmt: skip
     methods = methods_of(findings)
     rows = [
@@ -174,7 +174,10 @@ def membership_table(findings: Findings) -> Table:
         )
         for row in sorted(findings.membership, key=lambda r: (methods.index(r.method), r.source, r.examples))
     ]  # fmt: skip
-    note = f"An AUC of 0.5 is chance, 1 is certainty. 'Above': the interval lies above {CLEAR_AUC}."
+    note = (
+        f"An AUC of 0.5 is chance, 1 is certainty. 'Above': the interval lies above {CLEAR_AUC}. Found: the "
+        "members that an attacker finds who takes 1 % of the others for members."
+    )
     return Table("Was an example among a client's?", columns, rows, note).without_empty()
 
 
@@ -186,15 +189,13 @@ def view_columns(findings: Findings) -> tuple[Column, ...]:
 
 def views_table(findings: Findings) -> Table:
     """Return the audited method's views side by side, each with the best attack of every kind."""
-    mine = findings.method
+    mine, score = findings.method, SCORES[findings.kind][0]
     columns = (
-        Column("view", "view"), Column("whose", "who has it"), Column("clients", "clients", "count"),
-        Column("auc", "members, AUC, one round", "ratio"), Column("interval", "95 %", "ratio interval"),
-        Column("several", "of several rounds at most", "ratio"),
-        Column("several_interval", "95 %", "ratio interval"),
-        Column("score", f"read from updates, {SCORES[findings.kind][0].label}", "number"),
-        Column("guess", "by guessing", "number"),
-        Column("labels", "labels, F1", "ratio"), Column("guessed_labels", "by guessing", "ratio"),
+        Column("view", "view"), Column("whose", "who has it", "prose"), Column("clients", "clients", "count"),
+        Column("auc", "AUC, one round", "ratio"), Column("interval", "95 %", "ratio interval"),
+        Column("several", "AUC, more rounds", "ratio"), Column("several_interval", "95 %", "ratio interval"),
+        Column("score", score.label, score.kind), Column("guess", "guessed", score.kind),
+        Column("labels", "F1 of labels", "ratio"), Column("guessed_labels", "guessed", "ratio"),
     )  # fmt: skip
     shown = []
     for view in VIEWS if view_columns(findings) else ():
@@ -218,7 +219,10 @@ def views_table(findings: Findings) -> Table:
                 **({"score": _mean(main_score(findings, best)), "guess": _mean(guess_for(findings, best))}
                    if best else {}),
             })  # fmt: skip
-    note = "Members, texts or images, and labels by the best attack on what a whole round sends."
+    note = (
+        "By the best attack on what a round sends. AUC: of telling who was trained on. "
+        f"{score.label}: of {findings.kind}s that were reconstructed. Guessed: by who sees nothing."
+    )
     return Table("What each view shows", columns, shown, note).without_empty()
 
 
