@@ -12,7 +12,7 @@ from trifed.reports.comparison.ranking import compared, rank_methods
 from trifed.reports.comparison.verdict import better_control, cautions, leaders, study_verdict, verdict
 from trifed.reports.comparison.worth import worth_of_sharing
 from trifed.reports.format import clock, listing, points
-from trifed.reports.results import Details, Source, Study
+from trifed.reports.results import Details, Point, Source, Study
 
 
 def study(*partitions, **means):
@@ -106,6 +106,22 @@ def test_cautions_follow_from_the_numbers():
     assert codes(study(ce_lora=0.74, local=0.9)) == ["few-seeds"]
     three = Study.model_validate(make_comparison(seeds=(0, 1, 2), means={"ce-lora": 0.9}))
     assert codes(three) == []
+
+
+@pytest.mark.parametrize(
+    ("earlier", "kept", "warned"), [(0.75, None, True), (0.71, None, False), (0.75, 5, False)]
+)
+def test_separate_training_that_was_better_earlier_is_a_caution(earlier, kept, warned):
+    found = study(ce_lora=0.9, local=0.7)
+    curve = [Point(round=5, mean=earlier), Point(round=10, mean=0.7)]
+    methods = first(found).methods
+    methods["local"] = methods["local"].model_copy(update={"curve": curve, "kept_round": kept})
+    assert ("separate-better-earlier" in codes(found)) == warned
+    if warned:
+        text = next(
+            c.text for c in cautions(Source(Path("x"), "comparison", found, {})) if "before the last" in c.text
+        )
+        assert "local had 75.0 % after round 5" in text and "is +15.0 points" in text
 
 
 def test_there_are_three_cautions_at_most_and_privacy_comes_first():

@@ -81,7 +81,8 @@ done
 flwr run app {name} --stream "$@" || exit
 # flwr ends with 0 also after a run that failed; a finished run has a summary.
 [ -z "$folder" ] || [ -f "$folder/summary.json" ] || {{
-    echo "$PWD/$folder: no summary.json, so the run has not ended well; the lines above say why" >&2
+    echo "$PWD/$folder: no summary.json, so the run has not ended well; the lines above say why." >&2
+    echo "./run.sh continues it after its last complete round." >&2
     exit 1
 }}
 """,

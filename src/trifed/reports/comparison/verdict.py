@@ -12,6 +12,8 @@ from trifed.reports.format import control_label, listing, percent, plural, point
 from trifed.reports.results import MethodResult, Partition, Source, Study
 
 FEW_SEEDS, FEW_TESTS = 3, 100
+PEAK = 0.02
+"""A method was better earlier if its mean accuracy was higher than at the end by this or more."""
 POOLED = ("probe-all", "probe-all-prior")
 """Controls that need the data of all clients in one place, which a federation may not have."""
 
@@ -88,6 +90,7 @@ def cautions(source: Source) -> list[Caution]:
     diverged = dict.fromkeys(text for details in source.details.values() for text in details.diverged)
     better = _better_controls(partitions, pooled=False)
     pooled = _better_controls(partitions, pooled=True)
+    earlier = list(filter(None, map(_better_earlier, partitions.values())))
     counts = [len(m.seeds or found.seeds) for found in partitions.values() for m in found.methods.values()]
     seeds = min(counts, default=FEW_SEEDS)
     results = [item for partition in partitions.values() for item in partition.methods.items()]
@@ -108,6 +111,12 @@ def cautions(source: Source) -> list[Caution]:
             better,
             "control-better",
             f"A simple model that trains no adapter does at least as well as every method: {listing(better)}.",
+        ),
+        (
+            earlier,
+            "separate-better-earlier",
+            f"Separate training was better before the last round: {listing(earlier)}. "
+            'keep = "best" takes each method\'s best round, by validation data.',
         ),
         (seeds < FEW_SEEDS, "few-seeds", f"{plural(seeds, 'seed')}: differences of a few points may be noise."),
         (
@@ -133,6 +142,23 @@ def cautions(source: Source) -> list[Caution]:
         ),
     ]
     return [Caution(code, text) for holds, code, text in known if holds][:MOST_CAUTIONS]
+
+
+def _better_earlier(partition: Partition) -> str:
+    """Return the best round of separate training, and the gain over it; empty if the last is about as good.
+
+    Empty too where another metric than accuracy decides, or the best round was chosen by validation data.
+    """
+    worth = worth_of_sharing(partition)
+    if worth is None or partition.deciding.name != "accuracy":
+        return ""
+    found = partition.methods[worth.alone]
+    known = {point.mean: point.round for point in found.curve if point.round and point.mean is not None}
+    peak = max(known, default=0.0)
+    if found.kept_round is not None or peak < worth.means[1] + PEAK:
+        return ""
+    gain = f"the gain over that is {points(worth.means[0] - peak)} points"
+    return f"{worth.alone} had {percent(peak)} % after round {known[peak]}, and {gain}"
 
 
 def _better_controls(partitions: dict[str, Partition], pooled: bool) -> list[str]:
