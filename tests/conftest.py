@@ -32,7 +32,7 @@ from trifed.config.run import RunConfig, make_config
 from trifed.experiments.run_result import RunResult
 from trifed.experiments.runner import run
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.federation.training.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import base_model
 from trifed.tasks.text_classification import load_encoder

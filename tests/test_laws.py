@@ -86,6 +86,15 @@ def test_the_layers_name_parts_that_exist():
     assert {"similarity", "methods", "federation", "deployment", "cli"} <= parts
 
 
+def test_training_knows_of_no_rounds_and_messages():
+    """`federation/training/` imports nothing of the rest of `federation/`, so it can be read alone."""
+    home, own = "trifed.federation", "trifed.federation.training"
+    paths = [path for path in FILES if place(path).startswith("federation/training/")]
+    found = [name for path in paths for name in imports(path) if name.startswith(home)]
+    assert found
+    assert [name for name in found if name != home and not name.startswith(own)] == []
+
+
 def parts_below() -> dict[str, set[str]]:
     """By part of the package, the other parts that it imports."""
     below: dict[str, set[str]] = {part_of(path): set() for path in FILES if path != SOURCE / "__init__.py"}

@@ -26,11 +26,11 @@ from scipy.special import gammaln
 from trifed.config.run import make_config
 from trifed.config.toml_files import read_toml
 from trifed.federation.client_update import score
-from trifed.federation.evaluation import embed
 from trifed.federation.personalization import calibrate
 from trifed.federation.preparation import prepare, quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
+from trifed.federation.training.evaluation import embed
 
 sys.path.insert(0, str(Path(__file__).parent))
 from digest import chosen, conditions

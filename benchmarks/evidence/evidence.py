@@ -39,9 +39,9 @@ from trifed import make_config
 from trifed.common.dict_merge import deep_merge
 from trifed.experiments.runner import RunResult, resume, run
 from trifed.federation.events import Event
-from trifed.federation.metrics import better
 from trifed.federation.results import summarise_events
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.metrics import better
 
 
 def rates(arm: Arm, times: float = 1.0) -> list[float]:

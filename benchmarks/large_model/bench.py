@@ -34,14 +34,14 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from trifed import make_config
 from trifed.data import make_clients
 from trifed.federation import client_update as client_module
-from trifed.federation.batches import epoch_batches, seeded
 from trifed.federation.client_update import ClientDataset
-from trifed.federation.device_placement import autocast
 from trifed.federation.preparation import environment
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.shared_model import SharedModel, build_shared_model
 from trifed.federation.simulation import Simulation
-from trifed.federation.training import train_locally
+from trifed.federation.training.batches import epoch_batches, seeded
+from trifed.federation.training.device_placement import autocast
+from trifed.federation.training.local_training import train_locally
+from trifed.federation.training.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks.base_model import LoadedBase
 

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from trifed.config.settings import TrainingSettings
-from trifed.federation.device_placement import choose_precision
+from trifed.federation.training.device_placement import choose_precision
 from trifed.tasks.text_classification import load_encoder
 
 SENTENCE = "a photo of a {}."

@@ -4,11 +4,11 @@
 
 --data holds the public data sets, --models the folder `vit` (benchmarks/models/small_vision.py makes it).
 `own-prior`, the default method, with five others beside it, on MiniLM with BANKING77 and SST-2 and on a small ViT
-with CIFAR-10; then `own-prior` alone on BANKING77 with another rank, other steps, later, and with noise;
-on all three with sealed sums of three clients, the fewest of a sum; and `first-run`, the run that the README begins
-with, on examples/tickets.csv: 102 training examples a site, one pass over them a round. What is found of each method is kept under
---work, so that the same command goes on; each audit's findings go to results/NAME.json without the originals and
-what was made of them, and with a page under --work.
+with CIFAR-10; then `own-prior` alone on BANKING77 with another rank, other steps, later, and with noise; on all
+three with sealed sums of three clients, the fewest of a sum; and `first-run`, the run that the README begins with,
+on examples/tickets.csv. What is found of each method is kept under --work, so that the same command goes on; each
+audit's findings go to results/NAME.json without the originals and what was made of them, and with a page under
+--work.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from trifed.federation.context import run_context
 from trifed.federation.messages import encode_summary
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.methods.base import SummarySeeds
 from trifed.similarity import Summary

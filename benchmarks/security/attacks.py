@@ -34,8 +34,8 @@ from trifed.federation.events import Event
 from trifed.federation.messages import decode_summary, encode_summary
 from trifed.federation.preparation import environment, prepare
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.shared_model import SharedModel
 from trifed.federation.simulation import Simulation
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.packing import Vector
 from trifed.tasks.tokens import EncodedTokens
 

@@ -24,7 +24,7 @@ from trifed.deployment import flower, worker
 from trifed.deployment.protocol import MOST_TEXT, Request, read_layout
 from trifed.federation.context import decode_tensors
 from trifed.federation.messages import MOST_HEADER, decode_summary, layout_sizes
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.shared_model import SharedModel
 from trifed.similarity.summary import most_bytes
 from trifed.tasks import TASKS
 

@@ -26,7 +26,7 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from trifed import make_config, similarity
 from trifed.data import Examples, text_examples
 from trifed.federation.preparation import environment
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks.text_classification import load_encoder
 

@@ -19,8 +19,8 @@ import tomli_w
 from trifed import make_config
 from trifed.config.run import RunConfig
 from trifed.data import FederatedData, make_clients
-from trifed.federation.batches import RoundRandom, round_batches
-from trifed.federation.device_placement import choose_device, choose_precision
+from trifed.federation.training.batches import RoundRandom, round_batches
+from trifed.federation.training.device_placement import choose_device, choose_precision
 from trifed.tasks import TASKS
 
 Json = dict[str, Any]

@@ -29,7 +29,7 @@ from job import Job, prepare, trifed_values
 from trifed import make_config
 from trifed.federation import preparation
 from trifed.federation.client_update import ClientState, RoundTraining, train_rounds
-from trifed.federation.parallel import AtOnce
+from trifed.federation.training.parallel import AtOnce
 
 HERE = Path(__file__).resolve().parent
 Json = dict[str, Any]

@@ -20,11 +20,11 @@ import torch
 
 from trifed import make_config
 from trifed.data import demo_corpus_path, make_clients
-from trifed.federation.batches import seeded
-from trifed.federation.device_placement import autocast, choose_device, choose_precision
-from trifed.federation.evaluation import length_order
 from trifed.federation.preparation import environment
-from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.federation.training.batches import seeded
+from trifed.federation.training.device_placement import autocast, choose_device, choose_precision
+from trifed.federation.training.evaluation import length_order
+from trifed.federation.training.shared_model import SharedModel, build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks.text_classification import load_encoder
 

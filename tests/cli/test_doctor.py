@@ -250,6 +250,6 @@ def test_what_flower_init_would_refuse_is_found_before(kept, more, found):
 
 @pytest.mark.parametrize(("hardware", "found"), [(True, {}), (False, {"precision": "warning"})])
 def test_emulated_bfloat16_is_found(kept, monkeypatch, hardware, found):
-    monkeypatch.setattr("trifed.federation.device_placement._cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr("trifed.federation.training.device_placement._cpu_has_bf16", lambda: hardware)
     edited(Path("run.toml"), 'precision = "fp32"', 'precision = "bf16"')
     assert wrong("run.toml") == found

@@ -12,8 +12,8 @@ from trifed import make_config
 from trifed.common.errors import ConfigError, DataError, MessageError, ModelError, RunError
 from trifed.deployment.greeting import greeting, settings_to_send
 from trifed.deployment.protocol import REASONS, RefusalCode, Reply, Request, read_code, rejected_for
-from trifed.federation import device_placement
 from trifed.federation.client import Client
+from trifed.federation.training import device_placement
 from trifed.methods import METHODS, code_hash
 from trifed.privacy.ledger import FILE
 

@@ -9,10 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from trifed import make_config, run
-from trifed.federation.batches import NOISE, seeded
 from trifed.federation.dp_mechanism import DpMechanism
 from trifed.federation.privacy_report import promise
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.batches import NOISE, seeded
 from trifed.privacy import noise_multiplier, read_ledger, seeded_noise
 from trifed.privacy.ledger import EVERYTHING
 

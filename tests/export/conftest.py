@@ -11,7 +11,7 @@ import torch
 
 from trifed.config.run import make_config
 from trifed.federation.client_model import save_client
-from trifed.federation.shared_model import SharedModel, build_shared_model
+from trifed.federation.training.shared_model import SharedModel, build_shared_model
 from trifed.tasks.text_classification import load_encoder
 
 LABELS = ["billing", "delivery", "login"]

@@ -7,8 +7,8 @@ import torch
 
 from trifed.config.settings import TrainingSettings
 from trifed.data import text_examples
-from trifed.federation.batches import RoundRandom
-from trifed.federation.training import LocalTraining, train_locally
+from trifed.federation.training.batches import RoundRandom
+from trifed.federation.training.local_training import LocalTraining, train_locally
 
 CPU = torch.device("cpu")
 WORDS = ["invoice", "parcel", "password", "refund", "courier", "account"]

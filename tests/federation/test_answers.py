@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from trifed.data import Examples
-from trifed.federation import answers
-from trifed.federation.answers import exact_match, longest_common, rouge_l, score_answers, words
+from trifed.federation.training import answers
+from trifed.federation.training.answers import exact_match, longest_common, rouge_l, score_answers, words
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_training import chosen
 
-from trifed.federation.batches import RoundRandom, epoch_batches, learning_rate, round_batches, steps_per_round
+from trifed.federation.training.batches import (
+    RoundRandom,
+    epoch_batches,
+    learning_rate,
+    round_batches,
+    steps_per_round,
+)
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from trifed import make_config, run
 from trifed.data import make_clients, text_examples
-from trifed.federation.evaluation import embed
 from trifed.federation.personalization import FACTORS, TOLERANCE, calibrate
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.evaluation import embed
 from trifed.methods.aggregation import HEAD
 
 TEXTS = [f"{word} {number}" for word in ("basil", "sage", "thyme", "mint") for number in range(6)]

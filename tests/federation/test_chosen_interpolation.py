@@ -11,9 +11,9 @@ from trifed import make_config, run
 from trifed.common.errors import ConfigError
 from trifed.config.run import to_toml
 from trifed.data import text_examples
-from trifed.federation import evaluation
-from trifed.federation.evaluation import evaluate, example_losses
 from trifed.federation.personalization import SHARES, TOLERANCE, largest_share
+from trifed.federation.training import evaluation
+from trifed.federation.training.evaluation import evaluate, example_losses
 from trifed.methods.personalization import WITHOUT_VALIDATION
 
 TEXTS = [f"{word} word{number:03d}" for word in ("invoice", "parcel", "password") for number in range(4)]

@@ -13,12 +13,12 @@ from many_clients import check_equal, clients_of, rounds_of, settings
 from trifed.common.errors import ConfigError, DataError
 from trifed.config.run import make_config, to_toml
 from trifed.config.toml_files import read_toml
-from trifed.federation.class_weights import class_weights
 from trifed.federation.client_update import train_rounds
-from trifed.federation.dp_sgd import example_gradients
-from trifed.federation.dropout import ClientDropout
-from trifed.federation.evaluation import evaluate
-from trifed.federation.training import Examples, _backward
+from trifed.federation.training.class_weights import class_weights
+from trifed.federation.training.dp_sgd import example_gradients
+from trifed.federation.training.dropout import ClientDropout
+from trifed.federation.training.evaluation import evaluate
+from trifed.federation.training.local_training import Examples, _backward
 
 CPU = torch.device("cpu")
 NAMES = ["ham", "spam", "7"]

@@ -13,8 +13,8 @@ from trifed.config.run import make_config, overlay, read_config, to_toml
 from trifed.experiments.runner import resume, run
 from trifed.federation import client_update
 from trifed.federation.client_update import train_rounds
-from trifed.federation.parallel import AtOnce
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.parallel import AtOnce
 
 LOCAL = {"method": "local", "rounds": 2}
 

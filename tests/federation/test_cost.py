@@ -13,8 +13,9 @@ from trifed.common.errors import ModelError
 from trifed.config.settings import WireSettings
 from trifed.federation.compression import make_compression
 from trifed.federation.cost import Cost, MethodCost, estimate_cost
-from trifed.federation.plain_lora import plain_lora_bytes, plain_lora_settings
+from trifed.federation.plain_lora import plain_lora_bytes
 from trifed.methods import METHODS
+from trifed.methods.plain_lora import plain_lora_settings
 from trifed.tasks.shapes import SHAPES, build_on_meta, shape_config
 
 FEW = ["ce-lora", "fedavg-lora", "local"]

@@ -13,9 +13,9 @@ from trifed import similarity as sim
 from trifed.adapters.settings import AdapterSettings
 from trifed.federation.cost import estimate_cost
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.plain_lora import plain_lora_settings
 from trifed.federation.summary_cost import most_components, summary_sizes
 from trifed.methods import METHODS
+from trifed.methods.plain_lora import plain_lora_settings
 
 COUNTED = set(METHODS) - ALIKE - {"ce-lora-authors"} | {"rolora"}
 """Methods whose runs are counted here; `ce-lora-authors` has a test of its own."""

@@ -12,9 +12,9 @@ from trifed import make_config
 from trifed.common.errors import ConfigError, ModelError, RunError
 from trifed.config.settings import TrainingSettings
 from trifed.data import text_examples
-from trifed.federation.batches import RoundRandom
-from trifed.federation.device_placement import device_map, narrow_frozen_weights, place_model
-from trifed.federation.training import LocalTraining, train_locally
+from trifed.federation.training.batches import RoundRandom
+from trifed.federation.training.device_placement import device_map, narrow_frozen_weights, place_model
+from trifed.federation.training.local_training import LocalTraining, train_locally
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not available:UserWarning")
 
@@ -48,14 +48,14 @@ def test_spread_over_one_device_it_is_the_same_model(model):
 
 
 def test_few_bits_are_not_spread(model, monkeypatch):
-    monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("trifed.federation.training.local_training.torch.cuda.device_count", lambda: 2)
     model.is_quantized = True
     with pytest.raises(ModelError, match=r"'cuda:all'.*nf4"):
         place_model(model, TrainingSettings(device="cuda:all"))
 
 
 def test_without_a_gpu(model, monkeypatch):
-    monkeypatch.setattr("trifed.federation.training.torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("trifed.federation.training.local_training.torch.cuda.device_count", lambda: 0)
     with pytest.raises(RunError, match=r"'cuda:all'.*0 CUDA devices"):
         place_model(model, TrainingSettings(device="cuda:all"))
 

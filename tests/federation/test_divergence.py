@@ -9,7 +9,7 @@ import pytest
 
 from test_cli_help import call
 from trifed.config.run import make_config, to_toml
-from trifed.federation.divergence import Divergence
+from trifed.federation.training.divergence import Divergence
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from local_training import CPU, EMPTY, EXAMPLES, TEXTS, chosen, train
 
 from trifed.data import text_examples
-from trifed.federation.evaluation import embed, evaluate, length_order
+from trifed.federation.training.evaluation import embed, evaluate, length_order
 from trifed.tasks.text_classification import encode
 
 

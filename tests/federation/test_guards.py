@@ -15,10 +15,10 @@ from trifed import make_config, resume, run
 from trifed.common.errors import RunError
 from trifed.config.settings import TrainingSettings
 from trifed.federation import guards as guards_module
-from trifed.federation.batches import RoundRandom, round_batches
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.guards import FLOOR, few_tokens, refuse_few_tokens, small_components, tokens_needed
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.batches import RoundRandom, round_batches
 from trifed.reports.comparison.verdict import cautions
 from trifed.reports.read import read_source
 from trifed.similarity import Summary

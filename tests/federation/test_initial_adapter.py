@@ -30,7 +30,7 @@ def prepared(toy_values, folder, method, **changes):
 def outputs(shared_model, data):
     """Pooled features with the initial values, (n, hidden)."""
     from trifed.config.settings import TrainingSettings
-    from trifed.federation.evaluation import embed
+    from trifed.federation.training.evaluation import embed
 
     shared_model.load(shared_model.start)
     return torch.from_numpy(embed(shared_model.model, data, TrainingSettings(device="cpu", precision="fp32")))

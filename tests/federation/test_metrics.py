@@ -15,10 +15,10 @@ from trifed.common.errors import ConfigError, RunError
 from trifed.config import metrics as registry
 from trifed.config.settings import MetricName
 from trifed.export.locate import open_run
-from trifed.federation.class_scores import class_scores
-from trifed.federation.evaluation import Scores
-from trifed.federation.metrics import METRICS, best_of, better, compute_metrics, metric_named, spread_of
 from trifed.federation.results import facts_of
+from trifed.federation.training.class_scores import class_scores
+from trifed.federation.training.evaluation import Scores
+from trifed.federation.training.metrics import METRICS, best_of, better, compute_metrics, metric_named, spread_of
 from trifed.reports.tracking.scalars import scalars
 
 NAMES = list(METRICS)

@@ -12,8 +12,8 @@ from many_clients import ADAPTED, check_equal, clients_of, rounds_of, settings
 from trifed import make_config, run
 from trifed.federation.at_once import clients_at_once
 from trifed.federation.client_update import train_rounds
-from trifed.federation.parallel import AtOnce, StoppedError, in_threads, replica
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.parallel import AtOnce, StoppedError, in_threads, replica
 
 TWO = AtOnce(threads=2)
 

@@ -9,7 +9,7 @@ from local_training import EXAMPLES, chosen
 from torch import nn
 
 from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, train_rounds
-from trifed.federation.training import ProximalTerm
+from trifed.federation.training.local_training import ProximalTerm
 from trifed.methods.base import Proximal
 
 

@@ -11,7 +11,7 @@ from trifed import make_config, run
 from trifed.data import text_examples
 from trifed.experiments import runner
 from trifed.federation.client_update import score
-from trifed.federation.evaluation import evaluate
+from trifed.federation.training.evaluation import evaluate
 from trifed.tasks import text_classification
 from trifed.tasks.tokens import EncodedTokens
 

@@ -10,9 +10,8 @@ from many_clients import ALIKE
 from trifed.common.errors import ModelError
 from trifed.config.run import make_config
 from trifed.data import text_examples
-from trifed.federation import training
-from trifed.federation.batches import learning_rate
 from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, score, train_rounds
+from trifed.federation.training.batches import learning_rate
 from trifed.methods import METHODS
 
 TEXTS = ["invoice word001 refund", "parcel word002", "password reset word003 word004 word005", "courier word006"]
@@ -131,7 +130,12 @@ def test_a_client_that_missed_rounds_trains_at_the_rate_of_the_others(make_bench
     shared_model, asked = make_bench("fedavg-lora"), []
     data = shared_model.encode(EXAMPLES)
     client, chosen = ClientDataset(0, "one", data, data, data), settings(toy_values, steps=2, schedule="linear")
-    monkeypatch.setattr(training, "learning_rate", lambda *args: asked.append(learning_rate(*args)) or asked[-1])
+
+    def noted(*args):
+        asked.append(learning_rate(*args))
+        return asked[-1]
+
+    monkeypatch.setattr("trifed.federation.training.local_training.learning_rate", noted)
     for steps in (0, 4):
         state = ClientState(dict(shared_model.start), {}, steps)
         train_rounds(shared_model, [RoundTraining(client, state, None, 0, 3, 4)], chosen)

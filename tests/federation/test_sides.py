@@ -19,9 +19,9 @@ from trifed.federation.messages import BAD_REPLY, Rejected
 from trifed.federation.preparation import quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import References, Server
-from trifed.federation.shared_model import build_shared_model
 from trifed.federation.shared_projections import adapted_layout, receive_shared_projections
 from trifed.federation.simulation import Simulation
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

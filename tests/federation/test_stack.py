@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from many_clients import ADAPTED, check_equal, clients_of, rounds_of, settings, texts
-from trifed.federation.batches import RoundRandom
 from trifed.federation.client_update import ClientState, RoundTraining, train_rounds
-from trifed.federation.dropout import ClientDropout, Part
-from trifed.federation.stack import CannotStackError
-from trifed.federation.training import LocalTraining, train_locally
+from trifed.federation.training.batches import RoundRandom
+from trifed.federation.training.dropout import ClientDropout, Part
+from trifed.federation.training.local_training import LocalTraining, train_locally
+from trifed.federation.training.stack import CannotStackError
 from trifed.methods.base import Proximal
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from trifed import make_config
 from trifed.experiments.runner import prepare_run
-from trifed.federation import device_placement
-from trifed.federation.batches import learning_rate
-from trifed.federation.device_placement import choose_precision, slow_precision
-from trifed.federation.evaluation import evaluate
+from trifed.federation.training import device_placement
+from trifed.federation.training.batches import learning_rate
+from trifed.federation.training.device_placement import choose_precision, slow_precision
+from trifed.federation.training.evaluation import evaluate
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -87,7 +87,7 @@ def test_each_round_has_a_schedule_of_its_own(shared_model, data, monkeypatch):
     # 12 rows in batches of 4 are 3 steps: the rate is r, 2/3 r, 1/3 r, in whatever round, and however many follow.
     asked = []
     monkeypatch.setattr(
-        "trifed.federation.training.learning_rate",
+        "trifed.federation.training.local_training.learning_rate",
         lambda *args: asked.append(learning_rate(*args)) or asked[-1],
     )
     setting = chosen(schedule="linear-each-round", learning_rate=0.03)

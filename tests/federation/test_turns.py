@@ -21,11 +21,11 @@ from trifed.federation.client_update import ClientDataset, train_rounds
 from trifed.federation.compression import make_compression
 from trifed.federation.context import run_context
 from trifed.federation.messages import ENVELOPE, Header, bytes_of_values
-from trifed.federation.parallel import AtOnce
 from trifed.federation.parts import Part
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.server import Server
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.parallel import AtOnce
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.federation.upload import RECEIVED, RESIDUAL, ClipAndNoise, upload_pipeline
 from trifed.methods import METHODS
 from trifed.methods.packing import unpack

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from trifed import make_config, run
 from trifed.common.errors import ConfigError, ModelError
-from trifed.federation.shared_model import layouts_of
+from trifed.federation.training.shared_model import layouts_of
 from trifed.methods import METHODS, AggregationSettings, PersonalizationSettings, ServerContext, Upload, compose
 from trifed.methods.base import SummarySeeds
 from trifed.methods.own_prior import PARTS

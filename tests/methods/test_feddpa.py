@@ -23,8 +23,8 @@ from trifed.data import make_clients
 from trifed.federation.client_update import train_rounds
 from trifed.federation.kept_checkpoints import CHECKPOINT
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.shared_model import build_shared_model
 from trifed.federation.state_tensors import read_checkpoint
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.methods.base import is_factor, is_head, is_local
 from trifed.tasks import TASKS

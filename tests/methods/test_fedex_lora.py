@@ -19,10 +19,10 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import ConfigError, ModelError
 from trifed.data import make_clients
 from trifed.federation.compression import packed_sizes
-from trifed.federation.device_placement import narrow_frozen_weights
 from trifed.federation.preparation import prepare, quiet
 from trifed.federation.run_folder import RunFolder
 from trifed.federation.simulation import Simulation
+from trifed.federation.training.device_placement import narrow_frozen_weights
 from trifed.methods.packing import unpack
 
 METHOD = "fedex-lora"

@@ -18,7 +18,7 @@ from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import DpContext, DpMechanism
 from trifed.federation.messages import decode_summary
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.federation.upload import ClipAndNoise
 from trifed.methods import METHODS
 from trifed.privacy import seeded_noise

@@ -16,10 +16,10 @@ from trifed import make_config, run
 from trifed.common.errors import ConfigError
 from trifed.config.settings import TrainingSettings
 from trifed.data import text_examples
-from trifed.federation.batches import RoundRandom
-from trifed.federation.dp_sgd import DpSgd, example_gradients
-from trifed.federation.stack import CannotStackError
-from trifed.federation.training import Examples, LocalTraining, train_locally
+from trifed.federation.training.batches import RoundRandom
+from trifed.federation.training.dp_sgd import DpSgd, example_gradients
+from trifed.federation.training.local_training import Examples, LocalTraining, train_locally
+from trifed.federation.training.stack import CannotStackError
 from trifed.privacy import Sampled, epsilon_of, epsilon_with_steps, read_ledger, seeded_noise, steps_multiplier
 
 DELTA = 1e-5

@@ -19,10 +19,10 @@ from trifed.common.errors import ConfigError, DataError, ModelError, RunError
 from trifed.config.run import to_toml
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import LANGUAGE, DataSettings, Examples, read_table
-from trifed.federation.batches import RoundRandom
-from trifed.federation.evaluation import evaluate
-from trifed.federation.shared_model import build_shared_model
-from trifed.federation.training import LocalTraining, train_locally
+from trifed.federation.training.batches import RoundRandom
+from trifed.federation.training.evaluation import evaluate
+from trifed.federation.training.local_training import LocalTraining, train_locally
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trifed.data.tags import are_entities
-from trifed.federation.metrics import entity_f1
+from trifed.federation.training.metrics import entity_f1
 from trifed.tasks.entities import count_entities, entities
 
 

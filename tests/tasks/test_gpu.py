@@ -12,7 +12,7 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.adapters.shared_projections import hash_projections, svd_projections
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 
@@ -92,13 +92,13 @@ def test_layers_on_two_devices_are_the_same_model(tiny_language, monkeypatch):
     settings = (ModelSettings(name=folder), AdapterSettings(rank=4), TrainingSettings(device="cuda:all"))
 
     def shared_model(where):
-        monkeypatch.setattr("trifed.federation.device_placement.device_map", lambda model: where)
+        monkeypatch.setattr("trifed.federation.training.device_placement.device_map", lambda model: where)
         return build_shared_model(task.load(folder), METHODS["fedavg-lora"], 1, 0, settings, task)
 
     inner = {"model.embed_tokens": 0, "model.layers.0": 0, "model.rotary_emb": 0}
     split = {**inner, "model.layers.1": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     monkeypatch.setattr(
-        "trifed.federation.device_placement.dispatch_model",
+        "trifed.federation.training.device_placement.dispatch_model",
         lambda model, device_map: dispatch_model(
             model, device_map=device_map, main_device="cpu" if "cpu" in device_map.values() else None
         ),

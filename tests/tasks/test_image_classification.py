@@ -15,9 +15,9 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import as_png
-from trifed.federation.evaluation import embed
-from trifed.federation.shared_model import build_shared_model
-from trifed.federation.training import Examples as Batches
+from trifed.federation.training.evaluation import embed
+from trifed.federation.training.local_training import Examples as Batches
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 from trifed.tasks.image_classification import augmented

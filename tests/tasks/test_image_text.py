@@ -15,7 +15,7 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import ModelError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

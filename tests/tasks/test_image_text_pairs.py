@@ -23,9 +23,9 @@ from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
 from trifed.export.evaluate import measure_matches
 from trifed.federation.client_update import ClientDataset
-from trifed.federation.evaluation import compared_together, evaluate
 from trifed.federation.guards import few_tokens
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.evaluation import compared_together, evaluate
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 from trifed.tasks.image_text_pairs import same_captions

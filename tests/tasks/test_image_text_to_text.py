@@ -27,8 +27,8 @@ from trifed.cli.app import app
 from trifed.common.errors import ConfigError, DataError, ModelError, RunError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples
-from trifed.federation.evaluation import evaluate
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.evaluation import evaluate
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

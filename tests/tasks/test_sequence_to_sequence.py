@@ -22,9 +22,9 @@ from trifed.common.errors import DataError, ModelError, TrifedError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples
 from trifed.federation.client_update import ClientDataset
-from trifed.federation.evaluation import evaluate
 from trifed.federation.guards import few_tokens
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.evaluation import evaluate
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

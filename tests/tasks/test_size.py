@@ -12,9 +12,9 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import AdapterError, ModelError
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
-from trifed.federation.batches import RoundRandom
-from trifed.federation.shared_model import build_shared_model
-from trifed.federation.training import LocalTraining, train_locally
+from trifed.federation.training.batches import RoundRandom
+from trifed.federation.training.local_training import LocalTraining, train_locally
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

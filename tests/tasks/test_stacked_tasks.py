@@ -13,7 +13,7 @@ from trifed.adapters.settings import AdapterSettings
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import Examples, as_png
 from trifed.federation.client_update import ClientDataset, ClientState, RoundTraining, train_rounds
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

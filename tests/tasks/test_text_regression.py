@@ -24,10 +24,10 @@ from trifed.data import Examples
 from trifed.export.export import export_client
 from trifed.export.locate import locate_model
 from trifed.federation.client_update import train_rounds
-from trifed.federation.dp_sgd import example_gradients
-from trifed.federation.evaluation import evaluate
 from trifed.federation.preparation import unscaled_numbers
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.dp_sgd import example_gradients
+from trifed.federation.training.evaluation import evaluate
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 

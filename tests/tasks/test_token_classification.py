@@ -22,8 +22,8 @@ from trifed.common.errors import ConfigError, DataError, ModelError, RunError, T
 from trifed.config.settings import ModelSettings, TrainingSettings
 from trifed.data import DataSettings, Examples, make_clients
 from trifed.data.roles import TAGGED
-from trifed.federation.evaluation import evaluate
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.evaluation import evaluate
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS
 from trifed.tasks import TASKS
 from trifed.tasks.token_classification import first_tokens

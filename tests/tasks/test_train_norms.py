@@ -21,9 +21,9 @@ from trifed.config.run import make_config
 from trifed.data import text_examples
 from trifed.export.export import export_client
 from trifed.federation.client_update import score
-from trifed.federation.evaluation import embed
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.shared_model import layouts_of
+from trifed.federation.training.evaluation import embed
+from trifed.federation.training.shared_model import layouts_of
 from trifed.methods import METHODS
 
 TEXTS = ["invoice refund word001", "parcel", "account password reset token word002 word003 word004"]

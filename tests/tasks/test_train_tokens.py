@@ -131,7 +131,7 @@ def test_a_token_without_an_embedding_is_named(tiny_encoder, tmp_path, make_benc
 
 
 def test_a_model_of_images_has_no_tokens(tiny_vision, toy_values):
-    from trifed.federation.shared_model import build_shared_model
+    from trifed.federation.training.shared_model import build_shared_model
     from trifed.methods import METHODS
 
     folder = tiny_vision("vit")

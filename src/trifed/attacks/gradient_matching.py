@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.packing import Tensors
 
 TEXT_RATE, IMAGE_RATE = 0.1, 0.05

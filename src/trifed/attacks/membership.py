@@ -18,8 +18,8 @@ from trifed.attacks.scores import auc_and_tpr
 from trifed.attacks.sealed import clients_of_sum
 from trifed.attacks.target import Subset, TargetClient, target_client
 from trifed.attacks.views import behind, left_behind, next_rounds, possible_views, view_of
-from trifed.federation.batches import seeded
 from trifed.federation.client_update import ClientDataset
+from trifed.federation.training.batches import seeded
 from trifed.methods.packing import Tensors
 from trifed.reports.audit.findings import VIEWS, Knows, Membership, Over, View
 from trifed.tasks import Encoded

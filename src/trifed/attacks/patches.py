@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trifed.attacks.span import find_modules, layer_name, matrices, record_calls
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.packing import Tensors
 
 UNIQUE = 1e-9

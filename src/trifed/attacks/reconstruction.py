@@ -25,8 +25,8 @@ from trifed.attacks.plan import Plan
 from trifed.attacks.scores import estimate, guess_tokens, image_scores, text_scores
 from trifed.attacks.span import distances, position_wise_layers, spans, texts_from
 from trifed.attacks.target import OBSERVATIONS, Rows, TargetClient
-from trifed.federation.batches import seeded
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.batches import seeded
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.packing import Tensors
 from trifed.reports.audit.findings import Attack, Attempt, Knows, Reconstruction, Sees
 from trifed.tasks.image_classification import EncodedImages

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trifed.federation.shared_model import SharedModel, plain_name
+from trifed.federation.training.shared_model import SharedModel, plain_name
 from trifed.methods.packing import Tensors
 
 CHUNK = 512

@@ -23,7 +23,6 @@ from trifed.common.errors import RunError
 from trifed.config.run import RunConfig, make_config
 from trifed.config.settings import ALL_GPUS
 from trifed.config.toml_files import read_toml
-from trifed.federation.batches import seeded, steps_per_round
 from trifed.federation.client import Client
 from trifed.federation.client_settings import ClientSettings
 from trifed.federation.client_update import ClientDataset
@@ -32,8 +31,9 @@ from trifed.federation.events import ClientScores
 from trifed.federation.preparation import prepare, quiet
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import RunFolder
-from trifed.federation.shared_model import SharedModel
 from trifed.federation.simulation import Simulation, identity_of
+from trifed.federation.training.batches import seeded, steps_per_round
+from trifed.federation.training.shared_model import SharedModel
 from trifed.federation.upload import RECEIVED, SENT
 from trifed.methods import METHODS
 from trifed.methods.base import is_factor

@@ -1,7 +1,7 @@
 """Metrics that settings can name: those of this package, of installed packages, and of a session.
 
-The functions of this package's metrics are in `trifed.federation.metrics`. A metric from outside comes by an entry
-point of the group `trifed.metrics`, which every process finds, or by `register_metric` from Python.
+The functions of this package's metrics are in `trifed.federation.training.metrics`. A metric from outside comes by
+an entry point of the group `trifed.metrics`, which every process finds, or by `register_metric` from Python.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ from trifed.deployment.site_policy import (
 from trifed.deployment.site_run import SiteRun
 from trifed.deployment.site_settings import LEFT, SiteSettings
 from trifed.deployment.site_store import SiteStore
-from trifed.federation.device_placement import narrow_frozen_weights, slow_precision
-from trifed.federation.shared_model import build_shared_model
+from trifed.federation.training.device_placement import narrow_frozen_weights, slow_precision
+from trifed.federation.training.shared_model import build_shared_model
 from trifed.methods import METHODS, code_hash
 from trifed.tasks import TASKS
 

@@ -30,7 +30,6 @@ from trifed.deployment.protocol import (
 )
 from trifed.deployment.site_settings import SiteSettings
 from trifed.deployment.site_store import SiteStore
-from trifed.federation.class_weights import class_weights
 from trifed.federation.client import Client
 from trifed.federation.client_model import save_client
 from trifed.federation.client_settings import AcceptanceLimits, ClientSettings
@@ -41,8 +40,9 @@ from trifed.federation.messages import encode_values, read_header
 from trifed.federation.privacy_report import accounts_in
 from trifed.federation.results import facts_of
 from trifed.federation.run_folder import PRIVACY
-from trifed.federation.shared_model import SharedModel
 from trifed.federation.shared_projections import adapted_layout
+from trifed.federation.training.class_weights import class_weights
+from trifed.federation.training.shared_model import SharedModel
 from trifed.privacy import secure_noise
 from trifed.privacy.ledger import EVERYTHING
 from trifed.similarity import Summary

@@ -15,7 +15,7 @@ from trifed.reports.format import clock, listing, plural, size
 
 if TYPE_CHECKING:
     from trifed.federation.client_update import ClientDataset
-    from trifed.federation.shared_model import SharedModel
+    from trifed.federation.training.shared_model import SharedModel
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class DryRun:
 
 def dry_run(config: RunConfig, listener: Listener = quiet) -> DryRun:
     """Load and check all that a run needs, take a step, and estimate the rest; raises as `run` does."""
-    from trifed.federation.batches import steps_per_round
     from trifed.federation.context import run_context
     from trifed.federation.sealed.cost import bytes_of_part
+    from trifed.federation.training.batches import steps_per_round
 
     prepared = prepare_run(config, listener)
     shared_model = prepared.shared_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trifed.federation import events
 from trifed.federation.events import Listener
-from trifed.federation.metrics import spread_of
+from trifed.federation.training.metrics import spread_of
 
 if TYPE_CHECKING:
     from trifed.federation.simulation import Simulation
@@ -24,7 +24,7 @@ def score_generated(
         clients: The clients' results, in the order of the simulation's clients.
         listener: Receives an event for each client.
     """
-    from trifed.federation.answers import score_answers
+    from trifed.federation.training.answers import score_answers
 
     most = simulation.config.generated_answers
     for dataset, rows, result in zip(simulation.datasets, simulation.data.clients, clients, strict=True):

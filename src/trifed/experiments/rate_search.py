@@ -17,9 +17,9 @@ from trifed.config.run import RunConfig
 from trifed.experiments.run_result import RunResult
 from trifed.federation import events
 from trifed.federation.events import Listener
-from trifed.federation.metrics import best_of
 from trifed.federation.results import valid_value
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.metrics import best_of
 
 Json = dict[str, Any]
 FILE = "learning_rates.json"

@@ -23,7 +23,6 @@ from trifed.experiments.rate_search import run_at_best_rate
 from trifed.experiments.run_result import RunResult
 from trifed.federation import events
 from trifed.federation.best_round import refuse_without_validation
-from trifed.federation.class_scores import class_scores
 from trifed.federation.continuation import other_rounds, set_rounds
 from trifed.federation.events import Listener
 from trifed.federation.kept_checkpoints import go_back
@@ -32,12 +31,13 @@ from trifed.federation.preparation import environment, prepare, quiet, values_a_
 from trifed.federation.privacy_report import most_spent, noise_to_signal
 from trifed.federation.results import perplexity, sealing_facts, spread, summarise_events
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.class_scores import class_scores
 from trifed.reports.tracking import LiveTracking, require_trackers
 
 if TYPE_CHECKING:
     from trifed.federation.client_update import ClientDataset
-    from trifed.federation.shared_model import SharedModel
     from trifed.federation.simulation import Simulation
+    from trifed.federation.training.shared_model import SharedModel
 
 # Functions import what needs torch, so that a mistake in the data is reported before torch is loaded.
 
@@ -177,7 +177,7 @@ class Prepared:
             config: The run that this was prepared for.
             own: The baseline, on the same data and with the same seed.
         """
-        from trifed.federation.shared_model import layouts_of
+        from trifed.federation.training.shared_model import layouts_of
 
         one, other = config.composed_method(), own.composed_method()
         if (one.adapter, one.trains, config.adapter, config.model) != (
@@ -195,8 +195,8 @@ def prepare_run(config: RunConfig, listener: Listener) -> Prepared:
     require_trackers(config.trackers)
     data, shared_model, clients = prepare(config, listener)
     refuse_without_validation(config, clients)
-    from trifed.federation.device_placement import narrow_frozen_weights, slow_precision
     from trifed.federation.guards import refuse_few_tokens  # needs torch
+    from trifed.federation.training.device_placement import narrow_frozen_weights, slow_precision
 
     narrow_frozen_weights(shared_model.model, config.training, shared_model.parameters.values())
     if config.privacy.few_tokens == "refuse" and not (config.privacy.update or config.privacy.training):

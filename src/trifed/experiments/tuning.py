@@ -8,9 +8,9 @@ from pathlib import Path
 from trifed.common.dict_merge import deep_merge
 from trifed.experiments.compare_config import CompareConfig, Job, Tuning
 from trifed.experiments.pool import is_finished
-from trifed.federation.metrics import best_of
 from trifed.federation.results import valid_value
 from trifed.federation.run_folder import RunFolder
+from trifed.federation.training.metrics import best_of
 
 Tried = dict[float, float | None]
 """Rate → mean over clients of the deciding metric on validation data, after the tuning rounds."""

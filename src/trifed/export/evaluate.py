@@ -21,7 +21,7 @@ from trifed.data.columns import spelling
 from trifed.export.inference_inputs import LabelledInputs, by_role, chunks
 from trifed.export.locate import LocatedModel, join_names
 from trifed.federation.client_model import Classifier, RetrievalModel, Writer
-from trifed.federation.evaluation import embed, evaluate
+from trifed.federation.training.evaluation import embed, evaluate
 from trifed.tasks.prompts import CHAT
 
 CHUNK = 4096

@@ -15,9 +15,9 @@ from trifed.data.tags import TAGS, are_entities, tag_numbers
 from trifed.export.evaluate import CHUNK, LabelScore, Progress, Scores
 from trifed.export.inference_inputs import LabelledInputs
 from trifed.export.locate import LocatedModel
-from trifed.federation.evaluation import evaluate
-from trifed.federation.metrics import entity_f1
 from trifed.federation.tagger import Tagger
+from trifed.federation.training.evaluation import evaluate
+from trifed.federation.training.metrics import entity_f1
 from trifed.tasks.entities import count_entities, entities
 from trifed.tasks.token_classification import EncodedSentences
 

@@ -20,9 +20,9 @@ from trifed.export.evaluate import LabelScore, Progress, Scores
 from trifed.export.inference_inputs import LabelledInputs, by_role
 from trifed.export.locate import LocatedModel, join_names
 from trifed.federation.client_model import ClientModel
-from trifed.federation.evaluation import Scores as ModelScores
-from trifed.federation.evaluation import evaluate
 from trifed.federation.target_models import MultiLabelClassifier, Regressor
+from trifed.federation.training.evaluation import Scores as ModelScores
+from trifed.federation.training.evaluation import evaluate
 from trifed.tasks.multi_label_classification import THRESHOLD
 
 Numbers = NDArray[np.float64]

@@ -16,9 +16,9 @@ from trifed.config.settings import TrainingSettings
 from trifed.export.inference_inputs import InferenceInput, by_role, chunks
 from trifed.export.locate import LocatedModel
 from trifed.federation.client_model import Classifier, Kind, Writer, load_model
-from trifed.federation.device_placement import choose_device
 from trifed.federation.tagger import Tagger
 from trifed.federation.target_models import MultiLabelClassifier, Regressor
+from trifed.federation.training.device_placement import choose_device
 
 CHUNK = 256
 """Texts or images that are predicted together; within a chunk, batches hold inputs of similar length."""

@@ -9,9 +9,9 @@ import torch
 
 from trifed.config.settings import TrainingSettings
 from trifed.federation.client_update import ClientDataset
-from trifed.federation.device_placement import device_and_precision
-from trifed.federation.parallel import AtOnce
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.device_placement import device_and_precision
+from trifed.federation.training.parallel import AtOnce
+from trifed.federation.training.shared_model import SharedModel
 
 VALUES = {
     ("cpu", torch.float32): 250_000,

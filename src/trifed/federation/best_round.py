@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trifed.common.errors import RunError
 from trifed.config.run import RunConfig
 from trifed.federation import events
-from trifed.federation.metrics import best_of, spread_of
+from trifed.federation.training.metrics import best_of, spread_of
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:

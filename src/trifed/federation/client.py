@@ -24,15 +24,15 @@ from trifed.federation.client_update import (
     train_rounds,
 )
 from trifed.federation.context import RunContext, encode_tensors
-from trifed.federation.evaluation import Scores, embed, evaluate_features
 from trifed.federation.guards import ReleaseGuards
 from trifed.federation.messages import encode_summary
 from trifed.federation.personalization import Personalization, with_personal_head
 from trifed.federation.sealed.numbers import Mask, Sign
 from trifed.federation.sealed.rules import SumTerms
 from trifed.federation.sealed.upload import SealedUploads, held_labels
-from trifed.federation.shared_model import SharedModel
 from trifed.federation.shared_projections import adapted_layout
+from trifed.federation.training.evaluation import Scores, embed, evaluate_features
+from trifed.federation.training.shared_model import SharedModel
 from trifed.federation.upload import RECEIVED, SENT, Uploads, upload_pipeline
 from trifed.methods.aggregation import HEAD
 from trifed.methods.base import Stage

@@ -22,8 +22,8 @@ from trifed.common.errors import AdapterError, RunError, damage_in
 from trifed.common.files import writing
 from trifed.config.settings import UNLABELLED, ModelSettings
 from trifed.data import Examples
-from trifed.federation.evaluation import length_order
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.evaluation import length_order
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.base import is_head
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base_model import LoadedBase, quiet_transformers

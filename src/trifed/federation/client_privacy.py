@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trifed.federation.dp_sgd import DpSgd
+from trifed.federation.training.dp_sgd import DpSgd
 from trifed.federation.upload import UploadStep
 from trifed.privacy import Noise
 from trifed.similarity import Summary

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from trifed.config.settings import TrainingSettings
-from trifed.federation.batches import PROJECTION, SUMMARY, RoundRandom, seeded, steps_per_round
-from trifed.federation.class_weights import Weights
-from trifed.federation.dp_sgd import DpSgd
-from trifed.federation.evaluation import Scores, evaluate, evaluate_features
-from trifed.federation.parallel import AtOnce, in_threads
-from trifed.federation.shared_model import SharedModel, copies
-from trifed.federation.stack import CannotStackError
-from trifed.federation.training import LocalTraining, Moments, ProximalTerm, TrainingResult, train_locally
+from trifed.federation.training.batches import PROJECTION, SUMMARY, RoundRandom, seeded, steps_per_round
+from trifed.federation.training.class_weights import Weights
+from trifed.federation.training.dp_sgd import DpSgd
+from trifed.federation.training.evaluation import Scores, evaluate, evaluate_features
+from trifed.federation.training.local_training import (
+    LocalTraining,
+    Moments,
+    ProximalTerm,
+    TrainingResult,
+    train_locally,
+)
+from trifed.federation.training.parallel import AtOnce, in_threads
+from trifed.federation.training.shared_model import SharedModel, copies
+from trifed.federation.training.stack import CannotStackError
 from trifed.federation.upload import Memory
 from trifed.methods.base import Phase, Proximal, SummarySeeds
 from trifed.methods.packing import Vector

@@ -25,13 +25,13 @@ from trifed.config.settings import Bits, Pooling, WireSettings
 from trifed.federation.compression import make_compression
 from trifed.federation.messages import Header, encode_values, layout_sizes
 from trifed.federation.sealed.cost import sealed_bytes
-from trifed.federation.shared_model import adapted_weights, layouts_of, named_parameters, trains_beside
 from trifed.federation.summary_cost import (
     MIN_COMPONENT_EXAMPLES,
     RAW_COMPONENT_EXAMPLES,
     most_components,
     summary_sizes,
 )
+from trifed.federation.training.shared_model import adapted_weights, layouts_of, named_parameters, trains_beside
 from trifed.methods import METHODS, Method
 from trifed.methods.base import is_core, is_factor, is_head, is_mixer
 from trifed.methods.packing import Layout

@@ -22,11 +22,11 @@ from trifed.common.errors import RunError
 from trifed.common.files import whole_file
 from trifed.config.run import RunConfig
 from trifed.config.settings import PrivacySettings
-from trifed.federation.batches import NOISE, seeded
 from trifed.federation.client_privacy import ClientPrivacy, FeaturesAndLabels, Labels, NoPrivacy
 from trifed.federation.client_update import ClientDataset
-from trifed.federation.dp_sgd import DpSgd
 from trifed.federation.state_tensors import open_tensors
+from trifed.federation.training.batches import NOISE, seeded
+from trifed.federation.training.dp_sgd import DpSgd
 from trifed.federation.upload import ClipAndNoise
 from trifed.privacy import (
     Entry,

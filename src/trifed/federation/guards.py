@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from trifed.common.errors import GuardError, RunError
 from trifed.config.settings import Guarding, PrivacySettings, TrainingSettings
-from trifed.federation.batches import RoundRandom, round_batches
 from trifed.federation.client_update import ClientDataset
+from trifed.federation.training.batches import RoundRandom, round_batches
 from trifed.methods.base import is_core, is_factor
 from trifed.methods.packing import Layout
 from trifed.similarity import Summary

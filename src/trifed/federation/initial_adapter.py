@@ -18,7 +18,7 @@ from torch import Tensor
 from trifed.adapters.settings import AdapterSettings
 from trifed.common.errors import AdapterError, damage_in
 from trifed.common.text import printable
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.base import is_core, is_factor, is_head
 
 CONFIG, WEIGHTS, HEAD, FACTS = (

@@ -17,8 +17,8 @@ from trifed.config.settings import TrainingSettings
 from trifed.federation.client_privacy import ClientPrivacy
 from trifed.federation.client_update import ClientDataset
 from trifed.federation.context import RunContext
-from trifed.federation.evaluation import example_losses, length_order
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.evaluation import example_losses, length_order
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.aggregation import BIAS, HEAD
 from trifed.methods.base import Stage, is_share
 from trifed.methods.packing import Vector

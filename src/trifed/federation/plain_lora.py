@@ -6,27 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trifed.adapters.settings import AdapterSettings
-from trifed.common.dict_merge import deep_difference
 from trifed.config.settings import Bits, WireSettings
 from trifed.federation.compression import block_starts, make_compression
 from trifed.federation.events import Event
 from trifed.federation.messages import Header
 from trifed.federation.sealed.rules import SumTerms, placeholder_keys
-from trifed.methods.base import Method
-
-
-def plain_lora_settings(method: Method, settings: AdapterSettings) -> AdapterSettings:
-    """Return the adapter settings that `fedavg-lora` has in the place of a run's method.
-
-    A setting with the method's own default gets the common default: rank 8 in the place of the 32 of `own-prior`.
-
-    Args:
-        method: The run's method.
-        settings: The run's adapter settings.
-    """
-    given = settings.model_dump(exclude_none=True)
-    return AdapterSettings(**deep_difference(given, method.defaults.get("adapter", {})))
 
 
 def plain_lora_bytes(values: int, bits: Bits) -> int:

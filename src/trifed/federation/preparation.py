@@ -24,14 +24,14 @@ from trifed.config.settings import ModelSettings
 from trifed.data import FederatedData, make_clients
 from trifed.data.tags import are_entities
 from trifed.federation import events
-from trifed.federation.class_weights import class_weights
+from trifed.federation.training.class_weights import class_weights
 from trifed.methods import METHODS, ORIGINS, Method, code_hash
 from trifed.methods.packing import Layout
 from trifed.methods.personalization import sends_nothing
 
 if TYPE_CHECKING:
     from trifed.federation.client_update import ClientDataset
-    from trifed.federation.shared_model import SharedModel
+    from trifed.federation.training.shared_model import SharedModel
     from trifed.tasks.base_model import LoadedBase
 
 PACKAGES = (
@@ -74,8 +74,8 @@ def prepare(
     listener(events.Loading(f"model {config.model.name}").to_dict())
     with quick_imports():
         from trifed.federation.client_update import ClientDataset
-        from trifed.federation.device_placement import choose_device
-        from trifed.federation.shared_model import build_shared_model
+        from trifed.federation.training.device_placement import choose_device
+        from trifed.federation.training.shared_model import build_shared_model
         from trifed.tasks import TASKS
 
     choose_device(config.training)  # a missing device should be reported before the model is loaded
@@ -147,7 +147,7 @@ def environment(config: RunConfig, base: LoadedBase, shared_model: SharedModel) 
     """Return the versions, hardware and identities that belong to a result."""
     import torch
 
-    from trifed.federation.device_placement import choose_device, choose_precision
+    from trifed.federation.training.device_placement import choose_device, choose_precision
 
     device, name = choose_device(config.training), config.method.name
     outside = (

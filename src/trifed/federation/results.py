@@ -12,12 +12,12 @@ from trifed.config.metrics import Labels
 from trifed.config.settings import Bits
 from trifed.federation.events import Event
 from trifed.federation.messages import ENVELOPE
-from trifed.federation.metrics import compute_metrics, entity_f1, further_metrics, spread_of
 from trifed.federation.plain_lora import plain_lora_bytes, plain_lora_traffic
+from trifed.federation.training.metrics import compute_metrics, entity_f1, further_metrics, spread_of
 from trifed.methods.base import logged_stage
 
 if TYPE_CHECKING:
-    from trifed.federation.evaluation import Scores
+    from trifed.federation.training.evaluation import Scores
 
 Json = dict[str, Any]
 

@@ -24,15 +24,15 @@ from trifed.config.run import RunConfig
 from trifed.config.sealing import clients_of_round
 from trifed.federation import events
 from trifed.federation.base_server import BaseServer, layout_of
-from trifed.federation.batches import SAMPLING, seeded
 from trifed.federation.best_round import EvaluatedRounds
-from trifed.federation.divergence import Divergence
 from trifed.federation.events import Sizes
 from trifed.federation.messages import BAD_REPLY, Rejected, layout_sizes, manifest, summary_manifest
 from trifed.federation.run_folder import SHARED_PROJECTIONS, RunFolder
 from trifed.federation.sealed.round import Exchanged, open_sums
 from trifed.federation.sealed.server import SealedServer
 from trifed.federation.server import Server
+from trifed.federation.training.batches import SAMPLING, seeded
+from trifed.federation.training.divergence import Divergence
 from trifed.federation.transport import Exchange, MessageTo, Reply, Transport
 from trifed.methods.base import Gradient, Stage, Upload
 from trifed.similarity import Summary

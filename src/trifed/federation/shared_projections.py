@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trifed.federation.context import RunContext, decode_tensors
-from trifed.federation.shared_model import SharedModel
+from trifed.federation.training.shared_model import SharedModel
 from trifed.methods.packing import Layout, Tensors
 
 

@@ -27,15 +27,15 @@ from trifed.federation.context import run_context
 from trifed.federation.dp_mechanism import simulated_privacy
 from trifed.federation.kept_checkpoints import keep, kept_checkpoint
 from trifed.federation.messages import BAD_REPLY, Rejected
-from trifed.federation.parallel import MIXED_GROUPS, in_threads
 from trifed.federation.results import facts_of
 from trifed.federation.round import FederatedRun
 from trifed.federation.run_folder import DAMAGED, PRIVACY, SHARED_PROJECTIONS, EventLog, RunFolder
 from trifed.federation.sealed.rules import SumTerms, placeholder_keys
 from trifed.federation.sealed.server import make_server
-from trifed.federation.shared_model import SharedModel
 from trifed.federation.shared_projections import adapted_layout, receive_shared_projections
 from trifed.federation.state_tensors import read_checkpoint
+from trifed.federation.training.parallel import MIXED_GROUPS, in_threads
+from trifed.federation.training.shared_model import SharedModel
 from trifed.federation.transport import ClientRecord, Exchange, MessageTo, Opened, Reply
 from trifed.methods.base import Stage, State
 from trifed.methods.packing import Layout

@@ -12,7 +12,7 @@ import torch
 
 from trifed.data.tags import OUTSIDE, words_of
 from trifed.federation.client_model import ClientModel, load_model
-from trifed.federation.evaluation import length_order
+from trifed.federation.training.evaluation import length_order
 from trifed.tasks.token_classification import MARK, EncodedSentences
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from trifed.federation.client_model import ClientModel, load_model
-from trifed.federation.evaluation import length_order
+from trifed.federation.training.evaluation import length_order
 from trifed.tasks.multi_label_classification import THRESHOLD
 from trifed.tasks.text_regression import mean_of, scale_of
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from trifed.federation.metrics import metric_named
+from trifed.federation.training.metrics import metric_named
 
 
 def _both_or_none(value: Any) -> Any:

@@ -96,7 +96,7 @@ def check_hardware() -> Iterator[Check]:
     import torch
 
     from trifed.config.settings import TrainingSettings
-    from trifed.federation.device_placement import choose_device, choose_precision
+    from trifed.federation.training.device_placement import choose_device, choose_precision
 
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")

@@ -43,7 +43,7 @@ def check_run_file(path: Path) -> Iterator[Check]:
         yield from attempt("sites", partial(_check_for_sites, config), "Sites can make this run.", mend)
     yield from check_data(config)
     yield from check_base_model(config.model.name, config.task)
-    from trifed.federation.device_placement import choose_device, slow_precision
+    from trifed.federation.training.device_placement import choose_device, slow_precision
 
     mend = "Set training.device to 'auto', or run on another machine."
     device = yield from attempt("device", partial(choose_device, config.training), "The run uses {}.", mend)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from trifed.federation.metrics import further_metrics, spread_of
 from trifed.federation.results import spread
 from trifed.federation.run_folder import Event
+from trifed.federation.training.metrics import further_metrics, spread_of
 
 
 class Point(NamedTuple):

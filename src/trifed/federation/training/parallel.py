@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from trifed.federation.shared_model import SharedModel, named_parameters
+from trifed.federation.training.shared_model import SharedModel, named_parameters
 
 MIXED_GROUPS = 4
 """Groups for each thread whose results are taken together."""

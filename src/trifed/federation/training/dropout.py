@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from trifed.federation.stack import CannotStackError
+from trifed.federation.training.stack import CannotStackError
 
 LEVELS = 2**16
 """Values of one random number: a probability is rounded to a multiple of 1/LEVELS."""

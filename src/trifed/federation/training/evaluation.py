@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trifed.config.settings import TrainingSettings
-from trifed.federation.batches import in_chunks
-from trifed.federation.device_placement import autocast, device_and_precision
+from trifed.federation.training.batches import in_chunks
+from trifed.federation.training.device_placement import autocast, device_and_precision
 from trifed.tasks.base import Encoded, TaskModel
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from trifed.config.settings import TrainingSettings
     from trifed.data import Examples
-    from trifed.federation.shared_model import SharedModel
+    from trifed.federation.training.shared_model import SharedModel
 
 BATCH = 16
 """Answers that are generated together."""
@@ -96,7 +96,7 @@ def generate(
     """
     import torch
 
-    from trifed.federation.device_placement import autocast, device_and_precision
+    from trifed.federation.training.device_placement import autocast, device_and_precision
 
     write = shared_model.task.generate
     if write is None:

@@ -19,10 +19,10 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor, nn
 
-from trifed.federation.batches import in_chunks
-from trifed.federation.device_placement import autocast
-from trifed.federation.stack import Stack, can_stack
-from trifed.federation.training import Examples
+from trifed.federation.training.batches import in_chunks
+from trifed.federation.training.device_placement import autocast
+from trifed.federation.training.local_training import Examples
+from trifed.federation.training.stack import Stack, can_stack
 from trifed.privacy import Noise
 from trifed.tasks import TaskModel
 from trifed.tasks.base import Batch

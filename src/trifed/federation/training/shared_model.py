@@ -22,13 +22,13 @@ from trifed.common.errors import MessageError, ModelError
 from trifed.common.seeding import seeded
 from trifed.config.settings import QUANTISED, ModelSettings, Pooling, TrainingSettings
 from trifed.data import Examples
-from trifed.federation.device_placement import place_model
-from trifed.federation.evaluation import embed, mean_gradient
-from trifed.federation.plain_lora import plain_lora_settings
-from trifed.federation.stack import can_stack
+from trifed.federation.training.device_placement import place_model
+from trifed.federation.training.evaluation import embed, mean_gradient
+from trifed.federation.training.stack import can_stack
 from trifed.methods.base import Method, directions, is_core, is_factor, is_head
 from trifed.methods.packing import Layout, Tensors, Vector, pack, unpack
 from trifed.methods.personalization import partly_kept
+from trifed.methods.plain_lora import plain_lora_settings
 from trifed.tasks import TASKS, Encoded, Task, TaskModel
 from trifed.tasks.base import HeadedModel
 from trifed.tasks.base_model import LoadedBase

@@ -14,12 +14,19 @@ from torch import Tensor, nn
 from trifed.adapters.dual import set_local_share
 from trifed.common.seeding import seeded
 from trifed.config.settings import TrainingSettings
-from trifed.federation.batches import RoundRandom, Rows, in_chunks, learning_rate, round_batches, steps_per_round
-from trifed.federation.class_weights import Weights
-from trifed.federation.device_placement import autocast, device_and_precision
-from trifed.federation.dropout import ClientDropout, Part
-from trifed.federation.parallel import StoppedError
-from trifed.federation.stack import CannotStackError, ClientStack, join
+from trifed.federation.training.batches import (
+    RoundRandom,
+    Rows,
+    in_chunks,
+    learning_rate,
+    round_batches,
+    steps_per_round,
+)
+from trifed.federation.training.class_weights import Weights
+from trifed.federation.training.device_placement import autocast, device_and_precision
+from trifed.federation.training.dropout import ClientDropout, Part
+from trifed.federation.training.parallel import StoppedError
+from trifed.federation.training.stack import CannotStackError, ClientStack, join
 from trifed.methods.base import Proximal
 from trifed.tasks.base import Batch, Encoded, TaskModel
 

@@ -1,0 +1,1 @@
+"""Training and evaluation of models on one machine: one model or several clients at once, without messages."""
