@@ -69,6 +69,7 @@ ARMS: dict[str, Json] = {
     "own-prior": {"method": "own-prior"},
     "own-prior, rank 16": {"method": "own-prior", "adapter": {"rank": 16}},
     "own-prior, rank 8": {"method": "own-prior", "adapter": {"rank": 8}},
+    "own-prior, rank 4": {"method": "own-prior", "adapter": {"rank": 4}},
     "own-prior, three steps": {"method": "own-prior", "training": {"steps": 3}},
     "own-prior, half the rate": {"method": "own-prior", "training": {"learning_rate": 0.01}},
     "own-prior, dropout 0.2": {"method": "own-prior", "adapter": {"dropout": 0.2}},
@@ -85,6 +86,7 @@ strength, towards the values that training starts from; dropout is that of the a
 PAGE_NAMES = {
     "banking77": "BANKING77", "sst2": "SST-2", "cifar10": "CIFAR-10",
     "own-prior": "default", "own-prior, rank 16": "rank 16", "own-prior, rank 8": "rank 8",
+    "own-prior, rank 4": "rank 4",
     "own-prior, three steps": "three steps a round", "own-prior, half the rate": "half the rate",
     "own-prior, dropout 0.2": "dropout 0.2", "own-prior, pull 0.1": "proximal term 0.1",
     "own-prior, pull 1": "proximal term 1", "own-prior, rank 8, three steps": "rank 8, three steps a round",
