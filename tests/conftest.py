@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Processes that tests start are as small as these tests, see `one_thread`; BLAS and OpenMP of this one too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests with two threads share the cores with other tests
 # Nothing here is compiled. PEFT imports bitsandbytes, and that torch's compiler, a fifth of a process's start.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
