@@ -45,3 +45,8 @@ def test_the_table_is_paired_by_client_and_seed_within_rank_and_rounds(frontier)
     assert plain[0] == frontier.BEST_ALONE and plain[1] == "8, 10" and plain[3:] == ["–", "0.0", "2"]
     assert own[2].startswith("70.0 (") and own[3:] == ["+10.0 (+10.0 to +10.0)", "3.3", "3"]
     assert other[1] == "16, 10" and other[3] == "–"  # separate training was not measured at that rank
+
+
+def test_the_page_has_the_table_of_the_records(frontier):
+    page = (frontier.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(frontier.tables(frontier.results())) in page
